@@ -1,0 +1,73 @@
+"""Checkpoints: a folder with ``config.json`` and ``model.safetensors``. Pickles are never read."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from infgen_export.errors import CheckpointError
+from infgen_export.model import DecoderConfig, InfGen
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+
+
+def save_checkpoint(folder: Path, model: InfGen, dtype: torch.dtype = torch.float32) -> None:
+    """Writes a checkpoint; the weights appear whole or not at all.
+
+    Args:
+        folder: Made if missing.
+        model: What is saved.
+        dtype: How floating-point weights are stored; float16 halves the file at no visible cost.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).write_text(json.dumps(model.config.to_json(), indent=2) + "\n")
+    state = {name: value.detach().to("cpu", dtype).contiguous() for name, value in model.state_dict().items()}
+    partial = folder / (WEIGHTS + ".partial")
+    save_file(state, partial)
+    os.replace(partial, folder / WEIGHTS)
+
+
+def load_checkpoint(folder: str | Path) -> InfGen:
+    """Reads a checkpoint as a float32 model in evaluation mode.
+
+    Raises:
+        CheckpointError: A file is missing or unreadable, or the tensors are not those of the config; the message
+            lists what is missing, unknown, of another shape or not finite.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        hint = " (pickles are refused: they can run code)" if folder.suffix in {".pt", ".pth", ".ckpt", ".bin"} else ""
+        raise CheckpointError(f"{folder} is not a checkpoint folder with {CONFIG} and {WEIGHTS}{hint}")
+    try:
+        config = DecoderConfig.from_json(json.loads((folder / CONFIG).read_text()))
+        state = load_file(folder / WEIGHTS)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder} lacks {Path(error.filename or WEIGHTS).name}") from error
+    except (ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} cannot be read: {error}") from error
+    model = InfGen(config)
+    if problems := _problems(state, model.state_dict()):
+        raise CheckpointError(f"{folder / WEIGHTS} does not fit its config: " + "; ".join(problems))
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def _problems(state: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
+    problems = []
+    if missing := sorted(expected.keys() - state.keys()):
+        problems.append(f"{len(missing)} tensors missing, first {missing[0]}")
+    if extra := sorted(state.keys() - expected.keys()):
+        problems.append(f"{len(extra)} tensors unknown, first {extra[0]}")
+    for name in sorted(expected.keys() & state.keys()):
+        if state[name].shape != expected[name].shape:
+            problems.append(f"{name} has shape {list(state[name].shape)}, expected {list(expected[name].shape)}")
+        elif not torch.isfinite(state[name]).all():
+            problems.append(f"{name} holds NaN or infinity")
+    return problems

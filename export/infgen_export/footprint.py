@@ -1,0 +1,64 @@
+"""Measures what a bundle needs in memory, in processes of its own that hold nothing but the runtime."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from infgen_export.errors import ExportError
+from infgen_rt.backends import Options
+from infgen_rt.bundle import Bundle, Memory
+from infgen_rt.engine import Engine
+from infgen_rt.geometry import Size
+from infgen_rt.grid import Grid
+from infgen_rt.memory import peak_memory
+
+CELLS = Size(96, 96)
+TOKENS = Size(72, 72)
+
+
+def measure(bundle: Path, backend: str) -> Memory:
+    """Runs prefill and decode once each, at a typical size.
+
+    Args:
+        bundle: Folder with a manifest; its memory figures are not read.
+        backend: Name of the backend that runs it.
+
+    Raises:
+        ExportError: A measuring process failed.
+    """
+    loaded, growth = {}, {}
+    for graph in ("prefill", "decode"):
+        command = [sys.executable, "-m", "infgen_export.footprint", str(bundle), backend, graph]
+        process = subprocess.run(command, capture_output=True, text=True)
+        if process.returncode:
+            reason = (process.stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
+            raise ExportError(f"measuring the memory of {graph} on {backend} failed: {reason}")
+        loaded[graph], growth[graph] = json.loads(process.stdout)
+    return Memory(
+        base=max(loaded.values()),
+        prefill_per_cell=-(-growth["prefill"] // CELLS.area),
+        decode_per_token=-(-growth["decode"] // TOKENS.area),
+    )
+
+
+def _main(bundle: str, backend: str, graph: str) -> None:
+    engine = Engine(Bundle.open(bundle), backend, Options())
+    manifest = engine.manifest
+    loaded = peak_memory() or 0
+    if graph == "prefill":
+        engine.prefill(np.zeros((manifest.latent_channels, CELLS.height, CELLS.width), np.float32))
+    else:
+        picture = Size(TOKENS.width * manifest.patch, TOKENS.height * manifest.patch)
+        grid = Grid(Size(TOKENS.width // 2, TOKENS.height // 2), picture, manifest.patch)
+        context = np.zeros((1, manifest.context_channels, grid.cells.height, grid.cells.width), np.float32)
+        engine.decode(grid.decode_inputs(context, grid.tokens.box, None))
+    json.dump([loaded, (peak_memory() or 0) - loaded], sys.stdout)
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -1,0 +1,142 @@
+"""The three graphs that every target exports: their names, dynamic dimensions and modules (DESIGN, section 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from infgen_export.model import Grid, InfGen
+from infgen_rt import grid as coordinates
+from infgen_rt.geometry import Box, Size
+
+MAX_CELLS = 1024
+"""Largest side of a latent or a context crop, in cells."""
+MAX_TOKENS = 2048
+"""Largest side of a decoded tile, in tokens."""
+
+
+@dataclass(frozen=True)
+class Tensorspec:
+    """One input or output of a graph.
+
+    Attributes:
+        name: The same in every target.
+        shape: A name for each dynamic dimension, a number for each fixed one, ``"8*ht"`` for a product.
+        about: What it holds, for the target's own description fields.
+    """
+
+    name: str
+    shape: tuple[str | int, ...]
+    about: str
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One of the three functions of a model, ready to be traced.
+
+    Attributes:
+        name: ``"prefill"``, ``"decode"`` or ``"encode"``.
+        module: Takes the inputs in order, returns the output.
+        inputs: Specifications, in the order of the module's arguments.
+        output: Specification of the only output.
+        bounds: Smallest and largest value of each dynamic dimension.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: tuple[Tensorspec, ...]
+    output: Tensorspec
+    bounds: Mapping[str, tuple[int, int]]
+
+
+class _Decode(nn.Module):
+    """``Decode`` with plain tensors for arguments."""
+
+    def __init__(self, model: InfGen) -> None:
+        super().__init__()
+        self.decode = model.decode
+
+    def forward(
+        self,
+        context: Tensor,
+        key_y: Tensor,
+        key_x: Tensor,
+        token_y: Tensor,
+        token_x: Tensor,
+        extent: Tensor,
+        scale: Tensor,
+    ) -> Tensor:
+        """See ``Decode``."""
+        image: Tensor = self.decode(context, Grid(key_y, key_x, token_y, token_x, extent, scale))
+        return image
+
+
+def graphs_of(model: InfGen) -> tuple[Graph, Graph, Graph]:
+    """The graphs of a model: prefill, decode, encode."""
+    config = model.config
+    channels, width = config.latent_channels, config.width
+    latent = Tensorspec("latent", (1, channels, "h", "w"), f"{config.latent_space} latent")
+    cells, tokens = (1, MAX_CELLS), (1, MAX_TOKENS)
+    return (
+        Graph(
+            "prefill",
+            model.prefill,
+            (latent,),
+            Tensorspec("context", (1, width, "h", "w"), "what every tile of the picture is decoded from"),
+            {"h": cells, "w": cells},
+        ),
+        Graph(
+            "decode",
+            _Decode(model),
+            (
+                Tensorspec("context", (1, width, "hk", "wk"), "crop of prefill's output"),
+                Tensorspec("key_y", ("hk",), "centres of the crop's cell rows, in cells of the whole latent"),
+                Tensorspec("key_x", ("wk",), "centres of the crop's cell columns"),
+                Tensorspec("token_y", ("ht",), "centres of the token rows, in cells of the whole latent"),
+                Tensorspec("token_x", ("wt",), "centres of the token columns"),
+                Tensorspec("extent", (2,), "cells of the whole latent: height, width"),
+                Tensorspec("scale", (2,), "output pixels a cell / 8: vertical, horizontal"),
+            ),
+            Tensorspec("image", (1, 3, "8*ht", "8*wt"), "RGB, about 0 to 1, not clamped"),
+            {"hk": cells, "wk": cells, "ht": tokens, "wt": tokens},
+        ),
+        Graph(
+            "encode",
+            model.encode,
+            (Tensorspec("image", (1, 3, "8*h", "8*w"), "RGB, 0 to 1"),),
+            latent,
+            {"h": cells, "w": cells},
+        ),
+    )
+
+
+def decode_inputs(model: InfGen, latent: Tensor, size: Size, tile: Box | None = None) -> dict[str, Tensor]:
+    """Inputs of the decode graph for one tile, with the context crop that a runtime would cut.
+
+    Args:
+        model: Whose prefill makes the context.
+        latent: [1, C, h, w].
+        size: The whole picture's, in pixels.
+        tile: In tokens; the whole picture if omitted.
+    """
+    config = model.config
+    grid = coordinates.Grid(Size(latent.shape[3], latent.shape[2]), size, config.PATCH)
+    with torch.no_grad():
+        context = model.prefill(latent).numpy()
+    inputs = grid.decode_inputs(context, tile or grid.tokens.box, config.halo_cells)
+    return {name: torch.from_numpy(value) for name, value in inputs.items()}
+
+
+def trace_inputs(graph: Graph, model: InfGen) -> tuple[Tensor, ...]:
+    """Arguments to trace a graph with: every dynamic dimension another number, none of them special."""
+    generator = torch.Generator().manual_seed(0)
+    latent = torch.randn(1, model.config.latent_channels, 11, 13, generator=generator)
+    if graph.name == "prefill":
+        return (latent,)
+    if graph.name == "encode":
+        return (torch.rand(1, 3, 48, 56, generator=generator),)
+    inputs = decode_inputs(model, latent, Size(257, 190), Box(3, 2, 17, 15))
+    return tuple(inputs[spec.name] for spec in graph.inputs)

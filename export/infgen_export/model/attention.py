@@ -1,0 +1,154 @@
+"""Cross-attention of tokens to latent cells, to all of them or to those within a radius.
+
+Tokens and cells lie on two grids over the same coordinates (cells; DESIGN: cell i has its centre at i + 0.5). Both forms
+share projections and a continuous two-dimensional rotary embedding of those coordinates.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from infgen_export.model.grid import Grid
+
+MASKED = -1e4
+"""Score of a cell that must not be seen; its weight is exactly zero in float32 and it still fits float16."""
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """For each token along one axis, the K cells around it.
+
+    Attributes:
+        index: [n, K] int64, positions in the context crop.
+        bias: [n, K] added to the scores: the logarithm of a window that fades out at the radius.
+    """
+
+    index: Tensor
+    bias: Tensor
+
+    @classmethod
+    def of(cls, token: Tensor, key: Tensor, extent: Tensor, radius: float) -> Neighbours:
+        """Finds them.
+
+        Args:
+            token: [n] centres, in cells.
+            key: [m] centres of the context crop's cells.
+            extent: [] cells of the whole latent along this axis.
+            radius: In cells.
+        """
+        reach = math.ceil(radius - 0.5)
+        offsets = torch.arange(-reach, reach + 1, device=token.device, dtype=token.dtype)
+        cell = torch.floor(token)[:, None] + offsets
+        inside = (cell >= 0) & (cell < extent)
+        distance = torch.abs(cell + 0.5 - token[:, None])
+        # Fading over the last half cell keeps the picture continuous where the set of neighbours changes.
+        fade = torch.clamp((radius - distance) / min(0.5, radius), 1e-6, 1.0)
+        bias = torch.where(inside, torch.log(fade), MASKED)
+        index = (cell - torch.floor(key[0])).clamp(min=0).to(torch.int64)
+        return cls(torch.minimum(index, torch.full_like(index, key.shape[0] - 1)), bias)
+
+
+def bilinear(grid: Tensor, token_y: Tensor, token_x: Tensor, key_y: Tensor, key_x: Tensor) -> Tensor:
+    """Samples a grid [B, hk, wk, D] of cells at token centres: [B, ht, wt, D]; edge cells extend outwards."""
+    for axis, token, key in ((1, token_y, key_y), (2, token_x, key_x)):
+        place = torch.clamp(token - key[0], min=0)
+        low = torch.floor(place)
+        weight = (place - low).to(grid.dtype).unsqueeze(-1)
+        weight = weight if axis == 2 else weight.unsqueeze(-1)
+        first = low.to(torch.int64)
+        last = torch.full_like(first, key.shape[0] - 1)
+        a = grid.index_select(axis, torch.minimum(first, last))
+        b = grid.index_select(axis, torch.minimum(first + 1, last))
+        grid = a + (b - a) * weight
+    return grid
+
+
+class Rotary(nn.Module):
+    """Rotates channels by angles proportional to y (first half of the pairs) and x (second half), in cells."""
+
+    frequencies: Tensor
+
+    def __init__(self, head_width: int, low: float, high: float) -> None:
+        super().__init__()
+        ladder = torch.logspace(math.log2(low), math.log2(high), head_width // 4, base=2.0)
+        self.register_buffer("frequencies", ladder, persistent=False)
+
+    def angles(self, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, each [n, m, 1, head_width / 2], float32."""
+        along_y = (y[:, None] * self.frequencies)[:, None, :].expand(-1, x.shape[0], -1)
+        along_x = (x[:, None] * self.frequencies)[None, :, :].expand(y.shape[0], -1, -1)
+        angle = torch.cat([along_y, along_x], dim=-1).unsqueeze(2)
+        return torch.cos(angle), torch.sin(angle)
+
+    @staticmethod
+    def rotate(values: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+        """Rotates [B, n, m, heads, head_width]."""
+        cos, sin = angles
+        a, b = values.float().chunk(2, dim=-1)
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+def global_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Every token [B, ht, wt, heads, d] sees every cell [B, hk, wk, heads, d]."""
+    batch, height, width, heads, _ = query.shape
+    out = F.scaled_dot_product_attention(
+        query.flatten(1, 2).transpose(1, 2).to(value.dtype),
+        key.flatten(1, 2).transpose(1, 2).to(value.dtype),
+        value.flatten(1, 2).transpose(1, 2),
+    )
+    return out.transpose(1, 2).reshape(batch, height, width, -1)
+
+
+def window_attention(query: Tensor, key: Tensor, value: Tensor, rows: Neighbours, columns: Neighbours) -> Tensor:
+    """Every token sees the K x K cells around it.
+
+    One gather an offset rather than one of all K x K: memory stays that of a few token grids, and all that a backend
+    needs is Gather, multiply and add.
+    """
+    batch, height, width, heads, depth = query.shape
+    key, value = key.flatten(3), value.flatten(3)
+    query = query.flatten(3) * depth**-0.5
+    scores, values = [], []
+    for i in range(rows.index.shape[1]):
+        key_rows = key.index_select(1, rows.index[:, i])
+        value_rows = value.index_select(1, rows.index[:, i])
+        for j in range(columns.index.shape[1]):
+            near = key_rows.index_select(2, columns.index[:, j])
+            score = (query * near).unflatten(3, (heads, depth)).sum(-1)
+            scores.append(score + (rows.bias[:, None, i] + columns.bias[None, :, j]).unsqueeze(-1))
+            values.append(value_rows.index_select(2, columns.index[:, j]).unflatten(3, (heads, -1)))
+    weights = torch.stack(scores, dim=-1).softmax(-1).to(value.dtype)
+    out = sum((weights[..., k : k + 1] * near for k, near in enumerate(values)), start=torch.zeros_like(values[0]))
+    return out.flatten(3)
+
+
+class CrossAttention(nn.Module):
+    """Queries from tokens, keys and values from the context."""
+
+    def __init__(self, width: int, key_width: int, heads: int, rotary: tuple[float, float], radius: float | None) -> None:
+        super().__init__()
+        self.heads = heads
+        self.radius = radius
+        self.query = nn.Linear(width, key_width)
+        self.key = nn.Linear(width, key_width)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+        self.rotary = Rotary(key_width // heads, *rotary)
+
+    def forward(self, tokens: Tensor, context: Tensor, grid: Grid) -> Tensor:
+        """Tokens [B, ht, wt, D] attend to the context crop [B, hk, wk, D]."""
+        query = self.query(tokens).unflatten(3, (self.heads, -1))
+        key = self.key(context).unflatten(3, (self.heads, -1))
+        value = self.value(context).unflatten(3, (self.heads, -1))
+        query = self.rotary.rotate(query, self.rotary.angles(grid.token_y, grid.token_x))
+        key = self.rotary.rotate(key, self.rotary.angles(grid.key_y, grid.key_x))
+        if self.radius is None:
+            return self.out(global_attention(query, key, value))
+        rows = Neighbours.of(grid.token_y, grid.key_y, grid.extent[0], self.radius)
+        columns = Neighbours.of(grid.token_x, grid.key_x, grid.extent[1], self.radius)
+        return self.out(window_attention(query, key, value, rows, columns))

@@ -1,0 +1,208 @@
+"""What a model is: a frozen description that is saved beside its weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Level:
+    """One resolution of the upsampler or the encoder.
+
+    Attributes:
+        width: Channels at this resolution.
+        blocks: Residual blocks of two 3x3 convolutions each.
+    """
+
+    width: int
+    blocks: int
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The local encoder of iterative extrapolation: image in [0, 1] to latent, 8 px a cell.
+
+    Attributes:
+        fine: Blocks at a quarter of the image's size.
+        coarse: Blocks at an eighth, the latent's own resolution.
+    """
+
+    fine: Level = Level(64, 2)
+    coarse: Level = Level(128, 3)
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Architecture of one InfGen decoder (arXiv 2509.10441) and of the encoder that goes with it.
+
+    Attributes:
+        name: What the model is called in manifests.
+        latent_space: Named convention of its latents, for example ``"flux2"``.
+        latent_channels: Channels C of a latent [C, h, w].
+        width: Channels D of the context and of a token.
+        trunk_width: Channels of the prefill trunk; ignored when ``trunk_blocks`` is 0.
+        trunk_blocks: Residual blocks with global statistics in prefill.
+        frame: What the implicit positional embedding sees: the token's place in the whole image, or in its cell.
+        start: What a token is before attention: a learned mask token, or the bilinearly sampled context.
+        inpe_features: Fourier features F of the embedding.
+        inpe_sigma: Standard deviation of the Fourier frequencies, radians over the unit sphere's radius.
+        blocks: Cross-attention blocks.
+        heads: Attention heads.
+        key_width: Channels of queries and keys, all heads together; a multiple of ``4 * heads``.
+        mlp_ratio: Hidden width of a block's MLP over ``width``.
+        radius: Cells, along each axis, that a token attends to around its centre; ``None`` attends to every cell.
+        rotary: Lowest and highest angular frequency of the rotary embedding, radians a cell.
+        token_blocks: Residual 3x3 blocks at one token a position, before the upsampler.
+        levels: The upsampler's resolutions, each twice the one before; what is left to a patch of 8 is one last
+            pixel shuffle.
+        channel_norm: Whether the upsampler's blocks normalise each position over its channels.
+        encoder: The encoder's architecture.
+        scale_range: Output pixels a cell / 8, smallest and largest that the model is trained for.
+    """
+
+    name: str
+    latent_space: str
+    latent_channels: int
+    width: int
+    trunk_width: int
+    trunk_blocks: int
+    frame: Literal["image", "cell"]
+    start: Literal["mask", "sampled"]
+    inpe_features: int
+    inpe_sigma: float
+    blocks: int
+    heads: int
+    key_width: int
+    mlp_ratio: int
+    radius: float | None
+    rotary: tuple[float, float]
+    token_blocks: int
+    levels: tuple[Level, ...]
+    channel_norm: bool
+    encoder: EncoderConfig = EncoderConfig()
+    scale_range: tuple[float, float] = (0.5, 4.0)
+
+    PATCH = 8
+    """Output pixels a token covers, each way."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.key_width % (4 * self.heads) or self.width % self.heads:
+            problems.append(
+                f"key_width {self.key_width} must be a multiple of 4 * heads and width {self.width} of heads ({self.heads})"
+            )
+        if self.final_factor < 1:
+            problems.append(f"{len(self.levels)} levels enlarge by more than the patch of {self.PATCH}")
+        if self.radius is not None and not self.radius > 0:
+            problems.append(f"radius must be above 0 or null, not {self.radius}")
+        if not 0 < self.scale_range[0] <= self.scale_range[1]:
+            problems.append(f"scale_range must be two rising positive numbers, not {self.scale_range}")
+        if problems:
+            raise ValueError("impossible model config: " + "; ".join(problems))
+
+    @property
+    def final_factor(self) -> int:
+        """Enlargement of the last pixel shuffle."""
+        return self.PATCH >> len(self.levels)
+
+    @property
+    def halo_tokens(self) -> int:
+        """Tokens beyond a tile's border that its pixels depend on."""
+        reach = 2.0 * self.token_blocks
+        for depth, level in enumerate(self.levels, start=1):
+            reach += 2 * level.blocks / 2**depth
+        reach += 1 / 2 ** len(self.levels)  # the last 3x3 convolution
+        return math.ceil(reach)
+
+    @property
+    def halo_cells(self) -> float | None:
+        """Cells beyond a token's centre that it depends on, or ``None`` for the whole latent."""
+        return self.radius if self.radius is None else max(self.radius, 1.0)
+
+    @property
+    def encode_halo(self) -> int:
+        """Image pixels beyond a cell's border that the encoded cell depends on."""
+        fine, coarse = self.encoder.fine, self.encoder.coarse
+        return 4 * (1 + 2 * fine.blocks) + 8 * (2 * coarse.blocks + 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """The config as plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> DecoderConfig:
+        """Reads what ``to_json`` wrote.
+
+        Raises:
+            ValueError: A field is missing, unknown or impossible.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"unknown fields in the model config: {', '.join(unknown)}")
+        fields = dict(values)
+        try:
+            fields["levels"] = tuple(Level(**level) for level in fields["levels"])
+            fields["encoder"] = EncoderConfig(**{k: Level(**v) for k, v in fields["encoder"].items()})
+            for pair in ("rotary", "scale_range"):
+                low, high = fields[pair]
+                fields[pair] = (float(low), float(high))
+            return cls(**fields)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"incomplete model config: {error}") from error
+
+
+def edge(latent_space: str = "flux2", latent_channels: int = 32) -> DecoderConfig:
+    """The default that ships: global statistics once a latent, then light, local work a pixel."""
+    return DecoderConfig(
+        name=f"infgen-edge-{latent_space}",
+        latent_space=latent_space,
+        latent_channels=latent_channels,
+        width=128,
+        trunk_width=160,
+        trunk_blocks=6,
+        frame="cell",
+        start="sampled",
+        inpe_features=32,
+        inpe_sigma=3.0,
+        blocks=2,
+        heads=4,
+        key_width=64,
+        mlp_ratio=2,
+        radius=1.5,
+        rotary=(math.pi / 4, 2 * math.pi),
+        token_blocks=0,
+        levels=(Level(80, 2), Level(32, 1)),
+        channel_norm=False,
+    )
+
+
+def paper(latent_space: str = "sdxl", latent_channels: int = 4) -> DecoderConfig:
+    """InfGen as published: mask tokens, whole-image positions, attention to every latent cell."""
+    return DecoderConfig(
+        name=f"infgen-paper-{latent_space}",
+        latent_space=latent_space,
+        latent_channels=latent_channels,
+        width=512,
+        trunk_width=0,
+        trunk_blocks=0,
+        frame="image",
+        start="mask",
+        inpe_features=256,
+        inpe_sigma=16.0,
+        blocks=8,
+        heads=8,
+        key_width=512,
+        mlp_ratio=4,
+        radius=None,
+        rotary=(math.pi / 64, math.pi),
+        token_blocks=1,
+        levels=(Level(256, 2), Level(128, 2), Level(64, 2)),
+        channel_norm=True,
+    )
+
+
+PRESETS = {"edge": edge, "paper": paper}

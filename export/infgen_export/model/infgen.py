@@ -1,0 +1,129 @@
+"""The three functions of a model: prefill, decode, encode (DESIGN, section 5)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from infgen_export.model.attention import CrossAttention, bilinear
+from infgen_export.model.config import DecoderConfig
+from infgen_export.model.grid import Grid
+from infgen_export.model.inpe import INPE
+from infgen_export.model.layers import residual_blocks
+from infgen_export.model.trunk import Prefill
+from infgen_export.model.upsampler import Upsampler
+
+
+class DecoderBlock(nn.Module):
+    """Cross-attention to the context, then an MLP; tokens never see one another."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.norm = nn.LayerNorm(width)
+        self.attention = CrossAttention(width, config.key_width, config.heads, config.rotary, config.radius)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width),
+            nn.Linear(width, config.mlp_ratio * width),
+            nn.GELU(),
+            nn.Linear(config.mlp_ratio * width, width),
+        )
+
+    def forward(self, tokens: Tensor, context: Tensor, grid: Grid) -> Tensor:
+        """Tokens [B, ht, wt, D] to the same."""
+        tokens = tokens + self.attention(self.norm(tokens), context, grid)
+        out: Tensor = tokens + self.mlp(tokens)
+        return out
+
+
+class Decode(nn.Module):
+    """A context crop and coordinates to the pixels of one tile of tokens."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.frame = config.frame
+        self.inpe = INPE(config.inpe_features, config.inpe_sigma, config.width)
+        self.mask_token = nn.Parameter(torch.zeros(config.width)) if config.start == "mask" else None
+        self.context_norm = nn.LayerNorm(config.width)
+        self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.blocks))
+        self.upsampler = Upsampler(config)
+
+    def forward(self, context: Tensor, grid: Grid) -> Tensor:
+        """Decodes a tile.
+
+        Args:
+            context: [B, D, hk, wk], the crop of prefill's output that the tile needs.
+            grid: Coordinates of crop and tile.
+
+        Returns:
+            [B, 3, 8 ht, 8 wt], about [0, 1], not clamped.
+        """
+        cells = context.permute(0, 2, 3, 1)
+        if self.frame == "image":
+            y, x = grid.token_y / grid.extent[0], grid.token_x / grid.extent[1]
+        else:
+            y, x = grid.token_y - torch.floor(grid.token_y), grid.token_x - torch.floor(grid.token_x)
+        tokens = self.inpe(y, x, grid.scale).unsqueeze(0)
+        if self.mask_token is None:
+            tokens = tokens + bilinear(cells, grid.token_y, grid.token_x, grid.key_y, grid.key_x)
+        else:
+            tokens = (tokens + self.mask_token).expand(context.shape[0], -1, -1, -1)
+        cells = self.context_norm(cells)
+        for block in self.blocks:
+            tokens = block(tokens, cells, grid)
+        image: Tensor = self.upsampler(tokens.permute(0, 3, 1, 2))
+        return image
+
+
+class Encode(nn.Module):
+    """Image [B, 3, 8h, 8w] in [0, 1] to latent [B, C, h, w], with a bounded reach so that it tiles exactly."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        fine, coarse = config.encoder.fine, config.encoder.coarse
+        self.layers = nn.Sequential(
+            nn.PixelUnshuffle(4),
+            nn.Conv2d(48, fine.width, 3, padding=1),
+            residual_blocks(fine.width, fine.blocks),
+            nn.PixelUnshuffle(2),
+            nn.Conv2d(4 * fine.width, coarse.width, 1),
+            residual_blocks(coarse.width, coarse.blocks),
+            nn.Conv2d(coarse.width, config.latent_channels, 3, padding=1),
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """See the class."""
+        latent: Tensor = self.layers(image - 0.5)
+        return latent
+
+
+class InfGen(nn.Module):
+    """A decoder in its two halves and the encoder that closes the loop of iterative extrapolation.
+
+    Attributes:
+        config: What it is.
+        prefill: Latent to context; sees the whole latent.
+        decode: Context crop to one tile of pixels; local.
+        encode: Image to latent; local.
+    """
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.prefill = Prefill(config)
+        self.decode = Decode(config)
+        self.encode = Encode(config)
+
+    def forward(self, latent: Tensor, size: tuple[int, int]) -> Tensor:
+        """Decodes whole latents [B, C, h, w] to images [B, 3, H, W] of ``size`` (H, W), not clamped."""
+        grid = Grid.whole((latent.shape[2], latent.shape[3]), size).to(latent.device)
+        image: Tensor = self.decode(self.prefill(latent), grid)
+        return image[:, :, : size[0], : size[1]]
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """Encodes images [B, 3, H, W] of any size; edges are repeated up to whole cells."""
+        height, width = image.shape[2:]
+        padded = F.pad(image, (0, -width % 8, 0, -height % 8), mode="replicate")
+        latent: Tensor = self.encode(padded)
+        return latent

@@ -1,0 +1,54 @@
+"""Implicit neural positional embedding: coordinates to a point on the sphere, Fourier features, a small MLP."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def sphere(y: Tensor, x: Tensor) -> Tensor:
+    """Places coordinates on the unit sphere.
+
+    A quarter of a turn north to south and half a turn around keep clear of the poles and of a full turn, so no two
+    positions meet.
+
+    Args:
+        y: [n] in [0, 1].
+        x: [m] in [0, 1].
+
+    Returns:
+        [n, m, 3].
+    """
+    latitude = ((y - 0.5) * (math.pi / 2))[:, None]
+    longitude = ((x - 0.5) * math.pi)[None, :]
+    around = torch.cos(latitude)
+    return torch.stack(
+        torch.broadcast_tensors(
+            around * torch.cos(longitude), around * torch.sin(longitude), torch.sin(latitude)
+        ),
+        dim=-1,
+    )
+
+
+class INPE(nn.Module):
+    """Positions and scale to embeddings [n, m, width], in float32 whatever precision surrounds it.
+
+    Reduced precision ruins Fourier features of coordinates (relative errors of tens of percent at bf16), so autocast
+    is switched off inside.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, features: int, sigma: float, width: int) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", torch.randn(3, features) * sigma)
+        self.mlp = nn.Sequential(nn.Linear(2 * features + 2, width), nn.GELU(), nn.Linear(width, width))
+
+    def forward(self, y: Tensor, x: Tensor, scale: Tensor) -> Tensor:
+        """Embeds the grid of positions y [n] by x [m] in [0, 1], at ``scale`` [2] (1 is one token a cell)."""
+        with torch.autocast(y.device.type, enabled=False):
+            angles = sphere(y.float(), x.float()) @ self.frequencies
+            log_scale = torch.log2(scale.float()).expand(y.shape[0], x.shape[0], 2)
+            return self.mlp(torch.cat([torch.cos(angles), torch.sin(angles), log_scale], dim=-1))

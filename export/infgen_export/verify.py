@@ -1,0 +1,114 @@
+"""Proof of an export: every graph against the torch model, at shapes that were not used for tracing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from infgen_export.errors import ExportError
+from infgen_export.graphs import Graph, decode_inputs
+from infgen_export.model import InfGen
+from infgen_rt.geometry import Box, Size
+
+TOLERANCE = 1e-4
+"""Largest error of a float32 graph, as a share of the output's full scale."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One shape to prove.
+
+    Attributes:
+        name: What is special about it.
+        cells: Latent size.
+        size: Picture size, pixels.
+        tile: Tokens of the tile, if not the whole picture.
+    """
+
+    name: str
+    cells: Size
+    size: Size
+    tile: Box | None = None
+
+
+CASES = (
+    Case("square", Size(16, 16), Size(256, 256)),
+    Case("wide", Size(40, 5), Size(640, 77)),
+    Case("tall", Size(3, 29), Size(50, 500)),
+    Case("odd", Size(9, 7), Size(101, 77)),
+    Case("smallest", Size(1, 1), Size(8, 8)),
+    Case("reduced", Size(24, 18), Size(96, 72)),
+    Case("crop", Size(32, 48), Size(1001, 1777), Box(70, 101, 19, 23)),
+    Case("corner", Size(32, 48), Size(1001, 1777), Box(120, 214, 6, 9)),
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """A graph's result at one case.
+
+    Attributes:
+        graph: Name of the graph.
+        case: Name of the case.
+        shape: Of the output.
+        max_error: Largest absolute difference from torch, as a share of full scale.
+        psnr: Against torch, in decibels; infinite when equal.
+        worst: Index of the largest difference.
+    """
+
+    graph: str
+    case: str
+    shape: tuple[int, ...]
+    max_error: float
+    psnr: float
+    worst: tuple[int, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within the tolerance."""
+        return self.max_error <= TOLERANCE
+
+
+def verify(model: InfGen, graph: Graph, run: Callable[[dict[str, Tensor]], Tensor]) -> Iterator[Check]:
+    """Compares a converted graph with torch, case by case.
+
+    Args:
+        model: The reference.
+        graph: Which of its graphs.
+        run: Runs the converted graph on named inputs.
+    """
+    generator = torch.Generator().manual_seed(1)
+    for case in CASES:
+        with torch.inference_mode():
+            inputs = case_inputs(model, graph, case, generator)
+            expected = graph.module(*inputs.values())
+        actual = run(inputs)
+        if actual.shape != expected.shape:
+            raise ExportError(
+                f"{graph.name}, case {case.name}: shape {list(actual.shape)}, expected {list(expected.shape)}"
+            )
+        yield compare(graph.name, case.name, actual, expected)
+
+
+def case_inputs(model: InfGen, graph: Graph, case: Case, generator: torch.Generator) -> dict[str, Tensor]:
+    """Inputs of a graph at a case: latents of unit variance, uniformly random images."""
+    latent = torch.randn(1, model.config.latent_channels, case.cells.height, case.cells.width, generator=generator)
+    if graph.name == "prefill":
+        return {"latent": latent}
+    if graph.name == "encode":
+        return {"image": torch.rand(1, 3, 8 * case.cells.height, 8 * case.cells.width, generator=generator)}
+    return decode_inputs(model, latent, case.size, case.tile)
+
+
+def compare(graph: str, case: str, actual: Tensor, expected: Tensor) -> Check:
+    """Measures a result; full scale is 1 for images and the largest expected value for anything else."""
+    scale = 1.0 if graph == "decode" else max(1.0, expected.abs().max().item())
+    error = (actual.double() - expected.double()).abs().nan_to_num(math.inf) / scale
+    mean = error.square().mean().item()
+    worst = tuple(int(i) for i in torch.unravel_index(error.argmax(), error.shape))
+    psnr = math.inf if mean == 0 else -10 * math.log10(mean)
+    return Check(graph, case, tuple(expected.shape), error.max().item(), psnr, worst)

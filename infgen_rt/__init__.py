@@ -1,0 +1,60 @@
+"""InfGen's runtime: decodes a diffusion model's latent into a picture of any size.
+
+import infgen_rt
+
+with infgen_rt.open() as decoder:
+    picture = decoder.picture(infgen_rt.load_latent("harbour.safetensors"), size=(3840, 2160))
+    print(picture.plan)
+    picture.save("harbour.png", progress=print)
+    pixels = picture.read((100, 200, 640, 480))
+"""
+
+from .bundle import Bundle, Manifest
+from .decoder import Decoder, open
+from .errors import (
+    BackendError,
+    BundleError,
+    Cancelled,
+    DecodeError,
+    InfGenError,
+    InfGenWarning,
+    InputError,
+    LatentError,
+    OutputError,
+    PlanError,
+    WriteError,
+)
+from .geometry import Box, Size
+from .latents import load_latent
+from .picture import Picture, Progress
+from .plan import Plan
+from .samples import Sample, load_sample, sample_names
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendError",
+    "Box",
+    "Bundle",
+    "BundleError",
+    "Cancelled",
+    "DecodeError",
+    "Decoder",
+    "InfGenError",
+    "InfGenWarning",
+    "InputError",
+    "LatentError",
+    "Manifest",
+    "OutputError",
+    "Picture",
+    "Plan",
+    "PlanError",
+    "Progress",
+    "Sample",
+    "Size",
+    "WriteError",
+    "load_latent",
+    "load_sample",
+    "open",
+    "sample_names",
+]

@@ -1,0 +1,224 @@
+"""Bundles: one model's graphs with the manifest that describes them, in a folder or a zip."""
+
+import hashlib
+import json
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from .errors import BundleError
+from .schema import SchemaError, parse
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+DEFAULT_BUNDLE = Path(__file__).parent / "model"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What the model is: name, version, licence, how it was trained, parameters a graph."""
+
+    name: str
+    version: str
+    licence: str
+    training: str
+    parameters: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Halo:
+    """How far a graph looks: decode in tokens and context cells (None: all cells), encode in pixels."""
+
+    tokens: int
+    cells: float | None
+    encode_pixels: int
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Least and most a side that the graphs take: latent and context in cells, tokens in tokens."""
+
+    latent: tuple[int, int]
+    context: tuple[int, int]
+    tokens: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Measured working set in bytes: fixed, a latent cell in prefill, a token (halo included) in decode."""
+
+    base: int
+    prefill_per_cell: int
+    decode_per_token: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One export of the model: `graphs` maps prefill, decode and encode to names in `files`."""
+
+    name: str
+    target: str
+    precision: str
+    graphs: dict[str, str]
+    memory: Memory
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """Digest (hexadecimal) and length in bytes of one file."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that the runtime knows of a model before it loads a graph."""
+
+    model: ModelInfo
+    latent_space: str
+    latent_channels: int
+    context_channels: int
+    patch: int
+    scale_range: tuple[float, float]
+    halo: Halo
+    shapes: Shapes
+    recipes: tuple[Recipe, ...]
+    files: dict[str, FileInfo]
+    verification: tuple[dict[str, Any], ...] = ()
+    format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        """Check what types alone cannot say.
+
+        Raises:
+            BundleError: a value is out of range, or a recipe names a file that is not listed.
+        """
+        for name, info in self.files.items():
+            if not _is_safe(name):
+                raise BundleError(f"manifest: file name {name!r} does not stay inside the bundle")
+            if info.bytes < 0 or not re.fullmatch(r"[0-9a-f]{64}", info.sha256):
+                raise BundleError(f"manifest: file {name!r} has no valid sha256 and length")
+        for recipe in self.recipes:
+            missing = {"prefill", "decode"} - recipe.graphs.keys()
+            if missing:
+                raise BundleError(f"manifest: recipe {recipe.name!r} lacks the graph {min(missing)!r}")
+            for name in recipe.graphs.values():
+                if name not in self.files:
+                    raise BundleError(
+                        f"manifest: recipe {recipe.name!r} names {name!r}, which is not in 'files'"
+                    )
+        counts = (self.latent_channels, self.context_channels, self.patch, self.scale_range[0])
+        ranges = (self.scale_range, self.shapes.latent, self.shapes.context, self.shapes.tokens)
+        if min(counts) <= 0 or any(low > high for low, high in ranges):
+            raise BundleError("manifest: channels, patch and scale must be above 0 and ranges ascend")
+        if self.halo.tokens < 0 or (self.halo.cells is not None and self.halo.cells < 0):
+            raise BundleError("manifest: halos must not be negative")
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Manifest":
+        """Read a manifest.
+
+        Raises:
+            BundleError: it is not JSON, of a newer format, or lacks something.
+        """
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"{MANIFEST} is not valid JSON: {error}") from None
+        version = data.get("format") if isinstance(data, dict) else None
+        if version != FORMAT:
+            raise BundleError(
+                f"{MANIFEST} has format {version!r}, this version reads {FORMAT}: upgrade infgen-rt"
+            )
+        try:
+            return parse(cls, data, "manifest")
+        except SchemaError as error:
+            raise BundleError(str(error)) from None
+
+    def to_json(self) -> str:
+        """The manifest as indented JSON, ready to be written to `manifest.json`."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    def recipe(self, target: str) -> Recipe | None:
+        """The first recipe for a target, or None."""
+        return next((recipe for recipe in self.recipes if recipe.target == target), None)
+
+
+class Bundle:
+    """An opened bundle; files are read, and their digests checked, when they are asked for."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, path: str | Path | None = None) -> "Bundle":
+        """Open a bundle and check that every file it lists is there, at its full length.
+
+        Args:
+            path: a folder or a zip with a `manifest.json`; None for the model that the package ships.
+
+        Raises:
+            BundleError: there is no bundle, or it is damaged.
+        """
+        if path is None and not DEFAULT_BUNDLE.is_dir():
+            raise BundleError("this installation ships no model: pass the path of a bundle")
+        root = Path(path) if path is not None else DEFAULT_BUNDLE
+        lengths = _lengths(root)
+        if MANIFEST not in lengths:
+            raise BundleError(f"{root} is not a bundle: it has no {MANIFEST}; infgen-export writes bundles")
+        bundle = cls(root, Manifest.from_json(_read(root, MANIFEST)))
+        for name, info in bundle.manifest.files.items():
+            if lengths.get(name) != info.bytes:
+                found = f"has {lengths[name]:,} bytes" if name in lengths else "is missing"
+                raise BundleError(
+                    f"{root} is damaged: {name} {found}, expected {info.bytes:,} bytes; fetch it again"
+                )
+        return bundle
+
+    def read(self, name: str) -> bytes:
+        """The content of a listed file.
+
+        Raises:
+            BundleError: its digest is not the manifest's.
+        """
+        content = _read(self.path, name)
+        if hashlib.sha256(content).hexdigest() != self.manifest.files[name].sha256:
+            raise BundleError(f"{self.path} is damaged: the sha256 of {name} does not match; fetch it again")
+        return content
+
+
+def _is_safe(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not (name == "" or path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name)
+
+
+def _lengths(root: Path) -> Mapping[str, int]:
+    """Length in bytes of every file of a bundle, by its name with forward slashes."""
+    try:
+        if root.is_dir():
+            files = (file for file in root.rglob("*") if file.is_file())
+            return {file.relative_to(root).as_posix(): file.stat().st_size for file in files}
+        with zipfile.ZipFile(root) as archive:
+            return {entry.filename: entry.file_size for entry in archive.infolist()}
+    except FileNotFoundError:
+        raise BundleError(
+            f"{root} does not exist: expected a bundle, a folder or a zip with a {MANIFEST}"
+        ) from None
+    except (OSError, zipfile.BadZipFile) as error:
+        raise BundleError(f"{root} is not a bundle, a folder or a zip with a {MANIFEST}: {error}") from None
+
+
+def _read(root: Path, name: str) -> bytes:
+    try:
+        if root.is_dir():
+            return (root / name).read_bytes()
+        with zipfile.ZipFile(root) as archive:
+            return archive.read(name)
+    # zipfile reports damage as any of these, zlib.error included.
+    except Exception as error:
+        raise BundleError(f"{root} is damaged: {name} cannot be read: {error}") from None

@@ -1,0 +1,353 @@
+"""The command `infgen-rt`."""
+
+import json
+import re
+import signal
+import sys
+import time
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from . import __version__
+from .backends import installed_backends
+from .bundle import DEFAULT_BUNDLE, MANIFEST, Bundle
+from .decoder import open as open_decoder
+from .errors import InfGenError, InputError, LatentError
+from .files import read_array
+from .geometry import parse_box
+from .latents import Normalisation, as_latent
+from .memory import format_bytes, peak_memory
+from .picture import Picture, Progress
+from .samples import load_sample, sample_names
+from .spaces import latent_space
+from .writers import check_output
+
+_FAILED, _BAD_INPUT, _INTERRUPTED, _TERMINATED = 1, 2, 130, 143
+
+
+class _Command(click.Command):
+    """A command whose epilog keeps its line breaks."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if self.epilog:
+            formatter.write(f"\n{self.epilog}\n")
+
+
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="infgen-rt")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Decode diffusion latents into pictures of any size.
+
+    Exit codes: 0 done, 1 the work failed, 2 bad input, 130 interrupted. A picture file is there whole or not
+    at all.
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+@cli.command(
+    cls=_Command,
+    epilog="""Examples:
+  infgen-rt decode latent.safetensors -o picture.png --size 4k
+  infgen-rt decode latent.npy -o picture.jpg --size 2x --memory 512MiB
+  infgen-rt decode pipeline.npy -o picture.png --normalisation vae
+  infgen-rt decode --sample NAME -o corner.png --size 8k --region 0,0,1024,1024""",
+)
+@click.argument("latent", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Picture to write: .png, .jpg, .webp or .tif.",
+)
+@click.option("--size", help="3840x2160, 1080p, 1440p, 4k, 8k, x2160 (keeps the shape) or 2x.  [default: 1x]")
+@click.option("--region", help="Write only this part of the picture: x,y,width,height in pixels.")
+@click.option("--sample", help="Decode a latent that the package ships; `infgen-rt info` lists them.")
+@click.option(
+    "--model", type=click.Path(path_type=Path), help="Bundle to use.  [default: the one in the package]"
+)
+@click.option(
+    "--backend", default="auto", show_default=True, help="What to run on: auto or a backend's name."
+)
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the backend's choice]")
+@click.option(
+    "--memory", help="Memory to stay within, as 1GiB.  [default: 1GiB, or half of what is free if less]"
+)
+@click.option("--tile", type=int, help="Largest tile's side in pixels.  [default: what memory allows]")
+@click.option(
+    "--normalisation",
+    type=click.Choice(["model", "vae"]),
+    default="model",
+    show_default=True,
+    help="The latent's: the diffusion model's, or the VAE's own, as diffusers' output_type='latent' returns.",
+)
+@click.option("--latent-size", help="WxH in pixels that the pipeline was asked for; only for packed latents.")
+@click.option("--key", help="Name of the array, in a file of several.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
+@click.option("--quiet", is_flag=True, help="Print errors only.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object that says what was done.")
+def decode(
+    latent: Path | None,
+    output: Path,
+    size: str | None,
+    region: str | None,
+    sample: str | None,
+    model: Path | None,
+    backend: str,
+    threads: int | None,
+    memory: str | None,
+    tile: int | None,
+    normalisation: Normalisation,
+    latent_size: str | None,
+    key: str | None,
+    force: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Decode LATENT, a .npy, .npz or .safetensors file, into a picture."""
+    stopwatch = _Stopwatch()
+    with _warnings_to_stderr(quiet) as notes:
+        array = _read_latent(latent, sample, key)
+        with open_decoder(model, backend, threads=threads, memory=memory) as decoder:
+            picture = decoder.picture(
+                array, size, tile=tile, normalisation=normalisation, latent_size=_parse_pair(latent_size)
+            )
+            box = parse_box(region, picture.size) if region else picture.size.box
+            check_output(output, box.size, force)
+            stopwatch.lap("open")
+            with _progress_bar(not quiet and sys.stderr.isatty()) as show:
+
+                def on_progress(progress: Progress) -> None:
+                    stopwatch.lap(progress.stage)
+                    show(progress)
+
+                picture.save(output, region=box, force=force, progress=on_progress)
+    if as_json:
+        report = {
+            "output": str(output),
+            "size": box.size,
+            "region": box,
+            "picture": picture.size,
+            "model": decoder.manifest.model.name,
+            "backend": decoder.backend,
+            "device": decoder.device,
+            "plan": _describe_plan(picture),
+            "seconds": stopwatch.seconds,
+            "peak_memory": peak_memory(),
+            "warnings": notes,
+        }
+        click.echo(json.dumps(report))
+    elif not quiet:
+        click.echo(f"{output}: {box.size}, {stopwatch.seconds['total']:.1f} s")
+
+
+@cli.command(
+    cls=_Command,
+    epilog="""Examples:
+  infgen-rt info
+  infgen-rt info latent.safetensors
+  infgen-rt info model.zip --json""",
+)
+@click.argument("path", required=False, type=click.Path(path_type=Path))
+@click.option("--normalisation", type=click.Choice(["model", "vae"]), default="model", help="As for decode.")
+@click.option("--latent-size", help="As for decode.")
+@click.option("--key", help="As for decode.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def info(
+    path: Path | None, normalisation: Normalisation, latent_size: str | None, key: str | None, as_json: bool
+) -> None:
+    """Describe PATH, a model bundle or a latent; without PATH, this installation."""
+    with _warnings_to_stderr(quiet=False):
+        if path is None:
+            facts = _describe_installation()
+        elif _is_bundle(path):
+            facts = _describe_bundle(path)
+        else:
+            facts = _describe_latent(path, key, normalisation, _parse_pair(latent_size))
+    if as_json:
+        click.echo(json.dumps(facts))
+    else:
+        _print_facts(facts)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: the command line without the program's name; None for the process's own.
+
+    Returns:
+        The exit code.
+    """
+    # An app that stops its helper sends SIGTERM; as with Ctrl-C, nothing half-written is to stay behind.
+    signal.signal(signal.SIGTERM, _on_terminate)
+    try:
+        return cli.main(arguments, prog_name="infgen-rt", standalone_mode=False) or 0
+    except click.Abort:
+        return _complain("interrupted", _INTERRUPTED)
+    except click.ClickException as error:
+        return _complain(error.format_message(), _BAD_INPUT)
+    except InputError as error:
+        return _complain(str(error), _BAD_INPUT)
+    except InfGenError as error:
+        return _complain(str(error), _FAILED)
+    except MemoryError:
+        return _complain("out of memory: pass a smaller --memory", _FAILED)
+
+
+def _complain(text: str, code: int) -> int:
+    click.echo(f"Error: {' '.join(text.split())}", err=True)
+    return code
+
+
+def _on_terminate(number: int, frame: object) -> NoReturn:
+    sys.exit(_TERMINATED)
+
+
+class _Stopwatch:
+    """Seconds a phase, and in all."""
+
+    def __init__(self) -> None:
+        self._began = self._last = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    def lap(self, phase: str) -> None:
+        """Book the time since the last lap on a phase."""
+        now = time.perf_counter()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
+        self.seconds["total"] = now - self._began
+        self._last = now
+
+
+@contextmanager
+def _warnings_to_stderr(quiet: bool) -> Iterator[list[str]]:
+    """Print warnings as one line each, as they come, and gather them."""
+    notes: list[str] = []
+
+    def show(message: Warning | str, *args: Any, **options: Any) -> None:
+        notes.append(str(message))
+        if not quiet:
+            click.echo(f"Warning: {message}", err=True)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = show
+        yield notes
+
+
+@contextmanager
+def _progress_bar(wanted: bool) -> Iterator[Callable[[Progress], None]]:
+    if not wanted:
+        yield lambda progress: None
+        return
+    with click.progressbar(length=1, file=sys.stderr, width=40) as bar:
+
+        def show(progress: Progress) -> None:
+            bar.length = progress.total
+            bar.label = f"{progress.stage:7}"
+            bar.update(progress.done - bar.pos)
+
+        yield show
+
+
+def _read_latent(path: Path | None, sample: str | None, key: str | None) -> Any:
+    if path is not None and sample is None:
+        return read_array(path, key)[0]
+    if sample is not None and path is None:
+        return load_sample(sample).latent
+    raise LatentError("expected either a LATENT file or --sample NAME")
+
+
+def _parse_pair(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d{1,6})x(\d{1,6})", text.lower())
+    if match is None:
+        raise LatentError(f"latent size {text!r} is not understood: expected pixels as 1024x1024")
+    return int(match[1]), int(match[2])
+
+
+def _is_bundle(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return path.is_dir()
+    with zipfile.ZipFile(path) as archive:
+        return MANIFEST in archive.namelist()
+
+
+def _describe_plan(picture: Picture) -> dict[str, Any]:
+    plan = picture.plan
+    stages = [
+        {
+            "latent": stage.grid.cells,
+            "size": stage.grid.picture,
+            "tiles": stage.count,
+            "tile_tokens": stage.tile,
+        }
+        for stage in plan.stages
+    ]
+    return {"stages": stages, "memory": plan.memory, "budget": plan.budget, "precision": plan.precision}
+
+
+def _describe_installation() -> dict[str, Any]:
+    return {
+        "version": __version__,
+        "backends": list(installed_backends()),
+        "samples": {name: load_sample(name).title for name in sample_names()},
+        "model": _describe_bundle(DEFAULT_BUNDLE) if DEFAULT_BUNDLE.is_dir() else None,
+    }
+
+
+def _describe_bundle(path: Path) -> dict[str, Any]:
+    manifest = Bundle.open(path).manifest
+    return {
+        "bundle": str(path),
+        **asdict(manifest.model),
+        "latent_space": manifest.latent_space,
+        "scale_range": manifest.scale_range,
+        "recipes": [f"{recipe.name} ({recipe.target}, {recipe.precision})" for recipe in manifest.recipes],
+        "size": format_bytes(sum(file.bytes for file in manifest.files.values())),
+        "verification": manifest.verification,
+    }
+
+
+def _describe_latent(
+    path: Path, key: str | None, normalisation: Normalisation, latent_size: tuple[int, int] | None
+) -> dict[str, Any]:
+    array, metadata = read_array(path, key)
+    space = latent_space("flux2")
+    try:
+        latent = as_latent(array, space, normalisation=normalisation, latent_size=latent_size)
+    except LatentError as error:
+        raise LatentError(f"{path}: {error}") from None
+    channels, height, width = latent.shape
+    return {
+        "latent": str(path),
+        "stored_shape": array.shape,
+        "channels": channels,
+        "cells": (width, height),
+        "native_size": (width * space.cell_pixels, height * space.cell_pixels),
+        "mean": round(float(latent.mean()), 4),
+        "std": round(float(latent.std()), 4),
+        **metadata,
+    }
+
+
+def _print_facts(facts: dict[str, Any], indent: str = "") -> None:
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            click.echo(f"{indent}{name}:")
+            _print_facts(value, indent + "  ")
+        elif isinstance(value, (list, tuple)):
+            items = [str(item) for item in value]
+            click.echo(f"{indent}{name}: {', '.join(items) or 'none'}")
+        else:
+            click.echo(f"{indent}{name}: {value}")

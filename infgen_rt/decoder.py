@@ -1,0 +1,144 @@
+"""Opening a model and making pictures with it."""
+
+import warnings
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from .backends import Options
+from .bundle import Bundle, Manifest
+from .engine import Engine
+from .errors import BackendError, InfGenWarning
+from .geometry import Size, parse_size
+from .grid import Grid
+from .latents import Normalisation, as_latent
+from .memory import default_budget, parse_bytes
+from .picture import Picture
+from .plan import make_plan
+from .spaces import latent_space
+from .stage import Stage
+
+# A stretch that nobody sees, such as that of rounding a side to whole cells.
+_UNSEEN_STRETCH = 1.02
+
+
+def open(
+    path: str | Path | None = None,
+    backend: str = "auto",
+    *,
+    threads: int | None = None,
+    memory: str | int | None = None,
+) -> "Decoder":
+    """Open a model.
+
+    Args:
+        path: a bundle, a folder or a zip; None for the model that the package ships.
+        backend: a backend's name, or `auto` for the best one here. A named backend is used or refused.
+        threads: CPU threads to compute with; None for the backend's own choice.
+        memory: what a decode may use, in bytes or as text (`1GiB`); None for 1 GiB, or half of what is free
+            if that is less.
+
+    Returns:
+        A decoder, to be closed after use or used as a context manager.
+
+    Raises:
+        BundleError: there is no bundle, or it is damaged.
+        BackendError: the backend is unknown, not installed or cannot run the bundle.
+        PlanError: `memory` is not an amount.
+    """
+    if threads is not None and threads < 1:
+        raise BackendError(f"{threads} threads are not possible: expected 1 or more")
+    budget = parse_bytes(memory) if memory is not None else default_budget()
+    return Decoder(Engine(Bundle.open(path), backend, Options(threads=threads)), budget)
+
+
+class Decoder:
+    """An opened model; one serves several threads. Made by `open`."""
+
+    def __init__(self, engine: Engine, budget: int) -> None:
+        self._engine = engine
+        self._budget = budget
+
+    @property
+    def manifest(self) -> Manifest:
+        """What is known of the model: name, licence, bounds, verification."""
+        return self._engine.manifest
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend that runs it."""
+        return self._engine.backend
+
+    @property
+    def device(self) -> str:
+        """What the backend runs on."""
+        return self._engine.device
+
+    def picture(
+        self,
+        latent: Any,
+        size: str | float | tuple[int, int] | None = None,
+        *,
+        tile: int | None = None,
+        normalisation: Normalisation = "model",
+        latent_size: tuple[int, int] | None = None,
+    ) -> Picture:
+        """Plan a picture; nothing is decoded yet.
+
+        Args:
+            latent: a NumPy array or torch tensor: [C, h, w], patchified [4C, h/2, w/2] or packed
+                [tokens, 4C], with or without a batch axis of 1.
+            size: (width, height) in pixels, a name such as `4k`, a factor such as `2x`, `x2160`; None for the
+                latent's native size. See `geometry.parse_size`.
+            tile: the largest tile's side in pixels; None to let the memory budget decide.
+            normalisation: `vae` for what diffusers' Flux2Pipeline returns with `output_type="latent"`.
+            latent_size: width and height in pixels that the pipeline was asked for; only for packed latents.
+
+        Raises:
+            LatentError: the latent is not usable.
+            PlanError: the size or the tile is not possible, or the memory budget is too small.
+        """
+        manifest = self.manifest
+        space = latent_space(manifest.latent_space)
+        array = as_latent(latent, space, normalisation=normalisation, latent_size=latent_size)
+        cells = Size(array.shape[2], array.shape[1])
+        native = Size(cells.width * space.cell_pixels, cells.height * space.cell_pixels)
+        grid = Grid(cells, parse_size(size, native), manifest.patch)
+        plan = make_plan(
+            grid, manifest, self._engine.recipe, backend=self.backend, budget=self._budget, tile=tile
+        )
+        _warn_of_scale(grid, manifest, native)
+        return Picture(Stage(lambda: array, plan.stages[0], self._engine, plan.cache), plan)
+
+    def close(self) -> None:
+        """Free the model. Pictures that are still open can no longer be read."""
+        self._engine.close()
+
+    def __enter__(self) -> "Decoder":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _warn_of_scale(grid: Grid, manifest: Manifest, native: Size) -> None:
+    low, high = manifest.scale_range
+    scale_y, scale_x = grid.scale
+    if min(scale_y, scale_x) < low or max(scale_y, scale_x) > high:
+        warnings.warn(
+            f"{grid.picture} is {scale_x:.2f}x{scale_y:.2f} times the latent's own {native}; "
+            f"the model was trained for {low:g} to {high:g} times",
+            InfGenWarning,
+            stacklevel=3,
+        )
+    stretch = max(scale_x / scale_y, scale_y / scale_x)
+    if stretch > _UNSEEN_STRETCH:
+        fitting = parse_size(f"x{grid.picture.height}", native)
+        warnings.warn(
+            f"{grid.picture} stretches the latent's own {native} by {stretch:.2f} in one direction; "
+            f"{fitting} would keep its shape",
+            InfGenWarning,
+            stacklevel=3,
+        )

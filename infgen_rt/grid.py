@@ -1,0 +1,113 @@
+"""Where tokens and cells lie: the coordinates that every decode is fed with."""
+
+from dataclasses import dataclass
+from math import ceil, floor
+
+import numpy as np
+
+from .geometry import Box, Size
+from .pixels import FloatArray
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The tokens of a picture over the cells of a latent.
+
+    Coordinates are in cells, origin at the latent's top-left corner; cell i covers [i, i + 1).
+
+    Attributes:
+        cells: the latent's width and height in cells.
+        picture: the picture's width and height in pixels.
+        patch: pixels a token covers each way, and pixels a cell covers at scale 1.
+    """
+
+    cells: Size
+    picture: Size
+    patch: int
+
+    @property
+    def tokens(self) -> Size:
+        """Width and height of the token grid, which may reach past the picture's right and bottom edges."""
+        return Size(-(-self.picture.width // self.patch), -(-self.picture.height // self.patch))
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Picture pixels a cell, over those at scale 1: (vertical, horizontal)."""
+        return (
+            self.picture.height / (self.patch * self.cells.height),
+            self.picture.width / (self.patch * self.cells.width),
+        )
+
+    def tokens_of(self, pixels: Box) -> Box:
+        """The tokens that cover a box of pixels."""
+        x, y = pixels.x // self.patch, pixels.y // self.patch
+        return Box(x, y, -(-pixels.right // self.patch) - x, -(-pixels.bottom // self.patch) - y)
+
+    def pixels_of(self, tokens: Box) -> Box:
+        """The pixels that a box of tokens covers, clipped to the picture."""
+        scaled = Box(*(side * self.patch for side in tokens))
+        return scaled.intersect(self.picture.box)
+
+    def token_centres(self, tokens: Box) -> tuple[FloatArray, FloatArray]:
+        """Centres of a box of tokens, in cells: (y float32 [h], x float32 [w])."""
+        step_y, step_x = self._steps
+        return _centres(tokens.y, tokens.height, step_y), _centres(tokens.x, tokens.width, step_x)
+
+    def cell_centres(self, cells: Box) -> tuple[FloatArray, FloatArray]:
+        """Centres of a box of cells, in cells: (y float32 [h], x float32 [w])."""
+        return _centres(cells.y, cells.height, 1.0), _centres(cells.x, cells.width, 1.0)
+
+    def context_of(self, tokens: Box, radius: float | None) -> Box:
+        """The cells that a box of tokens looks at.
+
+        Args:
+            tokens: the tokens that are decoded, halo included.
+            radius: how far from its centre a token looks, in cells; None for the whole latent.
+        """
+        if radius is None:
+            return self.cells.box
+        step_y, step_x = self._steps
+        # A bilinear sample reaches one cell each way whatever the radius.
+        reach = max(radius, 1.0)
+        y, bottom = _cells_near(tokens.y, tokens.bottom, step_y, reach, self.cells.height)
+        x, right = _cells_near(tokens.x, tokens.right, step_x, reach, self.cells.width)
+        return Box(x, y, right - x, bottom - y)
+
+    def decode_inputs(self, context: FloatArray, tokens: Box, radius: float | None) -> dict[str, FloatArray]:
+        """Inputs of the decode graph for a box of tokens.
+
+        Args:
+            context: prefill's output for the whole latent, [1, D, h, w].
+            tokens: the tokens to decode, halo included.
+            radius: how far from its centre a token looks, in cells; None for the whole latent.
+        """
+        cells = self.context_of(tokens, radius)
+        key_y, key_x = self.cell_centres(cells)
+        token_y, token_x = self.token_centres(tokens)
+        return {
+            "context": np.ascontiguousarray(context[:, :, *cells.slices]),
+            "key_y": key_y,
+            "key_x": key_x,
+            "token_y": token_y,
+            "token_x": token_x,
+            "extent": np.array([self.cells.height, self.cells.width], np.float32),
+            "scale": np.array(self.scale, np.float32),
+        }
+
+    @property
+    def _steps(self) -> tuple[float, float]:
+        scale_y, scale_x = self.scale
+        return 1.0 / scale_y, 1.0 / scale_x
+
+
+def _centres(start: int, count: int, step: float) -> FloatArray:
+    # In float64 first: a tile far from the origin must get the very coordinates the whole picture has.
+    return ((np.arange(start, start + count, dtype=np.float64) + 0.5) * step).astype(np.float32)
+
+
+def _cells_near(start: int, stop: int, step: float, reach: float, limit: int) -> tuple[int, int]:
+    """First and past-the-last cell whose centre is within reach of the tokens' centres, rounded outwards."""
+    first = floor((start + 0.5) * step - reach - 0.5)
+    last = ceil((stop - 0.5) * step + reach - 0.5)
+    first = min(max(first, 0), limit - 1)
+    return first, max(min(last + 1, limit), first + 1)

@@ -1,0 +1,71 @@
+"""JSON objects to frozen dataclasses, checked against the dataclass's own annotations."""
+
+from dataclasses import MISSING, fields, is_dataclass
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+class SchemaError(ValueError):
+    """A value is not what the annotation says; the text names its place."""
+
+
+def parse(kind: type[T], value: object, where: str) -> T:
+    """Build a dataclass from parsed JSON.
+
+    Unknown keys are ignored, so that a newer writer's additions do no harm.
+
+    Args:
+        kind: a dataclass of str, int, float, bool, Any, `X | None`, tuple, dict and further dataclasses.
+        value: what `json.loads` returned.
+        where: the value's name in errors.
+
+    Raises:
+        SchemaError: something is missing or of the wrong type.
+    """
+    result: T = _parse(kind, value, where)
+    return result
+
+
+def _parse(kind: Any, value: Any, where: str) -> Any:
+    origin, args = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if is_dataclass(kind):
+        return _parse_dataclass(kind, _expect(dict, value, where), where)
+    if origin is UnionType:
+        return None if value is None else _parse(args[0], value, where)
+    if origin is dict:
+        items = _expect(dict, value, where).items()
+        return {key: _parse(args[1], item, f"{where}.{key}") for key, item in items}
+    if origin is tuple:
+        return tuple(_parse_tuple(args, _expect(list, value, where), where))
+    if kind is float and type(value) is int:
+        return float(value)
+    return _expect(kind, value, where)
+
+
+def _parse_tuple(args: tuple[Any, ...], items: list[Any], where: str) -> list[Any]:
+    kinds = [args[0]] * len(items) if args[-1] is Ellipsis else args
+    if len(items) != len(kinds):
+        raise SchemaError(f"{where} has {len(items)} items, expected {len(kinds)}")
+    return [_parse(kinds[index], item, f"{where}[{index}]") for index, item in enumerate(items)]
+
+
+def _parse_dataclass(kind: Any, value: dict[str, Any], where: str) -> Any:
+    hints = get_type_hints(kind)
+    arguments = {}
+    for field in fields(kind):
+        if field.name in value:
+            arguments[field.name] = _parse(hints[field.name], value[field.name], f"{where}.{field.name}")
+        elif field.default is MISSING and field.default_factory is MISSING:
+            raise SchemaError(f"{where} lacks {field.name!r}")
+    return kind(**arguments)
+
+
+def _expect(kind: type[T], value: Any, where: str) -> T:
+    # By exact type: JSON's true is not an int.
+    if type(value) is not kind:
+        raise SchemaError(f"{where} is {type(value).__name__}, expected {kind.__name__}")
+    return value

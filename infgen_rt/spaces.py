@@ -1,0 +1,75 @@
+"""The table of latent spaces: the conventions that latents come in."""
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from .errors import LatentError
+from .pixels import FloatArray
+from .schema import parse
+
+_TABLE = Path(__file__).parent / "data" / "latent_spaces.json"
+
+
+@dataclass(frozen=True)
+class LatentSpace:
+    """One convention: what a latent's numbers mean.
+
+    A latent *in* the space is normalised, as the diffusion transformer sees it. The VAE's own latents are
+    wider: `vae_mean` and `vae_std` lead from them into the space, one number a channel of the 2x2-patchified
+    latent, in the order channel * 4 + row * 2 + column.
+
+    Attributes:
+        channels: channels of an unpatchified latent.
+        cell_pixels: pixels a cell covers each way at scale 1.
+        usual_std: the overall standard deviations that real latents have, least and most.
+        usual_mean: the largest overall |mean| that real latents have.
+        vae_mean: mean of each patchified channel of the VAE's own latents.
+        vae_std: their standard deviation.
+        source: where the table was taken from.
+    """
+
+    channels: int
+    cell_pixels: int
+    usual_std: tuple[float, float]
+    usual_mean: float
+    vae_mean: tuple[float, ...]
+    vae_std: tuple[float, ...]
+    source: str
+
+    def normalise(self, latent: FloatArray) -> FloatArray:
+        """Bring a VAE's own latent (what its encoder gives, batch norm undone) into the space.
+
+        Args:
+            latent: float32 [channels, h, w].
+        """
+        mean, std = self._pattern(self.vae_mean, latent), self._pattern(self.vae_std, latent)
+        return (latent - mean) / std
+
+    def _pattern(self, values: tuple[float, ...], latent: FloatArray) -> FloatArray:
+        """One number a cell: the patchified channels' values, repeated over the latent."""
+        height, width = latent.shape[1:]
+        square = np.asarray(values, np.float32).reshape(self.channels, 2, 2)
+        return np.tile(square, (1, -(-height // 2), -(-width // 2)))[:, :height, :width]
+
+
+@cache
+def latent_spaces() -> dict[str, LatentSpace]:
+    """All known latent spaces, by name."""
+    table = json.loads(_TABLE.read_text(encoding="utf-8"))
+    return {name: parse(LatentSpace, value, name) for name, value in table.items()}
+
+
+def latent_space(name: str) -> LatentSpace:
+    """Look a latent space up.
+
+    Raises:
+        LatentError: there is none of that name.
+    """
+    spaces = latent_spaces()
+    if name not in spaces:
+        raise LatentError(f"latent space {name!r} is unknown to this version: known are {', '.join(spaces)}")
+    return spaces[name]

@@ -1,0 +1,114 @@
+"""A stage: one latent at one size, of which any region can be read."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from threading import Lock
+
+import numpy as np
+
+from .engine import Engine
+from .errors import DecodeError
+from .geometry import Box, Size
+from .pixels import FloatArray
+from .plan import StagePlan
+
+
+class Stage:
+    """Decodes what is asked for and keeps whole tiles for the next time; serves several threads.
+
+    Args:
+        latent: gives the latent, float32 [C, h, w]; called once, when the first pixel is wanted, so that it
+            may itself pull pixels from a stage before this one.
+        plan: geometry and tiles.
+        engine: the loaded model.
+        cache: bytes of decoded tiles to keep.
+    """
+
+    def __init__(self, latent: Callable[[], FloatArray], plan: StagePlan, engine: Engine, cache: int) -> None:
+        self._latent = latent
+        self._plan = plan
+        self._engine = engine
+        self._cache = _TileCache(cache)
+        self._context: FloatArray | None = None
+        self._lock = Lock()
+
+    @property
+    def size(self) -> Size:
+        """Width and height in pixels."""
+        return self._plan.grid.picture
+
+    def prefill(self) -> FloatArray:
+        """The context, float32 [1, D, h, w]; computed the first time."""
+        with self._lock:
+            if self._context is None:
+                self._context = self._engine.prefill(self._latent())
+            return self._context
+
+    def read(self, box: Box) -> FloatArray:
+        """Pixels of a box inside the picture: float32 [3, h, w], about [0, 1], not clamped.
+
+        A box that fits in a tile is decoded by itself; a larger one tile by tile. Whole tiles are kept.
+        """
+        tiles = list(self._plan.tiles(box))
+        if len(tiles) > 1 and self.fits_a_tile(box) and not self._cache.holds(tiles):
+            return self._decode(box)
+        pixels = np.empty((3, box.height, box.width), np.float32)
+        for tile in tiles:
+            part = tile.intersect(box)
+            pixels[:, *part.relative_to(box).slices] = self._read_part(part, tile)
+        return pixels
+
+    def fits_a_tile(self, box: Box) -> bool:
+        """Whether a box can be decoded at once within the plan's memory."""
+        tokens, tile = self._plan.grid.tokens_of(box), self._plan.tile
+        return tokens.width <= tile.width and tokens.height <= tile.height
+
+    def _read_part(self, part: Box, tile: Box) -> FloatArray:
+        if part != tile and not self._cache.holds([tile]):
+            return self._decode(part)
+        pixels = self._cache.get(tile)
+        if pixels is None:
+            pixels = self._decode(tile)
+            self._cache.put(tile, pixels)
+        return pixels[:, *part.relative_to(tile).slices]
+
+    def _decode(self, box: Box) -> FloatArray:
+        """Decode the tokens under a box with the halo that makes their pixels exact, and drop the halo."""
+        grid, halo = self._plan.grid, self._engine.manifest.halo
+        tokens = grid.tokens_of(box).grow(halo.tokens, grid.tokens.box)
+        image = self._engine.decode(grid.decode_inputs(self.prefill(), tokens, halo.cells))
+        pixels = image[:, *box.relative_to(grid.pixels_of(tokens)).slices]
+        if not np.isfinite(pixels).all():
+            raise DecodeError(f"the model gave NaN or infinite pixels in {box}: is the latent usable?")
+        return pixels
+
+
+class _TileCache:
+    """The tiles used last, by their boxes, up to a number of bytes."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._size = 0
+        self._tiles: OrderedDict[Box, FloatArray] = OrderedDict()
+        self._lock = Lock()
+
+    def holds(self, tiles: list[Box]) -> bool:
+        with self._lock:
+            return all(tile in self._tiles for tile in tiles)
+
+    def get(self, tile: Box) -> FloatArray | None:
+        with self._lock:
+            if tile in self._tiles:
+                self._tiles.move_to_end(tile)
+            return self._tiles.get(tile)
+
+    def put(self, tile: Box, pixels: FloatArray) -> None:
+        # A copy: the decoded array is a view that would keep its halo alive.
+        pixels = pixels.copy()
+        with self._lock:
+            if tile in self._tiles or pixels.nbytes > self._capacity:
+                return
+            self._tiles[tile] = pixels
+            self._size += pixels.nbytes
+            while self._size > self._capacity:
+                self._size -= self._tiles.popitem(last=False)[1].nbytes

@@ -1,0 +1,232 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from infgen_rt.cli import main
+
+from . import tiny
+from .test_writers import full_disk
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a latent."""
+    np.save(tmp_path / "latent.npy", tiny.random_latent(8, 12))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def decode(bundle: Path) -> list[str]:
+    return ["decode", "latent.npy", "-o", "out.png", "--model", str(bundle)]
+
+
+def test_decode_writes_the_picture(
+    folder: Path, decode: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*decode, "--size", "2x"]) == 0
+    with Image.open("out.png") as image:
+        assert image.size == (192, 128)
+    printed = capsys.readouterr()
+    assert printed.out.startswith("out.png: 192x128, ") and printed.err == ""
+
+
+def test_region_tile_memory_and_threads(
+    folder: Path, decode: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [
+        "--region",
+        "10,20,50,40",
+        "--tile",
+        "32",
+        "--memory",
+        "64MiB",
+        "--threads",
+        "1",
+        "--backend",
+        "onnxruntime",
+    ]
+    assert main([*decode, "--size", "384x256", *options, "--quiet"]) == 0
+    with Image.open("out.png") as image:
+        part = np.asarray(image).astype(int)
+    whole = tiny.decode_whole(np.load("latent.npy"), (384, 256))[20:60, 10:60]
+    assert np.abs(part - np.floor(whole * 255 + 0.5)).max() <= 1
+    printed = capsys.readouterr()
+    assert printed.out == printed.err == ""
+
+
+def test_json_is_one_object_that_says_what_was_done(
+    folder: Path, decode: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*decode, "--size", "300x200", "--tile", "64", "--json"]) == 0
+    printed = capsys.readouterr()
+    report = json.loads(printed.out)
+    assert printed.out.count("\n") == 1
+    assert report["size"] == [300, 200] and report["backend"] == "onnxruntime" and report["model"] == "tiny"
+    assert report["plan"]["stages"][0]["tiles"] == 20
+    assert set(report["seconds"]) == {"open", "prefill", "decode", "encode", "total"}
+    assert sum(report["seconds"].values()) == pytest.approx(2 * report["seconds"]["total"])
+    assert report["warnings"] == []
+
+
+def test_warnings_are_one_line_each_and_in_the_json(
+    folder: Path, decode: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*decode, "--size", "96x128", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err.startswith("Warning: 96x128 stretches") and printed.err.count("\n") == 1
+    assert len(json.loads(printed.out)["warnings"]) == 1
+
+
+def test_packed_latents_and_the_vaes_normalisation(folder: Path, decode: list[str]) -> None:
+    np.save("latent.npy", np.random.default_rng(0).normal(0, 1.4, (24, 128)).astype(np.float32))
+    assert main(decode) == 2
+    assert main([*decode, "--latent-size", "96x64", "--normalisation", "vae"]) == 0
+    with Image.open("out.png") as image:
+        assert image.size == (96, 64)
+
+
+@pytest.fixture
+def bad(folder: Path, bundle: Path) -> Path:
+    np.save("nan.npy", np.full((32, 4, 4), np.nan, np.float32))
+    np.save("channels.npy", np.zeros((4, 64, 64), np.float32))
+    np.save("object.npy", np.array([{}], object), allow_pickle=True)
+    Path("short.npy").write_bytes(Path("latent.npy").read_bytes()[:500])
+    Path("there.png").write_text("precious")
+    (folder / "broken").mkdir()
+    (folder / "broken" / "manifest.json").write_text("{}")
+    return folder
+
+
+BAD = {
+    "missing latent": (["none.npy"], "does not exist"),
+    "truncated": (["short.npy"], "truncated"),
+    "nan": (["nan.npy"], "512 of 512 numbers are NaN"),
+    "channels": (["channels.npy"], "expected [32, h, w]"),
+    "object": (["object.npy"], "pickle"),
+    "no latent": ([], "either a LATENT file or --sample"),
+    "two latents": (["latent.npy", "--sample", "x"], "either a LATENT file or --sample"),
+    "unknown sample": (["--sample", "x"], "sample 'x' is unknown"),
+    "zero size": (["latent.npy", "--size", "0x0"], "out of bounds"),
+    "negative size": (["latent.npy", "--size", "-4x4"], "out of bounds"),
+    "huge size": (["latent.npy", "--size", "999999x9"], "out of bounds"),
+    "unreadable size": (["latent.npy", "--size", "large"], "not understood"),
+    "beyond the format": (["latent.npy", "--size", "16384x100", "-o", "a.webp"], "at most 16,383"),
+    "region": (["latent.npy", "--region", "0,0,999,9"], "outside the picture"),
+    "existing": (["latent.npy", "-o", "there.png"], "--force"),
+    "unwritable": (["latent.npy", "-o", "none/out.png"], "cannot write in none"),
+    "format": (["latent.npy", "-o", "out.bmp"], "no known picture format"),
+    "missing model": (["latent.npy", "--model", "none"], "does not exist"),
+    "broken model": (["latent.npy", "--model", "broken"], "upgrade infgen-rt"),
+    "unknown backend": (["latent.npy", "--backend", "abacus"], "'abacus' is unknown"),
+    "absent backend": (["latent.npy", "--backend", "cuda"], "'cuda' is not in this installation"),
+    "small memory": (["latent.npy", "--memory", "1MB"], "too small"),
+    "odd memory": (["latent.npy", "--memory", "lots"], "not understood"),
+    "tile": (["latent.npy", "--tile", "13"], "multiple of 8"),
+    "threads": (["latent.npy", "--threads", "0"], "--threads"),
+    "option": (["latent.npy", "--colour"], "--colour"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_changes_nothing(
+    bad: Path, bundle: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    arguments, text = BAD[name]
+    before = {path: path.read_bytes() for path in bad.rglob("*") if path.is_file()}
+    # Options given twice: the last wins.
+    assert main(["decode", "-o", "out.png", "--model", str(bundle), *arguments]) == 2
+    printed = capsys.readouterr()
+    last = printed.err.splitlines()[-1]
+    assert last.startswith("Error: ") and text in last and printed.out == ""
+    assert all(line.startswith("Warning: ") for line in printed.err.splitlines()[:-1])
+    assert {path: path.read_bytes() for path in bad.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_work_that_fails_ends_with_one(
+    folder: Path, decode: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infgen_rt.writers._create", full_disk)
+    assert main(decode) == 1
+    assert capsys.readouterr().err == "Error: cannot write out.png: No space left on device\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_leave_nothing(folder: Path, decode: list[str], number: int, code: int) -> None:
+    np.save("latent.npy", tiny.random_latent(60, 90))
+    command = [sys.executable, "-m", "infgen_rt", *decode, "--size", "20x", "--tile", "64"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not list(folder.glob(".out.png.*")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert "Traceback" not in errors
+    assert [path.name for path in folder.iterdir()] == ["latent.npy"]
+
+
+def test_info_on_a_bundle(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(bundle)]) == 0
+    assert "licence: CC0-1.0" in capsys.readouterr().out
+    assert main(["info", str(bundle), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["name"] == "tiny" and facts["recipes"] == ["onnx-fp32 (onnx, fp32)"]
+
+
+def test_info_on_a_latent(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "latent.npy", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["cells"] == [12, 8] and facts["native_size"] == [96, 64]
+    assert facts["std"] == pytest.approx(0.8, abs=0.05)
+
+
+def test_info_on_the_installation(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--json"]) == 0
+    assert "onnxruntime" in json.loads(capsys.readouterr().out)["backends"]
+
+
+def test_info_on_nothing_is_bad_input(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "none"]) == 2
+    assert capsys.readouterr().err.startswith("Error: none does not exist")
+
+
+@pytest.mark.parametrize("command", [[], ["decode"], ["info"]])
+def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("Usage: infgen-rt")
+    assert not command or "Examples:\n  infgen-rt" in text
+
+
+def test_without_a_command_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert "decode" in capsys.readouterr().out
+
+
+def test_a_progress_bar_is_shown_on_a_terminal_only(folder: Path, decode: list[str]) -> None:
+    import pty
+
+    parent, child = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "infgen_rt", *decode], stderr=child, stdout=subprocess.DEVNULL
+    )
+    os.close(child)
+    shown = b""
+    try:
+        while piece := os.read(parent, 4096):
+            shown += piece
+    except OSError:  # the other end is closed
+        pass
+    assert process.wait() == 0
+    assert b"100%" in shown and b"encode" in shown

@@ -1,0 +1,135 @@
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import infgen_rt
+from infgen_rt.engine import Engine
+from infgen_rt.errors import DecodeError, PlanError
+from infgen_rt.pixels import to_bytes, to_floats
+
+from . import tiny
+
+LATENT = tiny.random_latent(9, 12)
+
+
+@pytest.fixture
+def picture(decoder: infgen_rt.Decoder) -> infgen_rt.Picture:
+    return decoder.picture(LATENT, "2x", tile=64)
+
+
+@pytest.fixture
+def decodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Tokens of each decode that was run."""
+    counts: list[int] = []
+    decode = Engine.decode
+
+    def counted(engine: Engine, inputs: dict) -> np.ndarray:
+        counts.append(len(inputs["token_y"]) * len(inputs["token_x"]))
+        return decode(engine, inputs)
+
+    monkeypatch.setattr(Engine, "decode", counted)
+    yield counts
+
+
+def test_a_picture_is_an_array(picture: infgen_rt.Picture) -> None:
+    pixels = np.asarray(picture)
+    assert picture.size == (192, 144) and pixels.shape == (144, 192, 3) and pixels.dtype == np.uint8
+    assert np.array_equal(np.asarray(picture, dtype=np.float64), pixels.astype(np.float64))
+    assert np.array_equal(np.asarray(picture.image()), pixels)
+    with pytest.raises(ValueError, match="without a copy"):
+        np.asarray(picture, copy=False)
+
+
+def test_nothing_is_decoded_before_it_is_asked_for(decodes: list[int], picture: infgen_rt.Picture) -> None:
+    assert str(picture.plan) and not decodes
+    picture.read((70, 70, 10, 10))
+    # Two tokens a side, and two more all around.
+    assert decodes == [36]
+
+
+def test_a_small_region_across_tiles_is_one_decode(decodes: list[int], picture: infgen_rt.Picture) -> None:
+    picture.read((60, 60, 8, 8))
+    assert decodes == [36]
+
+
+def test_whole_tiles_are_kept(decodes: list[int], picture: infgen_rt.Picture) -> None:
+    first = picture.read()
+    tiles = len(decodes)
+    assert tiles == picture.plan.stages[0].count
+    assert np.array_equal(picture.read(), first)
+    assert np.array_equal(picture.read((50, 40, 100, 90)), first[40:130, 50:150])
+    assert len(decodes) == tiles
+
+
+def test_the_cache_is_bounded(decodes: list[int], bundle: Path) -> None:
+    with infgen_rt.open(bundle) as decoder:
+        least = decoder.picture(LATENT, "2x", tile=64).plan
+    with infgen_rt.open(bundle, memory=least.memory - least.cache + 1) as decoder:
+        picture = decoder.picture(LATENT, "2x", tile=64)
+        assert np.array_equal(picture.read(), picture.read())
+        assert len(decodes) == 2 * picture.plan.stages[0].count
+
+
+def test_a_caller_may_change_what_it_was_given(picture: infgen_rt.Picture) -> None:
+    box = next(picture.tiles())[0]
+    before = picture.read(box, dtype=np.float32)
+    picture.read(box, dtype=np.float32)[:] = 0
+    assert np.array_equal(picture.read(box, dtype=np.float32), before)
+
+
+def test_tiles_come_from_where_the_user_looks(picture: infgen_rt.Picture) -> None:
+    whole = np.asarray(picture)
+    filled = np.zeros_like(whole)
+    tiles = list(picture.tiles(start=(191, 143)))
+    for box, pixels in tiles:
+        filled[box.slices] = pixels
+    assert np.array_equal(filled, whole)
+    assert tiles[0][0].right == 192 and tiles[0][0].bottom == 144
+    assert tiles[-1][0][:2] == (0, 0)
+
+
+def test_several_threads_read_one_picture(
+    decodes: list[int], picture: infgen_rt.Picture, bundle: Path
+) -> None:
+    with infgen_rt.open(bundle) as other:
+        expected = other.picture(LATENT, "2x").read()
+    decodes.clear()
+    boxes = [(x, y, 96, 72) for x in (0, 96) for y in (0, 72)] * 4 + [(0, 0, 192, 144)] * 4
+    with ThreadPoolExecutor(8) as pool:
+        for (x, y, width, height), pixels in zip(boxes, pool.map(picture.read, boxes), strict=True):
+            difference = pixels.astype(int) - expected[y : y + height, x : x + width]
+            assert np.abs(difference).max() <= 1
+
+
+def test_bad_regions_and_dtypes_are_refused(picture: infgen_rt.Picture) -> None:
+    with pytest.raises(PlanError, match="outside the picture, which is 192x144"):
+        picture.read((0, 0, 193, 1))
+    with pytest.raises(TypeError, match="expected numpy.uint8 or numpy.float32"):
+        picture.read(dtype=np.int16)
+
+
+def test_a_closed_decoder_says_so(bundle: Path) -> None:
+    with infgen_rt.open(bundle) as decoder:
+        picture = decoder.picture(LATENT)
+    with pytest.raises(DecodeError, match="decoder is closed"):
+        picture.read()
+    decoder.close()
+
+
+def test_pixels_that_are_no_numbers_are_an_error(
+    picture: infgen_rt.Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = Engine.decode
+    monkeypatch.setattr(Engine, "decode", lambda engine, inputs: decode(engine, inputs) * np.float32(np.nan))
+    with pytest.raises(DecodeError, match="NaN or infinite pixels in 0,0,8,8"):
+        picture.read((0, 0, 8, 8))
+
+
+def test_rounding_is_half_upwards_and_clamped() -> None:
+    levels = np.array([-0.2, 0.49, 0.5, 127.5, 255, 300], np.float32) / 255
+    planes = np.tile(levels.astype(np.float32), (3, 1, 1))
+    assert to_bytes(planes)[0, :, 0].tolist() == [0, 0, 1, 128, 255, 255]
+    assert to_floats(planes)[0, :, 2].tolist() == pytest.approx(levels.clip(0, 1))

@@ -1,0 +1,114 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import infgen_rt
+from infgen_rt.bundle import Bundle, Manifest
+from infgen_rt.errors import InfGenWarning, PlanError
+from infgen_rt.geometry import Size
+from infgen_rt.grid import Grid
+from infgen_rt.memory import GIB, MIB
+from infgen_rt.plan import LARGEST_TILE, SMALLEST_TILE, Plan, make_plan
+
+from . import tiny
+
+CELLS = Size(30, 20)
+
+
+@pytest.fixture(scope="module")
+def manifest(bundle: Path) -> Manifest:
+    return Bundle.open(bundle).manifest
+
+
+def plan(
+    manifest: Manifest, picture: Size, budget: int = GIB, cells: Size = CELLS, tile: int | None = None
+) -> Plan:
+    return make_plan(
+        Grid(cells, picture, 8), manifest, manifest.recipes[0], backend="any", budget=budget, tile=tile
+    )
+
+
+@given(width=st.integers(60, 9000), height=st.integers(40, 9000), budget=st.integers(8 * MIB, 200 * MIB))
+def test_tiles_partition_the_picture_within_the_budget(
+    manifest: Manifest, width: int, height: int, budget: int
+) -> None:
+    picture = Size(width, height)
+    try:
+        made = plan(manifest, picture, budget)
+    except PlanError:
+        with pytest.raises(PlanError):
+            plan(manifest, picture, budget, tile=SMALLEST_TILE * 8)
+        return
+    stage = made.stages[0]
+    tiles = list(stage.tiles(picture.box))
+    assert made.memory <= budget
+    assert len(tiles) == stage.count == len(set(tiles))
+    assert sum(tile.size.area for tile in tiles) == picture.area
+    assert all(tile.intersect(picture.box) == tile for tile in tiles)
+    assert max(stage.tile) <= LARGEST_TILE
+    for edges in (stage.columns, stage.rows):
+        parts = [stop - start for start, stop in zip(edges, edges[1:], strict=False)]
+        assert max(parts) - min(parts) <= 1
+
+
+@given(st.data())
+def test_tiles_of_a_region_are_those_it_touches(manifest: Manifest, data: st.DataObject) -> None:
+    picture = Size(1001, 777)
+    stage = plan(manifest, picture, tile=data.draw(st.sampled_from([8, 64, 200]))).stages[0]
+    x, y = data.draw(st.integers(0, 1000)), data.draw(st.integers(0, 776))
+    region = infgen_rt.Box(x, y, data.draw(st.integers(1, 1001 - x)), data.draw(st.integers(1, 777 - y)))
+    touched = [tile for tile in stage.tiles(picture.box) if tile.intersect(region).size.area]
+    assert list(stage.tiles(region)) == touched
+
+
+def test_one_tile_when_it_fits(manifest: Manifest) -> None:
+    assert plan(manifest, Size(512, 512)).stages[0].count == 1
+    assert plan(manifest, Size(520, 512)).stages[0].count == 2
+
+
+def test_memory_shrinks_tiles_and_never_grows_with_them(manifest: Manifest) -> None:
+    plans = [plan(manifest, Size(3000, 2000), budget * MIB) for budget in (200, 25, 15, 8)]
+    areas = [made.stages[0].tile.area for made in plans]
+    assert areas == sorted(areas, reverse=True) and areas[0] > areas[-1]
+
+
+def test_a_budget_too_small_says_how_much_is_needed(manifest: Manifest) -> None:
+    with pytest.raises(
+        PlanError, match=r"memory of 1\.0 MiB is too small.*needs at least (\d+\.\d) MiB"
+    ) as caught:
+        plan(manifest, Size(3000, 2000), MIB)
+    needed = float(str(caught.value).split("at least ")[1].split()[0])
+    assert plan(manifest, Size(3000, 2000), int((needed + 0.1) * MIB)).stages[0].tile.width == SMALLEST_TILE
+
+
+@pytest.mark.parametrize("tile", [-8, 0, 4, 100, 10**6])
+def test_impossible_tiles_are_refused(manifest: Manifest, tile: int) -> None:
+    with pytest.raises(PlanError, match="tile of"):
+        plan(manifest, Size(300, 200), tile=tile)
+
+
+def test_a_latent_out_of_bounds_is_refused(manifest: Manifest) -> None:
+    with pytest.raises(PlanError, match="1 to 128 a side"):
+        plan(manifest, Size(3000, 200), cells=Size(129, 20))
+
+
+def test_a_picture_with_less_than_a_quarter_of_the_latents_size_is_refused(manifest: Manifest) -> None:
+    with pytest.raises(PlanError, match="too small for a latent of 30x20 cells: at least 60x40"):
+        plan(manifest, Size(59, 160))
+    assert plan(manifest, Size(60, 40)).stages[0].count == 1
+
+
+def test_plans_print_what_will_happen(manifest: Manifest) -> None:
+    text = str(plan(manifest, Size(1001, 777), tile=256))
+    assert "latent 30x20 -> picture 1001x777, 16 tiles of 256x200 pixels at most" in text
+    assert "of 1.00 GiB" in text and "backend: any, fp32" in text
+
+
+def test_scales_outside_the_trained_range_and_stretches_are_warned_of(decoder: infgen_rt.Decoder) -> None:
+    latent = tiny.random_latent(10, 10)
+    with pytest.warns(InfGenWarning, match="trained for 0.5 to 4 times"):
+        decoder.picture(latent, "5x")
+    with pytest.warns(InfGenWarning, match=r"stretches .* by 1\.50 .*80x80 would keep"):
+        decoder.picture(latent, (120, 80))

@@ -1,0 +1,193 @@
+"""A tiny model that obeys the graph contract, and an independent way to decode with it.
+
+Decode reads context cells up to two away from a token, sees its coordinates, and convolves over tokens and
+over pixels, so that a wrong coordinate, a missing cell or a missing halo changes the picture.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+
+from infgen_rt.bundle import FileInfo, Halo, Manifest, Memory, ModelInfo, Recipe, Shapes
+from infgen_rt.pixels import FloatArray
+
+CHANNELS, CONTEXT, PATCH = 32, 6, 8
+RADIUS = 2
+FLOAT = TensorProto.FLOAT
+
+
+def manifest(
+    files: dict[str, FileInfo], halo_tokens: int = 2, halo_cells: float | None = RADIUS + 0.5
+) -> Manifest:
+    return Manifest(
+        model=ModelInfo("tiny", "1", "CC0-1.0", "none: random weights", {"prefill": 1, "decode": 1}),
+        latent_space="flux2",
+        latent_channels=CHANNELS,
+        context_channels=CONTEXT,
+        patch=PATCH,
+        scale_range=(0.5, 4.0),
+        halo=Halo(tokens=halo_tokens, cells=halo_cells, encode_pixels=8),
+        shapes=Shapes(latent=(1, 128), context=(1, 128), tokens=(1, 2048)),
+        recipes=(
+            Recipe(
+                name="onnx-fp32",
+                target="onnx",
+                precision="fp32",
+                graphs={"prefill": "onnx-fp32/prefill.onnx", "decode": "onnx-fp32/decode.onnx"},
+                memory=Memory(base=1_000_000, prefill_per_cell=1_000, decode_per_token=10_000),
+            ),
+        ),
+        files=files,
+        verification=({"recipe": "onnx-fp32", "max_error": 0.0},),
+    )
+
+
+def write_bundle(folder: Path, **halo: float | None) -> Path:
+    graphs = {"onnx-fp32/prefill.onnx": prefill_graph(), "onnx-fp32/decode.onnx": decode_graph()}
+    files = {}
+    for name, content in graphs.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+        files[name] = FileInfo(hashlib.sha256(content).hexdigest(), len(content))
+    (folder / "manifest.json").write_text(manifest(files, **halo).to_json())
+    return folder
+
+
+def edit_manifest(bundle: Path, **changes: object) -> None:
+    path = bundle / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def prefill_graph() -> bytes:
+    """A convolution plus the global mean: global statistics belong in prefill."""
+    rng = np.random.default_rng(1)
+    nodes = [
+        helper.make_node("Conv", ["latent", "kernel"], ["local"], pads=[1, 1, 1, 1]),
+        helper.make_node("ReduceMean", ["local", "space"], ["mean"], keepdims=1),
+        helper.make_node("Add", ["local", "mean"], ["context"]),
+    ]
+    constants = {
+        "kernel": rng.normal(0, 0.08, (CONTEXT, CHANNELS, 3, 3)).astype(np.float32),
+        "space": np.array([2, 3], np.int64),
+    }
+    return _model(nodes, constants, {"latent": [1, CHANNELS, "h", "w"]}, {"context": [1, CONTEXT, "h", "w"]})
+
+
+def decode_graph() -> bytes:
+    rng = np.random.default_rng(2)
+    nodes, constants = [], {}
+
+    def node(op: str, inputs: list[str], output: str, **attributes: object) -> str:
+        nodes.append(helper.make_node(op, inputs, [output], **attributes))
+        return output
+
+    def constant(name: str, value: object, dtype: type = np.float32) -> str:
+        constants[name] = np.array(value, dtype)
+        return name
+
+    zero, half, one = constant("zero", 0.0), constant("half", 0.5), constant("one", 1.0)
+    index = {"y": constant("first", [0], np.int64), "x": constant("second", [1], np.int64)}
+    samples = []
+    for offset in range(-RADIUS, RADIUS + 1):
+        sample = "context"
+        for axis, number in (("y", 2), ("x", 3)):
+            # The cell that the token lies in, some cells on, kept inside the latent, counted in the crop.
+            shift = constant(f"shift{offset}{axis}", offset * (1 if axis == "y" else -1))
+            length = node("Gather", ["extent", index[axis]], f"length{offset}{axis}")
+            last = node("Sub", [length, one], f"last{offset}{axis}")
+            cell = node(
+                "Floor", [node("Add", [f"token_{axis}", shift], f"at{offset}{axis}")], f"cell{offset}{axis}"
+            )
+            kept = node("Min", [node("Max", [cell, zero], f"low{offset}{axis}"), last], f"kept{offset}{axis}")
+            origin = node(
+                "Sub",
+                [node("Gather", [f"key_{axis}", index["y"]], f"key{offset}{axis}"), half],
+                f"o{offset}{axis}",
+            )
+            local = node("Sub", [kept, origin], f"local{offset}{axis}")
+            # A crop that lacks the cell gives its nearest, and so another picture.
+            crop = node("Shape", [f"key_{axis}"], f"shape{offset}{axis}")
+            count = node("Cast", [crop], f"count{offset}{axis}", to=FLOAT)
+            end = node("Sub", [count, one], f"end{offset}{axis}")
+            inside = node("Max", [node("Min", [local, end], f"min{offset}{axis}"), zero], f"in{offset}{axis}")
+            whole = node("Cast", [inside], f"whole{offset}{axis}", to=TensorProto.INT64)
+            sample = node("Gather", [sample, whole], f"sample{offset}{axis}", axis=number)
+        samples.append(sample)
+    cells = node("Concat", samples, "cells", axis=1)
+
+    waves = []
+    for axis, number in (("y", [0, 1, 3]), ("x", [0, 1, 2])):
+        scale = node("Gather", ["scale", index[axis]], f"scale_{axis}")
+        phase = node("Mul", [f"token_{axis}", scale], f"phase_{axis}")
+        wave = node("Sin", [phase], f"sin_{axis}")
+        waves.append(node("Unsqueeze", [wave, constant(f"axes_{axis}", number, np.int64)], f"wave_{axis}"))
+    position = node("Mul", waves, "position")
+    features = node("Add", [cells, position], "features")
+
+    def kernel(name: str, count_out: int, count_in: int, side: int) -> str:
+        deviation = 1.0 / np.sqrt(count_in * side * side)
+        return constant(name, rng.normal(0, deviation, (count_out, count_in, side, side)))
+
+    hidden = node(
+        "Conv", [features, kernel("k1", 16, CONTEXT * (2 * RADIUS + 1), 3)], "hidden", pads=[1, 1, 1, 1]
+    )
+    bent = node("Tanh", [hidden], "bent")
+    blocks = node("Conv", [bent, kernel("k2", 4 * PATCH * PATCH, 16, 1)], "blocks")
+    pixels = node("DepthToSpace", [blocks], "pixels", blocksize=PATCH)
+    smooth = node("Conv", [pixels, kernel("k3", 3, 4, 3)], "smooth", pads=[1, 1, 1, 1])
+    node("Sigmoid", [smooth], "image")
+    inputs = {
+        "context": [1, CONTEXT, "hk", "wk"],
+        "key_y": ["hk"],
+        "key_x": ["wk"],
+        "token_y": ["ht"],
+        "token_x": ["wt"],
+        "extent": [2],
+        "scale": [2],
+    }
+    return _model(nodes, constants, inputs, {"image": [1, 3, "H", "W"]})
+
+
+def decode_whole(latent: FloatArray, size: tuple[int, int]) -> FloatArray:
+    """Decode at once, straight from the contract's formulas and none of the runtime's code: [H, W, 3]."""
+    width, height = size
+    h, w = latent.shape[1:]
+    run = {
+        name: ort.InferenceSession(graph) for name, graph in (("p", prefill_graph()), ("d", decode_graph()))
+    }
+    rows, columns = (height + 7) // 8, (width + 7) // 8
+    image = run["d"].run(
+        None,
+        {
+            "context": run["p"].run(None, {"latent": latent[None]})[0],
+            "key_y": np.arange(h, dtype=np.float32) + 0.5,
+            "key_x": np.arange(w, dtype=np.float32) + 0.5,
+            "token_y": np.float32([(a + 0.5) * 8 * h / height for a in range(rows)]),
+            "token_x": np.float32([(a + 0.5) * 8 * w / width for a in range(columns)]),
+            "extent": np.float32([h, w]),
+            "scale": np.float32([height / (8 * h), width / (8 * w)]),
+        },
+    )[0]
+    return image[0, :, :height, :width].transpose(1, 2, 0)
+
+
+def random_latent(height: int, width: int, seed: int = 0) -> FloatArray:
+    return np.random.default_rng(seed).normal(0, 0.8, (CHANNELS, height, width)).astype(np.float32)
+
+
+def _model(nodes: list, constants: dict, inputs: dict, outputs: dict) -> bytes:
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info(name, FLOAT, shape) for name, shape in inputs.items()],
+        [helper.make_tensor_value_info(name, FLOAT, shape) for name, shape in outputs.items()],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()

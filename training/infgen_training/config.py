@@ -1,0 +1,60 @@
+"""Everything that decides how a run goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+        preset: Model preset a new run starts from.
+        steps: Length of the run and of its cosine schedule.
+        warmup: Steps of linear warm-up.
+        optimizer: ``"muon"`` (orthogonalised momentum on hidden matrices and kernels, AdamW on the rest) or ``"adamw"``
+            (as published) on everything.
+        lr: Highest AdamW learning rate.
+        muon_lr: Highest Muon learning rate.
+        final: Learning rates at the end, as a share of the highest.
+        weight_decay: Of matrices and kernels under AdamW.
+        clip: Largest gradient norm.
+        ema: Decay of the averaged weights, which are what is saved and evaluated.
+        seed: Of weights, views and batches.
+        shapes: Latent shapes (rows, columns) of the cached views.
+        views: Cached views.
+        max_reduction: Largest reduction of a view, so the largest scale with true detail.
+        cells: Latent cells a batch at scale 1.
+        tile: Tokens a side of a decoded tile at scale 1.
+        native_share: Share of batches at exactly scale 1.
+        latent_noise: Largest standard deviation of noise on latents.
+        encoder_every: The encoder learns on every n-th step.
+        bfloat16: Mixed precision.
+        save_every: Steps between checkpoints.
+        exclude: Photographs (file stems) kept out of training, those of the sample latents.
+    """
+
+    preset: str = "edge"
+    steps: int = 10_000
+    warmup: int = 200
+    optimizer: Literal["muon", "adamw"] = "muon"
+    lr: float = 1e-3
+    muon_lr: float = 0.02
+    final: float = 0.01
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    ema: float = 0.999
+    seed: int = 0
+    shapes: tuple[tuple[int, int], ...] = ((32, 32), (32, 32), (24, 40), (40, 24), (48, 64))
+    views: int = 4_000
+    max_reduction: float = 4.0
+    cells: int = 6 * 1024
+    tile: int = 32
+    native_share: float = 0.3
+    latent_noise: float = 0.03
+    encoder_every: int = 4
+    bfloat16: bool = True
+    save_every: int = 250
+    exclude: tuple[str, ...] = ("007", "010", "014", "017", "019", "020")

@@ -1,0 +1,196 @@
+"""Trains a model: ``python -m infgen_training.train --photos DIR --teacher FILE -o RUN``.
+
+A run is a folder: ``checkpoint/`` (averaged weights, what is exported), ``state.safetensors`` (all that resuming needs),
+``latents.safetensors`` (the cache), ``train.json`` (the config) and ``log.csv``. Running the command again continues it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from infgen_export.checkpoint import load_checkpoint, save_checkpoint
+from infgen_export.model import PRESETS, InfGen
+from infgen_training.config import TrainConfig
+from infgen_training.data import Batch, LatentCache, Sampler, load_photos
+from infgen_training.optimizer import make_optimizer, set_learning_rate
+from infgen_training.teacher import Teacher
+
+
+class Trainer:
+    """A model, its average, an optimiser and the step they have reached."""
+
+    def __init__(self, config: TrainConfig, model: InfGen, device: torch.device) -> None:
+        self.config = config
+        self.device = device
+        self.step = 0
+        self.model = model.to(device).train()
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+        self.optimizer = make_optimizer(self.model, config)
+
+    def train_step(self, batch: Batch, native: Batch | None) -> dict[str, float]:
+        """One step of the optimiser.
+
+        Args:
+            batch: What the decoder learns from.
+            native: Whole pictures at scale 1 for the encoder, on its turns.
+
+        Returns:
+            The losses, by name.
+        """
+        set_learning_rate(self.optimizer, self.config, self.step)
+        losses = {}
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bfloat16):
+            batch = self._to_device(batch)
+            image = self.model.decode(self.model.prefill(batch.latent), batch.grid)
+            losses["l1"] = F.l1_loss(image.float(), batch.target)
+            if native is not None:
+                native = self._to_device(native)
+                losses["encoder"] = F.l1_loss(self.model.encode(native.target).float(), native.latent)
+        torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.average.update_parameters(self.model)
+        self.step += 1
+        return {name: loss.item() for name, loss in losses.items()}
+
+    def _to_device(self, batch: Batch) -> Batch:
+        return Batch(batch.latent.to(self.device), batch.grid.to(self.device), batch.target.to(self.device))
+
+    @property
+    def averaged(self) -> InfGen:
+        """The model to evaluate and ship."""
+        module: Any = self.average.module
+        assert isinstance(module, InfGen)
+        return module
+
+    def save(self, run: Path) -> None:
+        """Writes checkpoint and state; each file appears whole or not at all."""
+        save_checkpoint(run / "checkpoint", self.averaged)
+        tensors: dict[str, Tensor] = {}
+        for prefix, module in (("model", self.model), ("average", self.averaged)):
+            tensors |= {f"{prefix}/{name}": value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{index}/{name}": value.cpu() for name, value in state.items()}
+        partial = run / "state.safetensors.partial"
+        save_file(tensors, partial, {"step": str(self.step)})
+        os.replace(partial, run / "state.safetensors")
+
+    def load(self, run: Path) -> None:
+        """Reads what ``save`` wrote, exactly."""
+        state: dict[int, dict[str, Tensor]] = {}
+        weights: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}}
+        with safe_open(run / "state.safetensors", "pt") as stored:
+            self.step = int(stored.metadata()["step"])
+            for key in stored.keys():  # noqa: SIM118 - not a dict
+                prefix, name = key.split("/", 1)
+                if prefix == "optimizer":
+                    index, slot = name.split("/")
+                    state.setdefault(int(index), {})[slot] = stored.get_tensor(key)
+                else:
+                    weights[prefix][name] = stored.get_tensor(key)
+        self.model.load_state_dict(weights["model"])
+        self.averaged.load_state_dict(weights["average"])
+        self.average.n_averaged.fill_(self.step)
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        for group in self.optimizer.param_groups:
+            group["step"] = self.step  # Muon counts by group, for the bias correction of its AdamW part
+
+
+def _batches(sampler: Sampler, config: TrainConfig, first: int) -> Iterator[tuple[Batch, Batch | None]]:
+    """Batches from step ``first`` on, made ahead in threads (resampling releases the GIL)."""
+
+    def make(step: int) -> tuple[Batch, Batch | None]:
+        return sampler.batch(step), sampler.native(step) if step % config.encoder_every == 0 else None
+
+    with ThreadPoolExecutor(2) as pool:
+        ahead = [pool.submit(make, step) for step in range(first, min(first + 3, config.steps))]
+        for step in range(first, config.steps):
+            yield ahead.pop(0).result()
+            if step + 3 < config.steps:
+                ahead.append(pool.submit(make, step + 3))
+
+
+def train(config: TrainConfig, photos: Path, teacher: Path, run: Path, device: torch.device, start: Path | None) -> Trainer:
+    """Runs, or continues, a training run to its last step."""
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "train.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    pictures = load_photos(photos, config.exclude)
+    cache_file = run / "latents.safetensors"
+    if cache_file.exists():
+        cache = LatentCache.load(cache_file)
+    else:
+        cache = LatentCache.build(
+            pictures, Teacher.load(teacher), config.shapes, config.views, config.max_reduction, config.seed, device
+        )
+        cache.save(cache_file)
+    torch.manual_seed(config.seed)
+    model = load_checkpoint(start) if start else InfGen(PRESETS[config.preset]())
+    trainer = Trainer(config, model, device)
+    if (run / "state.safetensors").exists():
+        trainer.load(run)
+    sampler = Sampler(
+        pictures,
+        cache,
+        config.seed,
+        model.config.scale_range,
+        config.tile,
+        config.cells,
+        config.native_share,
+        config.latent_noise,
+    )
+    progress = tqdm(_batches(sampler, config, trainer.step), initial=trainer.step, total=config.steps, desc="train")
+    mean: dict[str, float] = {}
+    with (run / "log.csv").open("a") as log:
+        for batch, native in progress:
+            losses = trainer.train_step(batch, native)
+            for name, loss in losses.items():
+                mean[name] = 0.98 * mean.get(name, loss) + 0.02 * loss
+            log.write(f"{trainer.step},{losses['l1']:.5f},{losses.get('encoder', math.nan):.5f}\n")
+            progress.set_postfix({name: f"{value:.4f}" for name, value in mean.items()})
+            if trainer.step % config.save_every == 0 or trainer.step == config.steps:
+                log.flush()
+                trainer.save(run)
+    return trainer
+
+
+@click.command()
+@click.option("--photos", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True, help="Folder of photographs.")
+@click.option("--teacher", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True, help="Python file with load_encoder() and load_decoder().")
+@click.option("-o", "--run", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of the run; continued if it exists.")
+@click.option("--start", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Checkpoint whose weights a new run starts from.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any field of TrainConfig, as JSON; repeatable.")
+@click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
+def main(photos: Path, teacher: Path, run: Path, start: Path | None, settings: tuple[str, ...], device: str) -> None:
+    """Trains an InfGen decoder and its encoder, or continues a run."""
+    names = {field.name for field in dataclasses.fields(TrainConfig)}
+    values = {}
+    for setting in settings:
+        name, _, text = setting.partition("=")
+        if name not in names:
+            raise click.BadParameter(f"unknown field {name!r}; known: {', '.join(sorted(names))}", param_hint="--set")
+        try:
+            values[name] = json.loads(text)
+        except json.JSONDecodeError:
+            values[name] = text
+    train(TrainConfig(**values), photos, teacher, run, torch.device(device), start)
+
+
+if __name__ == "__main__":
+    main()
