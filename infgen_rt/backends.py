@@ -83,9 +83,7 @@ def installed_backends() -> dict[str, "EntryPoint"]:
 
     found = {entry.name: entry for entry in entry_points(group=GROUP)}
     order = list(EXTRAS)
-    return dict(
-        sorted(found.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
-    )
+    return dict(sorted(found.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
 
 
 def choose_backend(name: str, manifest: Manifest) -> tuple[Backend, Recipe]:

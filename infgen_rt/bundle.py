@@ -108,9 +108,7 @@ class Manifest:
                 raise BundleError(f"manifest: recipe {recipe.name!r} lacks the graph {min(missing)!r}")
             for name in recipe.graphs.values():
                 if name not in self.files:
-                    raise BundleError(
-                        f"manifest: recipe {recipe.name!r} names {name!r}, which is not in 'files'"
-                    )
+                    raise BundleError(f"manifest: recipe {recipe.name!r} names {name!r}, which is not in 'files'")
         counts = (self.latent_channels, self.context_channels, self.patch, self.scale_range[0])
         ranges = (self.scale_range, self.shapes.latent, self.shapes.context, self.shapes.tokens)
         if min(counts) <= 0 or any(low > high for low, high in ranges):
@@ -131,9 +129,7 @@ class Manifest:
             raise BundleError(f"{MANIFEST} is not valid JSON: {error}") from None
         version = data.get("format") if isinstance(data, dict) else None
         if version != FORMAT:
-            raise BundleError(
-                f"{MANIFEST} has format {version!r}, this version reads {FORMAT}: upgrade infgen-rt"
-            )
+            raise BundleError(f"{MANIFEST} has format {version!r}, this version reads {FORMAT}: upgrade infgen-rt")
         try:
             return parse(cls, data, "manifest")
         except SchemaError as error:
@@ -175,9 +171,7 @@ class Bundle:
         for name, info in bundle.manifest.files.items():
             if lengths.get(name) != info.bytes:
                 found = f"has {lengths[name]:,} bytes" if name in lengths else "is missing"
-                raise BundleError(
-                    f"{root} is damaged: {name} {found}, expected {info.bytes:,} bytes; fetch it again"
-                )
+                raise BundleError(f"{root} is damaged: {name} {found}, expected {info.bytes:,} bytes; fetch it again")
         return bundle
 
     def read(self, name: str) -> bytes:
@@ -206,9 +200,7 @@ def _lengths(root: Path) -> Mapping[str, int]:
         with zipfile.ZipFile(root) as archive:
             return {entry.filename: entry.file_size for entry in archive.infolist()}
     except FileNotFoundError:
-        raise BundleError(
-            f"{root} does not exist: expected a bundle, a folder or a zip with a {MANIFEST}"
-        ) from None
+        raise BundleError(f"{root} does not exist: expected a bundle, a folder or a zip with a {MANIFEST}") from None
     except (OSError, zipfile.BadZipFile) as error:
         raise BundleError(f"{root} is not a bundle, a folder or a zip with a {MANIFEST}: {error}") from None
 

@@ -72,16 +72,10 @@ def cli(context: click.Context) -> None:
 @click.option("--size", help="3840x2160, 1080p, 1440p, 4k, 8k, x2160 (keeps the shape) or 2x.  [default: 1x]")
 @click.option("--region", help="Write only this part of the picture: x,y,width,height in pixels.")
 @click.option("--sample", help="Decode a latent that the package ships; `infgen-rt info` lists them.")
-@click.option(
-    "--model", type=click.Path(path_type=Path), help="Bundle to use.  [default: the one in the package]"
-)
-@click.option(
-    "--backend", default="auto", show_default=True, help="What to run on: auto or a backend's name."
-)
+@click.option("--model", type=click.Path(path_type=Path), help="Bundle to use.  [default: the one in the package]")
+@click.option("--backend", default="auto", show_default=True, help="What to run on: auto or a backend's name.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the backend's choice]")
-@click.option(
-    "--memory", help="Memory to stay within, as 1GiB.  [default: 1GiB, or half of what is free if less]"
-)
+@click.option("--memory", help="Memory to stay within, as 1GiB.  [default: 1GiB, or half of what is free if less]")
 @click.option("--tile", type=int, help="Largest tile's side in pixels.  [default: what memory allows]")
 @click.option(
     "--normalisation",

@@ -104,9 +104,7 @@ class Decoder:
         cells = Size(array.shape[2], array.shape[1])
         native = Size(cells.width * space.cell_pixels, cells.height * space.cell_pixels)
         grid = Grid(cells, parse_size(size, native), manifest.patch)
-        plan = make_plan(
-            grid, manifest, self._engine.recipe, backend=self.backend, budget=self._budget, tile=tile
-        )
+        plan = make_plan(grid, manifest, self._engine.recipe, backend=self.backend, budget=self._budget, tile=tile)
         _warn_of_scale(grid, manifest, native)
         return Picture(Stage(lambda: array, plan.stages[0], self._engine, plan.cache), plan)
 

@@ -27,8 +27,7 @@ class Engine:
         # Prefill runs once a picture: its working memory is better given to decode.
         wanted = {"prefill": replace(options, keep_memory=False), "decode": options}
         self._sessions = {
-            kind: chosen.load(bundle.read(self.recipe.graphs[kind]), option)
-            for kind, option in wanted.items()
+            kind: chosen.load(bundle.read(self.recipe.graphs[kind]), option) for kind, option in wanted.items()
         }
         # A backend uses all its threads for one run; two at once would only double the memory.
         self._lock = Lock()
@@ -55,9 +54,7 @@ class Engine:
             while self._sessions:
                 self._sessions.popitem()[1].close()
 
-    def _run(
-        self, kind: str, inputs: Mapping[str, FloatArray], output: str, expected: tuple[int, ...]
-    ) -> FloatArray:
+    def _run(self, kind: str, inputs: Mapping[str, FloatArray], output: str, expected: tuple[int, ...]) -> FloatArray:
         with self._lock:
             session: Session | None = self._sessions.get(kind)
             if session is None:

@@ -77,9 +77,7 @@ def _read_npz(data: bytes, key: str | None) -> tuple[Array, dict[str, str]]:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
         if any(name.endswith("data.pkl") for name in entries):
-            raise LatentError(
-                "is a PyTorch pickle, which is never loaded: save it with safetensors or numpy.save"
-            )
+            raise LatentError("is a PyTorch pickle, which is never loaded: save it with safetensors or numpy.save")
         entry = entries[_choose(list(entries), key)]
         if entry.file_size > MAX_FILE:
             raise LatentError(f"holds an array larger than {format_bytes(MAX_FILE)}: no latent is")
@@ -95,9 +93,7 @@ def _read_safetensors(data: bytes, key: str | None) -> tuple[Array, dict[str, st
     name = _choose(list(header), key)
     entry = header[name]
     if entry["dtype"] not in _SAFETENSORS_DTYPES:
-        raise LatentError(
-            f"tensor {name!r} is {entry['dtype']}: a latent is float16, bfloat16, float32 or float64"
-        )
+        raise LatentError(f"tensor {name!r} is {entry['dtype']}: a latent is float16, bfloat16, float32 or float64")
     start, stop = entry["data_offsets"]
     dtype = np.dtype(_SAFETENSORS_DTYPES[entry["dtype"]])
     content = memoryview(data)[8 + length :]
@@ -105,9 +101,7 @@ def _read_safetensors(data: bytes, key: str | None) -> tuple[Array, dict[str, st
         raise LatentError(f"is truncated: tensor {name!r} ends at byte {stop:,} of {len(content):,}")
     _expect_length(stop - start, math.prod(entry["shape"]) * dtype.itemsize)
     array = np.frombuffer(content[start:stop], dtype).reshape(entry["shape"])
-    return (_widen(array) if entry["dtype"] == "BF16" else array), {
-        str(k): str(v) for k, v in metadata.items()
-    }
+    return (_widen(array) if entry["dtype"] == "BF16" else array), {str(k): str(v) for k, v in metadata.items()}
 
 
 def _choose(names: list[str], key: str | None) -> str:

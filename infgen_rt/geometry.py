@@ -67,9 +67,9 @@ class Box(NamedTuple):
 
     def grow(self, margin: int, within: "Box") -> "Box":
         """This box with a margin on every side, clipped to another box."""
-        return Box(
-            self.x - margin, self.y - margin, self.width + 2 * margin, self.height + 2 * margin
-        ).intersect(within)
+        return Box(self.x - margin, self.y - margin, self.width + 2 * margin, self.height + 2 * margin).intersect(
+            within
+        )
 
     def relative_to(self, origin: "Box") -> "Box":
         """The same box counted from another box's top-left corner."""
@@ -104,9 +104,7 @@ def parse_box(value: str | Sequence[int], within: Size) -> Box:
     try:
         x, y, width, height = (int(part) for part in (value.split(",") if isinstance(value, str) else value))
     except (TypeError, ValueError):
-        raise PlanError(
-            f"region {value!r} is not understood: expected four whole numbers x,y,width,height"
-        ) from None
+        raise PlanError(f"region {value!r} is not understood: expected four whole numbers x,y,width,height") from None
     box = Box(x, y, width, height)
     if width < 1 or height < 1 or box.intersect(within.box) != box:
         raise PlanError(f"region {box} is empty or reaches outside the picture, which is {within}")
@@ -158,9 +156,7 @@ def _parse_size_text(text: str, native: Size) -> Size:
             return _scaled(number, native)
         return Size(int(number), max(1, round(number * native.height / native.width)))
     names = ", ".join(NAMED_SIZES)
-    raise PlanError(
-        f"size {text!r} is not understood: expected 3840x2160, {names}, x2160 or a factor such as 2x"
-    )
+    raise PlanError(f"size {text!r} is not understood: expected 3840x2160, {names}, x2160 or a factor such as 2x")
 
 
 def _scaled(factor: float, native: Size) -> Size:

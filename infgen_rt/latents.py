@@ -129,9 +129,7 @@ def _unpack_sequence(array: FloatArray, latent_size: Sequence[int] | None) -> Fl
     width, height = (side // 16 for side in latent_size)
     if width < 1 or height < 1 or width * height != count:
         sizes = f"{latent_size[0]}x{latent_size[1]}"
-        raise LatentError(
-            f"{count} packed tokens do not make a latent of {sizes} pixels, which has {width * height}"
-        )
+        raise LatentError(f"{count} packed tokens do not make a latent of {sizes} pixels, which has {width * height}")
     return array.T.reshape(-1, height, width)
 
 
@@ -146,9 +144,7 @@ def _check_finite(latent: FloatArray) -> None:
     bad = ~np.isfinite(latent)
     if bad.any():
         first = ", ".join(str(int(index)) for index in np.argwhere(bad)[0])
-        raise LatentError(
-            f"{int(bad.sum()):,} of {latent.size:,} numbers are NaN or infinite, the first at [{first}]"
-        )
+        raise LatentError(f"{int(bad.sum()):,} of {latent.size:,} numbers are NaN or infinite, the first at [{first}]")
 
 
 def _check_statistics(latent: FloatArray, space: LatentSpace, normalisation: Normalisation) -> None:

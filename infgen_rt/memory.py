@@ -22,9 +22,7 @@ def parse_bytes(value: str | int) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(value).lower())
     unit = _UNITS.get(match[2]) if match else None
     if match is None or unit is None:
-        raise PlanError(
-            f"memory {value!r} is not understood: expected an amount such as 1GiB, 512MiB or 800MB"
-        )
+        raise PlanError(f"memory {value!r} is not understood: expected an amount such as 1GiB, 512MiB or 800MB")
     amount = int(float(match[1]) * unit)
     if amount < 1:
         raise PlanError(f"memory {value!r} is not usable: expected an amount above 0")

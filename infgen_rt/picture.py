@@ -75,9 +75,7 @@ class Picture:
     def read(self, region: tuple[int, int, int, int] | None, dtype: type[np.uint8]) -> ByteArray: ...
 
     @overload
-    def read(
-        self, region: tuple[int, int, int, int] | None = None, *, dtype: type[np.float32]
-    ) -> FloatArray: ...
+    def read(self, region: tuple[int, int, int, int] | None = None, *, dtype: type[np.float32]) -> FloatArray: ...
 
     def read(
         self,

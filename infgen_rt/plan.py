@@ -130,9 +130,7 @@ def estimate_memory(stage: StagePlan, manifest: Manifest, recipe: Recipe) -> int
     """Bytes that a stage is expected to use at most, without its tile cache."""
     grid, tile, figures = stage.grid, stage.tile, recipe.memory
     halo = manifest.halo.tokens
-    padded = Size(
-        min(tile.width + 2 * halo, grid.tokens.width), min(tile.height + 2 * halo, grid.tokens.height)
-    )
+    padded = Size(min(tile.width + 2 * halo, grid.tokens.width), min(tile.height + 2 * halo, grid.tokens.height))
     context = manifest.context_channels * _FLOAT * grid.cells.area
     # A streaming writer fills one row of tiles while it compresses the one before.
     bands = 2 * 3 * grid.picture.width * min(tile.height * grid.patch, grid.picture.height)
@@ -145,14 +143,10 @@ def estimate_memory(stage: StagePlan, manifest: Manifest, recipe: Recipe) -> int
 def _check_bounds(grid: Grid, manifest: Manifest) -> None:
     low, high = manifest.shapes.latent
     if min(grid.cells) < low or max(grid.cells) > high:
-        raise PlanError(
-            f"latent of {grid.cells} cells is out of bounds: the model takes {low} to {high} a side"
-        )
+        raise PlanError(f"latent of {grid.cells} cells is out of bounds: the model takes {low} to {high} a side")
     if min(grid.scale) < LEAST_SCALE:
         least = Size(*(-(-side * grid.patch // round(1 / LEAST_SCALE)) for side in grid.cells))
-        raise PlanError(
-            f"size {grid.picture} is too small for a latent of {grid.cells} cells: at least {least}"
-        )
+        raise PlanError(f"size {grid.picture} is too small for a latent of {grid.cells} cells: at least {least}")
 
 
 def _largest_tile(manifest: Manifest) -> int:
@@ -162,9 +156,7 @@ def _largest_tile(manifest: Manifest) -> int:
 def _tile_tokens(tile: int, patch: int, manifest: Manifest) -> int:
     largest = _largest_tile(manifest) * patch
     if tile % patch or not patch <= tile <= largest:
-        raise PlanError(
-            f"tile of {tile} pixels is not possible: expected a multiple of {patch}, up to {largest}"
-        )
+        raise PlanError(f"tile of {tile} pixels is not possible: expected a multiple of {patch}, up to {largest}")
     return tile // patch
 
 

@@ -44,9 +44,7 @@ def load_sample(name: str) -> Sample:
     """
     names = sample_names()
     if name not in names:
-        raise LatentError(
-            f"sample {name!r} is unknown: there are {', '.join(names) or 'none in this installation'}"
-        )
+        raise LatentError(f"sample {name!r} is unknown: there are {', '.join(names) or 'none in this installation'}")
     array, metadata = read_array(FOLDER / f"{name}.safetensors")
     return Sample(
         name=name,

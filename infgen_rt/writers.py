@@ -72,13 +72,10 @@ def check_output(path: Path, size: Size, force: bool) -> Format:
     """
     form = FORMATS.get(path.suffix.lower())
     if form is None:
-        raise OutputError(
-            f"{path} has no known picture format: expected a name ending in {', '.join(FORMATS)}"
-        )
+        raise OutputError(f"{path} has no known picture format: expected a name ending in {', '.join(FORMATS)}")
     if max(size) > form.max_side:
         raise OutputError(
-            f"{form.name} holds at most {form.max_side:,} pixels a side and the picture is {size}: "
-            "write .png or .tif"
+            f"{form.name} holds at most {form.max_side:,} pixels a side and the picture is {size}: write .png or .tif"
         )
     if path.is_dir() or (path.exists() and not force):
         remedy = "it is a folder" if path.is_dir() else "pass force=True (--force) to replace it"
@@ -189,9 +186,7 @@ def _filter(rows: ByteArray, above: ByteArray) -> ByteArray:
     corners[0, 3:], corners[1:, 3:] = above, rows
     corner, up, left = corners[:-1, :-3], corners[:-1, 3:], corners[1:, :-3]
     to_left, to_up, to_corner = np.abs(up - corner), np.abs(left - corner), np.abs(left + up - 2 * corner)
-    guess = np.where(
-        (to_left <= to_up) & (to_left <= to_corner), left, np.where(to_up <= to_corner, up, corner)
-    )
+    guess = np.where((to_left <= to_up) & (to_left <= to_corner), left, np.where(to_up <= to_corner, up, corner))
     filtered = np.full((len(rows), 1 + rows.shape[1]), _PAETH, np.uint8)
     np.subtract(rows, guess.astype(np.uint8), out=filtered[:, 1:])
     return filtered

@@ -15,11 +15,15 @@ from infgen_rt.errors import InfGenError
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--target", "targets", multiple=True, default=("onnx",), show_default=True, help="Format to export; repeatable.")
+@click.option(
+    "--target", "targets", multiple=True, default=("onnx",), show_default=True, help="Format to export; repeatable."
+)
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Bundle folder to make.")
 @click.option("--model-version", default="0", show_default=True, help="Version of the weights, for the manifest.")
 @click.option("--licence", default="unspecified", show_default=True, help="Licence of the weights, for the manifest.")
-@click.option("--training", default="unspecified", show_default=True, help="How the weights were made, for the manifest.")
+@click.option(
+    "--training", default="unspecified", show_default=True, help="How the weights were made, for the manifest."
+)
 @click.option("--opset", default=20, show_default=True, type=click.IntRange(18, 23), help="ONNX operator set.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")

@@ -121,7 +121,7 @@ def _export_onnx(
             worst = max(failures, key=lambda check: check.max_error)
             raise ExportError(
                 f"{name} {graph.name} differs from PyTorch in {len(failures)} of {len(checks)} cases, most in "
-                f"{worst.case!r}: error {worst.max_error:.1e} of full scale at {list(worst.worst)} of {list(worst.shape)}"
+                f"{worst.case!r}: {worst.max_error:.1e} of full scale at {list(worst.worst)} of {list(worst.shape)}"
             )
         entries.append(entry)
         files[graph.name] = file
@@ -161,7 +161,11 @@ def _replaceable(output: Path) -> bool:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps the converter's own progress, meant for its developers, off the terminal."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:

@@ -76,4 +76,6 @@ class Report:
         ]
         table = [("recipe", "graph", "parameters", "file", "shapes", "max error", "least PSNR"), *rows]
         widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-        return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table)
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
+        )

@@ -21,9 +21,7 @@ class Backend:
     def load(self, graph: bytes, options: Options) -> "Session":
         """Load an ONNX graph; see `infgen_rt.backends.Backend`."""
         try:
-            session = ort.InferenceSession(
-                graph, _session_options(options), providers=["CPUExecutionProvider"]
-            )
+            session = ort.InferenceSession(graph, _session_options(options), providers=["CPUExecutionProvider"])
         # ONNX Runtime's exceptions have no common base of their own.
         except Exception as error:
             text = f"onnxruntime {ort.__version__} cannot load the graph: {_one_line(error)}"

@@ -41,9 +41,7 @@ def test_unknown_and_absent_backends_are_refused_and_not_replaced(bundle: Path) 
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "auto"])
-def test_a_backend_whose_library_is_missing_says_what_to_install(
-    bundle: Path, installed: dict, name: str
-) -> None:
+def test_a_backend_whose_library_is_missing_says_what_to_install(bundle: Path, installed: dict, name: str) -> None:
     installed["onnxruntime"] = entry("onnxruntime", "no_such_library:Backend")
     with pytest.raises(BackendError, match=r"not installed .*pip install 'infgen-rt\[cpu\]'"):
         infgen_rt.open(bundle, name)

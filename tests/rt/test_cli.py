@@ -29,9 +29,7 @@ def decode(bundle: Path) -> list[str]:
     return ["decode", "latent.npy", "-o", "out.png", "--model", str(bundle)]
 
 
-def test_decode_writes_the_picture(
-    folder: Path, decode: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_decode_writes_the_picture(folder: Path, decode: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*decode, "--size", "2x"]) == 0
     with Image.open("out.png") as image:
         assert image.size == (192, 128)
@@ -39,9 +37,7 @@ def test_decode_writes_the_picture(
     assert printed.out.startswith("out.png: 192x128, ") and printed.err == ""
 
 
-def test_region_tile_memory_and_threads(
-    folder: Path, decode: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_region_tile_memory_and_threads(folder: Path, decode: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     options = [
         "--region",
         "10,20,50,40",
@@ -218,9 +214,7 @@ def test_a_progress_bar_is_shown_on_a_terminal_only(folder: Path, decode: list[s
     import pty
 
     parent, child = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "infgen_rt", *decode], stderr=child, stdout=subprocess.DEVNULL
-    )
+    process = subprocess.Popen([sys.executable, "-m", "infgen_rt", *decode], stderr=child, stdout=subprocess.DEVNULL)
     os.close(child)
     shown = b""
     try:

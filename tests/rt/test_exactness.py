@@ -26,9 +26,7 @@ def read(bundle: Path, size: tuple[int, int], tile: int | None) -> FloatArray:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("tile", [None, 64, 24, 8])
-def test_any_tiling_gives_the_picture_decoded_at_once(
-    bundle: Path, size: tuple[int, int], tile: int | None
-) -> None:
+def test_any_tiling_gives_the_picture_decoded_at_once(bundle: Path, size: tuple[int, int], tile: int | None) -> None:
     assert np.abs(read(bundle, size, tile) - tiny.decode_whole(LATENT, size)).max() < 1e-5
 
 

@@ -4,9 +4,7 @@ import sys
 
 def test_import_pulls_in_nothing_heavy() -> None:
     code = "import infgen_rt, sys; print(*sys.modules)"
-    modules = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.split()
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     heavy = {
         "torch",
         "onnxruntime",

@@ -40,9 +40,7 @@ def test_files_of_every_kind_and_dtype(tmp_path: Path, dtype: str, container: st
     assert np.array_equal(latent, LATENT.astype(DTYPES[dtype]).astype(np.float32))
 
 
-@pytest.mark.parametrize(
-    "stored", [np.asfortranarray(LATENT), LATENT.astype(">f4")], ids=["fortran", "big-endian"]
-)
+@pytest.mark.parametrize("stored", [np.asfortranarray(LATENT), LATENT.astype(">f4")], ids=["fortran", "big-endian"])
 def test_unusual_npy_layouts(tmp_path: Path, stored: np.ndarray) -> None:
     np.save(tmp_path / "latent.npy", stored)
     assert np.array_equal(load_latent(tmp_path / "latent.npy"), LATENT)
@@ -114,9 +112,7 @@ class Tensor:
 
 
 def test_torch_tensors_are_known_by_their_manners() -> None:
-    assert np.array_equal(
-        as_latent(Tensor(LATENT.astype(ml_dtypes.bfloat16)[None]), FLUX2).shape, LATENT.shape
-    )
+    assert np.array_equal(as_latent(Tensor(LATENT.astype(ml_dtypes.bfloat16)[None]), FLUX2).shape, LATENT.shape)
 
 
 def nan_at(*index: int) -> np.ndarray:
@@ -153,9 +149,7 @@ def test_unusable_latents_are_refused(value: object, text: str) -> None:
 
 
 def test_a_wrong_packed_size_is_refused() -> None:
-    with pytest.raises(
-        LatentError, match="15 packed tokens do not make a latent of 64x64 pixels, which has 16"
-    ):
+    with pytest.raises(LatentError, match="15 packed tokens do not make a latent of 64x64 pixels, which has 16"):
         as_latent(PACKED, FLUX2, latent_size=(64, 64))
 
 

@@ -91,9 +91,7 @@ def test_tiles_come_from_where_the_user_looks(picture: infgen_rt.Picture) -> Non
     assert tiles[-1][0][:2] == (0, 0)
 
 
-def test_several_threads_read_one_picture(
-    decodes: list[int], picture: infgen_rt.Picture, bundle: Path
-) -> None:
+def test_several_threads_read_one_picture(decodes: list[int], picture: infgen_rt.Picture, bundle: Path) -> None:
     with infgen_rt.open(bundle) as other:
         expected = other.picture(LATENT, "2x").read()
     decodes.clear()
@@ -119,9 +117,7 @@ def test_a_closed_decoder_says_so(bundle: Path) -> None:
     decoder.close()
 
 
-def test_pixels_that_are_no_numbers_are_an_error(
-    picture: infgen_rt.Picture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pixels_that_are_no_numbers_are_an_error(picture: infgen_rt.Picture, monkeypatch: pytest.MonkeyPatch) -> None:
     decode = Engine.decode
     monkeypatch.setattr(Engine, "decode", lambda engine, inputs: decode(engine, inputs) * np.float32(np.nan))
     with pytest.raises(DecodeError, match="NaN or infinite pixels in 0,0,8,8"):

@@ -22,12 +22,8 @@ def manifest(bundle: Path) -> Manifest:
     return Bundle.open(bundle).manifest
 
 
-def plan(
-    manifest: Manifest, picture: Size, budget: int = GIB, cells: Size = CELLS, tile: int | None = None
-) -> Plan:
-    return make_plan(
-        Grid(cells, picture, 8), manifest, manifest.recipes[0], backend="any", budget=budget, tile=tile
-    )
+def plan(manifest: Manifest, picture: Size, budget: int = GIB, cells: Size = CELLS, tile: int | None = None) -> Plan:
+    return make_plan(Grid(cells, picture, 8), manifest, manifest.recipes[0], backend="any", budget=budget, tile=tile)
 
 
 @given(width=st.integers(60, 9000), height=st.integers(40, 9000), budget=st.integers(8 * MIB, 200 * MIB))
@@ -75,9 +71,7 @@ def test_memory_shrinks_tiles_and_never_grows_with_them(manifest: Manifest) -> N
 
 
 def test_a_budget_too_small_says_how_much_is_needed(manifest: Manifest) -> None:
-    with pytest.raises(
-        PlanError, match=r"memory of 1\.0 MiB is too small.*needs at least (\d+\.\d) MiB"
-    ) as caught:
+    with pytest.raises(PlanError, match=r"memory of 1\.0 MiB is too small.*needs at least (\d+\.\d) MiB") as caught:
         plan(manifest, Size(3000, 2000), MIB)
     needed = float(str(caught.value).split("at least ")[1].split()[0])
     assert plan(manifest, Size(3000, 2000), int((needed + 0.1) * MIB)).stages[0].tile.width == SMALLEST_TILE

@@ -21,9 +21,7 @@ RADIUS = 2
 FLOAT = TensorProto.FLOAT
 
 
-def manifest(
-    files: dict[str, FileInfo], halo_tokens: int = 2, halo_cells: float | None = RADIUS + 0.5
-) -> Manifest:
+def manifest(files: dict[str, FileInfo], halo_tokens: int = 2, halo_cells: float | None = RADIUS + 0.5) -> Manifest:
     return Manifest(
         model=ModelInfo("tiny", "1", "CC0-1.0", "none: random weights", {"prefill": 1, "decode": 1}),
         latent_space="flux2",
@@ -100,9 +98,7 @@ def decode_graph() -> bytes:
             shift = constant(f"shift{offset}{axis}", offset * (1 if axis == "y" else -1))
             length = node("Gather", ["extent", index[axis]], f"length{offset}{axis}")
             last = node("Sub", [length, one], f"last{offset}{axis}")
-            cell = node(
-                "Floor", [node("Add", [f"token_{axis}", shift], f"at{offset}{axis}")], f"cell{offset}{axis}"
-            )
+            cell = node("Floor", [node("Add", [f"token_{axis}", shift], f"at{offset}{axis}")], f"cell{offset}{axis}")
             kept = node("Min", [node("Max", [cell, zero], f"low{offset}{axis}"), last], f"kept{offset}{axis}")
             origin = node(
                 "Sub",
@@ -133,9 +129,7 @@ def decode_graph() -> bytes:
         deviation = 1.0 / np.sqrt(count_in * side * side)
         return constant(name, rng.normal(0, deviation, (count_out, count_in, side, side)))
 
-    hidden = node(
-        "Conv", [features, kernel("k1", 16, CONTEXT * (2 * RADIUS + 1), 3)], "hidden", pads=[1, 1, 1, 1]
-    )
+    hidden = node("Conv", [features, kernel("k1", 16, CONTEXT * (2 * RADIUS + 1), 3)], "hidden", pads=[1, 1, 1, 1])
     bent = node("Tanh", [hidden], "bent")
     blocks = node("Conv", [bent, kernel("k2", 4 * PATCH * PATCH, 16, 1)], "blocks")
     pixels = node("DepthToSpace", [blocks], "pixels", blocksize=PATCH)
@@ -157,9 +151,7 @@ def decode_whole(latent: FloatArray, size: tuple[int, int]) -> FloatArray:
     """Decode at once, straight from the contract's formulas and none of the runtime's code: [H, W, 3]."""
     width, height = size
     h, w = latent.shape[1:]
-    run = {
-        name: ort.InferenceSession(graph) for name, graph in (("p", prefill_graph()), ("d", decode_graph()))
-    }
+    run = {name: ort.InferenceSession(graph) for name, graph in (("p", prefill_graph()), ("d", decode_graph()))}
     rows, columns = (height + 7) // 8, (width + 7) // 8
     image = run["d"].run(
         None,

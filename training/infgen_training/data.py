@@ -1,7 +1,7 @@
 """Photographs to training batches.
 
-A *view* is a random crop of a photograph together with the latent of its reduced copy. Latents are made once and cached;
-target pixels are resampled from the photograph for the scale that a batch asks for, so scales are dense.
+A *view* is a random crop of a photograph together with the latent of its reduced copy. Latents are made once and
+cached; target pixels are resampled from the photograph for the scale that a batch asks for, so scales are dense.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ class View:
     cells: tuple[int, int]
     flip: bool
 
-    def pixels(self, photo: Image.Image, size: tuple[int, int], part: tuple[float, float, float, float]) -> NDArray[np.uint8]:
+    def pixels(
+        self, photo: Image.Image, size: tuple[int, int], part: tuple[float, float, float, float]
+    ) -> NDArray[np.uint8]:
         """Resamples a part of the view, antialiased.
 
         Args:
@@ -95,14 +97,18 @@ def to_tensor(pixels: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).float() / 255
 
 
-def random_view(rng: np.random.Generator, photos: Sequence[Image.Image], cells: tuple[int, int], max_reduction: float) -> View:
+def random_view(
+    rng: np.random.Generator, photos: Sequence[Image.Image], cells: tuple[int, int], max_reduction: float
+) -> View:
     """Draws a view; small reductions and large ones are equally likely on a logarithmic scale."""
     index = int(rng.integers(len(photos)))
     photo = photos[index]
     limit = min(max_reduction, photo.height / (PATCH * cells[0]), photo.width / (PATCH * cells[1]))
     reduction = math.exp(rng.uniform(0, math.log(max(limit, 1.0))))
     reduction = limit if rng.random() < 0.3 else min(reduction, limit)
-    y, x = (rng.uniform(0, side - PATCH * n * reduction) for side, n in zip((photo.height, photo.width), cells, strict=True))
+    y, x = (
+        rng.uniform(0, side - PATCH * n * reduction) for side, n in zip((photo.height, photo.width), cells, strict=True)
+    )
     return View(index, x, y, reduction, cells, bool(rng.random() < 0.5))
 
 
@@ -130,10 +136,12 @@ class LatentCache:
         """Draws ``count`` views, shapes in turn, and encodes them."""
         rng = np.random.default_rng(seed)
         views = [random_view(rng, photos, shapes[i % len(shapes)], max_reduction) for i in range(count)]
-        encoder = teacher.encoder.to(device, memory_format=torch.channels_last)
+        encoder = teacher.encoder.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         latents = []
         for view in tqdm(views, desc="latents"):
-            image = to_tensor(view.pixels(photos[view.photo], (PATCH * view.cells[0], PATCH * view.cells[1]), (0, 0, 1, 1)))
+            image = to_tensor(
+                view.pixels(photos[view.photo], (PATCH * view.cells[0], PATCH * view.cells[1]), (0, 0, 1, 1))
+            )
             with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
                 latent = encoder(image.unsqueeze(0).to(device, memory_format=torch.channels_last))
             latents.append(latent[0].to("cpu", torch.float16).contiguous())
@@ -228,7 +236,7 @@ class Sampler:
         return [able[int(k)] for k in rng.choice(len(able), count, replace=len(able) < count)]
 
     def _target(self, view: View, size: tuple[int, int], starts: Sequence[int], stops: Sequence[int]) -> Tensor:
-        """Pixels of the tokens [starts, stops), resampled with a margin so that tile edges are filtered like the inside."""
+        """Pixels of the tokens [starts, stops), resampled with a margin so that edges are filtered like the inside."""
         slices, sides, part = [], [], []
         for axis in range(2):
             first, last = PATCH * starts[axis], min(PATCH * stops[axis], size[axis])

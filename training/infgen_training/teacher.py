@@ -32,7 +32,9 @@ class Teacher:
             AttributeError: It lacks one of the two functions.
         """
         if not file.is_file():
-            raise FileNotFoundError(f"no teacher at {file}; pass the Python file that defines load_encoder, load_decoder")
+            raise FileNotFoundError(
+                f"no teacher at {file}; pass the Python file that defines load_encoder, load_decoder"
+            )
         spec = importlib.util.spec_from_file_location("infgen_teacher", file)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
@@ -43,11 +45,9 @@ class Teacher:
     def encode(self, image: Tensor) -> Tensor:
         """Encodes images [B, 3, H, W] in [0, 1] of any size; edges are repeated up to whole cells."""
         height, width = image.shape[2:]
-        latent: Tensor = self.encoder(F.pad(image, (0, -width % 8, 0, -height % 8), mode="replicate"))
-        return latent
+        return self.encoder(F.pad(image, (0, -width % 8, 0, -height % 8), mode="replicate"))
 
     @torch.inference_mode()
     def decode(self, latent: Tensor) -> Tensor:
         """Decodes latents to images in [0, 1]."""
-        image: Tensor = self.decoder(latent).clamp(0, 1)
-        return image
+        return self.decoder(latent).clamp(0, 1)

@@ -1,7 +1,8 @@
 """Trains a model: ``python -m infgen_training.train --photos DIR --teacher FILE -o RUN``.
 
-A run is a folder: ``checkpoint/`` (averaged weights, what is exported), ``state.safetensors`` (all that resuming needs),
-``latents.safetensors`` (the cache), ``train.json`` (the config) and ``log.csv``. Running the command again continues it.
+A run is a folder: ``checkpoint/`` (averaged weights, what is exported), ``state.safetensors`` (all that resuming
+needs), ``latents.safetensors`` (the cache), ``train.json`` (the config) and ``log.csv``. Running the command again
+continues it.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Trainer:
             if native is not None:
                 native = self._to_device(native)
                 losses["encoder"] = F.l1_loss(self.model.encode(native.target).float(), native.latent)
-        torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+        torch.stack(list(losses.values())).sum().backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -85,7 +86,9 @@ class Trainer:
         save_checkpoint(run / "checkpoint", self.averaged)
         tensors: dict[str, Tensor] = {}
         for prefix, module in (("model", self.model), ("average", self.averaged)):
-            tensors |= {f"{prefix}/{name}": value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+            tensors |= {
+                f"{prefix}/{name}": value.detach().cpu().contiguous() for name, value in module.state_dict().items()
+            }
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{name}": value.cpu() for name, value in state.items()}
         partial = run / "state.safetensors.partial"
@@ -127,7 +130,9 @@ def _batches(sampler: Sampler, config: TrainConfig, first: int) -> Iterator[tupl
                 ahead.append(pool.submit(make, step + 3))
 
 
-def train(config: TrainConfig, photos: Path, teacher: Path, run: Path, device: torch.device, start: Path | None) -> Trainer:
+def train(
+    config: TrainConfig, photos: Path, teacher: Path, run: Path, device: torch.device, start: Path | None
+) -> Trainer:
     """Runs, or continues, a training run to its last step."""
     run.mkdir(parents=True, exist_ok=True)
     (run / "train.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
@@ -171,11 +176,33 @@ def train(config: TrainConfig, photos: Path, teacher: Path, run: Path, device: t
 
 
 @click.command()
-@click.option("--photos", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True, help="Folder of photographs.")
-@click.option("--teacher", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True, help="Python file with load_encoder() and load_decoder().")
-@click.option("-o", "--run", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of the run; continued if it exists.")
-@click.option("--start", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Checkpoint whose weights a new run starts from.")
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any field of TrainConfig, as JSON; repeatable.")
+@click.option(
+    "--photos",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=True,
+    help="Folder of photographs.",
+)
+@click.option(
+    "--teacher",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    required=True,
+    help="Python file with load_encoder() and load_decoder().",
+)
+@click.option(
+    "-o",
+    "--run",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Folder of the run; continued if it exists.",
+)
+@click.option(
+    "--start",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Checkpoint whose weights a new run starts from.",
+)
+@click.option(
+    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any field of TrainConfig, as JSON; repeatable."
+)
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 def main(photos: Path, teacher: Path, run: Path, start: Path | None, settings: tuple[str, ...], device: str) -> None:
     """Trains an InfGen decoder and its encoder, or continues a run."""

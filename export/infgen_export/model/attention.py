@@ -1,7 +1,7 @@
 """Cross-attention of tokens to latent cells, to all of them or to those within a radius.
 
-Tokens and cells lie on two grids over the same coordinates (cells; DESIGN: cell i has its centre at i + 0.5). Both forms
-share projections and a continuous two-dimensional rotary embedding of those coordinates.
+Tokens and cells lie on two grids over the same coordinates, in which cell i has its centre at i + 0.5. Both forms share
+projections and a continuous two-dimensional rotary embedding of those coordinates.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Rotary(nn.Module):
 
 def global_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Every token [B, ht, wt, heads, d] sees every cell [B, hk, wk, heads, d]."""
-    batch, height, width, heads, _ = query.shape
+    batch, height, width = query.shape[:3]
     out = F.scaled_dot_product_attention(
         query.flatten(1, 2).transpose(1, 2).to(value.dtype),
         key.flatten(1, 2).transpose(1, 2).to(value.dtype),
@@ -110,7 +110,7 @@ def window_attention(query: Tensor, key: Tensor, value: Tensor, rows: Neighbours
     One gather an offset rather than one of all K x K: memory stays that of a few token grids, and all that a backend
     needs is Gather, multiply and add.
     """
-    batch, height, width, heads, depth = query.shape
+    heads, depth = query.shape[3:]
     key, value = key.flatten(3), value.flatten(3)
     query = query.flatten(3) * depth**-0.5
     scores, values = [], []
@@ -130,7 +130,9 @@ def window_attention(query: Tensor, key: Tensor, value: Tensor, rows: Neighbours
 class CrossAttention(nn.Module):
     """Queries from tokens, keys and values from the context."""
 
-    def __init__(self, width: int, key_width: int, heads: int, rotary: tuple[float, float], radius: float | None) -> None:
+    def __init__(
+        self, width: int, key_width: int, heads: int, rotary: tuple[float, float], radius: float | None
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.radius = radius

@@ -93,7 +93,8 @@ class DecoderConfig:
         problems = []
         if self.key_width % (4 * self.heads) or self.width % self.heads:
             problems.append(
-                f"key_width {self.key_width} must be a multiple of 4 * heads and width {self.width} of heads ({self.heads})"
+                f"with {self.heads} heads, key_width {self.key_width} must divide by {4 * self.heads} "
+                f"and width {self.width} by {self.heads}"
             )
         if self.final_factor < 1:
             problems.append(f"{len(self.levels)} levels enlarge by more than the patch of {self.PATCH}")

@@ -33,8 +33,7 @@ class DecoderBlock(nn.Module):
     def forward(self, tokens: Tensor, context: Tensor, grid: Grid) -> Tensor:
         """Tokens [B, ht, wt, D] to the same."""
         tokens = tokens + self.attention(self.norm(tokens), context, grid)
-        out: Tensor = tokens + self.mlp(tokens)
-        return out
+        return tokens + self.mlp(tokens)
 
 
 class Decode(nn.Module):
@@ -72,8 +71,7 @@ class Decode(nn.Module):
         cells = self.context_norm(cells)
         for block in self.blocks:
             tokens = block(tokens, cells, grid)
-        image: Tensor = self.upsampler(tokens.permute(0, 3, 1, 2))
-        return image
+        return self.upsampler(tokens.permute(0, 3, 1, 2))
 
 
 class Encode(nn.Module):
@@ -94,8 +92,7 @@ class Encode(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """See the class."""
-        latent: Tensor = self.layers(image - 0.5)
-        return latent
+        return self.layers(image - 0.5)
 
 
 class InfGen(nn.Module):
@@ -118,12 +115,10 @@ class InfGen(nn.Module):
     def forward(self, latent: Tensor, size: tuple[int, int]) -> Tensor:
         """Decodes whole latents [B, C, h, w] to images [B, 3, H, W] of ``size`` (H, W), not clamped."""
         grid = Grid.whole((latent.shape[2], latent.shape[3]), size).to(latent.device)
-        image: Tensor = self.decode(self.prefill(latent), grid)
-        return image[:, :, : size[0], : size[1]]
+        return self.decode(self.prefill(latent), grid)[:, :, : size[0], : size[1]]
 
     def encode_image(self, image: Tensor) -> Tensor:
         """Encodes images [B, 3, H, W] of any size; edges are repeated up to whole cells."""
         height, width = image.shape[2:]
         padded = F.pad(image, (0, -width % 8, 0, -height % 8), mode="replicate")
-        latent: Tensor = self.encode(padded)
-        return latent
+        return self.encode(padded)

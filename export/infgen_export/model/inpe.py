@@ -25,9 +25,7 @@ def sphere(y: Tensor, x: Tensor) -> Tensor:
     longitude = ((x - 0.5) * math.pi)[None, :]
     around = torch.cos(latitude)
     return torch.stack(
-        torch.broadcast_tensors(
-            around * torch.cos(longitude), around * torch.sin(longitude), torch.sin(latitude)
-        ),
+        torch.broadcast_tensors(around * torch.cos(longitude), around * torch.sin(longitude), torch.sin(latitude)),
         dim=-1,
     )
 

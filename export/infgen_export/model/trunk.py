@@ -46,18 +46,16 @@ class Prefill(nn.Module):
         else:
             self.trunk = nn.Conv2d(config.latent_channels, config.width, 1)
         # In the cell frame every cell's centre has the same place, so there is nothing to embed.
-        self.inpe = (
-            INPE(config.inpe_features, config.inpe_sigma, config.width) if config.frame == "image" else None
-        )
+        self.inpe = INPE(config.inpe_features, config.inpe_sigma, config.width) if config.frame == "image" else None
 
     def forward(self, latent: Tensor) -> Tensor:
         """See the class."""
         # Latents reach 4 standard deviations and more; far outliers must not blow up what follows.
-        context: Tensor = self.trunk(4 * torch.tanh(latent / 4))
+        context = self.trunk(4 * torch.tanh(latent / 4))
         if self.inpe is None:
             return context
         height, width = latent.shape[2:]
         y = (torch.arange(height, device=latent.device, dtype=torch.float32) + 0.5) / height
         x = (torch.arange(width, device=latent.device, dtype=torch.float32) + 0.5) / width
-        place: Tensor = self.inpe(y, x, torch.ones(2, device=latent.device))
+        place = self.inpe(y, x, torch.ones(2, device=latent.device))
         return context + place.permute(2, 0, 1)

@@ -36,5 +36,4 @@ class Upsampler(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """See the class."""
-        image: Tensor = self.shuffle(self.to_pixels(self.layers(tokens)))
-        return image
+        return self.shuffle(self.to_pixels(self.layers(tokens)))

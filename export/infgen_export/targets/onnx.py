@@ -18,7 +18,9 @@ BACKEND = "onnxruntime"
 """The runtime backend that these graphs are for."""
 
 
-def convert(graph: Graph, example: tuple[Tensor, ...], file: Path, metadata: dict[str, str], opset: int = OPSET) -> None:
+def convert(
+    graph: Graph, example: tuple[Tensor, ...], file: Path, metadata: dict[str, str], opset: int = OPSET
+) -> None:
     """Writes a graph as one ``.onnx`` file, weights inside.
 
     Args:
