@@ -1,5 +1,6 @@
 """The sample latents in the package, to try the decoder with."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +34,7 @@ class Sample:
 
 def sample_names() -> tuple[str, ...]:
     """Names of the samples, in alphabetical order."""
-    return tuple(sorted(path.stem for path in FOLDER.glob("*.safetensors")))
+    return tuple(sorted(_index()))
 
 
 def load_sample(name: str) -> Sample:
@@ -42,14 +43,14 @@ def load_sample(name: str) -> Sample:
     Raises:
         LatentError: there is none of that name.
     """
-    names = sample_names()
-    if name not in names:
-        raise LatentError(f"sample {name!r} is unknown: there are {', '.join(names) or 'none in this installation'}")
-    array, metadata = read_array(FOLDER / f"{name}.safetensors")
-    return Sample(
-        name=name,
-        title=metadata.get("title", ""),
-        source=metadata.get("source", ""),
-        licence=metadata.get("licence", ""),
-        latent=as_latent(array, latent_space("flux2")),
-    )
+    index = _index()
+    if name not in index:
+        raise LatentError(f"sample {name!r} is unknown: there are {', '.join(sorted(index))}")
+    array, _ = read_array(FOLDER / f"{name}.npz")
+    return Sample(name, **index[name], latent=as_latent(array, latent_space("flux2")))
+
+
+def _index() -> dict[str, dict[str, str]]:
+    """Title, source and licence of each sample, by name."""
+    index: dict[str, dict[str, str]] = json.loads((FOLDER / "index.json").read_text(encoding="utf-8"))
+    return index

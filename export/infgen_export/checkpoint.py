@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -16,6 +18,8 @@ from infgen_export.model import DecoderConfig, InfGen
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+
+T = TypeVar("T")
 
 
 def save_checkpoint(folder: Path, model: InfGen, dtype: torch.dtype = torch.float32) -> None:
@@ -45,18 +49,22 @@ def load_checkpoint(folder: str | Path) -> InfGen:
     if not folder.is_dir():
         hint = " (pickles are refused: they can run code)" if folder.suffix in {".pt", ".pth", ".ckpt", ".bin"} else ""
         raise CheckpointError(f"{folder} is not a checkpoint folder with {CONFIG} and {WEIGHTS}{hint}")
-    try:
-        config = DecoderConfig.from_json(json.loads((folder / CONFIG).read_text()))
-        state = load_file(folder / WEIGHTS)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder} lacks {Path(error.filename or WEIGHTS).name}") from error
-    except (ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} cannot be read: {error}") from error
+    config = _read(folder / CONFIG, lambda file: DecoderConfig.from_json(json.loads(file.read_text())))
+    state = _read(folder / WEIGHTS, load_file)
     model = InfGen(config)
     if problems := _problems(state, model.state_dict()):
         raise CheckpointError(f"{folder / WEIGHTS} does not fit its config: " + "; ".join(problems))
     model.load_state_dict(state)
     return model.eval()
+
+
+def _read(file: Path, read: Callable[[Path], T]) -> T:
+    if not file.exists():
+        raise CheckpointError(f"{file.parent} lacks {file.name}")
+    try:
+        return read(file)
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
 
 
 def _problems(state: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from infgen_rt.errors import InfGenError
+from infgen_rt.errors import InfGenError, InputError
 
 
 @click.command(
@@ -56,7 +56,7 @@ def main(
         report = export(checkpoint, output, targets, card=card, opset=opset, force=force, progress=say)
     except InfGenError as error:
         click.echo(f"Error: {error}", err=True)
-        raise SystemExit(1 if type(error).__name__ == "ExportError" else 2) from None
+        raise SystemExit(2 if isinstance(error, InputError) else 1) from None
     if as_json:
         click.echo(json.dumps([entry.to_json() for entry in report.graphs], indent=2))
     elif not quiet:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from infgen_export import footprint
 from infgen_export.checkpoint import load_checkpoint
-from infgen_export.errors import ExportError
+from infgen_export.errors import ExportError, RequestError, one_line
 from infgen_export.graphs import MAX_CELLS, MAX_TOKENS, graphs_of, trace_inputs
 from infgen_export.model import InfGen
 from infgen_export.report import GraphReport, Report
@@ -71,18 +71,18 @@ def export(
 
     Raises:
         CheckpointError: The checkpoint is unusable.
-        ExportError: The output exists, a target is unknown, a conversion failed or a graph is not the model's equal.
+        RequestError: The output exists or cannot be written, or a target is unknown.
+        ExportError: A conversion failed or a graph is not the model's equal.
     """
     output, card, say = Path(output), card or Card(), progress or (lambda _: None)
     if unknown := sorted(set(targets) - set(TARGETS)):
-        raise ExportError(f"unknown target {unknown[0]!r}: expected one of {', '.join(TARGETS)}")
+        raise RequestError(f"unknown target {unknown[0]!r}: expected one of {', '.join(TARGETS)}")
     if output.exists() and not (force and _replaceable(output)):
         reason = "use --force to replace it" if _replaceable(output) else "it is not a bundle, so it is left alone"
-        raise ExportError(f"{output} exists: {reason}")
+        raise RequestError(f"{output} exists: {reason}")
     model = load_checkpoint(checkpoint)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
-        building = Path(folder) / "bundle"
+    with _beside(output) as folder:
+        building = folder / "bundle"
         recipe, entries = _export_onnx(model, building, card, opset, say)
         manifest = _manifest(model, building, card, (recipe,), entries)
         (building / MANIFEST).write_text(manifest.to_json())
@@ -90,9 +90,21 @@ def export(
         recipe = dataclasses.replace(recipe, memory=footprint.measure(building, onnx.BACKEND))
         (building / MANIFEST).write_text(dataclasses.replace(manifest, recipes=(recipe,)).to_json())
         if output.exists():
-            output.rename(Path(folder) / "replaced")
+            output.rename(folder / "replaced")
         shutil.move(building, output)
     return Report(tuple(entries))
+
+
+@contextlib.contextmanager
+def _beside(output: Path) -> Iterator[Path]:
+    """A folder for what is being made, on the file system where it shall end up; gone afterwards."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent)
+    except OSError as error:
+        raise RequestError(f"{output} cannot be written: {error.strerror}") from error
+    with folder as name:
+        yield Path(name)
 
 
 def _export_onnx(
@@ -111,10 +123,15 @@ def _export_onnx(
     for graph in graphs_of(model):
         file = folder / name / f"{graph.name}.onnx"
         say(f"{name}: converting {graph.name}")
-        with _quiet():
-            onnx.convert(graph, trace_inputs(graph, model), file, metadata | {"graph": graph.name}, opset)
+        try:
+            with _quiet():
+                onnx.convert(graph, trace_inputs(graph, model), file, metadata | {"graph": graph.name}, opset)
+                session = onnx.Session(file)
+        # Converters raise whatever they like.
+        except Exception as error:
+            raise ExportError(f"{name} {graph.name} cannot be converted: {one_line(error)}") from error
         say(f"{name}: verifying {graph.name}")
-        checks = tuple(verify(model, graph, onnx.Session(file)))
+        checks = tuple(verify(model, graph, session))
         parameters = sum(p.numel() for p in graph.module.parameters())
         entry = GraphReport(name, graph.name, file.stat().st_size, parameters, checks)
         if failures := entry.failures():

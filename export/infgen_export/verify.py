@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from infgen_export.errors import ExportError
+from infgen_export.errors import ExportError, one_line
 from infgen_export.graphs import Graph, decode_inputs
 from infgen_export.model import InfGen
 from infgen_rt.geometry import Box, Size
@@ -80,13 +80,20 @@ def verify(model: InfGen, graph: Graph, run: Callable[[dict[str, Tensor]], Tenso
         model: The reference.
         graph: Which of its graphs.
         run: Runs the converted graph on named inputs.
+
+    Raises:
+        ExportError: It does not run at a case, or gives another shape.
     """
     generator = torch.Generator().manual_seed(1)
     for case in CASES:
         with torch.inference_mode():
             inputs = case_inputs(model, graph, case, generator)
             expected = graph.module(*inputs.values())
-        actual = run(inputs)
+        try:
+            actual = run(inputs)
+        # Runtimes raise whatever they like, most often for a dimension that was baked in.
+        except Exception as error:
+            raise ExportError(f"{graph.name}, case {case.name}: {one_line(error)}") from error
         if actual.shape != expected.shape:
             raise ExportError(
                 f"{graph.name}, case {case.name}: shape {list(actual.shape)}, expected {list(expected.shape)}"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+
+from infgen_export.model import PRESETS
+
+OPTIMIZERS = ("muon", "adamw")
 
 
 @dataclass(frozen=True)
@@ -39,13 +42,13 @@ class TrainConfig:
     preset: str = "edge"
     steps: int = 10_000
     warmup: int = 200
-    optimizer: Literal["muon", "adamw"] = "muon"
+    optimizer: str = "muon"
     lr: float = 1e-3
-    muon_lr: float = 0.02
+    muon_lr: float = 0.007
     final: float = 0.01
     weight_decay: float = 0.01
     clip: float = 1.0
-    ema: float = 0.999
+    ema: float = 0.998
     seed: int = 0
     shapes: tuple[tuple[int, int], ...] = ((32, 32), (32, 32), (24, 40), (40, 24), (48, 64))
     views: int = 4_000
@@ -58,3 +61,8 @@ class TrainConfig:
     bfloat16: bool = True
     save_every: int = 250
     exclude: tuple[str, ...] = ("007", "010", "014", "017", "019", "020")
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("preset", self.preset, PRESETS), ("optimizer", self.optimizer, OPTIMIZERS)):
+            if value not in known:
+                raise ValueError(f"{name} {value!r} is unknown: expected one of {', '.join(known)}")

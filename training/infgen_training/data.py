@@ -106,8 +106,10 @@ def random_view(
     limit = min(max_reduction, photo.height / (PATCH * cells[0]), photo.width / (PATCH * cells[1]))
     reduction = math.exp(rng.uniform(0, math.log(max(limit, 1.0))))
     reduction = limit if rng.random() < 0.3 else min(reduction, limit)
+    # At the limit nothing is left on one side, or by rounding less than nothing.
     y, x = (
-        rng.uniform(0, side - PATCH * n * reduction) for side, n in zip((photo.height, photo.width), cells, strict=True)
+        rng.uniform(0, max(0.0, side - PATCH * n * reduction))
+        for side, n in zip((photo.height, photo.width), cells, strict=True)
     )
     return View(index, x, y, reduction, cells, bool(rng.random() < 0.5))
 

@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,20 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from infgen_export.checkpoint import load_checkpoint, save_checkpoint
 from infgen_export.model import PRESETS, InfGen
+from infgen_rt.errors import InputError
+from infgen_rt.schema import parse
 from infgen_training.config import TrainConfig
 from infgen_training.data import Batch, LatentCache, Sampler, load_photos
 from infgen_training.optimizer import make_optimizer, set_learning_rate
 from infgen_training.teacher import Teacher
+
+_FIXED = ("preset", "optimizer", "seed", "shapes", "views", "max_reduction", "exclude")
+"""Fields that a run keeps: its cache and its state were made for them."""
 
 
 class Trainer:
@@ -41,7 +47,7 @@ class Trainer:
         self.device = device
         self.step = 0
         self.model = model.to(device).train()
-        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+        self.average = AveragedModel(self.model, avg_fn=partial(_average, config.ema), use_buffers=True)
         self.optimizer = make_optimizer(self.model, config)
 
     def train_step(self, batch: Batch, native: Batch | None) -> dict[str, float]:
@@ -116,6 +122,11 @@ class Trainer:
             group["step"] = self.step  # Muon counts by group, for the bias correction of its AdamW part
 
 
+def _average(decay: float, mean: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
+    """Exponential moving average that forgets the first, untrained weights quickly."""
+    return mean.lerp(value, max(1 - decay, 10 / (10 + int(count))))
+
+
 def _batches(sampler: Sampler, config: TrainConfig, first: int) -> Iterator[tuple[Batch, Batch | None]]:
     """Batches from step ``first`` on, made ahead in threads (resampling releases the GIL)."""
 
@@ -133,8 +144,14 @@ def _batches(sampler: Sampler, config: TrainConfig, first: int) -> Iterator[tupl
 def train(
     config: TrainConfig, photos: Path, teacher: Path, run: Path, device: torch.device, start: Path | None
 ) -> Trainer:
-    """Runs, or continues, a training run to its last step."""
+    """Runs, or continues, a training run to its last step.
+
+    Raises:
+        InputError: The run was made with settings that the config contradicts, or ``start`` is unusable.
+        FileNotFoundError: There are no photographs, or no teacher.
+    """
     run.mkdir(parents=True, exist_ok=True)
+    _check_same_run(config, run / "train.json")
     (run / "train.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
     pictures = load_photos(photos, config.exclude)
     cache_file = run / "latents.safetensors"
@@ -175,6 +192,16 @@ def train(
     return trainer
 
 
+def _check_same_run(config: TrainConfig, file: Path) -> None:
+    if not file.exists():
+        return
+    before = parse(TrainConfig, json.loads(file.read_text()), file.name)
+    for name in _FIXED:
+        old, new = getattr(before, name), getattr(config, name)
+        if old != new:
+            raise InputError(f"{file.parent} was made with {name} {old}, not {new}: use another folder for a new run")
+
+
 @click.command()
 @click.option(
     "--photos",
@@ -207,7 +234,7 @@ def train(
 def main(photos: Path, teacher: Path, run: Path, start: Path | None, settings: tuple[str, ...], device: str) -> None:
     """Trains an InfGen decoder and its encoder, or continues a run."""
     names = {field.name for field in dataclasses.fields(TrainConfig)}
-    values = {}
+    values: dict[str, Any] = {}
     for setting in settings:
         name, _, text = setting.partition("=")
         if name not in names:
@@ -216,7 +243,14 @@ def main(photos: Path, teacher: Path, run: Path, start: Path | None, settings: t
             values[name] = json.loads(text)
         except json.JSONDecodeError:
             values[name] = text
-    train(TrainConfig(**values), photos, teacher, run, torch.device(device), start)
+    try:
+        config = parse(TrainConfig, values, "config")
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--set") from error
+    try:
+        train(config, photos, teacher, run, torch.device(device), start)
+    except (InputError, FileNotFoundError) as error:
+        raise click.ClickException(str(error)) from error
 
 
 if __name__ == "__main__":

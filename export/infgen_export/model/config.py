@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
+
+from infgen_rt.schema import parse
+
+FRAMES = ("image", "cell")
+STARTS = ("mask", "sampled")
 
 
 @dataclass(frozen=True)
@@ -46,8 +52,9 @@ class DecoderConfig:
         width: Channels D of the context and of a token.
         trunk_width: Channels of the prefill trunk; ignored when ``trunk_blocks`` is 0.
         trunk_blocks: Residual blocks with global statistics in prefill.
-        frame: What the implicit positional embedding sees: the token's place in the whole image, or in its cell.
-        start: What a token is before attention: a learned mask token, or the bilinearly sampled context.
+        frame: What the implicit positional embedding sees: the token's place in the whole ``"image"``, or in its
+            ``"cell"``.
+        start: What a token is before attention: a learned ``"mask"`` token, or the bilinearly ``"sampled"`` context.
         inpe_features: Fourier features F of the embedding.
         inpe_sigma: Standard deviation of the Fourier frequencies, radians over the unit sphere's radius.
         blocks: Cross-attention blocks.
@@ -70,8 +77,8 @@ class DecoderConfig:
     width: int
     trunk_width: int
     trunk_blocks: int
-    frame: Literal["image", "cell"]
-    start: Literal["mask", "sampled"]
+    frame: str
+    start: str
     inpe_features: int
     inpe_sigma: float
     blocks: int
@@ -90,7 +97,14 @@ class DecoderConfig:
     """Output pixels a token covers, each way."""
 
     def __post_init__(self) -> None:
-        problems = []
+        problems = [f"{name} must be {least} or more, not {n}" for name, n, least in self._counts() if n < least]
+        if problems:
+            raise ValueError("impossible model config: " + "; ".join(problems))
+        for name, value, known in (("frame", self.frame, FRAMES), ("start", self.start, STARTS)):
+            if value not in known:
+                problems.append(f"{name} must be one of {', '.join(known)}, not {value!r}")
+        if self.trunk_blocks and self.trunk_width % 2:
+            problems.append(f"trunk_width {self.trunk_width} must divide by 2")
         if self.key_width % (4 * self.heads) or self.width % self.heads:
             problems.append(
                 f"with {self.heads} heads, key_width {self.key_width} must divide by {4 * self.heads} "
@@ -100,10 +114,24 @@ class DecoderConfig:
             problems.append(f"{len(self.levels)} levels enlarge by more than the patch of {self.PATCH}")
         if self.radius is not None and not self.radius > 0:
             problems.append(f"radius must be above 0 or null, not {self.radius}")
-        if not 0 < self.scale_range[0] <= self.scale_range[1]:
-            problems.append(f"scale_range must be two rising positive numbers, not {self.scale_range}")
+        for name, (low, high) in (("scale_range", self.scale_range), ("rotary", self.rotary)):
+            if not 0 < low <= high:
+                problems.append(f"{name} must be two rising positive numbers, not {(low, high)}")
         if problems:
             raise ValueError("impossible model config: " + "; ".join(problems))
+
+    def _counts(self) -> Iterator[tuple[str, int, int]]:
+        """Name, value and least value of every field that counts something."""
+        for name in ("latent_channels", "width", "inpe_features", "heads", "key_width", "mlp_ratio"):
+            yield name, getattr(self, name), 1
+        for name in ("trunk_blocks", "blocks", "token_blocks"):
+            yield name, getattr(self, name), 0
+        yield "trunk_width", self.trunk_width, min(1, self.trunk_blocks)
+        levels = {f"levels[{index}]": level for index, level in enumerate(self.levels)}
+        levels |= {"encoder.fine": self.encoder.fine, "encoder.coarse": self.encoder.coarse}
+        for name, level in levels.items():
+            yield f"{name}.width", level.width, 1
+            yield f"{name}.blocks", level.blocks, 0
 
     @property
     def final_factor(self) -> int:
@@ -132,7 +160,8 @@ class DecoderConfig:
 
     def to_json(self) -> dict[str, Any]:
         """The config as plain JSON values."""
-        return dataclasses.asdict(self)
+        values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return values
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> DecoderConfig:
@@ -141,19 +170,11 @@ class DecoderConfig:
         Raises:
             ValueError: A field is missing, unknown or impossible.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
+        config = parse(cls, values, "config")
+        known = config.to_json()
+        if unknown := sorted(set(values) - set(known)):
             raise ValueError(f"unknown fields in the model config: {', '.join(unknown)}")
-        fields = dict(values)
-        try:
-            fields["levels"] = tuple(Level(**level) for level in fields["levels"])
-            fields["encoder"] = EncoderConfig(**{k: Level(**v) for k, v in fields["encoder"].items()})
-            for pair in ("rotary", "scale_range"):
-                low, high = fields[pair]
-                fields[pair] = (float(low), float(high))
-            return cls(**fields)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"incomplete model config: {error}") from error
+        return config
 
 
 def edge(latent_space: str = "flux2", latent_channels: int = 32) -> DecoderConfig:

@@ -48,9 +48,15 @@ def convert(
     onnx.helper.set_model_props(model, metadata | bounds)
     for value, spec in zip((*model.graph.input, *model.graph.output), (*graph.inputs, graph.output), strict=True):
         value.doc_string = spec.about
-    # Stack traces of the exporting machine's files say nothing to a user and double the size of small graphs.
-    for node in model.graph.node:
-        del node.metadata_props[:]
+        # The tracer knows outputs by symbols of its own, such as s39.
+        for axis, dim in enumerate(spec.shape):
+            if isinstance(dim, str) and value.type.tensor_type.shape.dim[axis].dim_param:
+                value.type.tensor_type.shape.dim[axis].dim_param = dim
+    # Stack traces of the exporting machine's files and torch's own names say nothing to a user and double the size of
+    # small graphs. Shapes in between are inferred by whoever needs them.
+    del model.graph.value_info[:], model.graph.metadata_props[:]
+    for part in (*model.graph.node, *model.graph.input, *model.graph.output, *model.graph.initializer):
+        del part.metadata_props[:]
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, file)
 

@@ -1,0 +1,195 @@
+"""Checkpoints: what is saved comes back, and nothing else is believed."""
+
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from infgen_export.checkpoint import CONFIG, WEIGHTS, load_checkpoint, save_checkpoint
+from infgen_export.errors import CheckpointError
+
+from . import tiny
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkpoint of the tiny edge model."""
+    save_checkpoint(tmp_path / "checkpoint", tiny.model(tiny.EDGE))
+    return tmp_path / "checkpoint"
+
+
+@pytest.mark.parametrize("kind", tiny.CONFIGS)
+def test_a_model_survives_being_saved(tmp_path: Path, kind: str) -> None:
+    model = tiny.model(tiny.CONFIGS[kind])
+    save_checkpoint(tmp_path / "a" / "b", model.train())
+    loaded = load_checkpoint(tmp_path / "a" / "b")
+    assert loaded.config == model.config and not loaded.training
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+    latent = tiny.latent(5, 6)
+    assert torch.equal(loaded(latent, (50, 70)), model.eval()(latent, (50, 70)))
+    assert sorted(os.listdir(tmp_path / "a" / "b")) == [CONFIG, WEIGHTS]
+
+
+def test_float16_halves_the_file_and_loads_as_float32(folder: Path, tmp_path: Path) -> None:
+    model = load_checkpoint(folder)
+    save_checkpoint(tmp_path / "half", model, torch.float16)
+    assert {value.dtype for value in load_file(tmp_path / "half" / WEIGHTS).values()} == {torch.float16}
+    assert (tmp_path / "half" / WEIGHTS).stat().st_size < 0.6 * (folder / WEIGHTS).stat().st_size
+    loaded = load_checkpoint(tmp_path / "half")
+    assert {value.dtype for value in loaded.state_dict().values()} == {torch.float32}
+    latent = tiny.latent(5, 6)
+    assert torch.allclose(loaded(latent, (50, 70)), model(latent, (50, 70)), atol=0.05)
+
+
+def missing(state: dict[str, Tensor]) -> None:
+    del state["decode.inpe.mlp.0.weight"], state["prefill.trunk.0.bias"]
+
+
+def unknown(state: dict[str, Tensor]) -> None:
+    state["decode.magic"] = torch.zeros(3)
+
+
+def reshaped(state: dict[str, Tensor]) -> None:
+    state["prefill.trunk.0.bias"] = torch.zeros(17)
+
+
+def not_a_number(state: dict[str, Tensor]) -> None:
+    state["decode.upsampler.to_pixels.bias"][3] = torch.nan
+
+
+def infinite(state: dict[str, Tensor]) -> None:
+    state["encode.layers.1.weight"][0, 0, 0, 0] = torch.inf
+
+
+BAD_TENSORS = [
+    (missing, "2 tensors missing, first decode.inpe.mlp.0.weight"),
+    (unknown, "1 tensors unknown, first decode.magic"),
+    (reshaped, r"prefill.trunk.0.bias has shape \[17\], expected \[16\]"),
+    (not_a_number, "decode.upsampler.to_pixels.bias holds NaN"),
+    (infinite, "encode.layers.1.weight holds NaN or infinity"),
+]
+
+
+@pytest.mark.parametrize(("change", "text"), BAD_TENSORS)
+def test_tensors_that_do_not_fit_are_named(
+    folder: Path, change: Callable[[dict[str, Tensor]], None], text: str
+) -> None:
+    state = load_file(folder / WEIGHTS)
+    change(state)
+    save_file(state, folder / WEIGHTS)
+    with pytest.raises(CheckpointError, match=text):
+        load_checkpoint(folder)
+
+
+def test_all_that_is_wrong_is_told_at_once(folder: Path) -> None:
+    state = load_file(folder / WEIGHTS)
+    for change, _ in (BAD_TENSORS[1], BAD_TENSORS[2], BAD_TENSORS[3]):
+        change(state)
+    save_file(state, folder / WEIGHTS)
+    with pytest.raises(CheckpointError, match=r"decode\.magic.*to_pixels\.bias.*trunk\.0\.bias"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[: len(content) // 2], lambda _: b"", lambda _: b"x" * 99])
+def test_corrupt_weights_are_refused(folder: Path, damage: Callable[[bytes], bytes]) -> None:
+    (folder / WEIGHTS).write_bytes(damage((folder / WEIGHTS).read_bytes()))
+    with pytest.raises(CheckpointError, match=f"{WEIGHTS} cannot be read"):
+        load_checkpoint(folder)
+
+
+BAD_FIELDS = {
+    "unknown": ({"depth": 3}, "unknown fields in the model config: depth"),
+    "text": ({"width": "16"}, "config.width is str, expected int"),
+    "fraction": ({"heads": 2.5}, "config.heads is float, expected int"),
+    "null": ({"encoder": None}, "config.encoder is NoneType, expected dict"),
+    "level": ({"levels": [{"width": 8}]}, r"config.levels\[0\] lacks 'blocks'"),
+    "pair": ({"rotary": [1.0]}, "config.rotary has 1 items, expected 2"),
+    "number": ({"scale_range": ["low", 4]}, r"config.scale_range\[0\] is str, expected float"),
+    "impossible": ({"heads": 0}, "heads must be 1 or more, not 0"),
+    "choice": ({"frame": "window"}, "frame must be one of image, cell, not 'window'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FIELDS)
+def test_bad_fields_of_the_config_are_named(folder: Path, name: str) -> None:
+    changes, text = BAD_FIELDS[name]
+    values = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(values | changes))
+    with pytest.raises(CheckpointError, match=f"{CONFIG} cannot be read: .*{text}"):
+        load_checkpoint(folder)
+
+
+def test_a_missing_field_is_named(folder: Path) -> None:
+    values = json.loads((folder / CONFIG).read_text())
+    del values["blocks"]
+    (folder / CONFIG).write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match="config lacks 'blocks'"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("content", ["", "{", "null", "5", "[1]", '"config"', "[" * 100_000])
+def test_a_config_that_is_none_is_refused(folder: Path, content: str) -> None:
+    (folder / CONFIG).write_text(content)
+    with pytest.raises(CheckpointError, match=f"{CONFIG} cannot be read"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+def test_a_missing_or_unreadable_file_is_named(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=f"lacks {name}"):
+        load_checkpoint(folder)
+    (folder / name).mkdir()
+    with pytest.raises(CheckpointError, match=f"{name} cannot be read"):
+        load_checkpoint(folder)
+
+
+class Bomb:
+    """A pickle that leaves a mark when it is loaded."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".bin"])
+def test_pickles_are_refused_unopened(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"model{suffix}"
+    file.write_bytes(pickle.dumps(Bomb(tmp_path / "mark")))
+    with pytest.raises(CheckpointError, match=r"not a checkpoint folder .*pickles are refused"):
+        load_checkpoint(file)
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_pickle_in_the_place_of_the_weights_is_not_opened(folder: Path, tmp_path: Path) -> None:
+    (folder / WEIGHTS).write_bytes(pickle.dumps(Bomb(tmp_path / "mark")))
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_checkpoint(folder)
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="none is not a checkpoint folder with config.json"):
+        load_checkpoint(tmp_path / "none")
+
+
+def test_a_failed_save_leaves_the_old_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (folder / WEIGHTS).read_bytes()
+
+    def full(state: dict[str, Tensor], file: Path) -> None:
+        file.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("infgen_export.checkpoint.save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        save_checkpoint(folder, tiny.model(tiny.EDGE, seed=1))
+    assert (folder / WEIGHTS).read_bytes() == before

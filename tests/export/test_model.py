@@ -1,0 +1,329 @@
+"""What the reference model promises to every graph that is made of it."""
+
+import dataclasses
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from infgen_export.model import PRESETS, DecoderConfig, EncoderConfig, Grid, InfGen, Level
+from infgen_export.model.attention import CrossAttention, Neighbours, bilinear, window_attention
+from infgen_export.model.inpe import INPE, sphere
+from infgen_rt import grid as coordinates
+from infgen_rt.geometry import Box, Size
+
+from . import tiny
+
+MODELS = {name: tiny.model(config) for name, config in tiny.CONFIGS.items()}
+kinds = st.sampled_from(sorted(MODELS))
+cells = st.tuples(st.integers(1, 9), st.integers(1, 9))
+
+
+@st.composite
+def sizes(draw: st.DrawFn, latent: tuple[int, int], low: float = 0.5, high: float = 6.0) -> tuple[int, int]:
+    """Height and width of a picture, at independent scales."""
+    return tuple(max(1, round(8 * side * draw(st.floats(low, high)))) for side in latent)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_build_and_run(preset: str) -> None:
+    config = PRESETS[preset]()
+    model = InfGen(config).eval()
+    with torch.inference_mode():
+        image = model(torch.randn(1, config.latent_channels, 3, 5), (37, 83))
+        latent = model.encode_image(image)
+    assert image.shape == (1, 3, 37, 83) and image.isfinite().all()
+    assert latent.shape == (1, config.latent_channels, 5, 11) and latent.isfinite().all()
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.data())
+def test_any_size_of_any_latent(data: st.DataObject) -> None:
+    kind, (height, width) = data.draw(kinds), data.draw(cells)
+    size = data.draw(sizes((height, width)))
+    image = MODELS[kind](tiny.latent(height, width, batch=2), size)
+    assert image.shape == (2, 3, *size) and image.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_pictures_of_a_batch_do_not_mix(kind: str) -> None:
+    latents = tiny.latent(6, 5, batch=3)
+    together = MODELS[kind](latents, (61, 77))
+    alone = torch.cat([MODELS[kind](latent[None], (61, 77)) for latent in latents])
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_everything_a_model_is_given_shows_in_the_picture(kind: str) -> None:
+    """Each input of decode, changed a little, changes the picture: none is ignored."""
+    model, grid = MODELS[kind], Grid.whole((6, 7), (90, 130))
+    context = model.prefill(tiny.latent(6, 7))
+    image = model.decode(context, grid)
+    for name in ("token_y", "token_x", "scale", *(["extent"] if kind == "paper" else [])):
+        moved = dataclasses.replace(grid, **{name: getattr(grid, name) * 1.02})
+        assert (model.decode(context, moved) - image).abs().max() > 1e-3, name
+
+
+# Decode is local.
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.data())
+def test_a_tile_decoded_by_itself_is_a_crop_of_the_whole(data: st.DataObject) -> None:
+    kind, (height, width) = data.draw(kinds), data.draw(cells)
+    model, config = MODELS[kind], tiny.CONFIGS[kind]
+    size = data.draw(sizes((height, width)))
+    grid = coordinates.Grid(Size(width, height), Size(size[1], size[0]), 8)
+    x, y = data.draw(st.integers(0, grid.tokens.width - 1)), data.draw(st.integers(0, grid.tokens.height - 1))
+    tile = Box(
+        x, y, data.draw(st.integers(1, grid.tokens.width - x)), data.draw(st.integers(1, grid.tokens.height - y))
+    )
+    latent = tiny.latent(height, width)
+    whole = model(latent, size)
+    pixels = cut(model, model.prefill(latent), grid, tile, config.halo_tokens, config.halo_cells)
+    assert torch.allclose(pixels, whole[:, :, *grid.pixels_of(tile).slices], atol=1e-5)
+
+
+def cut(model: InfGen, context: Tensor, grid: coordinates.Grid, tile: Box, halo: int, radius: float | None) -> Tensor:
+    """A tile's pixels, decoded with a halo that is dropped."""
+    tokens = tile.grow(halo, grid.tokens.box)
+    image = tiny.decode(model, context, grid, tokens, radius)
+    return image[:, :, *grid.pixels_of(tile).relative_to(grid.pixels_of(tokens)).slices]
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_smaller_halo_is_not_enough(kind: str) -> None:
+    """Without this the test above could pass with a halo that is never needed."""
+    model, config = MODELS[kind], tiny.CONFIGS[kind]
+    assert error_of_a_tile(model, config.halo_tokens, config.halo_cells) < 1e-5
+    assert error_of_a_tile(model, config.halo_tokens - 1, config.halo_cells) > 1e-4
+
+
+@pytest.mark.parametrize("radius", [1.0, 1.5, 2.5, 3.2])
+def test_a_smaller_crop_of_the_context_is_not_enough(radius: float) -> None:
+    config = dataclasses.replace(tiny.EDGE, radius=radius)
+    model = tiny.model(config)
+    assert error_of_a_tile(model, config.halo_tokens, config.halo_cells) < 1e-5
+    # Crops are rounded outwards, so a little less is still enough.
+    if radius > 2:
+        assert error_of_a_tile(model, config.halo_tokens, 1.0) > 1e-4
+
+
+def error_of_a_tile(model: InfGen, halo: int, radius: float | None) -> float:
+    latent, grid = tiny.latent(18, 18), coordinates.Grid(Size(18, 18), Size(288, 288), 8)
+    tile = Box(15, 15, 4, 4)
+    whole = model(latent, (288, 288))[:, :, *grid.pixels_of(tile).slices]
+    return (cut(model, model.prefill(latent), grid, tile, halo, radius) - whole).abs().max().item()
+
+
+LEVELS = [
+    (0, ()),
+    (2, ()),
+    (0, (Level(8, 2), Level(8, 1))),
+    (1, (Level(8, 0), Level(8, 3))),
+    (1, (Level(8, 2), Level(8, 2), Level(8, 2))),
+]
+
+
+@pytest.mark.parametrize(("token_blocks", "levels"), LEVELS)
+def test_halo_tokens_is_how_far_a_tile_looks(token_blocks: int, levels: tuple[Level, ...]) -> None:
+    config = dataclasses.replace(tiny.EDGE, token_blocks=token_blocks, levels=levels)
+    upsampler = InfGen(config).double().decode.upsampler
+    tokens = torch.randn(1, config.width, 25, 25, dtype=torch.float64, requires_grad=True)
+    upsampler(tokens)[:, :, 8 * 12 : 8 * 13, 8 * 12 : 8 * 13].sum().backward()
+    assert reach(tokens.grad, Box(12, 12, 1, 1)) == [config.halo_tokens] * 4
+
+
+@pytest.mark.parametrize(("fine", "coarse"), [(0, 0), (1, 1), (2, 1), (1, 3)])
+def test_encode_halo_is_how_far_a_cell_looks(fine: int, coarse: int) -> None:
+    config = dataclasses.replace(tiny.EDGE, encoder=EncoderConfig(Level(8, fine), Level(8, coarse)))
+    encode = InfGen(config).double().encode
+    image = torch.rand(1, 3, 200, 200, dtype=torch.float64, requires_grad=True)
+    encode(image)[:, :, 12, 12].sum().backward()
+    assert reach(image.grad, Box(96, 96, 8, 8)) == [config.encode_halo] * 4
+
+
+def reach(gradient: Tensor, box: Box) -> list[int]:
+    """How far beyond a box a gradient is not zero: top, left, bottom, right."""
+    y, x = (torch.nonzero(gradient[0].abs().sum((0, axis)))[:, 0].tolist() for axis in (2, 1))
+    return [box.y - y[0], box.x - x[0], y[-1] + 1 - box.bottom, x[-1] + 1 - box.right]
+
+
+def test_prefill_sees_the_whole_latent_and_decode_does_not() -> None:
+    model = MODELS["edge"]
+    latent = tiny.latent(30, 30)
+    other = latent.clone()
+    other[..., 29, 29] += 2
+    context, changed = model.prefill(latent), model.prefill(other)
+    assert (context - changed).abs().amax(1).min() > 1e-6
+
+    spot = context.clone()
+    spot[..., 29, 29] += 2
+    grid = Grid.whole((30, 30), (240, 240))
+    difference = (model.decode(context, grid) - model.decode(spot, grid)).abs()[0].amax(0)
+    near = 8 * math.ceil(tiny.EDGE.halo_tokens + tiny.EDGE.radius + 0.5)
+    assert difference[-8:, -8:].min() > 1e-3
+    assert difference[: 240 - near].max() < 1e-6 and difference[:, : 240 - near].max() < 1e-6
+
+
+# The implicit positional embedding.
+
+
+def test_no_two_positions_share_a_point_of_the_sphere() -> None:
+    side = torch.linspace(0, 1, 257)
+    points = sphere(side, side)
+    assert torch.allclose(points.norm(dim=-1), torch.ones(257, 257))
+    assert len(torch.unique((points.reshape(-1, 3) * 1e4).round(), dim=0)) == 257 * 257
+
+
+def test_positions_are_embedded_in_float32_whatever_surrounds_them() -> None:
+    torch.manual_seed(0)
+    inpe = INPE(64, 16.0, 32)
+    y, x, scale = torch.rand(20), torch.rand(30), torch.tensor([1.5, 2.0])
+    expected = inpe(y, x, scale)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+        embedded = inpe(y, x, scale)
+    assert embedded.dtype == torch.float32 and torch.equal(embedded, expected)
+
+
+# Attention.
+
+
+def fade(distance: float, radius: float) -> float:
+    return min(max((radius - distance) / min(0.5, radius), 0.0), 1.0)
+
+
+@pytest.mark.parametrize("radius", [0.75, 1.0, 1.5, 2.0, 2.7])
+def test_window_attention_is_softmax_over_the_cells_within_the_radius(radius: float) -> None:
+    torch.manual_seed(0)
+    heads, depth, extent, scale = 2, 4, (5, 7), (1.3, 2.6)
+    tokens = [torch.arange(0.5, n * s) / s for n, s in zip(extent, scale, strict=True)]
+    centres = [torch.arange(n) + 0.5 for n in extent]
+    query = torch.randn(1, len(tokens[0]), len(tokens[1]), heads, depth)
+    key, value = torch.randn(1, *extent, heads, depth), torch.randn(1, *extent, heads, 3)
+    near = [
+        Neighbours.of(token, key, torch.tensor(float(n)), radius)
+        for token, key, n in zip(tokens, centres, extent, strict=True)
+    ]
+    actual = window_attention(query, key, value, *near).unflatten(3, (heads, 3))
+    for (i, y), (j, x), head in itertools.product(enumerate(tokens[0]), enumerate(tokens[1]), range(heads)):
+        weights, total = 0.0, torch.zeros(3)
+        for row, column in itertools.product(range(extent[0]), range(extent[1])):
+            window = fade(abs(row + 0.5 - y), radius) * fade(abs(column + 0.5 - x), radius)
+            score = query[0, i, j, head] @ key[0, row, column, head] / math.sqrt(depth)
+            weights += math.exp(score) * window
+            total += math.exp(score) * window * value[0, row, column, head]
+        # The model's window ends at a millionth, not at zero.
+        assert torch.allclose(actual[0, i, j, head], total / weights, atol=5e-4)
+
+
+def test_cells_beyond_the_latent_have_exactly_no_weight() -> None:
+    """A crop that is padded, as fixed shapes need, gives what the crop alone gives."""
+    tokens, extent = torch.tensor([0.1, 1.5, 2.9]), torch.tensor(3.0)
+    query = torch.full((1, 3, 3, 1, 4), 5.0)
+    key = torch.randn(1, 6, 6, 1, 4, generator=torch.Generator().manual_seed(0))
+    key[:, 3:], key[:, :, 3:] = 20.0, 20.0  # scores far above those of the true cells
+    value = torch.zeros(1, 6, 6, 1, 2)
+    value[:, :3, :3, :, 0] = 1.0
+    value[:, 3:, :, :, 1], value[:, :, 3:, :, 1] = 1.0, 1.0
+    near = Neighbours.of(tokens, torch.arange(6) + 0.5, extent, 1.5)
+    inside, outside = window_attention(query, key, value, near, near).unbind(-1)
+    assert torch.all(outside == 0)
+    assert torch.allclose(inside, torch.ones(1, 3, 3))
+
+
+@pytest.mark.parametrize("radius", [1.0, 1.5, 2.0, 2.7])
+def test_attention_is_continuous_where_the_neighbours_change(radius: float) -> None:
+    torch.manual_seed(0)
+    attention = CrossAttention(16, 16, 2, (1.0, 6.0), radius)
+    context, token = torch.randn(1, 12, 12, 16), torch.randn(1, 1, 1, 16)
+    centres, extent = torch.arange(12) + 0.5, torch.tensor([12.0, 12.0])
+    # Every place where a cell comes or goes: cell borders and the radius around centres.
+    for place in (5.0, 6.0, 5.5 + radius % 1, 6.5 - radius % 1):
+        before, after = (
+            attention(token, context, Grid(centres, centres, p, p, extent, torch.ones(2)))
+            for p in (torch.tensor([place - 1e-4]), torch.tensor([place + 1e-4]))
+        )
+        assert (before - after).abs().max() < 2e-2 * before.abs().max()
+
+
+@pytest.mark.parametrize("radius", [None, 1.5, 2.0])
+def test_only_distances_matter_to_attention(radius: float | None) -> None:
+    """Tokens and cells moved together by whole cells: the same picture elsewhere in a larger one."""
+    torch.manual_seed(0)
+    attention = CrossAttention(16, 16, 2, (math.pi / 4, 2 * math.pi), radius).eval()
+    context, tokens = torch.randn(1, 9, 9, 16), torch.randn(1, 4, 5, 16)
+    centres, y, x = torch.arange(9) + 0.5, torch.linspace(3.1, 5.9, 4), torch.linspace(3.2, 5.8, 5)
+    extent = torch.tensor([100.0, 100.0])
+
+    def attend(dy: float, dx: float, token_dy: float = 0.0) -> Tensor:
+        grid = Grid(centres + dy, centres + dx, y + dy + token_dy, x + dx, extent, torch.ones(2))
+        return attention(tokens, context, grid)
+
+    assert torch.allclose(attend(0, 0), attend(40, 71), atol=1e-4)
+    assert (attend(0, 0) - attend(0, 0, 0.3)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_sampling_is_what_torch_calls_bilinear(factor: int) -> None:
+    cells, grid = torch.randn(2, 5, 4, 6), Grid.whole((4, 6), (32 * factor, 48 * factor))
+    sampled = bilinear(cells.permute(0, 2, 3, 1), grid.token_y, grid.token_x, grid.key_y, grid.key_x)
+    expected = torch.nn.functional.interpolate(cells, scale_factor=factor, mode="bilinear")
+    assert torch.allclose(sampled.permute(0, 3, 1, 2), expected, atol=1e-5)
+
+
+# The budget.
+
+
+def test_the_edge_preset_keeps_its_budget() -> None:
+    config = PRESETS["edge"]()
+    model = InfGen(config).eval()
+    assert sum(parameter.numel() for parameter in model.parameters()) <= 10e6
+
+    with torch.inference_mode():
+        with FlopCounterMode(display=False) as prefill:
+            context = model.prefill(torch.randn(1, config.latent_channels, 12, 16))
+        with FlopCounterMode(display=False) as decode:
+            model.decode(context, Grid.whole((12, 16), (192, 256)))
+    # The counter does not see attention that is written as products and sums.
+    neighbours = (2 * math.ceil(config.radius - 0.5) + 1) ** 2
+    attention = config.blocks * neighbours * (config.key_width + config.width)
+    assert prefill.get_total_flops() / 2 / (12 * 16) <= 8e6
+    assert decode.get_total_flops() / 2 / (192 * 256) + attention / 64 <= 50e3
+
+
+# The config.
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_config_survives_json(preset: str) -> None:
+    config = PRESETS[preset]()
+    assert DecoderConfig.from_json(config.to_json()) == config
+
+
+BAD_CONFIGS = {
+    "heads": ({"heads": 3}, "with 3 heads, key_width 16 must divide by 12"),
+    "no heads": ({"heads": 0}, "heads must be 1 or more, not 0"),
+    "levels": ({"levels": (Level(8, 1),) * 4}, "4 levels enlarge by more than the patch of 8"),
+    "level": ({"levels": (Level(8, 1), Level(0, 1))}, r"levels\[1\].width must be 1 or more"),
+    "blocks": ({"token_blocks": -1}, "token_blocks must be 0 or more, not -1"),
+    "trunk": ({"trunk_width": 15}, "trunk_width 15 must divide by 2"),
+    "radius": ({"radius": 0.0}, "radius must be above 0 or null"),
+    "scales": ({"scale_range": (4.0, 0.5)}, "scale_range must be two rising positive numbers"),
+    "frequencies": ({"rotary": (0.0, 1.0)}, "rotary must be two rising positive numbers"),
+    "frame": ({"frame": "window"}, "frame must be one of image, cell, not 'window'"),
+    "start": ({"start": "noise"}, "start must be one of mask, sampled, not 'noise'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CONFIGS)
+def test_impossible_models_are_refused_before_they_are_built(name: str) -> None:
+    changes, text = BAD_CONFIGS[name]
+    with pytest.raises(ValueError, match=text):
+        dataclasses.replace(tiny.EDGE, **changes)

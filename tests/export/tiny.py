@@ -1,0 +1,51 @@
+"""Models of both kinds, small enough to be built, exported and trained in a moment."""
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from infgen_export.model import DecoderConfig, EncoderConfig, Grid, InfGen, Level, edge, paper
+from infgen_rt import grid as coordinates
+from infgen_rt.geometry import Box
+
+_SMALL = {
+    "width": 16,
+    "inpe_features": 8,
+    "blocks": 1,
+    "heads": 2,
+    "key_width": 16,
+    "mlp_ratio": 1,
+    "encoder": EncoderConfig(Level(8, 1), Level(8, 1)),
+}
+
+EDGE = dataclasses.replace(
+    edge(), name="tiny-edge", trunk_width=16, trunk_blocks=1, levels=(Level(8, 1), Level(8, 1)), **_SMALL
+)
+PAPER = dataclasses.replace(
+    paper("flux2", 32), name="tiny-paper", levels=(Level(8, 1), Level(8, 1), Level(8, 0)), **_SMALL
+)
+CONFIGS = {"edge": EDGE, "paper": PAPER}
+
+
+def model(config: DecoderConfig, seed: int = 0) -> InfGen:
+    """Random weights, larger than a new model's: every path from input to output matters, none is near the identity."""
+    torch.manual_seed(seed)
+    built = InfGen(config).eval().requires_grad_(False)
+    for name, parameter in built.named_parameters():
+        if name.endswith(("second.weight", "narrow.weight", "to_pixels.weight")):
+            parameter.mul_(3.0)
+        elif parameter.ndim == 1:
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return built
+
+
+def latent(height: int, width: int, batch: int = 1, seed: int = 0) -> Tensor:
+    return torch.randn(batch, 32, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def decode(model: InfGen, context: Tensor, grid: coordinates.Grid, tokens: Box, radius: float | None) -> Tensor:
+    """Decodes some tokens as the runtime does: from a crop of the context."""
+    inputs = grid.decode_inputs(context.numpy(), tokens, radius)
+    tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
+    return model.decode(tensors.pop("context"), Grid(**tensors))
