@@ -177,6 +177,7 @@ def train(
         config.native_share,
         config.latent_noise,
     )
+    _cut_log(run / "log.csv", trainer.step)
     progress = tqdm(_batches(sampler, config, trainer.step), initial=trainer.step, total=config.steps, desc="train")
     mean: dict[str, float] = {}
     with (run / "log.csv").open("a") as log:
@@ -190,6 +191,13 @@ def train(
                 log.flush()
                 trainer.save(run)
     return trainer
+
+
+def _cut_log(file: Path, step: int) -> None:
+    """Drops what was logged after the last save, which is about to be done again."""
+    if file.exists():
+        lines = file.read_text().splitlines(keepends=True)
+        file.write_text("".join(line for line in lines if int(line.split(",")[0]) <= step))
 
 
 def _check_same_run(config: TrainConfig, file: Path) -> None:

@@ -1,0 +1,48 @@
+"""Parameters and multiply-adds of a checkpoint, counted: ``python -m benchmarks.cost CHECKPOINT``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from infgen_export.checkpoint import load_checkpoint
+from infgen_export.model import Grid
+
+CELLS = 32
+
+
+def multiply_adds(run: Callable[[], object]) -> float:
+    """Multiply-adds of the matrix products and convolutions of a call; element-wise work is not counted."""
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        run()
+    return float(counter.get_total_flops()) / 2
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def main(checkpoint: Path) -> None:
+    """Prints what CHECKPOINT costs: once a latent cell, once an output pixel."""
+    model = load_checkpoint(checkpoint)
+    for name in ("prefill", "decode", "encode"):
+        parameters = sum(p.numel() for p in getattr(model, name).parameters())
+        click.echo(f"{name}: {parameters / 1e6:.2f} M parameters")
+    latent = torch.zeros(1, model.config.latent_channels, CELLS, CELLS)
+    with torch.inference_mode():
+        context = model.prefill(latent)
+    click.echo(f"prefill: {multiply_adds(lambda: model.prefill(latent)) / CELLS**2 / 1e6:.2f} M multiply-adds a cell")
+    for scale in (1, 2, 4):
+        side = 8 * CELLS * scale
+        grid = Grid.whole((CELLS, CELLS), (side, side))
+        cost = multiply_adds(lambda grid=grid: model.decode(context, grid)) / side**2  # type: ignore[misc]
+        click.echo(f"decode at scale {scale}: {cost / 1e3:.1f} thousand multiply-adds a pixel")
+    image = torch.zeros(1, 3, 8 * CELLS, 8 * CELLS)
+    cost = multiply_adds(lambda: model.encode(image)) / (8 * CELLS) ** 2
+    click.echo(f"encode: {cost / 1e3:.1f} thousand multiply-adds a pixel")
+
+
+if __name__ == "__main__":
+    main()

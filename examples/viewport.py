@@ -1,0 +1,17 @@
+"""Reads one corner of a picture far larger than memory should hold, and shows what it would take to decode all of it.
+
+python examples/viewport.py
+"""
+
+from PIL import Image
+
+import infgen_rt
+
+latent = infgen_rt.load_sample("harbour").latent
+
+with infgen_rt.open(memory="300MiB") as decoder:
+    picture = decoder.picture(latent, "4x")
+    print(picture.plan)
+    corner = picture.read((0, picture.size.height - 600, 800, 600))
+
+Image.fromarray(corner).save("corner.png")

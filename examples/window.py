@@ -1,0 +1,24 @@
+"""Fills a picture in tile by tile from where the user looks, as a viewer's window would, and can be cancelled.
+
+python examples/window.py
+"""
+
+import threading
+
+import numpy as np
+from PIL import Image
+
+import infgen_rt
+
+cancel = threading.Event()
+
+with infgen_rt.open() as decoder:
+    picture = decoder.picture(infgen_rt.load_sample("colosseum").latent, "1080p")
+    canvas = np.zeros((picture.size.height, picture.size.width, 3), np.uint8)
+    for box, pixels in picture.tiles(start=(400, 600)):
+        if cancel.is_set():
+            break
+        canvas[box.slices] = pixels
+        print("drawn:", box)
+
+Image.fromarray(canvas).save("window.png")

@@ -1,0 +1,36 @@
+"""Exports of the tiny models, made once."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from infgen_export.checkpoint import save_checkpoint
+from infgen_export.export import Card, export
+from infgen_export.model import InfGen
+from infgen_export.report import Report
+
+from . import tiny
+
+CARD = Card(version="1.2", licence="CC0-1.0", training="none: random weights")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model and what came of it; not to be changed."""
+
+    model: InfGen
+    checkpoint: Path
+    bundle: Path
+    report: Report
+    progress: list[str]
+
+
+@pytest.fixture(scope="session", params=tiny.CONFIGS)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
+    """Each of the tiny models in turn."""
+    folder, model, said = tmp_path_factory.mktemp(request.param), tiny.model(tiny.CONFIGS[request.param]), []
+    save_checkpoint(folder / "checkpoint", model)
+    report = export(folder / "checkpoint", folder / "bundle", card=CARD, progress=said.append)
+    yield Exported(model, folder / "checkpoint", folder / "bundle", report, said)

@@ -1,0 +1,423 @@
+"""From a checkpoint to a bundle that is the model's equal, or to none at all."""
+
+import hashlib
+import itertools
+import json
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from onnx import numpy_helper
+
+import infgen_rt
+from infgen_export.checkpoint import save_checkpoint
+from infgen_export.cli import main
+from infgen_export.errors import ExportError, RequestError
+from infgen_export.export import export
+from infgen_export.graphs import MAX_CELLS, MAX_TOKENS, Graph
+from infgen_export.targets.onnx import Session
+from infgen_export.verify import CASES, TOLERANCE, compare
+from infgen_rt.bundle import Bundle
+
+from . import tiny
+from .conftest import CARD, Exported
+
+GRAPHS = ("prefill", "decode", "encode")
+# Inputs and output of every graph, as DESIGN.md has them.
+CONTRACT = {
+    "prefill": ({"latent": [1, 32, "h", "w"]}, {"context": [1, 16, "h", "w"]}),
+    "decode": (
+        {
+            "context": [1, 16, "hk", "wk"],
+            "key_y": ["hk"],
+            "key_x": ["wk"],
+            "token_y": ["ht"],
+            "token_x": ["wt"],
+            "extent": [2],
+            "scale": [2],
+        },
+        {"image": [1, 3, "8*ht", "8*wt"]},
+    ),
+    "encode": ({"image": [1, 3, "8*h", "8*w"]}, {"latent": [1, 32, "h", "w"]}),
+}
+
+pytestmark = pytest.mark.filterwarnings("ignore::infgen_rt.InfGenWarning")
+
+
+def load(bundle: Path, graph: str) -> onnx.ModelProto:
+    return onnx.load(bundle / "onnx-fp32" / f"{graph}.onnx")
+
+
+# A good export.
+
+
+@pytest.mark.parametrize(("size", "tile"), [((80, 56), None), ((101, 77), 40), ((333, 201), 64), ((43, 29), 8)])
+def test_the_runtime_decodes_the_same_pixels_as_torch(
+    exported: Exported, size: tuple[int, int], tile: int | None
+) -> None:
+    latent = tiny.latent(7, 10)
+    with torch.inference_mode():
+        expected = exported.model(latent, (size[1], size[0]))[0].permute(1, 2, 0).clamp(0, 1).numpy()
+    assert np.mean((expected > 0) & (expected < 1)) > 0.5
+    with infgen_rt.open(exported.bundle) as decoder:
+        picture = decoder.picture(latent.numpy(), size, tile=tile)
+        assert np.abs(picture.read(dtype=np.float32) - expected).max() < 1e-4
+        part = picture.read((11, 3, 25, 19), dtype=np.float32)
+        assert np.abs(part - expected[3:22, 11:36]).max() < 1e-4
+        assert np.abs(np.asarray(picture).astype(int) - np.floor(expected * 255 + 0.5)).max() <= 1
+
+
+@pytest.mark.parametrize("cells", [(1, 1), (5, 9), (31, 2)])
+def test_the_encoder_is_torchs_too(exported: Exported, cells: tuple[int, int]) -> None:
+    image = torch.rand(1, 3, 8 * cells[0], 8 * cells[1])
+    with torch.inference_mode():
+        expected = exported.model.encode(image)
+    assert torch.allclose(Session(exported.bundle / "onnx-fp32" / "encode.onnx")({"image": image}), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_a_graph_keeps_the_contract(exported: Exported, graph: str) -> None:
+    model = load(exported.bundle, graph)
+    for values, expected in zip((model.graph.input, model.graph.output), CONTRACT[graph], strict=True):
+        shapes = {value.name: value.type.tensor_type for value in values}
+        assert {
+            name: [dim.dim_param or dim.dim_value for dim in kind.shape.dim] for name, kind in shapes.items()
+        } == expected
+        assert {kind.elem_type for kind in shapes.values()} == {onnx.TensorProto.FLOAT}
+        assert all(value.doc_string for value in values)
+    properties = {entry.key: entry.value for entry in model.metadata_props}
+    largest = {"t": MAX_TOKENS, "k": MAX_CELLS, "h": MAX_CELLS, "w": MAX_CELLS}
+    names = {"h", "w"} if graph != "decode" else {"hk", "wk", "ht", "wt"}
+    assert {f"bounds.{name}": f"1..{largest[name[-1]]}" for name in names}.items() <= properties.items()
+    assert sum(key.startswith("bounds.") for key in properties) == len(names)
+    assert properties["licence"] == "CC0-1.0" and properties["latent_space"] == "flux2"
+    assert properties["model"] == exported.model.config.name and properties["graph"] == graph
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 20)]
+
+
+def test_nothing_of_this_machine_is_in_the_bundle(exported: Exported) -> None:
+    root = Path(__file__).parents[2]
+    private = [str(root), str(Path.home()), str(exported.bundle.parent), "/work", ".py", "site-packages"]
+    for file in exported.bundle.rglob("*.*"):
+        content = file.read_bytes()
+        assert [text for text in private if len(text) > 1 and text.encode() in content] == [], file.name
+
+
+def test_the_manifest_says_what_the_model_is(exported: Exported) -> None:
+    config, manifest = exported.model.config, Bundle.open(exported.bundle).manifest
+    assert (manifest.model.name, manifest.model.version) == (config.name, CARD.version)
+    assert (manifest.model.licence, manifest.model.training) == (CARD.licence, CARD.training)
+    assert sum(manifest.model.parameters.values()) == sum(p.numel() for p in exported.model.parameters())
+    assert (manifest.latent_space, manifest.latent_channels, manifest.context_channels) == ("flux2", 32, 16)
+    assert manifest.scale_range == config.scale_range and manifest.patch == 8
+    halo = manifest.halo
+    assert (halo.tokens, halo.cells, halo.encode_pixels) == (config.halo_tokens, config.halo_cells, config.encode_halo)
+    (recipe,) = manifest.recipes
+    assert (recipe.name, recipe.target, recipe.precision) == ("onnx-fp32", "onnx", "fp32")
+    files = {path.relative_to(exported.bundle).as_posix() for path in exported.bundle.rglob("*.*")}
+    assert files == {"manifest.json", *manifest.files} and set(manifest.files) == set(recipe.graphs.values())
+    for name, info in manifest.files.items():
+        content = (exported.bundle / name).read_bytes()
+        assert (hashlib.sha256(content).hexdigest(), len(content)) == (info.sha256, info.bytes)
+
+
+def test_memory_is_the_runtimes_own_and_not_that_of_torch(exported: Exported) -> None:
+    memory = Bundle.open(exported.bundle).manifest.recipes[0].memory
+    assert 20e6 < memory.base < 200e6
+    # At least the decoded pixels; far more would be memory that is not the tile's.
+    assert 4 * 3 * 64 < memory.decode_per_token < 100e3
+    assert 0 < memory.prefill_per_cell < 100e3
+
+
+def test_the_report_has_every_graph_at_every_shape(exported: Exported) -> None:
+    assert [entry.graph for entry in exported.report.graphs] == list(GRAPHS)
+    for entry in exported.report.graphs:
+        assert [check.case for check in entry.checks] == [case.name for case in CASES]
+        assert 0 <= entry.max_error <= TOLERANCE and entry.psnr > 80 and not entry.failures()
+        assert entry.bytes == (exported.bundle / "onnx-fp32" / f"{entry.graph}.onnx").stat().st_size
+    rows = str(exported.report).splitlines()
+    assert rows[0].split()[:2] == ["recipe", "graph"] and [row.split()[1] for row in rows[1:]] == list(GRAPHS)
+    verification = Bundle.open(exported.bundle).manifest.verification
+    assert list(verification) == json.loads(json.dumps([entry.to_json() for entry in exported.report.graphs]))
+
+
+def test_progress_names_each_step(exported: Exported) -> None:
+    steps = [f"onnx-fp32: {verb} {graph}" for graph in GRAPHS for verb in ("converting", "verifying")]
+    assert exported.progress == [*steps, "onnx-fp32: measuring memory"]
+
+
+def test_cases_differ_in_every_dimension() -> None:
+    """A dimension that all cases share could be baked in unnoticed."""
+    assert len(CASES) >= 6
+    for sides in zip(*((*case.cells, *case.size) for case in CASES), strict=True):
+        assert len(set(sides)) >= 4
+    assert any(case.tile for case in CASES) and any(case.size.width % 8 for case in CASES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("opset", [18, 23])
+def test_other_opsets(tmp_path: Path, opset: int) -> None:
+    save_checkpoint(tmp_path / "checkpoint", tiny.model(tiny.EDGE))
+    export(tmp_path / "checkpoint", tmp_path / "bundle", opset=opset)
+    assert load(tmp_path / "bundle", "decode").opset_import[0].version == opset
+
+
+# A bad export: graphs that were made well are damaged before they are verified.
+
+Edit = Callable[[onnx.GraphProto], None]
+
+
+@pytest.fixture
+def damage(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes conversion give the graphs of the good export, edited; without edits, an export is quick."""
+
+    def damage(**edits: Edit) -> None:
+        def convert(graph: Graph, example: object, file: Path, metadata: object, opset: int) -> None:
+            model = load(exported.bundle, graph.name)
+            edits.get(graph.name, lambda _: None)(model.graph)
+            onnx.save(model, file)
+
+        monkeypatch.setattr("infgen_export.export.onnx.convert", convert)
+
+    return damage
+
+
+def weight(graph: onnx.GraphProto) -> None:
+    tensor = max(graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    values = numpy_helper.to_array(tensor).copy()
+    values.flat[values.size // 2] += 0.5
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+
+def swapped_axes(graph: onnx.GraphProto) -> None:
+    other = {"key_y": "key_x", "key_x": "key_y"}
+    for node in graph.node:
+        node.input[:] = [other.get(name, name) for name in node.input]
+
+
+def swapped_scale(graph: onnx.GraphProto) -> None:
+    graph.initializer.append(numpy_helper.from_array(np.array([1, 0]), "turn"))
+    for node in graph.node:
+        node.input[:] = ["turned" if name == "scale" else name for name in node.input]
+    graph.node.insert(0, onnx.helper.make_node("Gather", ["scale", "turn"], ["turned"]))
+
+
+def mirrored(graph: onnx.GraphProto) -> None:
+    """The output back to front: the right shape at every case."""
+    output = graph.output[0].name
+    for node in graph.node:
+        node.output[:] = ["straight" if name == output else name for name in node.output]
+    for name, value in (("start", -1), ("end", -(2**31)), ("axis", 3), ("step", -1)):
+        graph.initializer.append(numpy_helper.from_array(np.array([value]), f"mirror_{name}"))
+    names = [f"mirror_{name}" for name in ("start", "end", "axis", "step")]
+    graph.node.append(onnx.helper.make_node("Slice", ["straight", *names], [output]))
+
+
+def half_size(graph: onnx.GraphProto) -> None:
+    output = graph.output[0].name
+    for node in graph.node:
+        node.output[:] = ["large" if name == output else name for name in node.output]
+    graph.node.append(onnx.helper.make_node("MaxPool", ["large"], [output], kernel_shape=[2, 2], strides=[2, 2]))
+
+
+def not_a_number(graph: onnx.GraphProto) -> None:
+    output = graph.output[0].name
+    for node in graph.node:
+        node.output[:] = ["number" if name == output else name for name in node.output]
+    graph.initializer.append(numpy_helper.from_array(np.array(-1e-3, np.float32), "below"))
+    graph.node.append(onnx.helper.make_node("Min", ["number", "below"], ["negative"]))
+    graph.node.append(onnx.helper.make_node("Log", ["negative"], [output]))
+
+
+def fixed_width(graph: onnx.GraphProto) -> None:
+    graph.input[0].type.tensor_type.shape.dim[3].dim_value = 16
+
+
+def nonsense(graph: onnx.GraphProto) -> None:
+    graph.node[0].op_type = "NoSuchOperation"
+
+
+FAULTS = [
+    ("prefill", weight, r"onnx-fp32 prefill differs from PyTorch in \d of 8 cases, most in '\w+': "),
+    ("decode", weight, r"onnx-fp32 decode differs from PyTorch in \d of 8 cases"),
+    ("encode", weight, r"onnx-fp32 encode differs from PyTorch in \d of 8 cases"),
+    ("decode", swapped_axes, r"decode differs from PyTorch|decode, case \w+: "),
+    ("decode", swapped_scale, r"decode differs from PyTorch"),
+    ("prefill", mirrored, r"prefill differs from PyTorch in [78] of 8 cases"),
+    ("encode", mirrored, r"encode differs from PyTorch in [78] of 8 cases"),
+    ("decode", not_a_number, r"decode differs from PyTorch in 8 of 8 cases, .*: inf of full scale"),
+    ("decode", half_size, r"decode, case square: shape \[1, 3, 128, 128\], expected \[1, 3, 256, 256\]"),
+    ("prefill", fixed_width, r"prefill, case wide: .*[Gg]ot.* 40 .*[Ee]xpected.* 16"),
+    ("encode", nonsense, r"onnx-fp32 encode cannot be converted: .*NoSuchOperation"),
+]
+
+
+@pytest.mark.parametrize(("graph", "edit", "text"), FAULTS)
+def test_a_graph_that_is_not_the_models_equal_is_not_shipped(
+    exported: Exported, damage: Callable[..., None], tmp_path: Path, graph: str, edit: Edit, text: str
+) -> None:
+    damage(**{graph: edit})
+    with pytest.raises(ExportError, match=text) as caught:
+        export(exported.checkpoint, tmp_path / "bundle")
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dimension_that_the_converter_bakes_in_is_noticed(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infgen_export.export.onnx._dynamic_axes", lambda spec, dims: {2: dims["h"]})
+    with pytest.raises(ExportError, match="prefill, case square: "):
+        export(exported.checkpoint, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_is_replaced_only_by_one_that_passes(
+    exported: Exported, damage: Callable[..., None], tmp_path: Path
+) -> None:
+    bundle = Path(shutil.copytree(exported.bundle, tmp_path / "bundle"))
+    (bundle / "note.txt").write_text("mine")
+    before = contents(tmp_path)
+    damage(encode=weight)
+    with pytest.raises(ExportError, match="encode differs"):
+        export(exported.checkpoint, bundle, force=True)
+    assert contents(tmp_path) == before
+    damage()
+    export(exported.checkpoint, bundle, force=True)
+    assert not (bundle / "note.txt").exists() and Bundle.open(bundle).manifest.model.version == "0"
+    assert list(tmp_path.iterdir()) == [bundle]
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_what_is_no_bundle_is_never_replaced(exported: Exported, tmp_path: Path, force: bool) -> None:
+    folder, file = tmp_path / "folder", tmp_path / "file"
+    (folder / "thesis").mkdir(parents=True)
+    (folder / "thesis" / "chapter.txt").write_text("precious")
+    file.write_text("precious")
+    before = contents(tmp_path)
+    for output in (folder, file):
+        with pytest.raises(RequestError, match=f"{output.name} exists: it is not a bundle"):
+            export(exported.checkpoint, output, force=force)
+    assert contents(tmp_path) == before
+
+
+def test_an_existing_bundle_is_kept_without_force(exported: Exported) -> None:
+    before = contents(exported.bundle)
+    with pytest.raises(RequestError, match="exists: use --force to replace it"):
+        export(exported.checkpoint, exported.bundle)
+    assert contents(exported.bundle) == before
+
+
+def test_an_output_that_cannot_be_written_is_found_before_work(exported: Exported, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RequestError, match="bundle cannot be written: "):
+        export(exported.checkpoint, tmp_path / "file" / "bundle", progress=pytest.fail)
+
+
+def test_an_unknown_target_is_refused(exported: Exported, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="unknown target 'abacus': expected one of onnx"):
+        export(exported.checkpoint, tmp_path / "bundle", ["onnx", "abacus"])
+
+
+@pytest.mark.parametrize(
+    ("graph", "actual", "expected", "error"),
+    [
+        ("decode", [0.5, 1.0], [0.5, 0.75], 0.25),
+        ("prefill", [0.5, 11.0], [0.5, 10.0], 0.1),
+        ("encode", [0.0, 0.1], [0.0, 0.2], 0.1),
+        ("decode", [0.5, math.nan], [0.5, 0.5], math.inf),
+    ],
+)
+def test_errors_are_shares_of_full_scale(graph: str, actual: list[float], expected: list[float], error: float) -> None:
+    check = compare(graph, "case", torch.tensor(actual), torch.tensor(expected))
+    assert check.max_error == pytest.approx(error) and not check.passed and check.worst == (1,)
+    equal = compare(graph, "case", torch.tensor(expected), torch.tensor(expected))
+    assert equal.passed and equal.psnr == math.inf
+
+
+# The command.
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_the_command_makes_a_bundle(exported: Exported, damage: Callable[..., None], tmp_path: Path) -> None:
+    damage()
+    bundle = tmp_path / "new" / "bundle"
+    card = ("--model-version", "3", "--licence", "MIT", "--training", "long")
+    result = run(exported.checkpoint, "--target", "onnx", "-o", bundle, *card)
+    assert result.exit_code == 0
+    assert result.stdout.startswith("recipe") and result.stdout.endswith(f"wrote {bundle}\n")
+    assert result.stderr.splitlines()[0] == "onnx-fp32: converting prefill"
+    model = Bundle.open(bundle).manifest.model
+    assert (model.version, model.licence, model.training) == ("3", "MIT", "long")
+
+    result = run(exported.checkpoint, "-o", bundle, "--force", "--json", "--quiet")
+    assert result.exit_code == 0 and result.stderr == ""
+    assert [entry["graph"] for entry in json.loads(result.stdout)] == list(GRAPHS)
+    result = run(exported.checkpoint, "-o", bundle, "--force", "--quiet")
+    assert (result.exit_code, result.output) == (0, "")
+
+
+def test_a_failed_proof_is_exit_code_1(exported: Exported, damage: Callable[..., None], tmp_path: Path) -> None:
+    damage(prefill=weight)
+    result = run(exported.checkpoint, "-o", tmp_path / "bundle", "--quiet")
+    assert result.exit_code == 1 and result.stdout == ""
+    assert result.stderr.startswith("Error: onnx-fp32 prefill differs") and result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+BAD = {
+    "no checkpoint": (["none", "-o", "out"], "none is not a checkpoint folder"),
+    "a pickle": (["model.pt", "-o", "out"], "pickles are refused"),
+    "a bad config": (["broken", "-o", "out"], "config.json cannot be read"),
+    "a folder": (["CHECKPOINT", "-o", "folder"], "it is not a bundle"),
+    "forced on a folder": (["CHECKPOINT", "-o", "folder", "--force"], "it is not a bundle"),
+    "an existing bundle": (["CHECKPOINT", "-o", "BUNDLE"], "use --force"),
+    "a target": (["CHECKPOINT", "-o", "out", "--target", "abacus"], "unknown target 'abacus'"),
+    "an opset": (["CHECKPOINT", "-o", "out", "--opset", "9"], "--opset"),
+    "no output": (["CHECKPOINT"], "--output"),
+    "an unwritable output": (["CHECKPOINT", "-o", "model.pt/out"], "cannot be written"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    arguments, text = BAD[name]
+    monkeypatch.chdir(tmp_path)
+    Path("model.pt").write_bytes(b"")
+    for folder in ("folder", "broken"):
+        Path(folder).mkdir()
+        Path(folder, "config.json").write_text("{}")
+    Path("broken", "model.safetensors").write_bytes(b"")
+    before = contents(tmp_path) | contents(exported.bundle)
+    places = {"CHECKPOINT": exported.checkpoint, "BUNDLE": exported.bundle}
+    result = run(*(places.get(argument, argument) for argument in arguments))
+    assert result.exit_code == 2 and result.stdout == ""
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("Error: ") and text in last and "Traceback" not in result.stderr
+    assert contents(tmp_path) | contents(exported.bundle) == before
+
+
+def test_help_is_quick_because_torch_is_not_loaded() -> None:
+    code = (
+        "import sys; from infgen_export.cli import main; main(['--help'], standalone_mode=False); print(*sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("Usage: ")
+    assert not {"torch", "onnx", "onnxruntime"} & set(itertools.chain(*map(str.split, result.stdout.splitlines()[-1:])))

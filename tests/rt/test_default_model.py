@@ -1,0 +1,60 @@
+"""What the model that ships promises: right pictures of its samples, the same however they are tiled."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import infgen_rt
+
+DATA = Path(__file__).parent.parent / "data"
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Iterator[infgen_rt.Decoder]:
+    with infgen_rt.open() as opened:
+        yield opened
+
+
+def psnr(picture: np.ndarray, truth: np.ndarray) -> float:
+    return float(10 * np.log10(255**2 / np.square(picture.astype(float) - truth).mean()))
+
+
+@pytest.mark.parametrize("scale", ["1x", "2x", (1001, 569), (480, 272)], ids=str)
+@pytest.mark.parametrize("name", infgen_rt.sample_names())
+def test_samples_look_like_their_photographs(
+    decoder: infgen_rt.Decoder, name: str, scale: str | tuple[int, int]
+) -> None:
+    picture = decoder.picture(infgen_rt.load_sample(name).latent, scale)
+    thumbnail = np.asarray(Image.open(DATA / f"{name}.png"))
+    shrunk = np.asarray(picture.image().resize(thumbnail.shape[1::-1], Image.Resampling.BOX))
+    assert psnr(shrunk, thumbnail) > 30
+    # No colour cast: channel by channel, the mean is right to two levels of 255.
+    assert np.abs(shrunk.mean((0, 1)) - thumbnail.mean((0, 1))).max() < 2
+
+
+def test_pixels_do_not_depend_on_the_tiling(decoder: infgen_rt.Decoder) -> None:
+    latent = infgen_rt.load_sample("osprey").latent[:, :30, :40]
+    size = (601, 443)
+    whole = decoder.picture(latent, size, tile=1024)
+    assert whole.plan.stages[0].count == 1
+    expected = whole.read(None, np.float32)
+    tiled = decoder.picture(latent, size, tile=64)
+    assert tiled.plan.stages[0].count > 50
+    assert np.abs(tiled.read(None, np.float32) - expected).max() < 1e-4
+    assert np.abs(tiled.read().astype(int) - whole.read()).max() <= 1
+    for x, y, width, height in [(0, 0, 1, 1), (600, 442, 1, 1), (123, 61, 200, 77), (5, 300, 590, 30)]:
+        region = decoder.picture(latent, size).read((x, y, width, height), np.float32)
+        assert np.abs(region - expected[y : y + height, x : x + width]).max() < 1e-4
+
+
+def test_the_manifest_says_what_the_model_is(decoder: infgen_rt.Decoder) -> None:
+    manifest = decoder.manifest
+    assert manifest.latent_space == "flux2" and manifest.scale_range == (0.5, 4.0)
+    assert manifest.model.licence == "Apache-2.0"
+    assert {entry["graph"] for entry in manifest.verification} == {"prefill", "decode", "encode"}
+    worst = max(check["max_error"] for entry in manifest.verification for check in entry["checks"])
+    assert 0 < worst <= 1e-4
+    assert all(amount > 0 for amount in vars(manifest.recipes[0].memory).values())

@@ -1,0 +1,32 @@
+import json
+from pathlib import Path
+
+import torch
+from click.testing import CliRunner
+
+from benchmarks import cost, speed
+from infgen_export.checkpoint import save_checkpoint
+from infgen_export.model import InfGen, edge
+
+
+def test_cost_of_the_edge_preset_is_within_the_project_s_budget(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, InfGen(edge()))
+    result = CliRunner().invoke(cost.main, [str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    figures = {line.split(":")[0]: float(line.split(": ")[1].split()[0]) for line in result.output.splitlines()[3:]}
+    assert figures["prefill"] <= 8
+    assert max(value for name, value in figures.items() if name.startswith("decode")) <= 50
+
+
+def test_multiply_adds_of_a_known_layer() -> None:
+    layer = torch.nn.Conv2d(3, 5, 3, padding=1)
+    assert cost.multiply_adds(lambda: layer(torch.zeros(1, 3, 10, 20))) == 3 * 5 * 9 * 200
+
+
+def test_speed_runs_every_contender(tmp_path: Path) -> None:
+    file = tmp_path / "speed.json"
+    result = CliRunner().invoke(speed.main, ["--size", "320x180", "--repeat", "1", "--json", str(file)])
+    assert result.exit_code == 0, result.output
+    samples = json.loads(file.read_text())["samples"]
+    assert set(samples) == {"infgen-rt, array", "infgen-rt, PNG file"}
+    assert all(entry["seconds"] > 0 and entry["peak"] > 2**20 for runs in samples.values() for entry in runs)

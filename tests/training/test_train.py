@@ -1,0 +1,312 @@
+"""Runs: they learn, they can be interrupted anywhere, and they say what is wrong."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from torch import Tensor
+
+from infgen_export.checkpoint import load_checkpoint, save_checkpoint
+from infgen_export.model import PRESETS, Grid, InfGen
+from infgen_training.config import TrainConfig
+from infgen_training.data import Batch
+from infgen_training.optimizer import make_optimizer, set_learning_rate
+from infgen_training.train import Trainer, main
+
+from ..export import tiny
+
+OPTIMIZERS = ["muon", "adamw"]
+CONFIG = TrainConfig(steps=6, warmup=2, bfloat16=False, ema=0.9, encoder_every=4)
+
+
+def trainer(seed: int, **changes: object) -> Trainer:
+    torch.manual_seed(seed)
+    return Trainer(dataclasses.replace(CONFIG, **changes), InfGen(tiny.EDGE), torch.device("cpu"))
+
+
+def batch(seed: int) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    latent, target = torch.randn(2, 32, 5, 4, generator=generator), torch.rand(2, 3, 40, 32, generator=generator)
+    return Batch(latent, Grid.whole((5, 4), (40, 32)), target)
+
+
+def advance(trained: Trainer, steps: int) -> None:
+    for _ in range(steps):
+        native = batch(100 + trained.step) if trained.step % trained.config.encoder_every == 0 else None
+        trained.train_step(batch(trained.step), native)
+
+
+def everything(trained: Trainer) -> dict[str, Tensor]:
+    """All that decides how a run goes on, by name."""
+    state = {f"model.{name}": value for name, value in trained.model.state_dict().items()}
+    state |= {f"average.{name}": value for name, value in trained.average.state_dict().items()}
+    for index, slots in trained.optimizer.state_dict()["state"].items():
+        state |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in slots.items()}
+    for index, group in enumerate(trained.optimizer.param_groups):
+        state |= {f"group.{index}.step": torch.tensor(group["step"])} if "step" in group else {}
+    return {name: value.clone() for name, value in state.items()}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_an_interrupted_run_ends_where_it_would_have(tmp_path: Path, optimizer: str) -> None:
+    whole = trainer(0, optimizer=optimizer)
+    advance(whole, 6)
+
+    first = trainer(0, optimizer=optimizer)
+    advance(first, 3)
+    first.save(tmp_path)
+    saved = everything(first)
+    second = trainer(1, optimizer=optimizer)
+    second.load(tmp_path)
+    assert second.step == 3
+    assert [name for name, value in everything(second).items() if name in saved and not value.equal(saved[name])] == []
+    advance(second, 3)
+
+    expected, actual = everything(whole), everything(second)
+    # What a group counts is set on loading, before its optimiser would.
+    assert expected.keys() - actual.keys() == set()
+    assert [name for name, value in expected.items() if not value.equal(actual[name])] == []
+    assert not actual["model.prefill.trunk.0.weight"].equal(saved["model.prefill.trunk.0.weight"])
+
+
+@pytest.mark.parametrize(("ema", "shares"), [(0.999, (10 / 11, 10 / 12)), (0.01, (0.99, 0.99))])
+def test_the_checkpoint_is_an_average_that_forgets_the_start(
+    tmp_path: Path, ema: float, shares: tuple[float, float]
+) -> None:
+    trained = trainer(0, ema=ema)
+    weights = []
+    for _ in range(3):
+        advance(trained, 1)
+        weights.append(trained.model.state_dict()["prefill.trunk.0.weight"].clone())
+    trained.save(tmp_path)
+    expected = weights[0]
+    for share, weight in zip(shares, weights[1:], strict=True):
+        expected = (1 - share) * expected + share * weight
+    saved = load_checkpoint(tmp_path / "checkpoint").state_dict()["prefill.trunk.0.weight"]
+    assert torch.allclose(saved, expected, atol=1e-6) and not torch.allclose(saved, weights[2], atol=1e-6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "state.safetensors"]
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_single_batch_is_learnt(optimizer: str, bfloat16: bool) -> None:
+    trained = trainer(0, optimizer=optimizer, steps=30, warmup=3, lr=1e-2, muon_lr=0.05, bfloat16=bfloat16)
+    latent = tiny.latent(5, 4)
+    target = torch.nn.functional.interpolate(0.5 + 0.15 * latent[:, :3], scale_factor=8, mode="bilinear")
+    lesson = Batch(latent, Grid.whole((5, 4), (40, 32)), target)
+    losses = [trained.train_step(lesson, lesson) for _ in range(30)]
+    assert losses[-1]["l1"] < 0.5 * losses[0]["l1"]
+    assert losses[-1]["encoder"] < 0.5 * losses[0]["encoder"]
+
+
+def test_the_encoder_learns_on_its_turns_only() -> None:
+    trained = trainer(0)
+    before = everything(trained)
+    advance(trained, 1)
+    after = everything(trained)
+    assert not after["model.encode.layers.1.weight"].equal(before["model.encode.layers.1.weight"])
+    trained.train_step(batch(1), None)
+    last = everything(trained)
+    for name, value in last.items():
+        if name.startswith("model.encode."):
+            assert value.equal(after[name]), name
+    assert not last["model.decode.upsampler.to_pixels.weight"].equal(after["model.decode.upsampler.to_pixels.weight"])
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("kind", tiny.CONFIGS)
+def test_every_parameter_is_optimised_once(kind: str, optimizer: str) -> None:
+    model = InfGen(tiny.CONFIGS[kind])
+    groups = make_optimizer(model, dataclasses.replace(CONFIG, optimizer=optimizer)).param_groups
+    given = [parameter for group in groups for parameter in group["params"]]
+    assert len(given) == len({id(parameter) for parameter in given}) == len(list(model.parameters()))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for group in groups:
+        inside = {names[id(parameter)] for parameter in group["params"]}
+        if group.get("use_muon"):
+            assert all(parameter.ndim >= 2 for parameter in group["params"])
+            assert "decode.upsampler.to_pixels.weight" not in inside
+            assert "decode.blocks.0.attention.query.weight" in inside
+            assert group["peak"] == CONFIG.muon_lr
+        else:
+            assert group["peak"] == CONFIG.lr
+
+
+@pytest.mark.parametrize("warmup", [0, 10])
+def test_the_learning_rate_rises_and_falls(warmup: int) -> None:
+    config = TrainConfig(steps=110, warmup=warmup, lr=2e-3, muon_lr=0.05, final=0.02)
+    optimizer = make_optimizer(InfGen(tiny.EDGE), config)
+    shares = []
+    for step in range(config.steps + 5):
+        set_learning_rate(optimizer, config, step)
+        muon, adamw = (group["lr"] for group in optimizer.param_groups)
+        assert muon / 0.05 == pytest.approx(adamw / 2e-3)
+        shares.append(adamw / 2e-3)
+    assert shares[:warmup] == pytest.approx([(step + 1) / 10 for step in range(warmup)])
+    assert shares[warmup] == max(shares) == pytest.approx(1)
+    assert shares[warmup:111] == sorted(shares[warmup:111], reverse=True)
+    assert shares[(110 + warmup) // 2] == pytest.approx(0.51)
+    assert shares[110:] == pytest.approx([0.02] * 5)
+
+
+def test_the_schedule_is_whole_even_when_all_of_it_is_warm_up() -> None:
+    config = TrainConfig(steps=5, warmup=5)
+    optimizer = make_optimizer(InfGen(tiny.EDGE), config)
+    set_learning_rate(optimizer, config, 5)
+    assert all(math.isfinite(group["lr"]) for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize("changes", [{"preset": "huge"}, {"optimizer": "sgd"}])
+def test_unknown_names_in_a_config_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="is unknown: expected one of"):
+        TrainConfig(**changes)
+
+
+# The command.
+
+SETTINGS = {
+    "steps": 3,
+    "warmup": 1,
+    "shapes": [[4, 4], [4, 6]],
+    "views": 6,
+    "cells": 32,
+    "tile": 4,
+    "save_every": 2,
+    "bfloat16": False,
+    "exclude": [],
+    "encoder_every": 2,
+}
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Path:
+    """A checkpoint of a tiny model to start from: presets take minutes."""
+    save_checkpoint(tmp_path / "start", tiny.model(tiny.EDGE))
+    return tmp_path / "start"
+
+
+def run(photos: Path, teacher: Path, start: Path | None, **changes: object) -> Result:
+    """Trains in the folder `run` beside the photographs."""
+    options = ["--photos", photos, "--teacher", teacher, "-o", photos.parent / "run"]
+    options += ["--start", start] if start else []
+    for name, value in (SETTINGS | changes).items():
+        options += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
+    return CliRunner().invoke(main, [*map(str, options), "--device", "cpu"])
+
+
+def steps_of(folder: Path) -> list[int]:
+    return [int(line.split(",")[0]) for line in (folder / "log.csv").read_text().splitlines()]
+
+
+def test_a_run_from_photographs_to_a_checkpoint(photos: Path, teacher: Path, start: Path) -> None:
+    folder = photos.parent / "run"
+    result = run(photos, teacher, start)
+    assert result.exit_code == 0, result.output
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"checkpoint", "state.safetensors", "latents.safetensors", "train.json", "log.csv"}
+    assert steps_of(folder) == [1, 2, 3]
+    log = [line.split(",") for line in (folder / "log.csv").read_text().splitlines()]
+    assert [encoder == "nan" for _, _, encoder in log] == [False, True, False]
+    assert all(math.isfinite(float(loss)) for _, loss, _ in log)
+    assert json.loads((folder / "train.json").read_text())["views"] == 6
+    trained, before = load_checkpoint(folder / "checkpoint"), load_checkpoint(start)
+    assert trained.config == before.config
+    assert not trained.state_dict()["prefill.trunk.0.weight"].equal(before.state_dict()["prefill.trunk.0.weight"])
+
+
+def test_a_preset_and_a_seed_decide_all_of_a_run(photos: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PRESETS, "paper", lambda: tiny.PAPER)
+    folder, states = photos.parent / "run", []
+    for number, seed in enumerate((5, 5, 6)):
+        assert run(photos, teacher, None, preset="paper", seed=seed).exit_code == 0
+        assert load_checkpoint(folder / "checkpoint").config == tiny.PAPER
+        states.append((folder / "state.safetensors").read_bytes())
+        folder.rename(photos.parent / f"run{number}")
+    assert states[0] == states[1] != states[2]
+
+
+def test_a_finished_run_goes_on_when_it_is_given_more_steps(photos: Path, teacher: Path, start: Path) -> None:
+    folder = photos.parent / "run"
+    run(photos, teacher, start)
+    cache = (folder / "latents.safetensors").read_bytes()
+    teacher.write_text("raise RuntimeError('the cache is there: nobody needs a teacher')")
+
+    before = (folder / "checkpoint" / "model.safetensors").read_bytes()
+    again = run(photos, teacher, start)
+    assert again.exit_code == 0 and steps_of(folder) == [1, 2, 3]
+    assert (folder / "checkpoint" / "model.safetensors").read_bytes() == before
+
+    more = run(photos, teacher, start, steps=5)
+    assert more.exit_code == 0, more.output
+    assert steps_of(folder) == [1, 2, 3, 4, 5]
+    assert (folder / "checkpoint" / "model.safetensors").read_bytes() != before
+    assert (folder / "latents.safetensors").read_bytes() == cache
+
+
+def test_a_run_that_was_killed_ends_where_it_would_have(
+    photos: Path, teacher: Path, start: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = photos.parent / "run"
+    assert run(photos, teacher, start, steps=5).exit_code == 0
+    expected = (folder / "state.safetensors").read_bytes()
+    folder.rename(photos.parent / "uninterrupted")
+
+    train_step = Trainer.train_step
+
+    def killed(self: Trainer, *batches: Batch) -> dict[str, float]:
+        if self.step == 3:
+            raise KeyboardInterrupt
+        return train_step(self, *batches)
+
+    monkeypatch.setattr(Trainer, "train_step", killed)
+    assert run(photos, teacher, start, steps=5).exit_code != 0
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    assert run(photos, teacher, start, steps=5).exit_code == 0
+    assert (folder / "state.safetensors").read_bytes() == expected
+    assert steps_of(folder) == [1, 2, 3, 4, 5]
+
+
+def test_a_run_keeps_the_settings_that_its_cache_was_made_with(photos: Path, teacher: Path, start: Path) -> None:
+    """With a photograph less, every view after it would show another picture than its latent."""
+    folder = photos.parent / "run"
+    run(photos, teacher, start)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for changes in ({"exclude": ["a"]}, {"views": 7}, {"shapes": [[4, 4]]}, {"optimizer": "adamw"}, {"seed": 1}):
+        result = run(photos, teacher, start, steps=5, **changes)
+        (name,) = changes
+        assert result.exit_code == 1 and f"was made with {name} " in result.output, changes
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+BAD = {
+    "field": ({"colour": "red"}, "unknown field 'colour'"),
+    "type": ({"steps": "many"}, "config.steps is str, expected int"),
+    "shape": ({"shapes": [[4]]}, "config.shapes[0] has 1 items, expected 2"),
+    "preset": ({"preset": "huge"}, "preset 'huge' is unknown: expected one of edge, paper"),
+    "optimiser": ({"optimizer": "sgd"}, "optimizer 'sgd' is unknown: expected one of muon, adamw"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_settings_are_named(photos: Path, teacher: Path, start: Path, name: str) -> None:
+    changes, text = BAD[name]
+    result = run(photos, teacher, start, **changes)
+    assert result.exit_code == 2 and text in result.output
+    assert not (photos.parent / "run").exists()
+
+
+def test_a_folder_without_photographs_is_named(teacher: Path, start: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    result = run(tmp_path / "empty", teacher, start)
+    assert result.exit_code == 1 and "Error: no photographs (.webp, .jpg, .png) in " in result.output
+
+
+def test_a_checkpoint_that_cannot_be_started_from_is_named(photos: Path, teacher: Path, start: Path) -> None:
+    (start / "model.safetensors").unlink()
+    result = run(photos, teacher, start)
+    assert result.exit_code == 1 and "lacks model.safetensors" in result.output
