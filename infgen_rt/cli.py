@@ -309,8 +309,17 @@ def _describe_bundle(path: Path) -> dict[str, Any]:
         "scale_range": manifest.scale_range,
         "recipes": [f"{recipe.name} ({recipe.target}, {recipe.precision})" for recipe in manifest.recipes],
         "size": format_bytes(sum(file.bytes for file in manifest.files.values())),
-        "verification": manifest.verification,
+        "verification": [_describe_verification(entry) for entry in manifest.verification],
     }
+
+
+def _describe_verification(entry: dict[str, Any]) -> str:
+    """One line of what the exporter proved; bundles of other exporters may say it in other words."""
+    try:
+        errors = [check["max_error"] for check in entry["checks"]]
+        return f"{entry['recipe']} {entry['graph']}: error {max(errors):.1e} at most in {len(errors)} shapes"
+    except (KeyError, TypeError, ValueError):
+        return json.dumps(entry)
 
 
 def _describe_latent(
