@@ -7,9 +7,12 @@ to bring back what the reduction took. Below 1 the latent is made from the photo
 from __future__ import annotations
 
 import json
+import os
 import statistics
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,16 +139,18 @@ def evaluate(
     results: dict[float, dict[str, list[dict[str, float]]]] = {scale: {} for scale in scales}
     more: list[dict[str, float]] = []
     rows: list[dict[str, Pixels]] = []
-    for index, file in enumerate(tqdm(photos, desc="evaluate")):
-        photo = Image.open(file).convert("RGB")
-        for scale in scales:
-            task = Task.of(photo, scale, teacher)
-            pictures = methods(task, model, teacher)
-            for name, pixels in pictures.items():
-                results[scale].setdefault(name, []).append(compare(pixels, task.truth))
-            if index < sheet:
-                rows.append({"truth": task.truth, **pictures})
-        more.append(extras(photo, model, teacher))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # the metrics are NumPy code of one thread each
+        for index, file in enumerate(tqdm(photos, desc="evaluate")):
+            photo = Image.open(file).convert("RGB")
+            for scale in scales:
+                task = Task.of(photo, scale, teacher)
+                pictures = methods(task, model, teacher)
+                scores = pool.map(partial(compare, truth=task.truth), pictures.values())
+                for name, score in zip(pictures, scores, strict=True):
+                    results[scale].setdefault(name, []).append(score)
+                if index < sheet:
+                    rows.append({"truth": task.truth, **pictures})
+            more.append(extras(photo, model, teacher))
     means = {
         f"{scale:g}": {
             name: {metric: statistics.fmean(entry[metric] for entry in entries) for metric in METRICS}
