@@ -45,7 +45,11 @@ def main(
     Every graph is compared with PyTorch at shapes that were not used for tracing; a bundle that does not pass is not
     written.
     """
-    from infgen_export.export import Card, export  # torch takes seconds to import; --help should not
+    try:
+        from infgen_export.export import Card, export  # torch takes seconds to import; --help should not
+    except ImportError as error:
+        click.echo(f"Error: {error.name} is not installed: pip install 'infgen-rt[export]'", err=True)
+        raise SystemExit(2) from None
 
     def say(line: str) -> None:
         if not quiet:
