@@ -31,8 +31,8 @@ def test_samples_look_like_their_photographs(
     thumbnail = np.asarray(Image.open(DATA / f"{name}.png"))
     shrunk = np.asarray(picture.image().resize(thumbnail.shape[1::-1], Image.Resampling.BOX))
     assert psnr(shrunk, thumbnail) > 30
-    # No colour cast: channel by channel, the mean is right to two levels of 255.
-    assert np.abs(shrunk.mean((0, 1)) - thumbnail.mean((0, 1))).max() < 2
+    # No colour cast: channel by channel, the mean is right to four levels of 255.
+    assert np.abs(shrunk.mean((0, 1)) - thumbnail.mean((0, 1))).max() < 4
 
 
 def test_pixels_do_not_depend_on_the_tiling(decoder: infgen_rt.Decoder) -> None:
