@@ -67,10 +67,8 @@ class Grid:
         if radius is None:
             return self.cells.box
         step_y, step_x = self._steps
-        # A bilinear sample reaches one cell each way whatever the radius.
-        reach = max(radius, 1.0)
-        y, bottom = _cells_near(tokens.y, tokens.bottom, step_y, reach, self.cells.height)
-        x, right = _cells_near(tokens.x, tokens.right, step_x, reach, self.cells.width)
+        y, bottom = _cells_near(tokens.y, tokens.bottom, step_y, radius, self.cells.height)
+        x, right = _cells_near(tokens.x, tokens.right, step_x, radius, self.cells.width)
         return Box(x, y, right - x, bottom - y)
 
     def decode_inputs(self, context: FloatArray, tokens: Box, radius: float | None) -> dict[str, FloatArray]:
@@ -105,8 +103,10 @@ def _centres(start: int, count: int, step: float) -> FloatArray:
     return ((np.arange(start, start + count, dtype=np.float64) + 0.5) * step).astype(np.float32)
 
 
-def _cells_near(start: int, stop: int, step: float, reach: float, limit: int) -> tuple[int, int]:
+def _cells_near(start: int, stop: int, step: float, radius: float, limit: int) -> tuple[int, int]:
     """First and past-the-last cell whose centre is within reach of the tokens' centres, rounded outwards."""
+    # Bilinear samples at a token's centre and anywhere under it reach up to a cell further, whatever the radius.
+    reach = max(radius, step / 2 + 1.0)
     first = floor((start + 0.5) * step - reach - 0.5)
     last = ceil((stop - 0.5) * step + reach - 0.5)
     first = min(max(first, 0), limit - 1)

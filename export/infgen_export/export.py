@@ -160,7 +160,7 @@ def _manifest(
         model=ModelInfo(config.name, card.version, card.licence, card.training, parameters),
         latent_space=config.latent_space,
         latent_channels=config.latent_channels,
-        context_channels=config.width,
+        context_channels=config.context_channels,
         patch=config.PATCH,
         scale_range=config.scale_range,
         halo=Halo(config.halo_tokens, config.halo_cells, config.encode_halo),

@@ -77,7 +77,7 @@ class _Decode(nn.Module):
 def graphs_of(model: InfGen) -> tuple[Graph, Graph, Graph]:
     """The graphs of a model: prefill, decode, encode."""
     config = model.config
-    channels, width = config.latent_channels, config.width
+    channels, depth = config.latent_channels, config.context_channels
     latent = Tensorspec("latent", (1, channels, "h", "w"), f"{config.latent_space} latent")
     cells, tokens = (1, MAX_CELLS), (1, MAX_TOKENS)
     return (
@@ -85,14 +85,14 @@ def graphs_of(model: InfGen) -> tuple[Graph, Graph, Graph]:
             "prefill",
             model.prefill,
             (latent,),
-            Tensorspec("context", (1, width, "h", "w"), "what every tile of the picture is decoded from"),
+            Tensorspec("context", (1, depth, "h", "w"), "what every tile of the picture is decoded from"),
             {"h": cells, "w": cells},
         ),
         Graph(
             "decode",
             _Decode(model),
             (
-                Tensorspec("context", (1, width, "hk", "wk"), "crop of prefill's output"),
+                Tensorspec("context", (1, depth, "hk", "wk"), "crop of prefill's output"),
                 Tensorspec("key_y", ("hk",), "centres of the crop's cell rows, in cells of the whole latent"),
                 Tensorspec("key_x", ("wk",), "centres of the crop's cell columns"),
                 Tensorspec("token_y", ("ht",), "centres of the token rows, in cells of the whole latent"),

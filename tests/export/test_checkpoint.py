@@ -49,7 +49,7 @@ def test_float16_halves_the_file_and_loads_as_float32(folder: Path, tmp_path: Pa
 
 
 def missing(state: dict[str, Tensor]) -> None:
-    del state["decode.inpe.mlp.0.weight"], state["prefill.trunk.0.bias"]
+    del state["decode.inpe.mlp.0.weight"], state["prefill.trunk.enter.bias"]
 
 
 def unknown(state: dict[str, Tensor]) -> None:
@@ -57,7 +57,7 @@ def unknown(state: dict[str, Tensor]) -> None:
 
 
 def reshaped(state: dict[str, Tensor]) -> None:
-    state["prefill.trunk.0.bias"] = torch.zeros(17)
+    state["prefill.trunk.enter.bias"] = torch.zeros(9)
 
 
 def not_a_number(state: dict[str, Tensor]) -> None:
@@ -71,7 +71,7 @@ def infinite(state: dict[str, Tensor]) -> None:
 BAD_TENSORS = [
     (missing, "2 tensors missing, first decode.inpe.mlp.0.weight"),
     (unknown, "1 tensors unknown, first decode.magic"),
-    (reshaped, r"prefill.trunk.0.bias has shape \[17\], expected \[16\]"),
+    (reshaped, r"prefill.trunk.enter.bias has shape \[9\], expected \[8\]"),
     (not_a_number, "decode.upsampler.to_pixels.bias holds NaN"),
     (infinite, "encode.layers.1.weight holds NaN or infinity"),
 ]
@@ -93,7 +93,7 @@ def test_all_that_is_wrong_is_told_at_once(folder: Path) -> None:
     for change, _ in (BAD_TENSORS[1], BAD_TENSORS[2], BAD_TENSORS[3]):
         change(state)
     save_file(state, folder / WEIGHTS)
-    with pytest.raises(CheckpointError, match=r"decode\.magic.*to_pixels\.bias.*trunk\.0\.bias"):
+    with pytest.raises(CheckpointError, match=r"decode\.magic.*to_pixels\.bias.*trunk\.enter\.bias"):
         load_checkpoint(folder)
 
 

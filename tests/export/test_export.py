@@ -31,12 +31,12 @@ from . import tiny
 from .conftest import CARD, Exported
 
 GRAPHS = ("prefill", "decode", "encode")
-# Inputs and output of every graph, as DESIGN.md has them.
+# Inputs and output of every graph, as DESIGN.md has them; D is a fixed number, the model's own.
 CONTRACT = {
-    "prefill": ({"latent": [1, 32, "h", "w"]}, {"context": [1, 16, "h", "w"]}),
+    "prefill": ({"latent": [1, 32, "h", "w"]}, {"context": [1, "D", "h", "w"]}),
     "decode": (
         {
-            "context": [1, 16, "hk", "wk"],
+            "context": [1, "D", "hk", "wk"],
             "key_y": ["hk"],
             "key_x": ["wk"],
             "token_y": ["ht"],
@@ -85,9 +85,10 @@ def test_the_encoder_is_torchs_too(exported: Exported, cells: tuple[int, int]) -
 
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_a_graph_keeps_the_contract(exported: Exported, graph: str) -> None:
-    model = load(exported.bundle, graph)
+    model, depth = load(exported.bundle, graph), exported.model.config.context_channels
     for values, expected in zip((model.graph.input, model.graph.output), CONTRACT[graph], strict=True):
         shapes = {value.name: value.type.tensor_type for value in values}
+        expected = {name: [depth if side == "D" else side for side in shape] for name, shape in expected.items()}
         assert {
             name: [dim.dim_param or dim.dim_value for dim in kind.shape.dim] for name, kind in shapes.items()
         } == expected
@@ -116,7 +117,8 @@ def test_the_manifest_says_what_the_model_is(exported: Exported) -> None:
     assert (manifest.model.name, manifest.model.version) == (config.name, CARD.version)
     assert (manifest.model.licence, manifest.model.training) == (CARD.licence, CARD.training)
     assert sum(manifest.model.parameters.values()) == sum(p.numel() for p in exported.model.parameters())
-    assert (manifest.latent_space, manifest.latent_channels, manifest.context_channels) == ("flux2", 32, 16)
+    assert (manifest.latent_space, manifest.latent_channels) == ("flux2", 32)
+    assert manifest.context_channels == {"tiny-edge": 16 + 5 * 4, "tiny-paper": 16}[config.name]
     assert manifest.scale_range == config.scale_range and manifest.patch == 8
     halo = manifest.halo
     assert (halo.tokens, halo.cells, halo.encode_pixels) == (config.halo_tokens, config.halo_cells, config.encode_halo)

@@ -132,7 +132,7 @@ LEVELS = [
 
 @pytest.mark.parametrize(("token_blocks", "levels"), LEVELS)
 def test_halo_tokens_is_how_far_a_tile_looks(token_blocks: int, levels: tuple[Level, ...]) -> None:
-    config = dataclasses.replace(tiny.EDGE, token_blocks=token_blocks, levels=levels)
+    config = dataclasses.replace(tiny.EDGE, token_blocks=token_blocks, levels=levels, detail=0)
     upsampler = InfGen(config).double().decode.upsampler
     tokens = torch.randn(1, config.width, 25, 25, dtype=torch.float64, requires_grad=True)
     upsampler(tokens)[:, :, 8 * 12 : 8 * 13, 8 * 12 : 8 * 13].sum().backward()
@@ -273,9 +273,16 @@ def test_only_distances_matter_to_attention(radius: float | None) -> None:
 @pytest.mark.parametrize("factor", [2, 3])
 def test_sampling_is_what_torch_calls_bilinear(factor: int) -> None:
     cells, grid = torch.randn(2, 5, 4, 6), Grid.whole((4, 6), (32 * factor, 48 * factor))
-    sampled = bilinear(cells.permute(0, 2, 3, 1), grid.token_y, grid.token_x, grid.key_y, grid.key_x)
     expected = torch.nn.functional.interpolate(cells, scale_factor=factor, mode="bilinear")
-    assert torch.allclose(sampled.permute(0, 3, 1, 2), expected, atol=1e-5)
+    assert torch.allclose(bilinear(cells, *grid.places()), expected, atol=1e-5)
+
+
+def test_positions_within_tokens_are_those_of_smaller_tokens() -> None:
+    whole, finer = (Grid.whole((4, 6), (8 * n, 8 * m)) for n, m in ((9, 11), (36, 44)))
+    part = dataclasses.replace(whole.tile(slice(3, 7), slice(2, 9)), key_y=whole.key_y[1:], key_x=whole.key_x[2:])
+    y, x = part.places(4)
+    assert torch.allclose(y, finer.token_y[12:28] - 1, atol=1e-5)
+    assert torch.allclose(x, finer.token_x[8:36] - 2, atol=1e-5)
 
 
 # The budget.
@@ -313,7 +320,8 @@ BAD_CONFIGS = {
     "levels": ({"levels": (Level(8, 1),) * 4}, "4 levels enlarge by more than the patch of 8"),
     "level": ({"levels": (Level(8, 1), Level(0, 1))}, r"levels\[1\].width must be 1 or more"),
     "blocks": ({"token_blocks": -1}, "token_blocks must be 0 or more, not -1"),
-    "trunk": ({"trunk_width": 15}, "trunk_width 15 must divide by 2"),
+    "trunk": ({"trunk": (Level(8, 1), Level(8, -1))}, r"trunk\[1\].blocks must be 0 or more, not -1"),
+    "detail": ({"trunk": ()}, "detail needs a trunk that makes it and levels that use it"),
     "radius": ({"radius": 0.0}, "radius must be above 0 or null"),
     "scales": ({"scale_range": (4.0, 0.5)}, "scale_range must be two rising positive numbers"),
     "frequencies": ({"rotary": (0.0, 1.0)}, "rotary must be two rising positive numbers"),

@@ -20,7 +20,12 @@ _SMALL = {
 }
 
 EDGE = dataclasses.replace(
-    edge(), name="tiny-edge", trunk_width=16, trunk_blocks=1, levels=(Level(8, 1), Level(8, 1)), **_SMALL
+    edge(),
+    name="tiny-edge",
+    trunk=(Level(8, 1), Level(6, 1)),
+    detail=5,
+    levels=(Level(8, 1), Level(8, 1)),
+    **_SMALL,
 )
 PAPER = dataclasses.replace(
     paper("flux2", 32), name="tiny-paper", levels=(Level(8, 1), Level(8, 1), Level(8, 0)), **_SMALL
@@ -33,7 +38,7 @@ def model(config: DecoderConfig, seed: int = 0) -> InfGen:
     torch.manual_seed(seed)
     built = InfGen(config).eval().requires_grad_(False)
     for name, parameter in built.named_parameters():
-        if name.endswith(("second.weight", "narrow.weight", "to_pixels.weight")):
+        if name.endswith(("second.weight", "convolve.4.weight", "to_pixels.weight")):
             parameter.mul_(3.0)
         elif parameter.ndim == 1:
             parameter.add_(0.2 * torch.randn_like(parameter))

@@ -48,8 +48,10 @@ def test_context_has_every_cell_within_the_radius_and_the_bilinear_neighbours(
         for token in range(start, stop):
             centre = (token + 0.5) * 8 * cells / picture
             near = {cell for cell in range(cells) if abs(cell + 0.5 - centre) <= radius}
-            neighbours = {min(max(int(np.floor(centre - 0.5)) + one, 0), cells - 1) for one in (0, 1)}
-            assert near | neighbours <= set(range(low, high))
+            # Both neighbours of anything that lies under the token.
+            under = [(token + share) * 8 * cells / picture for share in (0.0, 0.5, 1.0)]
+            places = [int(np.floor(place - 0.5)) + one for place in under for one in (0, 1)]
+            assert near | {min(max(place, 0), cells - 1) for place in places} <= set(range(low, high))
 
 
 def test_whole_context_when_the_model_looks_everywhere() -> None:

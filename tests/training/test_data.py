@@ -43,7 +43,7 @@ def sampler(photos: Path, cache: LatentCache, **changes: object) -> Sampler:
 def error(batch: Batch) -> Tensor:
     """Difference in colour between the pixels of each token and the latent at its place, wherever both are known."""
     grid = batch.grid
-    at_tokens = bilinear(batch.latent[:, :3].permute(0, 2, 3, 1), grid.token_y, grid.token_x, grid.key_y, grid.key_x)
+    at_tokens = bilinear(batch.latent[:, :3], *grid.places()).permute(0, 2, 3, 1)
     colours = F.avg_pool2d(batch.target, 8).permute(0, 2, 3, 1)
     known = [
         # Beyond the outermost centres there is nothing to interpolate; beyond the picture there are no pixels.

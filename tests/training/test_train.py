@@ -21,7 +21,7 @@ from infgen_training.train import Trainer, main
 from ..export import tiny
 
 OPTIMIZERS = ["muon", "adamw"]
-CONFIG = TrainConfig(steps=6, warmup=2, bfloat16=False, ema=0.9, encoder_every=4)
+CONFIG = TrainConfig(steps=6, trunk_rest=0, warmup=2, bfloat16=False, ema=0.9, encoder_every=4)
 
 
 def trainer(seed: int, **changes: object) -> Trainer:
@@ -54,14 +54,14 @@ def everything(trained: Trainer) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_an_interrupted_run_ends_where_it_would_have(tmp_path: Path, optimizer: str) -> None:
-    whole = trainer(0, optimizer=optimizer)
+    whole = trainer(0, optimizer=optimizer, trunk_rest=2)
     advance(whole, 6)
 
-    first = trainer(0, optimizer=optimizer)
+    first = trainer(0, optimizer=optimizer, trunk_rest=2)
     advance(first, 3)
     first.save(tmp_path)
     saved = everything(first)
-    second = trainer(1, optimizer=optimizer)
+    second = trainer(1, optimizer=optimizer, trunk_rest=2)
     second.load(tmp_path)
     assert second.step == 3
     assert [name for name, value in everything(second).items() if name in saved and not value.equal(saved[name])] == []
@@ -71,7 +71,7 @@ def test_an_interrupted_run_ends_where_it_would_have(tmp_path: Path, optimizer: 
     # What a group counts is set on loading, before its optimiser would.
     assert expected.keys() - actual.keys() == set()
     assert [name for name, value in expected.items() if not value.equal(actual[name])] == []
-    assert not actual["model.prefill.trunk.0.weight"].equal(saved["model.prefill.trunk.0.weight"])
+    assert not actual["model.prefill.trunk.enter.weight"].equal(saved["model.prefill.trunk.enter.weight"])
 
 
 @pytest.mark.parametrize(("ema", "shares"), [(0.999, (10 / 11, 10 / 12)), (0.01, (0.99, 0.99))])
@@ -82,12 +82,12 @@ def test_the_checkpoint_is_an_average_that_forgets_the_start(
     weights = []
     for _ in range(3):
         advance(trained, 1)
-        weights.append(trained.model.state_dict()["prefill.trunk.0.weight"].clone())
+        weights.append(trained.model.state_dict()["prefill.trunk.enter.weight"].clone())
     trained.save(tmp_path)
     expected = weights[0]
     for share, weight in zip(shares, weights[1:], strict=True):
         expected = (1 - share) * expected + share * weight
-    saved = load_checkpoint(tmp_path / "checkpoint").state_dict()["prefill.trunk.0.weight"]
+    saved = load_checkpoint(tmp_path / "checkpoint").state_dict()["prefill.trunk.enter.weight"]
     assert torch.allclose(saved, expected, atol=1e-6) and not torch.allclose(saved, weights[2], atol=1e-6)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "state.safetensors"]
 
@@ -102,6 +102,19 @@ def test_a_single_batch_is_learnt(optimizer: str, bfloat16: bool) -> None:
     losses = [trained.train_step(lesson, lesson) for _ in range(30)]
     assert losses[-1]["l1"] < 0.5 * losses[0]["l1"]
     assert losses[-1]["encoder"] < 0.5 * losses[0]["encoder"]
+
+
+def test_the_trunk_rests_while_the_rest_of_the_model_is_untrained() -> None:
+    trained = trainer(0, trunk_rest=2)
+    before = everything(trained)
+    advance(trained, 2)
+    rested = everything(trained)
+    advance(trained, 1)
+    after = everything(trained)
+    trunk = [name for name in before if name.startswith("model.prefill.trunk.")]
+    assert trunk and all(rested[name].equal(before[name]) for name in trunk)
+    assert not any(after[name].equal(rested[name]) for name in trunk)
+    assert not rested["model.prefill.to_detail.weight"].equal(before["model.prefill.to_detail.weight"])
 
 
 def test_the_encoder_learns_on_its_turns_only() -> None:
@@ -131,10 +144,9 @@ def test_every_parameter_is_optimised_once(kind: str, optimizer: str) -> None:
         if group.get("use_muon"):
             assert all(parameter.ndim >= 2 for parameter in group["params"])
             assert "decode.upsampler.to_pixels.weight" not in inside
-            assert "decode.blocks.0.attention.query.weight" in inside
-            assert group["peak"] == CONFIG.muon_lr
-        else:
-            assert group["peak"] == CONFIG.lr
+            assert {"decode.blocks.0.attention.query.weight", "prefill.trunk.levels.0.0.convolve.0.weight"} & inside
+        share = CONFIG.trunk_share if any(name.startswith("prefill.trunk.") for name in inside) else 1.0
+        assert group["peak"] == share * (CONFIG.muon_lr if group.get("use_muon") else CONFIG.lr)
 
 
 @pytest.mark.parametrize("warmup", [0, 10])
@@ -144,7 +156,7 @@ def test_the_learning_rate_rises_and_falls(warmup: int) -> None:
     shares = []
     for step in range(config.steps + 5):
         set_learning_rate(optimizer, config, step)
-        muon, adamw = (group["lr"] for group in optimizer.param_groups)
+        muon, adamw = (group["lr"] for group in optimizer.param_groups[:2])
         assert muon / 0.05 == pytest.approx(adamw / 2e-3)
         shares.append(adamw / 2e-3)
     assert shares[:warmup] == pytest.approx([(step + 1) / 10 for step in range(warmup)])
@@ -171,6 +183,7 @@ def test_unknown_names_in_a_config_are_refused(changes: dict[str, Any]) -> None:
 
 SETTINGS = {
     "steps": 3,
+    "trunk_rest": 0,
     "warmup": 1,
     "shapes": [[4, 4], [4, 6]],
     "views": 6,
@@ -216,7 +229,9 @@ def test_a_run_from_photographs_to_a_checkpoint(photos: Path, teacher: Path, sta
     assert json.loads((folder / "train.json").read_text())["views"] == 6
     trained, before = load_checkpoint(folder / "checkpoint"), load_checkpoint(start)
     assert trained.config == before.config
-    assert not trained.state_dict()["prefill.trunk.0.weight"].equal(before.state_dict()["prefill.trunk.0.weight"])
+    assert not trained.state_dict()["prefill.trunk.enter.weight"].equal(
+        before.state_dict()["prefill.trunk.enter.weight"]
+    )
 
 
 def test_a_preset_and_a_seed_decide_all_of_a_run(photos: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,9 @@ class TrainConfig:
 
     Attributes:
         preset: Model preset a new run starts from.
+        trunk_from_teacher: A new run's trunk starts as the first layers of the teacher's decoder.
+        trunk_rest: Steps in which the trunk does not learn yet, while the untrained rest has only noise to teach it.
+        trunk_share: Learning rates of the trunk over those of the rest: what was copied needs smaller steps.
         steps: Length of the run and of its cosine schedule.
         warmup: Steps of linear warm-up.
         optimizer: ``"muon"`` (orthogonalised momentum on hidden matrices and kernels, AdamW on the rest) or ``"adamw"``
@@ -40,6 +43,9 @@ class TrainConfig:
     """
 
     preset: str = "edge"
+    trunk_from_teacher: bool = True
+    trunk_rest: int = 200
+    trunk_share: float = 0.1
     steps: int = 10_000
     warmup: int = 200
     optimizer: str = "muon"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from pytorch_optimizer import Muon
@@ -11,33 +13,42 @@ from torch import nn
 from infgen_training.config import TrainConfig
 
 # Layers at either end map between spaces of fixed meaning; orthogonalised updates are for what lies between.
-_ENDS = ("prefill.trunk.0.", "inpe.mlp.0.", "upsampler.to_pixels.", "encode.layers.1.", "mask_token")
+_ENDS = ("prefill.trunk.enter.", "inpe.mlp.0.", "upsampler.to_pixels.", "encode.layers.1.", "mask_token")
+
+_TRUNK = "prefill.trunk."
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """Groups the parameters and makes the optimiser; each group knows its highest rate as ``peak``."""
-    hidden, ends, vectors = [], [], []
-    for name, parameter in model.named_parameters():
-        if parameter.ndim < 2:
-            vectors.append(parameter)
-        elif any(end in name for end in _ENDS):
-            ends.append(parameter)
+    groups: list[dict[str, Any]] = []
+    for share, parameters in _shares(model, config):
+        hidden, ends, vectors = [], [], []
+        for name, parameter in parameters:
+            if parameter.ndim < 2:
+                vectors.append(parameter)
+            elif any(end in name for end in _ENDS):
+                ends.append(parameter)
+            else:
+                hidden.append(parameter)
+        lr, muon_lr = share * config.lr, share * config.muon_lr
+        if config.optimizer == "adamw":
+            groups.append({"params": hidden + ends, "weight_decay": config.weight_decay, "peak": lr})
+            groups.append({"params": vectors, "weight_decay": 0.0, "peak": lr})
         else:
-            hidden.append(parameter)
+            adamw = {"use_muon": False, "betas": (0.9, 0.99), "eps": 1e-8}
+            groups.append({"params": hidden, "use_muon": True, "peak": muon_lr})
+            groups.append({"params": ends + vectors, "peak": lr, **adamw})
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(
-            [
-                {"params": hidden + ends, "weight_decay": config.weight_decay, "peak": config.lr},
-                {"params": vectors, "weight_decay": 0.0, "peak": config.lr},
-            ],
-            betas=(0.9, 0.99),
-        )
-    return Muon(
-        [
-            {"params": hidden, "use_muon": True, "peak": config.muon_lr},
-            {"params": ends + vectors, "use_muon": False, "peak": config.lr, "betas": (0.9, 0.99), "eps": 1e-8},
-        ]
-    )
+        return torch.optim.AdamW(groups, betas=(0.9, 0.99))
+    return Muon(groups)
+
+
+def _shares(model: nn.Module, config: TrainConfig) -> Iterator[tuple[float, list[tuple[str, nn.Parameter]]]]:
+    """Parts of the model, each with its share of the learning rates."""
+    named = list(model.named_parameters())
+    yield 1.0, [(name, parameter) for name, parameter in named if not name.startswith(_TRUNK)]
+    if trunk := [(name, parameter) for name, parameter in named if name.startswith(_TRUNK)]:
+        yield config.trunk_share, trunk
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> None:

@@ -34,8 +34,9 @@ from infgen_training.config import TrainConfig
 from infgen_training.data import Batch, LatentCache, Sampler, load_photos
 from infgen_training.optimizer import make_optimizer, set_learning_rate
 from infgen_training.teacher import Teacher
+from infgen_training.warmstart import copy_trunk
 
-_FIXED = ("preset", "optimizer", "seed", "shapes", "views", "max_reduction", "exclude")
+_FIXED = ("preset", "trunk_from_teacher", "optimizer", "seed", "shapes", "views", "max_reduction", "exclude")
 """Fields that a run keeps: its cache and its state were made for them."""
 
 
@@ -46,7 +47,8 @@ class Trainer:
         self.config = config
         self.device = device
         self.step = 0
-        self.model = model.to(device).train()
+        # Convolutions in reduced precision are about a third faster in this layout, on the CPU and on GPUs.
+        self.model = model.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.average = AveragedModel(self.model, avg_fn=partial(_average, config.ema), use_buffers=True)
         self.optimizer = make_optimizer(self.model, config)
 
@@ -61,6 +63,8 @@ class Trainer:
             The losses, by name.
         """
         set_learning_rate(self.optimizer, self.config, self.step)
+        if self.model.prefill.trunk is not None:
+            self.model.prefill.trunk.requires_grad_(self.step >= self.config.trunk_rest)
         losses = {}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bfloat16):
             batch = self._to_device(batch)
@@ -78,7 +82,8 @@ class Trainer:
         return {name: loss.item() for name, loss in losses.items()}
 
     def _to_device(self, batch: Batch) -> Batch:
-        return Batch(batch.latent.to(self.device), batch.grid.to(self.device), batch.target.to(self.device))
+        latent = batch.latent.to(self.device, memory_format=torch.channels_last)
+        return Batch(latent, batch.grid.to(self.device), batch.target.to(self.device))
 
     @property
     def averaged(self) -> InfGen:
@@ -96,7 +101,7 @@ class Trainer:
                 f"{prefix}/{name}": value.detach().cpu().contiguous() for name, value in module.state_dict().items()
             }
         for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{index}/{name}": value.cpu() for name, value in state.items()}
+            tensors |= {f"optimizer/{index}/{name}": value.cpu().contiguous() for name, value in state.items()}
         partial = run / "state.safetensors.partial"
         save_file(tensors, partial, {"step": str(self.step)})
         os.replace(partial, run / "state.safetensors")
@@ -164,8 +169,11 @@ def train(
         cache.save(cache_file)
     torch.manual_seed(config.seed)
     model = load_checkpoint(start) if start else InfGen(PRESETS[config.preset]())
+    resume = (run / "state.safetensors").exists()
+    if config.trunk_from_teacher and not start and not resume:
+        copy_trunk(Teacher.load(teacher).decoder, model)
     trainer = Trainer(config, model, device)
-    if (run / "state.safetensors").exists():
+    if resume:
         trainer.load(run)
     sampler = Sampler(
         pictures,

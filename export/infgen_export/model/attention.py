@@ -53,19 +53,29 @@ class Neighbours:
         return cls(torch.minimum(index, torch.full_like(index, key.shape[0] - 1)), bias)
 
 
-def bilinear(grid: Tensor, token_y: Tensor, token_x: Tensor, key_y: Tensor, key_x: Tensor) -> Tensor:
-    """Samples a grid [B, hk, wk, D] of cells at token centres: [B, ht, wt, D]; edge cells extend outwards."""
-    for axis, token, key in ((1, token_y, key_y), (2, token_x, key_x)):
-        place = torch.clamp(token - key[0], min=0)
-        low = torch.floor(place)
-        weight = (place - low).to(grid.dtype).unsqueeze(-1)
-        weight = weight if axis == 2 else weight.unsqueeze(-1)
-        first = low.to(torch.int64)
-        last = torch.full_like(first, key.shape[0] - 1)
-        a = grid.index_select(axis, torch.minimum(first, last))
-        b = grid.index_select(axis, torch.minimum(first + 1, last))
-        grid = a + (b - a) * weight
-    return grid
+def bilinear(grid: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """Samples a grid at positions; its outermost values extend outwards.
+
+    A product with a matrix of hat functions an axis rather than a gather: runtimes are good at products, and values out
+    of reach are multiplied by exactly zero, so a crop of the grid gives what the whole grid gives.
+
+    Args:
+        grid: [B, C, h, w], value i of an axis at position i + 0.5.
+        y: [n] positions.
+        x: [m] positions.
+
+    Returns:
+        [B, C, n, m].
+    """
+    rows, columns = (_hats(place, grid.shape[axis]).to(grid.dtype) for axis, place in ((2, y), (3, x)))
+    return rows @ (grid @ columns.T)
+
+
+def _hats(place: Tensor, count: int) -> Tensor:
+    """Weights [n, count] of linear interpolation between values at i + 0.5."""
+    centre = torch.arange(count, device=place.device, dtype=torch.float32) + 0.5
+    place = torch.minimum(torch.clamp(place, min=0.5), centre[-1])
+    return torch.clamp(1 - torch.abs(place[:, None] - centre), min=0)
 
 
 class Rotary(nn.Module):

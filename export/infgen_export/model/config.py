@@ -17,11 +17,11 @@ STARTS = ("mask", "sampled")
 
 @dataclass(frozen=True)
 class Level:
-    """One resolution of the upsampler or the encoder.
+    """One resolution of the trunk, the upsampler or the encoder.
 
     Attributes:
         width: Channels at this resolution.
-        blocks: Residual blocks of two 3x3 convolutions each.
+        blocks: Residual blocks.
     """
 
     width: int
@@ -49,9 +49,10 @@ class DecoderConfig:
         name: What the model is called in manifests.
         latent_space: Named convention of its latents, for example ``"flux2"``.
         latent_channels: Channels C of a latent [C, h, w].
-        width: Channels D of the context and of a token.
-        trunk_width: Channels of the prefill trunk; ignored when ``trunk_blocks`` is 0.
-        trunk_blocks: Residual blocks with global statistics in prefill.
+        width: Channels of a token, and of what the context holds of a cell for attention.
+        trunk: Prefill's resolutions, from one position a cell on, each twice the one before; global statistics at the
+            first only. Empty for a prefill that does no more than project.
+        detail: Channels of the fine grid that the context carries too, at the trunk's last resolution; 0 for none.
         frame: What the implicit positional embedding sees: the token's place in the whole ``"image"``, or in its
             ``"cell"``.
         start: What a token is before attention: a learned ``"mask"`` token, or the bilinearly ``"sampled"`` context.
@@ -65,7 +66,7 @@ class DecoderConfig:
         rotary: Lowest and highest angular frequency of the rotary embedding, radians a cell.
         token_blocks: Residual 3x3 blocks at one token a position, before the upsampler.
         levels: The upsampler's resolutions, each twice the one before; what is left to a patch of 8 is one last
-            pixel shuffle.
+            pixel shuffle. The last of them sees the context's detail.
         channel_norm: Whether the upsampler's blocks normalise each position over its channels.
         encoder: The encoder's architecture.
         scale_range: Output pixels a cell / 8, smallest and largest that the model is trained for.
@@ -75,8 +76,8 @@ class DecoderConfig:
     latent_space: str
     latent_channels: int
     width: int
-    trunk_width: int
-    trunk_blocks: int
+    trunk: tuple[Level, ...]
+    detail: int
     frame: str
     start: str
     inpe_features: int
@@ -103,8 +104,8 @@ class DecoderConfig:
         for name, value, known in (("frame", self.frame, FRAMES), ("start", self.start, STARTS)):
             if value not in known:
                 problems.append(f"{name} must be one of {', '.join(known)}, not {value!r}")
-        if self.trunk_blocks and self.trunk_width % 2:
-            problems.append(f"trunk_width {self.trunk_width} must divide by 2")
+        if self.detail and not (self.trunk and self.levels):
+            problems.append("detail needs a trunk that makes it and levels that use it")
         if self.key_width % (4 * self.heads) or self.width % self.heads:
             problems.append(
                 f"with {self.heads} heads, key_width {self.key_width} must divide by {4 * self.heads} "
@@ -124,10 +125,10 @@ class DecoderConfig:
         """Name, value and least value of every field that counts something."""
         for name in ("latent_channels", "width", "inpe_features", "heads", "key_width", "mlp_ratio"):
             yield name, getattr(self, name), 1
-        for name in ("trunk_blocks", "blocks", "token_blocks"):
+        for name in ("detail", "blocks", "token_blocks"):
             yield name, getattr(self, name), 0
-        yield "trunk_width", self.trunk_width, min(1, self.trunk_blocks)
         levels = {f"levels[{index}]": level for index, level in enumerate(self.levels)}
+        levels |= {f"trunk[{index}]": level for index, level in enumerate(self.trunk)}
         levels |= {"encoder.fine": self.encoder.fine, "encoder.coarse": self.encoder.coarse}
         for name, level in levels.items():
             yield f"{name}.width", level.width, 1
@@ -137,6 +138,16 @@ class DecoderConfig:
     def final_factor(self) -> int:
         """Enlargement of the last pixel shuffle."""
         return self.PATCH >> len(self.levels)
+
+    @property
+    def detail_factor(self) -> int:
+        """Positions of the context's fine grid a cell, each way."""
+        return 1 << max(0, len(self.trunk) - 1)
+
+    @property
+    def context_channels(self) -> int:
+        """Channels D of the context: a cell's own, then its positions of the fine grid."""
+        return self.width + self.detail * self.detail_factor**2
 
     @property
     def halo_tokens(self) -> int:
@@ -150,7 +161,7 @@ class DecoderConfig:
     @property
     def halo_cells(self) -> float | None:
         """Cells beyond a token's centre that it depends on, or ``None`` for the whole latent."""
-        return self.radius if self.radius is None else max(self.radius, 1.0)
+        return self.radius
 
     @property
     def encode_halo(self) -> int:
@@ -184,20 +195,20 @@ def edge(latent_space: str = "flux2", latent_channels: int = 32) -> DecoderConfi
         latent_space=latent_space,
         latent_channels=latent_channels,
         width=128,
-        trunk_width=160,
-        trunk_blocks=6,
+        trunk=(Level(64, 3), Level(64, 3), Level(64, 3)),
+        detail=32,
         frame="cell",
         start="sampled",
         inpe_features=32,
         inpe_sigma=3.0,
-        blocks=2,
+        blocks=1,
         heads=4,
         key_width=64,
         mlp_ratio=2,
         radius=1.5,
         rotary=(math.pi / 4, 2 * math.pi),
         token_blocks=0,
-        levels=(Level(80, 2), Level(32, 1)),
+        levels=(Level(64, 1), Level(64, 1)),
         channel_norm=False,
     )
 
@@ -209,8 +220,8 @@ def paper(latent_space: str = "sdxl", latent_channels: int = 4) -> DecoderConfig
         latent_space=latent_space,
         latent_channels=latent_channels,
         width=512,
-        trunk_width=0,
-        trunk_blocks=0,
+        trunk=(),
+        detail=0,
         frame="image",
         start="mask",
         inpe_features=256,

@@ -45,6 +45,25 @@ class Grid:
         key_y, key_x, token_y, token_x = (torch.from_numpy(vector) for vector in vectors)
         return cls(key_y, key_x, token_y, token_x, torch.tensor(latent_size).float(), torch.tensor(grid.scale))
 
+    def places(self, factor: int = 1) -> tuple[Tensor, Tensor]:
+        """Where the tokens are in the context crop, in cells from its top-left corner.
+
+        Args:
+            factor: Positions a token, each way.
+
+        Returns:
+            y [factor ht] and x [factor wt].
+        """
+        offset = (torch.arange(factor, device=self.scale.device, dtype=torch.float32) + 0.5) / factor - 0.5
+        y, x = (
+            (token - torch.floor(key[0]))[:, None] + offset / scale
+            for token, key, scale in (
+                (self.token_y, self.key_y, self.scale[0]),
+                (self.token_x, self.key_x, self.scale[1]),
+            )
+        )
+        return y.flatten(), x.flatten()
+
     def to(self, device: torch.device) -> Grid:
         """The same on a device."""
         return Grid(**{name: value.to(device) for name, value in vars(self).items()})

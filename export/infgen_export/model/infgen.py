@@ -42,6 +42,8 @@ class Decode(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.frame = config.frame
+        self.width = config.width
+        self.unfold = nn.PixelShuffle(config.detail_factor) if config.detail else None
         self.inpe = INPE(config.inpe_features, config.inpe_sigma, config.width)
         self.mask_token = nn.Parameter(torch.zeros(config.width)) if config.start == "mask" else None
         self.context_norm = nn.LayerNorm(config.width)
@@ -58,20 +60,26 @@ class Decode(nn.Module):
         Returns:
             [B, 3, 8 ht, 8 wt], about [0, 1], not clamped.
         """
-        cells = context.permute(0, 2, 3, 1)
+        coarse = context[:, : self.width]
+        cells = coarse.permute(0, 2, 3, 1)
         if self.frame == "image":
             y, x = grid.token_y / grid.extent[0], grid.token_x / grid.extent[1]
         else:
             y, x = grid.token_y - torch.floor(grid.token_y), grid.token_x - torch.floor(grid.token_x)
         tokens = self.inpe(y, x, grid.scale).unsqueeze(0)
         if self.mask_token is None:
-            tokens = tokens + bilinear(cells, grid.token_y, grid.token_x, grid.key_y, grid.key_x)
+            tokens = tokens + bilinear(coarse, *grid.places()).permute(0, 2, 3, 1)
         else:
             tokens = (tokens + self.mask_token).expand(context.shape[0], -1, -1, -1)
         cells = self.context_norm(cells)
         for block in self.blocks:
             tokens = block(tokens, cells, grid)
-        return self.upsampler(tokens.permute(0, 3, 1, 2))
+        detail = None
+        if self.unfold is not None:
+            factor = self.unfold.upscale_factor
+            y, x = grid.places(self.upsampler.factor)
+            detail = bilinear(self.unfold(context[:, self.width :]), factor * y, factor * x)
+        return self.upsampler(tokens.permute(0, 3, 1, 2), detail)
 
 
 class Encode(nn.Module):

@@ -8,54 +8,80 @@ from torch import Tensor, nn
 
 from infgen_export.model.config import DecoderConfig
 from infgen_export.model.inpe import INPE
-from infgen_export.model.layers import ResidualBlock
 
 
-class GlobalBlock(nn.Module):
-    """A residual block beside a branch whose GroupNorm spans the whole latent.
+class TrunkBlock(nn.Module):
+    """Three 3x3 convolutions beside an identity, the block of TAESD's decoders.
 
-    FLUX.2's and SD's autoencoders carry global statistics; a decoder that cannot see them stays many dB behind.
+    A pooled block also has a branch whose GroupNorm spans the whole latent: FLUX.2's and SD's autoencoders carry global
+    statistics, and a decoder that cannot see them stays many dB behind.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, pooled: bool) -> None:
         super().__init__()
-        self.local = ResidualBlock(width)
-        self.widen = nn.Conv2d(width, 2 * width, 1, bias=False)
-        self.norm = nn.GroupNorm(4, 2 * width)
-        self.narrow = nn.Conv2d(2 * width, width, 1, bias=False)
+        first, second, last = (nn.Conv2d(width, width, 3, padding=1) for _ in range(3))
+        self.convolve = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last)
+        self.pool = None
+        if pooled:
+            widen, narrow = nn.Conv2d(width, 4 * width, 1, bias=False), nn.Conv2d(4 * width, width, 1, bias=False)
+            self.pool = nn.Sequential(widen, nn.GroupNorm(4, 4 * width), nn.ReLU(), narrow)
         with torch.no_grad():
-            self.narrow.weight.mul_(0.3)
+            last.weight.mul_(0.3)  # starts close to the identity
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, width, h, w] to the same."""
-        x = x + self.narrow(F.relu(self.norm(self.widen(x))))
-        return self.local(x)
+        """[B, width, H, W] to the same."""
+        if self.pool is not None:
+            x = x + self.pool(x)
+        return F.relu(x + self.convolve(x))
 
 
-class Prefill(nn.Module):
-    """Latent [B, C, h, w] to context [B, D, h, w]."""
+class Trunk(nn.Module):
+    """Latent [B, C, h, w] to features at every level's resolution, coarsest first."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        if config.trunk_blocks:
-            self.trunk: nn.Module = nn.Sequential(
-                nn.Conv2d(config.latent_channels, config.trunk_width, 3, padding=1),
-                *(GlobalBlock(config.trunk_width) for _ in range(config.trunk_blocks)),
-                nn.Conv2d(config.trunk_width, config.width, 1),
-            )
-        else:
-            self.trunk = nn.Conv2d(config.latent_channels, config.width, 1)
+        self.enter = nn.Conv2d(config.latent_channels, config.trunk[0].width, 3, padding=1)
+        self.grow = nn.ModuleList(
+            nn.Conv2d(before.width, level.width, 3, padding=1, bias=False)
+            for before, level in zip(config.trunk, config.trunk[1:], strict=False)
+        )
+        self.levels = nn.ModuleList(
+            nn.Sequential(*(TrunkBlock(level.width, pooled=index == 0) for _ in range(level.blocks)))
+            for index, level in enumerate(config.trunk)
+        )
+
+    def forward(self, latent: Tensor) -> list[Tensor]:
+        """See the class."""
+        features = [self.levels[0](F.relu(self.enter(latent)))]
+        for grow, level in zip(self.grow, self.levels[1:], strict=True):
+            features.append(level(grow(F.interpolate(features[-1], scale_factor=2))))
+        return features
+
+
+class Prefill(nn.Module):
+    """Latent [B, C, h, w] to context [B, D, h, w]: channels for attention, then the fine grid, folded into cells."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.trunk = Trunk(config) if config.trunk else None
+        channels = config.trunk[0].width if config.trunk else config.latent_channels
+        self.to_context = nn.Conv2d(channels, config.width, 1)
+        self.to_detail = nn.Conv2d(config.trunk[-1].width, config.detail, 1) if config.detail else None
+        self.fold = nn.PixelUnshuffle(config.detail_factor)
         # In the cell frame every cell's centre has the same place, so there is nothing to embed.
         self.inpe = INPE(config.inpe_features, config.inpe_sigma, config.width) if config.frame == "image" else None
 
     def forward(self, latent: Tensor) -> Tensor:
         """See the class."""
         # Latents reach 4 standard deviations and more; far outliers must not blow up what follows.
-        context = self.trunk(4 * torch.tanh(latent / 4))
-        if self.inpe is None:
+        latent = 3 * torch.tanh(latent / 3)
+        features = [latent] if self.trunk is None else self.trunk(latent)
+        context = self.to_context(features[0])
+        if self.inpe is not None:
+            height, width = latent.shape[2:]
+            y = (torch.arange(height, device=latent.device, dtype=torch.float32) + 0.5) / height
+            x = (torch.arange(width, device=latent.device, dtype=torch.float32) + 0.5) / width
+            context = context + self.inpe(y, x, torch.ones(2, device=latent.device)).permute(2, 0, 1)
+        if self.to_detail is None:
             return context
-        height, width = latent.shape[2:]
-        y = (torch.arange(height, device=latent.device, dtype=torch.float32) + 0.5) / height
-        x = (torch.arange(width, device=latent.device, dtype=torch.float32) + 0.5) / width
-        place = self.inpe(y, x, torch.ones(2, device=latent.device))
-        return context + place.permute(2, 0, 1)
+        return torch.cat([context, self.fold(self.to_detail(features[-1]))], dim=1)

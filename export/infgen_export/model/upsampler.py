@@ -13,27 +13,42 @@ class Upsampler(nn.Module):
     """Tokens [B, D, ht, wt] to an image [B, 3, 8 ht, 8 wt], about [0, 1].
 
     No normalisation across positions and a reach of ``DecoderConfig.halo_tokens``: the same pixels whatever the tile.
+
+    Attributes:
+        factor: Positions a token at the last level, each way, where the detail is added.
     """
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        layers: list[nn.Module] = [residual_blocks(config.width, config.token_blocks, config.channel_norm)]
-        width = config.width
-        for level in config.levels:
-            layers += [
-                nn.Conv2d(width, 4 * level.width, 1),
-                nn.PixelShuffle(2),
-                residual_blocks(level.width, level.blocks, config.channel_norm),
-            ]
-            width = level.width
-        self.layers = nn.Sequential(*layers)
-        self.to_pixels = nn.Conv2d(width, 3 * config.final_factor**2, 3, padding=1)
+        self.factor = 1 << len(config.levels)
+        self.first = residual_blocks(config.width, config.token_blocks, config.channel_norm)
+        widths = [config.width, *(level.width for level in config.levels)]
+        self.enlarge = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(before, 4 * after, 1), nn.PixelShuffle(2))
+            for before, after in zip(widths, widths[1:], strict=False)
+        )
+        self.levels = nn.ModuleList(
+            residual_blocks(level.width, level.blocks, config.channel_norm) for level in config.levels
+        )
+        self.from_detail = nn.Conv2d(config.detail, widths[-1], 1) if config.detail else None
+        self.to_pixels = nn.Conv2d(widths[-1], 3 * config.final_factor**2, 3, padding=1)
         self.shuffle = nn.PixelShuffle(config.final_factor)
         with torch.no_grad():
             self.to_pixels.weight.mul_(0.3)
             if self.to_pixels.bias is not None:
                 self.to_pixels.bias.fill_(0.5)  # mid-grey
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """See the class."""
-        return self.shuffle(self.to_pixels(self.layers(tokens)))
+    def forward(self, tokens: Tensor, detail: Tensor | None = None) -> Tensor:
+        """See the class.
+
+        Args:
+            tokens: [B, D, ht, wt].
+            detail: [B, detail, factor ht, factor wt], the context's fine grid where the last level's positions are.
+        """
+        x = self.first(tokens)
+        for index, (enlarge, blocks) in enumerate(zip(self.enlarge, self.levels, strict=True), start=1):
+            x = enlarge(x)
+            if index == len(self.levels) and self.from_detail is not None and detail is not None:
+                x = x + self.from_detail(detail)
+            x = blocks(x)
+        return self.shuffle(self.to_pixels(x))
