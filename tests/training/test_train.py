@@ -45,6 +45,9 @@ def everything(trained: Trainer) -> dict[str, Tensor]:
     """All that decides how a run goes on, by name."""
     state = {f"model.{name}": value for name, value in trained.model.state_dict().items()}
     state |= {f"average.{name}": value for name, value in trained.average.state_dict().items()}
+    if trained.adversary:
+        judge = trained.adversary.discriminator.state_dict()
+        state |= {f"discriminator.{name}": value for name, value in judge.items()}
     for index, slots in trained.optimizer.state_dict()["state"].items():
         state |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in slots.items()}
     for index, group in enumerate(trained.optimizer.param_groups):
@@ -52,16 +55,26 @@ def everything(trained: Trainer) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in state.items()}
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_an_interrupted_run_ends_where_it_would_have(tmp_path: Path, optimizer: str) -> None:
-    whole = trainer(0, optimizer=optimizer, trunk_rest=2)
+PUBLISHED: dict[str, Any] = {
+    "optimizer": "adamw",
+    "perceptual": "ms_ssim",
+    "perceptual_weight": 0.1,
+    "adversarial_weight": 0.1,
+    "round_trip_weight": 1.0,
+}
+
+
+@pytest.mark.parametrize("changes", [{"optimizer": "muon"}, {"optimizer": "adamw"}, PUBLISHED])
+def test_an_interrupted_run_ends_where_it_would_have(tmp_path: Path, changes: dict[str, Any]) -> None:
+    changes = {**changes, "trunk_rest": 2}
+    whole = trainer(0, **changes)
     advance(whole, 6)
 
-    first = trainer(0, optimizer=optimizer, trunk_rest=2)
+    first = trainer(0, **changes)
     advance(first, 3)
     first.save(tmp_path)
     saved = everything(first)
-    second = trainer(1, optimizer=optimizer, trunk_rest=2)
+    second = trainer(1, **changes)
     second.load(tmp_path)
     assert second.step == 3
     assert [name for name, value in everything(second).items() if name in saved and not value.equal(saved[name])] == []
@@ -102,6 +115,19 @@ def test_a_single_batch_is_learnt(optimizer: str, bfloat16: bool) -> None:
     losses = [trained.train_step(lesson, lesson) for _ in range(30)]
     assert losses[-1]["l1"] < 0.5 * losses[0]["l1"]
     assert losses[-1]["encoder"] < 0.5 * losses[0]["encoder"]
+
+
+def test_every_loss_of_the_published_recipe_moves_the_model() -> None:
+    """Each weight, set to 0, leads to other weights after a step."""
+    ends = {}
+    for name in (None, "perceptual_weight", "adversarial_weight", "round_trip_weight"):
+        trained = trainer(0, **{**PUBLISHED, **({name: 0.0} if name else {})})
+        losses = trained.train_step(batch(0), batch(1))
+        assert all(math.isfinite(loss) for loss in losses.values())
+        ends[name] = (len(losses), trained.model.state_dict()["decode.upsampler.to_pixels.weight"].clone())
+    assert ends[None][0] == 5
+    for name in list(ends)[1:]:
+        assert ends[name][0] == 4 and not ends[name][1].equal(ends[None][1]), name
 
 
 def test_the_trunk_rests_while_the_rest_of_the_model_is_untrained() -> None:
@@ -173,7 +199,7 @@ def test_the_schedule_is_whole_even_when_all_of_it_is_warm_up() -> None:
     assert all(math.isfinite(group["lr"]) for group in optimizer.param_groups)
 
 
-@pytest.mark.parametrize("changes", [{"preset": "huge"}, {"optimizer": "sgd"}])
+@pytest.mark.parametrize("changes", [{"preset": "huge"}, {"optimizer": "sgd"}, {"perceptual": "vgg"}])
 def test_unknown_names_in_a_config_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="is unknown: expected one of"):
         TrainConfig(**changes)
@@ -224,8 +250,8 @@ def test_a_run_from_photographs_to_a_checkpoint(photos: Path, teacher: Path, sta
     assert names == {"checkpoint", "state.safetensors", "latents.safetensors", "train.json", "log.csv"}
     assert steps_of(folder) == [1, 2, 3]
     log = [line.split(",") for line in (folder / "log.csv").read_text().splitlines()]
-    assert [encoder == "nan" for _, _, encoder in log] == [False, True, False]
-    assert all(math.isfinite(float(loss)) for _, loss, _ in log)
+    assert [row[4] == "nan" for row in log] == [False, True, False]
+    assert all(math.isfinite(float(row[1])) and row[2] == row[3] == row[5] == "nan" for row in log)
     assert json.loads((folder / "train.json").read_text())["views"] == 6
     trained, before = load_checkpoint(folder / "checkpoint"), load_checkpoint(start)
     assert trained.config == before.config

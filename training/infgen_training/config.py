@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from infgen_export.model import PRESETS
 
 OPTIMIZERS = ("muon", "adamw")
+PERCEPTUAL = ("lpips", "teacher", "ms_ssim", "fourier")
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,17 @@ class TrainConfig:
         final: Learning rates at the end, as a share of the highest.
         weight_decay: Of matrices and kernels under AdamW.
         clip: Largest gradient norm.
+        perceptual: Which perceptual distance: ``"lpips"`` as published, or a substitute that needs no download:
+            ``"teacher"`` (features of the teacher's encoder), ``"ms_ssim"`` or ``"fourier"``.
+        perceptual_weight: Its weight beside L1; 0.1 as published, 0 leaves it out.
+        adversarial_weight: Weight of a PatchGAN's verdict; 0.1 as published, 0 leaves it out.
+        round_trip_weight: On the encoder's turns, weight of L1 between a picture and what its own latent decodes to.
         ema: Decay of the averaged weights, which are what is saved and evaluated.
         seed: Of weights, views and batches.
         shapes: Latent shapes (rows, columns) of the cached views.
         views: Cached views.
         max_reduction: Largest reduction of a view, so the largest scale with true detail.
+        scales: Smallest and largest scale; the published stages are up to 2, then up to 4.
         cells: Latent cells a batch at scale 1.
         tile: Tokens a side of a decoded tile at scale 1.
         native_share: Share of batches at exactly scale 1.
@@ -54,11 +61,16 @@ class TrainConfig:
     final: float = 0.01
     weight_decay: float = 0.01
     clip: float = 1.0
+    perceptual: str = "teacher"
+    perceptual_weight: float = 0.0
+    adversarial_weight: float = 0.0
+    round_trip_weight: float = 0.0
     ema: float = 0.998
     seed: int = 0
     shapes: tuple[tuple[int, int], ...] = ((32, 32), (32, 32), (24, 40), (40, 24), (48, 64))
     views: int = 4_000
     max_reduction: float = 4.0
+    scales: tuple[float, float] = (0.5, 4.0)
     cells: int = 6 * 1024
     tile: int = 32
     native_share: float = 0.3
@@ -69,6 +81,11 @@ class TrainConfig:
     exclude: tuple[str, ...] = ("007", "010", "014", "017", "019", "020")
 
     def __post_init__(self) -> None:
-        for name, value, known in (("preset", self.preset, PRESETS), ("optimizer", self.optimizer, OPTIMIZERS)):
+        named = (
+            ("preset", self.preset, PRESETS),
+            ("optimizer", self.optimizer, OPTIMIZERS),
+            ("perceptual", self.perceptual, PERCEPTUAL),
+        )
+        for name, value, known in named:
             if value not in known:
                 raise ValueError(f"{name} {value!r} is unknown: expected one of {', '.join(known)}")

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
@@ -32,18 +32,34 @@ from infgen_rt.errors import InputError
 from infgen_rt.schema import parse
 from infgen_training.config import TrainConfig
 from infgen_training.data import Batch, LatentCache, Sampler, load_photos
+from infgen_training.losses import Adversary, perceptual_distance
 from infgen_training.optimizer import make_optimizer, set_learning_rate
 from infgen_training.teacher import Teacher
 from infgen_training.warmstart import copy_trunk
 
-_FIXED = ("preset", "trunk_from_teacher", "optimizer", "seed", "shapes", "views", "max_reduction", "exclude")
+_LOSSES = ("l1", "perceptual", "adversarial", "encoder", "round_trip")
+"""Columns of the log, after the step."""
+_OF_CACHE = ("seed", "shapes", "views", "max_reduction", "exclude")
+_FIXED = ("preset", "trunk_from_teacher", "optimizer", "adversarial_weight", *_OF_CACHE)
 """Fields that a run keeps: its cache and its state were made for them."""
 
 
 class Trainer:
-    """A model, its average, an optimiser and the step they have reached."""
+    """A model, its average, an optimiser and the step they have reached.
 
-    def __init__(self, config: TrainConfig, model: InfGen, device: torch.device) -> None:
+    Args:
+        config: Of the run.
+        model: Trained in place.
+        device: Where it is trained.
+        encoder: The teacher's, for the perceptual distance of its features.
+
+    Raises:
+        InputError: The perceptual distance needs something that is not at hand.
+    """
+
+    def __init__(
+        self, config: TrainConfig, model: InfGen, device: torch.device, encoder: nn.Module | None = None
+    ) -> None:
         self.config = config
         self.device = device
         self.step = 0
@@ -51,6 +67,8 @@ class Trainer:
         self.model = model.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.average = AveragedModel(self.model, avg_fn=partial(_average, config.ema), use_buffers=True)
         self.optimizer = make_optimizer(self.model, config)
+        self.perceptual = perceptual_distance(config.perceptual, encoder, device) if config.perceptual_weight else None
+        self.adversary = Adversary(device, config.lr) if config.adversarial_weight else None
 
     def train_step(self, batch: Batch, native: Batch | None) -> dict[str, float]:
         """One step of the optimiser.
@@ -65,15 +83,26 @@ class Trainer:
         set_learning_rate(self.optimizer, self.config, self.step)
         if self.model.prefill.trunk is not None:
             self.model.prefill.trunk.requires_grad_(self.step >= self.config.trunk_rest)
-        losses = {}
+        losses, weights = {}, {}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bfloat16):
             batch = self._to_device(batch)
             image = self.model.decode(self.model.prefill(batch.latent), batch.grid)
             losses["l1"] = F.l1_loss(image.float(), batch.target)
+            if self.perceptual is not None:
+                losses["perceptual"] = self.perceptual(image.float(), batch.target)
+                weights["perceptual"] = self.config.perceptual_weight
+            if self.adversary is not None:
+                losses["adversarial"] = self.adversary(image, batch.target)
+                weights["adversarial"] = self.config.adversarial_weight
             if native is not None:
                 native = self._to_device(native)
-                losses["encoder"] = F.l1_loss(self.model.encode(native.target).float(), native.latent)
-        torch.stack(list(losses.values())).sum().backward()
+                latent = self.model.encode(native.target)
+                losses["encoder"] = F.l1_loss(latent.float(), native.latent)
+                if self.config.round_trip_weight:
+                    image = self.model.decode(self.model.prefill(latent), native.grid)
+                    losses["round_trip"] = F.l1_loss(image.float(), native.target)
+                    weights["round_trip"] = self.config.round_trip_weight
+        torch.stack([weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum().backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -92,37 +121,46 @@ class Trainer:
         assert isinstance(module, InfGen)
         return module
 
+    def _modules(self) -> dict[str, nn.Module]:
+        """Every network that resuming needs."""
+        modules: dict[str, nn.Module] = {"model": self.model, "average": self.averaged}
+        return modules | ({"discriminator": self.adversary.discriminator} if self.adversary else {})
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Every optimiser that resuming needs."""
+        return {"optimizer": self.optimizer} | ({"adversary": self.adversary.optimizer} if self.adversary else {})
+
     def save(self, run: Path) -> None:
         """Writes checkpoint and state; each file appears whole or not at all."""
         save_checkpoint(run / "checkpoint", self.averaged)
         tensors: dict[str, Tensor] = {}
-        for prefix, module in (("model", self.model), ("average", self.averaged)):
-            tensors |= {
-                f"{prefix}/{name}": value.detach().cpu().contiguous() for name, value in module.state_dict().items()
-            }
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{index}/{name}": value.cpu().contiguous() for name, value in state.items()}
+        for prefix, module in self._modules().items():
+            tensors |= {f"{prefix}/{name}": value for name, value in module.state_dict().items()}
+        for prefix, optimizer in self._optimizers().items():
+            for index, state in optimizer.state_dict()["state"].items():
+                tensors |= {f"{prefix}/{index}/{name}": value for name, value in state.items()}
+        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         partial = run / "state.safetensors.partial"
         save_file(tensors, partial, {"step": str(self.step)})
         os.replace(partial, run / "state.safetensors")
 
     def load(self, run: Path) -> None:
         """Reads what ``save`` wrote, exactly."""
-        state: dict[int, dict[str, Tensor]] = {}
-        weights: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}}
-        with safe_open(run / "state.safetensors", "pt") as stored:
-            self.step = int(stored.metadata()["step"])
-            for key in stored.keys():  # noqa: SIM118 - not a dict
+        stored: dict[str, dict[str, Tensor]] = {}
+        with safe_open(run / "state.safetensors", "pt") as file:
+            self.step = int(file.metadata()["step"])
+            for key in file.keys():  # noqa: SIM118 - not a dict
                 prefix, name = key.split("/", 1)
-                if prefix == "optimizer":
-                    index, slot = name.split("/")
-                    state.setdefault(int(index), {})[slot] = stored.get_tensor(key)
-                else:
-                    weights[prefix][name] = stored.get_tensor(key)
-        self.model.load_state_dict(weights["model"])
-        self.averaged.load_state_dict(weights["average"])
+                stored.setdefault(prefix, {})[name] = file.get_tensor(key)
+        for prefix, module in self._modules().items():
+            module.load_state_dict(stored[prefix])
         self.average.n_averaged.fill_(self.step)
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        for prefix, optimizer in self._optimizers().items():
+            state: dict[int, dict[str, Tensor]] = {}
+            for name, value in stored[prefix].items():
+                index, slot = name.split("/")
+                state.setdefault(int(index), {})[slot] = value
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
         for group in self.optimizer.param_groups:
             group["step"] = self.step  # Muon counts by group, for the bias correction of its AdamW part
 
@@ -172,14 +210,16 @@ def train(
     resume = (run / "state.safetensors").exists()
     if config.trunk_from_teacher and not start and not resume:
         copy_trunk(Teacher.load(teacher).decoder, model)
-    trainer = Trainer(config, model, device)
+    # Only a distance of the teacher's features needs the teacher when latents are cached.
+    watches = config.perceptual_weight > 0 and config.perceptual == "teacher"
+    trainer = Trainer(config, model, device, Teacher.load(teacher).encoder if watches else None)
     if resume:
         trainer.load(run)
     sampler = Sampler(
         pictures,
         cache,
         config.seed,
-        model.config.scale_range,
+        config.scales,
         config.tile,
         config.cells,
         config.native_share,
@@ -193,7 +233,7 @@ def train(
             losses = trainer.train_step(batch, native)
             for name, loss in losses.items():
                 mean[name] = 0.98 * mean.get(name, loss) + 0.02 * loss
-            log.write(f"{trainer.step},{losses['l1']:.5f},{losses.get('encoder', math.nan):.5f}\n")
+            log.write(",".join([str(trainer.step), *(f"{losses.get(name, math.nan):.5f}" for name in _LOSSES)]) + "\n")
             progress.set_postfix({name: f"{value:.4f}" for name, value in mean.items()})
             if trainer.step % config.save_every == 0 or trainer.step == config.steps:
                 log.flush()
