@@ -68,7 +68,7 @@ class Trainer:
         self.average = AveragedModel(self.model, avg_fn=partial(_average, config.ema), use_buffers=True)
         self.optimizer = make_optimizer(self.model, config)
         self.perceptual = perceptual_distance(config.perceptual, encoder, device) if config.perceptual_weight else None
-        self.adversary = Adversary(device, config.lr) if config.adversarial_weight else None
+        self.adversary = Adversary(device, config.adversary_lr) if config.adversarial_weight else None
 
     def train_step(self, batch: Batch, native: Batch | None) -> dict[str, float]:
         """One step of the optimiser.
