@@ -261,7 +261,7 @@ def test_a_run_from_photographs_to_a_checkpoint(photos: Path, teacher: Path, sta
 
 
 def test_a_preset_and_a_seed_decide_all_of_a_run(photos: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PRESETS, "paper", lambda: tiny.PAPER)
+    monkeypatch.setitem(PRESETS, "paper", lambda *_: tiny.PAPER)
     folder, states = photos.parent / "run", []
     for number, seed in enumerate((5, 5, 6)):
         assert run(photos, teacher, None, preset="paper", seed=seed).exit_code == 0

@@ -40,10 +40,10 @@ class Clamp(nn.Module):
         return 3 * torch.tanh(x / 3)
 
 
-def decoder(width: int = 8, levels: int = 3, blocks: int = 2) -> nn.Sequential:
+def decoder(width: int = 8, levels: int = 3, blocks: int = 2, pooled: bool = True) -> nn.Sequential:
     layers: list[nn.Module] = [Clamp(), nn.Conv2d(32, width, 3, padding=1), nn.ReLU()]
     for level in range(levels):
-        layers += [Block(width, level == 0) for _ in range(blocks)]
+        layers += [Block(width, pooled and level == 0) for _ in range(blocks)]
         layers += [nn.Upsample(scale_factor=2), nn.Conv2d(width, width, 3, padding=1, bias=False)]
     return nn.Sequential(*layers, Block(width, False), nn.Conv2d(width, 3, 3, padding=1))
 
@@ -52,10 +52,11 @@ def model(*trunk: Level) -> InfGen:
     return InfGen(dataclasses.replace(tiny.EDGE, trunk=trunk))
 
 
+@pytest.mark.parametrize("pooled", [True, False])
 @pytest.mark.parametrize("levels", [1, 2, 3])
-def test_the_trunk_computes_what_the_decoder_does(levels: int) -> None:
+def test_the_trunk_computes_what_the_decoder_does(levels: int, pooled: bool) -> None:
     torch.manual_seed(0)
-    teacher, student = decoder(), model(*[Level(8, 2)] * levels)
+    teacher, student = decoder(pooled=pooled), model(*[Level(8, 2)] * levels)
     latent = tiny.latent(6, 5)
     clamped = 3 * torch.tanh(latent / 3)
     for index, features in enumerate(student.prefill.trunk(clamped)):

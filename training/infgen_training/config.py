@@ -16,6 +16,8 @@ class TrainConfig:
 
     Attributes:
         preset: Model preset a new run starts from.
+        latent_space: Name of the space that the teacher's latents are in.
+        latent_channels: Their channels.
         trunk_from_teacher: A new run's trunk starts as the first layers of the teacher's decoder.
         trunk_rest: Steps in which the trunk does not learn yet, while the untrained rest has only noise to teach it.
         trunk_share: Learning rates of the trunk over those of the rest: what was copied needs smaller steps.
@@ -51,6 +53,8 @@ class TrainConfig:
     """
 
     preset: str = "edge"
+    latent_space: str = "flux2"
+    latent_channels: int = 32
     trunk_from_teacher: bool = True
     trunk_rest: int = 200
     trunk_share: float = 0.1

@@ -16,7 +16,8 @@ def copy_trunk(decoder: nn.Module, model: InfGen) -> None:
     """Copies the layers of a TAESD decoder (github.com/madebyollin/taesd) into a model's trunk, in place.
 
     Such decoders exist for many latent spaces: TAESD, TAESDXL, TAESD3, TAEF1, TAEF2. What they do at the resolutions of
-    the trunk is what the trunk is for, so training starts with features that are right.
+    the trunk is what the trunk is for, so training starts with features that are right. Of these only TAEF2's has
+    branches with global statistics; for the others, the trunk's start at zero.
 
     Args:
         decoder: A sequence of modules: soft clamp, convolution, ReLU, then blocks, an upsampling and a convolution for
@@ -30,8 +31,9 @@ def copy_trunk(decoder: nn.Module, model: InfGen) -> None:
     if trunk is None:
         return
     state = decoder.state_dict()
-    names = _names(trunk)
-    expected = trunk.state_dict()
+    names, expected = _names(trunk), trunk.state_dict()
+    if not any(".pool." in name for name in state):
+        names = {ours: theirs for ours, theirs in names.items() if ".pool." not in ours}
     for ours, theirs in names.items():
         found = state.get(theirs)
         if found is None or found.shape != expected[ours].shape:
@@ -41,7 +43,10 @@ def copy_trunk(decoder: nn.Module, model: InfGen) -> None:
                 f"{list(expected[ours].shape)}, the decoder {shape}; set trunk_from_teacher=false to start at random"
             )
     copied: dict[str, Tensor] = {ours: state[theirs] for ours, theirs in names.items()}
-    trunk.load_state_dict(copied)
+    silent = {
+        name: 0 * value for name, value in expected.items() if name not in names and name.endswith(".pool.3.weight")
+    }
+    trunk.load_state_dict(expected | silent | copied)
 
 
 def _names(trunk: Trunk) -> dict[str, str]:
