@@ -130,6 +130,24 @@ def test_every_loss_of_the_published_recipe_moves_the_model() -> None:
         assert ends[name][0] == 4 and not ends[name][1].equal(ends[None][1]), name
 
 
+def test_an_encoder_that_learns_alone_leaves_the_decoder_as_it_is(photos: Path, teacher: Path, start: Path) -> None:
+    assert run(photos, teacher, start, part="encoder", round_trip_weight=0.5).exit_code == 0
+    before = load_checkpoint(start).state_dict()
+    after = load_checkpoint(photos.parent / "run" / "checkpoint").state_dict()
+    changed = {name.split(".")[0] for name, value in after.items() if not value.equal(before[name])}
+    assert changed == {"encode"}
+    log = [line.split(",") for line in (photos.parent / "run" / "log.csv").read_text().splitlines()]
+    assert all(row[1] == "nan" and math.isfinite(float(row[4])) and math.isfinite(float(row[5])) for row in log)
+
+
+def test_a_decoder_that_learns_alone_leaves_the_encoder_as_it_is(photos: Path, teacher: Path, start: Path) -> None:
+    assert run(photos, teacher, start, part="decoder").exit_code == 0
+    before = load_checkpoint(start).state_dict()
+    after = load_checkpoint(photos.parent / "run" / "checkpoint").state_dict()
+    changed = {name.split(".")[0] for name, value in after.items() if not value.equal(before[name])}
+    assert changed == {"prefill", "decode"}
+
+
 def test_the_trunk_rests_while_the_rest_of_the_model_is_untrained() -> None:
     trained = trainer(0, trunk_rest=2)
     before = everything(trained)
@@ -199,7 +217,7 @@ def test_the_schedule_is_whole_even_when_all_of_it_is_warm_up() -> None:
     assert all(math.isfinite(group["lr"]) for group in optimizer.param_groups)
 
 
-@pytest.mark.parametrize("changes", [{"preset": "huge"}, {"optimizer": "sgd"}, {"perceptual": "vgg"}])
+@pytest.mark.parametrize("changes", [{"preset": "huge"}, {"optimizer": "sgd"}, {"perceptual": "vgg"}, {"part": "head"}])
 def test_unknown_names_in_a_config_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="is unknown: expected one of"):
         TrainConfig(**changes)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from infgen_export.model import PRESETS
 
 OPTIMIZERS = ("muon", "adamw")
+PARTS = ("all", "decoder", "encoder")
 PERCEPTUAL = ("lpips", "teacher", "ms_ssim", "fourier")
 
 
@@ -16,6 +17,7 @@ class TrainConfig:
 
     Attributes:
         preset: Model preset a new run starts from.
+        part: What learns: ``"all"``, the ``"decoder"`` alone, or the ``"encoder"`` alone, for a decoder that is done.
         latent_space: Name of the space that the teacher's latents are in.
         latent_channels: Their channels.
         trunk_from_teacher: A new run's trunk starts as the first layers of the teacher's decoder.
@@ -46,13 +48,14 @@ class TrainConfig:
         tile: Tokens a side of a decoded tile at scale 1.
         native_share: Share of batches at exactly scale 1.
         latent_noise: Largest standard deviation of noise on latents.
-        encoder_every: The encoder learns on every n-th step.
+        encoder_every: The encoder learns on every n-th step, when it is not alone.
         bfloat16: Mixed precision.
         save_every: Steps between checkpoints.
         exclude: Photographs (file stems) kept out of training, those of the sample latents.
     """
 
     preset: str = "edge"
+    part: str = "all"
     latent_space: str = "flux2"
     latent_channels: int = 32
     trunk_from_teacher: bool = True
@@ -73,7 +76,15 @@ class TrainConfig:
     round_trip_weight: float = 0.0
     ema: float = 0.998
     seed: int = 0
-    shapes: tuple[tuple[int, int], ...] = ((32, 32), (32, 32), (24, 40), (40, 24), (48, 64))
+    shapes: tuple[tuple[int, int], ...] = (
+        *((32, 32),) * 4,
+        (24, 40),
+        (40, 24),
+        (48, 64),
+        (64, 64),
+        (64, 96),
+        (128, 128),
+    )
     views: int = 4_000
     max_reduction: float = 4.0
     scales: tuple[float, float] = (0.5, 4.0)
@@ -89,6 +100,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         named = (
             ("preset", self.preset, PRESETS),
+            ("part", self.part, PARTS),
             ("optimizer", self.optimizer, OPTIMIZERS),
             ("perceptual", self.perceptual, PERCEPTUAL),
         )

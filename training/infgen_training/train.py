@@ -75,33 +75,38 @@ class Trainer:
         self.model = model.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.average = AveragedModel(self.model, avg_fn=partial(_average, config.ema), use_buffers=True)
         self.optimizer = make_optimizer(self.model, config)
+        if config.part == "encoder":
+            # Its round trip leads through the decoder, which stays what it is.
+            self.model.prefill.requires_grad_(False)
+            self.model.decode.requires_grad_(False)
         self.perceptual = perceptual_distance(config.perceptual, encoder, device) if config.perceptual_weight else None
         self.adversary = Adversary(device, config.adversary_lr) if config.adversarial_weight else None
 
-    def train_step(self, batch: Batch, native: Batch | None) -> dict[str, float]:
+    def train_step(self, batch: Batch | None, native: Batch | None) -> dict[str, float]:
         """One step of the optimiser.
 
         Args:
-            batch: What the decoder learns from.
+            batch: What the decoder learns from, unless the encoder learns alone.
             native: Whole pictures at scale 1 for the encoder, on its turns.
 
         Returns:
             The losses, by name.
         """
         set_learning_rate(self.optimizer, self.config, self.step)
-        if self.model.prefill.trunk is not None:
+        if self.model.prefill.trunk is not None and batch is not None:
             self.model.prefill.trunk.requires_grad_(self.step >= self.config.trunk_rest)
         losses, weights = {}, {}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bfloat16):
-            batch = self._to_device(batch)
-            image = self.model.decode(self.model.prefill(batch.latent), batch.grid)
-            losses["l1"] = F.l1_loss(image.float(), batch.target)
-            if self.perceptual is not None:
-                losses["perceptual"] = self.perceptual(image.float(), batch.target)
-                weights["perceptual"] = self.config.perceptual_weight
-            if self.adversary is not None:
-                losses["adversarial"] = self.adversary(image, batch.target)
-                weights["adversarial"] = self.config.adversarial_weight
+            if batch is not None:
+                batch = self._to_device(batch)
+                image = self.model.decode(self.model.prefill(batch.latent), batch.grid)
+                losses["l1"] = F.l1_loss(image.float(), batch.target)
+                if self.perceptual is not None:
+                    losses["perceptual"] = self.perceptual(image.float(), batch.target)
+                    weights["perceptual"] = self.config.perceptual_weight
+                if self.adversary is not None:
+                    losses["adversarial"] = self.adversary(image, batch.target)
+                    weights["adversarial"] = self.config.adversarial_weight
             if native is not None:
                 native = self._to_device(native)
                 latent = self.model.encode(native.target)
@@ -178,11 +183,13 @@ def _average(decay: float, mean: Tensor, value: Tensor, count: Tensor | int) -> 
     return mean.lerp(value, max(1 - decay, 10 / (10 + int(count))))
 
 
-def _batches(sampler: Sampler, config: TrainConfig, first: int) -> Iterator[tuple[Batch, Batch | None]]:
+def _batches(sampler: Sampler, config: TrainConfig, first: int) -> Iterator[tuple[Batch | None, Batch | None]]:
     """Batches from step ``first`` on, made ahead in threads (resampling releases the GIL)."""
 
-    def make(step: int) -> tuple[Batch, Batch | None]:
-        return sampler.batch(step), sampler.native(step) if step % config.encoder_every == 0 else None
+    def make(step: int) -> tuple[Batch | None, Batch | None]:
+        alone = config.part == "encoder"
+        turn = alone or (config.part == "all" and step % config.encoder_every == 0)
+        return None if alone else sampler.batch(step), sampler.native(step) if turn else None
 
     with ThreadPoolExecutor(2) as pool:
         ahead = [pool.submit(make, step) for step in range(first, min(first + 3, config.steps))]
