@@ -53,7 +53,7 @@ def test_pixels_do_not_depend_on_the_tiling(decoder: infgen_rt.Decoder) -> None:
 def test_the_manifest_says_what_the_model_is(decoder: infgen_rt.Decoder) -> None:
     manifest = decoder.manifest
     assert manifest.latent_space == "flux2" and manifest.scale_range == (0.5, 4.0)
-    assert manifest.model.licence == "Apache-2.0"
+    assert manifest.model.licence == "Apache-2.0 AND MIT"
     assert {entry["graph"] for entry in manifest.verification} == {"prefill", "decode", "encode"}
     worst = max(check["max_error"] for entry in manifest.verification for check in entry["checks"])
     assert 0 < worst <= 1e-4
