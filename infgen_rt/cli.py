@@ -75,7 +75,7 @@ def cli(context: click.Context) -> None:
 @click.option("--model", type=click.Path(path_type=Path), help="Bundle to use.  [default: the one in the package]")
 @click.option("--backend", default="auto", show_default=True, help="What to run on: auto or a backend's name.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the backend's choice]")
-@click.option("--memory", help="Memory to stay within, as 1GiB.  [default: 1GiB, or half of what is free if less]")
+@click.option("--memory", help="Memory to stay within, as 1GiB.  [default: 4GiB, or half of what is free if less]")
 @click.option("--tile", type=int, help="Largest tile's side in pixels.  [default: what memory allows]")
 @click.option(
     "--normalisation",

@@ -35,7 +35,7 @@ def open(
         path: a bundle, a folder or a zip; None for the model that the package ships.
         backend: a backend's name, or `auto` for the best one here. A named backend is used or refused.
         threads: CPU threads to compute with; None for the backend's own choice.
-        memory: what a decode may use, in bytes or as text (`1GiB`); None for 1 GiB, or half of what is free
+        memory: what a decode may use, in bytes or as text (`1GiB`); None for 4 GiB, or half of what is free
             if that is less.
 
     Returns:

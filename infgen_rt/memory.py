@@ -35,9 +35,9 @@ def format_bytes(amount: int) -> str:
 
 
 def default_budget() -> int:
-    """What a decode may use when the caller does not say: 1 GiB, or half of what is free if that is less."""
+    """What a decode may use when the caller does not say: 4 GiB, or half of what is free if that is less."""
     available = _available_memory()
-    return GIB if available is None else min(GIB, available // 2)
+    return GIB if available is None else min(4 * GIB, available // 2)
 
 
 def peak_memory() -> int | None:
