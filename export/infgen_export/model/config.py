@@ -160,7 +160,7 @@ class DecoderConfig:
 
     @property
     def halo_cells(self) -> float | None:
-        """Cells beyond a token's centre that it depends on, or ``None`` for the whole latent."""
+        """Cells from a token's centre that its attention reaches, or ``None`` for the whole latent."""
         return self.radius
 
     @property
