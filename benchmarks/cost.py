@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from infgen_export.checkpoint import load_checkpoint
 from infgen_export.model import Grid
+from infgen_training.teacher import Teacher
 
 CELLS = 32
 
@@ -24,7 +25,12 @@ def multiply_adds(run: Callable[[], object]) -> float:
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
-def main(checkpoint: Path) -> None:
+@click.option(
+    "--teacher",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Python file with load_encoder() and load_decoder(), to count beside it.",
+)
+def main(checkpoint: Path, teacher: Path | None) -> None:
     """Prints what CHECKPOINT costs: once a latent cell, once an output pixel."""
     model = load_checkpoint(checkpoint)
     for name in ("prefill", "decode", "encode"):
@@ -42,6 +48,11 @@ def main(checkpoint: Path) -> None:
     image = torch.zeros(1, 3, 8 * CELLS, 8 * CELLS)
     cost = multiply_adds(lambda: model.encode(image)) / (8 * CELLS) ** 2
     click.echo(f"encode: {cost / 1e3:.1f} thousand multiply-adds a pixel")
+    if teacher:
+        pair = Teacher.load(teacher)
+        for name, run in (("decoder", lambda: pair.decode(latent)), ("encoder", lambda: pair.encode(image))):
+            cost = multiply_adds(run) / (8 * CELLS) ** 2
+            click.echo(f"teacher's {name}: {cost / 1e3:.1f} thousand multiply-adds a pixel")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from infgen_export.model import PRESETS, DecoderConfig, EncoderConfig, Grid, InfGen, Level
-from infgen_export.model.attention import CrossAttention, Neighbours, bilinear, window_attention
+from infgen_export.model.attention import CrossAttention, Neighbours, window_attention
 from infgen_export.model.inpe import INPE, sphere
+from infgen_export.model.sampling import bilinear
 from infgen_rt import grid as coordinates
 from infgen_rt.geometry import Box, Size
 

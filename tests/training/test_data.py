@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from infgen_export.model.attention import bilinear
+from infgen_export.model.sampling import bilinear
 from infgen_training.data import Batch, LatentCache, Sampler, View, load_photos, random_view, to_tensor
 from infgen_training.teacher import Teacher
 

@@ -223,6 +223,12 @@ def test_unknown_names_in_a_config_are_refused(changes: dict[str, Any]) -> None:
         TrainConfig(**changes)
 
 
+@pytest.mark.parametrize("scales", [(4.0, 0.5), (0.0, 1.0), (-1.0, 2.0)])
+def test_impossible_scales_are_refused(scales: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="scales must be two rising positive numbers"):
+        TrainConfig(scales=scales)
+
+
 # The command.
 
 SETTINGS = {

@@ -98,6 +98,8 @@ class TrainConfig:
     exclude: tuple[str, ...] = ("007", "010", "014", "017", "019", "020")
 
     def __post_init__(self) -> None:
+        if not 0 < self.scales[0] <= self.scales[1]:
+            raise ValueError(f"scales must be two rising positive numbers, not {self.scales}")
         named = (
             ("preset", self.preset, PRESETS),
             ("part", self.part, PARTS),

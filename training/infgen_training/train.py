@@ -39,15 +39,9 @@ from infgen_training.warmstart import copy_trunk
 
 _LOSSES = ("l1", "perceptual", "adversarial", "encoder", "round_trip")
 """Columns of the log, after the step."""
-_OF_CACHE = ("seed", "shapes", "views", "max_reduction", "exclude")
 _FIXED = (
-    "preset",
-    "latent_space",
-    "latent_channels",
-    "trunk_from_teacher",
-    "optimizer",
-    "adversarial_weight",
-    *_OF_CACHE,
+    *("preset", "latent_space", "latent_channels", "trunk_from_teacher", "optimizer", "adversarial_weight"),
+    *("seed", "shapes", "views", "max_reduction", "exclude"),
 )
 """Fields that a run keeps: its cache and its state were made for them."""
 
@@ -221,9 +215,8 @@ def train(
         )
         cache.save(cache_file)
     torch.manual_seed(config.seed)
-    model = (
-        load_checkpoint(start) if start else InfGen(PRESETS[config.preset](config.latent_space, config.latent_channels))
-    )
+    preset = PRESETS[config.preset](config.latent_space, config.latent_channels)
+    model = load_checkpoint(start) if start else InfGen(preset)
     resume = (run / "state.safetensors").exists()
     if config.trunk_from_teacher and not start and not resume:
         copy_trunk(Teacher.load(teacher).decoder, model)

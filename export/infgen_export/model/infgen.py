@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from infgen_export.model.attention import CrossAttention, bilinear
+from infgen_export.model.attention import CrossAttention
 from infgen_export.model.config import DecoderConfig
 from infgen_export.model.grid import Grid
 from infgen_export.model.inpe import INPE
 from infgen_export.model.layers import residual_blocks
+from infgen_export.model.sampling import bilinear
 from infgen_export.model.trunk import Prefill
 from infgen_export.model.upsampler import Upsampler
 

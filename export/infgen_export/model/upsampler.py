@@ -48,7 +48,8 @@ class Upsampler(nn.Module):
         x = self.first(tokens)
         for index, (enlarge, blocks) in enumerate(zip(self.enlarge, self.levels, strict=True), start=1):
             x = enlarge(x)
-            if index == len(self.levels) and self.from_detail is not None and detail is not None:
+            if index == len(self.levels) and self.from_detail is not None:
+                assert detail is not None, "a model with detail cannot decode without it"
                 x = x + self.from_detail(detail)
             x = blocks(x)
         return self.shuffle(self.to_pixels(x))
