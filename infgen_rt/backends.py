@@ -64,11 +64,12 @@ class Backend(Protocol):
     device: str
     target: str
 
-    def load(self, graph: bytes, options: Options) -> Session:
+    def load(self, files: Mapping[str, bytes], options: Options) -> Session:
         """Load a graph.
 
         Args:
-            graph: the graph file's content, its digest already checked.
+            files: the content of the graph's file, or of the files in its folder by their names there; digests are
+                already checked.
             options: what the caller asked for.
 
         Raises:

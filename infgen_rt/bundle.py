@@ -56,14 +56,28 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class FixedShape:
+    """A shape that decode (tokens, context cells) and encode (pixels) take: height and width each."""
+
+    tokens: tuple[int, int]
+    context: tuple[int, int]
+    image: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """One export of the model: `graphs` maps prefill, decode and encode to names in `files`."""
+    """One export of the model.
+
+    `graphs` maps prefill, decode and encode to a file, or to a folder of files. `memory` is None where the graphs were
+    not run in their own runtime. `shapes` are the only ones that decode and encode take; any if there are none.
+    """
 
     name: str
     target: str
     precision: str
     graphs: dict[str, str]
-    memory: Memory
+    memory: Memory | None
+    shapes: tuple[FixedShape, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,7 +121,7 @@ class Manifest:
             if missing:
                 raise BundleError(f"manifest: recipe {recipe.name!r} lacks the graph {min(missing)!r}")
             for name in recipe.graphs.values():
-                if name not in self.files:
+                if not self.files_of(name):
                     raise BundleError(f"manifest: recipe {recipe.name!r} names {name!r}, which is not in 'files'")
         counts = (self.latent_channels, self.context_channels, self.patch, self.scale_range[0])
         ranges = (self.scale_range, self.shapes.latent, self.shapes.context, self.shapes.tokens)
@@ -139,9 +153,14 @@ class Manifest:
         """The manifest as indented JSON, ready to be written to `manifest.json`."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
+    def files_of(self, graph: str) -> list[str]:
+        """Names of the files that make a graph: its own, or all in its folder."""
+        return [name for name in self.files if name == graph or name.startswith(f"{graph}/")]
+
     def recipe(self, target: str) -> Recipe | None:
-        """The first recipe for a target, or None."""
-        return next((recipe for recipe in self.recipes if recipe.target == target), None)
+        """The first recipe for a target whose graphs take any shape and were measured, or None."""
+        usable = (recipe for recipe in self.recipes if recipe.target == target and recipe.memory)
+        return next((recipe for recipe in usable if not recipe.shapes), None)
 
 
 class Bundle:
@@ -173,6 +192,15 @@ class Bundle:
                 found = f"has {lengths[name]:,} bytes" if name in lengths else "is missing"
                 raise BundleError(f"{root} is damaged: {name} {found}, expected {info.bytes:,} bytes; fetch it again")
         return bundle
+
+    def read_graph(self, graph: str) -> dict[str, bytes]:
+        """The content of a graph's files: one by its own name, or those of its folder by their names in it.
+
+        Raises:
+            BundleError: a digest is not the manifest's.
+        """
+        names = self.manifest.files_of(graph)
+        return {name.removeprefix(f"{graph}/"): self.read(name) for name in names}
 
     def read(self, name: str) -> bytes:
         """The content of a listed file.

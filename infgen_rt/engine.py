@@ -27,7 +27,7 @@ class Engine:
         # Prefill runs once a picture: its working memory is better given to decode.
         wanted = {"prefill": replace(options, keep_memory=False), "decode": options}
         self._sessions = {
-            kind: chosen.load(bundle.read(self.recipe.graphs[kind]), option) for kind, option in wanted.items()
+            kind: chosen.load(bundle.read_graph(self.recipe.graphs[kind]), option) for kind, option in wanted.items()
         }
         # A backend uses all its threads for one run; two at once would only double the memory.
         self._lock = Lock()

@@ -98,6 +98,36 @@ class Grid:
         return 1.0 / scale_y, 1.0 / scale_x
 
 
+def fill(inputs: dict[str, FloatArray], context: Size, tokens: Size) -> dict[str, FloatArray]:
+    """Pads the inputs of a decode graph to the one shape that it takes; coordinates go on beyond the end.
+
+    Args:
+        inputs: as `Grid.decode_inputs` makes them.
+        context: cells that the graph takes.
+        tokens: tokens that the graph takes.
+
+    Returns:
+        Inputs whose image has the tile's pixels in its top-left corner.
+
+    Raises:
+        ValueError: the tile or its context is larger than the shape.
+    """
+    spacing = {"key_y": 1.0, "key_x": 1.0, "token_y": 1.0 / inputs["scale"][0], "token_x": 1.0 / inputs["scale"][1]}
+    counts = {"key_y": context.height, "key_x": context.width, "token_y": tokens.height, "token_x": tokens.width}
+    filled = dict(inputs)
+    for name, count in counts.items():
+        vector = inputs[name]
+        missing = count - len(vector)
+        if missing < 0:
+            raise ValueError(f"{name} has {len(vector)} entries, the graph takes {count}")
+        beyond = vector[-1] + np.arange(1, missing + 1) * spacing[name]
+        filled[name] = np.concatenate([vector, beyond.astype(np.float32)])
+    height, width = inputs["context"].shape[2:]
+    margins = ((0, 0), (0, 0), (0, context.height - height), (0, context.width - width))
+    filled["context"] = np.pad(inputs["context"], margins)
+    return filled
+
+
 def _centres(start: int, count: int, step: float) -> FloatArray:
     # In float64 first: a tile far from the origin must get the very coordinates the whole picture has.
     return ((np.arange(start, start + count, dtype=np.float64) + 0.5) * step).astype(np.float32)

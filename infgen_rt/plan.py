@@ -129,6 +129,7 @@ def make_plan(
 def estimate_memory(stage: StagePlan, manifest: Manifest, recipe: Recipe) -> int:
     """Bytes that a stage is expected to use at most, without its tile cache."""
     grid, tile, figures = stage.grid, stage.tile, recipe.memory
+    assert figures is not None, "only recipes that were measured are chosen"
     halo = manifest.halo.tokens
     padded = Size(min(tile.width + 2 * halo, grid.tokens.width), min(tile.height + 2 * halo, grid.tokens.height))
     context = manifest.context_channels * _FLOAT * grid.cells.area

@@ -1,12 +1,15 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import cost, speed
+from benchmarks import cost, speed, training
 from infgen_export.checkpoint import save_checkpoint
-from infgen_export.model import InfGen, edge
+from infgen_export.model import PRESETS, InfGen, edge
+
+from .export import tiny
 
 
 def test_cost_of_the_edge_preset_is_within_the_project_s_budget(tmp_path: Path) -> None:
@@ -30,3 +33,18 @@ def test_speed_runs_every_contender(tmp_path: Path) -> None:
     samples = json.loads(file.read_text())["samples"]
     assert set(samples) == {"infgen-rt, array", "infgen-rt, PNG file"}
     assert all(entry["seconds"] > 0 and entry["peak"] > 2**20 for runs in samples.values() for entry in runs)
+
+
+@pytest.mark.parametrize("part", ["all", "decoder", "encoder"])
+def test_training_is_timed_and_counted(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    monkeypatch.setitem(PRESETS, "edge", lambda *_: tiny.EDGE)
+    for name, value in {"PHOTO_SIZE": (300, 200), "VIEWS": 8, "PRODUCT": {"cpu": 32}}.items():
+        monkeypatch.setattr(training, name, value)
+    options = ["--device", "cpu", "--part", part, "--cells", "64", "--largest", "8", "--steps", "2", "--warmup", "1"]
+    result = CliRunner().invoke(training.main, [*options, "--loaders", "2"])
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    table = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in lines if line.startswith("| ")}
+    assert set(table) >= {"loader, no threads", "loader, 2 threads", "step alone", "step and loader together"}
+    assert all(float(row[-1]) > 0 for name, row in table.items() if name)
+    assert "pictures a second" in result.output and "multiply-adds a second; training: " in result.output

@@ -4,19 +4,41 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
 from infgen_rt.errors import InfGenError, InputError
 
+_RECIPES = "recipes"
+
+
+class _Command(click.Command):
+    """A command that also answers to ``infgen-export recipes``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args == [_RECIPES]:
+            click.echo(_recipes())
+            ctx.exit()
+        return super().parse_args(ctx, args)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        return [*super().collect_usage_pieces(ctx), "|", _RECIPES]
+
 
 @click.command(
-    epilog="Example: infgen-export runs/edge/checkpoint --target onnx -o bundle",
+    cls=_Command,
+    epilog="Example: infgen-export runs/edge/checkpoint --target onnx --target openvino -o bundle. "
+    "'infgen-export recipes' lists what a target can be exported as.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--target", "targets", multiple=True, help="onnx, openvino, coreml or all; repeatable.  [default: onnx]")
 @click.option(
-    "--target", "targets", multiple=True, default=("onnx",), show_default=True, help="Format to export; repeatable."
+    "--recipe",
+    "recipes",
+    multiple=True,
+    help="Name of a recipe, or all those of the targets; repeatable.  [default: the targets' own]",
 )
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Bundle folder to make.")
 @click.option("--model-version", default="0", show_default=True, help="Version of the weights, for the manifest.")
@@ -24,18 +46,33 @@ from infgen_rt.errors import InfGenError, InputError
 @click.option(
     "--training", default="unspecified", show_default=True, help="How the weights were made, for the manifest."
 )
-@click.option("--opset", default=20, show_default=True, type=click.IntRange(18, 23), help="ONNX operator set.")
+@click.option("--opset", default=20, show_default=True, type=int, help="ONNX operator set.")
+@click.option("--min-deployment-target", default="iOS18", show_default=True, help="Oldest system for Core ML programs.")
+@click.option("--validate/--no-validate", default=True, show_default=True, help="Prove every graph against PyTorch.")
+@click.option("--keep-going", is_flag=True, help="After a failure try the other graphs too; still no bundle.")
+@click.option(
+    "--report",
+    "reports",
+    multiple=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the report to a .md or .json file; repeatable.",
+)
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def main(
     checkpoint: Path,
     targets: tuple[str, ...],
+    recipes: tuple[str, ...],
     output: Path,
     model_version: str,
     licence: str,
     training: str,
     opset: int,
+    min_deployment_target: str,
+    validate: bool,
+    keep_going: bool,
+    reports: tuple[Path, ...],
     force: bool,
     quiet: bool,
     as_json: bool,
@@ -45,8 +82,13 @@ def main(
     Every graph is compared with PyTorch at shapes that were not used for tracing; a bundle that does not pass is not
     written.
     """
+    for file in reports:
+        if file.suffix not in {".md", ".json"} or not file.parent.is_dir():
+            raise click.BadParameter(f"{file} must end in .md or .json, in a folder that exists", param_hint="--report")
     try:
+        from infgen_export.errors import ExportError
         from infgen_export.export import Card, export  # torch takes seconds to import; --help should not
+        from infgen_export.targets import Options
     except ImportError as error:
         click.echo(f"Error: {error.name} is not installed: pip install 'infgen-rt[export]'", err=True)
         raise SystemExit(2) from None
@@ -56,16 +98,50 @@ def main(
             click.echo(line, err=True)
 
     try:
-        card = Card(model_version, licence, training)
-        report = export(checkpoint, output, targets, card=card, opset=opset, force=force, progress=say)
+        report = export(
+            checkpoint,
+            output,
+            targets,
+            recipes,
+            card=Card(model_version, licence, training),
+            options=Options(opset, min_deployment_target),
+            validate=validate,
+            keep_going=keep_going,
+            force=force,
+            progress=say,
+        )
     except InfGenError as error:
+        if isinstance(error, ExportError) and error.report:
+            _write(reports, error.report)
+            say(str(error.report))
         click.echo(f"Error: {error}", err=True)
         raise SystemExit(2 if isinstance(error, InputError) else 1) from None
+    _write(reports, report)
     if as_json:
-        click.echo(json.dumps([entry.to_json() for entry in report.graphs], indent=2))
+        click.echo(json.dumps(report.to_json(), indent=2))
     elif not quiet:
         click.echo(report)
-        click.echo(f"wrote {output}")
+        click.echo(f"wrote {output}" + ("" if validate else ", which nothing has verified"))
+
+
+def _write(files: tuple[Path, ...], report: Any) -> None:
+    for file in files:
+        text = json.dumps(report.to_json(), indent=2) + "\n" if file.suffix == ".json" else report.to_markdown()
+        file.write_text(text)
+
+
+def _recipes() -> str:
+    from infgen_export.recipes import RECIPES
+
+    rows = [("recipe", "target", "precision", "shapes", "for")]
+    for recipe in RECIPES:
+        shapes = ("dynamic", "fixed", "enumerated")[min(2, len(recipe.shapes))]
+        about = recipe.about + (" (default)" if recipe.default else "")
+        rows.append((recipe.name, recipe.target, recipe.precision, shapes, about))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return "\n".join(
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,13 @@
 """What can go wrong on the way from a checkpoint to a bundle."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from infgen_rt.errors import InfGenError, InputError
+
+if TYPE_CHECKING:
+    from infgen_export.report import Report
 
 
 class CheckpointError(InputError):
@@ -12,7 +19,15 @@ class RequestError(InputError):
 
 
 class ExportError(InfGenError):
-    """A graph could not be made, or did not pass its verification."""
+    """A graph could not be made, or did not pass its verification.
+
+    Attributes:
+        report: What was found out until then, if anything was.
+    """
+
+    def __init__(self, text: str, report: Report | None = None) -> None:
+        super().__init__(text)
+        self.report = report
 
 
 def one_line(error: Exception) -> str:

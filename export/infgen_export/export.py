@@ -8,24 +8,33 @@ import hashlib
 import io
 import logging
 import shutil
+import statistics
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from infgen_export import footprint
 from infgen_export.checkpoint import load_checkpoint
 from infgen_export.errors import ExportError, RequestError, one_line
-from infgen_export.graphs import MAX_CELLS, MAX_TOKENS, graphs_of, trace_inputs
+from infgen_export.graphs import MAX_CELLS, MAX_TOKENS, Graph, graphs_of, trace_inputs
 from infgen_export.model import InfGen
+from infgen_export.recipes import Recipe, select
 from infgen_export.report import GraphReport, Report
-from infgen_export.targets import onnx
-from infgen_export.verify import verify
-from infgen_rt.bundle import MANIFEST, FileInfo, Halo, Manifest, Memory, ModelInfo, Recipe, Shapes
+from infgen_export.targets import DEPLOYMENT_TARGETS, OPSETS, Options, Session, Target, target_of
+from infgen_export.verify import Case, case_inputs, verify
+from infgen_rt import bundle
+from infgen_rt.bundle import MANIFEST, FileInfo, Halo, Manifest, Memory, ModelInfo, Shapes
+from infgen_rt.geometry import Size
 
-TARGETS = ("onnx",)
 _UNMEASURED = Memory(0, 0, 0)
+_TILE = Case("one tile", Size(64, 64), Size(512, 512))
+"""What is timed."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +55,13 @@ class Card:
 def export(
     checkpoint: str | Path,
     output: str | Path,
-    targets: Sequence[str] = TARGETS,
+    targets: Sequence[str] = (),
+    recipes: Sequence[str] = (),
     *,
     card: Card | None = None,
-    opset: int = onnx.OPSET,
+    options: Options | None = None,
+    validate: bool = True,
+    keep_going: bool = False,
     force: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
@@ -60,39 +72,213 @@ def export(
     Args:
         checkpoint: Folder with ``config.json`` and ``model.safetensors``.
         output: Bundle folder to make.
-        targets: Formats, from ``TARGETS``.
+        targets: Formats, from ``recipes.TARGETS``, or ``"all"``; those of the recipes, or else ONNX, if omitted.
+        recipes: Names from ``recipes.RECIPES``, or ``"all"``; the targets' defaults if omitted.
         card: What the manifest says of the model.
-        opset: ONNX operator set.
+        options: Of conversions.
+        validate: Prove every graph; without it the manifest and the report say that nothing was verified.
+        keep_going: Try the other graphs after one has failed, so that the error tells of all that fail.
         force: Replace an existing bundle.
         progress: Told what is being done, a line at a time.
 
     Returns:
-        Sizes and errors of every graph.
+        Sizes, errors and times of every graph.
 
     Raises:
         CheckpointError: The checkpoint is unusable.
-        RequestError: The output exists or cannot be written, or a target is unknown.
-        ExportError: A conversion failed or a graph is not the model's equal.
+        RequestError: The output exists or cannot be written, a target, recipe or option is unknown, or a target's
+            packages are not installed.
+        ExportError: A conversion failed or a graph is not the model's equal; ``report`` has what was found out.
     """
     output, card, say = Path(output), card or Card(), progress or (lambda _: None)
-    if unknown := sorted(set(targets) - set(TARGETS)):
-        raise RequestError(f"unknown target {unknown[0]!r}: expected one of {', '.join(TARGETS)}")
+    chosen, options = select(targets, recipes), options or Options()
+    _check(options)
+    converters = [(recipe, target_of(recipe)) for recipe in chosen]
     if output.exists() and not (force and _replaceable(output)):
         reason = "use --force to replace it" if _replaceable(output) else "it is not a bundle, so it is left alone"
         raise RequestError(f"{output} exists: {reason}")
     model = load_checkpoint(checkpoint)
     with _beside(output) as folder:
         building = folder / "bundle"
-        recipe, entries = _export_onnx(model, building, card, opset, say)
-        manifest = _manifest(model, building, card, (recipe,), entries)
-        (building / MANIFEST).write_text(manifest.to_json())
-        say(f"{recipe.name}: measuring memory")
-        recipe = dataclasses.replace(recipe, memory=footprint.measure(building, onnx.BACKEND))
-        (building / MANIFEST).write_text(dataclasses.replace(manifest, recipes=(recipe,)).to_json())
+        work = _Work(model, building, card, options, validate, say)
+        entries: list[GraphReport] = []
+        failures: list[str] = []
+        for recipe, target in converters:
+            for graph in graphs_of(model, recipe.shapes):
+                try:
+                    entry = work.export_graph(recipe, target, graph)
+                except ExportError as error:
+                    failures.append(str(error))
+                else:
+                    entries.append(entry)
+                    failures += _failure(entry)
+                if failures and not keep_going:
+                    break
+            if failures and not keep_going:
+                break
+        report = Report(model.config.name, tuple(entries))
+        if failures:
+            raise ExportError("; ".join(failures), report)
+        work.write_manifest(converters, entries)
         if output.exists():
             output.rename(folder / "replaced")
         shutil.move(building, output)
-    return Report(tuple(entries))
+    return report
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One export under way in a folder."""
+
+    model: InfGen
+    folder: Path
+    card: Card
+    options: Options
+    validate: bool
+    say: Callable[[str], None]
+    traced: dict[tuple[Any, ...], Any] = dataclasses.field(default_factory=dict)
+
+    def export_graph(self, recipe: Recipe, target: Target, graph: Graph) -> GraphReport:
+        path = self._path(recipe, target, graph.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.say(f"{recipe.name}: converting {graph.name}")
+        try:
+            with _quiet():
+                key = (recipe.target, graph.name, graph.shapes)
+                if key not in self.traced:
+                    self.traced[key] = target.trace(graph, trace_inputs(graph, self.model), self.options)
+                traced = self.traced[key]
+                target.convert(traced, graph, path, self._metadata(graph), recipe, self.options)
+                session = target.load(path)
+        # Converters raise whatever they like.
+        except Exception as error:
+            raise ExportError(f"{recipe.name} {graph.name} cannot be converted: {one_line(error)}") from error
+        entry = GraphReport(
+            recipe=recipe.name,
+            graph=graph.name,
+            precision=recipe.precision,
+            bytes=sum(file.stat().st_size for file in _files(path)),
+            parameters=sum(p.numel() for p in graph.module.parameters()),
+            operations=dict(session.operations.most_common()),
+            checks=(),
+            seconds=None,
+            native={},
+        )
+        if not self.validate:
+            return entry
+        self.say(f"{recipe.name}: verifying {graph.name}")
+        try:
+            checks = tuple(verify(self.model, graph, session, recipe.precision))
+            native = self._native(target, path, graph) if all(check.passed for check in checks) else {}
+        except ExportError as error:
+            raise ExportError(f"{recipe.name} {error}") from error
+        seconds = self._seconds(graph, session) if target.NATIVE else None
+        return dataclasses.replace(entry, checks=checks, seconds=seconds, native=native)
+
+    def write_manifest(self, recipes: Sequence[tuple[Recipe, Target]], entries: Sequence[GraphReport]) -> None:
+        """Writes the manifest, memory figures included."""
+        described = []
+        for recipe, target in recipes:
+            graphs = {entry.graph: self._path(recipe, target, entry.graph) for entry in entries}
+            names = {graph: path.relative_to(self.folder).as_posix() for graph, path in graphs.items()}
+            entry = bundle.Recipe(
+                recipe.name,
+                recipe.target,
+                recipe.precision,
+                names,
+                None,
+                recipe.shapes,
+            )
+            if target.BACKEND and not recipe.shapes:
+                self.say(f"{recipe.name}: measuring memory")
+                self._write(dataclasses.replace(entry, memory=_UNMEASURED), entries=entries)
+                entry = dataclasses.replace(entry, memory=footprint.measure(self.folder, target.BACKEND))
+            described.append(entry)
+        self._write(*described, entries=entries)
+
+    def _write(self, *recipes: bundle.Recipe, entries: Sequence[GraphReport]) -> None:
+        config = self.model.config
+        files = {}
+        for recipe in recipes:
+            for name in recipe.graphs.values():
+                for file in _files(self.folder / name):
+                    content = file.read_bytes()
+                    key = file.relative_to(self.folder).as_posix()
+                    files[key] = FileInfo(hashlib.sha256(content).hexdigest(), len(content))
+        parameters = {entry.graph: entry.parameters for entry in entries}
+        card = self.card
+        manifest = Manifest(
+            model=ModelInfo(config.name, card.version, card.licence, card.training, parameters),
+            latent_space=config.latent_space,
+            latent_channels=config.latent_channels,
+            context_channels=config.context_channels,
+            patch=config.PATCH,
+            scale_range=config.scale_range,
+            halo=Halo(config.halo_tokens, config.halo_cells, config.encode_halo),
+            shapes=Shapes((1, MAX_CELLS), (1, MAX_CELLS), (1, MAX_TOKENS)),
+            recipes=recipes,
+            files=files,
+            verification=tuple(entry.to_json() for entry in entries),
+        )
+        (self.folder / MANIFEST).write_text(manifest.to_json())
+
+    def _path(self, recipe: Recipe, target: Target, graph: str) -> Path:
+        return self.folder / recipe.name / f"{graph}{target.SUFFIX}"
+
+    def _metadata(self, graph: Graph) -> dict[str, str]:
+        config = self.model.config
+        return {
+            "author": "infgen-rt",
+            "licence": self.card.licence,
+            "version": self.card.version,
+            "model": config.name,
+            "latent_space": config.latent_space,
+            "scale_range": "{}..{}".format(*config.scale_range),
+            "graph": graph.name,
+        }
+
+    def _native(self, target: Target, path: Path, graph: Graph) -> dict[str, float]:
+        """Least PSNR in each low precision that the target's runtime would choose here."""
+        found = {}
+        for precision in target.native_precisions():
+            with _quiet():
+                session = target.load(path, precision)
+            checks = list(verify(self.model, graph, session, precision))
+            if failed := [check for check in checks if not check.passed]:
+                raise ExportError(f"{graph.name} in {precision} has {failed[0].psnr:.0f} dB at {failed[0].case!r}")
+            found[precision] = min(check.psnr for check in checks)
+        return found
+
+    def _seconds(self, graph: Graph, session: Session) -> float:
+        """Median of three runs after a first one."""
+        inputs = case_inputs(self.model, graph, _TILE, torch.Generator().manual_seed(0))
+        times = []
+        for _ in range(4):
+            start = time.perf_counter()
+            session(inputs)
+            times.append(time.perf_counter() - start)
+        return statistics.median(times[1:])
+
+
+def _failure(entry: GraphReport) -> list[str]:
+    """What is wrong with a graph, if anything is."""
+    failures = entry.failures()
+    if not failures:
+        return []
+    worst = max(failures, key=lambda check: check.max_error)
+    return [
+        f"{entry.recipe} {entry.graph} differs from PyTorch in {len(failures)} of {len(entry.checks)} cases, most in "
+        f"{worst.case!r}: {worst.max_error:.1e} of full scale at {list(worst.worst)} of {list(worst.shape)}, "
+        f"{worst.psnr:.0f} dB"
+    ]
+
+
+def _check(options: Options) -> None:
+    if not OPSETS[0] <= options.opset <= OPSETS[1]:
+        raise RequestError(f"opset {options.opset} is not possible: expected {OPSETS[0]} to {OPSETS[1]}")
+    if options.deployment_target not in DEPLOYMENT_TARGETS:
+        expected = ", ".join(DEPLOYMENT_TARGETS)
+        raise RequestError(f"unknown deployment target {options.deployment_target!r}: expected one of {expected}")
 
 
 @contextlib.contextmanager
@@ -107,68 +293,9 @@ def _beside(output: Path) -> Iterator[Path]:
         yield Path(name)
 
 
-def _export_onnx(
-    model: InfGen, folder: Path, card: Card, opset: int, say: Callable[[str], None]
-) -> tuple[Recipe, list[GraphReport]]:
-    name = "onnx-fp32"
-    (folder / name).mkdir(parents=True)
-    metadata = {
-        "author": "infgen-rt",
-        "licence": card.licence,
-        "model": model.config.name,
-        "latent_space": model.config.latent_space,
-        "scale_range": "{}..{}".format(*model.config.scale_range),
-    }
-    entries, files = [], {}
-    for graph in graphs_of(model):
-        file = folder / name / f"{graph.name}.onnx"
-        say(f"{name}: converting {graph.name}")
-        try:
-            with _quiet():
-                onnx.convert(graph, trace_inputs(graph, model), file, metadata | {"graph": graph.name}, opset)
-                session = onnx.Session(file)
-        # Converters raise whatever they like.
-        except Exception as error:
-            raise ExportError(f"{name} {graph.name} cannot be converted: {one_line(error)}") from error
-        say(f"{name}: verifying {graph.name}")
-        checks = tuple(verify(model, graph, session))
-        parameters = sum(p.numel() for p in graph.module.parameters())
-        entry = GraphReport(name, graph.name, file.stat().st_size, parameters, checks)
-        if failures := entry.failures():
-            worst = max(failures, key=lambda check: check.max_error)
-            raise ExportError(
-                f"{name} {graph.name} differs from PyTorch in {len(failures)} of {len(checks)} cases, most in "
-                f"{worst.case!r}: {worst.max_error:.1e} of full scale at {list(worst.worst)} of {list(worst.shape)}"
-            )
-        entries.append(entry)
-        files[graph.name] = file
-    graphs = {graph: file.relative_to(folder).as_posix() for graph, file in files.items()}
-    return Recipe(name, "onnx", "fp32", graphs, _UNMEASURED), entries
-
-
-def _manifest(
-    model: InfGen, folder: Path, card: Card, recipes: tuple[Recipe, ...], entries: Sequence[GraphReport]
-) -> Manifest:
-    config = model.config
-    files = {}
-    for recipe in recipes:
-        for name in recipe.graphs.values():
-            content = (folder / name).read_bytes()
-            files[name] = FileInfo(hashlib.sha256(content).hexdigest(), len(content))
-    parameters = {entry.graph: entry.parameters for entry in entries}
-    return Manifest(
-        model=ModelInfo(config.name, card.version, card.licence, card.training, parameters),
-        latent_space=config.latent_space,
-        latent_channels=config.latent_channels,
-        context_channels=config.context_channels,
-        patch=config.PATCH,
-        scale_range=config.scale_range,
-        halo=Halo(config.halo_tokens, config.halo_cells, config.encode_halo),
-        shapes=Shapes((1, MAX_CELLS), (1, MAX_CELLS), (1, MAX_TOKENS)),
-        recipes=recipes,
-        files=files,
-        verification=tuple(entry.to_json() for entry in entries),
-    )
+def _files(path: Path) -> list[Path]:
+    """The files of a graph, which is a file or a folder."""
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
 
 
 def _replaceable(output: Path) -> bool:

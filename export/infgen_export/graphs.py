@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from infgen_export.model import Grid, InfGen
 from infgen_rt import grid as coordinates
+from infgen_rt.bundle import FixedShape
 from infgen_rt.geometry import Box, Size
 
 MAX_CELLS = 1024
@@ -42,7 +44,8 @@ class Graph:
         module: Takes the inputs in order, returns the output.
         inputs: Specifications, in the order of the module's arguments.
         output: Specification of the only output.
-        bounds: Smallest and largest value of each dynamic dimension.
+        bounds: Smallest and largest value of each named dimension; equal where it is fixed.
+        shapes: The only shapes it takes, smallest first; any within the bounds if empty.
     """
 
     name: str
@@ -50,14 +53,52 @@ class Graph:
     inputs: tuple[Tensorspec, ...]
     output: Tensorspec
     bounds: Mapping[str, tuple[int, int]]
+    shapes: tuple[FixedShape, ...] = ()
+
+    @property
+    def data(self) -> str:
+        """The input that holds values rather than coordinates."""
+        return self.inputs[0].name
+
+    def fit(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Brings inputs to the smallest shape of the graph that holds them, if not any will do.
+
+        An image is repeated or cut, since nothing can fill it without changing what the encoder sees.
+
+        Raises:
+            ValueError: They are larger than every shape.
+        """
+        if not self.shapes:
+            return inputs
+        if self.name == "encode":
+            image = inputs["image"]
+            height, width = next((s.image for s in self.shapes if s.image >= image.shape[2:]), self.shapes[-1].image)
+            repeats = (-(-height // image.shape[2]), -(-width // image.shape[3]))
+            return {"image": image.repeat(1, 1, *repeats)[:, :, :height, :width].contiguous()}
+        arrays = {name: value.numpy() for name, value in inputs.items()}
+        for shape in self.shapes:
+            context, tokens = (Size(width, height) for height, width in (shape.context, shape.tokens))
+            with contextlib.suppress(ValueError):
+                filled = coordinates.fill(arrays, context, tokens)
+                return {name: torch.from_numpy(value) for name, value in filled.items()}
+        raise ValueError(f"inputs are larger than {self.shapes[-1]}")
+
+    def choices(self) -> list[dict[str, int]]:
+        """The named dimensions at each of the shapes."""
+        sides = (
+            shape.context + shape.tokens if self.name == "decode" else tuple(side // 8 for side in shape.image)
+            for shape in self.shapes
+        )
+        return [dict(zip(self.bounds, each, strict=True)) for each in sides]
 
 
 class _Decode(nn.Module):
     """``Decode`` with plain tensors for arguments."""
 
-    def __init__(self, model: InfGen) -> None:
+    def __init__(self, model: InfGen, padded: bool) -> None:
         super().__init__()
         self.decode = model.decode
+        self.padded = padded
 
     def forward(
         self,
@@ -70,16 +111,29 @@ class _Decode(nn.Module):
         scale: Tensor,
     ) -> Tensor:
         """See ``Decode``."""
-        image: Tensor = self.decode(context, Grid(key_y, key_x, token_y, token_x, extent, scale))
+        image: Tensor = self.decode(context, Grid(key_y, key_x, token_y, token_x, extent, scale, self.padded))
         return image
 
 
-def graphs_of(model: InfGen) -> tuple[Graph, Graph, Graph]:
-    """The graphs of a model: prefill, decode, encode."""
+def graphs_of(model: InfGen, shapes: tuple[FixedShape, ...] = ()) -> tuple[Graph, Graph, Graph]:
+    """The graphs of a model: prefill, decode, encode.
+
+    Args:
+        model: In evaluation mode.
+        shapes: The only shapes that decode and encode take, smallest first; any if empty.
+    """
     config = model.config
     channels, depth = config.latent_channels, config.context_channels
     latent = Tensorspec("latent", (1, channels, "h", "w"), f"{config.latent_space} latent")
     cells, tokens = (1, MAX_CELLS), (1, MAX_TOKENS)
+    decode_bounds = {"hk": cells, "wk": cells, "ht": tokens, "wt": tokens}
+    encode_bounds = {"h": cells, "w": cells}
+    if shapes:
+        least, most = shapes[0], shapes[-1]
+        sides = zip((*least.context, *least.tokens), (*most.context, *most.tokens), strict=True)
+        decode_bounds = dict(zip(decode_bounds, sides, strict=True))
+        pixels = zip(least.image, most.image, strict=True)
+        encode_bounds = {name: (low // 8, high // 8) for name, (low, high) in zip("hw", pixels, strict=True)}
     return (
         Graph(
             "prefill",
@@ -90,7 +144,7 @@ def graphs_of(model: InfGen) -> tuple[Graph, Graph, Graph]:
         ),
         Graph(
             "decode",
-            _Decode(model),
+            _Decode(model, padded=bool(shapes)),
             (
                 Tensorspec("context", (1, depth, "hk", "wk"), "crop of prefill's output"),
                 Tensorspec("key_y", ("hk",), "centres of the crop's cell rows, in cells of the whole latent"),
@@ -101,14 +155,16 @@ def graphs_of(model: InfGen) -> tuple[Graph, Graph, Graph]:
                 Tensorspec("scale", (2,), "output pixels a cell / 8: vertical, horizontal"),
             ),
             Tensorspec("image", (1, 3, "8*ht", "8*wt"), "RGB, about 0 to 1, not clamped"),
-            {"hk": cells, "wk": cells, "ht": tokens, "wt": tokens},
+            decode_bounds,
+            shapes,
         ),
         Graph(
             "encode",
             model.encode,
             (Tensorspec("image", (1, 3, "8*h", "8*w"), "RGB, 0 to 1"),),
             latent,
-            {"h": cells, "w": cells},
+            encode_bounds,
+            shapes,
         ),
     )
 
@@ -137,6 +193,6 @@ def trace_inputs(graph: Graph, model: InfGen) -> tuple[Tensor, ...]:
     if graph.name == "prefill":
         return (latent,)
     if graph.name == "encode":
-        return (torch.rand(1, 3, 48, 56, generator=generator),)
-    inputs = decode_inputs(model, latent, Size(257, 190), Box(3, 2, 17, 15))
+        return tuple(graph.fit({"image": torch.rand(1, 3, 48, 56, generator=generator)}).values())
+    inputs = graph.fit(decode_inputs(model, latent, Size(257, 190), Box(3, 2, 17, 15)))
     return tuple(inputs[spec.name] for spec in graph.inputs)

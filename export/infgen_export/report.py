@@ -1,10 +1,9 @@
-"""What an export made and how well it passed."""
+"""What an export found out about its graphs, and how to tell it to people and programs."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,29 +17,39 @@ class GraphReport:
     Attributes:
         recipe: Name of the recipe.
         graph: Name of the graph.
-        bytes: File size.
+        precision: Of the recipe.
+        bytes: Size of its files.
         parameters: Weights and biases.
-        checks: Results, a case each.
+        operations: How often each kind of operation occurs, most frequent first.
+        checks: Results, a case each; empty if nothing was verified.
+        seconds: Median time of one tile (512x512 pixels; prefill: 64x64 cells) in the target's own runtime on the
+            exporting machine's CPU, ``None`` where that runtime cannot run here.
+        native: Least PSNR in the low precision that the target's runtime chooses by itself on this CPU, by the name of
+            that precision.
     """
 
     recipe: str
     graph: str
+    precision: str
     bytes: int
     parameters: int
+    operations: dict[str, int]
     checks: tuple[Check, ...]
+    seconds: float | None
+    native: dict[str, float]
 
     @property
     def max_error(self) -> float:
         """Largest error of all cases, as a share of full scale."""
-        return max(check.max_error for check in self.checks)
+        return max((check.max_error for check in self.checks), default=math.nan)
 
     @property
     def psnr(self) -> float:
         """Lowest PSNR of all cases, in decibels."""
-        return min(check.psnr for check in self.checks)
+        return min((check.psnr for check in self.checks), default=math.nan)
 
     def failures(self) -> list[Check]:
-        """Checks beyond the tolerance."""
+        """Checks that were not passed."""
         return [check for check in self.checks if not check.passed]
 
     def to_json(self) -> dict[str, Any]:
@@ -50,32 +59,65 @@ class GraphReport:
             check["psnr"] = check["psnr"] if math.isfinite(check["psnr"]) else None
         return values
 
+    def cells(self) -> tuple[str, ...]:
+        """The row of a table; a figure that was not measured is a dash."""
+        shapes = str(len(self.checks)) if self.checks else "-"
+        return (
+            self.recipe,
+            self.graph,
+            f"{self.parameters / 1e6:.2f} M",
+            f"{self.bytes / 1e6:.2f} MB",
+            str(sum(self.operations.values())),
+            shapes,
+            f"{self.max_error:.1e}" if self.checks else "-",
+            f"{self.psnr:.0f} dB" if self.checks else "-",
+            ", ".join(f"{name} {psnr:.0f} dB" for name, psnr in self.native.items()) or "-",
+            f"{1000 * self.seconds:.0f} ms" if self.seconds is not None else "-",
+        )
+
+
+_HEADER = (
+    *("recipe", "graph", "parameters", "files", "operations", "shapes", "max error", "least PSNR", "native"),
+    "one tile",
+)
+
 
 @dataclass(frozen=True)
 class Report:
     """A whole export.
 
     Attributes:
+        model: Name of the model.
         graphs: One entry a graph and recipe.
     """
 
+    model: str
     graphs: tuple[GraphReport, ...]
 
     def __str__(self) -> str:
-        rows: Iterable[tuple[str, ...]] = [
-            (
-                entry.recipe,
-                entry.graph,
-                f"{entry.parameters / 1e6:.2f} M",
-                f"{entry.bytes / 1e6:.1f} MB",
-                str(len(entry.checks)),
-                f"{entry.max_error:.1e}",
-                f"{entry.psnr:.0f} dB",
-            )
-            for entry in self.graphs
-        ]
-        table = [("recipe", "graph", "parameters", "file", "shapes", "max error", "least PSNR"), *rows]
-        widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+        table = [_HEADER, *(entry.cells() for entry in self.graphs)]
+        widths = [max(len(row[column]) for row in table) for column in range(len(_HEADER))]
         return "\n".join(
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
         )
+
+    def to_markdown(self) -> str:
+        """A table of the graphs, then every check."""
+        checks = [
+            (entry.recipe, entry.graph, check.case, "x".join(map(str, check.shape)))
+            + (f"{check.max_error:.1e}", f"{check.psnr:.0f} dB", "yes" if check.passed else "no")
+            for entry in self.graphs
+            for check in entry.checks
+        ]
+        header = ("recipe", "graph", "case", "output", "max error", "PSNR", "passed")
+        graphs = _markdown([_HEADER, *(entry.cells() for entry in self.graphs)])
+        return f"# {self.model}\n\n{graphs}\n\n{_markdown([header, *checks])}\n"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"model": self.model, "graphs": [entry.to_json() for entry in self.graphs]}
+
+
+def _markdown(rows: list[tuple[str, ...]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])

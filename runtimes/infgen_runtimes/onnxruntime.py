@@ -18,9 +18,10 @@ class Backend:
     device = "CPU"
     target = "onnx"
 
-    def load(self, graph: bytes, options: Options) -> "Session":
-        """Load an ONNX graph; see `infgen_rt.backends.Backend`."""
+    def load(self, files: Mapping[str, bytes], options: Options) -> "Session":
+        """Load an ONNX graph, which is one file; see `infgen_rt.backends.Backend`."""
         try:
+            (graph,) = files.values()
             session = ort.InferenceSession(graph, _session_options(options), providers=["CPUExecutionProvider"])
         # ONNX Runtime's exceptions have no common base of their own.
         except Exception as error:

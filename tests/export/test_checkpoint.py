@@ -65,7 +65,7 @@ def not_a_number(state: dict[str, Tensor]) -> None:
 
 
 def infinite(state: dict[str, Tensor]) -> None:
-    state["encode.layers.1.weight"][0, 0, 0, 0] = torch.inf
+    state["encode.enter.weight"][0, 0, 0, 0] = torch.inf
 
 
 BAD_TENSORS = [
@@ -73,7 +73,7 @@ BAD_TENSORS = [
     (unknown, "1 tensors unknown, first decode.magic"),
     (reshaped, r"prefill.trunk.enter.bias has shape \[9\], expected \[8\]"),
     (not_a_number, "decode.upsampler.to_pixels.bias holds NaN"),
-    (infinite, "encode.layers.1.weight holds NaN or infinity"),
+    (infinite, "encode.enter.weight holds NaN or infinity"),
 ]
 
 
@@ -108,7 +108,7 @@ BAD_FIELDS = {
     "unknown": ({"depth": 3}, "unknown fields in the model config: depth"),
     "text": ({"width": "16"}, "config.width is str, expected int"),
     "fraction": ({"heads": 2.5}, "config.heads is float, expected int"),
-    "null": ({"encoder": None}, "config.encoder is NoneType, expected dict"),
+    "null": ({"encoder": None}, "config.encoder is NoneType, expected list"),
     "level": ({"levels": [{"width": 8}]}, r"config.levels\[0\] lacks 'blocks'"),
     "pair": ({"rotary": [1.0]}, "config.rotary has 1 items, expected 2"),
     "number": ({"scale_range": ["low", 4]}, r"config.scale_range\[0\] is str, expected float"),

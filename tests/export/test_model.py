@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from infgen_export.model import PRESETS, DecoderConfig, EncoderConfig, Grid, InfGen, Level
+from infgen_export.model import PRESETS, DecoderConfig, Grid, InfGen, Level
 from infgen_export.model.attention import CrossAttention, Neighbours, window_attention
 from infgen_export.model.inpe import INPE, sphere
 from infgen_export.model.sampling import bilinear
@@ -140,13 +140,16 @@ def test_halo_tokens_is_how_far_a_tile_looks(token_blocks: int, levels: tuple[Le
     assert reach(tokens.grad, Box(12, 12, 1, 1)) == [config.halo_tokens] * 4
 
 
-@pytest.mark.parametrize(("fine", "coarse"), [(0, 0), (1, 1), (2, 1), (1, 3)])
-def test_encode_halo_is_how_far_a_cell_looks(fine: int, coarse: int) -> None:
-    config = dataclasses.replace(tiny.EDGE, encoder=EncoderConfig(Level(8, fine), Level(8, coarse)))
+@pytest.mark.parametrize("blocks", [(0,), (2,), (0, 0), (1, 1), (2, 1), (1, 3), (1, 0, 2), (1, 1, 1, 1)])
+def test_encode_halo_is_how_far_a_cell_looks(blocks: tuple[int, ...]) -> None:
+    config = dataclasses.replace(tiny.EDGE, encoder=tuple(Level(8, count) for count in blocks))
     encode = InfGen(config).double().encode
-    image = torch.rand(1, 3, 200, 200, dtype=torch.float64, requires_grad=True)
-    encode(image)[:, :, 12, 12].sum().backward()
-    assert reach(image.grad, Box(96, 96, 8, 8)) == [config.encode_halo] * 4
+    image = torch.rand(1, 3, 264, 264, dtype=torch.float64, requires_grad=True)
+    encode(image)[:, :, 16, 16].sum().backward()
+    top, left, bottom, right = reach(image.grad, Box(128, 128, 8, 8))
+    assert top == left == config.encode_halo
+    # Halving convolutions look one position back and none ahead.
+    assert bottom == right == config.encode_halo - sum(8 >> depth for depth in range(1, len(blocks)))
 
 
 def reach(gradient: Tensor, box: Box) -> list[int]:
@@ -275,7 +278,7 @@ def test_only_distances_matter_to_attention(radius: float | None) -> None:
 def test_sampling_is_what_torch_calls_bilinear(factor: int) -> None:
     cells, grid = torch.randn(2, 5, 4, 6), Grid.whole((4, 6), (32 * factor, 48 * factor))
     expected = torch.nn.functional.interpolate(cells, scale_factor=factor, mode="bilinear")
-    assert torch.allclose(bilinear(cells, *grid.places()), expected, atol=1e-5)
+    assert torch.allclose(bilinear(cells, *grid.places(), grid.ends()), expected, atol=1e-5)
 
 
 def test_positions_within_tokens_are_those_of_smaller_tokens() -> None:
@@ -336,3 +339,38 @@ def test_impossible_models_are_refused_before_they_are_built(name: str) -> None:
     changes, text = BAD_CONFIGS[name]
     with pytest.raises(ValueError, match=text):
         dataclasses.replace(tiny.EDGE, **changes)
+
+
+@pytest.mark.parametrize("name", tiny.CONFIGS)
+@pytest.mark.parametrize(
+    ("cells", "size", "tile"),
+    [
+        ((5, 7), (61, 43), None),
+        ((5, 7), (31, 23), None),
+        ((20, 18), (300, 333), Box(30, 35, 8, 7)),
+        ((20, 18), (300, 333), Box(10, 12, 9, 8)),
+        ((1, 1), (8, 8), None),
+    ],
+)
+def test_what_fills_a_fixed_shape_changes_nothing(
+    name: str, cells: tuple[int, int], size: tuple[int, int], tile: Box | None
+) -> None:
+    model = tiny.model(tiny.CONFIGS[name])
+    grid = coordinates.Grid(Size(cells[1], cells[0]), Size(*size), 8)
+    with torch.inference_mode():
+        context = model.prefill(tiny.latent(*cells)).numpy()
+        inputs = grid.decode_inputs(context, tile or grid.tokens.box, model.config.radius)
+        filled = coordinates.fill(inputs, Size(20, 21), Size(13, 14))
+        expected, actual = (
+            model.decode(tensors.pop("context"), Grid(**tensors, padded=padded))
+            for padded, tensors in (
+                (flag, {key: torch.from_numpy(value) for key, value in values.items()})
+                for flag, values in ((False, inputs), (True, filled))
+            )
+        )
+    height, width = expected.shape[2:]
+    assert actual.shape[2:] == (8 * 14, 8 * 13)
+    assert not torch.allclose(actual[:, :, height:, :], torch.zeros(()))
+    halo = 0 if tile is None or tile.bottom == grid.tokens.height else 8 * model.config.halo_tokens
+    kept = (..., slice(height - halo), slice(width - halo))
+    assert torch.allclose(actual[:, :, :height, :width][kept], expected[kept], atol=1e-5)

@@ -5,7 +5,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from infgen_export.model import DecoderConfig, EncoderConfig, Grid, InfGen, Level, edge, paper
+from infgen_export.model import DecoderConfig, Grid, InfGen, Level, edge, paper
 from infgen_rt import grid as coordinates
 from infgen_rt.geometry import Box
 
@@ -16,7 +16,7 @@ _SMALL = {
     "heads": 2,
     "key_width": 16,
     "mlp_ratio": 1,
-    "encoder": EncoderConfig(Level(8, 1), Level(8, 1)),
+    "encoder": (Level(8, 1), Level(8, 1)),
 }
 
 EDGE = dataclasses.replace(

@@ -34,7 +34,7 @@ def test_the_cpu_backend_announces_itself(decoder: infgen_rt.Decoder) -> None:
 
 
 def test_unknown_and_absent_backends_are_refused_and_not_replaced(bundle: Path) -> None:
-    with pytest.raises(BackendError, match="'abacus' is unknown: available here are auto, onnxruntime"):
+    with pytest.raises(BackendError, match="'abacus' is unknown: available here are auto, "):
         infgen_rt.open(bundle, "abacus")
     with pytest.raises(BackendError, match="'cuda' is not in this installation: available here are"):
         infgen_rt.open(bundle, "cuda")
@@ -77,14 +77,14 @@ def test_a_graph_that_is_none_is_refused(tmp_path: Path, bundle: Path) -> None:
     from infgen_runtimes.onnxruntime import Backend
 
     with pytest.raises(BackendError, match="cannot load the graph") as caught:
-        Backend().load(b"rubbish", backends.Options())
+        Backend().load({"graph.onnx": b"rubbish"}, backends.Options())
     assert "\n" not in str(caught.value)
 
 
 def test_a_run_that_fails_is_one_line(bundle: Path) -> None:
     from infgen_runtimes.onnxruntime import Backend
 
-    session = Backend().load(tiny.prefill_graph(), backends.Options())
+    session = Backend().load({"graph.onnx": tiny.prefill_graph()}, backends.Options())
     with pytest.raises(infgen_rt.DecodeError, match="could not run the graph") as caught:
         session.run({"latent": tiny.random_latent(4, 4)})
     assert "\n" not in str(caught.value)

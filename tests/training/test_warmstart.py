@@ -1,4 +1,4 @@
-"""A trunk that starts as a decoder's first layers computes what they compute."""
+"""What starts as a tiny autoencoder's layers computes what they compute."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from infgen_export.model import InfGen, Level
 from infgen_rt.errors import InputError
-from infgen_training.warmstart import copy_trunk
+from infgen_training.warmstart import copy_encoder, copy_trunk
 
 from ..export import tiny
 
@@ -69,9 +69,9 @@ def test_the_trunk_computes_what_the_decoder_does(levels: int, pooled: bool) -> 
 @pytest.mark.parametrize(
     ("teacher", "text"),
     [
-        (decoder(width=4), r"1.weight should have shape \[8, 32, 3, 3\], the decoder has shape \[4, 32, 3, 3\]"),
-        (decoder(blocks=1), r"4.conv.0.weight should have shape .* the decoder lacks it"),
-        (nn.Sequential(nn.Conv2d(32, 3, 1)), "set trunk_from_teacher=false to start at random"),
+        (decoder(width=4), r"1.weight should have shape \[8, 32, 3, 3\], the teacher has shape \[4, 32, 3, 3\]"),
+        (decoder(blocks=1), r"4.conv.0.weight should have shape .* the teacher lacks it"),
+        (nn.Sequential(nn.Conv2d(32, 3, 1)), "set warm_start=false to start at random"),
     ],
 )
 def test_another_kind_of_decoder_is_refused_and_nothing_copied(teacher: nn.Module, text: str) -> None:
@@ -79,6 +79,37 @@ def test_another_kind_of_decoder_is_refused_and_nothing_copied(teacher: nn.Modul
     before = {name: value.clone() for name, value in student.state_dict().items()}
     with pytest.raises(InputError, match=text):
         copy_trunk(teacher, student)
+    assert all(value.equal(before[name]) for name, value in student.state_dict().items())
+
+
+def encoder(width: int = 8, blocks: int = 2) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1), Block(width, False)]
+    for _ in range(3):
+        layers += [nn.Conv2d(width, width, 3, stride=2, padding=1, bias=False)]
+        layers += [Block(width, False) for _ in range(blocks)]
+    return nn.Sequential(*layers, nn.Conv2d(width, 32, 3, padding=1))
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_the_encoder_computes_what_the_teachers_last_layers_do(levels: int) -> None:
+    torch.manual_seed(0)
+    teacher = encoder()
+    student = InfGen(dataclasses.replace(tiny.EDGE, encoder=(Level(8, 2),) * levels))
+    copy_encoder(teacher, student)
+    begin = len(teacher) - 1 - 3 * levels + 1  # behind the convolution that leads to the first level
+    x = torch.randn(1, 8, 16, 24)
+    mine = student.encode.levels[0](x)
+    for shrink, level in zip(student.encode.shrink, student.encode.levels[1:], strict=True):
+        mine = level(shrink(mine))
+    assert torch.equal(student.encode.leave(mine), teacher[begin:](x))
+
+
+@pytest.mark.parametrize("teacher", [encoder(width=4), encoder(blocks=1), nn.Identity()])
+def test_another_kind_of_encoder_is_refused_and_nothing_copied(teacher: nn.Module) -> None:
+    student = InfGen(dataclasses.replace(tiny.EDGE, encoder=(Level(8, 2),) * 2))
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    with pytest.raises(InputError, match="set warm_start=false to start at random"):
+        copy_encoder(teacher, student)
     assert all(value.equal(before[name]) for name, value in student.state_dict().items())
 
 

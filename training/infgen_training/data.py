@@ -10,8 +10,9 @@ import json
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,6 +82,21 @@ class Batch:
     latent: Tensor
     grid: Grid
     target: Tensor
+
+    def pin(self) -> Batch:
+        """The same in page-locked memory, from which a GPU copies while the program goes on."""
+        return Batch(self.latent.pin_memory(), self.grid, self.target.pin_memory())
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device, latents in the layout that convolutions like; waits for nothing."""
+        # The coordinates too: each of them, copied on its own, would wait for all that the GPU still has to do.
+        vectors: dict[str, Any] = {
+            name: value.to(device, non_blocking=True)
+            for name, value in vars(self.grid).items()
+            if isinstance(value, Tensor)
+        }
+        latent = self.latent.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+        return Batch(latent, replace(self.grid, **vectors), self.target.to(device, non_blocking=True))
 
 
 def load_photos(folder: Path, exclude: Sequence[str] = ()) -> list[Image.Image]:
@@ -165,7 +181,10 @@ class LatentCache:
 
 
 class Sampler:
-    """Batches by step number: the same step always gives the same batch, so resuming is exact."""
+    """Batches by step number: the same step always gives the same batch, so resuming is exact.
+
+    All of it is NumPy and Pillow: a tensor's arithmetic would start as many threads again in each thread that loads.
+    """
 
     def __init__(
         self,
@@ -193,6 +212,9 @@ class Sampler:
         self.photos, self.cache, self.seed = photos, cache, seed
         self.scale_range, self.tile, self.cells = scale_range, tile, cells
         self.native_share, self.latent_noise = native_share, latent_noise
+        self._reductions = {
+            cells: np.array([cache.views[i].reduction for i in views]) for cells, views in cache.by_cells.items()
+        }
 
     def batch(self, step: int) -> Batch:
         """Draws the batch of a step."""
@@ -201,9 +223,7 @@ class Sampler:
         if rng.random() >= self.native_share:
             low, high = (math.log(s) for s in self.scale_range)
             scale, stretch = math.exp(rng.uniform(low, high)), math.exp(rng.normal(0, 0.05))
-        shapes = list(self.cache.by_cells)
-        shares = np.array([len(self.cache.by_cells[shape]) for shape in shapes], float)
-        cells = shapes[int(rng.choice(len(shapes), p=shares / shares.sum()))]
+        cells = self._shape(rng)
         size = (max(8, round(PATCH * cells[0] * scale * stretch)), max(8, round(PATCH * cells[1] * scale / stretch)))
         whole = Grid.whole(cells, size)
         side = round(self.tile * math.sqrt(scale))
@@ -216,29 +236,52 @@ class Sampler:
         grid = whole.tile(slice(starts[0], stops[0]), slice(starts[1], stops[1]))
         count = max(1, round(self.cells / (cells[0] * cells[1]) / max(1.0, scale**0.5)))
         indices = self._indices(rng, cells, scale * max(stretch, 1 / stretch), count)
-        target = torch.stack([self._target(self.cache.views[i], size, starts, stops) for i in indices])
-        latent = torch.stack([self.cache.latents[i] for i in indices]).float()
-        noise = torch.from_numpy(rng.normal(0, rng.uniform(0, self.latent_noise), latent.shape).astype(np.float32))
-        return Batch(latent + noise, grid, target)
+        latent = self._latents(indices)
+        latent += rng.normal(0, rng.uniform(0, self.latent_noise), latent.shape).astype(np.float32)
+        return Batch(torch.from_numpy(latent), grid, self._targets(indices, size, starts, stops))
 
     def native(self, batch: int) -> Batch:
         """A batch at exactly scale 1, whole pictures: what the encoder learns from."""
         rng = np.random.default_rng((self.seed, batch, 1))
-        cells = list(self.cache.by_cells)[int(rng.integers(len(self.cache.by_cells)))]
+        cells = self._shape(rng)
         size = (PATCH * cells[0], PATCH * cells[1])
         indices = self._indices(rng, cells, 1.0, max(1, self.cells // (cells[0] * cells[1])))
-        target = torch.stack([self._target(self.cache.views[i], size, (0, 0), cells) for i in indices])
-        return Batch(torch.stack([self.cache.latents[i] for i in indices]).float(), Grid.whole(cells, size), target)
+        target = self._targets(indices, size, (0, 0), cells)
+        return Batch(torch.from_numpy(self._latents(indices)), Grid.whole(cells, size), target)
+
+    def _shape(self, rng: np.random.Generator) -> tuple[int, int]:
+        """A latent shape, as often as the cache holds views of it."""
+        shapes = list(self.cache.by_cells)
+        shares = np.array([len(self.cache.by_cells[shape]) for shape in shapes], float)
+        return shapes[int(rng.choice(len(shapes), p=shares / shares.sum()))]
 
     def _indices(self, rng: np.random.Generator, cells: tuple[int, int], scale: float, count: int) -> list[int]:
         """Views of a shape whose photographs have true detail at a scale."""
-        able = [i for i in self.cache.by_cells[cells] if self.cache.views[i].reduction >= scale * 0.95]
-        if not able:  # no photograph is large enough: take the most detailed ones
-            able = sorted(self.cache.by_cells[cells], key=lambda i: -self.cache.views[i].reduction)[:count]
-        return [able[int(k)] for k in rng.choice(len(able), count, replace=len(able) < count)]
+        reductions = self._reductions[cells]
+        able = np.flatnonzero(reductions >= scale * 0.95)
+        if not len(able):  # no photograph is large enough: take the most detailed ones
+            able = np.argsort(-reductions, kind="stable")[:count]
+        views = self.cache.by_cells[cells]
+        return [views[able[k]] for k in rng.choice(len(able), count, replace=len(able) < count)]
 
-    def _target(self, view: View, size: tuple[int, int], starts: Sequence[int], stops: Sequence[int]) -> Tensor:
-        """Pixels of the tokens [starts, stops), resampled with a margin so that edges are filtered like the inside."""
+    def _latents(self, indices: Sequence[int]) -> NDArray[np.float32]:
+        return np.stack([self.cache.latents[i].numpy() for i in indices]).astype(np.float32)
+
+    def _targets(
+        self, indices: Sequence[int], size: tuple[int, int], starts: Sequence[int], stops: Sequence[int]
+    ) -> Tensor:
+        """Pixels [B, 3, H, W] of the tokens [starts, stops) of some views."""
+        height, width = (PATCH * (stop - start) for start, stop in zip(starts, stops, strict=True))
+        targets = np.empty((len(indices), 3, height, width), np.float32)
+        for index, target in zip(indices, targets, strict=True):
+            pixels = self._pixels(self.cache.views[index], size, starts, stops)
+            np.divide(pixels.transpose(2, 0, 1), 255, out=target, dtype=np.float32)
+        return torch.from_numpy(targets)
+
+    def _pixels(
+        self, view: View, size: tuple[int, int], starts: Sequence[int], stops: Sequence[int]
+    ) -> NDArray[np.uint8]:
+        """Pixels [H, W, 3] of one view, resampled with a margin so that edges are filtered like the inside."""
         slices, sides, part = [], [], []
         for axis in range(2):
             first, last = PATCH * starts[axis], min(PATCH * stops[axis], size[axis])
@@ -248,6 +291,6 @@ class Sampler:
             slices.append(slice(first - low, last - low))
         (top, bottom), (left, right) = part
         pixels = view.pixels(self.photos[view.photo], (sides[0], sides[1]), (top, left, bottom, right))
-        target = to_tensor(pixels[slices[0], slices[1]])
-        missing = [PATCH * (stops[axis] - starts[axis]) - target.shape[1 + axis] for axis in range(2)]
-        return torch.nn.functional.pad(target, (0, missing[1], 0, missing[0]), mode="replicate")
+        pixels = pixels[slices[0], slices[1]]
+        missing = [PATCH * (stops[axis] - starts[axis]) - pixels.shape[axis] for axis in range(2)]
+        return np.pad(pixels, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="edge") if any(missing) else pixels

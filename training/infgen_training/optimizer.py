@@ -13,9 +13,12 @@ from torch import nn
 from infgen_training.config import TrainConfig
 
 # Layers at either end map between spaces of fixed meaning; orthogonalised updates are for what lies between.
-_ENDS = ("prefill.trunk.enter.", "inpe.mlp.0.", "upsampler.to_pixels.", "encode.layers.1.", "mask_token")
-
-_TRUNK = "prefill.trunk."
+_ENDS = (
+    *("prefill.trunk.enter.", "inpe.mlp.0.", "upsampler.to_pixels.", "mask_token"),
+    *("encode.enter.", "encode.leave."),
+)
+_COPIED = ("prefill.trunk.", "encode.levels.", "encode.shrink.", "encode.leave.")
+"""What a warm start copies (see ``warmstart``)."""
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -46,9 +49,9 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
 def _shares(model: nn.Module, config: TrainConfig) -> Iterator[tuple[float, list[tuple[str, nn.Parameter]]]]:
     """Parts of the model, each with its share of the learning rates."""
     named = list(model.named_parameters())
-    yield 1.0, [(name, parameter) for name, parameter in named if not name.startswith(_TRUNK)]
-    if trunk := [(name, parameter) for name, parameter in named if name.startswith(_TRUNK)]:
-        yield config.trunk_share, trunk
+    yield 1.0, [(name, parameter) for name, parameter in named if not name.startswith(_COPIED)]
+    if copied := [(name, parameter) for name, parameter in named if name.startswith(_COPIED)]:
+        yield config.copied_share, copied
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> None:

@@ -7,23 +7,24 @@ continues it.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from infgen_export.checkpoint import load_checkpoint, save_checkpoint
@@ -35,15 +36,20 @@ from infgen_training.data import Batch, LatentCache, Sampler, load_photos
 from infgen_training.losses import Adversary, perceptual_distance
 from infgen_training.optimizer import make_optimizer, set_learning_rate
 from infgen_training.teacher import Teacher
-from infgen_training.warmstart import copy_trunk
+from infgen_training.warmstart import copy_encoder, copy_trunk
 
 _LOSSES = ("l1", "perceptual", "adversarial", "encoder", "round_trip")
 """Columns of the log, after the step."""
 _FIXED = (
-    *("preset", "latent_space", "latent_channels", "trunk_from_teacher", "optimizer", "adversarial_weight"),
+    *("preset", "latent_space", "latent_channels", "warm_start", "optimizer", "adversarial_weight"),
     *("seed", "shapes", "views", "max_reduction", "exclude"),
 )
 """Fields that a run keeps: its cache and its state were made for them."""
+_LOG_EVERY = 10
+"""Steps between looks at the losses: a look waits until the GPU has done all that it was given."""
+
+Lesson = tuple[Batch | None, Batch | None]
+"""What one step learns from, as ``Trainer.train_step`` takes it."""
 
 
 class Trainer:
@@ -67,7 +73,7 @@ class Trainer:
         self.step = 0
         # Convolutions in reduced precision are about a third faster in this layout (measured on a CPU).
         self.model = model.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        self.average = AveragedModel(self.model, avg_fn=partial(_average, config.ema), use_buffers=True)
+        self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.optimizer = make_optimizer(self.model, config)
         if config.part == "encoder":
             # Its round trip leads through the decoder, which stays what it is.
@@ -75,8 +81,10 @@ class Trainer:
             self.model.decode.requires_grad_(False)
         self.perceptual = perceptual_distance(config.perceptual, encoder, device) if config.perceptual_weight else None
         self.adversary = Adversary(device, config.adversary_lr) if config.adversarial_weight else None
+        if config.compile:
+            compile_parts(self.model)
 
-    def train_step(self, batch: Batch | None, native: Batch | None) -> dict[str, float]:
+    def train_step(self, batch: Batch | None, native: Batch | None) -> dict[str, Tensor]:
         """One step of the optimiser.
 
         Args:
@@ -84,7 +92,7 @@ class Trainer:
             native: Whole pictures at scale 1 for the encoder, on its turns.
 
         Returns:
-            The losses, by name.
+            The losses, by name; on a GPU they may still be being computed.
         """
         set_learning_rate(self.optimizer, self.config, self.step)
         if self.model.prefill.trunk is not None and batch is not None:
@@ -92,7 +100,7 @@ class Trainer:
         losses, weights = {}, {}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bfloat16):
             if batch is not None:
-                batch = self._to_device(batch)
+                batch = batch.to(self.device)
                 image = self.model.decode(self.model.prefill(batch.latent), batch.grid)
                 losses["l1"] = F.l1_loss(image.float(), batch.target)
                 if self.perceptual is not None:
@@ -102,7 +110,7 @@ class Trainer:
                     losses["adversarial"] = self.adversary(image, batch.target)
                     weights["adversarial"] = self.config.adversarial_weight
             if native is not None:
-                native = self._to_device(native)
+                native = native.to(self.device)
                 latent = self.model.encode(native.target)
                 losses["encoder"] = F.l1_loss(latent.float(), native.latent)
                 if self.config.round_trip_weight:
@@ -113,24 +121,21 @@ class Trainer:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.average.update_parameters(self.model)
+        self._update_average()
         self.step += 1
-        return {name: loss.item() for name, loss in losses.items()}
+        return {name: loss.detach() for name, loss in losses.items()}
 
-    def _to_device(self, batch: Batch) -> Batch:
-        latent = batch.latent.to(self.device, memory_format=torch.channels_last)
-        return Batch(latent, batch.grid.to(self.device), batch.target.to(self.device))
-
-    @property
-    def averaged(self) -> InfGen:
-        """The model to evaluate and ship."""
-        module: Any = self.average.module
-        assert isinstance(module, InfGen)
-        return module
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        """Exponential moving average that forgets the first, untrained weights quickly."""
+        # Not torch's AveragedModel, which keeps its count as a tensor and waits for the GPU to read it.
+        share = max(1 - self.config.ema, 10 / (10 + self.step))
+        mean, values = ([*module.parameters(), *module.buffers()] for module in (self.average, self.model))
+        torch._foreach_lerp_(mean, values, share)
 
     def _modules(self) -> dict[str, nn.Module]:
         """Every network that resuming needs."""
-        modules: dict[str, nn.Module] = {"model": self.model, "average": self.averaged}
+        modules: dict[str, nn.Module] = {"model": self.model, "average": self.average}
         return modules | ({"discriminator": self.adversary.discriminator} if self.adversary else {})
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
@@ -139,7 +144,7 @@ class Trainer:
 
     def save(self, run: Path) -> None:
         """Writes checkpoint and state; each file appears whole or not at all."""
-        save_checkpoint(run / "checkpoint", self.averaged)
+        save_checkpoint(run / "checkpoint", self.average)
         tensors: dict[str, Tensor] = {}
         for prefix, module in self._modules().items():
             tensors |= {f"{prefix}/{name}": value for name, value in module.state_dict().items()}
@@ -161,7 +166,6 @@ class Trainer:
                 stored.setdefault(prefix, {})[name] = file.get_tensor(key)
         for prefix, module in self._modules().items():
             module.load_state_dict(stored[prefix])
-        self.average.n_averaged.fill_(self.step)
         for prefix, optimizer in self._optimizers().items():
             state: dict[int, dict[str, Tensor]] = {}
             for name, value in stored[prefix].items():
@@ -172,25 +176,80 @@ class Trainer:
             group["step"] = self.step  # Muon counts by group, for the bias correction of its AdamW part
 
 
-def _average(decay: float, mean: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
-    """Exponential moving average that forgets the first, untrained weights quickly."""
-    return mean.lerp(value, max(1 - decay, 10 / (10 + int(count))))
+def compile_parts(model: InfGen) -> None:
+    """Compiles a model's larger parts in place, for any shape; its state keeps its names and copies are not compiled.
+
+    Not ``decode`` as a whole: its bilinear samples go from a product straight into a convolution, and Inductor (torch
+    2.13) fails to order the symbolic strides of such a view (pytorch/pytorch#185510). Its own lines are few and small.
+    """
+    for part in (model.prefill, model.encode, *model.decode.blocks, model.decode.upsampler):
+        part.compile(dynamic=True)
 
 
-def _batches(sampler: Sampler, config: TrainConfig, first: int) -> Iterator[tuple[Batch | None, Batch | None]]:
-    """Batches from step ``first`` on, made ahead in threads (resampling releases the GIL)."""
+def make_sampler(config: TrainConfig, photos: Sequence[Image.Image], cache: LatentCache) -> Sampler:
+    """The sampler of a run."""
+    return Sampler(
+        photos,
+        cache,
+        config.seed,
+        config.scales,
+        config.tile,
+        config.cells,
+        config.native_share,
+        config.latent_noise,
+    )
 
-    def make(step: int) -> tuple[Batch | None, Batch | None]:
-        alone = config.part == "encoder"
-        turn = alone or (config.part == "all" and step % config.encoder_every == 0)
-        return None if alone else sampler.batch(step), sampler.native(step) if turn else None
 
-    with ThreadPoolExecutor(2) as pool:
-        ahead = [pool.submit(make, step) for step in range(first, min(first + 3, config.steps))]
+def lesson(sampler: Sampler, config: TrainConfig, step: int, pin: bool = False) -> Lesson:
+    """What a step of a run learns from, in page-locked memory if a GPU wants it there."""
+    alone = config.part == "encoder"
+    turn = alone or (config.part == "all" and step % config.encoder_every == 0)
+    batch = None if alone else sampler.batch(step)
+    native = sampler.native(step) if turn else None
+    return (batch and batch.pin(), native and native.pin()) if pin else (batch, native)
+
+
+def lessons(sampler: Sampler, config: TrainConfig, first: int, pin: bool = False) -> Iterator[Lesson]:
+    """Lessons from step ``first`` on, in order, made ahead in threads (resampling releases the GIL).
+
+    Args:
+        sampler: Of the run.
+        config: Its ``loaders`` threads have one lesson each in the making or ready, and there is one more.
+        first: Step.
+        pin: Makes them in page-locked memory, for a GPU.
+    """
+    with ThreadPoolExecutor(config.loaders) as pool:
+        ahead: deque[Future[Lesson]] = deque()
         for step in range(first, config.steps):
-            yield ahead.pop(0).result()
-            if step + 3 < config.steps:
-                ahead.append(pool.submit(make, step + 3))
+            while len(ahead) <= config.loaders and step + len(ahead) < config.steps:
+                ahead.append(pool.submit(lesson, sampler, config, step + len(ahead), pin))
+            yield ahead.popleft().result()
+
+
+class _Log:
+    """Losses of every step, written a few steps late so that no step waits for those before it."""
+
+    def __init__(self, file: TextIO, progress: tqdm[Any]) -> None:
+        self.file, self.progress = file, progress
+        self.mean: dict[str, float] = {}
+        self.waiting: list[tuple[int, dict[str, Tensor]]] = []
+
+    def add(self, step: int, losses: dict[str, Tensor]) -> None:
+        """Takes the losses of a step."""
+        self.waiting.append((step, losses))
+        if len(self.waiting) >= _LOG_EVERY:
+            self.write()
+
+    def write(self) -> None:
+        """Writes what waits."""
+        for step, tensors in self.waiting:
+            losses = {name: loss.item() for name, loss in tensors.items()}
+            for name, loss in losses.items():
+                self.mean[name] = 0.98 * self.mean.get(name, loss) + 0.02 * loss
+            self.file.write(",".join([str(step), *(f"{losses.get(name, math.nan):.5f}" for name in _LOSSES)]) + "\n")
+        self.waiting.clear()
+        self.file.flush()
+        self.progress.set_postfix({name: f"{value:.4f}" for name, value in self.mean.items()})
 
 
 def train(
@@ -218,35 +277,25 @@ def train(
     preset = PRESETS[config.preset](config.latent_space, config.latent_channels)
     model = load_checkpoint(start) if start else InfGen(preset)
     resume = (run / "state.safetensors").exists()
-    if config.trunk_from_teacher and not start and not resume:
-        copy_trunk(Teacher.load(teacher).decoder, model)
+    if config.warm_start and not start and not resume:
+        origin = Teacher.load(teacher)
+        copy_trunk(origin.decoder, model)
+        copy_encoder(origin.encoder, model)
     # Only a distance of the teacher's features needs the teacher when latents are cached.
     watches = config.perceptual_weight > 0 and config.perceptual == "teacher"
     trainer = Trainer(config, model, device, Teacher.load(teacher).encoder if watches else None)
     if resume:
         trainer.load(run)
-    sampler = Sampler(
-        pictures,
-        cache,
-        config.seed,
-        config.scales,
-        config.tile,
-        config.cells,
-        config.native_share,
-        config.latent_noise,
-    )
+    sampler = make_sampler(config, pictures, cache)
     _cut_log(run / "log.csv", trainer.step)
-    progress = tqdm(_batches(sampler, config, trainer.step), initial=trainer.step, total=config.steps, desc="train")
-    mean: dict[str, float] = {}
-    with (run / "log.csv").open("a") as log:
+    ahead = lessons(sampler, config, trainer.step, pin=device.type == "cuda")
+    progress = tqdm(ahead, initial=trainer.step, total=config.steps, desc="train")
+    with (run / "log.csv").open("a") as file:
+        log = _Log(file, progress)
         for batch, native in progress:
-            losses = trainer.train_step(batch, native)
-            for name, loss in losses.items():
-                mean[name] = 0.98 * mean.get(name, loss) + 0.02 * loss
-            log.write(",".join([str(trainer.step), *(f"{losses.get(name, math.nan):.5f}" for name in _LOSSES)]) + "\n")
-            progress.set_postfix({name: f"{value:.4f}" for name, value in mean.items()})
+            log.add(trainer.step + 1, trainer.train_step(batch, native))
             if trainer.step % config.save_every == 0 or trainer.step == config.steps:
-                log.flush()
+                log.write()
                 trainer.save(run)
     return trainer
 

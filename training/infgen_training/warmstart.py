@@ -1,11 +1,17 @@
-"""A trunk that starts as the first layers of a decoder that exists."""
+"""A model that starts as parts of a tiny autoencoder that exists.
+
+Such autoencoders (github.com/madebyollin/taesd) exist for many latent spaces: TAESD, TAESDXL, TAESD3, TAEF1, TAEF2.
+What they do at the resolutions of the trunk and of the encoder is what those are for, so training starts with features
+that are right.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from torch import Tensor, nn
 
 from infgen_export.model import InfGen
-from infgen_export.model.trunk import Trunk
 from infgen_rt.errors import InputError
 
 _PARTS = {"convolve": "conv", "pool": "pool"}
@@ -13,11 +19,10 @@ _PARTS = {"convolve": "conv", "pool": "pool"}
 
 
 def copy_trunk(decoder: nn.Module, model: InfGen) -> None:
-    """Copies the layers of a TAESD decoder (github.com/madebyollin/taesd) into a model's trunk, in place.
+    """Copies the first layers of a tiny autoencoder's decoder into a model's trunk, in place.
 
-    Such decoders exist for many latent spaces: TAESD, TAESDXL, TAESD3, TAEF1, TAEF2. What they do at the resolutions of
-    the trunk is what the trunk is for, so training starts with features that are right. Of these only TAEF2's has
-    branches with global statistics; for the others, the trunk's start at zero.
+    Of the decoders named above only TAEF2's has branches with global statistics; for the others, the trunk's start at
+    zero.
 
     Args:
         decoder: A sequence of modules: soft clamp, convolution, ReLU, then blocks, an upsampling and a convolution for
@@ -30,40 +35,65 @@ def copy_trunk(decoder: nn.Module, model: InfGen) -> None:
     trunk = model.prefill.trunk
     if trunk is None:
         return
-    state = decoder.state_dict()
-    names, expected = _names(trunk), trunk.state_dict()
-    if not any(".pool." in name for name in state):
+    names = {f"enter.{name}": f"1.{name}" for name in trunk.enter.state_dict()}  # after the soft clamp
+    place = 3  # and a ReLU
+    for index, level in enumerate(trunk.levels):
+        if index:  # after the upsampling
+            names[f"grow.{index - 1}.weight"] = f"{place + 1}.weight"
+            place += 2
+        names.update(_names(level, f"levels.{index}", place))
+        place += len(list(level.children()))
+    if not any(".pool." in name for name in decoder.state_dict()):
         names = {ours: theirs for ours, theirs in names.items() if ".pool." not in ours}
+    silent = {
+        name: 0 * value
+        for name, value in trunk.state_dict().items()
+        if name not in names and name.endswith(".pool.3.weight")
+    }
+    _copy(decoder, trunk, names, silent)
+
+
+def copy_encoder(encoder: nn.Module, model: InfGen) -> None:
+    """Copies the last layers of a tiny autoencoder's encoder into a model's encoder, in place.
+
+    What comes before the encoder's first resolution is left out, and so are branches with global statistics: an
+    encoder that must give the same latent for any tile cannot have them, and has to learn to do without.
+
+    Args:
+        encoder: A sequence of modules that ends with, for every resolution, a convolution that halves the picture and
+            blocks, and last of all one convolution.
+        model: Its ``encode`` has the same widths.
+
+    Raises:
+        InputError: The encoder is built in another way or has other widths.
+    """
+    place = len(encoder) - 1 if isinstance(encoder, nn.Sequential) else 0
+    names = {f"leave.{name}": f"{place}.{name}" for name in model.encode.leave.state_dict()}
+    for index, level in reversed(list(enumerate(model.encode.levels))):
+        place -= len(list(level.children()))
+        names.update(_names(level, f"levels.{index}", place))
+        if index:
+            place -= 1
+            names[f"shrink.{index - 1}.weight"] = f"{place}.weight"
+    _copy(encoder, model.encode, names, {})
+
+
+def _names(level: nn.Module, prefix: str, place: int) -> Iterator[tuple[str, str]]:
+    """Every tensor of a level's blocks, and the teacher's that it starts as; its first block is at ``place``."""
+    for index, block in enumerate(level.children()):
+        for name in block.state_dict():
+            part, _, rest = name.partition(".")
+            yield f"{prefix}.{index}.{name}", f"{place + index}.{_PARTS[part]}.{rest}"
+
+
+def _copy(teacher: nn.Module, module: nn.Module, names: dict[str, str], other: dict[str, Tensor]) -> None:
+    state, expected = teacher.state_dict(), module.state_dict()
     for ours, theirs in names.items():
         found = state.get(theirs)
         if found is None or found.shape != expected[ours].shape:
             shape = "lacks it" if found is None else f"has shape {list(found.shape)}"
             raise InputError(
-                f"the teacher's decoder is not one that the trunk can start from: {theirs} should have shape "
-                f"{list(expected[ours].shape)}, the decoder {shape}; set trunk_from_teacher=false to start at random"
+                f"the teacher is not one that this model can start from: {theirs} should have shape "
+                f"{list(expected[ours].shape)}, the teacher {shape}; set warm_start=false to start at random"
             )
-    copied: dict[str, Tensor] = {ours: state[theirs] for ours, theirs in names.items()}
-    silent = {
-        name: 0 * value for name, value in expected.items() if name not in names and name.endswith(".pool.3.weight")
-    }
-    trunk.load_state_dict(expected | silent | copied)
-
-
-def _names(trunk: Trunk) -> dict[str, str]:
-    """Every tensor of the trunk, and the tensor of the decoder that it starts as."""
-    names, place = {}, 1  # the soft clamp has no tensors
-    for name in trunk.enter.state_dict():
-        names[f"enter.{name}"] = f"{place}.{name}"
-    place += 2  # and a ReLU
-    for level, blocks in enumerate(trunk.levels):
-        assert isinstance(blocks, nn.Sequential)
-        if level:
-            place += 1  # the upsampling
-            names[f"grow.{level - 1}.weight"] = f"{place}.weight"
-            place += 1
-        for index, block in enumerate(blocks):
-            for name in block.state_dict():
-                part, _, rest = name.partition(".")
-                names[f"levels.{level}.{index}.{name}"] = f"{place}.{_PARTS[part]}.{rest}"
-            place += 1
-    return names
+    module.load_state_dict(expected | other | {ours: state[theirs] for ours, theirs in names.items()})

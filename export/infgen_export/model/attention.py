@@ -78,13 +78,14 @@ class Rotary(nn.Module):
         return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
 
-def global_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Every token [B, ht, wt, heads, d] sees every cell [B, hk, wk, heads, d]."""
+def global_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Every token [B, ht, wt, heads, d] sees every cell [B, hk, wk, heads, d] that ``mask`` [hk, wk] does not hide."""
     batch, height, width = query.shape[:3]
     out = F.scaled_dot_product_attention(
         query.flatten(1, 2).transpose(1, 2).to(value.dtype),
         key.flatten(1, 2).transpose(1, 2).to(value.dtype),
         value.flatten(1, 2).transpose(1, 2),
+        None if mask is None else mask.flatten()[None, :],
     )
     return out.transpose(1, 2).reshape(batch, height, width, -1)
 
@@ -135,7 +136,7 @@ class CrossAttention(nn.Module):
         query = self.rotary.rotate(query, self.rotary.angles(grid.token_y, grid.token_x))
         key = self.rotary.rotate(key, self.rotary.angles(grid.key_y, grid.key_x))
         if self.radius is None:
-            return self.out(global_attention(query, key, value))
+            return self.out(global_attention(query, key, value, grid.keys_inside() if grid.padded else None))
         rows = Neighbours.of(grid.token_y, grid.key_y, grid.extent[0], self.radius)
         columns = Neighbours.of(grid.token_x, grid.key_x, grid.extent[1], self.radius)
         return self.out(window_attention(query, key, value, rows, columns))

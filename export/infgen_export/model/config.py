@@ -29,19 +29,6 @@ class Level:
 
 
 @dataclass(frozen=True)
-class EncoderConfig:
-    """The local encoder of iterative extrapolation: image in [0, 1] to latent, 8 px a cell.
-
-    Attributes:
-        fine: Blocks at a quarter of the image's size.
-        coarse: Blocks at an eighth, the latent's own resolution.
-    """
-
-    fine: Level = Level(64, 2)
-    coarse: Level = Level(128, 3)
-
-
-@dataclass(frozen=True)
 class DecoderConfig:
     """Architecture of one InfGen decoder (arXiv 2509.10441) and of the encoder that goes with it.
 
@@ -68,7 +55,7 @@ class DecoderConfig:
         levels: The upsampler's resolutions, each twice the one before; what is left to a patch of 8 is one last
             pixel shuffle. The last of them sees the context's detail.
         channel_norm: Whether the upsampler's blocks normalise each position over its channels.
-        encoder: The encoder's architecture.
+        encoder: The encoder's resolutions, each half the one before; the last has one position a cell.
         scale_range: Output pixels a cell / 8, smallest and largest that the model is trained for.
     """
 
@@ -91,7 +78,7 @@ class DecoderConfig:
     token_blocks: int
     levels: tuple[Level, ...]
     channel_norm: bool
-    encoder: EncoderConfig = EncoderConfig()
+    encoder: tuple[Level, ...] = (Level(64, 3), Level(64, 3), Level(64, 3))
     scale_range: tuple[float, float] = (0.5, 4.0)
 
     PATCH = 8
@@ -113,6 +100,8 @@ class DecoderConfig:
             )
         if self.final_factor < 1:
             problems.append(f"{len(self.levels)} levels enlarge by more than the patch of {self.PATCH}")
+        if not 1 <= len(self.encoder) <= 4:
+            problems.append(f"encoder must have 1 to 4 levels, not {len(self.encoder)}")
         if self.radius is not None and not self.radius > 0:
             problems.append(f"radius must be above 0 or null, not {self.radius}")
         for name, (low, high) in (("scale_range", self.scale_range), ("rotary", self.rotary)):
@@ -129,7 +118,7 @@ class DecoderConfig:
             yield name, getattr(self, name), 0
         levels = {f"levels[{index}]": level for index, level in enumerate(self.levels)}
         levels |= {f"trunk[{index}]": level for index, level in enumerate(self.trunk)}
-        levels |= {"encoder.fine": self.encoder.fine, "encoder.coarse": self.encoder.coarse}
+        levels |= {f"encoder[{index}]": level for index, level in enumerate(self.encoder)}
         for name, level in levels.items():
             yield f"{name}.width", level.width, 1
             yield f"{name}.blocks", level.blocks, 0
@@ -166,8 +155,10 @@ class DecoderConfig:
     @property
     def encode_halo(self) -> int:
         """Image pixels beyond a cell's border that the encoded cell depends on."""
-        fine, coarse = self.encoder.fine, self.encoder.coarse
-        return 4 * (1 + 2 * fine.blocks) + 8 * (2 * coarse.blocks + 1)
+        pixels = [self.PATCH >> depth for depth in reversed(range(len(self.encoder)))]  # a position, each way
+        blocks = sum(3 * size * level.blocks for size, level in zip(pixels, self.encoder, strict=True))
+        # The first convolution, one before every level but the first, and the last.
+        return blocks + pixels[0] + sum(pixels[:-1]) + self.PATCH
 
     def to_json(self) -> dict[str, Any]:
         """The config as plain JSON values."""

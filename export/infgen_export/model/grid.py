@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ class Grid:
         token_x: [wt] likewise for columns.
         extent: [2] cells of the whole latent, height and width.
         scale: [2] output pixels a cell / 8, vertical and horizontal.
+        padded: Whether keys and tokens may lie beyond the latent, to fill a fixed shape. They then change nothing of
+            the others, which costs some masking.
     """
 
     key_y: Tensor
@@ -30,6 +32,7 @@ class Grid:
     token_x: Tensor
     extent: Tensor
     scale: Tensor
+    padded: bool = False
 
     @classmethod
     def whole(cls, latent_size: tuple[int, int], size: tuple[int, int]) -> Grid:
@@ -64,10 +67,33 @@ class Grid:
         )
         return y.flatten(), x.flatten()
 
+    @property
+    def keys(self) -> tuple[int, int]:
+        """Rows and columns of the context crop."""
+        return self.key_y.shape[0], self.key_x.shape[0]
+
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """Rows and columns of the latent from the context crop's top-left corner on, [] each."""
+        return self.extent[0] - torch.floor(self.key_y[0]), self.extent[1] - torch.floor(self.key_x[0])
+
+    def keys_inside(self) -> Tensor:
+        """[hk, wk] bool: the keys that are cells of the latent."""
+        return (self.key_y < self.extent[0])[:, None] & (self.key_x < self.extent[1])
+
+    def tokens_inside(self) -> Tensor:
+        """[ht, wt] bool: the tokens that have a pixel in the picture."""
+        # By their top-left corners; half a pixel keeps rounding out of it.
+        y, x = (
+            token - (0.5 - 1 / 16) / scale < extent
+            for token, scale, extent in zip((self.token_y, self.token_x), self.scale, self.extent, strict=True)
+        )
+        return y[:, None] & x
+
     def to(self, device: torch.device) -> Grid:
         """The same on a device."""
-        return Grid(**{name: value.to(device) for name, value in vars(self).items()})
+        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return Grid(**tensors, padded=self.padded)
 
     def tile(self, rows: slice, columns: slice) -> Grid:
         """A part of the tokens over the same cells."""
-        return Grid(self.key_y, self.key_x, self.token_y[rows], self.token_x[columns], self.extent, self.scale)
+        return replace(self, token_y=self.token_y[rows], token_x=self.token_x[columns])

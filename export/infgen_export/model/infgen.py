@@ -10,7 +10,7 @@ from infgen_export.model.attention import CrossAttention
 from infgen_export.model.config import DecoderConfig
 from infgen_export.model.grid import Grid
 from infgen_export.model.inpe import INPE
-from infgen_export.model.layers import residual_blocks
+from infgen_export.model.layers import TripleBlock
 from infgen_export.model.sampling import bilinear
 from infgen_export.model.trunk import Prefill
 from infgen_export.model.upsampler import Upsampler
@@ -69,7 +69,8 @@ class Decode(nn.Module):
             y, x = grid.token_y - torch.floor(grid.token_y), grid.token_x - torch.floor(grid.token_x)
         tokens = self.inpe(y, x, grid.scale).unsqueeze(0)
         if self.mask_token is None:
-            tokens = tokens + bilinear(coarse, *grid.places()).permute(0, 2, 3, 1)
+            sampled = bilinear(coarse, *grid.places(), grid.ends(), grid.keys)
+            tokens = tokens + sampled.permute(0, 2, 3, 1)
         else:
             tokens = (tokens + self.mask_token).expand(context.shape[0], -1, -1, -1)
         cells = self.context_norm(cells)
@@ -79,8 +80,11 @@ class Decode(nn.Module):
         if self.unfold is not None:
             factor = self.unfold.upscale_factor
             y, x = grid.places(self.upsampler.factor)
-            detail = bilinear(self.unfold(context[:, self.width :]), factor * y, factor * x)
-        return self.upsampler(tokens.permute(0, 3, 1, 2), detail)
+            rows, columns = grid.ends()
+            ends, shape = (factor * rows, factor * columns), (factor * grid.keys[0], factor * grid.keys[1])
+            detail = bilinear(self.unfold(context[:, self.width :]), factor * y, factor * x, ends, shape)
+        mask = grid.tokens_inside().to(context.dtype)[None, None] if grid.padded else None
+        return self.upsampler(tokens.permute(0, 3, 1, 2), detail, mask)
 
 
 class Encode(nn.Module):
@@ -88,20 +92,25 @@ class Encode(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        fine, coarse = config.encoder.fine, config.encoder.coarse
-        self.layers = nn.Sequential(
-            nn.PixelUnshuffle(4),
-            nn.Conv2d(48, fine.width, 3, padding=1),
-            residual_blocks(fine.width, fine.blocks),
-            nn.PixelUnshuffle(2),
-            nn.Conv2d(4 * fine.width, coarse.width, 1),
-            residual_blocks(coarse.width, coarse.blocks),
-            nn.Conv2d(coarse.width, config.latent_channels, 3, padding=1),
+        factor = config.PATCH >> (len(config.encoder) - 1)
+        widths = [level.width for level in config.encoder]
+        self.unshuffle = nn.PixelUnshuffle(factor)
+        self.enter = nn.Conv2d(3 * factor**2, widths[0], 3, padding=1)
+        self.shrink = nn.ModuleList(
+            nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False)
+            for before, after in zip(widths, widths[1:], strict=False)
         )
+        self.levels = nn.ModuleList(
+            nn.Sequential(*(TripleBlock(level.width) for _ in range(level.blocks))) for level in config.encoder
+        )
+        self.leave = nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:
         """See the class."""
-        return self.layers(image - 0.5)
+        x = self.levels[0](self.enter(self.unshuffle(image)))
+        for shrink, level in zip(self.shrink, self.levels[1:], strict=True):
+            x = level(shrink(x))
+        return self.leave(x)
 
 
 class InfGen(nn.Module):

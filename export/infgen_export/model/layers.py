@@ -30,11 +30,50 @@ class ResidualBlock(nn.Module):
         with torch.no_grad():
             self.second.weight.mul_(0.3)  # starts close to the identity
 
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, width, H, W] to the same; where ``mask`` [1, 1, H, W] is 0, convolutions see zeros."""
+        hidden = F.relu(self.first(masked(self.norm(x), mask)))
+        return x + self.second(masked(hidden, mask))
+
+
+class ResidualBlocks(nn.ModuleList):
+    """A chain of residual blocks."""
+
+    def __init__(self, width: int, count: int, channel_norm: bool = False) -> None:
+        super().__init__(ResidualBlock(width, channel_norm) for _ in range(count))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """See ``ResidualBlock``."""
+        for block in self:
+            x = block(x, mask)
+        return x
+
+
+def masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Zero where the mask is."""
+    return x if mask is None else x * mask
+
+
+class TripleBlock(nn.Module):
+    """Three 3x3 convolutions beside an identity, the block of TAESD's autoencoders.
+
+    A pooled block also has a branch whose GroupNorm spans the whole latent: FLUX.2's and SD's autoencoders carry global
+    statistics, and a decoder that cannot see them stays many dB behind.
+    """
+
+    def __init__(self, width: int, pooled: bool = False) -> None:
+        super().__init__()
+        first, second, last = (nn.Conv2d(width, width, 3, padding=1) for _ in range(3))
+        self.convolve = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last)
+        self.pool = None
+        if pooled:
+            widen, narrow = nn.Conv2d(width, 4 * width, 1, bias=False), nn.Conv2d(4 * width, width, 1, bias=False)
+            self.pool = nn.Sequential(widen, nn.GroupNorm(4, 4 * width), nn.ReLU(), narrow)
+        with torch.no_grad():
+            last.weight.mul_(0.3)  # starts close to the identity
+
     def forward(self, x: Tensor) -> Tensor:
         """[B, width, H, W] to the same."""
-        return x + self.second(F.relu(self.first(self.norm(x))))
-
-
-def residual_blocks(width: int, count: int, channel_norm: bool = False) -> nn.Sequential:
-    """A chain of residual blocks."""
-    return nn.Sequential(*(ResidualBlock(width, channel_norm) for _ in range(count)))
+        if self.pool is not None:
+            x = x + self.pool(x)
+        return F.relu(x + self.convolve(x))

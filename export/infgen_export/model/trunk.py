@@ -8,31 +8,7 @@ from torch import Tensor, nn
 
 from infgen_export.model.config import DecoderConfig
 from infgen_export.model.inpe import INPE
-
-
-class TrunkBlock(nn.Module):
-    """Three 3x3 convolutions beside an identity, the block of TAESD's decoders.
-
-    A pooled block also has a branch whose GroupNorm spans the whole latent: FLUX.2's and SD's autoencoders carry global
-    statistics, and a decoder that cannot see them stays many dB behind.
-    """
-
-    def __init__(self, width: int, pooled: bool) -> None:
-        super().__init__()
-        first, second, last = (nn.Conv2d(width, width, 3, padding=1) for _ in range(3))
-        self.convolve = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last)
-        self.pool = None
-        if pooled:
-            widen, narrow = nn.Conv2d(width, 4 * width, 1, bias=False), nn.Conv2d(4 * width, width, 1, bias=False)
-            self.pool = nn.Sequential(widen, nn.GroupNorm(4, 4 * width), nn.ReLU(), narrow)
-        with torch.no_grad():
-            last.weight.mul_(0.3)  # starts close to the identity
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, width, H, W] to the same."""
-        if self.pool is not None:
-            x = x + self.pool(x)
-        return F.relu(x + self.convolve(x))
+from infgen_export.model.layers import TripleBlock
 
 
 class Trunk(nn.Module):
@@ -46,7 +22,7 @@ class Trunk(nn.Module):
             for before, level in zip(config.trunk, config.trunk[1:], strict=False)
         )
         self.levels = nn.ModuleList(
-            nn.Sequential(*(TrunkBlock(level.width, pooled=index == 0) for _ in range(level.blocks)))
+            nn.Sequential(*(TripleBlock(level.width, pooled=index == 0) for _ in range(level.blocks)))
             for index, level in enumerate(config.trunk)
         )
 
@@ -73,12 +49,12 @@ class Prefill(nn.Module):
 
     def forward(self, latent: Tensor) -> Tensor:
         """See the class."""
+        height, width = latent.shape[2:]
         # Latents reach 4 standard deviations and more; far outliers must not blow up what follows.
         latent = 3 * torch.tanh(latent / 3)
         features = [latent] if self.trunk is None else self.trunk(latent)
         context = self.to_context(features[0])
         if self.inpe is not None:
-            height, width = latent.shape[2:]
             y = (torch.arange(height, device=latent.device, dtype=torch.float32) + 0.5) / height
             x = (torch.arange(width, device=latent.device, dtype=torch.float32) + 0.5) / width
             context = context + self.inpe(y, x, torch.ones(2, device=latent.device)).permute(2, 0, 1)

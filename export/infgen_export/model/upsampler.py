@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from infgen_export.model.config import DecoderConfig
-from infgen_export.model.layers import residual_blocks
+from infgen_export.model.layers import ResidualBlocks, masked
 
 
 class Upsampler(nn.Module):
@@ -21,14 +22,14 @@ class Upsampler(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.factor = 1 << len(config.levels)
-        self.first = residual_blocks(config.width, config.token_blocks, config.channel_norm)
+        self.first = ResidualBlocks(config.width, config.token_blocks, config.channel_norm)
         widths = [config.width, *(level.width for level in config.levels)]
         self.enlarge = nn.ModuleList(
             nn.Sequential(nn.Conv2d(before, 4 * after, 1), nn.PixelShuffle(2))
             for before, after in zip(widths, widths[1:], strict=False)
         )
         self.levels = nn.ModuleList(
-            residual_blocks(level.width, level.blocks, config.channel_norm) for level in config.levels
+            ResidualBlocks(level.width, level.blocks, config.channel_norm) for level in config.levels
         )
         self.from_detail = nn.Conv2d(config.detail, widths[-1], 1) if config.detail else None
         self.to_pixels = nn.Conv2d(widths[-1], 3 * config.final_factor**2, 3, padding=1)
@@ -38,18 +39,21 @@ class Upsampler(nn.Module):
             if self.to_pixels.bias is not None:
                 self.to_pixels.bias.fill_(0.5)  # mid-grey
 
-    def forward(self, tokens: Tensor, detail: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, detail: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """See the class.
 
         Args:
             tokens: [B, D, ht, wt].
             detail: [B, detail, factor ht, factor wt], the context's fine grid where the last level's positions are.
+            mask: [1, 1, ht, wt], 0 for tokens that only fill a fixed shape, before which the others seem to end.
         """
-        x = self.first(tokens)
+        x = self.first(tokens, mask)
         for index, (enlarge, blocks) in enumerate(zip(self.enlarge, self.levels, strict=True), start=1):
             x = enlarge(x)
             if index == len(self.levels) and self.from_detail is not None:
                 assert detail is not None, "a model with detail cannot decode without it"
                 x = x + self.from_detail(detail)
-            x = blocks(x)
-        return self.shuffle(self.to_pixels(x))
+            if mask is not None:
+                mask = F.interpolate(mask, scale_factor=2)
+            x = blocks(x, mask)
+        return self.shuffle(self.to_pixels(masked(x, mask)))

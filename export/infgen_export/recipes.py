@@ -1,0 +1,89 @@
+"""Recipes: named presets of a target, a precision and a shape, which ``infgen-export recipes`` lists."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from infgen_export.errors import RequestError
+from infgen_rt.bundle import FixedShape
+
+TARGETS = ("onnx", "openvino", "coreml")
+PRECISIONS = ("fp32", "fp16", "int8")
+
+
+def tile(tokens: int) -> FixedShape:
+    """A square tile, and the cells that it needs at scale 1, with a radius of 1.5."""
+    return FixedShape((tokens, tokens), (tokens + 4, tokens + 4), (8 * tokens, 8 * tokens))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one target's graphs are made.
+
+    Attributes:
+        name: Unique; the folder of the graphs in a bundle.
+        target: Which converter and runtime.
+        precision: ``"fp32"``; ``"fp16"``, arithmetic or at least weights in float16; ``"int8"``, weights in 8 bits.
+        about: Who wants it.
+        default: Whether a target that is asked for without a recipe gets it.
+        shapes: The only shapes that decode and encode take, smallest first; any if empty. Prefill stays dynamic: it
+            sees whole latents, whose statistics padding would change.
+    """
+
+    name: str
+    target: str
+    precision: str
+    about: str
+    default: bool = False
+    shapes: tuple[FixedShape, ...] = ()
+
+
+RECIPES = (
+    Recipe("onnx-fp32", "onnx", "fp32", "ONNX Runtime on CPUs", default=True),
+    Recipe("onnx-fp16", "onnx", "fp16", "ONNX Runtime on GPUs", default=True),
+    Recipe("onnx-int8", "onnx", "int8", "small downloads; computes in float32"),
+    Recipe("openvino-fp32", "openvino", "fp32", "Intel CPUs and GPUs, float32 weights"),
+    Recipe("openvino-fp16", "openvino", "fp16", "Intel CPUs and GPUs, float16 weights", default=True),
+    Recipe("openvino-int8", "openvino", "int8", "small downloads, weights in 8 bits"),
+    Recipe("openvino-npu", "openvino", "fp16", "Intel NPUs: one tile of 512x512 pixels", shapes=(tile(64),)),
+    Recipe("coreml-fp32", "coreml", "fp32", "Apple CPUs and GPUs, float32"),
+    Recipe("coreml-fp16", "coreml", "fp16", "Apple GPUs and CPUs, any tile", default=True),
+    Recipe("coreml-int8", "coreml", "int8", "small downloads, weights in 8 bits"),
+    Recipe("coreml-ane", "coreml", "fp16", "Apple Neural Engine: one tile of 512x512 pixels", shapes=(tile(64),)),
+    Recipe(
+        "coreml-enum",
+        "coreml",
+        "fp16",
+        "Apple GPUs, compiled for a few tile sizes",
+        shapes=(tile(32), tile(64), tile(96)),
+    ),
+)
+
+
+def select(targets: Sequence[str], names: Sequence[str] = ()) -> tuple[Recipe, ...]:
+    """The recipes of a request.
+
+    Args:
+        targets: Names of targets, or ``"all"``; those of the named recipes, or else ONNX, if empty.
+        names: Names of recipes, or ``"all"`` for every recipe of the targets; empty for the targets' defaults.
+
+    Raises:
+        RequestError: One of them is unknown, or a recipe is of another target than those asked for.
+    """
+    known = {recipe.name: recipe for recipe in RECIPES}
+    wanted = TARGETS if "all" in targets else tuple(targets) or (() if names else ("onnx",))
+    if unknown := [target for target in wanted if target not in TARGETS]:
+        raise RequestError(f"unknown target {unknown[0]!r}: expected one of {', '.join((*TARGETS, 'all'))}")
+    if "all" in names or not names:
+        return tuple(
+            recipe for recipe in RECIPES if recipe.target in (wanted or TARGETS) and (recipe.default or "all" in names)
+        )
+    for name in names:
+        if name not in known:
+            raise RequestError(f"unknown recipe {name!r}: infgen-export recipes lists {', '.join(known)}")
+        if wanted and known[name].target not in wanted:
+            raise RequestError(f"recipe {name!r} is of target {known[name].target!r}, which was not asked for")
+    if bare := [target for target in wanted if all(known[name].target != target for name in names)]:
+        raise RequestError(f"no recipe of target {bare[0]!r} among {', '.join(names)}: name one, or leave it out")
+    return tuple(known[name] for name in dict.fromkeys(names))

@@ -1,0 +1,254 @@
+"""Core ML: an ML program in an ``.mlpackage``, converted from ``torch.export`` and proven without macOS."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import coremltools as ct
+import coremltools.optimize.coreml as cto
+import numpy as np
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+
+from infgen_export import mil
+from infgen_export.graphs import Graph, Tensorspec
+from infgen_export.recipes import Recipe
+from infgen_export.targets import LEAST_WEIGHTS, Options
+from infgen_export.targets.dims import dynamic_shapes, shape_at, sizes
+
+PRECISIONS = ("fp32", "fp16", "int8")
+SUFFIX = ".mlpackage"
+BACKEND = None
+NATIVE = False
+_ATEN = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What ``torch.export`` made of a graph, and the sizes of the example it was traced with, by dimension."""
+
+    program: ExportedProgram
+    sizes: dict[str, int]
+
+
+def trace(graph: Graph, example: tuple[Tensor, ...], options: Options) -> Traced:
+    """The graph as coremltools takes it; see ``Target``.
+
+    Raises:
+        ValueError: The example is not one of the graph.
+    """
+    found = sizes(graph, example)
+    exported = torch.export.export(graph.module, example, dynamic_shapes=dynamic_shapes(graph))
+    program: ExportedProgram = exported.run_decompositions({})
+    _rewrite(program.graph_module.graph)
+    return Traced(program, found)
+
+
+def convert(
+    traced: Traced,
+    graph: Graph,
+    path: Path,
+    metadata: Mapping[str, str],
+    recipe: Recipe,
+    options: Options,
+) -> None:
+    """Writes a graph as an ``.mlpackage`` folder; see ``Target``."""
+    choices = graph.choices() if len(graph.shapes) > 1 else ()
+    precision, system = recipe.precision, options.deployment_target
+    write_package(traced, graph, path, metadata, precision=precision, deployment_target=system, enumerated=choices)
+
+
+def write_package(
+    traced: Traced,
+    graph: Graph,
+    path: Path,
+    metadata: Mapping[str, str],
+    *,
+    precision: str = "fp32",
+    deployment_target: str = "iOS18",
+    enumerated: Sequence[Mapping[str, int]] = (),
+) -> None:
+    """Writes a graph as an ``.mlpackage`` folder; inputs and output are float32 at every precision.
+
+    What is computed from coordinates alone (the implicit positional embedding, sampling matrices, rotary angles) is
+    float32 at every precision too: half precision ruins Fourier features of coordinates.
+
+    Args:
+        traced: What ``trace`` made; the sizes of its example are the package's default shapes.
+        graph: What it was made of.
+        path: Folder to write, ``.mlpackage``; replaced if there is one.
+        metadata: Model properties; ``author``, ``licence``, ``version`` and ``model`` fill Core ML's own fields too.
+        precision: ``"fp32"``, ``"fp16"``, or ``"int8"`` for fp16 with large weights of 8 bits.
+        deployment_target: Oldest system that shall run it, as ``coremltools.target`` calls it.
+        enumerated: The only sizes to accept, two or more, each with every dimension by name; a range if empty.
+
+    Raises:
+        ValueError: The precision is unknown, or sizes are outside the graph's bounds.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+    shapes = _shapes(graph, traced.sizes, enumerated)
+    model = ct.convert(
+        traced.program,
+        inputs=[
+            ct.TensorType(name=spec.name, shape=shape, dtype=np.float32)
+            for spec, shape in zip(graph.inputs, shapes, strict=True)
+        ],
+        outputs=[ct.TensorType(name=graph.output.name, dtype=np.float32)],
+        convert_to="mlprogram",
+        minimum_deployment_target=ct.target[deployment_target],
+        compute_precision=_compute_precision(graph, precision),
+        compute_units=ct.ComputeUnit.CPU_ONLY,
+        skip_model_load=True,
+    )
+    if precision == "int8":
+        model = _quantize(model)
+    _describe(model, graph, {**metadata, **_bounds(graph, enumerated)})
+    model.save(str(path))
+    # Which lines of whose torch program became what, for ExecuTorch; larger than many a graph.
+    (path / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
+    # coremltools keeps what it writes to the user who wrote it; a bundle is for everyone.
+    for part in (path, *path.rglob("*")):
+        part.chmod(0o755 if part.is_dir() else 0o644)
+
+
+def load(path: Path, precision: str | None = None) -> Session:
+    """Loads a package into the interpreter; see ``Target``."""
+    return Session(path)
+
+
+def native_precisions() -> tuple[str, ...]:
+    """None: the interpreter computes in what the program says."""
+    return ()
+
+
+class Session:
+    """A saved package, interpreted by torch: what is proven is the converted program, not Apple's kernels."""
+
+    def __init__(self, path: Path) -> None:
+        self._program = mil.Program(path)
+
+    def __call__(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Runs it on named inputs."""
+        (output,) = self._program.run(inputs).values()
+        return output
+
+    @property
+    def operations(self) -> Counter[str]:
+        """How many operations of every kind the program has."""
+        return self._program.operations
+
+
+def _rewrite(graph: fx.Graph) -> None:
+    """Says what coremltools 9.0 does not understand in words that it converts to the same; torch never runs these."""
+    for node in graph.find_nodes(op="call_function", target=_ATEN.__and__.Tensor):
+        node.target = _ATEN.logical_and.default
+    for node in graph.find_nodes(op="call_function", target=_ATEN.where.ScalarOther):
+        node.target = _ATEN.where.self
+    for node in graph.find_nodes(op="call_function", target=_ATEN.reciprocal.default):
+        # Core ML's own adds 1e-4 to what it inverts, and coremltools does not ask it otherwise.
+        node.target, node.args = _ATEN.div.Tensor, (1.0, *node.args)
+    for node in graph.find_nodes(op="call_function", target=_ATEN.alias.default):
+        _replace(node, node.args[0])
+    for node in graph.find_nodes(op="call_function", target=_ATEN.full_like.default):
+        # A value that is known at run time only, such as a size, becomes 0 without a word. A minimum broadcasts.
+        if all(user.target is _ATEN.minimum.default for user in node.users):
+            _replace(node, node.args[1])
+        elif isinstance(node.args[1], fx.Node):
+            raise NotImplementedError(f"{node}: full_like with a value known at run time only")
+
+
+def _replace(node: fx.Node, by: Any) -> None:
+    node.replace_all_uses_with(by)
+    node.graph.erase_node(node)
+
+
+def _shapes(graph: Graph, default: Mapping[str, int], enumerated: Sequence[Mapping[str, int]]) -> list[Any]:
+    """The shape of every input, as coremltools has them."""
+    if not enumerated:
+        return [_ranges(spec, graph, default) for spec in graph.inputs]
+    if len(enumerated) < 2:
+        raise ValueError("one shape is not enumerated: give the graph equal bounds instead")
+    for choice in enumerated:
+        for name, (low, high) in graph.bounds.items():
+            if not low <= choice[name] <= high:
+                raise ValueError(f"{name} is {choice[name]} in an enumerated shape, outside its bounds {low}..{high}")
+    return [_choices(spec, enumerated) for spec in graph.inputs]
+
+
+def _ranges(spec: Tensorspec, graph: Graph, default: Mapping[str, int]) -> tuple[Any, ...]:
+    lows, highs = ({name: bound[i] for name, bound in graph.bounds.items()} for i in (0, 1))
+    return tuple(
+        ct.RangeDim(low, high, default=size) if low < high else size
+        for low, high, size in zip(shape_at(spec, lows), shape_at(spec, highs), shape_at(spec, default), strict=True)
+    )
+
+
+def _choices(spec: Tensorspec, enumerated: Sequence[Mapping[str, int]]) -> Any:
+    shapes = [shape_at(spec, choice) for choice in enumerated]
+    # Core ML pairs the choices of several inputs by their place in the list, so repeated ones stay.
+    return ct.EnumeratedShapes(shapes, default=shapes[0]) if len(set(shapes)) > 1 else shapes[0]
+
+
+def _bounds(graph: Graph, enumerated: Sequence[Mapping[str, int]]) -> dict[str, str]:
+    """Metadata that says which sizes the package takes."""
+    bounds = dict(graph.bounds)
+    listed = {}
+    if enumerated:
+        bounds = {name: (min(c[name] for c in enumerated), max(c[name] for c in enumerated)) for name in bounds}
+        listed = {"shapes": "; ".join(" ".join(f"{name}={c[name]}" for name in bounds) for c in enumerated)}
+    return {f"bounds.{name}": f"{low}..{high}" for name, (low, high) in bounds.items()} | listed
+
+
+def _compute_precision(graph: Graph, precision: str) -> Any:
+    if precision == "fp32":
+        return ct.precision.FLOAT32
+    return ct.transform.FP16ComputePrecision(op_selector=_computed_from(graph.data))
+
+
+def _computed_from(name: str) -> Callable[[Any], bool]:
+    """Selects the operations whose values depend on an input's values; its shape does not count."""
+    known: dict[Any, bool] = {}
+
+    def depends(value: Any) -> bool:
+        if isinstance(value, (list, tuple)):
+            return any(depends(part) for part in value)
+        return bool(value.name == name) if value.op is None else selected(value.op)
+
+    def selected(op: Any) -> bool:
+        if op not in known:
+            known[op] = op.op_type != "shape" and any(depends(value) for value in op.inputs.values())
+        return known[op]
+
+    return selected
+
+
+def _quantize(model: Any) -> Any:
+    config = cto.OptimizationConfig(
+        global_config=cto.OpLinearQuantizerConfig(
+            mode="linear_symmetric", dtype="int8", granularity="per_channel", weight_threshold=LEAST_WEIGHTS
+        )
+    )
+    for name, weight in cto.get_weights_metadata(model, weight_threshold=LEAST_WEIGHTS).items():
+        # Weights of what is computed from coordinates alone are those that fp16 left in float32.
+        if weight.val.dtype == np.float32:
+            config.set_op_name(name, None)
+    return cto.linear_quantize_weights(model, config)
+
+
+def _describe(model: Any, graph: Graph, metadata: Mapping[str, str]) -> None:
+    model.author = metadata.get("author", "")
+    model.license = metadata.get("licence", "")
+    model.version = metadata.get("version", "")
+    model.short_description = f"{metadata.get('model', 'InfGen')}: {graph.name}"
+    # Two conversions of one model shall not differ.
+    model.user_defined_metadata.pop("com.github.apple.coremltools.conversion_date", None)
+    model.user_defined_metadata.update(metadata)
+    for spec in graph.inputs:
+        model.input_description[spec.name] = spec.about
+    model.output_description[graph.output.name] = graph.output.about

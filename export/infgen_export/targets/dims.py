@@ -1,0 +1,52 @@
+"""The dimensions of a graph as ``torch.export`` and the targets want them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.export import Dim
+
+from infgen_export.graphs import Graph, Tensorspec
+
+
+def dynamic_shapes(graph: Graph) -> tuple[dict[int, Any], ...]:
+    """The dynamic axes of every input, for ``torch.export``; a dimension with equal bounds is static."""
+    dims = {name: Dim(name, min=low, max=high) for name, (low, high) in graph.bounds.items() if low < high}
+    return tuple(
+        {axis: factor * dims[name] if factor > 1 else dims[name] for axis, factor, name in _named(spec) if name in dims}
+        for spec in graph.inputs
+    )
+
+
+def sizes(graph: Graph, example: tuple[Tensor, ...]) -> dict[str, int]:
+    """How large every dimension of a graph is in an example of its inputs.
+
+    Raises:
+        ValueError: The example is not one of the graph: its inputs contradict one another, or the bounds.
+    """
+    found: dict[str, int] = {}
+    for spec, value in zip(graph.inputs, example, strict=True):
+        for axis, factor, name in _named(spec):
+            size, left = divmod(value.shape[axis], factor)
+            if left or found.setdefault(name, size) != size:
+                raise ValueError(f"{spec.name}: {list(value.shape)} is not {list(spec.shape)} at {found}")
+    for name, (low, high) in graph.bounds.items():
+        if not low <= found[name] <= high:
+            raise ValueError(f"{name} is {found[name]} in the example, outside its bounds {low}..{high}")
+    return found
+
+
+def shape_at(spec: Tensorspec, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape of an input or output with numbers for its named dimensions."""
+    shape = [dim if isinstance(dim, int) else 0 for dim in spec.shape]
+    for axis, factor, name in _named(spec):
+        shape[axis] = factor * sizes[name]
+    return tuple(shape)
+
+
+def _named(spec: Tensorspec) -> list[tuple[int, int, str]]:
+    """Axis, factor and name of every dimension that has a name."""
+    parts = [(axis, dim.rpartition("*")) for axis, dim in enumerate(spec.shape) if isinstance(dim, str)]
+    return [(axis, int(factor or 1), name) for axis, (factor, _, name) in parts]

@@ -1,0 +1,139 @@
+"""OpenVINO: intermediate representation, converted from the torch module so that the bounds of dimensions are kept."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import nncf
+import openvino as ov
+import torch
+from torch import Tensor
+
+from infgen_export.graphs import Graph, Tensorspec
+from infgen_export.recipes import Recipe
+from infgen_export.targets import Options, depends_on
+from infgen_runtimes import openvino
+from infgen_runtimes.openvino import MODEL
+
+SUFFIX = ""
+"""A graph is a folder of two files."""
+BACKEND = "openvino"
+NATIVE = True
+
+
+def trace(graph: Graph, example: tuple[Tensor, ...], options: Options) -> ov.Model:
+    """The graph in float32; see ``Target``."""
+    inputs = [(spec.name, _shape(spec, graph)) for spec in graph.inputs]
+    model = ov.convert_model(graph.module, example_input=example, input=inputs)
+    for port, spec in zip((*model.inputs, *model.outputs), (*graph.inputs, graph.output), strict=True):
+        port.get_tensor().set_names({spec.name})
+        port.get_node().set_friendly_name(spec.name)
+    return model
+
+
+def convert(
+    traced: ov.Model,
+    graph: Graph,
+    path: Path,
+    metadata: Mapping[str, str],
+    recipe: Recipe,
+    options: Options,
+) -> None:
+    """Writes a graph as ``model.xml`` and ``model.bin`` in a folder; see ``Target``."""
+    model = traced.clone()
+    bounds = {f"bounds.{name}": f"{low}..{high}" for name, (low, high) in graph.bounds.items()}
+    descriptions = {f"about.{spec.name}": spec.about for spec in (*graph.inputs, graph.output)}
+    for name, value in {**metadata, **bounds, **descriptions}.items():
+        model.set_rt_info(value, ["infgen", name])
+    positional = _positional(model, graph)
+    if recipe.precision == "int8":
+        ignored = nncf.IgnoredScope(names=sorted(positional), validate=False)
+        model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM, ignored_scope=ignored)
+    path.mkdir()
+    ov.save_model(model, path / MODEL, compress_to_fp16=False)
+    if recipe.precision == "fp16":
+        _keep_precision(path / MODEL, positional)
+        model = ov.Core().read_model(path / MODEL)
+        ov.save_model(model, path / "half.xml", compress_to_fp16=True)
+        del model  # maps the file that is replaced
+        for suffix in (".xml", ".bin"):
+            (path / "half").with_suffix(suffix).replace((path / MODEL).with_suffix(suffix))
+    elif recipe.precision == "int8":
+        _keep_precision(path / MODEL, positional)
+
+
+def _shape(spec: Tensorspec, graph: Graph) -> ov.PartialShape:
+    """The shape of an input with its bounds."""
+    sides = []
+    for dim in spec.shape:
+        factor, _, name = dim.rpartition("*") if isinstance(dim, str) else ("", "", "")
+        low, high = graph.bounds[name] if name else (int(dim), int(dim))
+        sides.append(ov.Dimension(int(factor or 1) * low, int(factor or 1) * high))
+    return ov.PartialShape(sides)
+
+
+def _positional(model: ov.Model, graph: Graph) -> set[str]:
+    """Names of the operations that must stay float32 (see ``depends_on``)."""
+    operations = model.get_ordered_ops()
+    nodes = [
+        (
+            node.get_type_name(),
+            [node.input_value(index).get_node().get_friendly_name() for index in range(node.get_input_size())],
+            [node.get_friendly_name()],
+        )
+        for node in operations
+    ]
+    found = depends_on(graph.data, nodes)
+    # A weight is what its users are; the same weight may serve both.
+    shared = {source for _, sources, (name,) in nodes if name in found for source in sources}
+    return {name for kind, _, (name,) in nodes if name not in found and (kind != "Constant" or name not in shared)} - {
+        spec.name for spec in graph.inputs
+    }
+
+
+def _keep_precision(file: Path, names: set[str]) -> None:
+    """Marks operations as not to be computed, nor their weights stored, in less than float32.
+
+    Python has no call for it; the mark is an attribute of the file format (``ov::disable_fp16_compression``).
+    """
+    tree = ElementTree.parse(file)
+    for layer in tree.iter("layer"):
+        if layer.get("name") in names:
+            marks = layer.find("rt_info")
+            marks = ElementTree.SubElement(layer, "rt_info") if marks is None else marks
+            ElementTree.SubElement(marks, "attribute", {"name": "precise", "version": "0"})
+    tree.write(file)
+
+
+def load(path: Path, precision: str | None = None) -> Session:
+    """Loads a graph into OpenVINO on the CPU, in float32 or a native precision; see ``Target``."""
+    return Session(path, precision or "f32")
+
+
+def native_precisions() -> tuple[str, ...]:
+    """The low precision that OpenVINO chooses by itself on this CPU, if it has one."""
+    capabilities = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return ("bf16",) if "BF16" in capabilities else ()
+
+
+class Session:
+    """A converted graph in OpenVINO on the CPU; see ``targets.Session``.
+
+    Args:
+        path: Folder of the graph.
+        precision: Of the arithmetic; OpenVINO itself would choose bfloat16 where the CPU has it.
+    """
+
+    def __init__(self, path: Path, precision: str = "f32") -> None:
+        core = ov.Core()
+        model = core.read_model(path / MODEL)
+        self.operations: Counter[str] = Counter(node.get_type_name() for node in model.get_ordered_ops())
+        self._session = openvino.Session(core, model, precision, {})
+
+    def __call__(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Runs it on named inputs."""
+        (output,) = self._session.run({name: value.numpy() for name, value in inputs.items()}).values()
+        return torch.from_numpy(output)

@@ -1,0 +1,334 @@
+"""A Core ML package computes what its torch model computes, as far as its precision goes, and says what it is."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+ct = pytest.importorskip("coremltools")
+
+from infgen_export import mil  # noqa: E402
+from infgen_export.graphs import Graph, Tensorspec, decode_inputs, graphs_of, trace_inputs  # noqa: E402
+from infgen_export.model.inpe import INPE  # noqa: E402
+from infgen_export.targets import Options, coreml  # noqa: E402
+from infgen_export.targets.dims import sizes  # noqa: E402
+from infgen_export.verify import compare  # noqa: E402
+from infgen_rt.bundle import FixedShape  # noqa: E402
+from infgen_rt.geometry import Box, Size  # noqa: E402
+
+from . import tiny  # noqa: E402
+
+# Tracing takes a while for every neighbour a token sees, so quick tests have an edge model with one.
+CONFIGS = tiny.CONFIGS | {"near": dataclasses.replace(tiny.EDGE, radius=0.5)}
+MODELS = {name: tiny.model(config) for name, config in CONFIGS.items()}
+METADATA = {"author": "infgen-rt", "licence": "CC0-1.0", "model": "tiny", "version": "1.2", "latent_space": "flux2"}
+# Cells of the latent, pixels of the picture, tile in tokens; none of them those of tracing.
+SHAPES = (
+    (Size(16, 16), Size(256, 256), None),
+    (Size(3, 19), Size(50, 300), None),
+    (Size(1, 1), Size(8, 8), None),
+    (Size(24, 18), Size(96, 72), None),
+    (Size(32, 48), Size(1001, 1777), Box(70, 101, 19, 23)),
+)
+QUICK = {
+    ("edge", "prefill", "fp32"),
+    ("near", "decode", "fp16"),
+    ("edge", "encode", "int8"),
+    ("paper", "prefill", "int8"),
+    ("paper", "decode", "fp16"),
+}
+EVERY = [
+    pytest.param(kind, graph, precision, marks=() if (kind, graph, precision) in QUICK else pytest.mark.slow)
+    for kind in MODELS
+    for graph in ("prefill", "decode", "encode")
+    for precision in coreml.PRECISIONS
+]
+
+pytestmark = [pytest.mark.filterwarnings("ignore")]
+
+Convert = Callable[[str, str, str], Path]
+
+
+def write(graph: Graph, example: tuple[Tensor, ...], path: Path, metadata: Mapping[str, str], **recipe: Any) -> None:
+    coreml.write_package(coreml.trace(graph, example, Options()), graph, path, metadata, **recipe)
+
+
+def graph_of(kind: str, name: str) -> Graph:
+    return next(graph for graph in graphs_of(MODELS[kind]) if graph.name == name)
+
+
+@pytest.fixture(scope="session")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Convert:
+    """Packages by model, graph and precision, made when first asked for; not to be changed."""
+    folder, made = tmp_path_factory.mktemp("coreml"), {}
+
+    def convert(kind: str, name: str, precision: str) -> Path:
+        # The real threshold would leave every weight of models this small alone.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(coreml, "LEAST_WEIGHTS", 1024)
+            return make(kind, name, precision)
+
+    def make(kind: str, name: str, precision: str) -> Path:
+        path = folder / f"{kind}-{name}-{precision}.mlpackage"
+        if path not in made:
+            graph = graph_of(kind, name)
+            write(graph, trace_inputs(graph, MODELS[kind]), path, METADATA, precision=precision)
+            made[path] = True
+        return path
+
+    return convert
+
+
+def inputs_of(kind: str, graph: str, shape: tuple[Size, Size, Box | None]) -> dict[str, Tensor]:
+    cells, size, tile = shape
+    latent = tiny.latent(cells.height, cells.width)
+    if graph == "prefill":
+        return {"latent": latent}
+    if graph == "encode":
+        image = torch.rand(1, 3, 8 * cells.height, 8 * cells.width, generator=torch.Generator().manual_seed(0))
+        return {"image": image}
+    return decode_inputs(MODELS[kind], latent, size, tile)
+
+
+def expected_of(graph: Graph, inputs: dict[str, Tensor]) -> Tensor:
+    with torch.inference_mode():
+        return graph.module(*inputs.values())
+
+
+# The same as torch.
+
+
+@pytest.mark.parametrize(("kind", "name", "precision"), EVERY)
+def test_a_package_computes_what_torch_computes(converted: Convert, kind: str, name: str, precision: str) -> None:
+    graph, session = graph_of(kind, name), coreml.Session(converted(kind, name, precision))
+    for shape in SHAPES:
+        inputs = inputs_of(kind, name, shape)
+        actual, expected = session(inputs), expected_of(graph, inputs)
+        assert actual.dtype == torch.float32 and actual.shape == expected.shape
+        check = compare(name, str(shape), actual, expected)
+        if precision == "fp32":
+            assert check.max_error <= 1e-4, check
+        else:
+            assert check.psnr >= {"fp16": 50, "int8": 40}[precision], check
+            assert check.max_error > 1e-6, "it is not reduced at all"
+
+
+def test_weights_of_int8_are_of_8_bits_unless_they_make_the_embedding(converted: Convert) -> None:
+    assert coreml.Session(converted("edge", "encode", "int8")).operations["constexpr_blockwise_shift_scale"] == 2
+    # This one has weights enough, but for the embedding only.
+    assert "constexpr_blockwise_shift_scale" not in coreml.Session(converted("paper", "prefill", "int8")).operations
+
+
+@pytest.mark.parametrize(("kind", "name"), [("paper", "decode"), ("near", "decode")])
+def test_what_depends_on_coordinates_alone_stays_in_float32(converted: Convert, kind: str, name: str) -> None:
+    precisions = mil.Program(converted(kind, name, "fp16")).precisions
+    found = {operation: {dtype for other, dtype in precisions if other == operation} for operation, _ in precisions}
+    assert found["cos"] == found["sin"] == found["log"] == {torch.float32}
+    assert torch.float32 in found["linear"], "the embedding's own MLP"
+    assert found["conv"] == found["pixel_shuffle"] == {torch.float16}, "the upsampler depends on the context"
+
+
+class Embedding(nn.Module):
+    """The published model's embedding, added to data as in decode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inpe = INPE(64, 64.0, 16)
+
+    def forward(self, data: Tensor, y: Tensor, x: Tensor, scale: Tensor) -> Tensor:
+        return data + self.inpe(y, x, scale)
+
+
+def embedding_error(path: Path) -> float:
+    module = Embedding().eval().requires_grad_(False)
+    inputs = (
+        Tensorspec("data", (1, "h", "w", 16), "zeros"),
+        Tensorspec("y", ("h",), "rows"),
+        Tensorspec("x", ("w",), "columns"),
+        Tensorspec("scale", (2,), "scale"),
+    )
+    graph = Graph("embed", module, inputs, dataclasses.replace(inputs[0], name="sum"), {"h": (1, 64), "w": (1, 64)})
+    values = (torch.zeros(1, 23, 31, 16), torch.rand(23), torch.rand(31), torch.ones(2))
+    write(graph, values, path, {}, precision="fp16")
+    actual = coreml.Session(path)({spec.name: value for spec, value in zip(inputs, values, strict=True)})
+    expected = module(*values)
+    return ((actual - expected).norm() / expected.norm()).item()
+
+
+def test_the_embedding_keeps_its_accuracy_in_a_half_precision_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert embedding_error(tmp_path / "ours.mlpackage") < 5e-4
+    # What it would be if the converter had its way.
+    monkeypatch.setattr(coreml, "_compute_precision", lambda graph, precision: ct.precision.FLOAT16)
+    assert embedding_error(tmp_path / "plain.mlpackage") > 1e-2
+
+
+def test_a_weight_that_is_wrong_in_the_file_is_noticed(converted: Convert, tmp_path: Path) -> None:
+    path, graph = converted("edge", "prefill", "fp32"), graph_of("edge", "prefill")
+    (file,) = path.rglob("weight.bin")
+    content = bytearray(file.read_bytes())
+    weight = MODELS["edge"].prefill.to_context.weight.clone()
+    place = content.index(weight.numpy().tobytes())
+    weight.view(-1)[0] += 0.1
+    content[place : place + 4] = weight.numpy().tobytes()[:4]
+    try:
+        original = file.read_bytes()
+        file.write_bytes(content)
+        inputs = inputs_of("edge", "prefill", SHAPES[0])
+        check = compare("prefill", "fault", coreml.Session(path)(inputs), expected_of(graph, inputs))
+    finally:
+        file.write_bytes(original)
+    assert check.max_error > 1e-3
+
+
+class Reciprocal(nn.Module):
+    def forward(self, data: Tensor) -> Tensor:
+        return torch.reciprocal(data)
+
+
+def test_a_small_divisor_is_not_made_larger(tmp_path: Path) -> None:
+    data = Tensorspec("data", (1, "n"), "small")
+    graph = Graph("divide", Reciprocal(), (data,), dataclasses.replace(data, name="out"), {"n": (1, 64)})
+    values = torch.linspace(1e-3, 1e-2, 10)[None]
+    write(graph, (values,), tmp_path / "divide.mlpackage", {})
+    actual = coreml.Session(tmp_path / "divide.mlpackage")({"data": values})
+    assert torch.allclose(actual, 1 / values, rtol=1e-6)
+
+
+# What it says of itself.
+
+
+def test_a_package_says_what_it_is(converted: Convert) -> None:
+    spec = ct.utils.load_spec(str(converted("paper", "decode", "fp16")))
+    about = spec.description.metadata
+    assert (about.author, about.license, about.versionString) == ("infgen-rt", "CC0-1.0", "1.2")
+    assert about.shortDescription == "tiny: decode"
+    graph = graph_of("paper", "decode")
+    bounds = {f"bounds.{name}": f"{low}..{high}" for name, (low, high) in graph.bounds.items()}
+    assert METADATA.items() | bounds.items() <= about.userDefined.items()
+    assert not [key for key in about.userDefined if "date" in key], "two conversions of a model are alike"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "precision"),
+    [("edge", "prefill", "fp32"), ("paper", "decode", "fp16"), ("edge", "encode", "int8")],
+)
+def test_inputs_and_outputs_keep_the_contract(converted: Convert, kind: str, name: str, precision: str) -> None:
+    description = ct.utils.load_spec(str(converted(kind, name, precision))).description
+    graph = graph_of(kind, name)
+    example = trace_inputs(graph, MODELS[kind])
+    float32 = ct.proto.FeatureTypes_pb2.ArrayFeatureType.FLOAT32
+    for value, spec in zip((*description.input, *description.output), (*graph.inputs, graph.output), strict=True):
+        assert (value.name, value.shortDescription) == (spec.name, spec.about)
+        assert value.type.multiArrayType.dataType == float32
+    for value, spec, tensor in zip(description.input, graph.inputs, example, strict=True):
+        array = value.type.multiArrayType
+        assert tuple(array.shape) == tuple(tensor.shape)
+        ranges = [(side.lowerBound, side.upperBound) for side in array.shapeRange.sizeRanges]
+        assert ranges == ([] if spec.shape == (2,) else [bounds_of(graph, dim) for dim in spec.shape])
+
+
+def bounds_of(graph: Graph, dim: str | int) -> tuple[int, int]:
+    if isinstance(dim, int):
+        return dim, dim
+    factor, _, name = dim.rpartition("*")
+    low, high = graph.bounds[name]
+    return int(factor or 1) * low, int(factor or 1) * high
+
+
+def test_nothing_of_this_machine_is_in_a_package(converted: Convert) -> None:
+    private = [str(Path(__file__).parents[2]), str(Path.home()), "site-packages", ".py"]
+    path = converted("near", "decode", "fp16")
+    files = [file for file in path.rglob("*") if file.is_file()]
+    assert {file.name for file in files} == {"Manifest.json", "model.mlmodel", "weight.bin"}
+    for file in files:
+        content = file.read_bytes()
+        assert [text for text in private if len(text) > 1 and text.encode() in content] == [], file.name
+
+
+# Other shapes than ranges.
+
+
+def test_a_graph_with_equal_bounds_takes_one_shape(tmp_path: Path) -> None:
+    graph = dataclasses.replace(graph_of("edge", "encode"), bounds={"h": (6, 6), "w": (7, 7)})
+    image = torch.rand(1, 3, 48, 56)
+    write(graph, (image,), tmp_path / "fixed.mlpackage", {})
+    spec = ct.utils.load_spec(str(tmp_path / "fixed.mlpackage"))
+    array = spec.description.input[0].type.multiArrayType
+    assert list(array.shape) == [1, 3, 48, 56] and not array.WhichOneof("ShapeFlexibility")
+    assert list(spec.description.output[0].type.multiArrayType.shape) == [1, 32, 6, 7]
+    assert spec.description.metadata.userDefined["bounds.h"] == "6..6"
+    session = coreml.Session(tmp_path / "fixed.mlpackage")
+    assert torch.allclose(session({"image": image}), graph.module(image), atol=1e-4)
+    with pytest.raises(ValueError, match="image"):
+        session({"image": torch.rand(1, 3, 56, 48)})
+
+
+def test_shapes_may_be_enumerated(tmp_path: Path) -> None:
+    graph, choices = graph_of("edge", "encode"), [{"h": 6, "w": 7}, {"h": 3, "w": 9}, {"h": 2, "w": 2}]
+    example = trace_inputs(graph, MODELS["edge"])
+    write(graph, example, tmp_path / "some.mlpackage", {}, enumerated=choices)
+    spec = ct.utils.load_spec(str(tmp_path / "some.mlpackage"))
+    shapes = spec.description.input[0].type.multiArrayType.enumeratedShapes.shapes
+    assert {tuple(shape.shape) for shape in shapes} == {(1, 3, 48, 56), (1, 3, 24, 72), (1, 3, 16, 16)}
+    about = spec.description.metadata.userDefined
+    assert about["bounds.h"] == "2..6" and about["shapes"] == "h=6 w=7; h=3 w=9; h=2 w=2"
+    session = coreml.Session(tmp_path / "some.mlpackage")
+    for choice in choices:
+        image = torch.rand(1, 3, 8 * choice["h"], 8 * choice["w"])
+        assert torch.allclose(session({"image": image}), graph.module(image), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_shapes_of_several_inputs_are_enumerated_together(tmp_path: Path) -> None:
+    graph = graph_of("near", "decode")
+    inputs = [inputs_of("near", "decode", shape) for shape in SHAPES[:2]]
+    choices = [sizes(graph, tuple(each.values())) for each in inputs]
+    path = tmp_path / "some.mlpackage"
+    write(graph, trace_inputs(graph, MODELS["near"]), path, {}, precision="fp16", enumerated=choices)
+    description = ct.utils.load_spec(str(path)).description
+    for value, spec in zip(description.input, graph.inputs, strict=True):
+        shapes = [tuple(shape.shape) for shape in value.type.multiArrayType.enumeratedShapes.shapes]
+        assert shapes == ([] if spec.shape == (2,) else [tuple(each[spec.name].shape) for each in inputs])
+    for each in inputs:
+        assert compare("decode", "choice", coreml.Session(path)(each), expected_of(graph, each)).psnr >= 50
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", tiny.CONFIGS)
+@pytest.mark.parametrize("precision", coreml.PRECISIONS)
+def test_a_fixed_shape_may_be_filled(tmp_path: Path, kind: str, precision: str) -> None:
+    fixed = FixedShape(tokens=(32, 40), context=(20, 24), image=(64, 72))
+    graph = next(graph for graph in graphs_of(MODELS[kind], (fixed,)) if graph.name == "decode")
+    path = tmp_path / "fixed.mlpackage"
+    write(graph, trace_inputs(graph, MODELS[kind]), path, {}, precision=precision)
+    session = coreml.Session(path)
+    for cells, size in ((Size(16, 16), Size(256, 256)), (Size(9, 7), Size(101, 77)), (Size(1, 1), Size(8, 8))):
+        inputs = graph.fit(inputs_of(kind, "decode", (cells, size, None)))
+        check = compare("decode", str(size), session(inputs), expected_of(graph, inputs))
+        assert check.psnr >= {"fp32": 100, "fp16": 50, "int8": 40}[precision], check
+
+
+# What cannot be asked for.
+
+
+def test_impossible_requests_are_refused_before_any_work(tmp_path: Path) -> None:
+    graph = graph_of("edge", "encode")
+    image, path = torch.rand(1, 3, 48, 56), tmp_path / "none.mlpackage"
+    with pytest.raises(ValueError, match="precision"):
+        write(graph, (image,), path, {}, precision="fp8")
+    with pytest.raises(ValueError, match="equal bounds"):
+        write(graph, (image,), path, {}, enumerated=[{"h": 6, "w": 7}])
+    with pytest.raises(ValueError, match="outside its bounds 1..1024"):
+        write(graph, (image,), path, {}, enumerated=[{"h": 6, "w": 7}, {"h": 6, "w": 2000}])
+    with pytest.raises(ValueError, match="is not"):
+        write(graph, (torch.rand(1, 3, 44, 56),), path, {})
+    with pytest.raises(ValueError, match="outside its bounds 4..4"):
+        write(dataclasses.replace(graph, bounds={"h": (4, 4), "w": (7, 7)}), (image,), path, {})
+    assert not path.exists()

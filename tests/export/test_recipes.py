@@ -1,0 +1,280 @@
+"""What every recipe promises beyond the first: precision where it matters, and proof where there is less of it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import openvino
+import pytest
+import torch
+from click.testing import CliRunner
+from onnx import numpy_helper
+from torch import Tensor
+
+import infgen_rt
+from infgen_export.checkpoint import save_checkpoint
+from infgen_export.cli import main
+from infgen_export.errors import ExportError, RequestError
+from infgen_export.export import export
+from infgen_export.graphs import decode_inputs, graphs_of
+from infgen_export.model import InfGen
+from infgen_export.recipes import RECIPES, TARGETS, select, tile
+from infgen_export.report import Report
+from infgen_export.targets.openvino import Session
+from infgen_export.verify import CASES, LEAST_PSNR, TOLERANCE, cases_of
+from infgen_rt.bundle import Bundle
+from infgen_rt.geometry import Box, Size
+from infgen_runtimes.openvino import _cut
+
+from . import tiny
+
+pytestmark = pytest.mark.filterwarnings("ignore::infgen_rt.InfGenWarning")
+NAMES = ("onnx-fp32", "onnx-fp16", "onnx-int8", "openvino-fp32", "openvino-fp16", "openvino-int8", "openvino-npu")
+
+
+@dataclass(frozen=True)
+class Exported:
+    model: InfGen
+    checkpoint: Path
+    bundle: Path
+    report: Report
+
+
+@pytest.fixture(scope="module", params=["edge", pytest.param("paper", marks=pytest.mark.slow)])
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
+    folder, model = tmp_path_factory.mktemp("recipes"), tiny.model(tiny.CONFIGS[request.param])
+    save_checkpoint(folder / "checkpoint", model)
+    report = export(folder / "checkpoint", folder / "bundle", recipes=NAMES)
+    yield Exported(model, folder / "checkpoint", folder / "bundle", report)
+
+
+def test_every_graph_of_every_recipe_is_proven(exported: Exported) -> None:
+    assert [(entry.recipe, entry.graph) for entry in exported.report.graphs] == [
+        (name, graph) for name in NAMES for graph in ("prefill", "decode", "encode")
+    ]
+    for entry in exported.report.graphs:
+        assert len(entry.checks) >= 6 and not entry.failures()
+        if entry.precision == "fp32":
+            assert entry.max_error <= TOLERANCE
+        else:
+            assert entry.psnr >= LEAST_PSNR[entry.precision]
+        assert entry.seconds is not None and entry.seconds > 0 and sum(entry.operations.values()) > 10
+        assert set(entry.native) <= {"bf16"} and all(psnr >= 50 for psnr in entry.native.values())
+        assert bool(entry.native) <= entry.recipe.startswith("openvino")
+
+
+def test_less_precision_is_a_smaller_file(exported: Exported) -> None:
+    sizes = {(entry.recipe, entry.graph): entry.bytes for entry in exported.report.graphs}
+    # OpenVINO's description of so small a model is larger than its weights.
+    for graph in ("prefill", "decode", "encode"):
+        assert sizes["onnx-fp16", graph] < 0.9 * sizes["onnx-fp32", graph]
+
+
+def test_the_manifest_has_every_recipe_and_file(exported: Exported) -> None:
+    manifest = Bundle.open(exported.bundle).manifest
+    assert [recipe.name for recipe in manifest.recipes] == list(NAMES)
+    files = {path.relative_to(exported.bundle).as_posix() for path in exported.bundle.rglob("*.*")}
+    assert files == {"manifest.json", *manifest.files}
+    for recipe in manifest.recipes:
+        listed = [name for graph in recipe.graphs.values() for name in manifest.files_of(graph)]
+        assert len(listed) == (3 if recipe.target == "onnx" else 6)
+        assert recipe.shapes == ((tile(64),) if recipe.name == "openvino-npu" else ())
+        assert (recipe.memory is None) == bool(recipe.shapes)
+    assert manifest.recipe("openvino").name == "openvino-fp32" and manifest.recipe("coreml") is None
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_the_runtime_decodes_the_same_pixels_on_every_backend(exported: Exported, backend: str) -> None:
+    latent = tiny.latent(7, 10)
+    with torch.inference_mode():
+        expected = exported.model(latent, (77, 101))[0].permute(1, 2, 0).clamp(0, 1).numpy()
+    with infgen_rt.open(exported.bundle, backend) as decoder:
+        assert decoder.backend == backend
+        assert (
+            np.abs(decoder.picture(latent.numpy(), (101, 77), tile=40).read(dtype=np.float32) - expected).max() < 1e-4
+        )
+
+
+# What coordinates become stays float32.
+
+
+def embedding(model: InfGen, inputs: dict[str, Tensor]) -> np.ndarray:
+    """What torch's INPE makes of the tokens."""
+    found: list[Tensor] = []
+    hook = model.decode.inpe.register_forward_hook(lambda _, __, output: found.append(output))
+    with torch.inference_mode():
+        graphs_of(model)[1].module(*inputs.values())
+    hook.remove()
+    return found[0].numpy()
+
+
+def far(model: InfGen) -> dict[str, Tensor]:
+    """A tile whose coordinates half and quarter precision cannot tell apart."""
+    return decode_inputs(model, tiny.latent(70, 90), Size(1999, 1501), Box(200, 150, 12, 9))
+
+
+def is_among(expected: np.ndarray, values: list[np.ndarray], tolerance: float) -> bool:
+    return any(
+        value.dtype == np.float32
+        and value.size == expected.size
+        and np.abs(value.reshape(expected.shape) - expected).max() < tolerance
+        for value in values
+    )
+
+
+def test_the_embedding_is_float32_in_a_float16_onnx_graph(exported: Exported) -> None:
+    inputs = far(exported.model)
+    graph = onnx.load(exported.bundle / "onnx-fp16" / "decode.onnx")
+    casts = [node.input[0] for node in graph.graph.node if node.op_type == "Cast" and node.output[0].endswith("_half")]
+    coordinates = [name for name in casts if name not in {"context", "image"}]
+    inferred = onnx.shape_inference.infer_shapes(graph).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in (*inferred.value_info, *inferred.input)}
+    for node in graph.graph.node:
+        if node.op_type in {"Cos", "Sin"}:
+            assert {types[name] for name in (*node.input, *node.output)} == {onnx.TensorProto.FLOAT}
+    graph.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in coordinates
+    )
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    values = session.run(coordinates, {name: value.numpy() for name, value in inputs.items()})
+    assert is_among(embedding(exported.model, inputs), values, 1e-4)
+    # The rest is not.
+    convolutions = [node for node in graph.graph.node if node.op_type == "Conv"]
+    assert {types[node.output[0]] for node in convolutions} == {onnx.TensorProto.FLOAT16}
+
+
+@pytest.mark.parametrize("recipe", ["openvino-fp16", "openvino-int8"])
+def test_the_embedding_is_float32_in_an_openvino_graph_whatever_the_cpu_computes_in(
+    exported: Exported, recipe: str
+) -> None:
+    inputs = far(exported.model)
+    core = openvino.Core()
+    positional, rest = _cut(core.read_model(exported.bundle / recipe / "decode" / "model.xml"))
+    compiled = core.compile_model(positional, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    outputs = compiled([inputs[port.get_node().get_friendly_name()].numpy() for port in positional.inputs])
+    assert is_among(embedding(exported.model, inputs), list(outputs.values()), 1e-4)
+    assert {"Cos", "Sin"}.isdisjoint(node.get_type_name() for node in rest.get_ordered_ops())
+    assert len(rest.inputs) == 1 + len(positional.outputs)
+    # OpenVINO keeps marked operations in float32 on devices that compute in float16.
+    marked = {
+        node.get_type_name()
+        for node in core.read_model(exported.bundle / recipe / "decode" / "model.xml").get_ordered_ops()
+        if any("recision" in key for key in node.get_rt_info())
+    }
+    assert {"Cos", "Sin"} <= marked and "Convolution" not in marked
+
+
+def test_openvino_has_the_bounds_and_the_card(exported: Exported) -> None:
+    core = openvino.Core()
+    model = core.read_model(exported.bundle / "openvino-fp16" / "decode" / "model.xml")
+    shapes = {port.any_name: port.partial_shape.to_string() for port in model.inputs}
+    depth = exported.model.config.context_channels
+    assert shapes["context"] == f"[1,{depth},1..1024,1..1024]" and shapes["token_x"] == "[1..2048]"
+    assert [port.any_name for port in model.outputs] == ["image"]
+    card = model.get_rt_info(["infgen"]).astype(dict)
+    assert card["latent_space"] == "flux2" and card["about.context"] == "crop of prefill's output"
+    assert card["bounds.ht"] == "1..2048" and card["scale_range"] == "0.5..4.0"
+    fixed = core.read_model(exported.bundle / "openvino-npu" / "decode" / "model.xml")
+    assert {port.any_name: list(port.shape) for port in fixed.inputs}["context"] == [1, depth, 68, 68]
+    assert list(fixed.outputs[0].shape) == [1, 3, 512, 512]
+
+
+# Faults.
+
+
+def test_a_changed_openvino_weight_is_noticed(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from infgen_export.targets import openvino as target
+
+    convert = target.convert
+
+    def damaged(traced, graph, path, *others) -> None:
+        convert(traced, graph, path, *others)
+        if graph.name == "decode":
+            file = path / "model.bin"
+            weights = np.frombuffer(file.read_bytes(), np.float32).copy()
+            weights[np.abs(weights) < 1] += 0.3
+            file.write_bytes(weights.tobytes())
+
+    monkeypatch.setattr(target, "convert", damaged)
+    with pytest.raises(ExportError, match=r"openvino-fp32 decode (differs from PyTorch|cannot be converted|, case)"):
+        export(exported.checkpoint, tmp_path / "bundle", recipes=["openvino-fp32"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_keeping_on_tells_of_every_failure_and_still_writes_nothing(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from infgen_export.targets import onnx as target
+
+    def damaged(traced, graph, path, *others) -> None:
+        model = onnx.load(exported.bundle / "onnx-fp32" / f"{graph.name}.onnx")
+        if graph.name != "prefill":
+            tensor = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+            tensor.CopyFrom(numpy_helper.from_array(1.5 * numpy_helper.to_array(tensor), tensor.name))
+        onnx.save(model, path)
+
+    monkeypatch.setattr(target, "convert", damaged)
+    arguments = [exported.checkpoint, "-o", tmp_path / "bundle", "--recipe", "onnx-fp32", "--quiet"]
+    files = ["--report", tmp_path / "report.md", "--report", tmp_path / "report.json"]
+    result = CliRunner().invoke(main, [*map(str, arguments), "--keep-going", *map(str, files)])
+    assert result.exit_code == 1
+    assert "onnx-fp32 decode differs" in result.stderr and "onnx-fp32 encode differs" in result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"report.md", "report.json"}
+    text = (tmp_path / "report.md").read_text()
+    assert "| no |" in text and text.count("| onnx-fp32 | prefill |") == 1 + len(CASES)
+    result = CliRunner().invoke(main, [*map(str, arguments)])
+    assert result.exit_code == 1 and "encode differs" not in result.stderr
+
+
+def test_without_validation_the_bundle_says_so(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [exported.checkpoint, "-o", tmp_path / "bundle", "--recipe", "onnx-fp32", "--no-validate"]
+    result = CliRunner().invoke(main, [*map(str, arguments)])
+    assert result.exit_code == 0 and result.stdout.rstrip().endswith("which nothing has verified")
+    for entry in Bundle.open(tmp_path / "bundle").manifest.verification:
+        assert not entry["checks"] and entry["seconds"] is None
+
+
+# Choosing.
+
+
+def test_targets_and_recipes_choose() -> None:
+    assert len({recipe.name for recipe in RECIPES}) == len(RECIPES)
+    for target in TARGETS:
+        own = {recipe.precision for recipe in RECIPES if recipe.target == target}
+        assert own == {"fp32", "fp16", "int8"} and any(recipe.default for recipe in select([target]))
+    assert {recipe.target for recipe in select(["all"])} == set(TARGETS)
+    assert select(["all"], ["all"]) == RECIPES
+    assert [recipe.name for recipe in select([], ["coreml-ane", "onnx-int8"])] == ["coreml-ane", "onnx-int8"]
+    assert select([]) == select(["onnx"])
+    with pytest.raises(RequestError, match="not asked for"):
+        select(["onnx"], ["coreml-ane"])
+
+
+def test_the_command_lists_the_recipes() -> None:
+    result = CliRunner().invoke(main, ["recipes"])
+    assert result.exit_code == 0
+    assert [line.split()[0] for line in result.stdout.splitlines()] == ["recipe", *(recipe.name for recipe in RECIPES)]
+
+
+def test_a_fixed_graph_is_proven_at_what_fits_into_it(exported: Exported) -> None:
+    decode = graphs_of(exported.model, (tile(64),))[1]
+    names = [case.name for case in cases_of(decode, exported.model)]
+    assert len(names) >= 6 and "wide" not in names
+
+
+def test_native_precision_of_a_fixed_shape_agrees_with_the_dynamic_graph(exported: Exported) -> None:
+    model = exported.model
+    fixed, dynamic = graphs_of(model, (tile(64),))[1], graphs_of(model)[1]
+    inputs = decode_inputs(model, tiny.latent(12, 10), Size(155, 203))
+    session = Session(exported.bundle / "openvino-npu" / "decode")
+    with torch.inference_mode():
+        expected = dynamic.module(*inputs.values())
+    height, width = expected.shape[2:]
+    assert torch.allclose(session(fixed.fit(inputs))[:, :, :height, :width], expected, atol=2e-3)
