@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 GROUP = "infgen_rt.backends"
 # Each backend this project has or will have, best first, with the extra that installs what it needs.
-EXTRAS = {"coreml": "coreml", "cuda": "cuda", "openvino": "openvino", "onnxruntime": "cpu", "torch": "torch"}
+EXTRAS = {"coreml": "coreml", "cuda": "cuda", "onnxruntime": "cpu", "openvino": "openvino", "torch": "torch"}
 
 
 @dataclass(frozen=True)

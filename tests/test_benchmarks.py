@@ -5,7 +5,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import cost, speed, training
+from benchmarks import attention, cost, speed, training
 from infgen_export.checkpoint import save_checkpoint
 from infgen_export.model import PRESETS, InfGen, edge
 
@@ -19,6 +19,7 @@ def test_cost_of_the_edge_preset_is_within_the_project_s_budget(tmp_path: Path) 
     figures = {line.split(":")[0]: float(line.split(": ")[1].split()[0]) for line in result.output.splitlines()[3:]}
     assert figures["prefill"] <= 8
     assert max(value for name, value in figures.items() if name.startswith("decode")) <= 50
+    assert figures["encode"] <= 235 / 2  # half of what the teacher's encoder costs
 
 
 def test_multiply_adds_of_a_known_layer() -> None:
@@ -48,3 +49,21 @@ def test_training_is_timed_and_counted(monkeypatch: pytest.MonkeyPatch, part: st
     assert set(table) >= {"loader, no threads", "loader, 2 threads", "step alone", "step and loader together"}
     assert all(float(row[-1]) > 0 for name, row in table.items() if name)
     assert "pictures a second" in result.output and "multiply-adds a second; training: " in result.output
+
+
+@pytest.mark.parametrize("form", attention.FORMS["within a radius"])
+def test_forms_of_attention_are_the_same_attention(form: str) -> None:
+    torch.manual_seed(0)
+    layer = attention.Layer(1.5).eval()
+    values = attention.example(layer, 4)
+    with torch.inference_mode():
+        expected = layer(*values)
+        with attention.form_of(form):
+            actual = layer(*values)
+    # The window fades towards its edge; the mask does not.
+    assert (actual - expected).abs().mean() < 0.5 * expected.abs().mean()
+
+
+def test_a_form_of_attention_is_measured() -> None:
+    cells = attention.row("openvino", "within a radius", "shifted gathers", 4).split(" | ")
+    assert cells[:4] == ["| openvino", "within a radius", "4", "shifted gathers"] and float(cells[4]) > 0

@@ -1,5 +1,28 @@
 """From a trained checkpoint to a verified bundle of graphs that ``infgen_rt`` runs.
 
-from infgen_export.export import export
-report = export("checkpoint", "bundle", targets=["onnx"])
+import infgen_export
+
+report = infgen_export.export("checkpoint", "bundle", targets=["onnx", "openvino"], progress=print)
+print(report)
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from infgen_export.pipeline import Card, export
+    from infgen_export.report import Report
+    from infgen_export.targets import Options
+
+__all__ = ["Card", "Options", "Report", "export"]
+_HOMES = {"Card": "pipeline", "export": "pipeline", "Report": "report", "Options": "targets"}
+
+
+def __getattr__(name: str) -> Any:
+    """Loads torch only when something that needs it is asked for, so that the command's help is quick."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -87,7 +87,7 @@ def main(
             raise click.BadParameter(f"{file} must end in .md or .json, in a folder that exists", param_hint="--report")
     try:
         from infgen_export.errors import ExportError
-        from infgen_export.export import Card, export  # torch takes seconds to import; --help should not
+        from infgen_export.pipeline import Card, export  # torch takes seconds to import; --help should not
         from infgen_export.targets import Options
     except ImportError as error:
         click.echo(f"Error: {error.name} is not installed: pip install 'infgen-rt[export]'", err=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from infgen_export.checkpoint import save_checkpoint
-from infgen_export.export import Card, export
 from infgen_export.model import InfGen
+from infgen_export.pipeline import Card, export
 from infgen_export.report import Report
 
 from . import tiny

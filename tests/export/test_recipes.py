@@ -18,9 +18,9 @@ import infgen_rt
 from infgen_export.checkpoint import save_checkpoint
 from infgen_export.cli import main
 from infgen_export.errors import ExportError, RequestError
-from infgen_export.export import export
 from infgen_export.graphs import decode_inputs, graphs_of
 from infgen_export.model import InfGen
+from infgen_export.pipeline import export
 from infgen_export.recipes import RECIPES, TARGETS, select, tile
 from infgen_export.report import Report
 from infgen_export.targets.openvino import Session
@@ -278,3 +278,12 @@ def test_native_precision_of_a_fixed_shape_agrees_with_the_dynamic_graph(exporte
         expected = dynamic.module(*inputs.values())
     height, width = expected.shape[2:]
     assert torch.allclose(session(fixed.fit(inputs))[:, :, :height, :width], expected, atol=2e-3)
+
+
+def test_the_package_offers_the_command_to_programs() -> None:
+    import infgen_export
+
+    assert infgen_export.export is export
+    assert all(hasattr(infgen_export, name) for name in infgen_export.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'abacus'"):
+        _ = infgen_export.abacus

@@ -81,6 +81,8 @@ class Rotary(nn.Module):
 def global_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
     """Every token [B, ht, wt, heads, d] sees every cell [B, hk, wk, heads, d] that ``mask`` [hk, wk] does not hide."""
     batch, height, width = query.shape[:3]
+    if mask is None and torch.onnx.is_in_onnx_export():
+        return _fused(query, key, value)
     out = F.scaled_dot_product_attention(
         query.flatten(1, 2).transpose(1, 2).to(value.dtype),
         key.flatten(1, 2).transpose(1, 2).to(value.dtype),
@@ -88,6 +90,25 @@ def global_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
         None if mask is None else mask.flatten()[None, :],
     )
     return out.transpose(1, 2).reshape(batch, height, width, -1)
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Global attention as one node of ONNX Runtime's own, which never holds the scores of all tokens and cells.
+
+    Standard ONNX does, as products and as ``Attention`` alike: 64x64 cells and a tile of 64x64 tokens are gigabytes
+    (``benchmarks.attention``). Only for tracing: computes nothing.
+    """
+    batch, height, width, heads, depth = query.shape
+    flat = [part.flatten(3).flatten(1, 2) for part in (query.to(value.dtype), key.to(value.dtype), value)]
+    out: Tensor = torch.onnx.ops.symbolic(
+        "com.microsoft::MultiHeadAttention",
+        flat,
+        {"num_heads": heads, "scale": depth**-0.5},
+        dtype=value.dtype,
+        shape=flat[0].shape[:2] + flat[2].shape[2:],
+        version=1,
+    )
+    return out.reshape(batch, height, width, -1)
 
 
 def window_attention(query: Tensor, key: Tensor, value: Tensor, rows: Neighbours, columns: Neighbours) -> Tensor:
