@@ -5,13 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import io
-import logging
 import shutil
 import statistics
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +21,7 @@ from infgen_export.checkpoint import load_checkpoint
 from infgen_export.errors import ExportError, RequestError, one_line
 from infgen_export.graphs import MAX_CELLS, MAX_TOKENS, Graph, graphs_of, trace_inputs
 from infgen_export.model import InfGen
+from infgen_export.quiet import quiet
 from infgen_export.recipes import Recipe, select
 from infgen_export.report import GraphReport, Report
 from infgen_export.targets import DEPLOYMENT_TARGETS, OPSETS, Options, Session, Target, target_of
@@ -143,7 +141,7 @@ class _Work:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.say(f"{recipe.name}: converting {graph.name}")
         try:
-            with _quiet():
+            with quiet():
                 key = (recipe.target, graph.name, graph.shapes)
                 if key not in self.traced:
                     self.traced[key] = target.trace(graph, trace_inputs(graph, self.model), self.options)
@@ -241,7 +239,7 @@ class _Work:
         """Least PSNR in each low precision that the target's runtime would choose here."""
         found = {}
         for precision in target.native_precisions():
-            with _quiet():
+            with quiet():
                 session = target.load(path, precision)
             checks = list(verify(self.model, graph, session, precision))
             if failed := [check for check in checks if not check.passed]:
@@ -300,19 +298,3 @@ def _files(path: Path) -> list[Path]:
 
 def _replaceable(output: Path) -> bool:
     return (output / MANIFEST).is_file()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the converter's own progress, meant for its developers, off the terminal."""
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(logging.NOTSET)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from infgen_export.errors import RequestError
 from infgen_export.graphs import Graph
+from infgen_export.quiet import quiet
 from infgen_export.recipes import Recipe
 
 OPSETS = (18, 23)
@@ -103,7 +104,8 @@ def target_of(recipe: Recipe) -> Target:
         RequestError: What it needs is not installed.
     """
     try:
-        return cast(Target, importlib.import_module(f"infgen_export.targets.{recipe.target}"))
+        with quiet():  # coremltools says at length what a machine without macOS lacks
+            return cast(Target, importlib.import_module(f"infgen_export.targets.{recipe.target}"))
     except ImportError as error:
         raise RequestError(
             f"target {recipe.target!r} needs {error.name}, which is not installed: pip install 'infgen-rt[export]'"
