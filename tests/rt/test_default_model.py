@@ -50,11 +50,24 @@ def test_pixels_do_not_depend_on_the_tiling(decoder: infgen_rt.Decoder) -> None:
         assert np.abs(region - expected[y : y + height, x : x + width]).max() < 1e-4
 
 
+def test_openvino_gives_the_pixels_that_onnx_runtime_gives(decoder: infgen_rt.Decoder) -> None:
+    pytest.importorskip("openvino")
+    latent, size = infgen_rt.load_sample("harbour").latent[:, 20:50, 30:70], (601, 443)
+    with infgen_rt.open(backend="openvino") as other:
+        assert (other.backend, decoder.backend) == ("openvino", "onnxruntime")
+        pixels = other.picture(latent, size, tile=128).read().astype(int)
+    assert np.abs(pixels - decoder.picture(latent, size).read()).max() <= 1
+
+
 def test_the_manifest_says_what_the_model_is(decoder: infgen_rt.Decoder) -> None:
     manifest = decoder.manifest
     assert manifest.latent_space == "flux2" and manifest.scale_range == (0.5, 4.0)
     assert manifest.model.licence == "Apache-2.0 AND MIT"
     assert {entry["graph"] for entry in manifest.verification} == {"prefill", "decode", "encode"}
-    worst = max(check["max_error"] for entry in manifest.verification for check in entry["checks"])
-    assert 0 < worst <= 1e-4
+    assert [recipe.name for recipe in manifest.recipes] == ["onnx-fp32", "openvino-fp16", "coreml-fp16"]
+    for entry in manifest.verification:
+        checks = entry["checks"]
+        assert len(checks) >= 6 and all(check["passed"] for check in checks)
+        if entry["precision"] == "fp32":
+            assert 0 < max(check["max_error"] for check in checks) <= 1e-4
     assert all(amount > 0 for amount in vars(manifest.recipes[0].memory).values())
