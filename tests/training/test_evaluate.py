@@ -90,10 +90,10 @@ def test_the_command_reports_every_method(photos: Path, teacher: Path, checkpoin
     report = json.loads((output / "report.json").read_text())
     assert report["pictures"] == 2
     assert set(report["scales"]["1"]) == {"infgen", "teacher"}
-    assert len(report["scales"]["1.2"]) == 4
+    assert len(report["scales"]["1.2"]) == 5
     for scale, by_method in report["scales"].items():
         for name, means in by_method.items():
             assert set(means) == set(metrics.METRICS)
             assert f"| {scale} | {name} | {means['psnr']:.2f} |" in result.output
     assert set(report["extras"]) == {"consistency", "round_trip", "round_trip_teacher"}
-    assert Image.open(output / "sheet.png").width == 5 * evaluate.CROP
+    assert Image.open(output / "sheet.png").width == 6 * evaluate.CROP

@@ -111,7 +111,8 @@ def test_the_checkpoint_is_an_average_that_forgets_the_start(
 @pytest.mark.parametrize("bfloat16", [False, True])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_single_batch_is_learnt(optimizer: str, bfloat16: bool) -> None:
-    trained = trainer(0, optimizer=optimizer, steps=30, warmup=3, lr=1e-2, muon_lr=0.05, bfloat16=bfloat16)
+    rates = {"lr": 1e-2, "muon_lr": 0.05, "copied_share": 1.0}
+    trained = trainer(0, optimizer=optimizer, steps=30, warmup=3, bfloat16=bfloat16, **rates)
     latent = tiny.latent(5, 4)
     target = torch.nn.functional.interpolate(0.5 + 0.15 * latent[:, :3], scale_factor=8, mode="bilinear")
     lesson = Batch(latent, Grid.whole((5, 4), (40, 32)), target)
@@ -235,7 +236,12 @@ def test_every_parameter_is_optimised_once(kind: str, optimizer: str) -> None:
         if group.get("use_muon"):
             assert all(parameter.ndim >= 2 for parameter in group["params"])
             assert "decode.upsampler.to_pixels.weight" not in inside
-            assert {"decode.blocks.0.attention.query.weight", "prefill.trunk.levels.0.0.convolve.0.weight"} & inside
+            first = (
+                "decode.blocks.0.attention.query",
+                "prefill.trunk.levels.0.0.convolve.0",
+                "encode.levels.0.0.convolve.0",
+            )
+            assert {f"{name}.weight" for name in first} & inside
         share = CONFIG.copied_share if any(name.startswith("encode.levels.") for name in inside) else 1.0
         if share == 1.0:
             assert not any(name.startswith("prefill.trunk.") for name in inside)

@@ -82,10 +82,12 @@ def resize(pixels: Pixels, size: tuple[int, int], resample: Image.Resampling) ->
 def methods(task: Task, model: InfGen, teacher: Teacher) -> dict[str, Pixels]:
     """What each way of making the picture gives; at scale 1 there is nothing to enlarge."""
     ours, baseline = to_pixels(model(task.latent, task.size)), to_pixels(teacher.decode(task.latent))
+    small = (task.small.shape[0], task.small.shape[1])
     if task.small.shape == task.truth.shape:
         return {OURS: ours, "teacher": baseline}
     return {
         OURS: ours,
+        OURS + " at 1x + bicubic": resize(to_pixels(model(task.latent, small)), task.size, BICUBIC),
         "teacher + bicubic": resize(baseline, task.size, BICUBIC),
         "teacher + lanczos": resize(baseline, task.size, LANCZOS),
         "true small image + bicubic": resize(task.small, task.size, BICUBIC),

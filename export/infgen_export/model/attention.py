@@ -95,8 +95,8 @@ def global_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
 def _fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Global attention as one node of ONNX Runtime's own, which never holds the scores of all tokens and cells.
 
-    Standard ONNX does, as products and as ``Attention`` alike: 64x64 cells and a tile of 64x64 tokens are gigabytes
-    (``benchmarks.attention``). Only for tracing: computes nothing.
+    Standard ONNX does, as products and as ``Attention`` alike: for 64x64 cells and a tile of 64x64 tokens that is more
+    than a gigabyte, against a tenth of it here (``benchmarks.attention``). Only for tracing: computes nothing.
     """
     batch, height, width, heads, depth = query.shape
     flat = [part.flatten(3).flatten(1, 2) for part in (query.to(value.dtype), key.to(value.dtype), value)]
