@@ -102,13 +102,14 @@ def test_the_runtime_decodes_the_same_pixels_on_every_backend(exported: Exported
 
 
 def embedding(model: InfGen, inputs: dict[str, Tensor]) -> np.ndarray:
-    """What torch's INPE makes of the tokens."""
+    """What torch's INPE makes of the tokens, with the mask token, if any: where it meets what depends on data."""
     found: list[Tensor] = []
     hook = model.decode.inpe.register_forward_hook(lambda _, __, output: found.append(output))
     with torch.inference_mode():
         graphs_of(model)[1].module(*inputs.values())
     hook.remove()
-    return found[0].numpy()
+    mask = model.decode.mask_token
+    return (found[0] if mask is None else found[0] + mask).numpy()
 
 
 def far(model: InfGen) -> dict[str, Tensor]:
