@@ -14,6 +14,7 @@ ct = pytest.importorskip("coremltools")
 from infgen_export import mil  # noqa: E402
 from infgen_export.graphs import Graph, Tensorspec, decode_inputs, graphs_of, trace_inputs  # noqa: E402
 from infgen_export.model.inpe import INPE  # noqa: E402
+from infgen_export.recipes import PRECISIONS  # noqa: E402
 from infgen_export.targets import Options, coreml  # noqa: E402
 from infgen_export.targets.dims import sizes  # noqa: E402
 from infgen_export.verify import compare  # noqa: E402
@@ -45,7 +46,7 @@ EVERY = [
     pytest.param(kind, graph, precision, marks=() if (kind, graph, precision) in QUICK else pytest.mark.slow)
     for kind in MODELS
     for graph in ("prefill", "decode", "encode")
-    for precision in coreml.PRECISIONS
+    for precision in PRECISIONS
 ]
 
 pytestmark = [pytest.mark.filterwarnings("ignore")]
@@ -302,7 +303,7 @@ def test_shapes_of_several_inputs_are_enumerated_together(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", tiny.CONFIGS)
-@pytest.mark.parametrize("precision", coreml.PRECISIONS)
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_fixed_shape_may_be_filled(tmp_path: Path, kind: str, precision: str) -> None:
     fixed = FixedShape(tokens=(32, 40), context=(20, 24), image=(64, 72))
     graph = next(graph for graph in graphs_of(MODELS[kind], (fixed,)) if graph.name == "decode")

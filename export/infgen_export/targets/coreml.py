@@ -17,11 +17,10 @@ from torch.export import ExportedProgram
 
 from infgen_export import mil
 from infgen_export.graphs import Graph, Tensorspec
-from infgen_export.recipes import Recipe
+from infgen_export.recipes import PRECISIONS, Recipe
 from infgen_export.targets import LEAST_WEIGHTS, Options
 from infgen_export.targets.dims import dynamic_shapes, shape_at, sizes
 
-PRECISIONS = ("fp32", "fp16", "int8")
 SUFFIX = ".mlpackage"
 BACKEND = None
 NATIVE = False
