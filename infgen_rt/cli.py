@@ -26,7 +26,7 @@ from .latents import Normalisation, as_latent
 from .memory import format_bytes, peak_memory
 from .picture import Picture, Progress
 from .samples import load_sample, sample_names
-from .spaces import latent_space
+from .spaces import LatentSpace, latent_space
 from .writers import check_output
 
 _FAILED, _BAD_INPUT, _INTERRUPTED, _TERMINATED = 1, 2, 130, 143
@@ -152,12 +152,13 @@ def decode(
   infgen-rt info model.zip --json""",
 )
 @click.argument("path", required=False, type=click.Path(path_type=Path))
+@click.option("--space", default="flux2", show_default=True, help="Latent space of a latent.")
 @click.option("--normalisation", type=click.Choice(["model", "vae"]), default="model", help="As for decode.")
 @click.option("--latent-size", help="As for decode.")
 @click.option("--key", help="As for decode.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(
-    path: Path | None, normalisation: Normalisation, latent_size: str | None, key: str | None, as_json: bool
+    path: Path | None, space: str, normalisation: Normalisation, latent_size: str | None, key: str | None, as_json: bool
 ) -> None:
     """Describe PATH, a model bundle or a latent; without PATH, this installation."""
     with _warnings_to_stderr(quiet=False):
@@ -166,7 +167,7 @@ def info(
         elif _is_bundle(path):
             facts = _describe_bundle(path)
         else:
-            facts = _describe_latent(path, key, normalisation, _parse_pair(latent_size))
+            facts = _describe_latent(path, key, latent_space(space), normalisation, _parse_pair(latent_size))
     if as_json:
         click.echo(json.dumps(facts))
     else:
@@ -323,10 +324,9 @@ def _describe_verification(entry: dict[str, Any]) -> str:
 
 
 def _describe_latent(
-    path: Path, key: str | None, normalisation: Normalisation, latent_size: tuple[int, int] | None
+    path: Path, key: str | None, space: LatentSpace, normalisation: Normalisation, latent_size: tuple[int, int] | None
 ) -> dict[str, Any]:
     array, metadata = read_array(path, key)
-    space = latent_space("flux2")
     try:
         latent = as_latent(array, space, normalisation=normalisation, latent_size=latent_size)
     except LatentError as error:

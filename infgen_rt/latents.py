@@ -149,10 +149,10 @@ def _check_finite(latent: FloatArray) -> None:
 
 def _check_statistics(latent: FloatArray, space: LatentSpace, normalisation: Normalisation) -> None:
     mean, std = float(latent.mean(dtype=np.float64)), float(latent.std(dtype=np.float64))
-    low, high = space.usual_std
+    low, high = space.usual_std or (0.0, IMPOSSIBLE_STD)
     found = f"the latent's standard deviation is {std:.2f}, where {low:g} to {high:g} is usual"
     other_way = {
-        "model": "if it has the VAE's own normalisation, as diffusers' output_type='latent' returns, "
+        "model": "if it has the VAE's own normalisation, as diffusers' output_type='latent' returns for FLUX.2, "
         "pass normalisation='vae' (--normalisation vae)",
         "vae": "if it is already normalised, leave out normalisation='vae' (--normalisation vae)",
     }
@@ -164,7 +164,7 @@ def _check_statistics(latent: FloatArray, space: LatentSpace, normalisation: Nor
         _warn(f"{found}: {other_way['vae']}")
     elif not low <= std <= high:
         _warn(f"{found}: expect a poor picture")
-    elif abs(mean) > space.usual_mean:
+    elif space.usual_mean is not None and abs(mean) > space.usual_mean:
         _warn(f"the latent's mean is {mean:.2f}, where 0 is usual: expect wrong colours")
 
 

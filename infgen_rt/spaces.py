@@ -18,30 +18,30 @@ _TABLE = Path(__file__).parent / "data" / "latent_spaces.json"
 class LatentSpace:
     """One convention: what a latent's numbers mean.
 
-    A latent *in* the space is normalised, as the diffusion transformer sees it. The VAE's own latents are
-    wider: `vae_mean` and `vae_std` lead from them into the space, one number a channel of the 2x2-patchified
-    latent, in the order channel * 4 + row * 2 + column.
+    A latent *in* the space is normalised, as the diffusion transformer sees it. `vae_mean` and `vae_std` lead there
+    from the VAE's own latents: one number for all, or one a channel of the 2x2-patchified latent, in the order
+    channel * 4 + row * 2 + column.
 
     Attributes:
         channels: channels of an unpatchified latent.
         cell_pixels: pixels a cell covers each way at scale 1.
-        usual_std: the overall standard deviations that real latents have, least and most.
-        usual_mean: the largest overall |mean| that real latents have.
-        vae_mean: mean of each patchified channel of the VAE's own latents.
-        vae_std: their standard deviation.
+        usual_std: the overall standard deviations that real latents have, least and most; None if not measured.
+        usual_mean: the largest overall |mean| that real latents have; None if not measured.
+        vae_mean: what is subtracted from the VAE's own latents.
+        vae_std: what they are then divided by.
         source: where the table was taken from.
     """
 
     channels: int
     cell_pixels: int
-    usual_std: tuple[float, float]
-    usual_mean: float
+    usual_std: tuple[float, float] | None
+    usual_mean: float | None
     vae_mean: tuple[float, ...]
     vae_std: tuple[float, ...]
     source: str
 
     def normalise(self, latent: FloatArray) -> FloatArray:
-        """Bring a VAE's own latent (what its encoder gives, batch norm undone) into the space.
+        """Bring a VAE's own latent (what its encoder gives, unscaled, batch norm undone) into the space.
 
         Args:
             latent: float32 [channels, h, w].
@@ -51,6 +51,8 @@ class LatentSpace:
 
     def _pattern(self, values: tuple[float, ...], latent: FloatArray) -> FloatArray:
         """One number a cell: the patchified channels' values, repeated over the latent."""
+        if len(values) == 1:
+            return np.full((1, 1, 1), values[0], np.float32)
         height, width = latent.shape[1:]
         square = np.asarray(values, np.float32).reshape(self.channels, 2, 2)
         return np.tile(square, (1, -(-height // 2), -(-width // 2)))[:, :height, :width]

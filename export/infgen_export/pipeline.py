@@ -9,7 +9,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from infgen_export.quiet import quiet
 from infgen_export.recipes import Recipe, select
 from infgen_export.report import GraphReport, Report
 from infgen_export.targets import DEPLOYMENT_TARGETS, OPSETS, Options, Session, Target, target_of
-from infgen_export.verify import Case, case_inputs, verify
+from infgen_export.verify import Case, Check, case_inputs, verify
 from infgen_rt import bundle
 from infgen_rt.bundle import MANIFEST, FileInfo, Halo, Manifest, Memory, ModelInfo, Shapes
 from infgen_rt.geometry import Size
@@ -99,19 +99,18 @@ def export(
     with _beside(output) as folder:
         building = folder / "bundle"
         work = _Work(model, building, card, options, validate, say)
+        jobs = [(recipe, target, graph) for recipe, target in converters for graph in graphs_of(model, recipe.shapes)]
         entries: list[GraphReport] = []
         failures: list[str] = []
-        for recipe, target in converters:
-            for graph in graphs_of(model, recipe.shapes):
-                try:
-                    entry = work.export_graph(recipe, target, graph)
-                except ExportError as error:
-                    failures.append(str(error))
-                else:
-                    entries.append(entry)
-                    failures += _failure(entry)
-                if failures and not keep_going:
-                    break
+        for number, (recipe, target, graph) in enumerate(jobs, start=1):
+            say(f"[{number}/{len(jobs)}] {recipe.name}: {graph.name}")
+            try:
+                entry = work.export_graph(recipe, target, graph)
+            except ExportError as error:
+                failures.append(str(error))
+            else:
+                entries.append(entry)
+                failures += _failure(entry)
             if failures and not keep_going:
                 break
         report = Report(model.config.name, tuple(entries))
@@ -139,7 +138,7 @@ class _Work:
     def export_graph(self, recipe: Recipe, target: Target, graph: Graph) -> GraphReport:
         path = self._path(recipe, target, graph.name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.say(f"{recipe.name}: converting {graph.name}")
+        began = time.perf_counter()
         try:
             with quiet():
                 key = (recipe.target, graph.name, graph.shapes)
@@ -162,12 +161,12 @@ class _Work:
             seconds=None,
             native={},
         )
+        self.say(f"  converted in {time.perf_counter() - began:.1f} s, {entry.bytes / 1e6:.1f} MB")
         if not self.validate:
             return entry
-        self.say(f"{recipe.name}: verifying {graph.name}")
         try:
-            checks = tuple(verify(self.model, graph, session, recipe.precision))
-            native = self._native(target, path, graph) if all(check.passed for check in checks) else {}
+            checks = tuple(self._told(verify(self.model, graph, session, recipe.precision)))
+            native = self._native(target, path, graph, recipe) if all(check.passed for check in checks) else {}
         except ExportError as error:
             raise ExportError(f"{recipe.name} {error}") from error
         seconds = self._seconds(graph, session) if target.NATIVE else None
@@ -235,17 +234,26 @@ class _Work:
             "graph": graph.name,
         }
 
-    def _native(self, target: Target, path: Path, graph: Graph) -> dict[str, float]:
+    def _native(self, target: Target, path: Path, graph: Graph, recipe: Recipe) -> dict[str, float]:
         """Least PSNR in each low precision that the target's runtime would choose here."""
         found = {}
         for precision in target.native_precisions():
             with quiet():
                 session = target.load(path, precision)
-            checks = list(verify(self.model, graph, session, precision))
+            # Weights of 8 bits stay what they are, whatever is computed with them.
+            least = "int8" if recipe.precision == "int8" else precision
+            checks = list(verify(self.model, graph, session, least))
             if failed := [check for check in checks if not check.passed]:
                 raise ExportError(f"{graph.name} in {precision} has {failed[0].psnr:.0f} dB at {failed[0].case!r}")
             found[precision] = min(check.psnr for check in checks)
         return found
+
+    def _told(self, checks: Iterable[Check]) -> Iterator[Check]:
+        """Tells of each check as soon as it is done."""
+        for check in checks:
+            verdict = "" if check.passed else ", NOT the model's equal"
+            self.say(f"  {check.case}: error {check.max_error:.1e}, {check.psnr:.0f} dB{verdict}")
+            yield check
 
     def _seconds(self, graph: Graph, session: Session) -> float:
         """Median of three runs after a first one."""

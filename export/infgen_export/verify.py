@@ -17,8 +17,8 @@ from infgen_rt.geometry import Box, Size
 
 TOLERANCE = 1e-4
 """Largest error of a float32 graph, as a share of the output's full scale."""
-LEAST_PSNR = {"fp16": 50.0, "bf16": 50.0, "int8": 40.0}
-"""Lowest PSNR of a graph of less precision, in decibels."""
+LEAST_PSNR = {"fp16": 50.0, "bf16": 50.0, "apple": 50.0, "int8": 40.0}
+"""Lowest PSNR of a graph of less precision, in decibels; ``"apple"`` is whatever Apple's devices choose."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from infgen_export.model.inpe import INPE  # noqa: E402
 from infgen_export.recipes import PRECISIONS  # noqa: E402
 from infgen_export.targets import Options, coreml  # noqa: E402
 from infgen_export.targets.dims import sizes  # noqa: E402
-from infgen_export.verify import compare  # noqa: E402
+from infgen_export.verify import LEAST_PSNR, compare  # noqa: E402
 from infgen_rt.bundle import FixedShape  # noqa: E402
 from infgen_rt.geometry import Box, Size  # noqa: E402
 
@@ -333,3 +333,25 @@ def test_impossible_requests_are_refused_before_any_work(tmp_path: Path) -> None
     with pytest.raises(ValueError, match="outside its bounds 4..4"):
         write(dataclasses.replace(graph, bounds={"h": (4, 4), "w": (7, 7)}), (image,), path, {})
     assert not path.exists()
+
+
+def test_on_macos_core_ml_itself_is_proven_too(converted: Convert, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter stands in for Core ML, which exists nowhere else."""
+    path = converted("edge", "prefill", "fp32")
+    interpreted = coreml.load(path)
+    program = mil.Program(path)
+    assert coreml.native_precisions() == ()
+
+    class MLModel:
+        def __init__(self, path: str, compute_units: object) -> None:
+            assert compute_units is ct.ComputeUnit.ALL
+
+        def predict(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+            values = {name: torch.from_numpy(value) for name, value in inputs.items()}
+            return {name: value.numpy() for name, value in program.run(values).items()}
+
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr(ct.models, "MLModel", MLModel)
+    assert coreml.native_precisions() == ("apple",) and "apple" in LEAST_PSNR
+    latent = torch.randn(1, MODELS["edge"].config.latent_channels, 5, 7)
+    assert torch.equal(coreml.load(path, "apple")({"latent": latent}), interpreted({"latent": latent}))

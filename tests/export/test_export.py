@@ -159,8 +159,12 @@ def test_the_report_has_every_graph_at_every_shape(exported: Exported) -> None:
 
 
 def test_progress_names_each_step(exported: Exported) -> None:
-    steps = [f"onnx-fp32: {verb} {graph}" for graph in GRAPHS for verb in ("converting", "verifying")]
-    assert exported.progress == [*steps, "onnx-fp32: measuring memory"]
+    steps = [line for line in exported.progress if not line.startswith("  ")]
+    graphs = [f"[{number}/3] onnx-fp32: {graph}" for number, graph in enumerate(GRAPHS, start=1)]
+    assert steps == [*graphs, "onnx-fp32: measuring memory"]
+    details = exported.progress[1 : exported.progress.index(graphs[1])]
+    assert details[0].startswith("  converted in ")
+    assert [line.split(":")[0].strip() for line in details[1:]] == [case.name for case in CASES]
 
 
 def test_cases_differ_in_every_dimension() -> None:
@@ -373,7 +377,7 @@ def test_the_command_makes_a_bundle(exported: Exported, damage: Callable[..., No
     result = run(exported.checkpoint, *ONE, "-o", bundle, *card)
     assert result.exit_code == 0
     assert result.stdout.startswith("recipe") and result.stdout.endswith(f"wrote {bundle}\n")
-    assert result.stderr.splitlines()[0] == "onnx-fp32: converting prefill"
+    assert result.stderr.splitlines()[0] == "[1/3] onnx-fp32: prefill"
     model = Bundle.open(bundle).manifest.model
     assert (model.version, model.licence, model.training) == ("3", "MIT", "long")
 

@@ -228,3 +228,21 @@ def test_unknown_samples_and_spaces_are_refused() -> None:
         infgen_rt.load_sample("nothing")
     with pytest.raises(LatentError, match="known are flux2"):
         latent_space("nothing")
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "scale", "shift"),
+    [("sd15", 4, 0.18215, 0.0), ("sdxl", 4, 0.13025, 0.0), ("sd3", 16, 1.5305, 0.0609), ("flux1", 16, 0.3611, 0.1159)],
+)
+def test_spaces_that_are_only_scaled(name: str, channels: int, scale: float, shift: float) -> None:
+    space = latent_space(name)
+    stored = np.random.default_rng(0).normal(0, 1, (channels, 6, 8)).astype(np.float32)
+    assert np.array_equal(as_latent(stored, space), stored)
+    raw = stored / np.float32(scale) + np.float32(shift)
+    assert np.abs(as_latent(raw, space, normalisation="vae") - stored).max() < 1e-5
+
+
+def test_packed_latents_of_flux1() -> None:
+    latent = np.random.default_rng(0).normal(0, 1, (16, 4, 6)).astype(np.float32)
+    packed = latent.reshape(16, 2, 2, 3, 2).transpose(1, 3, 0, 2, 4).reshape(1, 6, 64)
+    assert np.array_equal(as_latent(packed, latent_space("flux1"), latent_size=(48, 32)), latent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -116,14 +117,14 @@ def write_package(
         part.chmod(0o755 if part.is_dir() else 0o644)
 
 
-def load(path: Path, precision: str | None = None) -> Session:
-    """Loads a package into the interpreter; see ``Target``."""
-    return Session(path)
+def load(path: Path, precision: str | None = None) -> Session | Compiled:
+    """Loads a package into the interpreter, or for a native precision into Core ML itself; see ``Target``."""
+    return Compiled(path) if precision else Session(path)
 
 
 def native_precisions() -> tuple[str, ...]:
-    """None: the interpreter computes in what the program says."""
-    return ()
+    """On macOS, what Core ML makes of the program; elsewhere there is only the interpreter."""
+    return ("apple",) if sys.platform == "darwin" else ()
 
 
 class Session:
@@ -141,6 +142,24 @@ class Session:
     def operations(self) -> Counter[str]:
         """How many operations of every kind the program has."""
         return self._program.operations
+
+
+class Compiled:
+    """A saved package in Core ML, on whatever of a Mac it chooses."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._model = ct.models.MLModel(str(path), compute_units=ct.ComputeUnit.ALL)
+
+    def __call__(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Runs it on named inputs."""
+        (output,) = self._model.predict({name: value.numpy() for name, value in inputs.items()}).values()
+        return torch.from_numpy(np.asarray(output, np.float32))
+
+    @property
+    def operations(self) -> Counter[str]:
+        """How many operations of every kind the program has."""
+        return mil.Program(self._path).operations
 
 
 def _rewrite(graph: fx.Graph) -> None:
