@@ -10,6 +10,7 @@ with infgen_rt.open() as decoder:
 """
 
 from .bundle import Bundle, Manifest
+from .choice import Choice
 from .decoder import Decoder, open
 from .errors import (
     BackendError,
@@ -38,6 +39,7 @@ __all__ = [
     "Bundle",
     "BundleError",
     "Cancelled",
+    "Choice",
     "DecodeError",
     "Decoder",
     "InfGenError",

@@ -1,10 +1,11 @@
-"""Backends: what one is, which there are, and how one is chosen."""
+"""Backends: what one is, and which there are."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from .bundle import Manifest, Recipe
+from .bundle import Recipe
 from .errors import BackendError
 from .pixels import FloatArray
 
@@ -12,8 +13,44 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 GROUP = "infgen_rt.backends"
-# Each backend this project has or will have, best first, with the extra that installs what it needs.
-EXTRAS = {"coreml": "coreml", "cuda": "cuda", "onnxruntime": "cpu", "openvino": "openvino", "torch": "torch"}
+
+
+class Known(NamedTuple):
+    """What this project's own backends are known by before they are imported."""
+
+    extra: str
+    target: str
+    distributions: tuple[str, ...]
+
+
+KNOWN = {
+    "onnxruntime": Known("cpu", "onnx", ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml")),
+    "openvino": Known("openvino", "openvino", ("openvino",)),
+    "coreml": Known("coreml", "coreml", ("coremltools",)),
+    "torch": Known("torch", "torch", ("torch",)),
+}
+# What people ask for by the name of the device: backend and device.
+ALIASES = {"cuda": ("onnxruntime", "cuda")}
+EXACT = "fp32"
+
+
+@dataclass(frozen=True)
+class Device:
+    """Something that a backend computes on, or would if it could.
+
+    Attributes:
+        id: what a user asks for it by: `cpu`, `cuda:1`, `gpu`, `npu`.
+        name: the same for people.
+        problem: why it cannot be used here and what to do, or None.
+    """
+
+    id: str
+    name: str
+    problem: str | None = None
+
+    def answers_to(self, name: str) -> bool:
+        """Whether a user means it: `cuda` is `cuda:0` too."""
+        return name.lower() in (self.id, self.id.removesuffix(":0"))
 
 
 @dataclass(frozen=True)
@@ -21,12 +58,18 @@ class Options:
     """What may be asked of any backend.
 
     Attributes:
+        device: id of one of its devices.
+        arithmetic: one of those that it offered for the recipe.
         threads: CPU threads to compute with; None for the backend's own choice.
         keep_memory: whether working memory is kept from run to run, for a graph that is run often.
+        cache: a folder for compiled graphs that may be written in and lost; None to keep none.
     """
 
+    device: str = "cpu"
+    arithmetic: str = EXACT
     threads: int | None = None
     keep_memory: bool = True
+    cache: Path | None = None
 
 
 class Session(Protocol):
@@ -52,82 +95,87 @@ class Session(Protocol):
 
 
 class Backend(Protocol):
-    """Code that loads graphs of one target and runs them on one kind of device.
+    """Code that loads graphs of one target and runs them; made without arguments.
 
     Attributes:
         name: what a user asks for it by.
-        device: what it runs on, for people.
         target: the export target whose graphs it reads.
+        version: of the library behind it.
     """
 
     name: str
-    device: str
     target: str
+    version: str
 
-    def load(self, files: Mapping[str, bytes], options: Options) -> Session:
+    def devices(self) -> Sequence[Device]:
+        """What it can compute on here, and what it could with a remedy; found without loading a driver if possible."""
+        ...
+
+    def arithmetics(self, device: str, recipe: Recipe) -> Sequence[str]:
+        """In what a device can run the graphs of a recipe, most exact first; empty if it cannot.
+
+        `fp32` is float32 throughout. Others (`bf16`, `fp16`) are what the device does natively.
+        """
+        ...
+
+    def load(self, graph: str, files: Mapping[str, bytes], options: Options) -> Session:
         """Load a graph.
 
         Args:
+            graph: `prefill`, `decode` or `encode`.
             files: the content of the graph's file, or of the files in its folder by their names there; digests are
                 already checked.
             options: what the caller asked for.
 
         Raises:
-            BackendError: the graph cannot be loaded.
+            BackendError: the graph cannot be loaded, or not on that device in that arithmetic.
         """
         ...
 
 
 def installed_backends() -> dict[str, "EntryPoint"]:
-    """Backends that packages here announce in the entry-point group `infgen_rt.backends`, best first."""
+    """Backends that packages here announce in the entry-point group `infgen_rt.backends`, this project's first."""
     from importlib.metadata import entry_points  # slow to import, and only needed here
 
     found = {entry.name: entry for entry in entry_points(group=GROUP)}
-    order = list(EXTRAS)
+    order = list(KNOWN)
     return dict(sorted(found.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
 
 
-def choose_backend(name: str, manifest: Manifest) -> tuple[Backend, Recipe]:
-    """Find a backend and the recipe that it will run.
-
-    A backend named by the user is used or refused, never replaced.
-
-    Args:
-        name: a backend's name, or `auto` for the best that runs here and that the bundle has graphs for.
-        manifest: the bundle's.
+def load_backend(name: str) -> Backend:
+    """Import a backend.
 
     Raises:
-        BackendError: it is unknown, not installed, or the bundle has no graphs for it.
+        BackendError: it is unknown, not installed, or its library is broken.
     """
     installed = installed_backends()
-    if name != "auto":
-        return _match(_load(name, installed), manifest)
-    refusals = []
-    for candidate in installed:
-        try:
-            return _match(_load(candidate, installed), manifest)
-        except BackendError as error:
-            refusals.append(str(error))
-    raise BackendError("; ".join(refusals) or "no backend is installed: pip install 'infgen-rt[cpu]'")
-
-
-def _load(name: str, installed: Mapping[str, "EntryPoint"]) -> Backend:
     if name not in installed:
-        here = ", ".join(["auto", *installed])
-        state = "is not in this installation" if name in EXTRAS else "is unknown"
-        raise BackendError(f"backend {name!r} {state}: available here are {here}")
+        here = ", ".join(["auto", *ALIASES, *installed])
+        raise BackendError(f"backend {name!r} is unknown: available here are {here}")
+    remedy = f"pip install 'infgen-rt[{KNOWN[name].extra}]'" if name in KNOWN else "install what it needs"
     try:
         backend: Backend = installed[name].load()()
     except ImportError as error:
-        remedy = f"pip install 'infgen-rt[{EXTRAS[name]}]'" if name in EXTRAS else "install what it needs"
-        raise BackendError(f"backend {name!r} is not installed ({error}): {remedy}") from error
+        raise BackendError(f"backend {name!r} is not installed ({_one_line(error)}): {remedy}") from error
+    except BackendError:
+        raise
+    # Whatever a half-installed library or a missing driver does when it is imported.
+    except Exception as error:
+        raise BackendError(f"backend {name!r} is broken ({_one_line(error)}): reinstall it, {remedy}") from error
     return backend
 
 
-def _match(backend: Backend, manifest: Manifest) -> tuple[Backend, Recipe]:
-    recipe = manifest.recipe(backend.target)
-    if recipe is None:
-        targets = ", ".join(sorted({recipe.target for recipe in manifest.recipes})) or "none"
-        bundle = f"the bundle {manifest.model.name!r} has {targets}"
-        raise BackendError(f"backend {backend.name!r} needs graphs for {backend.target!r}, {bundle}")
-    return backend, recipe
+def require_version(name: str, version: str, least: tuple[int, int]) -> None:
+    """Refuse a library that is older than what a backend was written for.
+
+    Raises:
+        BackendError: it is.
+    """
+    parts = tuple(int("".join(filter(str.isdigit, part)) or 0) for part in version.split(".")[:2])
+    if parts < least:
+        needed = ".".join(str(part) for part in least)
+        raise BackendError(f"{name} {version} is too old: expected {needed} or newer; pip install --upgrade {name}")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

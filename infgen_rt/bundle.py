@@ -5,7 +5,7 @@ import json
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -53,6 +53,10 @@ class Memory:
     base: int
     prefill_per_cell: int
     decode_per_token: int
+
+
+# Twice what the first model that shipped needs, for bundles of which nothing was measured.
+_TYPICAL = Memory(base=256 * 2**20, prefill_per_cell=64 * 2**10, decode_per_token=256 * 2**10)
 
 
 @dataclass(frozen=True)
@@ -157,10 +161,24 @@ class Manifest:
         """Names of the files that make a graph: its own, or all in its folder."""
         return [name for name in self.files if name == graph or name.startswith(f"{graph}/")]
 
-    def recipe(self, target: str) -> Recipe | None:
-        """The first recipe for a target whose graphs take any shape and were measured, or None."""
-        usable = (recipe for recipe in self.recipes if recipe.target == target and recipe.memory)
-        return next((recipe for recipe in usable if not recipe.shapes), None)
+    def psnr(self, recipe: str, arithmetic: str) -> float | None:
+        """Least PSNR of prefill and decode against float32, in decibels; None if the exporter does not tell."""
+        found = []
+        for graph in ("prefill", "decode"):
+            try:
+                entry = next(e for e in self.verification if e["recipe"] == recipe and e["graph"] == graph)
+                native = entry["native"].get(arithmetic)
+                found.append(float(min(check["psnr"] for check in entry["checks"]) if native is None else native))
+            except (StopIteration, KeyError, TypeError, ValueError, AttributeError):  # other exporters, other words
+                return None
+        return min(found)
+
+    def memory(self, recipe: Recipe) -> Memory:
+        """What a recipe needs; where that was not measured, the most that any other of the bundle does."""
+        if recipe.memory is not None:
+            return recipe.memory
+        measured = [each.memory for each in self.recipes if each.memory is not None] or [_TYPICAL]
+        return Memory(*(max(values) for values in zip(*(astuple(figures) for figures in measured), strict=True)))
 
 
 class Bundle:

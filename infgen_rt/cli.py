@@ -18,9 +18,12 @@ import click
 from . import __version__
 from .backends import installed_backends
 from .bundle import DEFAULT_BUNDLE, MANIFEST, Bundle
+from .choice import PRECISIONS, Precision
 from .decoder import open as open_decoder
+from .devices import describe_devices
 from .errors import InfGenError, InputError, LatentError
 from .files import read_array
+from .folders import cache_folder, cached_bytes, clear_cache
 from .geometry import parse_box
 from .latents import Normalisation, as_latent
 from .memory import format_bytes, peak_memory
@@ -73,7 +76,15 @@ def cli(context: click.Context) -> None:
 @click.option("--region", help="Write only this part of the picture: x,y,width,height in pixels.")
 @click.option("--sample", help="Decode a latent that the package ships; `infgen-rt info` lists them.")
 @click.option("--model", type=click.Path(path_type=Path), help="Bundle to use.  [default: the one in the package]")
-@click.option("--backend", default="auto", show_default=True, help="What to run on: auto or a backend's name.")
+@click.option("--backend", default="auto", show_default=True, help="auto, a backend's name, or cuda.")
+@click.option("--device", help="Device of the backend, as `infgen-rt devices` lists them.  [default: the fastest]")
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="fast",
+    show_default=True,
+    help="exact: float32 throughout; fast: what the device does natively.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the backend's choice]")
 @click.option("--memory", help="Memory to stay within, as 1GiB.  [default: 4GiB, or half of what is free if less]")
 @click.option("--tile", type=int, help="Largest tile's side in pixels.  [default: what memory allows]")
@@ -97,6 +108,8 @@ def decode(
     sample: str | None,
     model: Path | None,
     backend: str,
+    device: str | None,
+    precision: Precision,
     threads: int | None,
     memory: str | None,
     tile: int | None,
@@ -111,7 +124,8 @@ def decode(
     stopwatch = _Stopwatch()
     with _warnings_to_stderr(quiet) as notes:
         array = _read_latent(latent, sample, key)
-        with open_decoder(model, backend, threads=threads, memory=memory) as decoder:
+        opened = open_decoder(model, backend, device=device, precision=precision, threads=threads, memory=memory)
+        with opened as decoder:
             picture = decoder.picture(
                 array, size, tile=tile, normalisation=normalisation, latent_size=_parse_pair(latent_size)
             )
@@ -132,8 +146,7 @@ def decode(
             "region": box,
             "picture": picture.size,
             "model": decoder.manifest.model.name,
-            "backend": decoder.backend,
-            "device": decoder.device,
+            "backend": asdict(decoder.backend),
             "plan": _describe_plan(picture),
             "seconds": stopwatch.seconds,
             "peak_memory": peak_memory(),
@@ -172,6 +185,45 @@ def info(
         click.echo(json.dumps(facts))
     else:
         _print_facts(facts)
+
+
+@cli.command(
+    cls=_Command,
+    epilog="""Examples:
+  infgen-rt devices
+  infgen-rt devices --measure --threads 2""",
+)
+@click.option("--measure", "fresh", is_flag=True, help="Measure all that is usable now, and remember it.")
+@click.option("--model", type=click.Path(path_type=Path), help="Bundle to measure.  [default: the one in the package]")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the backend's choice]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def devices(fresh: bool, model: Path | None, threads: int | None, as_json: bool) -> None:
+    """List what can run a model here, how fast, and for the rest what to install."""
+    with _warnings_to_stderr(quiet=False):
+        facts = describe_devices(Bundle.open(model), threads, fresh)
+    if as_json:
+        click.echo(json.dumps([asdict(fact) for fact in facts]))
+    else:
+        click.echo("\n".join(str(fact) for fact in facts))
+
+
+@cli.command()
+@click.option("--clear", is_flag=True, help="Remove everything; it is made again when it is needed.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def cache(clear: bool, as_json: bool) -> None:
+    """Show what is kept in this user's cache folder: measurements and compiled graphs."""
+    sizes, folder = cached_bytes(), cache_folder()
+    if clear:
+        try:
+            clear_cache()
+        except OSError as error:
+            raise click.ClickException(f"{folder} cannot be cleared: {error.strerror}") from error
+    if as_json:
+        click.echo(json.dumps({"folder": str(folder), "bytes": sizes, "cleared": clear}))
+        return
+    click.echo(f"{folder}{' (cleared)' if clear else ''}")
+    for name, size in sizes.items():
+        click.echo(f"{name}: {format_bytes(size)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -289,7 +341,7 @@ def _describe_plan(picture: Picture) -> dict[str, Any]:
         }
         for stage in plan.stages
     ]
-    return {"stages": stages, "memory": plan.memory, "budget": plan.budget, "precision": plan.precision}
+    return {"stages": stages, "memory": plan.memory, "budget": plan.budget}
 
 
 def _describe_installation() -> dict[str, Any]:

@@ -5,8 +5,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .backends import Options
 from .bundle import Bundle, Manifest
+from .choice import AUTO, Choice, Precision, choose
 from .engine import Engine
 from .errors import BackendError, InfGenWarning
 from .geometry import Size, parse_size
@@ -24,8 +24,10 @@ _UNSEEN_STRETCH = 1.02
 
 def open(
     path: str | Path | None = None,
-    backend: str = "auto",
+    backend: str = AUTO,
     *,
+    device: str | None = None,
+    precision: Precision = "fast",
     threads: int | None = None,
     memory: str | int | None = None,
 ) -> "Decoder":
@@ -33,7 +35,11 @@ def open(
 
     Args:
         path: a bundle, a folder or a zip; None for the model that the package ships.
-        backend: a backend's name, or `auto` for the best one here. A named backend is used or refused.
+        backend: a backend's name, `cuda`, or `auto` for the fastest one here, measured once and remembered.
+        device: which of the backend's devices (`cpu`, `cuda:1`, `gpu`, `npu`); None for the fastest. What is named is
+            used or refused.
+        precision: `fast` for what the device does natively, at 45 dB against float32 or better; `exact` for
+            float32 throughout.
         threads: CPU threads to compute with; None for the backend's own choice.
         memory: what a decode may use, in bytes or as text (`1GiB`); None for 4 GiB, or half of what is free
             if that is less.
@@ -43,20 +49,23 @@ def open(
 
     Raises:
         BundleError: there is no bundle, or it is damaged.
-        BackendError: the backend is unknown, not installed or cannot run the bundle.
+        BackendError: the backend or the device is unknown, not installed or cannot run the bundle.
         PlanError: `memory` is not an amount.
     """
     if threads is not None and threads < 1:
         raise BackendError(f"{threads} threads are not possible: expected 1 or more")
     budget = parse_bytes(memory) if memory is not None else default_budget()
-    return Decoder(Engine(Bundle.open(path), backend, Options(threads=threads)), budget)
+    bundle = Bundle.open(path)
+    candidate, choice = choose(bundle, backend, device, precision, threads)
+    return Decoder(Engine(bundle, candidate, threads), choice, budget)
 
 
 class Decoder:
     """An opened model; one serves several threads. Made by `open`."""
 
-    def __init__(self, engine: Engine, budget: int) -> None:
+    def __init__(self, engine: Engine, choice: Choice, budget: int) -> None:
         self._engine = engine
+        self._choice = choice
         self._budget = budget
 
     @property
@@ -65,14 +74,9 @@ class Decoder:
         return self._engine.manifest
 
     @property
-    def backend(self) -> str:
-        """Name of the backend that runs it."""
-        return self._engine.backend
-
-    @property
-    def device(self) -> str:
-        """What the backend runs on."""
-        return self._engine.device
+    def backend(self) -> Choice:
+        """What runs it, in what precision, and why; `backend.name` is what `open` calls it."""
+        return self._choice
 
     def picture(
         self,
@@ -104,7 +108,7 @@ class Decoder:
         cells = Size(array.shape[2], array.shape[1])
         native = Size(cells.width * space.cell_pixels, cells.height * space.cell_pixels)
         grid = Grid(cells, parse_size(size, native), manifest.patch)
-        plan = make_plan(grid, manifest, self._engine.recipe, backend=self.backend, budget=self._budget, tile=tile)
+        plan = make_plan(grid, manifest, self._engine.recipe, runs=self._choice, budget=self._budget, tile=tile)
         _warn_of_scale(grid, manifest, native)
         return Picture(Stage(lambda: array, plan.stages[0], self._engine, plan.cache), plan)
 

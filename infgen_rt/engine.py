@@ -1,12 +1,15 @@
 """The loaded graphs of one model, run one at a time so that the memory plan holds."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from threading import Lock
 
-from .backends import Options, Session, choose_backend
+from .backends import Options, Session
 from .bundle import Bundle
+from .choice import Candidate
 from .errors import DecodeError
+from .folders import writable_cache
+from .geometry import Size
+from .grid import fill
 from .pixels import FloatArray
 
 
@@ -16,19 +19,26 @@ class Engine:
     Attributes:
         manifest: the model's manifest.
         recipe: the recipe whose graphs are loaded.
-        backend: the backend's name.
-        device: what it runs on.
+
+    Args:
+        bundle: opened.
+        candidate: what runs it.
+        threads: CPU threads to compute with; None for the backend's own choice.
+
+    Raises:
+        BackendError: a graph cannot be loaded.
     """
 
-    def __init__(self, bundle: Bundle, backend: str, options: Options) -> None:
-        chosen, self.recipe = choose_backend(backend, bundle.manifest)
+    def __init__(self, bundle: Bundle, candidate: Candidate, threads: int | None = None) -> None:
         self.manifest = bundle.manifest
-        self.backend, self.device = chosen.name, chosen.device
-        # Prefill runs once a picture: its working memory is better given to decode.
-        wanted = {"prefill": replace(options, keep_memory=False), "decode": options}
-        self._sessions = {
-            kind: chosen.load(bundle.read_graph(self.recipe.graphs[kind]), option) for kind, option in wanted.items()
-        }
+        self.recipe = candidate.recipe
+        self._sessions: dict[str, Session] = {}
+        cache = writable_cache(candidate.backend.name)
+        for graph in ("prefill", "decode"):
+            # Prefill runs once a picture: its working memory is better given to decode.
+            options = Options(candidate.device.id, candidate.arithmetic, threads, graph == "decode", cache)
+            files = bundle.read_graph(self.recipe.graphs[graph])
+            self._sessions[graph] = candidate.backend.load(graph, files, options)
         # A backend uses all its threads for one run; two at once would only double the memory.
         self._lock = Lock()
 
@@ -44,9 +54,11 @@ class Engine:
             float32 [3, patch * tokens down, patch * tokens across], about [0, 1], not clamped.
         """
         patch = self.manifest.patch
+        rows, columns = patch * len(inputs["token_y"]), patch * len(inputs["token_x"])
+        inputs = self._filled(inputs)
         expected = (1, 3, patch * len(inputs["token_y"]), patch * len(inputs["token_x"]))
         image: FloatArray = self._run("decode", inputs, "image", expected)[0]
-        return image
+        return image[:, :rows, :columns]
 
     def close(self) -> None:
         """Free the graphs, after the run in progress."""
@@ -54,9 +66,21 @@ class Engine:
             while self._sessions:
                 self._sessions.popitem()[1].close()
 
+    def _filled(self, inputs: Mapping[str, FloatArray]) -> Mapping[str, FloatArray]:
+        """Padded to the smallest shape that the recipe has for them, if it has fixed ones."""
+        sides = (len(inputs[name]) for name in ("token_y", "token_x", "key_y", "key_x"))
+        needed = tuple(sides)
+        for shape in self.recipe.shapes:
+            available = (*shape.tokens, *shape.context)
+            if all(need <= side for need, side in zip(needed, available, strict=True)):
+                return fill(dict(inputs), Size(*shape.context[::-1]), Size(*shape.tokens[::-1]))
+        if self.recipe.shapes:
+            raise DecodeError(f"a tile of {needed} tokens and cells fits no shape of the recipe {self.recipe.name!r}")
+        return inputs
+
     def _run(self, kind: str, inputs: Mapping[str, FloatArray], output: str, expected: tuple[int, ...]) -> FloatArray:
         with self._lock:
-            session: Session | None = self._sessions.get(kind)
+            session = self._sessions.get(kind)
             if session is None:
                 raise DecodeError("the decoder is closed: read what you need before close()")
             results = session.run(inputs)

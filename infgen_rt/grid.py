@@ -71,6 +71,16 @@ class Grid:
         x, right = _cells_near(tokens.x, tokens.right, step_x, radius, self.cells.width)
         return Box(x, y, right - x, bottom - y)
 
+    def most_context(self, tokens: Size, radius: float | None) -> Size:
+        """Width and height in cells that no box of so many tokens exceeds, wherever it lies (see `context_of`)."""
+        if radius is None:
+            return self.cells
+        steps = reversed(self._steps)
+        reach = (
+            ceil((count - 1) * step + 2 * _reach(step, radius)) + 2 for count, step in zip(tokens, steps, strict=True)
+        )
+        return Size(*(min(most, cells) for most, cells in zip(reach, self.cells, strict=True)))
+
     def decode_inputs(self, context: FloatArray, tokens: Box, radius: float | None) -> dict[str, FloatArray]:
         """Inputs of the decode graph for a box of tokens.
 
@@ -135,9 +145,13 @@ def _centres(start: int, count: int, step: float) -> FloatArray:
 
 def _cells_near(start: int, stop: int, step: float, radius: float, limit: int) -> tuple[int, int]:
     """First and past-the-last cell whose centre is within reach of the tokens' centres, rounded outwards."""
-    # Bilinear samples at a token's centre and anywhere under it reach up to a cell further, whatever the radius.
-    reach = max(radius, step / 2 + 1.0)
+    reach = _reach(step, radius)
     first = floor((start + 0.5) * step - reach - 0.5)
     last = ceil((stop - 0.5) * step + reach - 0.5)
     first = min(max(first, 0), limit - 1)
     return first, max(min(last + 1, limit), first + 1)
+
+
+def _reach(step: float, radius: float) -> float:
+    # Bilinear samples at a token's centre and anywhere under it reach up to a cell further, whatever the radius.
+    return max(radius, step / 2 + 1.0)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from .bundle import Manifest, Recipe
+from .choice import Choice
 from .errors import PlanError
 from .geometry import Box, Size, split
 from .grid import Grid
@@ -72,16 +73,14 @@ class Plan:
 
     Attributes:
         stages: the decodes, first to last.
-        backend: the backend's name.
-        precision: the recipe's.
+        runs: what runs it, in what precision and why.
         budget: bytes the decode may use.
         memory: bytes it is expected to use at most, output band and cache included.
         cache: bytes of `memory` that hold decoded tiles for reuse.
     """
 
     stages: tuple[StagePlan, ...]
-    backend: str
-    precision: str
+    runs: Choice
     budget: int
     memory: int
     cache: int
@@ -89,20 +88,20 @@ class Plan:
     def __str__(self) -> str:
         lines = [f"stage {number}: {stage}" for number, stage in enumerate(self.stages, start=1)]
         lines.append(f"memory: about {format_bytes(self.memory)} of {format_bytes(self.budget)}")
-        lines.append(f"backend: {self.backend}, {self.precision}")
+        lines.append(f"backend: {self.runs}")
         return "\n".join(lines)
 
 
 def make_plan(
-    grid: Grid, manifest: Manifest, recipe: Recipe, *, backend: str, budget: int, tile: int | None = None
+    grid: Grid, manifest: Manifest, recipe: Recipe, *, runs: Choice, budget: int, tile: int | None = None
 ) -> Plan:
     """Plan one decode.
 
     Args:
         grid: the latent and the picture.
         manifest: the model's bounds and halos.
-        recipe: the recipe that will run, for its memory figures.
-        backend: the name of the backend that will run it.
+        recipe: the recipe that will run, for its memory figures and its shapes.
+        runs: what will run it.
         budget: bytes that may be used.
         tile: the largest tile's side in pixels, a multiple of the patch; None to let the budget decide.
 
@@ -111,15 +110,22 @@ def make_plan(
     """
     _check_bounds(grid, manifest)
     if tile is None:
-        sides = range(min(LARGEST_TILE, _largest_tile(manifest)), SMALLEST_TILE - 1, -1)
+        # Fixed shapes may leave room for small tiles only.
+        least = 1 if recipe.shapes else SMALLEST_TILE
+        sides = range(min(LARGEST_TILE, _largest_tile(manifest, recipe)), least - 1, -1)
     else:
-        sides = range(_tile_tokens(tile, grid.patch, manifest), 0, -1)[:1]
+        sides = range(_tile_tokens(tile, grid.patch, manifest, recipe), 0, -1)[:1]
+    memory = None
     for side in sides:
         stage = StagePlan(grid, split(grid.tokens.width, side), split(grid.tokens.height, side))
+        if not _fits_a_shape(stage, manifest, recipe):
+            continue
         memory = estimate_memory(stage, manifest, recipe)
         if memory <= budget:
             cache = min(CACHE, budget - memory, 3 * _FLOAT * grid.picture.area)
-            return Plan((stage,), backend, recipe.precision, budget, memory + cache, cache)
+            return Plan((stage,), runs, budget, memory + cache, cache)
+    if memory is None:
+        raise PlanError(f"the fixed shapes of {recipe.name!r} hold no tile of a {grid.picture} picture at this scale")
     raise PlanError(
         f"memory of {format_bytes(budget)} is too small: a {grid.picture} picture from a {grid.cells} latent "
         f"needs at least {format_bytes(memory)}" + (f" with tiles of {tile} pixels" if tile else "")
@@ -128,16 +134,13 @@ def make_plan(
 
 def estimate_memory(stage: StagePlan, manifest: Manifest, recipe: Recipe) -> int:
     """Bytes that a stage is expected to use at most, without its tile cache."""
-    grid, tile, figures = stage.grid, stage.tile, recipe.memory
-    assert figures is not None, "only recipes that were measured are chosen"
-    halo = manifest.halo.tokens
-    padded = Size(min(tile.width + 2 * halo, grid.tokens.width), min(tile.height + 2 * halo, grid.tokens.height))
+    grid, tile, figures = stage.grid, stage.tile, manifest.memory(recipe)
     context = manifest.context_channels * _FLOAT * grid.cells.area
     # A streaming writer fills one row of tiles while it compresses the one before.
     bands = 2 * 3 * grid.picture.width * min(tile.height * grid.patch, grid.picture.height)
     prefill = figures.prefill_per_cell * grid.cells.area
     handling = _HANDLING * tile.area * grid.patch**2
-    decode = context + figures.decode_per_token * padded.area + handling + bands
+    decode = context + figures.decode_per_token * _padded(stage, manifest).area + handling + bands
     return figures.base + max(prefill, decode)
 
 
@@ -150,12 +153,32 @@ def _check_bounds(grid: Grid, manifest: Manifest) -> None:
         raise PlanError(f"size {grid.picture} is too small for a latent of {grid.cells} cells: at least {least}")
 
 
-def _largest_tile(manifest: Manifest) -> int:
-    return max(1, manifest.shapes.tokens[1] - 2 * manifest.halo.tokens)
+def _largest_tile(manifest: Manifest, recipe: Recipe) -> int:
+    side = max((min(shape.tokens) for shape in recipe.shapes), default=manifest.shapes.tokens[1])
+    return max(1, side - 2 * manifest.halo.tokens)
 
 
-def _tile_tokens(tile: int, patch: int, manifest: Manifest) -> int:
-    largest = _largest_tile(manifest) * patch
+def _fits_a_shape(stage: StagePlan, manifest: Manifest, recipe: Recipe) -> bool:
+    """Whether any region of a tile's size, halo and context included, fits a shape of the recipe, if it has any."""
+    padded = _padded(stage, manifest)
+    context = stage.grid.most_context(padded, manifest.halo.cells)
+    return not recipe.shapes or any(
+        all(
+            need <= side
+            for need, side in zip((*padded, *context), (*shape.tokens[::-1], *shape.context[::-1]), strict=True)
+        )
+        for shape in recipe.shapes
+    )
+
+
+def _padded(stage: StagePlan, manifest: Manifest) -> Size:
+    """Tokens of the largest tile with its halo."""
+    halo, tokens = manifest.halo.tokens, stage.grid.tokens
+    return Size(min(stage.tile.width + 2 * halo, tokens.width), min(stage.tile.height + 2 * halo, tokens.height))
+
+
+def _tile_tokens(tile: int, patch: int, manifest: Manifest, recipe: Recipe) -> int:
+    largest = _largest_tile(manifest, recipe) * patch
     if tile % patch or not patch <= tile <= largest:
         raise PlanError(f"tile of {tile} pixels is not possible: expected a multiple of {patch}, up to {largest}")
     return tile // patch

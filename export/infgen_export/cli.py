@@ -33,7 +33,9 @@ class _Command(click.Command):
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--target", "targets", multiple=True, help="onnx, openvino, coreml or all; repeatable.  [default: onnx]")
+@click.option(
+    "--target", "targets", multiple=True, help="onnx, openvino, coreml, torch or all; repeatable.  [default: onnx]"
+)
 @click.option(
     "--recipe",
     "recipes",

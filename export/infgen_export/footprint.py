@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from infgen_export.errors import ExportError
-from infgen_rt.backends import Options
 from infgen_rt.bundle import Bundle, Memory
+from infgen_rt.choice import Survey
 from infgen_rt.engine import Engine
 from infgen_rt.geometry import Size
 from infgen_rt.grid import Grid
@@ -47,7 +47,8 @@ def measure(bundle: Path, backend: str) -> Memory:
 
 
 def _main(bundle: str, backend: str, graph: str) -> None:
-    engine = Engine(Bundle.open(bundle), backend, Options())
+    opened = Bundle.open(bundle)
+    engine = Engine(opened, Survey.of(opened.manifest, backend, "cpu").candidates[0])
     manifest = engine.manifest
     loaded = peak_memory() or 0
     if graph == "prefill":

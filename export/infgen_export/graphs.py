@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from infgen_export.model import Grid, InfGen
+from infgen_export.model import DecoderConfig, Grid, InfGen
 from infgen_rt import grid as coordinates
 from infgen_rt.bundle import FixedShape
 from infgen_rt.geometry import Box, Size
@@ -41,6 +41,7 @@ class Graph:
 
     Attributes:
         name: ``"prefill"``, ``"decode"`` or ``"encode"``.
+        config: Of the model.
         module: Takes the inputs in order, returns the output.
         inputs: Specifications, in the order of the module's arguments.
         output: Specification of the only output.
@@ -49,6 +50,7 @@ class Graph:
     """
 
     name: str
+    config: DecoderConfig
     module: nn.Module
     inputs: tuple[Tensorspec, ...]
     output: Tensorspec
@@ -137,6 +139,7 @@ def graphs_of(model: InfGen, shapes: tuple[FixedShape, ...] = ()) -> tuple[Graph
     return (
         Graph(
             "prefill",
+            config,
             model.prefill,
             (latent,),
             Tensorspec("context", (1, depth, "h", "w"), "what every tile of the picture is decoded from"),
@@ -144,6 +147,7 @@ def graphs_of(model: InfGen, shapes: tuple[FixedShape, ...] = ()) -> tuple[Graph
         ),
         Graph(
             "decode",
+            config,
             _Decode(model, padded=bool(shapes)),
             (
                 Tensorspec("context", (1, depth, "hk", "wk"), "crop of prefill's output"),
@@ -160,6 +164,7 @@ def graphs_of(model: InfGen, shapes: tuple[FixedShape, ...] = ()) -> tuple[Graph
         ),
         Graph(
             "encode",
+            config,
             model.encode,
             (Tensorspec("image", (1, 3, "8*h", "8*w"), "RGB, 0 to 1"),),
             latent,

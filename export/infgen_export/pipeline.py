@@ -166,7 +166,9 @@ class _Work:
             return entry
         try:
             checks = tuple(self._told(verify(self.model, graph, session, recipe.precision)))
-            native = self._native(target, path, graph, recipe) if all(check.passed for check in checks) else {}
+            # Fixed shapes are for other devices than this CPU.
+            general = all(check.passed for check in checks) and not recipe.shapes
+            native = self._native(target, path, graph, recipe) if general else {}
         except ExportError as error:
             raise ExportError(f"{recipe.name} {error}") from error
         seconds = self._seconds(graph, session) if target.NATIVE else None

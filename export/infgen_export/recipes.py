@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from infgen_export.errors import RequestError
 from infgen_rt.bundle import FixedShape
 
-TARGETS = ("onnx", "openvino", "coreml")
+TARGETS = ("onnx", "openvino", "coreml", "torch")
 PRECISIONS = ("fp32", "fp16", "int8")
 
 
@@ -58,6 +58,8 @@ RECIPES = (
         "Apple GPUs, compiled for a few tile sizes",
         shapes=(tile(32), tile(64), tile(96)),
     ),
+    Recipe("torch-fp32", "torch", "fp32", "PyTorch anywhere, float32 weights"),
+    Recipe("torch-fp16", "torch", "fp16", "PyTorch anywhere, float16 weights", default=True),
 )
 
 

@@ -1,32 +1,80 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime: CPUs, and whatever its execution providers add when they are installed."""
 
-from collections.abc import Mapping
+import importlib
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import metadata
 
 import onnxruntime as ort
 
-from infgen_rt.backends import Options
-from infgen_rt.errors import BackendError, DecodeError
+from infgen_rt.backends import Device, Options, require_version
+from infgen_rt.bundle import Recipe
+from infgen_rt.errors import BackendError, DecodeError, InfGenWarning
 from infgen_rt.pixels import FloatArray
 
 _ERRORS_ONLY = 3
+_CPU = "CPUExecutionProvider"
+# Others exist and are left out: Azure runs nothing here; Core ML and OpenVINO have backends of their own that do more.
+_PROVIDERS = {
+    "cuda": ("CUDAExecutionProvider", "NVIDIA GPU (CUDA)"),
+    "tensorrt": ("TensorrtExecutionProvider", "NVIDIA GPU (TensorRT)"),
+    "migraphx": ("MIGraphXExecutionProvider", "AMD GPU (MIGraphX)"),
+    "directml": ("DmlExecutionProvider", "GPU (DirectML)"),
+    "webgpu": ("WebGpuExecutionProvider", "GPU (WebGPU)"),
+    "qnn": ("QNNExecutionProvider", "Qualcomm NPU (QNN)"),
+}
+_PLUGIN = "onnxruntime-ep-"
+# What ONNX Runtime computes on the CPU on purpose even where a GPU does the rest: sizes and indices.
+_SMALL = frozenset(
+    {"Shape", "Gather", "Cast", "Concat", "Slice", "Unsqueeze", "Squeeze", "Range", "Reshape", "Mul", "Add"}
+)
 
 
 class Backend:
-    """Runs ONNX graphs on the CPU."""
+    """Runs ONNX graphs."""
 
     name = "onnxruntime"
-    device = "CPU"
     target = "onnx"
+    version = ort.__version__
 
-    def load(self, files: Mapping[str, bytes], options: Options) -> "Session":
+    def __init__(self) -> None:
+        require_version("onnxruntime", ort.__version__, (1, 20))
+
+    def devices(self) -> Sequence[Device]:
+        """The CPU, providers of this build, and plug-in providers; see `infgen_rt.backends.Backend`."""
+        here = ort.get_available_providers()
+        found = [Device("cpu", "CPU")]
+        for name, (provider, about) in _PROVIDERS.items():
+            if provider in here:
+                found += [Device(f"{name}:{index}", about) for index in range(_count(provider))]
+            elif name == "cuda":
+                found.append(Device("cuda:0", about, _without_cuda()))
+        return [*found, *_plugin_devices()]
+
+    def arithmetics(self, device: str, recipe: Recipe) -> Sequence[str]:
+        """What the graph says: ONNX Runtime does not change precision by itself."""
+        if recipe.shapes:
+            return ()
+        if device == "cpu":
+            # It has no float16 arithmetic here: such a graph would run in float32 with casts around every node.
+            return () if recipe.precision == "fp16" else ("fp32",)
+        return ("fp16",) if recipe.precision == "fp16" else ("fp32",)
+
+    def load(self, graph: str, files: Mapping[str, bytes], options: Options) -> "Session":
         """Load an ONNX graph, which is one file; see `infgen_rt.backends.Backend`."""
         try:
-            (graph,) = files.values()
-            session = ort.InferenceSession(graph, _session_options(options), providers=["CPUExecutionProvider"])
+            (content,) = files.values()
+            session = _session(content, options)
+        except BackendError:
+            raise
         # ONNX Runtime's exceptions have no common base of their own.
         except Exception as error:
-            text = f"onnxruntime {ort.__version__} cannot load the graph: {_one_line(error)}"
+            text = f"onnxruntime {ort.__version__} cannot load the graph on {options.device}: {_one_line(error)}"
             raise BackendError(text) from error
+        if options.device != "cpu":
+            _report_fallbacks(session, graph, options.device)
         return Session(session, _run_options(options))
 
 
@@ -40,10 +88,11 @@ class Session:
 
     def run(self, inputs: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
         """Run the graph; see `infgen_rt.backends.Session`."""
-        if self._session is None:
+        session = self._session
+        if session is None:
             raise DecodeError("the session is closed")
         try:
-            results = self._session.run(self._outputs, dict(inputs), self._options)
+            results = session.run(self._outputs, dict(inputs), self._options)
         except Exception as error:
             raise DecodeError(f"onnxruntime could not run the graph: {_one_line(error)}") from error
         return dict(zip(self._outputs, results, strict=True))
@@ -51,6 +100,30 @@ class Session:
     def close(self) -> None:
         """Free the graph."""
         self._session = None
+
+
+def _session(content: bytes, options: Options) -> ort.InferenceSession:
+    settings = _session_options(options)
+    kind, _, index = options.device.partition(":")
+    if kind == "cpu":
+        return ort.InferenceSession(content, settings, providers=[_CPU])
+    settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if kind in _PROVIDERS:
+        provider = _PROVIDERS[kind][0]
+        chosen = [(provider, _provider_options(kind, int(index or 0), options)), _CPU]
+        session = ort.InferenceSession(content, settings, providers=chosen)
+        # A provider whose libraries cannot be loaded is dropped with no more than a line on the terminal.
+        if provider not in session.get_providers():
+            raise BackendError(
+                f"onnxruntime {ort.__version__} has {provider}, but it cannot start on {options.device}: are its "
+                "driver and libraries installed, in the versions that it needs?"
+            )
+        return session
+    devices = [device for name, device in _plugins() if _plugin_id(name, device) == options.device]
+    if not devices:
+        raise BackendError(f"onnxruntime finds no device {options.device!r}")
+    settings.add_provider_for_devices(devices, {})
+    return ort.InferenceSession(content, settings)
 
 
 def _session_options(options: Options) -> ort.SessionOptions:
@@ -65,11 +138,101 @@ def _session_options(options: Options) -> ort.SessionOptions:
     return settings
 
 
+def _provider_options(kind: str, index: int, options: Options) -> dict[str, str]:
+    settings = {"device_id": str(index)}
+    if kind == "cuda":
+        # The default tries every algorithm of a convolution for every new shape of a tile.
+        settings |= {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
+        # Otherwise products in float32 are rounded to 10 bits.
+        settings |= {"use_tf32": "0"}
+    elif kind == "tensorrt" and options.cache is not None:
+        settings |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(options.cache)}
+    return settings if kind not in {"webgpu", "qnn"} else {}
+
+
 def _run_options(options: Options) -> ort.RunOptions:
     settings = ort.RunOptions()
     if not options.keep_memory:
-        settings.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        arena = options.device if options.device.startswith("cuda") else "cpu:0"
+        settings.add_run_config_entry("memory.enable_memory_arena_shrinkage", arena.replace("cuda", "gpu"))
     return settings
+
+
+def _report_fallbacks(session: ort.InferenceSession, graph: str, device: str) -> None:
+    """Warn of work that ONNX Runtime put on the CPU."""
+    left: Counter[str] = Counter()
+    for part in session.get_provider_graph_assignment_info():
+        if part.ep_name == _CPU:
+            left.update(node.op_type for node in part.get_nodes() if node.op_type not in _SMALL)
+    if left:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in left.most_common(5))
+        text = f"onnxruntime runs {left.total()} operations of {graph} on the CPU instead of {device}: {kinds}"
+        warnings.warn(text, InfGenWarning, stacklevel=2)
+
+
+def _count(provider: str) -> int:
+    """How many devices a provider sees; one where it does not tell."""
+    return max(1, [device.ep_name for device in ort.get_ep_devices()].count(provider))
+
+
+def _without_cuda() -> str:
+    here = {name for name in ("onnxruntime", "onnxruntime-gpu") if _installed(name)}
+    if here == {"onnxruntime", "onnxruntime-gpu"}:
+        return (
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: pip uninstall -y onnxruntime "
+            "onnxruntime-gpu, then pip install 'infgen-rt[cuda]'"
+        )
+    return (
+        "this onnxruntime is the build for CPUs: pip uninstall -y onnxruntime, then pip install 'infgen-rt[cuda]'"
+        if "onnxruntime" in here
+        else "this onnxruntime has no CUDA provider: pip install 'infgen-rt[cuda]'"
+    )
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _plugin_devices() -> list[Device]:
+    found, devices = [], _plugins()
+    for name in _plugin_names():
+        own = [device for owner, device in devices if owner == name]
+        about = name.removeprefix(_PLUGIN)
+        found += [Device(_plugin_id(name, device), f"{device.device.type.name} ({about} plug-in)") for device in own]
+        if not own:
+            found.append(Device(about, f"{about} plug-in", f"{name} finds no device that it can use here"))
+    return found
+
+
+def _plugin_id(name: str, device: "ort.OrtEpDevice") -> str:
+    return f"{name.removeprefix(_PLUGIN)}-{device.device.type.name.lower()}"
+
+
+def _plugin_names() -> list[str]:
+    names = (distribution.name or "" for distribution in metadata.distributions())
+    return sorted(
+        {name.lower().replace("_", "-") for name in names if name.lower().replace("_", "-").startswith(_PLUGIN)}
+    )
+
+
+@cache
+def _plugins() -> "tuple[tuple[str, ort.OrtEpDevice], ...]":
+    """Devices of plug-in providers, each with its distribution; a library may be registered once a process."""
+    found = []
+    for name in _plugin_names():
+        try:
+            module = importlib.import_module(name.replace("-", "_"))
+            before = len(ort.get_ep_devices())
+            ort.register_execution_provider_library(name, module.get_library_path())
+            found += [(name, device) for device in ort.get_ep_devices()[before:]]
+        # A plug-in for another machine or version must not take the CPU away.
+        except Exception as error:
+            warnings.warn(f"{name} cannot be used: {_one_line(error)}", InfGenWarning, stacklevel=2)
+    return tuple(found)
 
 
 def _one_line(error: Exception) -> str:

@@ -1,35 +1,78 @@
-"""OpenVINO on the CPU."""
+"""OpenVINO: Intel CPUs, GPUs and NPUs, and any other x86 or Arm CPU."""
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
+from functools import cache
 
 import numpy as np
 import openvino as ov
 
-from infgen_rt.backends import Options
+from infgen_rt.backends import Device, Options, require_version
+from infgen_rt.bundle import Recipe
 from infgen_rt.errors import BackendError, DecodeError
 from infgen_rt.pixels import FloatArray
 
 MODEL = "model.xml"
 WEIGHTS = "model.bin"
+_HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
+_REMEDIES = {
+    "gpu": ("Intel GPU", "OpenVINO finds no Intel GPU: is there one, with its compute driver (OpenCL) installed?"),
+    "npu": ("Intel NPU", "OpenVINO finds no Intel NPU: is there one, with its driver installed?"),
+}
 
 
 class Backend:
-    """Runs OpenVINO graphs on the CPU, in float32."""
+    """Runs OpenVINO graphs."""
 
     name = "openvino"
-    device = "CPU"
     target = "openvino"
+    version = ov.__version__
 
-    def load(self, files: Mapping[str, bytes], options: Options) -> "Session":
+    def __init__(self) -> None:
+        require_version("openvino", ov.__version__, (2025, 0))
+
+    def devices(self) -> Sequence[Device]:
+        """What OpenVINO sees, and the kinds that it does not; see `infgen_rt.backends.Backend`."""
+        core = _core()
+        found = [Device(_id(name), core.get_property(name, "FULL_DEVICE_NAME")) for name in core.available_devices]
+        kinds = {device.id.partition(":")[0] for device in found}
+        return [*found, *(Device(kind, *about) for kind, about in _REMEDIES.items() if kind not in kinds)]
+
+    def arithmetics(self, device: str, recipe: Recipe) -> Sequence[str]:
+        """float32 and what the device does natively; an NPU takes fixed shapes alone, others are better without."""
+        kind = device.partition(":")[0]
+        if kind == "npu":
+            return ("fp16",) if recipe.shapes else ()
+        if recipe.shapes:
+            return ()
+        if kind == "gpu":
+            return ("fp32", "fp16")
+        capabilities = _core().get_property(_name(device), "OPTIMIZATION_CAPABILITIES")
+        return ("fp32", "bf16") if "BF16" in capabilities else ("fp32",)
+
+    def load(self, graph: str, files: Mapping[str, bytes], options: Options) -> "Session":
         """Load a graph's `model.xml` and `model.bin`; see `infgen_rt.backends.Backend`."""
-        settings = {} if options.threads is None else {"INFERENCE_NUM_THREADS": options.threads}
+        settings: dict[str, object] = {}
+        if options.threads is not None and options.device == "cpu":
+            settings["INFERENCE_NUM_THREADS"] = options.threads
+        if options.cache is not None:
+            settings["CACHE_DIR"] = str(options.cache)
         try:
             core = ov.Core()
             model = core.read_model(files[MODEL], ov.Tensor(np.frombuffer(files[WEIGHTS], np.uint8)))
-            return Session(core, model, "f32", settings)
+            precision, device = _HINTS[options.arithmetic], _name(options.device)
+            try:
+                return Session(core, model, precision, settings, device)
+            except RuntimeError:
+                if options.cache is None:
+                    raise
+                # An entry of the cache may be damaged, or of a version whose mark it does not carry.
+                shutil.rmtree(options.cache, ignore_errors=True)
+                return Session(core, model, precision, {**settings, "CACHE_DIR": ""}, device)
         # OpenVINO raises plain RuntimeErrors; a KeyError is a bundle without one of the files.
         except Exception as error:
-            raise BackendError(f"openvino {ov.__version__} cannot load the graph: {_one_line(error)}") from error
+            text = f"openvino {ov.__version__} cannot load the graph on {options.device}: {_one_line(error)}"
+            raise BackendError(text) from error
 
 
 class Session:
@@ -43,25 +86,29 @@ class Session:
         core: Of OpenVINO.
         model: Read, not compiled; the first of its inputs has the data, others have coordinates.
         precision: Of the arithmetic, as `INFERENCE_PRECISION_HINT` wants it.
-        settings: Further properties of the CPU plug-in.
+        settings: Further properties of the device's plug-in.
+        device: As OpenVINO calls it.
     """
 
-    def __init__(self, core: ov.Core, model: ov.Model, precision: str, settings: Mapping[str, object]) -> None:
+    def __init__(
+        self, core: ov.Core, model: ov.Model, precision: str, settings: Mapping[str, object], device: str = "CPU"
+    ) -> None:
         parts = [(model, precision)]
         if precision != "f32" and (halves := _cut(model)):
             parts = [(halves[0], "f32"), (halves[1], precision)]
         self._outputs = [port.any_name for port in model.outputs]
         self._parts: list[ov.CompiledModel] = [
-            core.compile_model(part, "CPU", {**settings, "INFERENCE_PRECISION_HINT": hint}) for part, hint in parts
+            core.compile_model(part, device, {**settings, "INFERENCE_PRECISION_HINT": hint}) for part, hint in parts
         ]
 
     def run(self, inputs: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
         """Run the graph; see `infgen_rt.backends.Session`."""
-        if not self._parts:
+        parts = self._parts
+        if not parts:
             raise DecodeError("the session is closed")
         values: dict[str, object] = dict(inputs)
         try:
-            for part in self._parts:
+            for part in parts:
                 # A tensor may have several names after optimisation; one of them is the graph's.
                 feed = [next(values[name] for name in port.names if name in values) for port in part.inputs]
                 results = part(feed, share_inputs=True)
@@ -126,6 +173,20 @@ def _crossing(model: ov.Model, names: set[str]) -> dict[str, tuple[ov.Output, li
 
 def _sources(operation: ov.Node) -> list[str]:
     return [port.get_source_output().get_node().get_friendly_name() for port in operation.inputs()]
+
+
+@cache
+def _core() -> ov.Core:
+    return ov.Core()
+
+
+def _id(name: str) -> str:
+    """OpenVINO's `GPU.1` as `gpu:1`."""
+    return name.lower().replace(".", ":")
+
+
+def _name(device: str) -> str:
+    return device.upper().replace(":", ".")
 
 
 def _one_line(error: Exception) -> str:

@@ -1,7 +1,7 @@
 """What every recipe promises beyond the first: precision where it matters, and proof where there is less of it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +83,7 @@ def test_the_manifest_has_every_recipe_and_file(exported: Exported) -> None:
         assert len(listed) == (3 if recipe.target == "onnx" else 6)
         assert recipe.shapes == ((tile(64),) if recipe.name == "openvino-npu" else ())
         assert (recipe.memory is None) == bool(recipe.shapes)
-    assert manifest.recipe("openvino").name == "openvino-fp32" and manifest.recipe("coreml") is None
+        assert min(astuple(manifest.memory(recipe))) > 0
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
@@ -91,8 +91,8 @@ def test_the_runtime_decodes_the_same_pixels_on_every_backend(exported: Exported
     latent = tiny.latent(7, 10)
     with torch.inference_mode():
         expected = exported.model(latent, (77, 101))[0].permute(1, 2, 0).clamp(0, 1).numpy()
-    with infgen_rt.open(exported.bundle, backend) as decoder:
-        assert decoder.backend == backend
+    with infgen_rt.open(exported.bundle, backend, precision="exact") as decoder:
+        assert decoder.backend.name == backend
         assert (
             np.abs(decoder.picture(latent.numpy(), (101, 77), tile=40).read(dtype=np.float32) - expected).max() < 1e-4
         )

@@ -1,42 +1,159 @@
+"""How a backend is found and chosen, and what is said of one that cannot be used."""
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 import infgen_rt
-from infgen_rt import backends
-from infgen_rt.errors import BackendError
+from infgen_rt import backends, choice, measure
+from infgen_rt.backends import Device, Options, Session, require_version
+from infgen_rt.bundle import Bundle, Recipe
+from infgen_rt.choice import Candidate, Survey, choose
+from infgen_rt.cli import main
+from infgen_rt.devices import describe_devices
+from infgen_rt.errors import BackendError, InfGenWarning
 
 from . import tiny
 
 
-class Other:
+class Beads:
     """A third party's backend for graphs that no bundle here has."""
 
-    name, device, target = "other", "abacus", "beads"
+    name, target, version = "beads", "beads", "1"
+
+    def devices(self) -> Sequence[Device]:
+        return [Device("abacus", "Abacus")]
+
+    def arithmetics(self, device: str, recipe: Recipe) -> Sequence[str]:
+        return ["fp32"]
+
+
+class Other(Beads):
+    """A third party's backend for ONNX graphs, with two devices, one of which is broken, and a low precision."""
+
+    name, target = "other", "onnx"
+
+    def devices(self) -> Sequence[Device]:
+        return [Device("cpu", "Other CPU"), Device("gpu:0", "Other GPU", "no driver: install one")]
+
+    def arithmetics(self, device: str, recipe: Recipe) -> Sequence[str]:
+        return ["fp32", "bf16"]
+
+    def load(self, graph: str, files: Mapping[str, bytes], options: Options) -> Session:
+        from infgen_runtimes.onnxruntime import Backend
+
+        return Backend().load(graph, files, Options())
+
+
+class Broken(Other):
+    """One that loads nothing."""
+
+    name = "broken"
+
+    def load(self, graph: str, files: Mapping[str, bytes], options: Options) -> Session:
+        raise BackendError("the driver is of another planet")
+
+
+class Exploding(Other):
+    """A library that is half installed."""
+
+    def __init__(self) -> None:
+        raise RuntimeError("libother.so: undefined symbol\nand more")
 
 
 @pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, EntryPoint]:
-    """The table of backends, open to change."""
+def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, EntryPoint]:
+    """The table of backends, open to change, and an empty cache folder."""
     table: dict[str, EntryPoint] = {}
-    monkeypatch.setattr(backends, "installed_backends", lambda: table)
+    for module in (backends, choice, sys.modules["infgen_rt.devices"]):
+        monkeypatch.setattr(module, "installed_backends", lambda: table)
+    monkeypatch.setenv("INFGEN_RT_CACHE", str(tmp_path / "cache"))
     return table
+
+
+@pytest.fixture
+def several(installed: dict[str, EntryPoint]) -> dict[str, EntryPoint]:
+    """ONNX Runtime and another."""
+    installed["onnxruntime"] = entry("onnxruntime", "infgen_runtimes.onnxruntime:Backend")
+    installed["other"] = entry("other", f"{__name__}:Other")
+    return installed
+
+
+Timed = Callable[..., list[str]]
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> Timed:
+    """Decides what every candidate's measurement gives, and lists which were measured."""
+
+    def set_up(seconds: dict[str, float], wrong: tuple[str, ...] = ()) -> list[str]:
+        asked: list[str] = []
+
+        def run(bundle: Bundle, candidate: Candidate, threads: int | None) -> tuple[np.ndarray, float]:
+            name = f"{candidate.backend.name} {candidate.arithmetic}"
+            asked.append(name)
+            if name not in seconds:
+                raise BackendError(f"{name} does not start")
+            return np.full((3, 8, 8), 0.9 if name in wrong else 0.5, np.float32), seconds[name]
+
+        monkeypatch.setattr(measure, "_run", run)
+        return asked
+
+    return set_up
 
 
 def entry(name: str, value: str) -> EntryPoint:
     return EntryPoint(name, value, backends.GROUP)
 
 
-def test_the_cpu_backend_announces_itself(decoder: infgen_rt.Decoder) -> None:
-    assert "onnxruntime" in backends.installed_backends()
-    assert (decoder.backend, decoder.device) == ("onnxruntime", "CPU")
+# Found or not.
 
 
-def test_unknown_and_absent_backends_are_refused_and_not_replaced(bundle: Path) -> None:
-    with pytest.raises(BackendError, match="'abacus' is unknown: available here are auto, "):
+def test_this_projects_backends_announce_themselves(decoder: infgen_rt.Decoder) -> None:
+    assert list(backends.installed_backends())[:4] == ["onnxruntime", "openvino", "coreml", "torch"]
+    found = decoder.backend
+    assert (found.name, found.device, found.recipe, found.arithmetic) == ("onnxruntime", "cpu", "onnx-fp32", "fp32")
+    assert found.reason == "the only one that suits"
+
+
+def test_unknown_backends_are_refused_and_not_replaced(bundle: Path) -> None:
+    with pytest.raises(BackendError, match="'abacus' is unknown: available here are auto, cuda, onnxruntime, "):
         infgen_rt.open(bundle, "abacus")
-    with pytest.raises(BackendError, match="'cuda' is not in this installation: available here are"):
+
+
+def test_cuda_never_falls_back(bundle: Path) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has CUDA")
+    for options in ({"backend": "cuda"}, {"backend": "onnxruntime", "device": "cuda"}):
+        with pytest.raises(BackendError, match=r"cannot use cuda:0: .*pip install 'infgen-rt\[cuda\]'"):
+            infgen_rt.open(bundle, **options)
+
+
+def test_both_builds_of_onnx_runtime_are_diagnosed(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from infgen_runtimes import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "_installed", lambda name: True)
+    monkeypatch.setattr(onnxruntime.ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(BackendError, match="both installed and overwrite each other: pip uninstall"):
+        infgen_rt.open(bundle, "cuda")
+
+
+def test_a_provider_that_cannot_start_is_an_error(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime drops such a provider with a line on the terminal, and goes on on the CPU."""
+    from infgen_runtimes import onnxruntime
+
+    monkeypatch.setattr(
+        onnxruntime.ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    with pytest.raises(BackendError, match="cuda:0"), pytest.warns(UserWarning, match="CUDAExecutionProvider"):
         infgen_rt.open(bundle, "cuda")
 
 
@@ -47,47 +164,249 @@ def test_a_backend_whose_library_is_missing_says_what_to_install(bundle: Path, i
         infgen_rt.open(bundle, name)
 
 
-def test_a_bundle_without_the_backends_graphs_is_refused(bundle: Path, installed: dict) -> None:
-    installed["other"] = entry("other", f"{__name__}:Other")
-    with pytest.raises(BackendError, match="needs graphs for 'beads', the bundle 'tiny' has onnx"):
+def test_a_half_installed_backend_is_one_line_and_auto_goes_on(bundle: Path, several: dict) -> None:
+    several["other"] = entry("other", f"{__name__}:Exploding")
+    with pytest.raises(BackendError, match=r"'other' is broken \(libother.so: undefined symbol and more\)"):
         infgen_rt.open(bundle, "other")
+    with pytest.warns(InfGenWarning, match="'other' is broken"), infgen_rt.open(bundle) as decoder:
+        assert decoder.backend.name == "onnxruntime"
 
 
-def test_auto_takes_the_first_that_can_run_the_bundle(bundle: Path, installed: dict) -> None:
-    installed["other"] = entry("other", f"{__name__}:Other")
-    installed["onnxruntime"] = entry("onnxruntime", "infgen_runtimes.onnxruntime:Backend")
-    with infgen_rt.open(bundle) as decoder:
-        assert decoder.backend == "onnxruntime"
+def test_old_libraries_are_refused() -> None:
+    require_version("thing", "2.10.1rc1", (2, 9))
+    with pytest.raises(BackendError, match="thing 1.19.2 is too old: expected 1.20 or newer"):
+        require_version("thing", "1.19.2", (1, 20))
+
+
+def test_a_bundle_without_the_backends_graphs_says_what_makes_them(bundle: Path, installed: dict) -> None:
+    installed["beads"] = entry("beads", f"{__name__}:Beads")
+    with pytest.raises(
+        BackendError, match="needs graphs for 'beads', the bundle 'tiny' has onnx: infgen-export .*beads"
+    ):
+        infgen_rt.open(bundle, "beads")
 
 
 def test_an_installation_without_backends_says_what_to_install(bundle: Path, installed: dict) -> None:
     assert not installed
-    with pytest.raises(BackendError, match="no backend is installed: pip install"):
+    with pytest.raises(BackendError, match=r"no backend here runs .*pip install 'infgen-rt\[cpu\]'"):
         infgen_rt.open(bundle)
 
 
-def test_threads_must_be_a_number_above_zero(bundle: Path) -> None:
-    with pytest.raises(BackendError, match="0 threads"):
-        infgen_rt.open(bundle, threads=0)
-    with infgen_rt.open(bundle, threads=1) as decoder:
+def test_a_third_partys_backend_is_used(bundle: Path, several: dict) -> None:
+    with infgen_rt.open(bundle, "other", precision="exact") as decoder:
+        assert decoder.backend.device_name == "Other CPU"
         assert decoder.picture(tiny.random_latent(4, 4)).read().shape == (32, 32, 3)
 
 
-def test_a_graph_that_is_none_is_refused(tmp_path: Path, bundle: Path) -> None:
+def test_a_named_device_is_used_or_refused(bundle: Path, several: dict) -> None:
+    with pytest.raises(BackendError, match="cannot use gpu:0: no driver: install one"):
+        infgen_rt.open(bundle, "other", device="gpu")
+    with pytest.raises(BackendError, match="knows no device 'gpu:1': here it has cpu, gpu:0"):
+        infgen_rt.open(bundle, "other", device="gpu:1")
+    with infgen_rt.open(bundle, "other", device="CPU", precision="exact") as decoder:
+        assert decoder.backend.device == "cpu"
+
+
+# Chosen.
+
+
+def test_auto_takes_the_fastest_and_says_why(bundle: Path, several: dict, timed: Timed) -> None:
+    asked = timed({"onnxruntime fp32": 0.5, "other fp32": 0.4, "other bf16": 0.3})
+    opened = Bundle.open(bundle)
+    candidate, chosen = choose(opened)
+    assert (candidate.backend.name, candidate.arithmetic) == ("other", "bf16")
+    assert (chosen.seconds, chosen.reason) == (0.3, "fastest of 3 measured")
+    assert str(chosen) == "other on Other CPU, bf16, 200 dB against float32 (fastest of 3 measured)"
+    assert choose(opened, precision="exact")[1].seconds == 0.4
+    assert choose(opened, "other", precision="fast")[0].arithmetic == "bf16"
+    assert asked.count("onnxruntime fp32") == 1
+
+
+def test_what_was_measured_is_remembered_until_something_changes(
+    bundle: Path, several: dict, timed: Timed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Bundle.open(bundle)
+    asked = timed({"onnxruntime fp32": 0.5, "other fp32": 0.4, "other bf16": 0.3})
+    choose(opened)
+    assert len(asked) == 3
+    choose(opened)
+    choose(opened, precision="exact")
+    assert len(asked) == 3
+    choose(opened, threads=1)
+    assert len(asked) == 6
+    monkeypatch.setattr(measure.metadata, "version", lambda name: "9.9")
+    choose(opened)
+    assert len(asked) == 9
+
+
+def test_a_device_that_went_away_is_measured_anew(bundle: Path, several: dict, timed: Timed) -> None:
+    timed({"onnxruntime fp32": 0.5, "other fp32": 0.4, "other bf16": 0.3})
+    opened = Bundle.open(bundle)
+    choose(opened)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Other, "devices", lambda self: [Device("cpu", "Other CPU", "unplugged")])
+        with pytest.warns(InfGenWarning, match="cannot use cpu: unplugged"):
+            assert choose(opened)[0].backend.name == "onnxruntime"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"a": 1}', "null"])
+def test_damaged_measurements_are_made_anew(
+    bundle: Path, several: dict, timed: Timed, tmp_path: Path, content: str
+) -> None:
+    file = tmp_path / "cache" / measure.FILE
+    file.parent.mkdir()
+    opened = Bundle.open(bundle)
+    key = measure.key(opened, None)
+    file.write_text(content.replace('"a"', json.dumps(key)))
+    asked = timed({"onnxruntime fp32": 0.1, "other fp32": 0.4, "other bf16": 0.3})
+    for _ in range(2):
+        assert choose(opened)[0].backend.name == "onnxruntime"
+    assert len(asked) == 3 and key in json.loads(file.read_text())
+
+
+def test_a_folder_that_cannot_be_written_in_is_a_warning(
+    bundle: Path, several: dict, timed: Timed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("INFGEN_RT_CACHE", str(tmp_path / "file" / "cache"))
+    timed({"onnxruntime fp32": 0.1, "other fp32": 0.4, "other bf16": 0.3})
+    with pytest.warns(InfGenWarning, match="measurements cannot be kept"):
+        assert choose(Bundle.open(bundle))[0].backend.name == "onnxruntime"
+    with infgen_rt.open(bundle, "onnxruntime") as decoder:
+        assert decoder.picture(tiny.random_latent(4, 4)).read().shape == (32, 32, 3)
+
+
+def test_what_does_not_start_or_is_wrong_is_left_out_with_a_line(bundle: Path, several: dict, timed: Timed) -> None:
+    timed({"onnxruntime fp32": 0.5, "other fp32": 0.1}, wrong=("other fp32",))
+    with pytest.warns(InfGenWarning) as caught:
+        assert choose(Bundle.open(bundle))[0].backend.name == "onnxruntime"
+    lines = [str(each.message) for each in caught]
+    assert any("other on cpu, onnx-fp32 in bf16 is left out: other bf16 does not start" in line for line in lines)
+    assert any("in fp32 is left out: its picture has 8 dB, 60 are needed" in line for line in lines)
+
+
+def test_when_nothing_runs_every_reason_is_told(bundle: Path, several: dict, timed: Timed) -> None:
+    timed({})
+    with (
+        pytest.warns(InfGenWarning),
+        pytest.raises(BackendError, match="nothing here runs the bundle: .*does not start"),
+    ):
+        choose(Bundle.open(bundle))
+
+
+def test_a_named_backend_that_fails_is_an_error(bundle: Path, several: dict) -> None:
+    several["broken"] = entry("broken", f"{__name__}:Broken")
+    with pytest.raises(BackendError, match="another planet"):
+        infgen_rt.open(bundle, "broken", precision="exact")
+
+
+def test_measuring_runs_the_graphs(bundle: Path, several: dict) -> None:
+    opened = Bundle.open(bundle)
+    results = measure.measure(opened, Survey.of(opened.manifest).candidates, 1)
+    assert [(result.backend, result.arithmetic) for result in results] == [
+        *(("onnxruntime", "fp32"), ("other", "fp32"), ("other", "bf16"))
+    ]
+    assert all(result.seconds and result.seconds > 0 and result.error is None for result in results)
+    assert results[0].psnr is None and all(result.psnr == 200 for result in results[1:])
+
+
+def test_exact_leaves_out_what_is_not_float32(bundle: Path, installed: dict) -> None:
+    class Half(Other):
+        def arithmetics(self, device: str, recipe: Recipe) -> Sequence[str]:
+            return ["bf16"]
+
+    installed["other"] = entry("other", "unused")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choice, "load_backend", lambda name: Half())
+        with pytest.raises(BackendError, match="in 'exact' precision on 'other': infgen-export .*onnx-fp32"):
+            choose(Bundle.open(bundle), precision="exact")
+
+
+def test_precision_threads_and_options_are_checked(bundle: Path) -> None:
+    with pytest.raises(BackendError, match="precision 'best' is unknown: expected one of fast, exact"):
+        infgen_rt.open(bundle, precision="best")  # type: ignore[arg-type]
+    with pytest.raises(BackendError, match="0 threads"):
+        infgen_rt.open(bundle, threads=0)
+
+
+# Told.
+
+
+def test_devices_tells_what_is_usable_and_what_to_do_for_the_rest(bundle: Path, several: dict, timed: Timed) -> None:
+    several["broken"] = entry("broken", f"{__name__}:Exploding")
+    opened = Bundle.open(bundle)
+    assert all(fact.seconds is None for fact in describe_devices(opened))
+    asked = timed({"onnxruntime fp32": 0.5, "other fp32": 0.4})
+    facts = describe_devices(opened, fresh=True)
+    assert [(fact.backend, fact.arithmetic, fact.seconds) for fact in facts[:2]] == [
+        *(("other", "fp32", 0.4), ("onnxruntime", "fp32", 0.5))
+    ]
+    problems = {(fact.backend, fact.device): fact.problem for fact in facts[2:]}
+    assert problems["other", "gpu:0"] == "no driver: install one"
+    assert problems["other", "cpu"] == "other bf16 does not start"
+    assert "undefined symbol" in str(problems["broken", None])
+    assert "'openvino' is unknown" in str(problems["openvino", None])
+    assert describe_devices(opened)[0].seconds == 0.4
+    assert choose(opened)[0].backend.name == "other" and len(asked) == 3
+
+
+def test_the_commands(bundle: Path, several: dict, timed: Timed, capsys: pytest.CaptureFixture[str]) -> None:
+    timed({"onnxruntime fp32": 0.5, "other fp32": 0.4, "other bf16": 0.3})
+    assert main(["devices", "--model", str(bundle), "--measure"]) == 0
+    assert capsys.readouterr().out.startswith("+ other cpu (Other CPU): onnx-fp32 in bf16, 0.300 s a megapixel")
+    assert main(["devices", "--model", str(bundle), "--json"]) == 0
+    facts: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
+    assert facts[0]["seconds"] == 0.3
+    assert main(["cache"]) == 0 and measure.FILE in capsys.readouterr().out
+    assert main(["cache", "--clear"]) == 0 and "(cleared)" in capsys.readouterr().out
+    assert main(["cache", "--json"]) == 0 and json.loads(capsys.readouterr().out)["bytes"] == {}
+
+
+# ONNX Runtime itself.
+
+
+def test_a_graph_that_is_none_is_refused() -> None:
     from infgen_runtimes.onnxruntime import Backend
 
     with pytest.raises(BackendError, match="cannot load the graph") as caught:
-        Backend().load({"graph.onnx": b"rubbish"}, backends.Options())
+        Backend().load("decode", {"graph.onnx": b"rubbish"}, Options())
     assert "\n" not in str(caught.value)
 
 
-def test_a_run_that_fails_is_one_line(bundle: Path) -> None:
+def test_a_run_that_fails_is_one_line() -> None:
     from infgen_runtimes.onnxruntime import Backend
 
-    session = Backend().load({"graph.onnx": tiny.prefill_graph()}, backends.Options())
+    session = Backend().load("prefill", {"graph.onnx": tiny.prefill_graph()}, Options())
     with pytest.raises(infgen_rt.DecodeError, match="could not run the graph") as caught:
         session.run({"latent": tiny.random_latent(4, 4)})
     assert "\n" not in str(caught.value)
     session.close()
     with pytest.raises(infgen_rt.DecodeError, match="closed"):
         session.run({"latent": tiny.random_latent(4, 4)[None]})
+
+
+def test_work_that_lands_on_the_cpu_is_reported() -> None:
+    from infgen_runtimes import onnxruntime
+
+    settings = onnxruntime.ort.SessionOptions()
+    settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    session = onnxruntime.ort.InferenceSession(tiny.prefill_graph(), settings, providers=["CPUExecutionProvider"])
+    with pytest.warns(InfGenWarning, match="operations of prefill on the CPU instead of cuda:0: .*1 Conv"):
+        onnxruntime._report_fallbacks(session, "prefill", "cuda:0")
+
+
+# OpenVINO's compiled graphs.
+
+
+def test_compiled_graphs_are_kept_and_a_damaged_one_is_made_anew(tmp_path: Path) -> None:
+    default = Bundle.open()
+    files = default.read_graph("openvino-fp16/decode")
+    from infgen_runtimes.openvino import Backend
+
+    options = Options(cache=tmp_path / "cache")
+    Backend().load("decode", files, options).close()
+    kept = [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
+    assert kept
+    for file in kept:
+        file.write_bytes(file.read_bytes()[:1000] + b"damage")
+    Backend().load("decode", files, options).close()

@@ -66,7 +66,8 @@ def test_json_is_one_object_that_says_what_was_done(
     printed = capsys.readouterr()
     report = json.loads(printed.out)
     assert printed.out.count("\n") == 1
-    assert report["size"] == [300, 200] and report["backend"] == "onnxruntime" and report["model"] == "tiny"
+    assert report["size"] == [300, 200] and report["model"] == "tiny"
+    assert report["backend"]["name"] == "onnxruntime" and report["backend"]["reason"]
     assert report["plan"]["stages"][0]["tiles"] == 20
     assert set(report["seconds"]) == {"open", "prefill", "decode", "encode", "total"}
     assert sum(report["seconds"].values()) == pytest.approx(2 * report["seconds"]["total"])
@@ -123,7 +124,7 @@ BAD = {
     "missing model": (["latent.npy", "--model", "none"], "does not exist"),
     "broken model": (["latent.npy", "--model", "broken"], "upgrade infgen-rt"),
     "unknown backend": (["latent.npy", "--backend", "abacus"], "'abacus' is unknown"),
-    "absent backend": (["latent.npy", "--backend", "cuda"], "'cuda' is not in this installation"),
+    "absent device": (["latent.npy", "--backend", "onnxruntime", "--device", "cuda:9"], "knows no device 'cuda:9'"),
     "small memory": (["latent.npy", "--memory", "1MB"], "too small"),
     "odd memory": (["latent.npy", "--memory", "lots"], "not understood"),
     "tile": (["latent.npy", "--tile", "13"], "multiple of 8"),

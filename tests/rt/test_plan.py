@@ -1,13 +1,15 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import infgen_rt
-from infgen_rt.bundle import Bundle, Manifest
+from infgen_rt.bundle import Bundle, FixedShape, Manifest
+from infgen_rt.choice import Choice
 from infgen_rt.errors import InfGenWarning, PlanError
-from infgen_rt.geometry import Size
+from infgen_rt.geometry import Box, Size
 from infgen_rt.grid import Grid
 from infgen_rt.memory import GIB, MIB
 from infgen_rt.plan import LARGEST_TILE, SMALLEST_TILE, Plan, make_plan
@@ -15,6 +17,7 @@ from infgen_rt.plan import LARGEST_TILE, SMALLEST_TILE, Plan, make_plan
 from . import tiny
 
 CELLS = Size(30, 20)
+RUNS = Choice("any", "cpu", "CPU", "onnx-fp32", "fp32", None, None, "the only one that suits")
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +26,7 @@ def manifest(bundle: Path) -> Manifest:
 
 
 def plan(manifest: Manifest, picture: Size, budget: int = GIB, cells: Size = CELLS, tile: int | None = None) -> Plan:
-    return make_plan(Grid(cells, picture, 8), manifest, manifest.recipes[0], backend="any", budget=budget, tile=tile)
+    return make_plan(Grid(cells, picture, 8), manifest, manifest.recipes[0], runs=RUNS, budget=budget, tile=tile)
 
 
 @given(width=st.integers(60, 9000), height=st.integers(40, 9000), budget=st.integers(8 * MIB, 200 * MIB))
@@ -97,7 +100,7 @@ def test_a_picture_with_less_than_a_quarter_of_the_latents_size_is_refused(manif
 def test_plans_print_what_will_happen(manifest: Manifest) -> None:
     text = str(plan(manifest, Size(1001, 777), tile=256))
     assert "latent 30x20 -> picture 1001x777, 16 tiles of 256x200 pixels at most" in text
-    assert "of 1.00 GiB" in text and "backend: any, fp32" in text
+    assert "of 1.00 GiB" in text and "backend: any on CPU, fp32 (the only one that suits)" in text
 
 
 def test_scales_outside_the_trained_range_and_stretches_are_warned_of(decoder: infgen_rt.Decoder) -> None:
@@ -106,3 +109,30 @@ def test_scales_outside_the_trained_range_and_stretches_are_warned_of(decoder: i
         decoder.picture(latent, "5x")
     with pytest.warns(InfGenWarning, match=r"stretches .* by 1\.50 .*80x80 would keep"):
         decoder.picture(latent, (120, 80))
+
+
+@given(
+    cells=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    scale=st.tuples(st.floats(0.3, 4.5), st.floats(0.3, 4.5)),
+    data=st.data(),
+)
+def test_what_fits_a_tile_fits_the_recipe_s_shape(
+    manifest: Manifest, cells: tuple[int, int], scale: tuple[float, float], data: st.DataObject
+) -> None:
+    """Halo and context included, for any region of a tile's size and wherever it lies."""
+    shape = FixedShape((24, 32), (20, 40), (192, 256))
+    recipe = replace(manifest.recipes[0], shapes=(shape,))
+    picture = Size(*(max(8, round(8 * side * factor)) for side, factor in zip(cells, scale, strict=True)))
+    grid = Grid(Size(*cells), picture, 8)
+    try:
+        stage = make_plan(grid, manifest, recipe, runs=RUNS, budget=GIB).stages[0]
+    except PlanError as error:
+        assume("is too small" not in str(error))
+        raise
+    for _ in range(3):
+        side = [data.draw(st.integers(1, most)) for most in stage.tile]
+        place = [data.draw(st.integers(0, whole - part)) for whole, part in zip(grid.tokens, side, strict=True)]
+        tokens = Box(*place, *side).grow(manifest.halo.tokens, grid.tokens.box)
+        context = grid.context_of(tokens, manifest.halo.cells)
+        assert tokens.height <= shape.tokens[0] and tokens.width <= shape.tokens[1]
+        assert context.height <= shape.context[0] and context.width <= shape.context[1]

@@ -1,0 +1,64 @@
+"""The folder of this user in which things may be kept that can be made again: measurements, compiled graphs."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+VARIABLE = "INFGEN_RT_CACHE"
+"""Environment variable that names another folder."""
+
+
+def cache_folder() -> Path:
+    """Where it is; it need not exist."""
+    if chosen := os.environ.get(VARIABLE):
+        return Path(chosen)
+    from platformdirs import user_cache_path
+
+    return user_cache_path("infgen-rt", appauthor=False)
+
+
+def writable_cache(name: str) -> Path | None:
+    """A folder in the cache, made if missing; None if it cannot be written in."""
+    folder = cache_folder() / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        return None
+
+
+def write_cached(file: Path, text: str) -> None:
+    """Write a text file of the cache, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as part:
+        part.write(text)
+    os.replace(part.name, file)
+
+
+def cached_bytes() -> dict[str, int]:
+    """Bytes of each thing in the cache, by its name there."""
+    folder = cache_folder()
+    if not folder.is_dir():
+        return {}
+    sizes = {}
+    for entry in sorted(folder.iterdir()):
+        files = entry.rglob("*") if entry.is_dir() else [entry]
+        sizes[entry.name] = sum(file.stat().st_size for file in files if file.is_file())
+    return sizes
+
+
+def clear_cache() -> None:
+    """Remove all of it.
+
+    Raises:
+        OSError: something cannot be removed.
+    """
+    folder = cache_folder()
+    if folder.is_dir():
+        shutil.rmtree(folder)

@@ -1,0 +1,131 @@
+"""Core ML: the Neural Engine, GPU and CPU of a Mac."""
+
+import hashlib
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from infgen_rt.backends import Device, Options, require_version
+from infgen_rt.bundle import Recipe
+from infgen_rt.errors import BackendError, DecodeError
+from infgen_rt.pixels import FloatArray
+
+_DEVICES = {"ane": "Apple Neural Engine", "gpu": "Apple GPU", "cpu": "Apple CPU"}
+_UNITS = {"ane": "CPU_AND_NE", "gpu": "CPU_AND_GPU", "cpu": "CPU_ONLY"}
+
+
+class Model(Protocol):
+    """What coremltools loads."""
+
+    def predict(self, data: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+        """Outputs by name for inputs by name."""
+        ...
+
+
+class Backend:
+    """Runs ML programs."""
+
+    name = "coreml"
+    target = "coreml"
+
+    def __init__(self) -> None:
+        try:
+            self.version = metadata.version("coremltools")
+        except metadata.PackageNotFoundError as error:
+            raise ImportError("No module named 'coremltools'") from error
+        require_version("coremltools", self.version, (8, 0))
+
+    def devices(self) -> Sequence[Device]:
+        """A Mac's three; see `infgen_rt.backends.Backend`."""
+        problem = None if sys.platform == "darwin" else "Core ML exists on macOS only"
+        return [Device(name, about, problem) for name, about in _DEVICES.items()]
+
+    def arithmetics(self, device: str, recipe: Recipe) -> Sequence[str]:
+        """What the program says; the Neural Engine takes fixed shapes in float16 alone."""
+        arithmetic = "fp32" if recipe.precision == "fp32" else "fp16"
+        if device == "ane" and (arithmetic == "fp32" or len(recipe.shapes) != 1):
+            return ()
+        return (arithmetic,)
+
+    def load(self, graph: str, files: Mapping[str, bytes], options: Options) -> "Session":
+        """Compile and load an `.mlpackage`; see `infgen_rt.backends.Backend`."""
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                package = Path(folder) / f"{graph}.mlpackage"
+                for name, content in files.items():
+                    (package / name).parent.mkdir(parents=True, exist_ok=True)
+                    (package / name).write_bytes(content)
+                return Session(open_package(package, _digest(files), options))
+        # coremltools raises plain RuntimeErrors, and whatever Core ML's bridge does.
+        except Exception as error:
+            text = f"coremltools {self.version} cannot load the graph on {options.device}: {_one_line(error)}"
+            raise BackendError(text) from error
+
+
+class Session:
+    """A loaded ML program."""
+
+    def __init__(self, model: Model) -> None:
+        self._model: Model | None = model
+
+    def run(self, inputs: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+        """Run the graph; see `infgen_rt.backends.Session`."""
+        model = self._model
+        if model is None:
+            raise DecodeError("the session is closed")
+        try:
+            results = model.predict(dict(inputs))
+        except Exception as error:
+            raise DecodeError(f"Core ML could not run the graph: {_one_line(error)}") from error
+        return {name: np.ascontiguousarray(result, np.float32) for name, result in results.items()}
+
+    def close(self) -> None:
+        """Free the graph."""
+        self._model = None
+
+
+def open_package(package: Path, digest: str, options: Options) -> Model:
+    """Compile a package, or take what was compiled of it before: Core ML itself forgets with the process.
+
+    Args:
+        package: an `.mlpackage`, which may be gone afterwards.
+        digest: of its content.
+        options: device, and the folder that compiled programs are kept in.
+    """
+    from coremltools import ComputeUnit
+    from coremltools.models import CompiledMLModel
+    from coremltools.models.utils import compile_model
+
+    units = ComputeUnit[_UNITS[options.device]]
+    if options.cache is None:
+        model: Model = CompiledMLModel(compile_model(str(package)), units)
+        return model
+    # A compiled program is of one version of the system.
+    kept = options.cache / f"{digest}-{platform.mac_ver()[0]}.mlmodelc"
+    if kept.exists():
+        try:
+            model = CompiledMLModel(str(kept), units)
+            return model
+        except Exception:  # damaged: made anew
+            shutil.rmtree(kept, ignore_errors=True)
+    compile_model(str(package), str(kept))
+    model = CompiledMLModel(str(kept), units)
+    return model
+
+
+def _digest(files: Mapping[str, bytes]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        digest.update(name.encode() + b"\0" + hashlib.sha256(files[name]).digest())
+    return digest.hexdigest()[:32]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

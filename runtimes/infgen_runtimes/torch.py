@@ -1,0 +1,135 @@
+"""PyTorch, from the checkpoint itself: the reference, on CPUs, NVIDIA GPUs and Apple's."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from safetensors.torch import load
+
+from infgen_export.checkpoint import CONFIG, WEIGHTS
+from infgen_export.graphs import graphs_of
+from infgen_export.model import DecoderConfig, InfGen
+from infgen_rt.backends import EXACT, Device, Options, require_version
+from infgen_rt.bundle import Recipe
+from infgen_rt.errors import BackendError, DecodeError
+from infgen_rt.pixels import FloatArray
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Backend:
+    """Runs the model's own code."""
+
+    name = "torch"
+    target = "torch"
+    version = torch.__version__
+
+    def __init__(self) -> None:
+        require_version("torch", torch.__version__, (2, 4))
+
+    def devices(self) -> Sequence[Device]:
+        """GPUs first; see `infgen_rt.backends.Backend`."""
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        found = [Device(f"cuda:{index}", torch.cuda.get_device_name(index)) for index in range(count)]
+        if torch.backends.mps.is_available():
+            found.append(Device("mps", "Apple GPU"))
+        found.append(Device("cpu", "CPU"))
+        if not count:
+            why = "this PyTorch is built without CUDA" if torch.version.cuda is None else "it finds no NVIDIA GPU"
+            found.append(Device("cuda:0", "NVIDIA GPU", f"{why}: see pytorch.org/get-started"))
+        return found
+
+    def arithmetics(self, device: str, recipe: Recipe) -> Sequence[str]:
+        """float32, and what the device does natively."""
+        if device.startswith("cuda"):
+            return ("fp32", "fp16", "bf16") if torch.cuda.is_bf16_supported() else ("fp32", "fp16")
+        if device == "mps":
+            return ("fp32", "fp16")
+        return ("fp32", "bf16") if torch.backends.mkldnn.is_available() and _has_bf16() else ("fp32",)
+
+    def load(self, graph: str, files: Mapping[str, bytes], options: Options) -> "Session":
+        """Load a graph's `config.json` and its part of `model.safetensors`; see `infgen_rt.backends.Backend`."""
+        try:
+            model = InfGen(DecoderConfig.from_json(json.loads(files[CONFIG])))
+            module = getattr(model, graph)
+            module.load_state_dict({name: tensor.float() for name, tensor in load(files[WEIGHTS]).items()})
+            entry = next(entry for entry in graphs_of(model.eval()) if entry.name == graph)
+            device = torch.device(options.device)
+            moved = entry.module.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            moved.requires_grad_(False)
+        # A missing file, a config of another version, tensors that do not fit it, a device without memory.
+        except Exception as error:
+            text = f"torch {torch.__version__} cannot load the graph on {options.device}: {_one_line(error)}"
+            raise BackendError(text) from error
+        return Session(moved, [spec.name for spec in entry.inputs], entry.output.name, device, options)
+
+
+class Session:
+    """A part of the model on a device.
+
+    Args:
+        module: takes the inputs in order.
+        inputs: their names.
+        output: name of what it returns.
+        device: where it is.
+        options: threads and arithmetic.
+    """
+
+    def __init__(
+        self, module: torch.nn.Module, inputs: Sequence[str], output: str, device: torch.device, options: Options
+    ) -> None:
+        self._module: torch.nn.Module | None = module
+        self._inputs, self._output, self._device, self._options = inputs, output, device, options
+
+    def run(self, inputs: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+        """Run the graph; see `infgen_rt.backends.Session`."""
+        module = self._module
+        if module is None:
+            raise DecodeError("the session is closed")
+        try:
+            arguments = [torch.from_numpy(inputs[name]).to(self._device) for name in self._inputs]
+            with torch.inference_mode(), self._arithmetic(), _threads(self._options.threads):
+                result = module(*arguments).float().cpu().contiguous().numpy()
+        # Among others torch.cuda.OutOfMemoryError and whatever a driver reports.
+        except Exception as error:
+            raise DecodeError(f"torch could not run the graph: {_one_line(error)}") from error
+        return {self._output: result}
+
+    def close(self) -> None:
+        """Free the weights, and what PyTorch kept of a GPU's memory."""
+        self._module = None
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @contextmanager
+    def _arithmetic(self) -> Iterator[None]:
+        if self._options.arithmetic == EXACT:
+            # cuDNN rounds float32 to 10 bits unless it is told not to.
+            with torch.backends.cudnn.flags(allow_tf32=False):
+                yield
+        else:
+            with torch.autocast(self._device.type, _DTYPES[self._options.arithmetic]):
+                yield
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """PyTorch's number of threads is the process's: an app's own work gets it back."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _has_bf16() -> bool:
+    """Whether the CPU computes in bfloat16; PyTorch has no public word for it, but oneDNN refuses where it cannot."""
+    check = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return bool(check()) if check is not None else False
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,136 @@
+"""What every backend promises, wherever it can run: the same pixels, whatever is asked for in whatever order."""
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+
+import numpy as np
+import pytest
+
+import infgen_rt
+from infgen_rt.errors import BackendError, Cancelled, DecodeError
+
+from ..export import tiny
+from .conftest import Open
+
+pytestmark = pytest.mark.filterwarnings("ignore::infgen_rt.InfGenWarning")
+CHANNELS = tiny.CONFIGS["edge"].latent_channels
+# Latent rows and columns, and the picture's width and height: large after small, wide after tall.
+JOBS = (((5, 7), (120, 90)), ((9, 4), (64, 300)), ((1, 1), (8, 8)), ((6, 12), (401, 203)), ((5, 7), (56, 40)))
+
+
+def latent(shape: tuple[int, int]) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).normal(0, 0.8, (CHANNELS, *shape)).astype(np.float32)
+
+
+def close(pixels: np.ndarray, expected: np.ndarray, way: tuple[str, str, str]) -> bool:
+    """Within a level of 255, or 45 dB in less precision."""
+    difference = pixels.astype(float) - expected
+    if way[2] == "exact":
+        return bool(np.abs(difference).max() <= 1)
+    return 10 * np.log10(255**2 / max(np.square(difference).mean(), 1e-9)) >= 45
+
+
+@pytest.fixture(scope="module")
+def reference(every_target: Path) -> list[np.ndarray]:
+    with infgen_rt.open(every_target, "onnxruntime", precision="exact") as decoder:
+        return [decoder.picture(latent(shape), size).read() for shape, size in JOBS]
+
+
+def test_the_same_pixels_for_shapes_in_any_order(
+    every_target: Path, open_way: Open, way: tuple[str, str, str], reference: list[np.ndarray]
+) -> None:
+    with open_way(every_target) as decoder:
+        assert (decoder.backend.name, decoder.backend.device.split(":")[0]) == way[:2]
+        assert (decoder.backend.arithmetic == "fp32") or way[2] == "fast"
+        for (shape, size), expected in [*zip(JOBS, reference, strict=True)] + [(JOBS[0], reference[0])]:
+            assert close(decoder.picture(latent(shape), size).read(), expected, way)
+
+
+def test_tiles_and_regions_are_those_of_the_whole(
+    every_target: Path, open_way: Open, way: tuple[str, str, str]
+) -> None:
+    with open_way(every_target) as decoder:
+        whole = decoder.picture(latent((6, 12)), (401, 203)).read()
+        tiled = decoder.picture(latent((6, 12)), (401, 203), tile=64)
+        assert tiled.plan.stages[0].count > 20
+        assert close(tiled.read(), whole, way)
+        assert close(tiled.read((97, 51, 200, 99)), whole[51:150, 97:297], way)
+
+
+def test_several_threads_share_a_decoder(every_target: Path, open_way: Open, way: tuple[str, str, str]) -> None:
+    boxes = [(x, y, 90, 70) for x in (0, 100, 300) for y in (0, 60, 130)]
+    with open_way(every_target) as decoder:
+        picture = decoder.picture(latent((6, 12)), (401, 203), tile=64)
+        with ThreadPoolExecutor(3) as pool:
+            parts = list(pool.map(picture.read, boxes))
+        for (x, y, width, height), part in zip(boxes, parts, strict=True):
+            assert close(part, picture.read((x, y, width, height)), way)
+
+
+def test_closing_frees_and_reopening_works(every_target: Path, open_way: Open) -> None:
+    for _ in range(2):
+        decoder = open_way(every_target)
+        picture = decoder.picture(latent((4, 4)))
+        picture.read()
+        decoder.close()
+        decoder.close()
+        with pytest.raises(DecodeError, match="closed"):
+            decoder.picture(latent((4, 4)), (64, 64)).read()
+
+
+def test_threads_are_taken(every_target: Path, open_way: Open) -> None:
+    with open_way(every_target, threads=1) as decoder:
+        assert decoder.picture(latent((4, 4))).read().shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("damage", ["rubbish", "empty"])
+def test_graphs_that_are_none_are_refused_in_one_line(
+    every_target: Path, open_way: Open, way: tuple[str, str, str], tmp_path: Path, damage: str
+) -> None:
+    import hashlib
+
+    bundle = shutil.copytree(every_target, tmp_path / "bundle")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    content = b"rubbish" * 99 if damage == "rubbish" else b""
+    for name in manifest["files"]:
+        if "/decode" in name:
+            (bundle / name).write_bytes(content)
+            manifest["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BackendError, match=r"cannot load|nothing here runs") as caught:
+        open_way(bundle)
+    assert "\n" not in str(caught.value)
+
+
+def test_cancelling_stops_between_tiles(every_target: Path, open_way: Open, tmp_path: Path) -> None:
+    cancel, done = Event(), []
+
+    def progress(step: infgen_rt.Progress) -> None:
+        done.append(step)
+        if len(done) == 3:
+            cancel.set()
+
+    with open_way(every_target) as decoder:
+        picture = decoder.picture(latent((6, 12)), (401, 203), tile=64)
+        with pytest.raises(Cancelled):
+            picture.save(tmp_path / "out.png", progress=progress, cancel=cancel)
+    assert len(done) == 3 and list(tmp_path.iterdir()) == []
+
+
+def test_a_device_that_does_not_exist_is_refused(every_target: Path, way: tuple[str, str, str]) -> None:
+    with pytest.raises(BackendError, match=f"{way[0]}' knows no device 'cuda:97': here it has") as caught:
+        infgen_rt.open(every_target, way[0], device="cuda:97")
+    assert way[1] in str(caught.value)
+
+
+def test_the_plan_and_the_choice_say_what_it_costs(
+    every_target: Path, open_way: Open, way: tuple[str, str, str]
+) -> None:
+    with open_way(every_target) as decoder:
+        plan = decoder.picture(latent((4, 4))).plan
+        assert plan.runs is decoder.backend
+        assert f"{way[0]} on " in str(plan) and decoder.backend.arithmetic in str(plan)
+        assert decoder.backend.reason
