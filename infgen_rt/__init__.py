@@ -12,6 +12,7 @@ with infgen_rt.open() as decoder:
 from .bundle import Bundle, Manifest
 from .choice import Choice
 from .decoder import Decoder, open
+from .displays import Display, display_size, named_displays
 from .errors import (
     BackendError,
     BundleError,
@@ -25,7 +26,7 @@ from .errors import (
     PlanError,
     WriteError,
 )
-from .geometry import Box, Size
+from .geometry import Box, Fit, Size, fit
 from .latents import load_latent
 from .picture import Picture, Progress
 from .plan import Plan
@@ -42,6 +43,8 @@ __all__ = [
     "Choice",
     "DecodeError",
     "Decoder",
+    "Display",
+    "Fit",
     "InfGenError",
     "InfGenWarning",
     "InputError",
@@ -55,8 +58,11 @@ __all__ = [
     "Sample",
     "Size",
     "WriteError",
+    "display_size",
+    "fit",
     "load_latent",
     "load_sample",
+    "named_displays",
     "open",
     "sample_names",
 ]

@@ -9,9 +9,9 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import click
 
@@ -19,18 +19,20 @@ from . import __version__
 from .backends import installed_backends
 from .bundle import DEFAULT_BUNDLE, MANIFEST, Bundle
 from .choice import PRECISIONS, Precision
+from .decoder import Decoder
 from .decoder import open as open_decoder
 from .devices import describe_devices
-from .errors import InfGenError, InputError, LatentError
+from .displays import display_size, named_displays
+from .errors import InfGenError, InputError, LatentError, PlanError
 from .files import read_array
 from .folders import cache_folder, cached_bytes, clear_cache
-from .geometry import parse_box
+from .geometry import Box, Fit, Size, fit, fixed_size, parse_box
 from .latents import Normalisation, as_latent
 from .memory import format_bytes, peak_memory
 from .picture import Picture, Progress
 from .samples import load_sample, sample_names
 from .spaces import LatentSpace, latent_space
-from .writers import check_output
+from .writers import Format
 
 _FAILED, _BAD_INPUT, _INTERRUPTED, _TERMINATED = 1, 2, 130, 143
 
@@ -56,105 +58,237 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
+_PICTURE_OPTIONS = (
+    click.argument("latent", required=False, type=click.Path(path_type=Path)),
+    click.option(
+        "-o",
+        "--output",
+        required=True,
+        type=click.Path(path_type=Path),
+        help="Picture to write: .png, .jpg, .webp or .tif.",
+    ),
+    click.option("--size", help="3840x2160, 1080p, 1440p, 4k, 8k, x2160 (keeps the shape) or 2x.  [default: 1x]"),
+    click.option(
+        "--display", help="Instead of a size: a name that `infgen-rt displays` lists, or auto for this screen."
+    ),
+    click.option(
+        "--fit",
+        type=click.Choice(get_args(Fit)),
+        help="How to fit the latent's shape to a display, or to a size as 3840x2160: cover it and write the middle "
+        "that is seen, contain the whole picture in it, or stretch.  [default: cover for a display, else stretch]",
+    ),
+    click.option("--region", help="Write only this part of what is seen: x,y,width,height in pixels."),
+    click.option("--sample", help="Decode a latent that the package ships; `infgen-rt info` lists them."),
+    click.option("--model", type=click.Path(path_type=Path), help="Bundle to use.  [default: the one in the package]"),
+    click.option("--backend", default="auto", show_default=True, help="auto, a backend's name, or cuda."),
+    click.option("--device", help="Device of the backend, as `infgen-rt devices` lists them.  [default: the fastest]"),
+    click.option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        default="fast",
+        show_default=True,
+        help="exact: float32 throughout; fast: what the device does natively.",
+    ),
+    click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the backend's choice]"),
+    click.option("--memory", help="Memory to stay within, as 1GiB.  [default: 4GiB, or half of what is free if less]"),
+    click.option("--tile", type=int, help="Largest tile's side in pixels.  [default: what memory allows]"),
+    click.option(
+        "--normalisation",
+        type=click.Choice(["model", "vae"]),
+        default="model",
+        show_default=True,
+        help="The latent's: the diffusion model's, or the VAE's own, as diffusers' output_type='latent' returns.",
+    ),
+    click.option("--latent-size", help="WxH in pixels that the pipeline was asked for; only for packed latents."),
+    click.option("--key", help="Name of the array, in a file of several."),
+    click.option("--force", is_flag=True, help="Replace an existing file."),
+    click.option("--quiet", is_flag=True, help="Print errors only."),
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
+)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """The values of `_PICTURE_OPTIONS`: what to decode, and how."""
+
+    latent: Path | None
+    output: Path
+    size: str | None
+    display: str | None
+    fit: Fit | None
+    region: str | None
+    sample: str | None
+    model: Path | None
+    backend: str
+    device: str | None
+    precision: Precision
+    threads: int | None
+    memory: str | None
+    tile: int | None
+    normalisation: Normalisation
+    latent_size: str | None
+    key: str | None
+    force: bool
+    quiet: bool
+    as_json: bool
+
+    @contextmanager
+    def open(self) -> Iterator["_Job"]:
+        """Open the model and plan the picture; all that can be wrong with the request is found here."""
+        target = self._target()
+        array, latent_size = _read_latent(self.latent, self.sample, self.key), _parse_pair(self.latent_size)
+        opened = open_decoder(
+            self.model,
+            self.backend,
+            device=self.device,
+            precision=self.precision,
+            threads=self.threads,
+            memory=self.memory,
+        )
+        with opened as decoder:
+            size: str | Size | None = self.size
+            seen = None
+            if target is not None:
+                native = decoder.native_size(array, latent_size=latent_size)
+                size, seen = fit(native, target, self.fit or "cover")
+            picture = decoder.picture(
+                array, size, tile=self.tile, normalisation=self.normalisation, latent_size=latent_size
+            )
+            box = seen or picture.size.box
+            if self.region:
+                box = parse_box(self.region, box.size).placed_in(box)
+            yield _Job(decoder, picture, box, picture.check_save(self.output, region=box, force=self.force))
+
+    def _target(self) -> Size | None:
+        """What the picture is fitted to; None when `size` alone says it."""
+        if self.display is not None:
+            if self.size is not None:
+                raise PlanError("--display and --size exclude each other: expected one of them")
+            return display_size(self.display)
+        if self.fit is None:
+            return None
+        target = fixed_size(self.size or "")
+        if target is None:
+            raise PlanError("--fit needs something to fit to: expected --display, or --size with width and height")
+        return target
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A request that can be carried out: the part `box` of `picture`, written as `form`."""
+
+    decoder: Decoder
+    picture: Picture
+    box: Box
+    form: Format
+
+    def describe(self, output: Path) -> dict[str, Any]:
+        """What `decode` and `plan` both tell programs."""
+        plan = self.picture.plan
+        stages = [
+            {
+                "latent": stage.grid.cells,
+                "size": stage.grid.picture,
+                "tiles": stage.count,
+                "tile_tokens": stage.tile,
+            }
+            for stage in plan.stages
+        ]
+        return {
+            "output": str(output),
+            "format": self.form.name,
+            "size": self.box.size,
+            "region": self.box,
+            "picture": self.picture.size,
+            "parts": sum(1 for _ in self.picture.parts(self.box)),
+            "array_bytes": 3 * self.box.size.area,
+            "model": self.decoder.manifest.model.name,
+            "backend": asdict(self.decoder.backend),
+            "plan": {"stages": stages, "memory": plan.memory, "budget": plan.budget},
+        }
+
+
+def _picture_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that `decode` and `plan` share."""
+    for option in reversed(_PICTURE_OPTIONS):
+        command = option(command)
+    return command
+
+
 @cli.command(
     cls=_Command,
     epilog="""Examples:
   infgen-rt decode latent.safetensors -o picture.png --size 4k
+  infgen-rt decode latent.safetensors -o wallpaper.png --display auto
   infgen-rt decode latent.npy -o picture.jpg --size 2x --memory 512MiB
   infgen-rt decode pipeline.npy -o picture.png --normalisation vae
   infgen-rt decode --sample NAME -o corner.png --size 8k --region 0,0,1024,1024""",
 )
-@click.argument("latent", required=False, type=click.Path(path_type=Path))
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="Picture to write: .png, .jpg, .webp or .tif.",
-)
-@click.option("--size", help="3840x2160, 1080p, 1440p, 4k, 8k, x2160 (keeps the shape) or 2x.  [default: 1x]")
-@click.option("--region", help="Write only this part of the picture: x,y,width,height in pixels.")
-@click.option("--sample", help="Decode a latent that the package ships; `infgen-rt info` lists them.")
-@click.option("--model", type=click.Path(path_type=Path), help="Bundle to use.  [default: the one in the package]")
-@click.option("--backend", default="auto", show_default=True, help="auto, a backend's name, or cuda.")
-@click.option("--device", help="Device of the backend, as `infgen-rt devices` lists them.  [default: the fastest]")
-@click.option(
-    "--precision",
-    type=click.Choice(PRECISIONS),
-    default="fast",
-    show_default=True,
-    help="exact: float32 throughout; fast: what the device does natively.",
-)
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the backend's choice]")
-@click.option("--memory", help="Memory to stay within, as 1GiB.  [default: 4GiB, or half of what is free if less]")
-@click.option("--tile", type=int, help="Largest tile's side in pixels.  [default: what memory allows]")
-@click.option(
-    "--normalisation",
-    type=click.Choice(["model", "vae"]),
-    default="model",
-    show_default=True,
-    help="The latent's: the diffusion model's, or the VAE's own, as diffusers' output_type='latent' returns.",
-)
-@click.option("--latent-size", help="WxH in pixels that the pipeline was asked for; only for packed latents.")
-@click.option("--key", help="Name of the array, in a file of several.")
-@click.option("--force", is_flag=True, help="Replace an existing file.")
-@click.option("--quiet", is_flag=True, help="Print errors only.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object that says what was done.")
-def decode(
-    latent: Path | None,
-    output: Path,
-    size: str | None,
-    region: str | None,
-    sample: str | None,
-    model: Path | None,
-    backend: str,
-    device: str | None,
-    precision: Precision,
-    threads: int | None,
-    memory: str | None,
-    tile: int | None,
-    normalisation: Normalisation,
-    latent_size: str | None,
-    key: str | None,
-    force: bool,
-    quiet: bool,
-    as_json: bool,
-) -> None:
+@_picture_options
+def decode(**options: Any) -> None:
     """Decode LATENT, a .npy, .npz or .safetensors file, into a picture."""
+    request = _Request(**options)
     stopwatch = _Stopwatch()
-    with _warnings_to_stderr(quiet) as notes:
-        array = _read_latent(latent, sample, key)
-        opened = open_decoder(model, backend, device=device, precision=precision, threads=threads, memory=memory)
-        with opened as decoder:
-            picture = decoder.picture(
-                array, size, tile=tile, normalisation=normalisation, latent_size=_parse_pair(latent_size)
-            )
-            box = parse_box(region, picture.size) if region else picture.size.box
-            check_output(output, box.size, force)
-            stopwatch.lap("open")
-            with _progress_bar(not quiet and sys.stderr.isatty()) as show:
+    with _warnings_to_stderr(request.quiet) as notes, request.open() as job:
+        stopwatch.lap("open")
+        with _progress_bar(not request.quiet and sys.stderr.isatty()) as show:
 
-                def on_progress(progress: Progress) -> None:
-                    stopwatch.lap(progress.stage)
-                    show(progress)
+            def on_progress(progress: Progress) -> None:
+                stopwatch.lap(progress.stage)
+                show(progress)
 
-                picture.save(output, region=box, force=force, progress=on_progress)
-    if as_json:
-        report = {
-            "output": str(output),
-            "size": box.size,
-            "region": box,
-            "picture": picture.size,
-            "model": decoder.manifest.model.name,
-            "backend": asdict(decoder.backend),
-            "plan": _describe_plan(picture),
+            job.picture.save(request.output, region=job.box, force=request.force, progress=on_progress)
+    if request.as_json:
+        report = job.describe(request.output) | {
             "seconds": stopwatch.seconds,
             "peak_memory": peak_memory(),
             "warnings": notes,
         }
         click.echo(json.dumps(report))
-    elif not quiet:
-        click.echo(f"{output}: {box.size}, {stopwatch.seconds['total']:.1f} s")
+    elif not request.quiet:
+        click.echo(f"{request.output}: {job.box.size}, {stopwatch.seconds['total']:.1f} s")
+
+
+@cli.command(
+    cls=_Command,
+    epilog="""Examples:
+  infgen-rt plan latent.safetensors -o picture.png --size 8k --memory 1GiB
+  infgen-rt plan --sample NAME -o wallpaper.jpg --display iphone-16 --json""",
+)
+@_picture_options
+def plan(**options: Any) -> None:
+    """Say what `decode` would do with LATENT and the same options, without doing it.
+
+    What decode would refuse before it starts, this refuses too.
+    """
+    request = _Request(**options)
+    with _warnings_to_stderr(request.quiet) as notes, request.open() as job:
+        facts = job.describe(request.output)
+    if request.as_json:
+        click.echo(json.dumps(facts | {"warnings": notes}))
+    elif not request.quiet:
+        parts = "1 part" if facts["parts"] == 1 else f"{facts['parts']} parts"
+        how = "written as it is decoded" if job.form.streams else "written from memory"
+        click.echo(job.picture.plan)
+        click.echo(f"region: {job.box}, decoded in {parts}, {format_bytes(facts['array_bytes'])} of pixels")
+        click.echo(f"output: {request.output}, {job.box.size}, {job.form.name}, {how}")
+
+
+@cli.command(
+    cls=_Command,
+    epilog="""Examples:
+  infgen-rt displays
+  infgen-rt displays --json""",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def displays(as_json: bool) -> None:
+    """List the displays that `--display` knows by name, with their sizes in pixels."""
+    known = named_displays()
+    if as_json:
+        click.echo(json.dumps({name: asdict(display) for name, display in known.items()}))
+        return
+    for name, display in known.items():
+        click.echo(f"{name:24}{display.size!s:>10}  {display.kind:8}{display.title}")
 
 
 @cli.command(
@@ -330,20 +464,6 @@ def _is_bundle(path: Path) -> bool:
         return MANIFEST in archive.namelist()
 
 
-def _describe_plan(picture: Picture) -> dict[str, Any]:
-    plan = picture.plan
-    stages = [
-        {
-            "latent": stage.grid.cells,
-            "size": stage.grid.picture,
-            "tiles": stage.count,
-            "tile_tokens": stage.tile,
-        }
-        for stage in plan.stages
-    ]
-    return {"stages": stages, "memory": plan.memory, "budget": plan.budget}
-
-
 def _describe_installation() -> dict[str, Any]:
     return {
         "version": __version__,
@@ -383,13 +503,12 @@ def _describe_latent(
         latent = as_latent(array, space, normalisation=normalisation, latent_size=latent_size)
     except LatentError as error:
         raise LatentError(f"{path}: {error}") from None
-    channels, height, width = latent.shape
     return {
         "latent": str(path),
         "stored_shape": array.shape,
-        "channels": channels,
-        "cells": (width, height),
-        "native_size": (width * space.cell_pixels, height * space.cell_pixels),
+        "channels": space.channels,
+        "cells": latent.shape[:0:-1],
+        "native_size": space.native_size(latent),
         "mean": round(float(latent.mean()), 4),
         "std": round(float(latent.std()), 4),
         **metadata,

@@ -11,7 +11,7 @@ from .engine import Engine
 from .errors import BackendError, InfGenWarning
 from .geometry import Size, parse_size
 from .grid import Grid
-from .latents import Normalisation, as_latent
+from .latents import Normalisation, as_latent, native_size
 from .memory import default_budget, parse_bytes
 from .picture import Picture
 from .plan import make_plan
@@ -78,6 +78,21 @@ class Decoder:
         """What runs it, in what precision, and why; `backend.name` is what `open` calls it."""
         return self._choice
 
+    def native_size(self, latent: Any, *, latent_size: tuple[int, int] | None = None) -> Size:
+        """The size of a latent's picture at scale 1, to `fit` to a display.
+
+        Args:
+            latent: as for `picture`.
+            latent_size: as for `picture`.
+
+        Returns:
+            Width and height in pixels.
+
+        Raises:
+            LatentError: the latent is not usable.
+        """
+        return native_size(latent, latent_space(self.manifest.latent_space), latent_size=latent_size)
+
     def picture(
         self,
         latent: Any,
@@ -106,7 +121,7 @@ class Decoder:
         space = latent_space(manifest.latent_space)
         array = as_latent(latent, space, normalisation=normalisation, latent_size=latent_size)
         cells = Size(array.shape[2], array.shape[1])
-        native = Size(cells.width * space.cell_pixels, cells.height * space.cell_pixels)
+        native = space.native_size(array)
         grid = Grid(cells, parse_size(size, native), manifest.patch)
         plan = make_plan(grid, manifest, self._engine.recipe, runs=self._choice, budget=self._budget, tile=tile)
         _warn_of_scale(grid, manifest, native)

@@ -3,11 +3,12 @@
 import re
 from collections.abc import Sequence
 from math import isfinite
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from .errors import PlanError
 
 MAX_SIDE = 2**18
+Fit = Literal["cover", "contain", "stretch"]
 NAMED_SIZES = {"1080p": (1920, 1080), "1440p": (2560, 1440), "4k": (3840, 2160), "8k": (7680, 4320)}
 
 
@@ -74,6 +75,10 @@ class Box(NamedTuple):
     def relative_to(self, origin: "Box") -> "Box":
         """The same box counted from another box's top-left corner."""
         return self._replace(x=self.x - origin.x, y=self.y - origin.y)
+
+    def placed_in(self, outer: "Box") -> "Box":
+        """This box, counted from another's top-left corner, counted from where the other is counted from."""
+        return self._replace(x=self.x + outer.x, y=self.y + outer.y)
 
     def __str__(self) -> str:
         return f"{self.x},{self.y},{self.width},{self.height}"
@@ -142,11 +147,49 @@ def parse_size(value: "str | float | tuple[int, int] | None", native: Size) -> S
     return size
 
 
-def _parse_size_text(text: str, native: Size) -> Size:
+def fixed_size(text: str) -> Size | None:
+    """The size that a text names whatever the latent: `3840x2160` or a name of `NAMED_SIZES`; None for others."""
+    text = text.strip().lower()
     if text in NAMED_SIZES:
         return Size(*NAMED_SIZES[text])
-    if sides := re.fullmatch(r"(-?\d{1,9})x(-?\d{1,9})", text):
-        return Size(int(sides[1]), int(sides[2]))
+    sides = re.fullmatch(r"(-?\d{1,9})x(-?\d{1,9})", text)
+    return Size(int(sides[1]), int(sides[2])) if sides else None
+
+
+def fit(native: Size, target: tuple[int, int], how: Fit) -> tuple[Size, Box]:
+    """Fit a picture to a display.
+
+    Args:
+        native: the picture's size at scale 1, in pixels, which gives its shape.
+        target: the display's width and height in pixels.
+        how: `cover` for the smallest picture of the shape that leaves no part of the display empty, of which the
+            middle is seen; `contain` for the largest of the shape that is seen whole; `stretch` for the display's
+            own size, whatever the shape.
+
+    Returns:
+        The picture's size, and the part of it that is seen, in pixels.
+
+    Raises:
+        PlanError: the display or the picture has a side below 1 or above `MAX_SIDE` pixels, or `how` is unknown.
+    """
+    display = parse_size(target, native)
+    if how == "stretch":
+        return display, display.box
+    if how not in ("cover", "contain"):
+        raise PlanError(f"fit {how!r} is unknown: expected cover, contain or stretch")
+    wider = native.width * display.height > display.width * native.height
+    if wider == (how == "cover"):
+        size = Size(max(1, round(display.height * native.width / native.height)), display.height)
+    else:
+        size = Size(display.width, max(1, round(display.width * native.height / native.width)))
+    size = parse_size(size, native)
+    seen = Size(min(size.width, display.width), min(size.height, display.height))
+    return size, Box((size.width - seen.width) // 2, (size.height - seen.height) // 2, *seen)
+
+
+def _parse_size_text(text: str, native: Size) -> Size:
+    if fixed := fixed_size(text):
+        return fixed
     if height := re.fullmatch(r"x(\d{1,9})", text):
         return Size(max(1, round(int(height[1]) * native.width / native.height)), int(height[1]))
     # "3x" is a factor and "3840x" a width: nobody asks for a picture 64 pixels wide, or 64 times the size.

@@ -10,6 +10,7 @@ import numpy as np
 
 from .errors import InfGenWarning, LatentError
 from .files import read_array
+from .geometry import Size
 from .pixels import FloatArray
 from .spaces import LatentSpace, latent_space
 
@@ -82,6 +83,11 @@ def as_latent(
         raise LatentError(f"normalisation {normalisation!r} is unknown: expected 'model' or 'vae'")
     _check_statistics(latent, space, normalisation)
     return np.ascontiguousarray(latent)
+
+
+def native_size(value: Any, space: LatentSpace, *, latent_size: tuple[int, int] | None = None) -> Size:
+    """Size in pixels of the picture that a latent is at scale 1; arguments and errors as `as_latent`'s."""
+    return space.native_size(_unpack(_as_float32(value), space.channels, latent_size))
 
 
 def _as_float32(value: Any) -> FloatArray:

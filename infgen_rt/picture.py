@@ -102,7 +102,7 @@ class Picture:
             raise TypeError(f"dtype is {dtype!r}, expected numpy.uint8 or numpy.float32")
         # Tile by tile, so that the floats of a large region are never all held at once.
         pixels = np.empty((box.height, box.width, 3), np.uint8)
-        for part in self._parts(box):
+        for part in self.parts(box):
             pixels[part.relative_to(box).slices] = to_bytes(self._stage.read(part))
         return pixels
 
@@ -163,8 +163,8 @@ class Picture:
             Cancelled: `cancel` said so. As after any error, no file is left.
         """
         box, path = self._box(region), Path(path)
-        self._check_memory(check_output(path, box.size, force), box.size)
-        parts = list(self._parts(box))
+        self.check_save(path, region=box, force=force)
+        parts = list(self.parts(box))
         # Steps: the prefill, each tile, and completing the file.
         steps = iter(range(1, len(parts) + 3))
 
@@ -189,11 +189,28 @@ class Picture:
             _check(cancel)
         step("encode")
 
+    def check_save(
+        self, path: str | Path, *, region: tuple[int, int, int, int] | None = None, force: bool = False
+    ) -> Format:
+        """Find what would keep `save` from starting; arguments as `save`'s.
+
+        Returns:
+            The format that would be written.
+
+        Raises:
+            OutputError: the file cannot be written.
+            PlanError: the region is not inside the picture.
+        """
+        size = self._box(region).size
+        form = check_output(Path(path), size, force)
+        self._check_memory(form, size)
+        return form
+
     def _box(self, region: tuple[int, int, int, int] | None) -> Box:
         return self.size.box if region is None else parse_box(region, self.size)
 
-    def _parts(self, box: Box) -> Iterator[Box]:
-        """The box itself if it fits in a tile, otherwise cut at the tiles' edges, row by row."""
+    def parts(self, box: Box) -> Iterator[Box]:
+        """What a region is decoded in: itself if it fits in a tile, otherwise cut at the tiles' edges, row by row."""
         if self._stage.fits_a_tile(box):
             yield box
         else:

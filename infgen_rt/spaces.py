@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import LatentError
+from .geometry import Size
 from .pixels import FloatArray
 from .schema import parse
 
@@ -39,6 +40,11 @@ class LatentSpace:
     vae_mean: tuple[float, ...]
     vae_std: tuple[float, ...]
     source: str
+
+    def native_size(self, latent: FloatArray) -> Size:
+        """Size in pixels of the picture that a latent [channels, h, w] is at scale 1."""
+        _, height, width = latent.shape
+        return Size(width * self.cell_pixels, height * self.cell_pixels)
 
     def normalise(self, latent: FloatArray) -> FloatArray:
         """Bring a VAE's own latent (what its encoder gives, unscaled, batch norm undone) into the space.

@@ -68,7 +68,8 @@ def check_output(path: Path, size: Size, force: bool) -> Format:
     """Check that a picture can be written, before anything is decoded.
 
     Raises:
-        OutputError: the format is unknown or cannot hold the size, or the file exists and is not replaced.
+        OutputError: the format is unknown or cannot hold the size, the folder is missing, or the file exists and
+            is not replaced.
     """
     form = FORMATS.get(path.suffix.lower())
     if form is None:
@@ -77,6 +78,8 @@ def check_output(path: Path, size: Size, force: bool) -> Format:
         raise OutputError(
             f"{form.name} holds at most {form.max_side:,} pixels a side and the picture is {size}: write .png or .tif"
         )
+    if not path.parent.is_dir():
+        raise OutputError(f"cannot write in {path.parent}: there is no such folder")
     if path.is_dir() or (path.exists() and not force):
         remedy = "it is a folder" if path.is_dir() else "pass force=True (--force) to replace it"
         raise OutputError(f"{path} exists: {remedy}")

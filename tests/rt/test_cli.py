@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from infgen_rt.cli import main
+from infgen_rt.geometry import Size
 
 from . import tiny
 from .test_writers import full_disk
@@ -74,6 +75,75 @@ def test_json_is_one_object_that_says_what_was_done(
     assert report["warnings"] == []
 
 
+def read(path: str) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image).astype(int)
+
+
+def test_a_display_is_covered_and_only_what_is_seen_is_written(folder: Path, decode: list[str]) -> None:
+    assert main([*decode, "--size", "3834x2556", "--region", "1327,0,1179,2556"]) == 0
+    assert main([*decode, "-o", "cover.png", "--display", "iphone-16"]) == 0
+    assert np.array_equal(read("cover.png"), read("out.png"))
+    assert main([*decode, "-o", "part.png", "--display", "iphone-16", "--region", "100,200,30,40"]) == 0
+    assert np.abs(read("part.png") - read("cover.png")[200:240, 100:130]).max() <= 1
+
+
+def test_fits_to_a_size(folder: Path, decode: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*decode, "-o", "whole.png", "--size", "210x140"]) == 0
+    for how, shape, of_whole in [
+        ("cover", (140, 100, 3), np.s_[:, 55:155]),
+        ("contain", (67, 100, 3), None),
+        ("stretch", (140, 100, 3), None),
+    ]:
+        assert main([*decode, "-o", f"{how}.png", "--size", "100x140", "--fit", how]) == 0
+        pixels = read(f"{how}.png")
+        assert pixels.shape == shape
+        if of_whole is not None:
+            assert np.abs(pixels - read("whole.png")[of_whole]).max() <= 1
+    assert "stretches" in capsys.readouterr().err
+
+
+def test_this_machines_screen_is_asked_for(folder: Path, decode: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infgen_rt.displays.screen_size", lambda: Size(200, 100))
+    assert main([*decode, "--display", "auto"]) == 0
+    assert read("out.png").shape == (100, 200, 3)
+
+
+PLANNED = ["--size", "300x200", "--fit", "cover", "--tile", "64", "--region", "10,20,100,90"]
+
+
+def test_a_plan_says_what_decode_does_and_writes_nothing(
+    folder: Path, decode: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", *decode[1:], *PLANNED, "--json"]) == 0
+    assert [path.name for path in folder.iterdir()] == ["latent.npy"]
+    planned = json.loads(capsys.readouterr().out)
+    assert main([*decode, *PLANNED, "--json"]) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert planned == {name: done[name] for name in done if name not in ("seconds", "peak_memory")}
+    assert planned["format"] == "PNG" and planned["size"] == [100, 90] and planned["array_bytes"] == 27_000
+    assert planned["parts"] == 6 and planned["plan"]["stages"][0]["tiles"] == 20
+
+
+def test_a_plan_in_words(folder: Path, decode: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *decode[1:], *PLANNED]) == 0
+    text = capsys.readouterr().out
+    assert "latent 12x8 -> picture 300x200, 20 tiles" in text and "memory: about" in text
+    assert "backend: onnxruntime on CPU, fp32" in text
+    assert "region: 10,20,100,90, decoded in 6 parts, 0.0 MiB of pixels" in text
+    assert "output: out.png, 100x90, PNG, written as it is decoded" in text
+
+
+def test_displays_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["displays"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:3] == ["macbook-air-13", "2560x1664", "laptop"]
+    assert main(["displays", "--json"]) == 0
+    known = json.loads(capsys.readouterr().out)
+    assert len(known) == len(lines) >= 40
+    assert known["iphone-16"] == {"title": "iPhone 16", "kind": "phone", "width": 1179, "height": 2556}
+
+
 def test_warnings_are_one_line_each_and_in_the_json(
     folder: Path, decode: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,6 +185,13 @@ BAD = {
     "zero size": (["latent.npy", "--size", "0x0"], "out of bounds"),
     "negative size": (["latent.npy", "--size", "-4x4"], "out of bounds"),
     "huge size": (["latent.npy", "--size", "999999x9"], "out of bounds"),
+    "unknown display": (["latent.npy", "--display", "macbok-air-13"], "did you mean macbook-air-13"),
+    "display and size": (["latent.npy", "--display", "tv-4k", "--size", "4k"], "exclude each other"),
+    "fit to nothing": (["latent.npy", "--fit", "cover"], "expected --display, or --size"),
+    "fit to a factor": (["latent.npy", "--fit", "cover", "--size", "2x"], "expected --display, or --size"),
+    "unknown fit": (["latent.npy", "--fit", "crop", "--size", "9x9"], "'cover', 'contain', 'stretch'"),
+    "region of a display": (["latent.npy", "--display", "tv-4k", "--region", "0,1,3840,2160"], "which is 3840x2160"),
+    "memory for the format": (["latent.npy", "-o", "a.jpg", "--size", "48x", "--memory", "100MB"], "write .png"),
     "unreadable size": (["latent.npy", "--size", "large"], "not understood"),
     "beyond the format": (["latent.npy", "--size", "16384x100", "-o", "a.webp"], "at most 16,383"),
     "region": (["latent.npy", "--region", "0,0,999,9"], "outside the picture"),
@@ -133,14 +210,15 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize("command", ["decode", "plan"])
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_line_and_changes_nothing(
-    bad: Path, bundle: Path, capsys: pytest.CaptureFixture[str], name: str
+    bad: Path, bundle: Path, capsys: pytest.CaptureFixture[str], name: str, command: str
 ) -> None:
     arguments, text = BAD[name]
     before = {path: path.read_bytes() for path in bad.rglob("*") if path.is_file()}
     # Options given twice: the last wins.
-    assert main(["decode", "-o", "out.png", "--model", str(bundle), *arguments]) == 2
+    assert main([command, "-o", "out.png", "--model", str(bundle), *arguments]) == 2
     printed = capsys.readouterr()
     last = printed.err.splitlines()[-1]
     assert last.startswith("Error: ") and text in last and printed.out == ""
@@ -198,7 +276,7 @@ def test_info_on_nothing_is_bad_input(folder: Path, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err.startswith("Error: none does not exist")
 
 
-@pytest.mark.parametrize("command", [[], ["decode"], ["info"]])
+@pytest.mark.parametrize("command", [[], ["decode"], ["plan"], ["displays"], ["info"]])
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command, "--help"]) == 0
     text = capsys.readouterr().out

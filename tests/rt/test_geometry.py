@@ -1,9 +1,11 @@
+from typing import get_args
+
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from infgen_rt.errors import PlanError
-from infgen_rt.geometry import MAX_SIDE, Box, Size, parse_box, parse_size, split
+from infgen_rt.geometry import MAX_SIDE, Box, Fit, Size, fit, fixed_size, parse_box, parse_size, split
 from infgen_rt.memory import format_bytes, parse_bytes
 
 NATIVE = Size(1024, 512)
@@ -50,6 +52,59 @@ def test_bad_sizes_are_refused(value: object) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "size"), [(" 4K", (3840, 2160)), ("30x20", (30, 20)), ("2x", None), ("x20", None), ("30x", None)]
+)
+def test_sizes_that_do_not_depend_on_the_latent(text: str, size: tuple[int, int] | None) -> None:
+    assert fixed_size(text) == size
+
+
+SIZES = st.builds(Size, st.integers(1, 4000), st.integers(1, 4000))
+
+
+@given(native=SIZES, display=SIZES)
+def test_a_picture_that_covers_leaves_nothing_empty_and_is_seen_in_its_middle(native: Size, display: Size) -> None:
+    assume(max(display.width * native.height / native.width, display.height * native.width / native.height) < MAX_SIDE)
+    size, seen = fit(native, display, "cover")
+    assert seen.size == display and seen.intersect(size.box) == seen
+    assert size.width == display.width or size.height == display.height
+    assert abs(size.width - seen.right - seen.x) <= 1 and abs(size.height - seen.bottom - seen.y) <= 1
+    assert_shape_kept(native, size)
+
+
+@given(native=SIZES, display=SIZES)
+def test_a_picture_that_is_contained_is_the_largest_that_is_seen_whole(native: Size, display: Size) -> None:
+    size, seen = fit(native, display, "contain")
+    assert seen == size.box and seen.intersect(display.box) == seen
+    assert size.width == display.width or size.height == display.height
+    assert_shape_kept(native, size)
+
+
+def assert_shape_kept(native: Size, size: Size) -> None:
+    """One side follows from the other, rounded; no side is less than a pixel."""
+    across, down = size.height * native.width / native.height, size.width * native.height / native.width
+    assert abs(size.width - max(1, across)) <= 0.5 or abs(size.height - max(1, down)) <= 0.5
+
+
+@given(native=SIZES, display=SIZES)
+def test_a_stretched_picture_is_the_display(native: Size, display: Size) -> None:
+    assert fit(native, display, "stretch") == (display, display.box)
+
+
+@pytest.mark.parametrize("how", get_args(Fit))
+def test_a_picture_of_the_displays_shape_fits_in_every_way(how: Fit) -> None:
+    assert fit(NATIVE, (3000, 1500), how) == ((3000, 1500), (0, 0, 3000, 1500))
+
+
+def test_impossible_fits_are_refused() -> None:
+    with pytest.raises(PlanError, match="out of bounds"):
+        fit(NATIVE, (0, 100), "contain")
+    with pytest.raises(PlanError, match="out of bounds"):
+        fit(NATIVE, (100, MAX_SIDE), "cover")
+    with pytest.raises(PlanError, match="expected cover, contain or stretch"):
+        fit(NATIVE, (100, 100), "crop")
+
+
+@pytest.mark.parametrize(
     "value", ["1,2,3", "a,b,c,d", "0,0,0,5", "-1,0,5,5", "1020,0,5,5", (0, 0, 5, 513), "1,2,3,4,5", 7]
 )
 def test_bad_regions_are_refused(value: object) -> None:
@@ -68,6 +123,7 @@ def test_boxes() -> None:
     assert box.intersect(Box(50, 50, 1, 1)).size.area == 0
     assert box.grow(4, Size(13, 100).box) == (0, 0, 13, 27)
     assert box.relative_to(Box(1, 1, 99, 99)) == (1, 2, 10, 20)
+    assert box.relative_to(Box(1, 1, 99, 99)).placed_in(Box(1, 1, 99, 99)) == box
     assert str(box) == "2,3,10,20" and str(box.size) == "10x20"
 
 
