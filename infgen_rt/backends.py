@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 GROUP = "infgen_rt.backends"
 
 
+class AbsentError(BackendError):
+    """A backend, a device or its graphs are not here, as is usual on most machines."""
+
+
 class Known(NamedTuple):
     """What this project's own backends are known by before they are imported."""
 
@@ -146,7 +150,8 @@ def load_backend(name: str) -> Backend:
     """Import a backend.
 
     Raises:
-        BackendError: it is unknown, not installed, or its library is broken.
+        AbsentError: it is not installed.
+        BackendError: it is unknown, or its library is broken or too old.
     """
     installed = installed_backends()
     if name not in installed:
@@ -156,7 +161,7 @@ def load_backend(name: str) -> Backend:
     try:
         backend: Backend = installed[name].load()()
     except ImportError as error:
-        raise BackendError(f"backend {name!r} is not installed ({_one_line(error)}): {remedy}") from error
+        raise AbsentError(f"backend {name!r} is not installed ({_one_line(error)}): {remedy}") from error
     except BackendError:
         raise
     # Whatever a half-installed library or a missing driver does when it is imported.

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from .backends import ALIASES, EXACT, KNOWN, Backend, Device, installed_backends, load_backend
+from .backends import ALIASES, EXACT, KNOWN, AbsentError, Backend, Device, installed_backends, load_backend
 from .bundle import Bundle, Manifest, Recipe
 from .errors import BackendError, InfGenWarning
 
@@ -87,11 +87,13 @@ class Survey:
 
     Attributes:
         candidates: backends in order, each one's devices in order, most exact first.
-        problems: why a backend or a device is not among them, a line each.
+        absent: why a backend that is not here is not among them, a line each.
+        broken: the same for one that is here and cannot be used.
     """
 
     candidates: tuple[Candidate, ...]
-    problems: tuple[str, ...]
+    absent: tuple[str, ...] = ()
+    broken: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, manifest: Manifest, name: str = AUTO, device: str | None = None) -> "Survey":
@@ -102,18 +104,20 @@ class Survey:
         """
         if name != AUTO:
             backend = load_backend(name)
-            return cls(tuple(_candidates(backend, _devices(backend, device), manifest)), ())
+            return cls(tuple(_candidates(backend, _devices(backend, device), manifest)))
         candidates: list[Candidate] = []
-        problems = []
+        absent, broken = [], []
         for entry in installed_backends():
             if not _worth_importing(entry, manifest):
                 continue
             try:
                 backend = load_backend(entry)
                 candidates += _candidates(backend, _devices(backend, device), manifest)
+            except AbsentError as error:
+                absent.append(str(error))
             except BackendError as error:
-                problems.append(str(error))
-        return cls(tuple(candidates), tuple(problems))
+                broken.append(str(error))
+        return cls(tuple(candidates), tuple(absent), tuple(broken))
 
 
 def choose(
@@ -157,8 +161,8 @@ def choose(
     suitable = [candidate for candidate in survey.candidates if candidate.suits(precision)]
     if not suitable:
         raise BackendError(_refusal(survey, bundle.manifest, precision))
-    for problem in survey.problems:
-        warnings.warn(problem, InfGenWarning, stacklevel=3)
+    for line in survey.broken:
+        warnings.warn(line, InfGenWarning, stacklevel=3)
     if len(suitable) == 1:
         return suitable[0], _choice(suitable[0], None, (), precision)
     results = measure.measure(bundle, survey.candidates, threads)
@@ -191,17 +195,17 @@ def _devices(backend: Backend, wanted: str | None) -> list[Device]:
     named = [device for device in found if wanted is None or device.answers_to(wanted)]
     if not named:
         ids = ", ".join(device.id for device in found) or "none"
-        raise BackendError(f"backend {backend.name!r} knows no device {wanted!r}: here it has {ids}")
+        raise AbsentError(f"backend {backend.name!r} knows no device {wanted!r}: here it has {ids}")
     if usable := [device for device in named if device.problem is None]:
         return usable
-    raise BackendError(f"backend {backend.name!r} cannot use {named[0].id}: {named[0].problem}")
+    raise AbsentError(f"backend {backend.name!r} cannot use {named[0].id}: {named[0].problem}")
 
 
 def _candidates(backend: Backend, usable: Iterable[Device], manifest: Manifest) -> list[Candidate]:
     recipes = [recipe for recipe in manifest.recipes if recipe.target == backend.target]
     if not recipes:
         targets = ", ".join(sorted({recipe.target for recipe in manifest.recipes})) or "none"
-        raise BackendError(
+        raise AbsentError(
             f"backend {backend.name!r} needs graphs for {backend.target!r}, the bundle {manifest.model.name!r} has "
             f"{targets}: infgen-export CHECKPOINT --target {backend.target} -o BUNDLE makes them"
         )
@@ -243,4 +247,4 @@ def _refusal(survey: Survey, manifest: Manifest, precision: Precision) -> str:
     nothing = f"no backend here runs the bundle {manifest.model.name!r}, which has graphs for {targets}"
     remedies = [known.extra for known in KNOWN.values() if any(r.target == known.target for r in manifest.recipes)]
     remedy = f"pip install 'infgen-rt[{remedies[0]}]'" if remedies else "install a backend for them"
-    return "; ".join([*survey.problems, f"{nothing}: {remedy}"])
+    return "; ".join([*survey.absent, *survey.broken, f"{nothing}: {remedy}"])

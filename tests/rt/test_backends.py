@@ -245,8 +245,10 @@ def test_a_device_that_went_away_is_measured_anew(bundle: Path, several: dict, t
     choose(opened)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Other, "devices", lambda self: [Device("cpu", "Other CPU", "unplugged")])
-        with pytest.warns(InfGenWarning, match="cannot use cpu: unplugged"):
-            assert choose(opened)[0].backend.name == "onnxruntime"
+        assert choose(opened)[0].backend.name == "onnxruntime"
+    with pytest.raises(BackendError, match="cannot use cpu: unplugged"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Other, "devices", lambda self: [Device("cpu", "Other CPU", "unplugged")])
+        choose(opened, "other")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"a": 1}', "null"])
