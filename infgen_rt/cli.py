@@ -25,9 +25,10 @@ from .geometry import parse_box
 from .latents import Normalisation, as_latent
 from .memory import format_bytes, peak_memory
 from .picture import Picture, Progress
+from .pixels import Bits
 from .samples import load_sample, sample_names
 from .spaces import LatentSpace, latent_space
-from .writers import check_output
+from .writers import TileFormat, check_output
 
 _FAILED, _BAD_INPUT, _INTERRUPTED, _TERMINATED = 1, 2, 130, 143
 
@@ -67,7 +68,7 @@ def cli(context: click.Context) -> None:
     "--output",
     required=True,
     type=click.Path(path_type=Path),
-    help="Picture to write: .png, .jpg, .webp or .tif.",
+    help="Picture to write: .png, .jpg, .webp, .avif, .tif or .dzi.",
 )
 @click.option("--size", help="3840x2160, 1080p, 1440p, 4k, 8k, x2160 (keeps the shape) or 2x.  [default: 1x]")
 @click.option("--region", help="Write only this part of the picture: x,y,width,height in pixels.")
@@ -86,6 +87,10 @@ def cli(context: click.Context) -> None:
 )
 @click.option("--latent-size", help="WxH in pixels that the pipeline was asked for; only for packed latents.")
 @click.option("--key", help="Name of the array, in a file of several.")
+@click.option("--bits", type=click.Choice(["8", "16"]), default="8", show_default=True, help="16 for .png and .tif.")
+@click.option(
+    "--tile-format", type=click.Choice(["jpg", "png"]), default="jpg", show_default=True, help="Tiles of a .dzi."
+)
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object that says what was done.")
@@ -103,6 +108,8 @@ def decode(
     normalisation: Normalisation,
     latent_size: str | None,
     key: str | None,
+    bits: str,
+    tile_format: TileFormat,
     force: bool,
     quiet: bool,
     as_json: bool,
@@ -116,7 +123,8 @@ def decode(
                 array, size, tile=tile, normalisation=normalisation, latent_size=_parse_pair(latent_size)
             )
             box = parse_box(region, picture.size) if region else picture.size.box
-            check_output(output, box.size, force)
+            depth: Bits = 16 if bits == "16" else 8
+            check_output(output, box.size, force, depth, tile_format)
             stopwatch.lap("open")
             with _progress_bar(not quiet and sys.stderr.isatty()) as show:
 
@@ -124,7 +132,7 @@ def decode(
                     stopwatch.lap(progress.stage)
                     show(progress)
 
-                picture.save(output, region=box, force=force, progress=on_progress)
+                picture.save(output, region=box, bits=depth, tile_format=tile_format, force=force, progress=on_progress)
     if as_json:
         report = {
             "output": str(output),

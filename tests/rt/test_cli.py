@@ -13,7 +13,7 @@ from PIL import Image
 from infgen_rt.cli import main
 
 from . import tiny
-from .test_writers import full_disk
+from .test_writers import small_disk
 
 
 @pytest.fixture
@@ -57,6 +57,14 @@ def test_region_tile_memory_and_threads(folder: Path, decode: list[str], capsys:
     assert np.abs(part - np.floor(whole * 255 + 0.5)).max() <= 1
     printed = capsys.readouterr()
     assert printed.out == printed.err == ""
+
+
+def test_16_bits_and_pyramids(folder: Path, decode: list[str]) -> None:
+    assert main([*decode, "--bits", "16"]) == 0
+    assert Path("out.png").read_bytes()[24] == 16
+    assert main([*decode, "-o", "out.dzi", "--tile-format", "png"]) == 0
+    with Image.open("out_files/7/0_0.png") as image:
+        assert image.size == (96, 64)
 
 
 def test_json_is_one_object_that_says_what_was_done(
@@ -116,6 +124,9 @@ BAD = {
     "huge size": (["latent.npy", "--size", "999999x9"], "out of bounds"),
     "unreadable size": (["latent.npy", "--size", "large"], "not understood"),
     "beyond the format": (["latent.npy", "--size", "16384x100", "-o", "a.webp"], "at most 16,383"),
+    "bits of the format": (["latent.npy", "--bits", "16", "-o", "a.jpg"], "does not hold 16 bits"),
+    "bits": (["latent.npy", "--bits", "12"], "--bits"),
+    "tile format": (["latent.npy", "--tile-format", "gif", "-o", "a.dzi"], "--tile-format"),
     "region": (["latent.npy", "--region", "0,0,999,9"], "outside the picture"),
     "existing": (["latent.npy", "-o", "there.png"], "--force"),
     "unwritable": (["latent.npy", "-o", "none/out.png"], "cannot write in none"),
@@ -147,13 +158,10 @@ def test_bad_input_is_one_line_and_changes_nothing(
     assert {path: path.read_bytes() for path in bad.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
-def test_work_that_fails_ends_with_one(
-    folder: Path, decode: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("infgen_rt.writers._create", full_disk)
-    assert main(decode) == 1
-    assert capsys.readouterr().err == "Error: cannot write out.png: No space left on device\n"
+def test_work_that_fails_ends_with_one(folder: Path, decode: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with small_disk():
+        assert main(decode) == 1
+    assert capsys.readouterr().err == "Error: cannot write out.png: File too large\n"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
