@@ -30,9 +30,10 @@ from .geometry import Box, Fit, Size, fit, fixed_size, parse_box
 from .latents import Normalisation, as_latent
 from .memory import format_bytes, peak_memory
 from .picture import Picture, Progress
+from .pixels import Bits
 from .samples import load_sample, sample_names
 from .spaces import LatentSpace, latent_space
-from .writers import Format
+from .writers import Format, TileFormat
 
 _FAILED, _BAD_INPUT, _INTERRUPTED, _TERMINATED = 1, 2, 130, 143
 
@@ -65,7 +66,7 @@ _PICTURE_OPTIONS = (
         "--output",
         required=True,
         type=click.Path(path_type=Path),
-        help="Picture to write: .png, .jpg, .webp or .tif.",
+        help="Picture to write: .png, .jpg, .webp, .avif, .tif or .dzi.",
     ),
     click.option("--size", help="3840x2160, 1080p, 1440p, 4k, 8k, x2160 (keeps the shape) or 2x.  [default: 1x]"),
     click.option(
@@ -101,6 +102,16 @@ _PICTURE_OPTIONS = (
     ),
     click.option("--latent-size", help="WxH in pixels that the pipeline was asked for; only for packed latents."),
     click.option("--key", help="Name of the array, in a file of several."),
+    click.option(
+        "--bits", type=click.Choice(["8", "16"]), default="8", show_default=True, help="16 for .png and .tif."
+    ),
+    click.option(
+        "--tile-format",
+        type=click.Choice(get_args(TileFormat)),
+        default="jpg",
+        show_default=True,
+        help="Tiles of a .dzi.",
+    ),
     click.option("--force", is_flag=True, help="Replace an existing file."),
     click.option("--quiet", is_flag=True, help="Print errors only."),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
@@ -128,9 +139,17 @@ class _Request:
     normalisation: Normalisation
     latent_size: str | None
     key: str | None
+    bits: str
+    tile_format: TileFormat
     force: bool
     quiet: bool
     as_json: bool
+
+    @property
+    def writing(self) -> dict[str, Any]:
+        """Arguments of `Picture.save` and of its check."""
+        bits: Bits = 16 if self.bits == "16" else 8
+        return {"bits": bits, "tile_format": self.tile_format, "force": self.force}
 
     @contextmanager
     def open(self) -> Iterator["_Job"]:
@@ -157,7 +176,7 @@ class _Request:
             box = seen or picture.size.box
             if self.region:
                 box = parse_box(self.region, box.size).placed_in(box)
-            yield _Job(decoder, picture, box, picture.check_save(self.output, region=box, force=self.force))
+            yield _Job(decoder, picture, box, picture.check_save(self.output, region=box, **self.writing))
 
     def _target(self) -> Size | None:
         """What the picture is fitted to; None when `size` alone says it."""
@@ -237,7 +256,7 @@ def decode(**options: Any) -> None:
                 stopwatch.lap(progress.stage)
                 show(progress)
 
-            job.picture.save(request.output, region=job.box, force=request.force, progress=on_progress)
+            job.picture.save(request.output, region=job.box, **request.writing, progress=on_progress)
     if request.as_json:
         report = job.describe(request.output) | {
             "seconds": stopwatch.seconds,
@@ -268,10 +287,9 @@ def plan(**options: Any) -> None:
         click.echo(json.dumps(facts | {"warnings": notes}))
     elif not request.quiet:
         parts = "1 part" if facts["parts"] == 1 else f"{facts['parts']} parts"
-        how = "written as it is decoded" if job.form.streams else "written from memory"
         click.echo(job.picture.plan)
         click.echo(f"region: {job.box}, decoded in {parts}, {format_bytes(facts['array_bytes'])} of pixels")
-        click.echo(f"output: {request.output}, {job.box.size}, {job.form.name}, {how}")
+        click.echo(f"output: {request.output}, {job.box.size}, {job.form.name}")
 
 
 @cli.command(

@@ -1,7 +1,7 @@
 """A picture: the latent's pixels at one size, decoded where and when they are wanted."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from threading import Event
@@ -13,16 +13,15 @@ import numpy.typing as npt
 from .errors import Cancelled, OutputError
 from .geometry import Box, Size, parse_box
 from .memory import format_bytes
-from .pixels import ByteArray, FloatArray, to_bytes, to_floats
+from .pixels import Bits, ByteArray, FloatArray, LevelArray, level_type, to_bytes, to_floats, to_levels
 from .plan import Plan
 from .stage import Stage
-from .writers import Format, check_output, open_writer
+from .writers import Format, Layer, TileFormat, check_output, write
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Bytes a pixel of the array that Pillow is given, of Pillow's own copy, and of its encoder.
-_WHOLE_PICTURE = 3 + 4 + 1
+_StepStage = Literal["prefill", "decode", "encode"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Progress:
         total: steps in all; the last is done when the file is complete under its name.
     """
 
-    stage: Literal["prefill", "decode", "encode"]
+    stage: _StepStage
     done: int
     total: int
 
@@ -140,20 +139,26 @@ class Picture:
         path: str | Path,
         *,
         region: tuple[int, int, int, int] | None = None,
+        bits: Bits = 8,
+        tile_format: TileFormat = "jpg",
         force: bool = False,
         progress: Callable[[Progress], object] | None = None,
         cancel: Event | Callable[[], bool] | None = None,
     ) -> None:
-        """Decode into a file; it appears under its name only when it is complete.
+        """Decode into a file, tagged as sRGB; it appears under its name only when it is complete.
 
-        A .png is written as it is decoded, so that memory does not grow with the picture.
+        .png, .tif (a tiled BigTIFF) and .dzi are written as they are decoded, so that memory does not grow with
+        the picture. A .dzi is a Deep Zoom pyramid, whose tiles go to the folder NAME_files beside it. Its sizes
+        that the model was trained for are decoded each by itself; smaller ones are shrunk, as is all of a region.
 
         Args:
-            path: the file; its ending chooses the format: .png, .jpg, .webp or .tif.
+            path: the file; its ending chooses the format: .png, .jpg, .webp, .avif, .tif or .dzi.
             region: (x, y, width, height) in pixels to write instead of the whole picture.
-            force: replace an existing file.
+            bits: of a level; 16 for .png and .tif only.
+            tile_format: what the tiles of a .dzi are, `jpg` or `png`.
+            force: replace an existing file; it stays as it is if anything fails.
             progress: called after each step.
-            cancel: stops the work before the next tile once it is set, or returns True.
+            cancel: stops the work after the next step once it is set, or returns True.
 
         Raises:
             OutputError: the file cannot be written, found before anything is decoded.
@@ -163,34 +168,43 @@ class Picture:
             Cancelled: `cancel` said so. As after any error, no file is left.
         """
         box, path = self._box(region), Path(path)
-        self.check_save(path, region=box, force=force)
-        parts = list(self.parts(box))
-        # Steps: the prefill, each tile, and completing the file.
-        steps = iter(range(1, len(parts) + 3))
+        form = self.check_save(path, region=box, bits=bits, tile_format=tile_format, force=force)
+        sources = [_Source(self._stage, box)]
+        for size in form.sizes(self.size)[1:] if box == self.size.box else []:
+            if (smaller := self._stage.resized(size)) is None:
+                break
+            sources.append(_Source(smaller, size.box))
+        # Steps: the prefill, each part that is decoded and each row that is encoded, and completing the file.
+        total = 1 + sum(len(row) + 1 for source in sources for row in source.rows) + 1
+        steps = iter(range(1, total + 1))
 
-        def step(stage: Literal["prefill", "decode", "encode"]) -> None:
+        def step(stage: _StepStage) -> None:
             done = next(steps)
             if progress is not None:
-                progress(Progress(stage, done, len(parts) + 2))
+                progress(Progress(stage, done, total))
+            # What is complete cannot be cancelled.
+            if done < total:
+                _check(cancel)
 
-        with open_writer(path, box.size, force) as writer:
+        def prefilled(bands: Iterator[LevelArray]) -> Iterator[LevelArray]:
             _check(cancel)
             self._stage.prefill()
             step("prefill")
-            for _, row in groupby(parts, key=lambda part: part.y):
-                row_parts = list(row)
-                band = np.empty((row_parts[0].height, box.width, 3), np.uint8)
-                for part in row_parts:
-                    _check(cancel)
-                    left = part.x - box.x
-                    band[:, left : left + part.width] = to_bytes(self._stage.read(part))
-                    step("decode")
-                writer.write(band)
-            _check(cancel)
+            yield from bands
+
+        layers = [Layer(source.box.size, bits, source.bands(bits, step)) for source in sources]
+        layers[0] = replace(layers[0], bands=prefilled(layers[0].bands))
+        write(path, form, layers, force, confirm=lambda: _check(cancel))
         step("encode")
 
     def check_save(
-        self, path: str | Path, *, region: tuple[int, int, int, int] | None = None, force: bool = False
+        self,
+        path: str | Path,
+        *,
+        region: tuple[int, int, int, int] | None = None,
+        bits: Bits = 8,
+        tile_format: TileFormat = "jpg",
+        force: bool = False,
     ) -> Format:
         """Find what would keep `save` from starting; arguments as `save`'s.
 
@@ -202,8 +216,8 @@ class Picture:
             PlanError: the region is not inside the picture.
         """
         size = self._box(region).size
-        form = check_output(Path(path), size, force)
-        self._check_memory(form, size)
+        form = check_output(Path(path), size, force, bits, tile_format)
+        self._check_memory(form, size, bits)
         return form
 
     def _box(self, region: tuple[int, int, int, int] | None) -> Box:
@@ -211,18 +225,36 @@ class Picture:
 
     def parts(self, box: Box) -> Iterator[Box]:
         """What a region is decoded in: itself if it fits in a tile, otherwise cut at the tiles' edges, row by row."""
-        if self._stage.fits_a_tile(box):
-            yield box
-        else:
-            yield from (tile.intersect(box) for tile in self._plan.stages[-1].tiles(box))
+        return self._stage.parts(box)
 
-    def _check_memory(self, form: Format, size: Size) -> None:
-        needed = self._plan.memory - self._plan.cache + _WHOLE_PICTURE * size.area
-        if not form.streams and needed > self._plan.budget:
+    def _check_memory(self, form: Format, size: Size, bits: Bits) -> None:
+        plan = self._plan
+        needed = plan.memory - plan.cache + (bits // 8 - 1) * plan.stages[-1].bands + form.memory(size, bits)
+        if needed > plan.budget:
             raise OutputError(
-                f"{form.name} is written from memory and needs {format_bytes(needed)} for {size}, of "
-                f"{format_bytes(self._plan.budget)}: write .png, or allow more memory"
+                f"writing {form.name} needs {format_bytes(needed)} for {size}, of {format_bytes(plan.budget)}: "
+                "allow more memory, or write 8-bit .png"
             )
+
+
+class _Source:
+    """A box of a stage, decoded row by row of its tiles."""
+
+    def __init__(self, stage: Stage, box: Box) -> None:
+        self.box = box
+        self.rows = [list(row) for _, row in groupby(stage.parts(box), key=lambda part: part.y)]
+        self._stage = stage
+
+    def bands(self, bits: Bits, step: Callable[[_StepStage], None]) -> Iterator[LevelArray]:
+        """The rows of tiles, uint8 or uint16 [rows, width, 3]; `step` is called after each part and each row."""
+        for row in self.rows:
+            band = np.empty((row[0].height, self.box.width, 3), level_type(bits))
+            for part in row:
+                left = part.x - self.box.x
+                band[:, left : left + part.width] = to_levels(self._stage.read(part), bits)
+                step("decode")
+            yield band
+            step("encode")
 
 
 def _check(cancel: Event | Callable[[], bool] | None) -> None:

@@ -47,10 +47,20 @@ class StagePlan:
         """How many tiles there are."""
         return (len(self.columns) - 1) * (len(self.rows) - 1)
 
+    @property
+    def bands(self) -> int:
+        """Bytes of two rows of tiles, of 8 bits: a writer compresses one while the next is decoded."""
+        return 2 * 3 * self.grid.picture.width * min(self.tile.height * self.grid.patch, self.grid.picture.height)
+
     def __str__(self) -> str:
         pixels = Size(*(side * self.grid.patch for side in self.tile))
         tiles = "1 tile" if self.count == 1 else f"{self.count} tiles of {pixels} pixels at most"
         return f"latent {self.grid.cells} -> picture {self.grid.picture}, {tiles}"
+
+    def resized(self, picture: Size) -> "StagePlan":
+        """The plan for the same latent at another size, with tiles that are no larger."""
+        grid, tile = Grid(self.grid.cells, picture, self.grid.patch), self.tile
+        return StagePlan(grid, split(grid.tokens.width, tile.width), split(grid.tokens.height, tile.height))
 
     def tiles(self, region: Box) -> Iterator[Box]:
         """The tiles that a region touches.
@@ -136,11 +146,9 @@ def estimate_memory(stage: StagePlan, manifest: Manifest, recipe: Recipe) -> int
     """Bytes that a stage is expected to use at most, without its tile cache."""
     grid, tile, figures = stage.grid, stage.tile, manifest.memory(recipe)
     context = manifest.context_channels * _FLOAT * grid.cells.area
-    # A streaming writer fills one row of tiles while it compresses the one before.
-    bands = 2 * 3 * grid.picture.width * min(tile.height * grid.patch, grid.picture.height)
     prefill = figures.prefill_per_cell * grid.cells.area
     handling = _HANDLING * tile.area * grid.patch**2
-    decode = context + figures.decode_per_token * _padded(stage, manifest).area + handling + bands
+    decode = context + figures.decode_per_token * _padded(stage, manifest).area + handling + stage.bands
     return figures.base + max(prefill, decode)
 
 

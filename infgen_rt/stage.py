@@ -1,7 +1,8 @@
 """A stage: one latent at one size, of which any region can be read."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from copy import copy
 from threading import Lock
 
 import numpy as np
@@ -10,7 +11,7 @@ from .engine import Engine
 from .errors import DecodeError
 from .geometry import Box, Size
 from .pixels import FloatArray
-from .plan import StagePlan
+from .plan import LEAST_SCALE, StagePlan
 
 
 class Stage:
@@ -25,12 +26,10 @@ class Stage:
     """
 
     def __init__(self, latent: Callable[[], FloatArray], plan: StagePlan, engine: Engine, cache: int) -> None:
-        self._latent = latent
+        self._context = _Context(latent, engine)
         self._plan = plan
         self._engine = engine
         self._cache = _TileCache(cache)
-        self._context: FloatArray | None = None
-        self._lock = Lock()
 
     @property
     def size(self) -> Size:
@@ -39,10 +38,19 @@ class Stage:
 
     def prefill(self) -> FloatArray:
         """The context, float32 [1, D, h, w]; computed the first time."""
-        with self._lock:
-            if self._context is None:
-                self._context = self._engine.prefill(self._latent())
-            return self._context
+        return self._context.get()
+
+    def resized(self, size: Size) -> "Stage | None":
+        """A stage for the same latent at another size, or None if the model was not trained for one so small.
+
+        It shares the context and keeps no tiles.
+        """
+        plan = self._plan.resized(size)
+        if min(plan.grid.scale) < max(LEAST_SCALE, self._engine.manifest.scale_range[0]):
+            return None
+        stage = copy(self)
+        stage._plan, stage._cache = plan, _TileCache(0)
+        return stage
 
     def read(self, box: Box) -> FloatArray:
         """Pixels of a box inside the picture: float32 [3, h, w], about [0, 1], not clamped.
@@ -63,6 +71,13 @@ class Stage:
         tokens, tile = self._plan.grid.tokens_of(box), self._plan.tile
         return tokens.width <= tile.width and tokens.height <= tile.height
 
+    def parts(self, box: Box) -> Iterator[Box]:
+        """The box itself if it fits in a tile, otherwise cut at the tiles' edges, row by row."""
+        if self.fits_a_tile(box):
+            yield box
+        else:
+            yield from (tile.intersect(box) for tile in self._plan.tiles(box))
+
     def _read_part(self, part: Box, tile: Box) -> FloatArray:
         if part != tile and not self._cache.holds([tile]):
             return self._decode(part)
@@ -81,6 +96,22 @@ class Stage:
         if not np.isfinite(pixels).all():
             raise DecodeError(f"the model gave NaN or infinite pixels in {box}: is the latent usable?")
         return pixels
+
+
+class _Context:
+    """The features of a latent, computed the first time that they are wanted."""
+
+    def __init__(self, latent: Callable[[], FloatArray], engine: Engine) -> None:
+        self._latent = latent
+        self._engine = engine
+        self._features: FloatArray | None = None
+        self._lock = Lock()
+
+    def get(self) -> FloatArray:
+        with self._lock:
+            if self._features is None:
+                self._features = self._engine.prefill(self._latent())
+            return self._features
 
 
 class _TileCache:

@@ -14,7 +14,7 @@ from infgen_rt.cli import main
 from infgen_rt.geometry import Size
 
 from . import tiny
-from .test_writers import full_disk
+from .test_writers import small_disk
 
 
 @pytest.fixture
@@ -58,6 +58,14 @@ def test_region_tile_memory_and_threads(folder: Path, decode: list[str], capsys:
     assert np.abs(part - np.floor(whole * 255 + 0.5)).max() <= 1
     printed = capsys.readouterr()
     assert printed.out == printed.err == ""
+
+
+def test_16_bits_and_pyramids(folder: Path, decode: list[str]) -> None:
+    assert main([*decode, "--bits", "16"]) == 0
+    assert Path("out.png").read_bytes()[24] == 16
+    assert main([*decode, "-o", "out.dzi", "--tile-format", "png"]) == 0
+    with Image.open("out_files/7/0_0.png") as image:
+        assert image.size == (96, 64)
 
 
 def test_json_is_one_object_that_says_what_was_done(
@@ -131,7 +139,7 @@ def test_a_plan_in_words(folder: Path, decode: list[str], capsys: pytest.Capture
     assert "latent 12x8 -> picture 300x200, 20 tiles" in text and "memory: about" in text
     assert "backend: onnxruntime on CPU, fp32" in text
     assert "region: 10,20,100,90, decoded in 6 parts, 0.0 MiB of pixels" in text
-    assert "output: out.png, 100x90, PNG, written as it is decoded" in text
+    assert "output: out.png, 100x90, PNG" in text
 
 
 def test_displays_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,9 +199,12 @@ BAD = {
     "fit to a factor": (["latent.npy", "--fit", "cover", "--size", "2x"], "expected --display, or --size"),
     "unknown fit": (["latent.npy", "--fit", "crop", "--size", "9x9"], "'cover', 'contain', 'stretch'"),
     "region of a display": (["latent.npy", "--display", "tv-4k", "--region", "0,1,3840,2160"], "which is 3840x2160"),
-    "memory for the format": (["latent.npy", "-o", "a.jpg", "--size", "48x", "--memory", "100MB"], "write .png"),
+    "memory for the format": (["latent.npy", "-o", "a.jpg", "--size", "48x", "--memory", "100MB"], "write 8-bit .png"),
     "unreadable size": (["latent.npy", "--size", "large"], "not understood"),
     "beyond the format": (["latent.npy", "--size", "16384x100", "-o", "a.webp"], "at most 16,383"),
+    "bits of the format": (["latent.npy", "--bits", "16", "-o", "a.jpg"], "does not hold 16 bits"),
+    "bits": (["latent.npy", "--bits", "12"], "--bits"),
+    "tile format": (["latent.npy", "--tile-format", "gif", "-o", "a.dzi"], "--tile-format"),
     "region": (["latent.npy", "--region", "0,0,999,9"], "outside the picture"),
     "existing": (["latent.npy", "-o", "there.png"], "--force"),
     "unwritable": (["latent.npy", "-o", "none/out.png"], "cannot write in none"),
@@ -226,13 +237,10 @@ def test_bad_input_is_one_line_and_changes_nothing(
     assert {path: path.read_bytes() for path in bad.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
-def test_work_that_fails_ends_with_one(
-    folder: Path, decode: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("infgen_rt.writers._create", full_disk)
-    assert main(decode) == 1
-    assert capsys.readouterr().err == "Error: cannot write out.png: No space left on device\n"
+def test_work_that_fails_ends_with_one(folder: Path, decode: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with small_disk():
+        assert main(decode) == 1
+    assert capsys.readouterr().err == "Error: cannot write out.png: File too large\n"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")

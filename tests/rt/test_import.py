@@ -10,6 +10,7 @@ def test_import_pulls_in_nothing_heavy() -> None:
         "onnxruntime",
         "onnx",
         "PIL",
+        "tifffile",
         "click",
         "safetensors",
         "ml_dtypes",

@@ -1,0 +1,103 @@
+"""Writing pictures: a module a format, and files that appear whole or not at all."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ..errors import OutputError, WriteError
+from ..geometry import Size
+from ..pixels import Bits
+from .deepzoom import DeepZoom
+from .formats import Format, Layer, TileFormat
+from .png import Png
+from .staging import staged
+from .tiff import Tiff
+from .whole import Avif, Jpeg, WebP
+
+__all__ = ["FORMATS", "Format", "Layer", "TileFormat", "check_output", "write"]
+
+FORMATS: dict[str, Format] = {
+    ".png": Png(),
+    ".jpg": Jpeg(),
+    ".jpeg": Jpeg(),
+    ".webp": WebP(),
+    ".avif": Avif(),
+    ".tif": Tiff(),
+    ".tiff": Tiff(),
+    ".dzi": DeepZoom("jpg"),
+}
+
+
+def check_output(path: Path, size: Size, force: bool, bits: Bits = 8, tile_format: TileFormat = "jpg") -> Format:
+    """Check that a picture can be written, before anything is decoded.
+
+    Args:
+        path: the file; its ending chooses the format.
+        size: the picture's width and height.
+        force: whether an existing file is replaced.
+        bits: of a level.
+        tile_format: what a Deep Zoom pyramid's tiles are.
+
+    Raises:
+        OutputError: the format is unknown or cannot hold the size or the bits, the folder is missing, or the file
+            exists and is not replaced.
+    """
+    form = FORMATS.get(path.suffix.lower())
+    if form is None:
+        raise OutputError(f"{path} has no known picture format: expected a name ending in {', '.join(FORMATS)}")
+    if isinstance(form, DeepZoom):
+        form = DeepZoom(tile_format)
+    if not form.available():
+        raise OutputError(f"Pillow was built without {form.name}: install it from PyPI, or write .png")
+    if bits not in form.bits:
+        deep = ", ".join(ending for ending, other in FORMATS.items() if bits in other.bits)
+        raise OutputError(
+            f"{form.name} does not hold {bits} bits: " + (f"write {deep}" if deep else "expected 8 or 16")
+        )
+    if max(size) > form.max_side:
+        raise OutputError(
+            f"{form.name} holds at most {form.max_side:,} pixels a side and the picture is {size}: write .png or .tif"
+        )
+    if not path.parent.is_dir():
+        raise OutputError(f"cannot write in {path.parent}: there is no such folder")
+    _check_free(path, form, force)
+    return form
+
+
+def write(
+    path: Path,
+    form: Format,
+    layers: Sequence[Layer],
+    force: bool = False,
+    confirm: Callable[[], object] = lambda: None,
+) -> None:
+    """Write a picture that appears under its name only when it is complete.
+
+    Args:
+        path: the file.
+        form: what `check_output` returned for it.
+        layers: the picture, and for a pyramid the sizes below it that are not to be shrunk from it, which are the
+            first of `form.sizes`.
+        force: replace an existing file; it stays as it is if anything fails.
+        confirm: called when all is written and nothing is there yet; it may raise, to call it off.
+
+    Raises:
+        OutputError: the folder cannot be written in, or another program made the file meanwhile.
+        WriteError: writing failed half-way, for example because the disk is full.
+    """
+    try:
+        with staged(form.outputs(path)) as folder:
+            form.write(folder / path.name, layers)
+            confirm()
+            # Once more: another program may have made the file meanwhile.
+            _check_free(path, form, force)
+    except OSError as error:
+        reason = (error.strerror or error) if path.parent.is_dir() else "its folder was removed meanwhile"
+        raise WriteError(f"cannot write {path}: {reason}") from error
+
+
+def _check_free(path: Path, form: Format, force: bool) -> None:
+    for output in form.outputs(path):
+        if output.exists() and not form.replaces(output):
+            raise OutputError(f"{output} exists and is a folder of other things: choose another name")
+        if output.exists() and not force:
+            raise OutputError(f"{output} exists: pass force=True (--force) to replace it")

@@ -1,0 +1,46 @@
+"""Cutting bands, which are as tall as the decoder's tiles, into the rows that a format wants."""
+
+from collections import deque
+from collections.abc import Iterator
+
+import numpy as np
+
+from ..pixels import LevelArray, level_type
+from .formats import Layer
+
+
+def cut(layer: Layer, rows: int, overlap: int = 0) -> Iterator[LevelArray]:
+    """Cut a layer into windows of equal height that may overlap.
+
+    Args:
+        layer: the picture; its bands are taken one at a time and to the end.
+        rows: a window's height without its overlaps; the last has what is left.
+        overlap: rows that a window shares with the one above it, and with the one below, where there is one.
+
+    Yields:
+        uint8 or uint16 [rows + up to 2 * overlap, width, 3], a new array each.
+    """
+    width, height = layer.size
+    band = shared = np.empty((0, width, 3), level_type(layer.bits))
+    used = 0
+    for start in range(0, height, rows):
+        top, bottom = max(0, start - overlap), min(height, start + rows + overlap)
+        window = np.empty((bottom - top, width, 3), band.dtype)
+        filled = len(shared)
+        window[:filled] = shared
+        while filled < len(window):
+            if used == len(band):
+                band, used = next(layer.bands), 0
+            count = min(len(window) - filled, len(band) - used)
+            window[filled : filled + count] = band[used : used + count]
+            filled, used = filled + count, used + count
+        # A copy, because a view would keep the whole window.
+        shared = window[start + rows - overlap - top :].copy()
+        yield window
+    # Whoever makes the bands learns only now that the last was taken.
+    exhaust(layer.bands)
+
+
+def exhaust(bands: Iterator[LevelArray]) -> None:
+    """Take what is left of bands, for what taking them does."""
+    deque(bands, 0)

@@ -1,0 +1,103 @@
+"""Deep Zoom: the picture at every power of two, in small tiles, for viewers such as OpenSeadragon."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..geometry import Size
+from ..pixels import Bits, LevelArray
+from .bands import cut, exhaust
+from .formats import Format, Layer, TileFormat
+from .srgb import srgb_profile
+from .whole import Jpeg, save_image
+
+# Even, so that the pixels that are shrunk to one are never in two tiles.
+_TILE = 254
+_OVERLAP = 1
+_DESCRIPTOR = """<?xml version="1.0" encoding="UTF-8"?>
+<Image xmlns="http://schemas.microsoft.com/deepzoom/2008" Format="{form}" Overlap="{overlap}" TileSize="{tile}">
+  <Size Width="{width}" Height="{height}"/>
+</Image>
+"""
+
+
+class DeepZoom(Format):
+    """NAME.dzi, which says what the folder NAME_files has: LEVEL/COLUMN_ROW.jpg, level 0 being a single pixel.
+
+    Args:
+        tiles: what the tiles are.
+    """
+
+    name = "Deep Zoom"
+    max_side = 2**31 - 1
+
+    def __init__(self, tiles: TileFormat) -> None:
+        self._tiles = tiles
+
+    def outputs(self, path: Path) -> tuple[Path, ...]:
+        return path, path.with_name(f"{path.stem}_files")
+
+    def replaces(self, output: Path) -> bool:
+        # Browsers keep what belongs to a saved page under the same name.
+        return not output.is_dir() or (
+            output.suffix.lower() != ".dzi" and all(level.name.isdigit() for level in output.iterdir())
+        )
+
+    def sizes(self, size: Size) -> list[Size]:
+        sizes = [size]
+        while max(sizes[-1]) > 1:
+            sizes.append(Size(*((side + 1) // 2 for side in sizes[-1])))
+        return sizes
+
+    def memory(self, size: Size, bits: Bits) -> int:
+        # Two windows, and the rows that are shrunk; all the levels below it are as much again.
+        return 2 * 3 * (_TILE + 2 * _OVERLAP) * size.width * 3
+
+    def write(self, path: Path, layers: Sequence[Layer]) -> None:
+        descriptor, folder = self.outputs(path)
+        sizes = self.sizes(layers[0].size)
+        shrunk: Iterator[LevelArray] = iter(())
+        with ThreadPoolExecutor(thread_name_prefix="infgen-dzi") as pool:
+            for number, size in enumerate(sizes):
+                if number < len(layers):
+                    exhaust(shrunk)
+                    layer = layers[number]
+                else:
+                    layer = Layer(size, 8, shrunk)
+                shrunk = self._level(folder / str(len(sizes) - 1 - number), layer, pool)
+            # Each level takes its rows from the one above it, and so they are all written together.
+            exhaust(shrunk)
+        width, height = sizes[0]
+        text = _DESCRIPTOR.format(form=self._tiles, overlap=_OVERLAP, tile=_TILE, width=width, height=height)
+        descriptor.write_text(text, encoding="utf-8")
+
+    def _level(self, folder: Path, layer: Layer, pool: ThreadPoolExecutor) -> Iterator[LevelArray]:
+        """Write a level's tiles, and yield its rows at half the size."""
+        from PIL import Image
+
+        folder.mkdir(parents=True)
+        options = self._options()
+
+        def save(tile: tuple[LevelArray, Path]) -> None:
+            save_image(*tile, **options)
+
+        for row, window in enumerate(cut(layer, _TILE, _OVERLAP)):
+            tiles = []
+            for column, left in enumerate(range(0, layer.size.width, _TILE)):
+                columns = slice(max(0, left - _OVERLAP), left + _TILE + _OVERLAP)
+                tiles.append((window[:, columns], folder / f"{column}_{row}.{self._tiles}"))
+            list(pool.map(save, tiles))
+            top = _OVERLAP if row else 0
+            yield np.asarray(Image.fromarray(window[top : top + _TILE]).reduce(2))
+
+    def _options(self) -> dict[str, Any]:
+        if self._tiles == "jpg":
+            return {"format": "JPEG", **Jpeg.options, "icc_profile": srgb_profile()}
+        from PIL.PngImagePlugin import PngInfo
+
+        tag = PngInfo()
+        tag.add(b"sRGB", b"\0")
+        return {"format": "PNG", "pnginfo": tag}

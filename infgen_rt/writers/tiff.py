@@ -1,0 +1,57 @@
+"""Tiled BigTIFF, written as it is decoded."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ..geometry import Size
+from ..pixels import Bits, LevelArray, level_type
+from .bands import cut, exhaust
+from .formats import Format, Layer
+from .srgb import srgb_profile
+
+_TILE = 256
+# Bytes of tiles that are compressed together, each in one thread.
+_BATCH = 2**23
+
+
+class Tiff(Format):
+    """BigTIFF of 8 or 16 bits, in tiles that are compressed without loss."""
+
+    name = "TIFF"
+    max_side = 2**31 - 1
+    bits = (8, 16)
+
+    def memory(self, size: Size, bits: Bits) -> int:
+        # Two windows, and the tiles of a batch, compressed.
+        return 2 * _TILE * size.width * 3 * bits // 8 + 2 * _BATCH
+
+    def write(self, path: Path, layers: Sequence[Layer]) -> None:
+        from tifffile import TiffWriter
+
+        layer = layers[0]
+        tiles = _tiles(layer)
+        with path.open("xb") as file, TiffWriter(file, bigtiff=True) as tiff:
+            tiff.write(
+                tiles,
+                shape=(layer.size.height, layer.size.width, 3),
+                dtype=level_type(layer.bits),
+                tile=(_TILE, _TILE),
+                photometric="rgb",
+                compression="adobe_deflate",
+                predictor=True,
+                iccprofile=srgb_profile(),
+                metadata=None,
+                software=False,
+                maxworkers=os.cpu_count(),
+                buffersize=_BATCH,
+            )
+            # It counts them, and never asks for one after the last.
+            exhaust(tiles)
+
+
+def _tiles(layer: Layer) -> Iterator[LevelArray]:
+    """Tiles row by row; those at the right and bottom edges are smaller."""
+    for window in cut(layer, _TILE):
+        for left in range(0, layer.size.width, _TILE):
+            yield window[:, left : left + _TILE]

@@ -1,0 +1,87 @@
+"""Formats that Pillow encodes from the whole picture in memory."""
+
+from collections.abc import Sequence
+from io import BufferedWriter, FileIO, UnsupportedOperation
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..geometry import Size
+from ..pixels import Bits, LevelArray
+from .formats import Format, Layer
+from .srgb import srgb_profile
+
+
+class _Whole(Format):
+    """Gathers the picture and lets Pillow encode it."""
+
+    options: dict[str, Any]
+
+    def available(self) -> bool:
+        from PIL import Image
+
+        Image.init()
+        return self.name in Image.SAVE
+
+    def write(self, path: Path, layers: Sequence[Layer]) -> None:
+        layer = layers[0]
+        image, filled = np.empty((layer.size.height, layer.size.width, 3), np.uint8), 0
+        for band in layer.bands:
+            image[filled : filled + len(band)] = band
+            filled += len(band)
+        save_image(image, path, format=self.name, icc_profile=srgb_profile(), **self.options)
+
+
+def save_image(pixels: LevelArray, path: Path, **options: Any) -> None:
+    """Save uint8 [h, w, 3] as Pillow's `Image.save` does with these options, but with every failure an OSError."""
+    from PIL import Image
+
+    with _Output(FileIO(path, "xb")) as file:
+        try:
+            Image.fromarray(pixels).save(file, **options)
+        except (RuntimeError, ValueError) as error:
+            # So Pillow passes on what an encoder says.
+            raise OSError(str(error)) from error
+
+
+class _Output(BufferedWriter):
+    """A file that hides its descriptor: Pillow would write past Python, and not notice all that a disk refuses."""
+
+    def fileno(self) -> int:
+        raise UnsupportedOperation("fileno")
+
+
+class Jpeg(_Whole):
+    """JPEG without subsampling of colours."""
+
+    name = "JPEG"
+    max_side = 65_500
+    options = {"quality": 95, "subsampling": 0}
+
+    def memory(self, size: Size, bits: Bits) -> int:
+        # Bytes a pixel of the array, of Pillow's copy, and of the file.
+        return (3 + 4 + 2) * size.area
+
+
+class WebP(_Whole):
+    """Lossy WebP."""
+
+    name = "WEBP"
+    max_side = 16_383
+    options = {"quality": 95, "method": 4}
+
+    def memory(self, size: Size, bits: Bits) -> int:
+        return 15 * size.area  # measured
+
+
+class Avif(_Whole):
+    """8-bit AVIF without subsampling of colours; the slower speeds take minutes for large pictures."""
+
+    name = "AVIF"
+    max_side = 65_536
+    options = {"quality": 90, "subsampling": "4:4:4", "speed": 8}
+
+    def memory(self, size: Size, bits: Bits) -> int:
+        # Measured; the encoder's frames have borders, which count in narrow pictures.
+        return 48 * (size.width + 80) * (size.height + 80)
