@@ -4,12 +4,14 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
-from benchmarks import attention, cost, speed, training
+from benchmarks import attention, cost, extrapolation, speed, training
 from infgen_export.checkpoint import save_checkpoint
 from infgen_export.model import PRESETS, InfGen, edge
 
 from .export import tiny
+from .training.test_evaluate import TEACHER
 
 
 def test_cost_of_the_edge_preset_is_within_the_project_s_budget(tmp_path: Path) -> None:
@@ -34,6 +36,18 @@ def test_speed_runs_every_contender(tmp_path: Path) -> None:
     samples = json.loads(file.read_text())["samples"]
     assert set(samples) == {"infgen-rt, array", "infgen-rt, PNG file"}
     assert all(entry["seconds"] > 0 and entry["peak"] > 2**20 for runs in samples.values() for entry in runs)
+
+
+def test_extrapolation_compares_every_way(tmp_path: Path, bundle: Path) -> None:
+    (tmp_path / "teacher.py").write_text(TEACHER)
+    (tmp_path / "photos").mkdir()
+    Image.radial_gradient("L").convert("RGB").resize((400, 300)).save(tmp_path / "photos" / "a.png")
+    options = ["--photos", str(tmp_path / "photos"), "--teacher", str(tmp_path / "teacher.py"), "--model", str(bundle)]
+    result = CliRunner().invoke(extrapolation.main, [*options, "--scales", "6"])
+    assert result.exit_code == 0, result.output
+    rows = [line.split(" | ") for line in result.stdout.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["| 6"] * 4 and len({row[1] for row in rows}) == 4
+    assert all(float(row[2]) > 0 and float(row[5].strip("| ")) > 0 for row in rows)
 
 
 @pytest.mark.parametrize("part", ["all", "decoder", "encoder"])
