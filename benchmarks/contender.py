@@ -16,25 +16,41 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+import infgen_rt
 from infgen_rt.memory import peak_memory
 from infgen_rt.pixels import to_bytes
 
 
-def infgen(order: dict[str, Any], latent: NDArray[np.float32]) -> float:
-    """This project: whole picture as an array, or a PNG when there is an output."""
-    import infgen_rt
-
-    with infgen_rt.open(order["model"], backend="onnxruntime", threads=order["threads"]) as decoder:
+def infgen(order: dict[str, Any], latent: NDArray[np.float32]) -> dict[str, Any]:
+    """This project: whole picture as an array, or as a file that is not an array's."""
+    output = order["output"]
+    with _open(order) as decoder:
         start = time.perf_counter()
         picture = decoder.picture(latent, tuple(order["size"]))
-        if order["output"]:
-            picture.save(order["output"], force=True)
+        if output and not output.endswith(".npy"):
+            picture.save(output, force=True)
+            seconds = time.perf_counter() - start
         else:
-            picture.read()
-        return time.perf_counter() - start
+            pixels = picture.read()
+            seconds = time.perf_counter() - start
+            if output:
+                np.save(output, pixels)
+        return {"seconds": seconds, "arithmetic": decoder.backend.arithmetic}
 
 
-def teacher(order: dict[str, Any], latent: NDArray[np.float32]) -> float:
+def first_tile(order: dict[str, Any], latent: NDArray[np.float32]) -> dict[str, Any]:
+    """This project's first pixels, and when they were there, in seconds since the epoch."""
+    with _open(order) as decoder:
+        decoder.picture(latent).read((0, 0, *order["size"]))
+        return {"finished": time.time()}
+
+
+def _open(order: dict[str, Any]) -> infgen_rt.Decoder:
+    options = {name: order[name] for name in ("device", "precision", "threads")}
+    return infgen_rt.open(order["model"], order["backend"], **options)
+
+
+def teacher(order: dict[str, Any], latent: NDArray[np.float32]) -> dict[str, Any]:
     """A classic decoder graph in ONNX Runtime on the whole latent, then bicubic to the size if it is another."""
     import onnxruntime
 
@@ -47,15 +63,15 @@ def teacher(order: dict[str, Any], latent: NDArray[np.float32]) -> float:
     if picture.size != tuple(order["size"]):
         picture = picture.resize(tuple(order["size"]), Image.Resampling.BICUBIC)
     np.asarray(picture)
-    return time.perf_counter() - start
+    return {"seconds": time.perf_counter() - start}
 
 
 def main() -> None:
     """Runs the contender named in the order on standard input."""
     order = json.load(sys.stdin)
     latent = np.load(order["latent"])
-    seconds = {"infgen": infgen, "teacher": teacher}[order["contender"]](order, latent)
-    json.dump({"seconds": seconds, "peak": peak_memory()}, sys.stdout)
+    result = {"infgen": infgen, "first_tile": first_tile, "teacher": teacher}[order["contender"]](order, latent)
+    json.dump({**result, "peak": peak_memory()}, sys.stdout)
 
 
 if __name__ == "__main__":

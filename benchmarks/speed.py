@@ -32,7 +32,10 @@ class Contender:
         kind: What ``benchmarks.contender`` calls it.
         model: Bundle or graph.
         latent: File with an array [C, h, w].
-        output: File to write, if writing counts.
+        output: File to write: a picture, whose writing counts, or ``.npy``, whose does not.
+        backend: That runs this project's model.
+        device: Of the backend.
+        precision: ``"exact"`` or ``"fast"``.
     """
 
     name: str
@@ -40,8 +43,11 @@ class Contender:
     model: Path
     latent: Path
     output: Path | None = None
+    backend: str = "onnxruntime"
+    device: str = "cpu"
+    precision: str = "exact"
 
-    def run(self, size: tuple[int, int], threads: int) -> dict[str, float]:
+    def run(self, size: tuple[int, int], threads: int) -> dict[str, Any]:
         """Runs it once in a process of its own."""
         order: dict[str, Any] = {
             "contender": self.kind,
@@ -50,12 +56,15 @@ class Contender:
             "output": str(self.output) if self.output else None,
             "size": size,
             "threads": threads,
+            "backend": self.backend,
+            "device": self.device,
+            "precision": self.precision,
         }
         command = [sys.executable, "-m", "benchmarks.contender"]
         process = subprocess.run(command, input=json.dumps(order), capture_output=True, text=True)
         if process.returncode:
             raise click.ClickException(f"{self.name}: {process.stderr.strip().splitlines()[-1]}")
-        result: dict[str, float] = json.loads(process.stdout)
+        result: dict[str, Any] = json.loads(process.stdout)
         return result
 
 
@@ -113,7 +122,7 @@ def main(
                 Contender("TAEF2, small, + bicubic", "teacher", folder / "teacher.onnx", folder / "latent.npy"),
                 Contender("TAEF2 at full size", "teacher", folder / "teacher.onnx", folder / "large.npy"),
             ]
-        samples: dict[str, list[dict[str, float]]] = {contender.name: [] for contender in contenders}
+        samples: dict[str, list[dict[str, Any]]] = {contender.name: [] for contender in contenders}
         for _ in range(repeat):
             for contender in contenders:
                 samples[contender.name].append(contender.run((width, height), threads))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import attention, cost, speed, training
+from benchmarks import attention, backends, cost, speed, training
 from infgen_export.checkpoint import save_checkpoint
 from infgen_export.model import PRESETS, InfGen, edge
 
@@ -34,6 +34,22 @@ def test_speed_runs_every_contender(tmp_path: Path) -> None:
     samples = json.loads(file.read_text())["samples"]
     assert set(samples) == {"infgen-rt, array", "infgen-rt, PNG file"}
     assert all(entry["seconds"] > 0 and entry["peak"] > 2**20 for runs in samples.values() for entry in runs)
+
+
+def test_backends_are_compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, value in {
+        "SCALES": (1,),
+        "CELLS": 12,
+        "ways": lambda _: [backends.REFERENCE, ("openvino", "cpu", "exact")],
+    }.items():
+        monkeypatch.setattr(backends, name, value)
+    file = tmp_path / "backends.json"
+    result = CliRunner().invoke(backends.main, ["--repeat", "1", "--json", str(file)])
+    assert result.exit_code == 0, result.output
+    samples = json.loads(file.read_text())["samples"]
+    assert set(samples) == {"onnxruntime cpu exact 1", "openvino cpu exact 1"}
+    rows = [line.split(" | ") for line in result.output.splitlines() if line.startswith("| o")]
+    assert float(rows[1][-1].rstrip("| ")) > 48 and rows[1][3] == "fp32"
 
 
 @pytest.mark.parametrize("part", ["all", "decoder", "encoder"])
