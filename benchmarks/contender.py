@@ -41,7 +41,8 @@ def infgen(order: dict[str, Any], latent: NDArray[np.float32]) -> dict[str, Any]
 def first_tile(order: dict[str, Any], latent: NDArray[np.float32]) -> dict[str, Any]:
     """This project's first pixels, and when they were there, in seconds since the epoch."""
     with _open(order) as decoder:
-        decoder.picture(latent).read((0, 0, *order["size"]))
+        picture = decoder.picture(latent)
+        picture.read((0, 0, *map(min, order["size"], picture.size)))
         return {"finished": time.time()}
 
 
