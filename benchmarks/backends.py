@@ -21,7 +21,7 @@ import click
 import numpy as np
 
 import infgen_rt
-from benchmarks.speed import Contender
+from benchmarks.process import Order, median, run
 from infgen_rt.backends import KNOWN
 from infgen_rt.bundle import DEFAULT_BUNDLE, Bundle
 from infgen_rt.choice import Survey
@@ -78,8 +78,8 @@ def main(model: Path, sample: str, threads: int, repeat: int, file: Path | None)
         jobs = list(itertools.product(everything, SCALES))
         for number, (way, scale) in itertools.product(range(repeat), jobs):
             output = folder / f"{'-'.join(way)}-{scale}.npy".replace(":", "_")
-            contender = Contender(" ".join(way), "infgen", model, folder / "latent.npy", output, *way)
-            result = contender.run((scale * width, scale * height), threads)
+            size = (scale * width, scale * height)
+            result = run(Order("infgen", model, folder / "latent.npy", size, threads, *way, output))
             samples.setdefault(f"{' '.join(way)} {scale}", []).append(result)
             if number == 0:
                 reference = folder / f"{'-'.join(REFERENCE)}-{scale}.npy"
@@ -90,11 +90,8 @@ def main(model: Path, sample: str, threads: int, repeat: int, file: Path | None)
         click.echo(f"| {' | '.join(header)} |\n{'|---' * len(header)}|")
         for way in everything:
             runs = {scale: samples[f"{' '.join(way)} {scale}"] for scale in SCALES}
-            speeds = (
-                statistics.median(run["seconds"] for run in runs[scale]) / (scale**2 * width * height / 1e6)
-                for scale in SCALES
-            )
-            peak = statistics.median(run["peak"] for run in runs[SCALES[-1]]) / 2**20
+            speeds = (median(runs[scale], "seconds") / (scale**2 * width * height / 1e6) for scale in SCALES)
+            peak = median(runs[SCALES[-1]], "peak") / 2**20
             levels = (f"{quality[(*way, scale)]:.1f}" for scale in (SCALES[0], SCALES[-1]))
             cells = [*way, runs[1][0]["arithmetic"], *(f"{speed:.3f}" for speed in speeds), f"{peak:.0f}", *levels]
             click.echo(f"| {' | '.join(cells)} |")
@@ -115,8 +112,8 @@ def _starts(
     for _, way in itertools.product(range(repeat + 1), everything):
         os.environ[VARIABLE] = str(folder / "-".join(way).replace(":", "_"))
         began = time.time()
-        contender = Contender(" ".join(way), "first_tile", model, folder / "latent.npy", None, *way)
-        times[way].append(contender.run((512, 512), os.cpu_count() or 1)["finished"] - began)
+        order = Order("first_tile", model, folder / "latent.npy", (512, 512), os.cpu_count() or 1, *way)
+        times[way].append(run(order)["finished"] - began)
     return {way: (taken[0], taken[1:]) for way, taken in times.items()}
 
 
