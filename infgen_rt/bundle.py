@@ -48,11 +48,15 @@ class Shapes:
 
 @dataclass(frozen=True)
 class Memory:
-    """Measured working set in bytes: fixed, a latent cell in prefill, a token (halo included) in decode."""
+    """Measured working set in bytes: fixed, a latent cell in prefill, a token in decode and a cell in encode, halos in.
+
+    The last one's default is for bundles of which it was not measured.
+    """
 
     base: int
     prefill_per_cell: int
     decode_per_token: int
+    encode_per_cell: int = 64 * 2**10
 
 
 # Twice what the first model that shipped needs, for bundles of which nothing was measured.
@@ -131,7 +135,7 @@ class Manifest:
         ranges = (self.scale_range, self.shapes.latent, self.shapes.context, self.shapes.tokens)
         if min(counts) <= 0 or any(low > high for low, high in ranges):
             raise BundleError("manifest: channels, patch and scale must be above 0 and ranges ascend")
-        if self.halo.tokens < 0 or (self.halo.cells is not None and self.halo.cells < 0):
+        if min(self.halo.tokens, self.halo.encode_pixels) < 0 or (self.halo.cells is not None and self.halo.cells < 0):
             raise BundleError("manifest: halos must not be negative")
 
     @classmethod
@@ -172,6 +176,11 @@ class Manifest:
             except (StopIteration, KeyError, TypeError, ValueError, AttributeError):  # other exporters, other words
                 return None
         return min(found)
+
+    @property
+    def encode_halo(self) -> int:
+        """Cells beyond a cell whose pixels its encoding depends on."""
+        return -(-self.halo.encode_pixels // self.patch)
 
     def memory(self, recipe: Recipe) -> Memory:
         """What a recipe needs; where that was not measured, the most that any other of the bundle does."""

@@ -92,6 +92,8 @@ _PICTURE_OPTIONS = (
     ),
     click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the backend's choice]"),
     click.option("--memory", help="Memory to stay within, as 1GiB.  [default: 4GiB, or half of what is free if less]"),
+    click.option("--stages", help="Decode in stages of these scales, as 2,2, encoding the picture between them."),
+    click.option("--max-scale", type=float, help="The fewest stages that enlarge so much at most.  [default: 1 stage]"),
     click.option("--tile", type=int, help="Largest tile's side in pixels.  [default: what memory allows]"),
     click.option(
         "--normalisation",
@@ -135,6 +137,8 @@ class _Request:
     precision: Precision
     threads: int | None
     memory: str | None
+    stages: str | None
+    max_scale: float | None
     tile: int | None
     normalisation: Normalisation
     latent_size: str | None
@@ -171,7 +175,13 @@ class _Request:
                 native = decoder.native_size(array, latent_size=latent_size)
                 size, seen = fit(native, target, self.fit or "cover")
             picture = decoder.picture(
-                array, size, tile=self.tile, normalisation=self.normalisation, latent_size=latent_size
+                array,
+                size,
+                stages=_parse_stages(self.stages),
+                max_scale=self.max_scale,
+                tile=self.tile,
+                normalisation=self.normalisation,
+                latent_size=latent_size,
             )
             box = seen or picture.size.box
             if self.region:
@@ -213,6 +223,7 @@ class _Job:
             }
             for stage in plan.stages
         ]
+        encoded = [encoding.tiling.count for encoding in plan.encodings]
         return {
             "output": str(output),
             "format": self.form.name,
@@ -223,7 +234,7 @@ class _Job:
             "array_bytes": 3 * self.box.size.area,
             "model": self.decoder.manifest.model.name,
             "backend": asdict(self.decoder.backend),
-            "plan": {"stages": stages, "memory": plan.memory, "budget": plan.budget},
+            "plan": {"stages": stages, "encoded_tiles": encoded, "memory": plan.memory, "budget": plan.budget},
         }
 
 
@@ -240,6 +251,7 @@ def _picture_options(command: Callable[..., None]) -> Callable[..., None]:
   infgen-rt decode latent.safetensors -o picture.png --size 4k
   infgen-rt decode latent.safetensors -o wallpaper.png --display auto
   infgen-rt decode latent.npy -o picture.jpg --size 2x --memory 512MiB
+  infgen-rt decode latent.npy -o large.png --size 8x --max-scale 4
   infgen-rt decode pipeline.npy -o picture.png --normalisation vae
   infgen-rt decode --sample NAME -o corner.png --size 8k --region 0,0,1024,1024""",
 )
@@ -452,7 +464,7 @@ def _progress_bar(wanted: bool) -> Iterator[Callable[[Progress], None]]:
 
         def show(progress: Progress) -> None:
             bar.length = progress.total
-            bar.label = f"{progress.stage:7}"
+            bar.label = f"{progress.stage:8}"
             bar.update(progress.done - bar.pos)
 
         yield show
@@ -473,6 +485,15 @@ def _parse_pair(text: str | None) -> tuple[int, int] | None:
     if match is None:
         raise LatentError(f"latent size {text!r} is not understood: expected pixels as 1024x1024")
     return int(match[1]), int(match[2])
+
+
+def _parse_stages(text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise PlanError(f"stages {text!r} are not understood: expected their scales, as 2,2") from None
 
 
 def _is_bundle(path: Path) -> bool:

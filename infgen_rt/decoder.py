@@ -1,12 +1,16 @@
 """Opening a model and making pictures with it."""
 
 import warnings
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from .bundle import Bundle, Manifest
+from .chain import chain
 from .choice import AUTO, Choice, Precision, choose
+from .context import given
 from .engine import Engine
 from .errors import BackendError, InfGenWarning
 from .geometry import Size, parse_size
@@ -15,6 +19,7 @@ from .latents import Normalisation, as_latent, native_size
 from .memory import default_budget, parse_bytes
 from .picture import Picture
 from .plan import make_plan
+from .reencode import reencoded
 from .spaces import latent_space
 from .stage import Stage
 
@@ -98,6 +103,8 @@ class Decoder:
         latent: Any,
         size: str | float | tuple[int, int] | None = None,
         *,
+        stages: Sequence[float] | None = None,
+        max_scale: float | None = None,
         tile: int | None = None,
         normalisation: Normalisation = "model",
         latent_size: tuple[int, int] | None = None,
@@ -109,23 +116,32 @@ class Decoder:
                 [tokens, 4C], with or without a batch axis of 1.
             size: (width, height) in pixels, a name such as `4k`, a factor such as `2x`, `x2160`; None for the
                 latent's native size. See `geometry.parse_size`.
+            stages: reach the size by iterative extrapolation: decode at the first scale, encode that picture, decode it
+                at the next, and so on; the scales multiply to the size's. None for one stage.
+            max_scale: the same in the fewest stages that enlarge no more than so many times each.
             tile: the largest tile's side in pixels; None to let the memory budget decide.
             normalisation: `vae` for what diffusers' Flux2Pipeline returns with `output_type="latent"`.
             latent_size: width and height in pixels that the pipeline was asked for; only for packed latents.
 
         Raises:
             LatentError: the latent is not usable.
-            PlanError: the size or the tile is not possible, or the memory budget is too small.
+            PlanError: the size, the stages or the tile are not possible, or the memory budget is too small.
+            BackendError: the graph that several stages need cannot be loaded.
         """
         manifest = self.manifest
         space = latent_space(manifest.latent_space)
         array = as_latent(latent, space, normalisation=normalisation, latent_size=latent_size)
         cells = Size(array.shape[2], array.shape[1])
         native = space.native_size(array)
-        grid = Grid(cells, parse_size(size, native), manifest.patch)
-        plan = make_plan(grid, manifest, self._engine.recipe, runs=self._choice, budget=self._budget, tile=tile)
-        _warn_of_scale(grid, manifest, native)
-        return Picture(Stage(lambda: array, plan.stages[0], self._engine, plan.cache), plan)
+        grids = chain(Grid(cells, parse_size(size, native), manifest.patch), stages, max_scale)
+        plan = make_plan(grids, manifest, self._engine.recipe, runs=self._choice, budget=self._budget, tile=tile)
+        _warn_of_scale(grids, manifest, native)
+        if plan.encodings:
+            self._engine.load("encode")
+        stage = Stage(partial(given, array), plan.stages[0], self._engine, plan.cache)
+        for encoding, each in zip(plan.encodings, plan.stages[1:], strict=True):
+            stage = Stage(partial(reencoded, stage, encoding, self._engine), each, self._engine, plan.cache)
+        return Picture(stage, plan)
 
     def close(self) -> None:
         """Free the model. Pictures that are still open can no longer be read."""
@@ -140,21 +156,26 @@ class Decoder:
         self.close()
 
 
-def _warn_of_scale(grid: Grid, manifest: Manifest, native: Size) -> None:
+def _warn_of_scale(grids: Sequence[Grid], manifest: Manifest, native: Size) -> None:
     low, high = manifest.scale_range
-    scale_y, scale_x = grid.scale
-    if min(scale_y, scale_x) < low or max(scale_y, scale_x) > high:
-        warnings.warn(
-            f"{grid.picture} is {scale_x:.2f}x{scale_y:.2f} times the latent's own {native}; "
-            f"the model was trained for {low:g} to {high:g} times",
-            InfGenWarning,
-            stacklevel=3,
-        )
-    stretch = max(scale_x / scale_y, scale_y / scale_x)
+    for number, grid in enumerate(grids, start=1):
+        scale_y, scale_x = grid.scale
+        if min(scale_y, scale_x) < low or max(scale_y, scale_x) > high:
+            which = f"stage {number}: " if len(grids) > 1 else ""
+            own = f"the latent's own {native}" if number == 1 else f"{grids[number - 2].picture}"
+            warnings.warn(
+                f"{which}{grid.picture} is {scale_x:.2f}x{scale_y:.2f} times {own}; "
+                f"the model was trained for {low:g} to {high:g} times",
+                InfGenWarning,
+                stacklevel=3,
+            )
+    size = grids[-1].picture
+    stretch = size.width * native.height / (size.height * native.width)
+    stretch = max(stretch, 1 / stretch)
     if stretch > _UNSEEN_STRETCH:
-        fitting = parse_size(f"x{grid.picture.height}", native)
+        fitting = parse_size(f"x{size.height}", native)
         warnings.warn(
-            f"{grid.picture} stretches the latent's own {native} by {stretch:.2f} in one direction; "
+            f"{size} stretches the latent's own {native} by {stretch:.2f} in one direction; "
             f"{fitting} would keep its shape",
             InfGenWarning,
             stacklevel=3,

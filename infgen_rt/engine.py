@@ -14,7 +14,7 @@ from .pixels import FloatArray
 
 
 class Engine:
-    """Runs prefill and decode; serves several threads.
+    """Runs prefill, decode and, once it is loaded, encode; serves several threads.
 
     Attributes:
         manifest: the model's manifest.
@@ -32,15 +32,31 @@ class Engine:
     def __init__(self, bundle: Bundle, candidate: Candidate, threads: int | None = None) -> None:
         self.manifest = bundle.manifest
         self.recipe = candidate.recipe
+        self._bundle, self._candidate, self._threads = bundle, candidate, threads
         self._sessions: dict[str, Session] = {}
-        cache = writable_cache(candidate.backend.name)
-        for graph in ("prefill", "decode"):
-            # Prefill runs once a picture: its working memory is better given to decode.
-            options = Options(candidate.device.id, candidate.arithmetic, threads, graph == "decode", cache)
-            files = bundle.read_graph(self.recipe.graphs[graph])
-            self._sessions[graph] = candidate.backend.load(graph, files, options)
+        self._closed = False
         # A backend uses all its threads for one run; two at once would only double the memory.
         self._lock = Lock()
+        for graph in ("prefill", "decode"):
+            self.load(graph)
+
+    def load(self, graph: str) -> None:
+        """Load a graph of the recipe, if it is not there yet.
+
+        Raises:
+            BackendError: it cannot be loaded.
+            DecodeError: the engine is closed.
+        """
+        with self._lock:
+            if graph in self._sessions:
+                return
+            self._check_open()
+            backend, device = self._candidate.backend, self._candidate.device
+            # Decode runs for every tile: working memory is better given to it than to the others.
+            keep = graph == "decode"
+            options = Options(device.id, self._candidate.arithmetic, self._threads, keep, writable_cache(backend.name))
+            files = self._bundle.read_graph(self.recipe.graphs[graph])
+            self._sessions[graph] = backend.load(graph, files, options)
 
     def prefill(self, latent: FloatArray) -> FloatArray:
         """Latent [C, h, w] to context [1, D, h, w]."""
@@ -60,9 +76,18 @@ class Engine:
         image: FloatArray = self._run("decode", inputs, "image", expected)[0]
         return image[:, :rows, :columns]
 
+    def encode(self, image: FloatArray) -> FloatArray:
+        """Image [3, patch * h, patch * w] in [0, 1] to latent [C, h, w]; sees no further than the manifest's halo."""
+        cells = (side // self.manifest.patch for side in image.shape[1:])
+        latent: FloatArray = self._run(
+            "encode", {"image": image[None]}, "latent", (1, self.manifest.latent_channels, *cells)
+        )[0]
+        return latent
+
     def close(self) -> None:
         """Free the graphs, after the run in progress."""
         with self._lock:
+            self._closed = True
             while self._sessions:
                 self._sessions.popitem()[1].close()
 
@@ -80,11 +105,13 @@ class Engine:
 
     def _run(self, kind: str, inputs: Mapping[str, FloatArray], output: str, expected: tuple[int, ...]) -> FloatArray:
         with self._lock:
-            session = self._sessions.get(kind)
-            if session is None:
-                raise DecodeError("the decoder is closed: read what you need before close()")
-            results = session.run(inputs)
+            self._check_open()
+            results = self._sessions[kind].run(inputs)
         shapes = {name: result.shape for name, result in results.items()}
         if shapes != {output: expected}:
             raise DecodeError(f"{kind} gave {shapes}, expected {output} {expected}: is the model damaged?")
         return results[output]
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise DecodeError("the decoder is closed: read what you need before close()")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 
+from .context import Step
 from .errors import Cancelled, OutputError
 from .geometry import Box, Size, parse_box
 from .memory import format_bytes
@@ -21,7 +22,7 @@ from .writers import Format, Layer, TileFormat, check_output, write
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_StepStage = Literal["prefill", "decode", "encode"]
+_StepStage = Step | Literal["encode"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Progress:
     """How far a `save` is; `print` shows it.
 
     Attributes:
-        stage: what was just done: `prefill`, `decode` or `encode`.
+        stage: what was just done: `prefill`, `decode`, `encode` of the file, or between two stages of a plan
+            `reencode`, a tile of the later one's latent.
         done: steps done.
         total: steps in all; the last is done when the file is complete under its name.
     """
@@ -174,12 +176,12 @@ class Picture:
             if (smaller := self._stage.resized(size)) is None:
                 break
             sources.append(_Source(smaller, size.box))
-        # Steps: the prefill, each part that is decoded and each row that is encoded, and completing the file.
-        total = 1 + sum(len(row) + 1 for source in sources for row in source.rows) + 1
-        steps = iter(range(1, total + 1))
+        # Steps: the preparation, each part that is decoded and each row that is encoded, and completing the file.
+        done, total = 0, self._plan.preparation + sum(len(row) + 1 for source in sources for row in source.rows) + 1
 
         def step(stage: _StepStage) -> None:
-            done = next(steps)
+            nonlocal done
+            done += 1
             if progress is not None:
                 progress(Progress(stage, done, total))
             # What is complete cannot be cancelled.
@@ -187,8 +189,12 @@ class Picture:
                 _check(cancel)
 
         def prefilled(bands: Iterator[LevelArray]) -> Iterator[LevelArray]:
+            nonlocal done
             _check(cancel)
-            self._stage.prefill()
+            for stage in self._stage.prepare():
+                step(stage)
+            # An earlier read, or another thread, may have done some of it.
+            done = self._plan.preparation - 1
             step("prefill")
             yield from bands
 

@@ -1,20 +1,21 @@
 """Planning: from sizes and a memory budget to tiles, before anything runs."""
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from .bundle import Manifest, Recipe
 from .choice import Choice
 from .errors import PlanError
-from .geometry import Box, Size, split
+from .geometry import Box, Size
 from .grid import Grid
 from .memory import MIB, format_bytes
+from .tiling import Encoding, Tiling
 
 # Larger tiles fall out of the processor's caches; smaller ones decode mostly halo.
 LARGEST_TILE = 64
 SMALLEST_TILE = 8
+# Encode looks further than decode: the side of its tiles, over that of decode's.
+_ENCODED = 2
 # Below this a picture has fewer pixels than a latent has detail, and its last token lies outside the latent.
 LEAST_SCALE = 0.25
 CACHE = 64 * MIB
@@ -29,23 +30,21 @@ class StagePlan:
 
     Attributes:
         grid: the stage's geometry.
-        columns: edges of the tile columns, in tokens.
-        rows: edges of the tile rows, in tokens.
+        tiling: of its picture, in tokens.
     """
 
     grid: Grid
-    columns: tuple[int, ...]
-    rows: tuple[int, ...]
+    tiling: Tiling
 
     @property
     def tile(self) -> Size:
         """The largest tile, in tokens."""
-        return Size(_longest(self.columns), _longest(self.rows))
+        return self.tiling.largest
 
     @property
     def count(self) -> int:
         """How many tiles there are."""
-        return (len(self.columns) - 1) * (len(self.rows) - 1)
+        return self.tiling.count
 
     @property
     def bands(self) -> int:
@@ -59,8 +58,8 @@ class StagePlan:
 
     def resized(self, picture: Size) -> "StagePlan":
         """The plan for the same latent at another size, with tiles that are no larger."""
-        grid, tile = Grid(self.grid.cells, picture, self.grid.patch), self.tile
-        return StagePlan(grid, split(grid.tokens.width, tile.width), split(grid.tokens.height, tile.height))
+        grid = Grid(self.grid.cells, picture, self.grid.patch)
+        return StagePlan(grid, Tiling.of(grid.tokens, self.tile))
 
     def tiles(self, region: Box) -> Iterator[Box]:
         """The tiles that a region touches.
@@ -71,10 +70,20 @@ class StagePlan:
         Yields:
             Whole tiles in pixels, row by row.
         """
-        tokens = self.grid.tokens_of(region)
-        for top, bottom in _parts(self.rows, tokens.y, tokens.bottom):
-            for left, right in _parts(self.columns, tokens.x, tokens.right):
-                yield self.grid.pixels_of(Box(left, top, right - left, bottom - top))
+        for tile in self.tiling.touching(self.grid.tokens_of(region)):
+            yield self.grid.pixels_of(tile)
+
+    def fits_a_tile(self, box: Box) -> bool:
+        """Whether a box of pixels can be decoded at once within the plan's memory."""
+        tokens, tile = self.grid.tokens_of(box), self.tile
+        return tokens.width <= tile.width and tokens.height <= tile.height
+
+    def parts(self, box: Box) -> Iterator[Box]:
+        """What a box of pixels is decoded in: itself if it fits in a tile, else cut at the tiles' edges, row by row."""
+        if self.fits_a_tile(box):
+            yield box
+        else:
+            yield from (tile.intersect(box) for tile in self.tiles(box))
 
 
 @dataclass(frozen=True)
@@ -83,6 +92,7 @@ class Plan:
 
     Attributes:
         stages: the decodes, first to last.
+        encodings: how the picture of each stage but the last is encoded for the next.
         runs: what runs it, in what precision and why.
         budget: bytes the decode may use.
         memory: bytes it is expected to use at most, output band and cache included.
@@ -90,75 +100,127 @@ class Plan:
     """
 
     stages: tuple[StagePlan, ...]
+    encodings: tuple[Encoding, ...]
     runs: Choice
     budget: int
     memory: int
     cache: int
 
+    @property
+    def preparation(self) -> int:
+        """Steps before the first pixel: see `context.Step`."""
+        steps = len(self.stages)
+        for stage, encoding in zip(self.stages, self.encodings, strict=False):
+            for _, window in encoding.windows():
+                steps += 1 + sum(1 for _ in stage.parts(stage.grid.pixels_of(window)))
+        return steps
+
     def __str__(self) -> str:
-        lines = [f"stage {number}: {stage}" for number, stage in enumerate(self.stages, start=1)]
+        lines = []
+        for number, stage in enumerate(self.stages, start=1):
+            if number > 1:
+                lines.append(f"picture {number - 1} encoded: {self.encodings[number - 2]}")
+            lines.append(f"stage {number}: {stage}")
         lines.append(f"memory: about {format_bytes(self.memory)} of {format_bytes(self.budget)}")
         lines.append(f"backend: {self.runs}")
         return "\n".join(lines)
 
 
 def make_plan(
-    grid: Grid, manifest: Manifest, recipe: Recipe, *, runs: Choice, budget: int, tile: int | None = None
+    grids: Sequence[Grid], manifest: Manifest, recipe: Recipe, *, runs: Choice, budget: int, tile: int | None = None
 ) -> Plan:
     """Plan one decode.
 
     Args:
-        grid: the latent and the picture.
+        grids: the latent and the picture of each stage, first to last (see `chain.chain`).
         manifest: the model's bounds and halos.
         recipe: the recipe that will run, for its memory figures and its shapes.
         runs: what will run it.
         budget: bytes that may be used.
-        tile: the largest tile's side in pixels, a multiple of the patch; None to let the budget decide.
+        tile: the largest tile's side in pixels, a multiple of the patch; None to let the budget decide. Between two
+            stages, tiles of twice the side are encoded.
 
     Raises:
-        PlanError: the latent or the picture is out of bounds, or the budget is too small.
+        PlanError: a latent or a picture is out of bounds, the recipe cannot encode for a second stage, or the budget
+            is too small.
     """
-    _check_bounds(grid, manifest)
+    for number, grid in enumerate(grids, start=1):
+        _check_bounds(grid, manifest, f"stage {number}: " if len(grids) > 1 else "")
+    if len(grids) > 1:
+        _check_encodes(recipe, len(grids))
     if tile is None:
         # Fixed shapes may leave room for small tiles only.
         least = 1 if recipe.shapes else SMALLEST_TILE
         sides = range(min(LARGEST_TILE, _largest_tile(manifest, recipe)), least - 1, -1)
     else:
-        sides = range(_tile_tokens(tile, grid.patch, manifest, recipe), 0, -1)[:1]
-    memory = None
+        sides = range(_tile_tokens(tile, grids[0].patch, manifest, recipe), 0, -1)[:1]
+    needs: tuple[int, ...] = ()
     for side in sides:
-        stage = StagePlan(grid, split(grid.tokens.width, side), split(grid.tokens.height, side))
-        if not _fits_a_shape(stage, manifest, recipe):
+        stages = tuple(StagePlan(grid, Tiling.of(grid.tokens, Size(side, side))) for grid in grids)
+        if not all(_fits_a_shape(stage, manifest, recipe) for stage in stages):
             continue
-        memory = estimate_memory(stage, manifest, recipe)
+        longest = Size(_ENCODED * side, _ENCODED * side)
+        encodings = tuple(Encoding(Tiling.of(grid.cells, longest), manifest.encode_halo) for grid in grids[1:])
+        needs = estimate_memory(stages, encodings, manifest, recipe)
+        memory = max(needs)
         if memory <= budget:
-            cache = min(CACHE, budget - memory, 3 * _FLOAT * grid.picture.area)
-            return Plan((stage,), runs, budget, memory + cache, cache)
-    if memory is None:
-        raise PlanError(f"the fixed shapes of {recipe.name!r} hold no tile of a {grid.picture} picture at this scale")
+            largest = max(grid.picture.area for grid in grids)
+            cache = min(CACHE, budget - memory, 3 * _FLOAT * largest)
+            return Plan(stages, encodings, runs, budget, memory + cache, cache)
+    if not needs:
+        pictures = " or ".join(str(grid.picture) for grid in grids)
+        raise PlanError(f"the fixed shapes of {recipe.name!r} hold no tile of a {pictures} picture at this scale")
+    number = needs.index(max(needs))
+    which = f"stage {number + 1}, " if len(grids) > 1 else ""
     raise PlanError(
-        f"memory of {format_bytes(budget)} is too small: a {grid.picture} picture from a {grid.cells} latent "
-        f"needs at least {format_bytes(memory)}" + (f" with tiles of {tile} pixels" if tile else "")
+        f"memory of {format_bytes(budget)} is too small: {which}a {grids[number].picture} picture from a "
+        f"{grids[number].cells} latent needs at least {format_bytes(needs[number])}"
+        + (f" with tiles of {tile} pixels" if tile else "")
     )
 
 
-def estimate_memory(stage: StagePlan, manifest: Manifest, recipe: Recipe) -> int:
-    """Bytes that a stage is expected to use at most, without its tile cache."""
-    grid, tile, figures = stage.grid, stage.tile, manifest.memory(recipe)
-    context = manifest.context_channels * _FLOAT * grid.cells.area
-    prefill = figures.prefill_per_cell * grid.cells.area
-    handling = _HANDLING * tile.area * grid.patch**2
-    decode = context + figures.decode_per_token * _padded(stage, manifest).area + handling + stage.bands
-    return figures.base + max(prefill, decode)
+def estimate_memory(
+    stages: Sequence[StagePlan], encodings: Sequence[Encoding], manifest: Manifest, recipe: Recipe
+) -> tuple[int, ...]:
+    """Bytes that are expected to be used at most until each stage is done, from the one before it on; no tile caches.
+
+    A stage is held until the next one's prefill is done.
+    """
+    figures = manifest.memory(recipe)
+    needs: list[int] = []
+    held = working = making = 0
+    for number, stage in enumerate(stages):
+        cells = stage.grid.cells.area
+        if number:
+            window = encodings[number - 1].window.area
+            held += manifest.latent_channels * _FLOAT * cells
+            making = held + (3 * _FLOAT * stage.grid.patch**2 + figures.encode_per_cell) * window
+        prefill = held + figures.prefill_per_cell * cells
+        # What decode works in is kept from run to run, and from stage to stage.
+        working = max(working, figures.decode_per_token * _padded(stage, manifest).area)
+        handling = _HANDLING * stage.tile.area * stage.grid.patch**2
+        decoding = manifest.context_channels * _FLOAT * cells + working + handling
+        bands = stage.bands if stage is stages[-1] else 0
+        needs.append(figures.base + max(making, prefill, decoding + bands))
+        held = decoding
+    return tuple(needs)
 
 
-def _check_bounds(grid: Grid, manifest: Manifest) -> None:
+def _check_bounds(grid: Grid, manifest: Manifest, which: str) -> None:
     low, high = manifest.shapes.latent
     if min(grid.cells) < low or max(grid.cells) > high:
-        raise PlanError(f"latent of {grid.cells} cells is out of bounds: the model takes {low} to {high} a side")
+        raise PlanError(f"{which}latent of {grid.cells} cells is out of bounds: the model takes {low} to {high} a side")
     if min(grid.scale) < LEAST_SCALE:
         least = Size(*(-(-side * grid.patch // round(1 / LEAST_SCALE)) for side in grid.cells))
-        raise PlanError(f"size {grid.picture} is too small for a latent of {grid.cells} cells: at least {least}")
+        raise PlanError(f"{which}size {grid.picture} is too small for a latent of {grid.cells} cells: at least {least}")
+
+
+def _check_encodes(recipe: Recipe, stages: int) -> None:
+    if "encode" not in recipe.graphs:
+        raise PlanError(f"{stages} stages need an encode graph, and the recipe {recipe.name!r} has none: use one stage")
+    if recipe.shapes:
+        # A picture cannot be padded to a shape without changing its latent.
+        raise PlanError(f"{stages} stages need shapes of any size, and {recipe.name!r} has fixed ones: use one stage")
 
 
 def _largest_tile(manifest: Manifest, recipe: Recipe) -> int:
@@ -190,12 +252,3 @@ def _tile_tokens(tile: int, patch: int, manifest: Manifest, recipe: Recipe) -> i
     if tile % patch or not patch <= tile <= largest:
         raise PlanError(f"tile of {tile} pixels is not possible: expected a multiple of {patch}, up to {largest}")
     return tile // patch
-
-
-def _longest(edges: tuple[int, ...]) -> int:
-    return max(stop - start for start, stop in pairwise(edges))
-
-
-def _parts(edges: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """The parts between edges that the half-open range start to stop touches."""
-    return pairwise(edges[bisect_right(edges, start) - 1 : bisect_left(edges, stop) + 1])

@@ -7,9 +7,11 @@ from threading import Lock
 
 import numpy as np
 
+from .context import Context, Making, Step
 from .engine import Engine
 from .errors import DecodeError
 from .geometry import Box, Size
+from .grid import Grid
 from .pixels import FloatArray
 from .plan import LEAST_SCALE, StagePlan
 
@@ -18,27 +20,32 @@ class Stage:
     """Decodes what is asked for and keeps whole tiles for the next time; serves several threads.
 
     Args:
-        latent: gives the latent, float32 [C, h, w]; called once, when the first pixel is wanted, so that it
-            may itself pull pixels from a stage before this one.
+        latent: starts the making of the latent, when the first pixel is wanted, so that it may itself pull pixels from
+            a stage before this one.
         plan: geometry and tiles.
         engine: the loaded model.
         cache: bytes of decoded tiles to keep.
     """
 
-    def __init__(self, latent: Callable[[], FloatArray], plan: StagePlan, engine: Engine, cache: int) -> None:
-        self._context = _Context(latent, engine)
+    def __init__(self, latent: Callable[[], Making], plan: StagePlan, engine: Engine, cache: int) -> None:
+        self._context = Context(latent, engine)
         self._plan = plan
         self._engine = engine
         self._cache = _TileCache(cache)
 
     @property
+    def grid(self) -> Grid:
+        """The latent's cells, and the picture's size and tokens."""
+        return self._plan.grid
+
+    @property
     def size(self) -> Size:
         """Width and height in pixels."""
-        return self._plan.grid.picture
+        return self.grid.picture
 
-    def prefill(self) -> FloatArray:
-        """The context, float32 [1, D, h, w]; computed the first time."""
-        return self._context.get()
+    def prepare(self) -> Iterator[Step]:
+        """Do what is left to do before the first pixel; see `Context.prepare`."""
+        return self._context.prepare()
 
     def resized(self, size: Size) -> "Stage | None":
         """A stage for the same latent at another size, or None if the model was not trained for one so small.
@@ -58,7 +65,7 @@ class Stage:
         A box that fits in a tile is decoded by itself; a larger one tile by tile. Whole tiles are kept.
         """
         tiles = list(self._plan.tiles(box))
-        if len(tiles) > 1 and self.fits_a_tile(box) and not self._cache.holds(tiles):
+        if len(tiles) > 1 and self._plan.fits_a_tile(box) and not self._cache.holds(tiles):
             return self._decode(box)
         pixels = np.empty((3, box.height, box.width), np.float32)
         for tile in tiles:
@@ -66,17 +73,9 @@ class Stage:
             pixels[:, *part.relative_to(box).slices] = self._read_part(part, tile)
         return pixels
 
-    def fits_a_tile(self, box: Box) -> bool:
-        """Whether a box can be decoded at once within the plan's memory."""
-        tokens, tile = self._plan.grid.tokens_of(box), self._plan.tile
-        return tokens.width <= tile.width and tokens.height <= tile.height
-
     def parts(self, box: Box) -> Iterator[Box]:
-        """The box itself if it fits in a tile, otherwise cut at the tiles' edges, row by row."""
-        if self.fits_a_tile(box):
-            yield box
-        else:
-            yield from (tile.intersect(box) for tile in self._plan.tiles(box))
+        """What a box is decoded in; see `StagePlan.parts`."""
+        return self._plan.parts(box)
 
     def _read_part(self, part: Box, tile: Box) -> FloatArray:
         if part != tile and not self._cache.holds([tile]):
@@ -89,29 +88,13 @@ class Stage:
 
     def _decode(self, box: Box) -> FloatArray:
         """Decode the tokens under a box with the halo that makes their pixels exact, and drop the halo."""
-        grid, halo = self._plan.grid, self._engine.manifest.halo
+        grid, halo = self.grid, self._engine.manifest.halo
         tokens = grid.tokens_of(box).grow(halo.tokens, grid.tokens.box)
-        image = self._engine.decode(grid.decode_inputs(self.prefill(), tokens, halo.cells))
+        image = self._engine.decode(grid.decode_inputs(self._context.get(), tokens, halo.cells))
         pixels = image[:, *box.relative_to(grid.pixels_of(tokens)).slices]
         if not np.isfinite(pixels).all():
             raise DecodeError(f"the model gave NaN or infinite pixels in {box}: is the latent usable?")
         return pixels
-
-
-class _Context:
-    """The features of a latent, computed the first time that they are wanted."""
-
-    def __init__(self, latent: Callable[[], FloatArray], engine: Engine) -> None:
-        self._latent = latent
-        self._engine = engine
-        self._features: FloatArray | None = None
-        self._lock = Lock()
-
-    def get(self) -> FloatArray:
-        with self._lock:
-            if self._features is None:
-                self._features = self._engine.prefill(self._latent())
-            return self._features
 
 
 class _TileCache:

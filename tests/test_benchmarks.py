@@ -7,11 +7,12 @@ from click.testing import CliRunner
 from PIL import Image
 
 import benchmarks.__main__
-from benchmarks import attention, backends, compare, cost, plots, report, suite, training
+from benchmarks import attention, backends, compare, cost, extrapolation, plots, report, suite, training
 from infgen_export.checkpoint import save_checkpoint
 from infgen_export.model import PRESETS, InfGen, edge
 
 from .export import tiny
+from .training.test_evaluate import TEACHER
 
 
 def test_cost_of_the_edge_preset_is_within_the_project_s_budget(tmp_path: Path) -> None:
@@ -112,6 +113,18 @@ def test_backends_are_compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert set(samples) == {"onnxruntime cpu exact 1", "openvino cpu exact 1"}
     rows = [line.split(" | ") for line in result.output.splitlines() if line.startswith("| o")]
     assert float(rows[1][-1].rstrip("| ")) > 48 and rows[1][3] == "fp32"
+
+
+def test_extrapolation_compares_every_way(tmp_path: Path, bundle: Path) -> None:
+    (tmp_path / "teacher.py").write_text(TEACHER)
+    (tmp_path / "photos").mkdir()
+    Image.radial_gradient("L").convert("RGB").resize((400, 300)).save(tmp_path / "photos" / "a.png")
+    options = ["--photos", str(tmp_path / "photos"), "--teacher", str(tmp_path / "teacher.py"), "--model", str(bundle)]
+    result = CliRunner().invoke(extrapolation.main, [*options, "--scales", "6"])
+    assert result.exit_code == 0, result.output
+    rows = [line.split(" | ") for line in result.stdout.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["| 6"] * 4 and len({row[1] for row in rows}) == 4
+    assert all(float(row[2]) > 0 and float(row[5].strip("| ")) > 0 for row in rows)
 
 
 @pytest.mark.parametrize("part", ["all", "decoder", "encoder"])

@@ -22,7 +22,7 @@ TOKENS = Size(72, 72)
 
 
 def measure(bundle: Path, backend: str) -> Memory | None:
-    """Runs prefill and decode once each, at a typical size, on this machine's CPU; None if the graphs are not for CPUs.
+    """Runs each graph once, at a typical size, on this machine's CPU; None if the graphs are not for CPUs.
 
     Args:
         bundle: Folder with a manifest; its memory figures are not read.
@@ -32,7 +32,7 @@ def measure(bundle: Path, backend: str) -> Memory | None:
         ExportError: A measuring process failed.
     """
     loaded, growth = {}, {}
-    for graph in ("prefill", "decode"):
+    for graph in ("prefill", "decode", "encode"):
         command = [sys.executable, "-m", "infgen_export.footprint", str(bundle), backend, graph]
         process = subprocess.run(command, capture_output=True, text=True)
         if process.returncode:
@@ -46,6 +46,7 @@ def measure(bundle: Path, backend: str) -> Memory | None:
         base=max(loaded.values()),
         prefill_per_cell=-(-growth["prefill"] // CELLS.area),
         decode_per_token=-(-growth["decode"] // TOKENS.area),
+        encode_per_cell=-(-growth["encode"] // CELLS.area),
     )
 
 
@@ -57,9 +58,12 @@ def _main(bundle: str, backend: str, graph: str) -> None:
         return
     engine = Engine(opened, candidates[0])
     manifest = engine.manifest
+    engine.load(graph)
     loaded = peak_memory() or 0
     if graph == "prefill":
         engine.prefill(np.zeros((manifest.latent_channels, CELLS.height, CELLS.width), np.float32))
+    elif graph == "encode":
+        engine.encode(np.zeros((3, CELLS.height * manifest.patch, CELLS.width * manifest.patch), np.float32))
     else:
         picture = Size(TOKENS.width * manifest.patch, TOKENS.height * manifest.patch)
         grid = Grid(Size(TOKENS.width // 2, TOKENS.height // 2), picture, manifest.patch)

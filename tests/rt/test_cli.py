@@ -142,6 +142,20 @@ def test_a_plan_in_words(folder: Path, decode: list[str], capsys: pytest.Capture
     assert "output: out.png, 100x90, PNG" in text
 
 
+def test_stages(folder: Path, decode: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for options in (["--stages", "2,2.5"], ["--max-scale", "2.5", "--force"]):
+        assert main([*decode, "--size", "5x", *options, "--json"]) == 0
+        report = json.loads(capsys.readouterr().out)
+        first, last = report["plan"]["stages"]
+        assert first["size"] == [8 * side for side in last["latent"]] and last["size"] == [480, 320]
+        assert report["plan"]["encoded_tiles"] == [1] and report["seconds"]["reencode"] > 0
+        expected = tiny.decode_stages(np.load("latent.npy"), [first["size"], (480, 320)])
+        assert np.abs(read("out.png") - np.floor(expected * 255 + 0.5)).max() <= 1
+    assert main(["plan", *decode[1:], "--force", "--size", "5x", "--stages", "2,2.5"]) == 0
+    text = capsys.readouterr().out
+    assert "stage 1: latent 12x8 -> picture 192x128" in text and "stage 2: latent 24x16 -> picture 480x320" in text
+
+
 def test_displays_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["displays"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -216,6 +230,10 @@ BAD = {
     "small memory": (["latent.npy", "--memory", "1MB"], "too small"),
     "odd memory": (["latent.npy", "--memory", "lots"], "not understood"),
     "tile": (["latent.npy", "--tile", "13"], "multiple of 8"),
+    "unreadable stages": (["latent.npy", "--stages", "2x2"], "stages '2x2' are not understood"),
+    "stages that miss": (["latent.npy", "--size", "6x", "--stages", "2,2"], "make the last one 3"),
+    "stages twice": (["latent.npy", "--stages", "1", "--max-scale", "2"], "exclude each other"),
+    "no enlarging": (["latent.npy", "--max-scale", "1"], "1.1 or more"),
     "threads": (["latent.npy", "--threads", "0"], "--threads"),
     "option": (["latent.npy", "--colour"], "--colour"),
 }

@@ -50,6 +50,14 @@ def test_pixels_do_not_depend_on_the_tiling(decoder: infgen_rt.Decoder) -> None:
         assert np.abs(region - expected[y : y + height, x : x + width]).max() < 1e-4
 
 
+def test_pixels_of_several_stages_do_not_depend_on_the_tiling(decoder: infgen_rt.Decoder) -> None:
+    latent = infgen_rt.load_sample("osprey").latent[:, :30, :40]
+    pictures = [decoder.picture(latent, (720, 541), stages=(1.5, 1.5), tile=tile) for tile in (512, 160)]
+    assert [picture.plan.encodings[0].tiling.count for picture in pictures] == [1, 4]
+    whole, tiled = (picture.read().astype(int) for picture in pictures)
+    assert np.abs(tiled - whole).max() <= 1
+
+
 def test_openvino_gives_the_pixels_that_onnx_runtime_gives(decoder: infgen_rt.Decoder) -> None:
     pytest.importorskip("openvino")
     latent, size = infgen_rt.load_sample("harbour").latent[:, 20:50, 30:70], (601, 443)

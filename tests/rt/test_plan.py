@@ -26,7 +26,7 @@ def manifest(bundle: Path) -> Manifest:
 
 
 def plan(manifest: Manifest, picture: Size, budget: int = GIB, cells: Size = CELLS, tile: int | None = None) -> Plan:
-    return make_plan(Grid(cells, picture, 8), manifest, manifest.recipes[0], runs=RUNS, budget=budget, tile=tile)
+    return make_plan((Grid(cells, picture, 8),), manifest, manifest.recipes[0], runs=RUNS, budget=budget, tile=tile)
 
 
 @given(width=st.integers(60, 9000), height=st.integers(40, 9000), budget=st.integers(8 * MIB, 200 * MIB))
@@ -47,7 +47,7 @@ def test_tiles_partition_the_picture_within_the_budget(
     assert sum(tile.size.area for tile in tiles) == picture.area
     assert all(tile.intersect(picture.box) == tile for tile in tiles)
     assert max(stage.tile) <= LARGEST_TILE
-    for edges in (stage.columns, stage.rows):
+    for edges in (stage.tiling.columns, stage.tiling.rows):
         parts = [stop - start for start, stop in zip(edges, edges[1:], strict=False)]
         assert max(parts) - min(parts) <= 1
 
@@ -125,7 +125,7 @@ def test_what_fits_a_tile_fits_the_recipe_s_shape(
     picture = Size(*(max(8, round(8 * side * factor)) for side, factor in zip(cells, scale, strict=True)))
     grid = Grid(Size(*cells), picture, 8)
     try:
-        stage = make_plan(grid, manifest, recipe, runs=RUNS, budget=GIB).stages[0]
+        stage = make_plan((grid,), manifest, recipe, runs=RUNS, budget=GIB).stages[0]
     except PlanError as error:
         assume("is too small" not in str(error) and "hold no tile" not in str(error))
         raise

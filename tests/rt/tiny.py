@@ -1,7 +1,8 @@
 """A tiny model that obeys the graph contract, and an independent way to decode with it.
 
 Decode reads context cells up to two away from a token, sees its coordinates, and convolves over tokens and
-over pixels, so that a wrong coordinate, a missing cell or a missing halo changes the picture.
+over pixels, so that a wrong coordinate, a missing cell or a missing halo changes the picture. Encode convolves over
+pixels and then over cells, so that it sees 9 pixels beyond a cell.
 """
 
 import hashlib
@@ -21,23 +22,28 @@ RADIUS = 2
 FLOAT = TensorProto.FLOAT
 
 
-def manifest(files: dict[str, FileInfo], halo_tokens: int = 2, halo_cells: float | None = RADIUS + 0.5) -> Manifest:
+def manifest(
+    files: dict[str, FileInfo],
+    halo_tokens: int = 2,
+    halo_cells: float | None = RADIUS + 0.5,
+    encode_pixels: int = PATCH + 1,
+) -> Manifest:
     return Manifest(
-        model=ModelInfo("tiny", "1", "CC0-1.0", "none: random weights", {"prefill": 1, "decode": 1}),
+        model=ModelInfo("tiny", "1", "CC0-1.0", "none: random weights", {"prefill": 1, "decode": 1, "encode": 1}),
         latent_space="flux2",
         latent_channels=CHANNELS,
         context_channels=CONTEXT,
         patch=PATCH,
         scale_range=(0.5, 4.0),
-        halo=Halo(tokens=halo_tokens, cells=halo_cells, encode_pixels=8),
+        halo=Halo(tokens=halo_tokens, cells=halo_cells, encode_pixels=encode_pixels),
         shapes=Shapes(latent=(1, 128), context=(1, 128), tokens=(1, 2048)),
         recipes=(
             Recipe(
                 name="onnx-fp32",
                 target="onnx",
                 precision="fp32",
-                graphs={"prefill": "onnx-fp32/prefill.onnx", "decode": "onnx-fp32/decode.onnx"},
-                memory=Memory(base=1_000_000, prefill_per_cell=1_000, decode_per_token=10_000),
+                graphs={name: f"onnx-fp32/{name}.onnx" for name in ("prefill", "decode", "encode")},
+                memory=Memory(base=1_000_000, prefill_per_cell=1_000, decode_per_token=10_000, encode_per_cell=20_000),
             ),
         ),
         files=files,
@@ -46,7 +52,11 @@ def manifest(files: dict[str, FileInfo], halo_tokens: int = 2, halo_cells: float
 
 
 def write_bundle(folder: Path, **halo: float | None) -> Path:
-    graphs = {"onnx-fp32/prefill.onnx": prefill_graph(), "onnx-fp32/decode.onnx": decode_graph()}
+    graphs = {
+        "onnx-fp32/prefill.onnx": prefill_graph(),
+        "onnx-fp32/decode.onnx": decode_graph(),
+        "onnx-fp32/encode.onnx": encode_graph(),
+    }
     files = {}
     for name, content in graphs.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -147,6 +157,21 @@ def decode_graph() -> bytes:
     return _model(nodes, constants, inputs, {"image": [1, 3, "H", "W"]})
 
 
+def encode_graph() -> bytes:
+    rng = np.random.default_rng(3)
+    nodes = [
+        helper.make_node("Conv", ["image", "k1"], ["pixels"], pads=[1, 1, 1, 1]),
+        helper.make_node("Tanh", ["pixels"], ["bent"]),
+        helper.make_node("SpaceToDepth", ["bent"], ["blocks"], blocksize=PATCH),
+        helper.make_node("Conv", ["blocks", "k2"], ["latent"], pads=[1, 1, 1, 1]),
+    ]
+    constants = {
+        "k1": rng.normal(0, 0.5, (4, 3, 3, 3)).astype(np.float32),
+        "k2": rng.normal(0, 0.05, (CHANNELS, 4 * PATCH * PATCH, 3, 3)).astype(np.float32),
+    }
+    return _model(nodes, constants, {"image": [1, 3, "H", "W"]}, {"latent": [1, CHANNELS, "h", "w"]})
+
+
 def decode_whole(latent: FloatArray, size: tuple[int, int]) -> FloatArray:
     """Decode at once, straight from the contract's formulas and none of the runtime's code: [H, W, 3]."""
     width, height = size
@@ -166,6 +191,15 @@ def decode_whole(latent: FloatArray, size: tuple[int, int]) -> FloatArray:
         },
     )[0]
     return image[0, :, :height, :width].transpose(1, 2, 0)
+
+
+def decode_stages(latent: FloatArray, sizes: list[tuple[int, int]]) -> FloatArray:
+    """Decode to each size in turn, encoding the whole picture in between: the last one, [H, W, 3]."""
+    encode = ort.InferenceSession(encode_graph())
+    for size in sizes[:-1]:
+        image = decode_whole(latent, size).clip(0, 1).transpose(2, 0, 1)
+        latent = encode.run(None, {"image": np.ascontiguousarray(image[None])})[0][0]
+    return decode_whole(latent, sizes[-1])
 
 
 def random_latent(height: int, width: int, seed: int = 0) -> FloatArray:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import infgen_rt
-from infgen_rt.errors import BackendError, Cancelled, DecodeError
+from infgen_rt.errors import BackendError, Cancelled, DecodeError, PlanError
 
 from ..export import tiny
 from .conftest import Open
@@ -58,6 +58,19 @@ def test_tiles_and_regions_are_those_of_the_whole(
         assert tiled.plan.stages[0].count > 20
         assert close(tiled.read(), whole, way)
         assert close(tiled.read((97, 51, 200, 99)), whole[51:150, 97:297], way)
+
+
+def test_a_second_stage_is_that_of_the_reference(every_target: Path, open_way: Open, way: tuple[str, str, str]) -> None:
+    with infgen_rt.open(every_target, "onnxruntime", precision="exact") as decoder:
+        expected = decoder.picture(latent((4, 6)), (192, 128), stages=(2, 2)).read()
+    with open_way(every_target) as decoder:
+        if way[1] == "ane":
+            with pytest.raises(PlanError, match="2 stages need shapes of any size, and 'coreml-ane' has fixed ones"):
+                decoder.picture(latent((4, 6)), (192, 128), stages=(2, 2))
+            return
+        picture = decoder.picture(latent((4, 6)), (192, 128), stages=(2, 2), tile=32)
+        assert picture.plan.encodings[0].tiling.count == 2
+        assert close(picture.read(), expected, way)
 
 
 def test_several_threads_share_a_decoder(every_target: Path, open_way: Open, way: tuple[str, str, str]) -> None:

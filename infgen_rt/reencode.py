@@ -1,0 +1,31 @@
+"""Re-encoding: the latent of a stage's picture, for the stage after it."""
+
+import numpy as np
+
+from .context import Making
+from .engine import Engine
+from .stage import Stage
+from .tiling import Encoding
+
+
+def reencoded(stage: Stage, encoding: Encoding, engine: Engine) -> Making:
+    """Encode a stage's picture, as floats in [0, 1], tile by tile; no more of it is held than a tile needs.
+
+    Args:
+        stage: whose picture has as many tokens as the latent has cells.
+        encoding: how the latent is cut.
+        engine: with encode loaded.
+    """
+    yield from stage.prepare()
+    yield "prefill"
+    cells = encoding.tiling.box
+    latent = np.empty((engine.manifest.latent_channels, cells.height, cells.width), np.float32)
+    for tile, window in encoding.windows():
+        pixels = stage.grid.pixels_of(window)
+        image = np.empty((3, pixels.height, pixels.width), np.float32)
+        for part in stage.parts(pixels):
+            np.clip(stage.read(part), 0.0, 1.0, out=image[:, *part.relative_to(pixels).slices])
+            yield "decode"
+        latent[:, *tile.slices] = engine.encode(image)[:, *tile.relative_to(window).slices]
+        yield "reencode"
+    return latent

@@ -1,0 +1,80 @@
+"""Tilings: how tokens or cells are cut into tiles, and what a tile needs around it."""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from .geometry import Box, Size, split
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """A grid cut into columns and rows.
+
+    Attributes:
+        columns: edges of the tile columns, ascending from 0 to the grid's width.
+        rows: edges of the tile rows.
+    """
+
+    columns: tuple[int, ...]
+    rows: tuple[int, ...]
+
+    @classmethod
+    def of(cls, size: Size, longest: Size) -> "Tiling":
+        """The fewest tiles no larger than `longest`, balanced so that none is a sliver."""
+        return cls(split(size.width, longest.width), split(size.height, longest.height))
+
+    @property
+    def box(self) -> Box:
+        """All that is cut."""
+        return Box(0, 0, self.columns[-1], self.rows[-1])
+
+    @property
+    def largest(self) -> Size:
+        """Width and height that no tile exceeds."""
+        return Size(*(max(stop - start for start, stop in pairwise(edges)) for edges in (self.columns, self.rows)))
+
+    @property
+    def count(self) -> int:
+        """How many tiles there are."""
+        return (len(self.columns) - 1) * (len(self.rows) - 1)
+
+    def touching(self, box: Box) -> Iterator[Box]:
+        """The whole tiles that a box touches, row by row."""
+        for top, bottom in _parts(self.rows, box.y, box.bottom):
+            for left, right in _parts(self.columns, box.x, box.right):
+                yield Box(left, top, right - left, bottom - top)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How a picture is encoded into a latent: in tiles, so that the latent is that of the whole picture.
+
+    Attributes:
+        tiling: of the latent, in cells.
+        halo: cells all around a tile that its own depend on.
+    """
+
+    tiling: Tiling
+    halo: int
+
+    @property
+    def window(self) -> Size:
+        """Width and height in cells that no tile with its halo exceeds."""
+        sides = zip(self.tiling.largest, self.tiling.box.size, strict=True)
+        return Size(*(min(side + 2 * self.halo, whole) for side, whole in sides))
+
+    def windows(self) -> Iterator[tuple[Box, Box]]:
+        """Each tile, and the cells that have to be encoded for it: its halo with it, clipped to the latent."""
+        for tile in self.tiling.touching(self.tiling.box):
+            yield tile, tile.grow(self.halo, self.tiling.box)
+
+    def __str__(self) -> str:
+        count = self.tiling.count
+        return f"latent {self.tiling.box.size} in {'1 tile' if count == 1 else f'{count} tiles'}"
+
+
+def _parts(edges: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """The parts between edges that the half-open range start to stop touches."""
+    return pairwise(edges[bisect_right(edges, start) - 1 : bisect_left(edges, stop) + 1])
