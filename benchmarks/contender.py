@@ -1,8 +1,7 @@
-"""One way of turning a latent into a picture, run once in a process of its own; started by ``benchmarks.speed``.
+"""One way of turning a latent into a picture, run once in a process of its own; started by ``benchmarks.process``.
 
-Reads ``{"contender", "latent", "size", "model", "threads", "output"}`` as JSON, prints ``{"seconds", "peak"}``: seconds
-from an array in memory to a uint8 picture in memory (or a file, for those that write one), graphs loaded before the
-clock starts, and the process's peak resident memory in bytes.
+Reads an ``Order`` as JSON from standard input and prints what it measured as JSON. Seconds are from an array in memory
+to a uint8 picture in memory (or in a file, for those that write one), graphs loaded before the clock starts.
 """
 
 from __future__ import annotations
@@ -10,52 +9,143 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+import infgen_rt
 from infgen_rt.memory import peak_memory
 from infgen_rt.pixels import to_bytes
 
+Values = NDArray[np.float32]
+BOX = 1024
+"""Side of a viewport, pixels."""
 
-def infgen(order: dict[str, Any], latent: NDArray[np.float32]) -> float:
-    """This project: whole picture as an array, or a PNG when there is an output."""
-    import infgen_rt
 
-    with infgen_rt.open(order["model"], backend="onnxruntime", threads=order["threads"]) as decoder:
+def infgen(order: dict[str, Any], latent: Values) -> dict[str, Any]:
+    """This project: whole picture as an array, or as a file that is not an array's."""
+    output = order["output"]
+    with _open(order) as decoder:
         start = time.perf_counter()
         picture = decoder.picture(latent, tuple(order["size"]))
-        if order["output"]:
-            picture.save(order["output"], force=True)
+        if output and not output.endswith(".npy"):
+            picture.save(output, force=True)
+            seconds = time.perf_counter() - start
         else:
-            picture.read()
-        return time.perf_counter() - start
+            pixels = picture.read()
+            seconds = time.perf_counter() - start
+            if output:
+                np.save(output, pixels)
+        return {"seconds": seconds, "arithmetic": decoder.backend.arithmetic}
 
 
-def teacher(order: dict[str, Any], latent: NDArray[np.float32]) -> float:
-    """A classic decoder graph in ONNX Runtime on the whole latent, then bicubic to the size if it is another."""
-    import onnxruntime
+def first_tile(order: dict[str, Any], latent: Values) -> dict[str, Any]:
+    """This project's first pixels, and when they were there, in seconds since the epoch."""
+    with _open(order) as decoder:
+        picture = decoder.picture(latent)
+        picture.read((0, 0, *map(min, order["size"], picture.size)))
+        return {"finished": time.time()}
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = order["threads"]
-    session = onnxruntime.InferenceSession(order["model"], options, providers=["CPUExecutionProvider"])
+
+def viewport(order: dict[str, Any], latent: Values) -> dict[str, Any]:
+    """The middle of a picture, as a viewer wants it: for the first time, again, and moved by half its width."""
+    with _open(order) as decoder:
+        start = time.perf_counter()
+        picture = decoder.picture(latent, tuple(order["size"]))
+        width, height = (min(BOX, side) for side in picture.size)
+        box = ((picture.size.width - width) // 2, (picture.size.height - height) // 2, width, height)
+        seconds = [_timed(lambda: picture.read(box), start), _timed(lambda: picture.read(box))]
+        moved = (max(0, box[0] - width // 2), *box[1:])
+        return {"seconds": seconds[0], "again": seconds[1], "moved": _timed(lambda: picture.read(moved))}
+
+
+def graph(order: dict[str, Any], latent: Values) -> dict[str, Any]:
+    """A classic decoder on the whole latent, an upscaler if there is one, then Lanczos to the size."""
+    decode = _network(order, order["model"])
+    enlarge = _network(order, order["upscaler"]) if order["upscaler"] else None
     start = time.perf_counter()
-    (image,) = session.run(None, {"latent": latent[None]})
-    picture = Image.fromarray(to_bytes(image[0]))
+    image = decode(latent[None])
+    if enlarge is not None:
+        image = enlarge(np.clip(image, 0, 1))
+    _lanczos(image[0], order)
+    return {"seconds": time.perf_counter() - start}
+
+
+def diffusers(order: dict[str, Any], latent: Values) -> dict[str, Any]:
+    """The full VAE of ``diffusers`` in PyTorch, in tiles if asked for, then Lanczos to the size."""
+    import torch
+
+    from benchmarks.peers import FullDecoder
+
+    torch.set_num_threads(order["threads"])
+    network = FullDecoder().eval()
+    if order["tiling"]:
+        network.vae.enable_tiling()
+    start = time.perf_counter()
+    with torch.inference_mode():
+        image = network(torch.from_numpy(latent[None])).numpy()
+    _lanczos(image[0], order)
+    return {"seconds": time.perf_counter() - start}
+
+
+def products(order: dict[str, Any], latent: Values) -> dict[str, Any]:
+    """Multiply-adds a second of a large matrix product in an engine: what its arithmetic can do here at best."""
+    side, repeat = 2048, 5
+    matrix = np.random.default_rng(0).normal(0, 1, (side, side)).astype(np.float32)
+    multiply = _network(order, order["model"])
+    multiply(matrix)
+    times = [_timed(lambda: multiply(matrix)) for _ in range(repeat)]
+    return {"rate": side**3 / sorted(times)[repeat // 2], "seconds": sum(times)}
+
+
+def _timed(work: Callable[[], object], start: float | None = None) -> float:
+    began = time.perf_counter() if start is None else start
+    work()
+    return time.perf_counter() - began
+
+
+def _open(order: dict[str, Any]) -> infgen_rt.Decoder:
+    options = {name: order[name] for name in ("device", "precision", "threads")}
+    return infgen_rt.open(order["model"], order["backend"], **options)
+
+
+def _network(order: dict[str, Any], file: str) -> Callable[[Values], Values]:
+    """An ONNX graph in an engine; OpenVINO in float32, or in what it chooses by itself if ``fast``."""
+    if order["backend"] == "onnxruntime":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = order["threads"]
+        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+        return lambda value: np.asarray(session.run(None, {name: value})[0])
+    import openvino
+
+    settings = {"INFERENCE_NUM_THREADS": order["threads"]}
+    exact = {"INFERENCE_PRECISION_HINT": "f32"} if order["precision"] == "exact" else {}
+    compiled = openvino.Core().compile_model(file, "CPU", {**settings, **exact})
+    return lambda value: np.asarray(compiled([value])[0])
+
+
+def _lanczos(image: Values, order: dict[str, Any]) -> None:
+    picture = Image.fromarray(to_bytes(image))
     if picture.size != tuple(order["size"]):
-        picture = picture.resize(tuple(order["size"]), Image.Resampling.BICUBIC)
+        picture = picture.resize(tuple(order["size"]), Image.Resampling.LANCZOS)
     np.asarray(picture)
-    return time.perf_counter() - start
+
+
+KINDS = {"infgen": infgen, "first_tile": first_tile, "viewport": viewport, "graph": graph, "diffusers": diffusers}
+KINDS["products"] = products
 
 
 def main() -> None:
-    """Runs the contender named in the order on standard input."""
+    """Does what the order on standard input says."""
     order = json.load(sys.stdin)
-    latent = np.load(order["latent"])
-    seconds = {"infgen": infgen, "teacher": teacher}[order["contender"]](order, latent)
-    json.dump({"seconds": seconds, "peak": peak_memory()}, sys.stdout)
+    result = KINDS[order["kind"]](order, np.load(order["latent"]))
+    json.dump({**result, "peak": peak_memory()}, sys.stdout)
 
 
 if __name__ == "__main__":

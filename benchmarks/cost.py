@@ -23,6 +23,20 @@ def multiply_adds(run: Callable[[], object]) -> float:
     return float(counter.get_total_flops()) / 2
 
 
+def decoder_cost(checkpoint: Path) -> dict[str, float]:
+    """Multiply-adds of prefill a latent cell, and of decode an output pixel at scale 4."""
+    model = load_checkpoint(checkpoint)
+    latent = torch.zeros(1, model.config.latent_channels, CELLS, CELLS)
+    with torch.inference_mode():
+        context = model.prefill(latent)
+    side = 32 * CELLS
+    grid = Grid.whole((CELLS, CELLS), (side, side))
+    return {
+        "prefill": multiply_adds(lambda: model.prefill(latent)) / CELLS**2,
+        "decode": multiply_adds(lambda: model.decode(context, grid)) / side**2,
+    }
+
+
 @click.command()
 @click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option(

@@ -6,7 +6,8 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from benchmarks import attention, cost, extrapolation, speed, training
+import benchmarks.__main__
+from benchmarks import attention, backends, compare, cost, extrapolation, plots, report, suite, training
 from infgen_export.checkpoint import save_checkpoint
 from infgen_export.model import PRESETS, InfGen, edge
 
@@ -29,13 +30,89 @@ def test_multiply_adds_of_a_known_layer() -> None:
     assert cost.multiply_adds(lambda: layer(torch.zeros(1, 3, 10, 20))) == 3 * 5 * 9 * 200
 
 
-def test_speed_runs_every_contender(tmp_path: Path) -> None:
-    file = tmp_path / "speed.json"
-    result = CliRunner().invoke(speed.main, ["--size", "320x180", "--repeat", "1", "--json", str(file)])
+@pytest.fixture
+def results() -> suite.Results:
+    """As a run on a machine of nobody's would have found."""
+    runs = {
+        str(job): {
+            method.label: [{"seconds": factor * job.size[0] / 1e3, "peak": 2e8} for factor in (1.0, 1.1, 1.2)]
+            for method in suite.METHODS
+            if method.heavy <= (job == suite.FULL.heavy)
+        }
+        for job in suite.FULL.jobs
+    }
+    viewport = {"infgen-rt, ONNX Runtime": [{"seconds": 1.0, "again": 0.1, "moved": 0.5, "peak": 2e8}]}
+    peaks = {"onnxruntime exact": 1e11, "openvino exact": 1e11, "openvino fast": 2e11}
+    costs = {"prefill": 8e6, "decode": 3e4}
+    machine = {"processor": "abacus", "threads": 2, "system": "none", "versions": {"numpy": "2"}}
+    return suite.Results(machine, costs, peaks, runs, viewport, {"numpy": 10**7})
+
+
+QUALITY = {
+    "2": {"infgen": {"psnr": 31.0, "ssimulacra2": 33.0}, "teacher + lanczos": {"psnr": 30.0, "ssimulacra2": 32.0}}
+}
+
+
+def test_results_become_a_table_and_plots(results: suite.Results, tmp_path: Path) -> None:
+    text = report.markdown(results, QUALITY)
+    row = next(line for line in text.splitlines() if line.startswith("| infgen-rt, ONNX Runtime |"))
+    # 1024x1024 from 64x64 cells: 3.4e10 + 3.3e7 x 1e3 multiply-adds in 1.1 x 1.024 seconds.
+    assert row.startswith("| infgen-rt, ONNX Runtime | 1.13 | 1.02 - 1.23 | 1.074 | 191 | 57% | 31.00 | 33.0 |")
+    assert "TAEF2 + Lanczos" in text and "Real-ESRGAN" in text and "abacus, 2 threads" in text
+    files = plots.draw(results, QUALITY, tmp_path)
+    assert [file.name for file in files] == ["time.png", "memory.png", "quality.png"]
+    assert all(min(Image.open(file).size) > 300 for file in files)
+
+
+def test_a_slower_run_is_told_from_noise(results: suite.Results, tmp_path: Path) -> None:
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    results.save(old)
+    results.save(new)
+    assert CliRunner().invoke(compare.main, [str(old), str(new)]).exit_code == 0
+    job, method = str(suite.FULL.jobs[0]), suite.METHODS[0].label
+    for factor, told, code in ((1.15, "nothing changed", 0), (1.5, "WORSE", 1), (0.5, "better", 0)):
+        data = json.loads(old.read_text())
+        data["runs"][job][method] = [
+            {**entry, "seconds": factor * entry["seconds"]} for entry in data["runs"][job][method]
+        ]
+        new.write_text(json.dumps(data))
+        result = CliRunner().invoke(compare.main, [str(old), str(new)])
+        assert result.exit_code == code and told in result.output
+    data["machine"]["processor"] = "other"
+    new.write_text(json.dumps(data))
+    assert "different processors" in CliRunner().invoke(compare.main, [str(old), str(new)]).output
+
+
+@pytest.mark.slow
+def test_a_quick_run_measures_every_method(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    job, view = suite.Job((8, 8), (256, 256)), suite.Job((8, 8), (512, 512))
+    monkeypatch.setattr(suite, "QUICK", suite.Extent((job,), job, view, 1))
+    result = CliRunner().invoke(benchmarks.__main__.main, ["--quick", "-o", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert set(found["runs"][str(job)]) == {method.label for method in suite.METHODS}
+    assert all(entry["seconds"] > 0 for runs in found["runs"][str(job)].values() for entry in runs)
+    # What the literature says of them: 4.7 M and 271 thousand multiply-adds a pixel, 16.7 M parameters' worth a pixel.
+    assert found["costs"]["vae"] / 64 == pytest.approx(4.73e6, rel=0.05)
+    assert found["costs"]["taef2"] / 64 == pytest.approx(271e3, rel=0.01)
+    assert found["costs"]["esrgan"] == pytest.approx(17.9e6, rel=0.05)
+    assert {file.name for file in tmp_path.iterdir()} == {"results.json", "results.md", "time.png", "memory.png"}
+
+
+def test_backends_are_compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, value in {
+        "SCALES": (1,),
+        "CELLS": 12,
+        "ways": lambda _: [backends.REFERENCE, ("openvino", "cpu", "exact")],
+    }.items():
+        monkeypatch.setattr(backends, name, value)
+    file = tmp_path / "backends.json"
+    result = CliRunner().invoke(backends.main, ["--repeat", "1", "--json", str(file)])
     assert result.exit_code == 0, result.output
     samples = json.loads(file.read_text())["samples"]
-    assert set(samples) == {"infgen-rt, array", "infgen-rt, PNG file"}
-    assert all(entry["seconds"] > 0 and entry["peak"] > 2**20 for runs in samples.values() for entry in runs)
+    assert set(samples) == {"onnxruntime cpu exact 1", "openvino cpu exact 1"}
+    rows = [line.split(" | ") for line in result.output.splitlines() if line.startswith("| o")]
+    assert float(rows[1][-1].rstrip("| ")) > 48 and rows[1][3] == "fp32"
 
 
 def test_extrapolation_compares_every_way(tmp_path: Path, bundle: Path) -> None:

@@ -21,8 +21,8 @@ CELLS = Size(96, 96)
 TOKENS = Size(72, 72)
 
 
-def measure(bundle: Path, backend: str) -> Memory:
-    """Runs each graph once, at a typical size.
+def measure(bundle: Path, backend: str) -> Memory | None:
+    """Runs each graph once, at a typical size, on this machine's CPU; None if the graphs are not for CPUs.
 
     Args:
         bundle: Folder with a manifest; its memory figures are not read.
@@ -38,7 +38,10 @@ def measure(bundle: Path, backend: str) -> Memory:
         if process.returncode:
             reason = (process.stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
             raise ExportError(f"measuring the memory of {graph} on {backend} failed: {reason}")
-        loaded[graph], growth[graph] = json.loads(process.stdout)
+        figures = json.loads(process.stdout)
+        if figures is None:
+            return None
+        loaded[graph], growth[graph] = figures
     return Memory(
         base=max(loaded.values()),
         prefill_per_cell=-(-growth["prefill"] // CELLS.area),
@@ -49,7 +52,11 @@ def measure(bundle: Path, backend: str) -> Memory:
 
 def _main(bundle: str, backend: str, graph: str) -> None:
     opened = Bundle.open(bundle)
-    engine = Engine(opened, Survey.of(opened.manifest, backend, "cpu").candidates[0])
+    candidates = Survey.of(opened.manifest, backend, "cpu").candidates
+    if not candidates:
+        json.dump(None, sys.stdout)
+        return
+    engine = Engine(opened, candidates[0])
     manifest = engine.manifest
     engine.load(graph)
     loaded = peak_memory() or 0

@@ -153,7 +153,9 @@ def embedding_error(path: Path) -> float:
         Tensorspec("x", ("w",), "columns"),
         Tensorspec("scale", (2,), "scale"),
     )
-    graph = Graph("embed", module, inputs, dataclasses.replace(inputs[0], name="sum"), {"h": (1, 64), "w": (1, 64)})
+    graph = Graph(
+        "embed", tiny.EDGE, module, inputs, dataclasses.replace(inputs[0], name="sum"), {"h": (1, 64), "w": (1, 64)}
+    )
     values = (torch.zeros(1, 23, 31, 16), torch.rand(23), torch.rand(31), torch.ones(2))
     write(graph, values, path, {}, precision="fp16")
     actual = coreml.Session(path)({spec.name: value for spec, value in zip(inputs, values, strict=True)})
@@ -195,7 +197,7 @@ class Reciprocal(nn.Module):
 
 def test_a_small_divisor_is_not_made_larger(tmp_path: Path) -> None:
     data = Tensorspec("data", (1, "n"), "small")
-    graph = Graph("divide", Reciprocal(), (data,), dataclasses.replace(data, name="out"), {"n": (1, 64)})
+    graph = Graph("divide", tiny.EDGE, Reciprocal(), (data,), dataclasses.replace(data, name="out"), {"n": (1, 64)})
     values = torch.linspace(1e-3, 1e-2, 10)[None]
     write(graph, (values,), tmp_path / "divide.mlpackage", {})
     actual = coreml.Session(tmp_path / "divide.mlpackage")({"data": values})

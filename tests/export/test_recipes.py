@@ -82,7 +82,8 @@ def test_the_manifest_has_every_recipe_and_file(exported: Exported) -> None:
         listed = [name for graph in recipe.graphs.values() for name in manifest.files_of(graph)]
         assert len(listed) == (3 if recipe.target == "onnx" else 6)
         assert recipe.shapes == ((tile(64),) if recipe.name == "openvino-npu" else ())
-        assert (recipe.memory is None) == bool(recipe.shapes)
+        # Float16 in ONNX is for GPUs.
+        assert (recipe.memory is None) == (bool(recipe.shapes) or recipe.name == "onnx-fp16")
         assert min(astuple(manifest.memory(recipe))) > 0
 
 
@@ -249,7 +250,11 @@ def test_targets_and_recipes_choose() -> None:
     assert len({recipe.name for recipe in RECIPES}) == len(RECIPES)
     for target in TARGETS:
         own = {recipe.precision for recipe in RECIPES if recipe.target == target}
-        assert own == {"fp32", "fp16", "int8"} and any(recipe.default for recipe in select([target]))
+        assert (
+            own >= {"fp32", "fp16"}
+            and ("int8" in own or target == "torch")
+            and any(recipe.default for recipe in select([target]))
+        )
     assert {recipe.target for recipe in select(["all"])} == set(TARGETS)
     assert select(["all"], ["all"]) == RECIPES
     assert [recipe.name for recipe in select([], ["coreml-ane", "onnx-int8"])] == ["coreml-ane", "onnx-int8"]

@@ -412,3 +412,52 @@ def test_compiled_graphs_are_kept_and_a_damaged_one_is_made_anew(tmp_path: Path)
     for file in kept:
         file.write_bytes(file.read_bytes()[:1000] + b"damage")
     Backend().load("decode", files, options).close()
+
+
+def test_a_package_that_announces_a_backend_is_found(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As pip would have installed it: no table is patched here."""
+    (tmp_path / "abacus_backend.py").write_text(
+        "from infgen_rt.backends import Device\n"
+        "from infgen_runtimes.onnxruntime import Backend as Onnx\n\n\n"
+        "class Backend(Onnx):\n"
+        "    name = 'abacus'\n\n"
+        "    def devices(self):\n"
+        "        return [Device('cpu', 'Abacus')]\n"
+    )
+    info = tmp_path / "abacus_backend-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: abacus-backend\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[{backends.GROUP}]\nabacus = abacus_backend:Backend\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "abacus" in backends.installed_backends()
+    with infgen_rt.open(bundle, "abacus") as decoder:
+        assert decoder.backend.device_name == "Abacus"
+        assert decoder.picture(tiny.random_latent(4, 4)).read().shape == (32, 32, 3)
+
+
+def test_a_driver_that_fails_in_the_middle_leaves_no_file(bundle: Path, several: dict, tmp_path: Path) -> None:
+    class Flaky(Other):
+        def load(self, graph: str, files: Mapping[str, bytes], options: Options) -> Session:
+            session, runs = super().load(graph, files, options), []
+            run = session.run
+
+            def failing(inputs: Mapping[str, Any]) -> dict[str, Any]:
+                runs.append(graph)
+                if len(runs) == 5:
+                    raise infgen_rt.DecodeError("the device was lost")
+                return run(inputs)
+
+            session.run = failing  # type: ignore[method-assign]
+            return session
+
+    folder = tmp_path / "out"
+    folder.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choice, "load_backend", lambda name: Flaky())
+        with infgen_rt.open(bundle, "other", precision="exact") as decoder:
+            picture = decoder.picture(tiny.random_latent(12, 12), "2x", tile=64)
+            with pytest.raises(infgen_rt.DecodeError, match="the device was lost"):
+                picture.save(folder / "out.png")
+    assert list(folder.iterdir()) == []

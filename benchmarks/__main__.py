@@ -1,0 +1,68 @@
+"""This project beside what people would use instead, on this machine: ``python -m benchmarks --quick``.
+
+Every run is a fresh process; methods take turns, so that a busy machine slows all of them alike. Only TAEF2 has trained
+weights, when ``--teacher`` is given; the full VAE and Real-ESRGAN's network have random ones and show what they cost.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import click
+
+from benchmarks import plots, report, suite
+from benchmarks.cost import decoder_cost
+from infgen_rt.bundle import DEFAULT_BUNDLE
+
+CHECKPOINT = Path(__file__).parents[1] / "training" / "checkpoints" / "edge-flux2"
+
+
+@click.command()
+@click.option("--quick/--full", default=True, show_default=True, help="A few minutes, or everything.")
+@click.option("--teacher", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="TAEF2 with its weights.")
+@click.option(
+    "--model", type=click.Path(path_type=Path), default=DEFAULT_BUNDLE, help="Bundle; default the shipped one."
+)
+@click.option(
+    "--checkpoint", type=click.Path(path_type=Path), default=CHECKPOINT, help="Of the model, to count its work."
+)
+@click.option("--quality", type=click.Path(exists=True, path_type=Path), help="report.json of the evaluation command.")
+@click.option("--threads", default=os.cpu_count() or 1, show_default=True)
+@click.option(
+    "-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder for JSON, table and plots."
+)
+def main(
+    quick: bool,
+    teacher: Path | None,
+    model: Path,
+    checkpoint: Path,
+    quality: Path | None,
+    threads: int,
+    output: Path | None,
+) -> None:
+    """Measures, and prints a table; with -o writes results.json, results.md and plots too."""
+    with tempfile.TemporaryDirectory() as folder:
+        results = suite.measure(
+            suite.QUICK if quick else suite.FULL,
+            model,
+            teacher,
+            threads,
+            Path(folder),
+            lambda line: click.echo(line, err=True),
+        )
+    results.costs |= decoder_cost(checkpoint)
+    levels = json.loads(quality.read_text())["scales"] if quality else {}
+    text = report.markdown(results, levels)
+    click.echo(text)
+    if output:
+        output.mkdir(parents=True, exist_ok=True)
+        results.save(output / "results.json")
+        (output / "results.md").write_text(text + "\n")
+        plots.draw(results, levels, output)
+
+
+if __name__ == "__main__":
+    main()

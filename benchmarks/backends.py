@@ -1,0 +1,127 @@
+"""Every backend and precision that is usable here, side by side: ``python -m benchmarks.backends``.
+
+Each decodes a sample's middle at scales 1, 2 and 4, in fresh processes that take turns: median seconds a megapixel of
+the whole picture (prefill included), peak memory, and PSNR of the 8-bit picture against ONNX Runtime's in float32. Then
+what a start costs: from the start of a process to its first 512x512 pixels, with an empty cache folder and again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+import infgen_rt
+from benchmarks.process import Order, median, run
+from infgen_rt.backends import KNOWN
+from infgen_rt.bundle import DEFAULT_BUNDLE, Bundle
+from infgen_rt.choice import Survey
+from infgen_rt.errors import BackendError
+from infgen_rt.folders import VARIABLE
+
+SCALES = (1, 2, 4)
+CELLS = 64
+REFERENCE = ("onnxruntime", "cpu", "exact")
+
+
+def ways(bundle: Path) -> list[tuple[str, str, str]]:
+    """Backend, device and precision of everything that is usable here."""
+    found = []
+    for name in KNOWN:
+        try:
+            candidates = Survey.of(Bundle.open(bundle).manifest, name).candidates
+        except BackendError:
+            continue
+        for device in dict.fromkeys(candidate.device.id for candidate in candidates):
+            here = [candidate for candidate in candidates if candidate.device.id == device]
+            found += [(name, device, "exact")] if any(candidate.exact for candidate in here) else []
+            found += [(name, device, "fast")] if not all(candidate.exact for candidate in here) else []
+    return found
+
+
+def psnr(picture: Path, reference: Path) -> float:
+    """In decibels; infinite when equal."""
+    error = np.square(np.load(picture).astype(float) - np.load(reference)).mean()
+    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+@click.command()
+@click.option(
+    "--model", type=click.Path(path_type=Path), default=DEFAULT_BUNDLE, help="Bundle; default the shipped one."
+)
+@click.option("--sample", default="osprey", show_default=True)
+@click.option("--threads", default=os.cpu_count() or 1, show_default=True)
+@click.option("--repeat", default=3, show_default=True)
+@click.option("--json", "file", type=click.Path(path_type=Path), help="Where to write every sample.")
+def main(model: Path, sample: str, threads: int, repeat: int, file: Path | None) -> None:
+    """Decodes a sample on every backend."""
+    latent = infgen_rt.load_sample(sample).latent
+    top, left = ((side - min(side, CELLS)) // 2 for side in latent.shape[1:])
+    latent = latent[:, top : top + CELLS, left : left + CELLS]
+    height, width = (8 * side for side in latent.shape[1:])
+    samples: dict[str, list[dict[str, Any]]] = {}
+    quality: dict[tuple[Any, ...], float] = {}
+    everything = ways(model)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ[VARIABLE] = str(folder / "cache")
+        np.save(folder / "latent.npy", latent)
+        jobs = list(itertools.product(everything, SCALES))
+        for number, (way, scale) in itertools.product(range(repeat), jobs):
+            output = folder / f"{'-'.join(way)}-{scale}.npy".replace(":", "_")
+            size = (scale * width, scale * height)
+            result = run(Order("infgen", model, folder / "latent.npy", size, threads, *way, output))
+            samples.setdefault(f"{' '.join(way)} {scale}", []).append(result)
+            if number == 0:
+                reference = folder / f"{'-'.join(REFERENCE)}-{scale}.npy"
+                quality[(*way, scale)] = psnr(output, reference)
+        click.echo(f"{latent.shape[2]}x{latent.shape[1]} cells, {threads} threads, {repeat} runs each, {_machine()}\n")
+        header = ["backend", "device", "precision", "arithmetic", "s a megapixel at 1x", "2x", "4x"]
+        header += ["peak MiB at 4x", "PSNR at 1x", "4x"]
+        click.echo(f"| {' | '.join(header)} |\n{'|---' * len(header)}|")
+        for way in everything:
+            runs = {scale: samples[f"{' '.join(way)} {scale}"] for scale in SCALES}
+            speeds = (median(runs[scale], "seconds") / (scale**2 * width * height / 1e6) for scale in SCALES)
+            peak = median(runs[SCALES[-1]], "peak") / 2**20
+            levels = (f"{quality[(*way, scale)]:.1f}" for scale in (SCALES[0], SCALES[-1]))
+            cells = [*way, runs[1][0]["arithmetic"], *(f"{speed:.3f}" for speed in speeds), f"{peak:.0f}", *levels]
+            click.echo(f"| {' | '.join(cells)} |")
+        starts = _starts(everything, model, repeat, folder)
+    click.echo("\n| backend | device | precision | first start, s | later starts, s |\n|---|---|---|---|---|")
+    for way, (first, later) in starts.items():
+        click.echo(f"| {' | '.join(way)} | {first:.2f} | {statistics.median(later):.2f} |")
+    if file:
+        told = {" ".join(way): {"first": first, "later": later} for way, (first, later) in starts.items()}
+        file.write_text(json.dumps({"samples": samples, "starts": told}, indent=2) + "\n")
+
+
+def _starts(
+    everything: list[tuple[str, str, str]], model: Path, repeat: int, folder: Path
+) -> dict[tuple[str, str, str], tuple[float, list[float]]]:
+    """Seconds to the first pixels: with an empty cache folder, and later ones. Processes take turns."""
+    times: dict[tuple[str, str, str], list[float]] = {way: [] for way in everything}
+    for _, way in itertools.product(range(repeat + 1), everything):
+        os.environ[VARIABLE] = str(folder / "-".join(way).replace(":", "_"))
+        began = time.time()
+        order = Order("first_tile", model, folder / "latent.npy", (512, 512), os.cpu_count() or 1, *way)
+        times[way].append(run(order)["finished"] - began)
+    return {way: (taken[0], taken[1:]) for way, taken in times.items()}
+
+
+def _machine() -> str:
+    import platform
+
+    return f"{platform.system()} {platform.machine()}, Python {sys.version.split()[0]}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""What became slower, larger or worse between two runs: ``python -m benchmarks.compare OLD.json NEW.json``."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+NOISE = 0.10
+"""Least share that counts, however little the samples of one run differ."""
+
+
+def changes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, float, float, bool]]:
+    """Figures of both runs that differ by more than the noise.
+
+    Args:
+        old: Earlier ``results.json``.
+        new: Later one.
+
+    Yields:
+        What it is, the medians before and after, and whether it got worse.
+    """
+    for job, methods in old["runs"].items():
+        for method, before in methods.items():
+            after = new["runs"].get(job, {}).get(method)
+            for name in ("seconds", "peak") if after else ():
+                yield from _change(f"{method}, {job}: {name}", before, after, name)
+    for method, before in old["viewport"].items():
+        if after := new["viewport"].get(method):
+            for name in ("seconds", "again", "peak"):
+                yield from _change(f"{method}, viewport: {name}", before, after, name)
+    for name, size in old["installed"].items():
+        if now := new["installed"].get(name):
+            yield from _change(f"{name}: installed bytes", [{"size": size}], [{"size": now}], "size")
+
+
+def _change(
+    what: str, before: Sequence[dict[str, float]], after: Sequence[dict[str, float]], name: str
+) -> Iterator[tuple[str, float, float, bool]]:
+    first, second = ([entry[name] for entry in runs] for runs in (before, after))
+    low, high = statistics.median(first), statistics.median(second)
+    # Both runs' own spread, and a share that no quiet run may hide.
+    noise = max(NOISE * low, max(first) - min(first), max(second) - min(second))
+    if abs(high - low) > noise:
+        yield what, low, high, high > low
+
+
+@click.command()
+@click.argument("old", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("new", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def main(old: Path, new: Path) -> None:
+    """Compares the results.json of two runs; exits 1 if something got worse by more than the noise."""
+    before, after = (json.loads(file.read_text()) for file in (old, new))
+    if before["machine"]["processor"] != after["machine"]["processor"]:
+        raise click.ClickException("the two runs are of different processors: compare runs of one machine")
+    found = list(changes(before, after))
+    for what, low, high, worse in found:
+        click.echo(f"{'WORSE ' if worse else 'better'} {what}: {low:.4g} -> {high:.4g} ({high / low - 1:+.0%})")
+    if not found:
+        click.echo("nothing changed by more than the noise")
+    raise SystemExit(any(worse for *_, worse in found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""What people would use instead, built for real: a tiny decoder, a full VAE's, and a classic super-resolution network.
+
+Only the tiny decoder has trained weights, when a teacher is given; the others are here for what they cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.cost import multiply_adds
+from infgen_export.model.layers import TripleBlock
+from infgen_training.teacher import Teacher
+
+CHANNELS = 32
+FACTOR = 4
+"""Of the super-resolution network."""
+
+
+def tiny_decoder(teacher: Path | None) -> nn.Module:
+    """TAEF2's decoder: with its weights, or its architecture with random ones (271 thousand multiply-adds a pixel)."""
+    torch.manual_seed(0)
+    if teacher is not None:
+        return Teacher.load(teacher).decoder.eval()
+    layers: list[nn.Module] = [nn.Conv2d(CHANNELS, 64, 3, padding=1), nn.ReLU()]
+    for level in range(3):
+        layers += [TripleBlock(64, pooled=level == 0) for _ in range(3)]
+        layers += [nn.Upsample(scale_factor=2), nn.Conv2d(64, 64, 3, padding=1, bias=False)]
+    return nn.Sequential(*layers, TripleBlock(64), nn.Conv2d(64, 3, 3, padding=1)).eval()
+
+
+class FullDecoder(nn.Module):
+    """The decoder of FLUX.2's VAE in ``diffusers``, with random weights: latent [1, 32, h, w] to image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from diffusers import AutoencoderKLFlux2
+
+        torch.manual_seed(0)
+        self.vae: Any = AutoencoderKLFlux2()  # type: ignore[no-untyped-call]
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """See the class."""
+        image: Tensor = self.vae.decode(latent, return_dict=False)[0]
+        return image
+
+
+class _Dense(nn.Module):
+    """Five convolutions, each of which sees what all before it gave (ESRGAN, Wang et al. 2018)."""
+
+    def __init__(self, width: int, growth: int) -> None:
+        super().__init__()
+        outputs = (growth, growth, growth, growth, width)
+        self.convolve = nn.ModuleList(
+            nn.Conv2d(width + index * growth, out, 3, padding=1) for index, out in enumerate(outputs)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, width, H, W] to the same."""
+        seen = x
+        for conv in self.convolve[:-1]:
+            seen = torch.cat([seen, F.leaky_relu(conv(seen), 0.2)], 1)
+        out: Tensor = x + 0.2 * self.convolve[-1](seen)
+        return out
+
+
+class SuperResolution(nn.Module):
+    """Real-ESRGAN's network for 4 times (RRDBNet, 16.7 M parameters), with random weights: [1, 3, h, w] to image."""
+
+    def __init__(self, width: int = 64, growth: int = 32, blocks: int = 23) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.enter = nn.Conv2d(3, width, 3, padding=1)
+        self.blocks = nn.ModuleList(nn.Sequential(*(_Dense(width, growth) for _ in range(3))) for _ in range(blocks))
+        self.body, self.up1, self.up2, self.high = (nn.Conv2d(width, width, 3, padding=1) for _ in range(4))
+        self.leave = nn.Conv2d(width, 3, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """See the class."""
+        x = features = self.enter(image)
+        for block in self.blocks:
+            x = x + 0.2 * block(x)
+        x = features + self.body(x)
+        for up in (self.up1, self.up2):
+            x = F.leaky_relu(up(F.interpolate(x, scale_factor=2)), 0.2)
+        out: Tensor = self.leave(F.leaky_relu(self.high(x), 0.2))
+        return out
+
+
+PEERS: dict[str, Callable[[Path | None], nn.Module]] = {
+    "taef2": tiny_decoder,
+    "vae": lambda _: FullDecoder().eval(),
+    "esrgan": lambda _: SuperResolution().eval(),
+}
+"""Networks by the name of their file, made with or without a teacher."""
+
+
+def write_peer(name: str, teacher: Path | None, file: Path) -> float:
+    """Writes a network as an ONNX graph with dynamic height and width.
+
+    Returns:
+        Multiply-adds for an input position (a latent cell, or a pixel), counted at 16x24.
+    """
+    module = PEERS[name](teacher).requires_grad_(False)
+    example = torch.zeros(1, 3 if name == "esrgan" else CHANNELS, 16, 24)
+    height, width = (torch.export.Dim(side, min=2, max=4096) for side in "hw")
+    torch.onnx.export(
+        module,
+        (example,),
+        file,
+        dynamo=True,
+        input_names=["input"],
+        dynamic_shapes=({2: height, 3: width},),
+        external_data=False,
+        verbose=False,
+    )
+    return multiply_adds(lambda: module(example)) / (16 * 24)

@@ -1,0 +1,75 @@
+"""Results as pictures: quality against time, time against pixels, memory against pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402 - after the choice of what draws
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+from benchmarks.process import median  # noqa: E402
+from benchmarks.report import Quality, jobs, quality_of  # noqa: E402
+from benchmarks.suite import METHODS, Job, Method, Results  # noqa: E402
+
+
+def draw(results: Results, quality: Quality, folder: Path) -> list[Path]:
+    """Writes the plots as PNG files.
+
+    Returns:
+        Those written; quality is not drawn where it is not known.
+    """
+    files = [
+        _growth(results, folder / "time.png", "seconds", lambda value: value),
+        _growth(results, folder / "memory.png", "MiB", lambda value: value / 2**20, "peak"),
+    ]
+    if quality:
+        files.append(_quality(results, quality, folder / "quality.png"))
+    return files
+
+
+def _growth(results: Results, file: Path, unit: str, convert: Callable[[float], float], name: str = "seconds") -> Path:
+    figure, axes = plt.subplots(figsize=(9, 6))
+    for cells in sorted({job.cells for job in jobs(results)}):
+        for method in METHODS:
+            points = [
+                (job.size[0] * job.size[1] / 1e6, convert(median(runs, name)))
+                for job in jobs(results)
+                if job.cells == cells and (runs := results.runs[str(job)].get(method.label))
+            ]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker="o", label=f"{method.label} ({cells[1]}x{cells[0]} cells)")
+    axes.set(xscale="log", yscale="log", xlabel="megapixels", ylabel=unit)
+    return _finish(figure, axes, file)
+
+
+def _quality(results: Results, quality: Quality, file: Path) -> Path:
+    figure, axes = plt.subplots(figsize=(9, 6))
+    for method, job, psnr in _levels(results, quality):
+        seconds = results.seconds(method, job)
+        assert seconds is not None
+        axes.plot(seconds / (job.size[0] * job.size[1] / 1e6), psnr, "o", label=f"{method.label}: {job}")
+    axes.set(xscale="log", xlabel="seconds a megapixel", ylabel="PSNR, dB")
+    return _finish(figure, axes, file)
+
+
+def _levels(results: Results, quality: Quality) -> list[tuple[Method, Job, float]]:
+    return [
+        (method, job, level["psnr"])
+        for job in jobs(results)
+        for method in METHODS
+        if method.label in results.runs[str(job)] and (level := quality_of(method, job, quality))
+    ]
+
+
+def _finish(figure: Figure, axes: Axes, file: Path) -> Path:
+    axes.grid(which="both", alpha=0.3)
+    axes.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+    return file

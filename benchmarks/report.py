@@ -1,0 +1,97 @@
+"""Results as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.process import median, spread
+from benchmarks.suite import METHODS, Job, Method, Results
+
+Quality = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""Means by scale, method and metric, as the evaluation command writes them."""
+
+
+def jobs(results: Results) -> list[Job]:
+    """The pictures that were made, smallest first."""
+    found = []
+    for name in results.runs:
+        size, cells = name.removesuffix(" cells").split(" from ")
+        width, height = (int(side) for side in size.split("x"))
+        columns, rows = (int(side) for side in cells.split("x"))
+        found.append(Job((rows, columns), (width, height)))
+    return sorted(found, key=lambda job: (job.cells, job.size[0] * job.size[1]))
+
+
+def quality_of(method: Method, job: Job, quality: Quality) -> Mapping[str, float] | None:
+    """What the evaluation found for a method at the scale of a job, if it measured there."""
+    scale = (job.size[0] * job.size[1]) ** 0.5 / (8 * (job.cells[0] * job.cells[1]) ** 0.5)
+    for name, methods in quality.items():
+        if abs(float(name) / scale - 1) < 0.1 and method.quality is not None and method.quality in methods:
+            return methods[method.quality]
+    return None
+
+
+def work(method: Method, job: Job, results: Results) -> float | None:
+    """Multiply-adds of this project's model for a job; None for others."""
+    if method.peer is not None or method.kind != "infgen" or "prefill" not in results.costs:
+        return None
+    return results.costs["prefill"] * job.cells[0] * job.cells[1] + results.costs["decode"] * job.size[0] * job.size[1]
+
+
+def markdown(results: Results, quality: Quality) -> str:
+    """Everything, as Markdown."""
+    machine = results.machine
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    lines = [f"{machine['processor']}, {machine['threads']} threads, {machine['system']}, {versions}", ""]
+    for job in jobs(results):
+        lines += _job(job, results, quality)
+    lines += ["A viewport of 1024x1024 in a picture of 16384x16384", ""]
+    lines += _table(("method", "first time, s", "again, s", "half moved, s", "peak MiB"))
+    for name, runs in results.viewport.items():
+        cells = [f"{median(runs, key):.3f}" for key in ("seconds", "again", "moved")]
+        lines.append(_row(name, *cells, f"{median(runs, 'peak') / 2**20:.0f}"))
+    lines += ["", "Largest matrix products, thousand million multiply-adds a second: " + _rates(results)]
+    sizes = ", ".join(f"{name} {size / 1e6:.0f}" for name, size in results.installed.items())
+    lines += ["", f"Installed, MB: {sizes}"]
+    return "\n".join(lines)
+
+
+def _job(job: Job, results: Results, quality: Quality) -> list[str]:
+    megapixels = job.size[0] * job.size[1] / 1e6
+    runs = results.runs[str(job)]
+    lines = [f"**{job}**", ""]
+    lines += _table(
+        ("method", "median s", "least - most", "s a megapixel", "peak MiB", "of the peak", "PSNR", "SSIMULACRA2")
+    )
+    for method in METHODS:
+        if method.label not in runs:
+            continue
+        own = runs[method.label]
+        seconds, done = median(own, "seconds"), work(method, job, results)
+        share = "" if done is None else f"{done / seconds / results.peaks[f'{method.backend} {method.precision}']:.0%}"
+        level = quality_of(method, job, quality)
+        lines.append(
+            _row(
+                method.label,
+                f"{seconds:.2f}",
+                spread(own, "seconds"),
+                f"{seconds / megapixels:.3f}",
+                f"{median(own, 'peak') / 2**20:.0f}",
+                share,
+                *(("", "") if level is None else (f"{level['psnr']:.2f}", f"{level['ssimulacra2']:.1f}")),
+            )
+        )
+    return [*lines, ""]
+
+
+def _rates(results: Results) -> str:
+    return ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in results.peaks.items())
+
+
+def _table(names: tuple[str, ...]) -> list[str]:
+    return [_row(*names), "|---" * len(names) + "|"]
+
+
+def _row(*cells: Any) -> str:
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"

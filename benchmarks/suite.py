@@ -1,0 +1,270 @@
+"""What is compared with what: methods, pictures, and how one run of all of it goes."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.peers import FACTOR, PEERS, write_peer
+from benchmarks.process import Order, median, run
+from infgen_export.quiet import quiet
+
+ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "torch": "PyTorch"}
+LIBRARIES = ("infgen-rt", "numpy", "pillow", "onnxruntime", "openvino", "torch", "diffusers")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to a picture.
+
+    Attributes:
+        name: For people.
+        kind: A function of ``benchmarks.contender``.
+        peer: Name of its network in ``peers.PEERS``; none for this project.
+        quality: What the evaluation command calls its result, where it measures that.
+        backend: Or engine.
+        precision: ``"exact"`` or ``"fast"``.
+        upscaler: Name of a second network.
+        tiling: See ``Order``.
+        native: Whether it decodes a latent as large as the picture / 8 instead of enlarging a small picture.
+        heavy: Minutes rather than seconds: run once, and not for large pictures.
+    """
+
+    name: str
+    kind: str
+    peer: str | None = None
+    quality: str | None = None
+    backend: str = "onnxruntime"
+    precision: str = "exact"
+    upscaler: str | None = None
+    tiling: bool = False
+    native: bool = False
+    heavy: bool = False
+
+    @property
+    def label(self) -> str:
+        """Name and engine."""
+        suffix = " fast" if self.precision == "fast" else ""
+        return f"{self.name}, {ENGINES[self.backend]}{suffix}"
+
+
+METHODS = (
+    Method("infgen-rt", "infgen", quality="infgen"),
+    Method("infgen-rt", "infgen", quality="infgen", backend="openvino"),
+    Method("infgen-rt", "infgen", quality="infgen", backend="openvino", precision="fast"),
+    Method("TAEF2 + Lanczos", "graph", "taef2", "teacher + lanczos"),
+    Method("TAEF2 + Lanczos", "graph", "taef2", "teacher + lanczos", backend="openvino"),
+    Method("TAEF2 at full size", "graph", "taef2", native=True),
+    Method("TAEF2 at full size", "graph", "taef2", backend="openvino", native=True),
+    Method("FLUX.2 VAE + Lanczos", "graph", "vae", heavy=True),
+    Method("FLUX.2 VAE + Lanczos", "graph", "vae", backend="openvino", heavy=True),
+    Method("FLUX.2 VAE + Lanczos", "diffusers", backend="torch", heavy=True),
+    Method("FLUX.2 VAE, tiling, + Lanczos", "diffusers", backend="torch", tiling=True, heavy=True),
+    Method("FLUX.2 VAE at full size", "graph", "vae", native=True, heavy=True),
+    Method("TAEF2 + Real-ESRGAN's network", "graph", "taef2", upscaler="esrgan", heavy=True),
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A latent of ``cells`` (height, width) to a picture of ``size`` (width, height)."""
+
+    cells: tuple[int, int]
+    size: tuple[int, int]
+
+    def __str__(self) -> str:
+        return f"{self.size[0]}x{self.size[1]} from {self.cells[1]}x{self.cells[0]} cells"
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is measured.
+
+    Attributes:
+        jobs: Pictures that light methods make.
+        heavy: The one that all make.
+        viewport: Of which the middle is read.
+        repeat: Runs of each; heavy methods run once.
+    """
+
+    jobs: tuple[Job, ...]
+    heavy: Job
+    viewport: Job
+    repeat: int
+
+
+SIZES = ((1024, 1024), (1920, 1080), (3840, 2160), (7680, 4320))
+QUICK = Extent((Job((64, 64), SIZES[2]),), Job((32, 32), SIZES[0]), Job((64, 64), (16384, 16384)), 2)
+FULL = Extent(
+    tuple(Job(cells, size) for cells in ((64, 64), (128, 128)) for size in SIZES),
+    Job((64, 64), SIZES[0]),
+    Job((64, 64), (16384, 16384)),
+    5,
+)
+
+
+@dataclass
+class Results:
+    """All that a run found.
+
+    Attributes:
+        machine: Processor, system, threads and versions.
+        costs: Multiply-adds of a network an input position.
+        peaks: Multiply-adds a second of a matrix product, an engine and precision each.
+        runs: Every sample of a method at a job.
+        viewport: Every sample of a viewport, a backend and precision each.
+        installed: Bytes of the packages that a method needs.
+    """
+
+    machine: dict[str, Any]
+    costs: dict[str, float] = field(default_factory=dict)
+    peaks: dict[str, float] = field(default_factory=dict)
+    runs: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)
+    viewport: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    installed: dict[str, int] = field(default_factory=dict)
+
+    def save(self, file: Path) -> None:
+        """Writes it as JSON."""
+        file.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    def seconds(self, method: Method, job: Job) -> float | None:
+        """Median, or None if it was not run."""
+        runs = self.runs.get(str(job), {}).get(method.label)
+        return median(runs, "seconds") if runs else None
+
+
+def measure(
+    extent: Extent, model: Path, teacher: Path | None, threads: int, folder: Path, say: Callable[[str], None]
+) -> Results:
+    """Runs everything, methods in turns.
+
+    Args:
+        extent: How much.
+        model: Bundle of this project.
+        teacher: See ``peers.tiny_decoder``.
+        threads: CPU threads for all.
+        folder: For graphs and latents.
+        say: Told what is being done.
+    """
+    results = Results(_machine(threads))
+    for name in PEERS:
+        say(f"building {name}")
+        with quiet():
+            results.costs[name] = write_peer(name, teacher, folder / f"{name}.onnx")
+    _write_product(folder / "product.onnx")
+    orders = list(_orders(extent, model, threads, folder))
+    for number in range(extent.repeat):
+        for method, job, order in orders:
+            if number and method.heavy:
+                continue
+            say(f"[{number + 1}/{extent.repeat}] {method.label}: {job}")
+            results.runs.setdefault(str(job), {}).setdefault(method.label, []).append(run(order))
+        for method in (method for method in METHODS if method.peer is None and method.kind == "infgen"):
+            latent = _latent(folder, extent.viewport.cells)
+            order = Order(
+                "viewport", model, latent, extent.viewport.size, threads, method.backend, "cpu", method.precision
+            )
+            results.viewport.setdefault(method.label, []).append(run(order))
+    for engine, precision in (("onnxruntime", "exact"), ("openvino", "exact"), ("openvino", "fast")):
+        order = Order(
+            "products", folder / "product.onnx", _latent(folder, (1, 1)), (1, 1), threads, engine, "cpu", precision
+        )
+        results.peaks[f"{engine} {precision}"] = run(order)["rate"]
+    results.installed = {name: size for name in LIBRARIES if (size := _installed(name))}
+    return results
+
+
+def _orders(extent: Extent, model: Path, threads: int, folder: Path) -> Iterator[tuple[Method, Job, Order]]:
+    for job in dict.fromkeys((extent.heavy, *extent.jobs)):
+        for method in METHODS:
+            if method.heavy and job != extent.heavy:
+                continue
+            cells = job.cells
+            if method.native:
+                if max(job.size) > SIZES[2][0]:  # gigabytes, and nothing new
+                    continue
+                cells = (-(-job.size[1] // 8), -(-job.size[0] // 8))
+            # A picture that is enlarged must be smaller to begin with.
+            if method.upscaler and 8 * FACTOR * job.cells[1] > max(job.size):
+                continue
+            yield (
+                method,
+                job,
+                Order(
+                    kind=method.kind,
+                    model=folder / f"{method.peer}.onnx" if method.peer else model,
+                    latent=_latent(folder, cells),
+                    size=job.size,
+                    threads=threads,
+                    backend=method.backend,
+                    precision=method.precision,
+                    upscaler=folder / f"{method.upscaler}.onnx" if method.upscaler else None,
+                    tiling=method.tiling,
+                ),
+            )
+
+
+def _latent(folder: Path, cells: Sequence[int]) -> Path:
+    """Noise: what it costs to decode a latent does not depend on what it shows."""
+    file = folder / f"{cells[0]}x{cells[1]}.npy"
+    if not file.exists():
+        np.save(file, np.random.default_rng(0).normal(0, 0.8, (32, *cells)).astype(np.float32))
+    return file
+
+
+def _write_product(file: Path) -> None:
+    """A matrix product with a constant as an ONNX graph."""
+    import torch
+
+    with quiet():
+        torch.onnx.export(
+            torch.nn.Linear(2048, 2048, bias=False).requires_grad_(False),
+            (torch.zeros(2048, 2048),),
+            file,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+
+
+def _machine(threads: int) -> dict[str, Any]:
+    versions = {}
+    for name in LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "processor": _processor(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "versions": versions,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown"
+
+
+def _installed(name: str) -> int:
+    """Bytes of a distribution's files."""
+    try:
+        files = metadata.files(name) or []
+    except metadata.PackageNotFoundError:
+        return 0
+    paths = (Path(str(file.locate())) for file in files)
+    return sum(path.stat().st_size for path in paths if path.is_file())
