@@ -1,6 +1,7 @@
 """Choosing what runs a bundle: the fastest that verifies, or what the user named and nothing else."""
 
 import contextlib
+import itertools
 import sys
 import warnings
 from collections.abc import Iterable
@@ -30,6 +31,7 @@ class Candidate:
         device: what runs them.
         recipe: the graphs.
         arithmetic: what they are computed in.
+        exact: whether that is float32 throughout, with the most exact weights that the bundle has for the target.
         psnr: of prefill and decode against float32, as the exporter measured it, in decibels; None if it did not.
     """
 
@@ -37,12 +39,8 @@ class Candidate:
     device: Device
     recipe: Recipe
     arithmetic: str
+    exact: bool
     psnr: float | None
-
-    @property
-    def exact(self) -> bool:
-        """Whether it is float32 throughout; weights may be stored in 16 bits."""
-        return self.arithmetic == EXACT and self.recipe.precision != "int8"
 
     def suits(self, precision: Precision) -> bool:
         """Whether it is as exact as asked for, as far as the exporter knows."""
@@ -209,12 +207,15 @@ def _candidates(backend: Backend, usable: Iterable[Device], manifest: Manifest) 
             f"backend {backend.name!r} needs graphs for {backend.target!r}, the bundle {manifest.model.name!r} has "
             f"{targets}: infgen-export CHECKPOINT --target {backend.target} -o BUNDLE makes them"
         )
-    return [
-        Candidate(backend, device, recipe, arithmetic, manifest.psnr(recipe.name, arithmetic))
-        for device in usable
-        for recipe in recipes
-        for arithmetic in backend.arithmetics(device.id, recipe)
-    ]
+    # Weights in 16 bits are exact where there are none in 32.
+    best = "fp32" if any(recipe.precision == "fp32" for recipe in recipes) else "fp16"
+    found = []
+    for device, recipe in itertools.product(usable, recipes):
+        for arithmetic in backend.arithmetics(device.id, recipe):
+            exact = arithmetic == EXACT and recipe.precision == best
+            psnr = manifest.psnr(recipe.name, arithmetic)
+            found.append(Candidate(backend, device, recipe, arithmetic, exact, psnr))
+    return found
 
 
 def _fastest(results: Iterable["Result"], precision: Precision) -> "Result | None":
