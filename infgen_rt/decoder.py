@@ -10,7 +10,7 @@ from typing import Any
 from .bundle import Bundle, Manifest
 from .chain import chain
 from .choice import AUTO, Choice, Precision, choose
-from .context import given
+from .context import Context, given
 from .engine import Engine
 from .errors import BackendError, InfGenWarning
 from .geometry import Size, parse_size
@@ -131,17 +131,32 @@ class Decoder:
         manifest = self.manifest
         space = latent_space(manifest.latent_space)
         array = as_latent(latent, space, normalisation=normalisation, latent_size=latent_size)
-        cells = Size(array.shape[2], array.shape[1])
-        native = space.native_size(array)
-        grids = chain(Grid(cells, parse_size(size, native), manifest.patch), stages, max_scale)
-        plan = make_plan(grids, manifest, self._engine.recipe, runs=self._choice, budget=self._budget, tile=tile)
-        _warn_of_scale(grids, manifest, native)
+        context = Context(partial(given, array), self._engine)
+        return self._picture(
+            context, Size(*array.shape[:0:-1]), space.native_size(array), tile, size, stages, max_scale
+        )
+
+    def _picture(
+        self,
+        context: Context,
+        cells: Size,
+        native: Size,
+        tile: int | None,
+        size: str | float | tuple[int, int] | None,
+        stages: Sequence[float] | None = None,
+        max_scale: float | None = None,
+    ) -> Picture:
+        grids = chain(Grid(cells, parse_size(size, native), self.manifest.patch), stages, max_scale)
+        recipe = self._engine.recipe
+        plan = make_plan(grids, self.manifest, recipe, runs=self._choice, budget=self._budget, tile=tile)
+        _warn_of_scale(grids, self.manifest, native)
         if plan.encodings:
             self._engine.load("encode")
-        stage = Stage(partial(given, array), plan.stages[0], self._engine, plan.cache)
+        stage = Stage(context, plan.stages[0], self._engine, plan.cache)
         for encoding, each in zip(plan.encodings, plan.stages[1:], strict=True):
-            stage = Stage(partial(reencoded, stage, encoding, self._engine), each, self._engine, plan.cache)
-        return Picture(stage, plan)
+            later = Context(partial(reencoded, stage, encoding, self._engine), self._engine)
+            stage = Stage(later, each, self._engine, plan.cache)
+        return Picture(stage, plan, partial(self._picture, context, cells, native, tile))
 
     def close(self) -> None:
         """Free the model. Pictures that are still open can no longer be read."""
@@ -167,7 +182,7 @@ def _warn_of_scale(grids: Sequence[Grid], manifest: Manifest, native: Size) -> N
                 f"{which}{grid.picture} is {scale_x:.2f}x{scale_y:.2f} times {own}; "
                 f"the model was trained for {low:g} to {high:g} times",
                 InfGenWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
     size = grids[-1].picture
     stretch = size.width * native.height / (size.height * native.width)
@@ -178,5 +193,5 @@ def _warn_of_scale(grids: Sequence[Grid], manifest: Manifest, native: Size) -> N
             f"{size} stretches the latent's own {native} by {stretch:.2f} in one direction; "
             f"{fitting} would keep its shape",
             InfGenWarning,
-            stacklevel=3,
+            stacklevel=4,
         )

@@ -1,5 +1,6 @@
 """A picture: the latent's pixels at one size, decoded where and when they are wanted."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .context import Step
-from .errors import Cancelled, OutputError
+from .errors import Cancelled, OutputError, PlanError
 from .geometry import Box, Size, parse_box
 from .memory import format_bytes
 from .pixels import Bits, ByteArray, FloatArray, LevelArray, level_type, to_bytes, to_floats, to_levels
@@ -55,9 +56,10 @@ class Picture:
     NumPy and Pillow take it as it is: `np.asarray(picture)` is uint8 [H, W, 3].
     """
 
-    def __init__(self, stage: Stage, plan: Plan) -> None:
+    def __init__(self, stage: Stage, plan: Plan, resize: Callable[[Size | str | float], "Picture"]) -> None:
         self._stage = stage
         self._plan = plan
+        self._resize = resize
 
     @property
     def size(self) -> Size:
@@ -123,6 +125,45 @@ class Picture:
 
         for tile in sorted(self._plan.stages[-1].tiles(self.size.box), key=distance):
             yield tile, self.read(tile)
+
+    def at(self, size: str | float | tuple[int, int]) -> "Picture":
+        """The same latent at another size, in one stage; what prefill made of the latent is shared.
+
+        Args:
+            size: as for `Decoder.picture`.
+
+        Raises:
+            PlanError: the size is not possible, or the memory budget is too small.
+        """
+        return self._resize(Size(*size) if isinstance(size, tuple) else size)
+
+    def preview(self, longest: int = 512) -> ByteArray:
+        """The whole picture, small, for a window to show while the rest is decoded; costs little more than prefill.
+
+        Args:
+            longest: its longer side in pixels, at most.
+
+        Returns:
+            uint8 [height, width, 3], in this picture's shape.
+
+        Raises:
+            PlanError: `longest` is below 1.
+            DecodeError: decoding failed.
+        """
+        if longest < 1:
+            raise PlanError(f"a preview of {longest} pixels is not possible: expected 1 or more")
+        share = min(1.0, longest / max(self.size))
+        size = Size(*(max(1, round(side * share)) for side in self.size))
+        # Smaller than the model was trained for is shrunk from what it was.
+        grid = self._plan.stages[0].grid
+        least = (self._stage.least_scale * grid.patch * side for side in grid.cells)
+        grow = max(1.0, *(low / side for low, side in zip(least, size, strict=True)))
+        if grow == 1.0:
+            return self.at(size).read()
+        image = self.at(Size(*(math.ceil(side * grow) for side in size))).image()
+        from PIL.Image import Resampling
+
+        return np.asarray(image.resize(size, Resampling.BICUBIC))
 
     def image(self) -> "Image":
         """The whole picture as a Pillow image."""

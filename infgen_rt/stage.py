@@ -1,13 +1,13 @@
 """A stage: one latent at one size, of which any region can be read."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from copy import copy
 from threading import Lock
 
 import numpy as np
 
-from .context import Context, Making, Step
+from .context import Context, Step
 from .engine import Engine
 from .errors import DecodeError
 from .geometry import Box, Size
@@ -20,15 +20,15 @@ class Stage:
     """Decodes what is asked for and keeps whole tiles for the next time; serves several threads.
 
     Args:
-        latent: starts the making of the latent, when the first pixel is wanted, so that it may itself pull pixels from
-            a stage before this one.
+        context: of the latent; made when the first pixel is wanted, so that it may itself pull pixels from a stage
+            before this one. Stages of one latent may share it.
         plan: geometry and tiles.
         engine: the loaded model.
         cache: bytes of decoded tiles to keep.
     """
 
-    def __init__(self, latent: Callable[[], Making], plan: StagePlan, engine: Engine, cache: int) -> None:
-        self._context = Context(latent, engine)
+    def __init__(self, context: Context, plan: StagePlan, engine: Engine, cache: int) -> None:
+        self._context = context
         self._plan = plan
         self._engine = engine
         self._cache = _TileCache(cache)
@@ -43,6 +43,11 @@ class Stage:
         """Width and height in pixels."""
         return self.grid.picture
 
+    @property
+    def least_scale(self) -> float:
+        """The smallest scale that the model was trained for."""
+        return max(LEAST_SCALE, self._engine.manifest.scale_range[0])
+
     def prepare(self) -> Iterator[Step]:
         """Do what is left to do before the first pixel; see `Context.prepare`."""
         return self._context.prepare()
@@ -53,7 +58,7 @@ class Stage:
         It shares the context and keeps no tiles.
         """
         plan = self._plan.resized(size)
-        if min(plan.grid.scale) < max(LEAST_SCALE, self._engine.manifest.scale_range[0]):
+        if min(plan.grid.scale) < self.least_scale:
             return None
         stage = copy(self)
         stage._plan, stage._cache = plan, _TileCache(0)

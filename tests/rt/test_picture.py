@@ -129,3 +129,33 @@ def test_rounding_is_half_upwards_and_clamped() -> None:
     planes = np.tile(levels.astype(np.float32), (3, 1, 1))
     assert to_bytes(planes)[0, :, 0].tolist() == [0, 0, 1, 128, 255, 255]
     assert to_floats(planes)[0, :, 2].tolist() == pytest.approx(levels.clip(0, 1))
+
+
+def test_other_sizes_share_what_prefill_made(decoder: infgen_rt.Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    latent = tiny.random_latent(12, 16)
+    picture, expected = decoder.picture(latent, "3x", tile=64), decoder.picture(latent, (200, 150)).read()
+    picture.read((0, 0, 64, 64))
+    monkeypatch.setattr(decoder._engine, "prefill", None)
+    other = picture.at((200, 150))
+    assert other.size == (200, 150) and np.abs(other.read().astype(int) - expected).max() <= 1
+    assert picture.at("2x").size == (256, 192) and picture.at(1).size == (128, 96)
+    with pytest.raises(PlanError, match="not understood"):
+        picture.at("huge")
+
+
+@pytest.mark.filterwarnings("ignore::infgen_rt.InfGenWarning")
+@pytest.mark.parametrize(("size", "longest"), [("3x", 512), ("3x", 200), ("3x", 40), ((64, 600), 100), ("1x", 1)])
+def test_a_preview_is_the_whole_picture_small(
+    decoder: infgen_rt.Decoder, size: str | tuple[int, int], longest: int
+) -> None:
+    picture = decoder.picture(tiny.random_latent(12, 16), size)
+    preview = picture.preview(longest)
+    share = min(1, longest / max(picture.size))
+    assert preview.shape == (*(max(1, round(side * share)) for side in picture.size[::-1]), 3)
+    # The random model looks alike at neighbouring sizes as far as averages go.
+    assert np.abs(preview.mean((0, 1)) - picture.read().mean((0, 1))).max() < 12
+
+
+def test_a_preview_of_no_pixels_is_refused(decoder: infgen_rt.Decoder) -> None:
+    with pytest.raises(PlanError, match="preview of 0 pixels"):
+        decoder.picture(tiny.random_latent(4, 4)).preview(0)
