@@ -23,7 +23,7 @@ from .decoder import Decoder
 from .decoder import open as open_decoder
 from .devices import describe_devices
 from .displays import display_size, named_displays
-from .errors import InfGenError, InputError, LatentError, PlanError
+from .errors import InfGenError, InputError, LatentError, OutputError, PlanError
 from .files import read_array
 from .folders import cache_folder, cached_bytes, clear_cache
 from .geometry import Box, Fit, Size, fit, fixed_size, parse_box
@@ -33,7 +33,7 @@ from .picture import Picture, Progress
 from .pixels import Bits
 from .samples import load_sample, sample_names
 from .spaces import LatentSpace, latent_space
-from .writers import Format, TileFormat
+from .writers import FORMATS, Format, TileFormat
 
 _FAILED, _BAD_INPUT, _INTERRUPTED, _TERMINATED = 1, 2, 130, 143
 
@@ -60,14 +60,23 @@ def cli(context: click.Context) -> None:
 
 
 _PICTURE_OPTIONS = (
-    click.argument("latent", required=False, type=click.Path(path_type=Path)),
+    click.argument("latents", nargs=-1, metavar="[LATENT]...", type=click.Path(path_type=Path)),
     click.option(
         "-o",
         "--output",
         required=True,
         type=click.Path(path_type=Path),
-        help="Picture to write: .png, .jpg, .webp, .avif, .tif or .dzi.",
+        help="Picture to write: .png, .jpg, .webp, .avif, .tif or .dzi; for several latents, the folder for them.",
     ),
+    click.option(
+        "--format",
+        "ending",
+        type=click.Choice([ending.removeprefix(".") for ending in FORMATS]),
+        default="png",
+        show_default=True,
+        help="Of the pictures in a folder.",
+    ),
+    click.option("--resume", is_flag=True, help="Leave out latents whose pictures are in the folder already."),
     click.option("--size", help="3840x2160, 1080p, 1440p, 4k, 8k, x2160 (keeps the shape) or 2x.  [default: 1x]"),
     click.option(
         "--display", help="Instead of a size: a name that `infgen-rt displays` lists, or auto for this screen."
@@ -116,7 +125,7 @@ _PICTURE_OPTIONS = (
     ),
     click.option("--force", is_flag=True, help="Replace an existing file."),
     click.option("--quiet", is_flag=True, help="Print errors only."),
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object a picture."),
 )
 
 
@@ -124,8 +133,10 @@ _PICTURE_OPTIONS = (
 class _Request:
     """The values of `_PICTURE_OPTIONS`: what to decode, and how."""
 
-    latent: Path | None
+    latents: tuple[Path, ...]
     output: Path
+    ending: str
+    resume: bool
     size: str | None
     display: str | None
     fit: Fit | None
@@ -155,12 +166,24 @@ class _Request:
         bits: Bits = 16 if self.bits == "16" else 8
         return {"bits": bits, "tile_format": self.tile_format, "force": self.force}
 
+    @property
+    def several(self) -> bool:
+        """Whether a folder of pictures is asked for."""
+        return len(self.latents) > 1 or (self.output.is_dir() and self.sample is None)
+
     @contextmanager
     def open(self) -> Iterator["_Job"]:
         """Open the model and plan the picture; all that can be wrong with the request is found here."""
-        target = self._target()
-        array, latent_size = _read_latent(self.latent, self.sample, self.key), _parse_pair(self.latent_size)
-        opened = open_decoder(
+        if self.several:
+            raise LatentError(f"{len(self.latents)} latents: expected one, and a picture's name for -o")
+        self._target()
+        array = _read_latent(self.latents[0] if self.latents else None, self.sample, self.key)
+        with self.decoder() as decoder:
+            yield self.job(decoder, array, self.output)
+
+    def decoder(self) -> Decoder:
+        """Open the model."""
+        return open_decoder(
             self.model,
             self.backend,
             device=self.device,
@@ -168,25 +191,48 @@ class _Request:
             threads=self.threads,
             memory=self.memory,
         )
-        with opened as decoder:
-            size: str | Size | None = self.size
-            seen = None
-            if target is not None:
-                native = decoder.native_size(array, latent_size=latent_size)
-                size, seen = fit(native, target, self.fit or "cover")
-            picture = decoder.picture(
-                array,
-                size,
-                stages=_parse_stages(self.stages),
-                max_scale=self.max_scale,
-                tile=self.tile,
-                normalisation=self.normalisation,
-                latent_size=latent_size,
-            )
-            box = seen or picture.size.box
-            if self.region:
-                box = parse_box(self.region, box.size).placed_in(box)
-            yield _Job(decoder, picture, box, picture.check_save(self.output, region=box, **self.writing))
+
+    def job(self, decoder: Decoder, array: Any, output: Path) -> "_Job":
+        """Plan the picture of one latent."""
+        target, latent_size = self._target(), _parse_pair(self.latent_size)
+        size: str | Size | None = self.size
+        seen = None
+        if target is not None:
+            native = decoder.native_size(array, latent_size=latent_size)
+            size, seen = fit(native, target, self.fit or "cover")
+        picture = decoder.picture(
+            array,
+            size,
+            stages=_parse_stages(self.stages),
+            max_scale=self.max_scale,
+            tile=self.tile,
+            normalisation=self.normalisation,
+            latent_size=latent_size,
+        )
+        box = seen or picture.size.box
+        if self.region:
+            box = parse_box(self.region, box.size).placed_in(box)
+        return _Job(decoder, picture, output, box, picture.check_save(output, region=box, **self.writing))
+
+    def outputs(self) -> dict[Path, Path]:
+        """The picture of each latent, in the folder that `output` is.
+
+        Raises:
+            OutputError: the folder cannot be made, or two latents would be the same picture.
+        """
+        if self.sample is not None:
+            raise LatentError("expected either LATENT files or --sample NAME")
+        outputs: dict[Path, Path] = {}
+        for latent in self.latents:
+            output = self.output / f"{latent.stem}.{self.ending}"
+            if twin := next((other for other, name in outputs.items() if name == output), None):
+                raise OutputError(f"{twin} and {latent} would both be {output}: decode them into folders of their own")
+            outputs[latent] = output
+        try:
+            self.output.mkdir(exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{self.output} cannot be a folder of pictures: {error.strerror}") from None
+        return outputs
 
     def _target(self) -> Size | None:
         """What the picture is fitted to; None when `size` alone says it."""
@@ -204,14 +250,30 @@ class _Request:
 
 @dataclass(frozen=True)
 class _Job:
-    """A request that can be carried out: the part `box` of `picture`, written as `form`."""
+    """A request that can be carried out: the part `box` of `picture`, written to `output` as `form`."""
 
     decoder: Decoder
     picture: Picture
+    output: Path
     box: Box
     form: Format
 
-    def describe(self, output: Path) -> dict[str, Any]:
+    def run(self, request: _Request, stopwatch: "_Stopwatch", notes: Sequence[str]) -> None:
+        """Decode and write, with progress; then tell of it."""
+        with _progress_bar(not request.quiet and sys.stderr.isatty()) as show:
+
+            def on_progress(progress: Progress) -> None:
+                stopwatch.lap(progress.stage)
+                show(progress)
+
+            self.picture.save(self.output, region=self.box, **request.writing, progress=on_progress)
+        if request.as_json:
+            told = {"seconds": stopwatch.seconds, "peak_memory": peak_memory(), "warnings": list(notes)}
+            click.echo(json.dumps(self.describe() | told))
+        elif not request.quiet:
+            click.echo(f"{self.output}: {self.box.size}, {stopwatch.seconds['total']:.1f} s")
+
+    def describe(self) -> dict[str, Any]:
         """What `decode` and `plan` both tell programs."""
         plan = self.picture.plan
         stages = [
@@ -225,7 +287,7 @@ class _Job:
         ]
         encoded = [encoding.tiling.count for encoding in plan.encodings]
         return {
-            "output": str(output),
+            "output": str(self.output),
             "format": self.form.name,
             "size": self.box.size,
             "region": self.box,
@@ -252,32 +314,48 @@ def _picture_options(command: Callable[..., None]) -> Callable[..., None]:
   infgen-rt decode latent.safetensors -o wallpaper.png --display auto
   infgen-rt decode latent.npy -o picture.jpg --size 2x --memory 512MiB
   infgen-rt decode latent.npy -o large.png --size 8x --max-scale 4
+  infgen-rt decode *.npy -o pictures --size 4k --resume
   infgen-rt decode pipeline.npy -o picture.png --normalisation vae
   infgen-rt decode --sample NAME -o corner.png --size 8k --region 0,0,1024,1024""",
 )
 @_picture_options
 def decode(**options: Any) -> None:
-    """Decode LATENT, a .npy, .npz or .safetensors file, into a picture."""
+    """Decode LATENT, a .npy, .npz or .safetensors file, into a picture.
+
+    Several, or -o with a folder: each into a picture of its name, with --json a line each. One that fails is told and
+    passed over; the exit code is 1 then.
+    """
     request = _Request(**options)
     stopwatch = _Stopwatch()
-    with _warnings_to_stderr(request.quiet) as notes, request.open() as job:
-        stopwatch.lap("open")
-        with _progress_bar(not request.quiet and sys.stderr.isatty()) as show:
+    with _warnings_to_stderr(request.quiet) as notes:
+        if request.several:
+            _decode_several(request, notes)
+            return
+        with request.open() as job:
+            stopwatch.lap("open")
+            job.run(request, stopwatch, notes)
 
-            def on_progress(progress: Progress) -> None:
-                stopwatch.lap(progress.stage)
-                show(progress)
 
-            job.picture.save(request.output, region=job.box, **request.writing, progress=on_progress)
-    if request.as_json:
-        report = job.describe(request.output) | {
-            "seconds": stopwatch.seconds,
-            "peak_memory": peak_memory(),
-            "warnings": notes,
-        }
-        click.echo(json.dumps(report))
-    elif not request.quiet:
-        click.echo(f"{request.output}: {job.box.size}, {stopwatch.seconds['total']:.1f} s")
+def _decode_several(request: _Request, notes: list[str]) -> None:
+    """Decode every latent with one opened model."""
+    outputs, failed = request.outputs(), 0
+    with request.decoder() as decoder:
+        for latent, output in outputs.items():
+            if request.resume and output.exists():
+                continue
+            stopwatch = _Stopwatch()
+            notes.clear()
+            try:
+                job = request.job(decoder, read_array(latent, request.key)[0], output)
+                stopwatch.lap("open")
+                job.run(request, stopwatch, notes)
+            except InfGenError as error:
+                failed += 1
+                _complain(str(error), _FAILED)
+                if request.as_json:
+                    click.echo(json.dumps({"output": str(output), "error": str(error)}))
+    if failed:
+        raise InfGenError(f"{failed} of {len(outputs)} latents failed")
 
 
 @cli.command(
@@ -294,7 +372,7 @@ def plan(**options: Any) -> None:
     """
     request = _Request(**options)
     with _warnings_to_stderr(request.quiet) as notes, request.open() as job:
-        facts = job.describe(request.output)
+        facts = job.describe()
     if request.as_json:
         click.echo(json.dumps(facts | {"warnings": notes}))
     elif not request.quiet:

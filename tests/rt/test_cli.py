@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -329,3 +330,67 @@ def test_a_progress_bar_is_shown_on_a_terminal_only(folder: Path, decode: list[s
         pass
     assert process.wait() == 0
     assert b"100%" in shown and b"encode" in shown
+
+
+@pytest.fixture
+def batch(folder: Path, bundle: Path) -> list[str]:
+    for number in range(3):
+        np.save(f"{number}.npy", tiny.random_latent(4, 5, seed=number))
+    Path("bad.npy").write_bytes(b"none")
+    return ["decode", "0.npy", "bad.npy", "1.npy", "2.npy", "-o", "out", "--model", str(bundle), "--size", "2x"]
+
+
+def test_several_latents_go_into_a_folder_and_a_bad_one_is_passed_over(
+    batch: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(batch) == 1
+    printed = capsys.readouterr()
+    assert sorted(path.name for path in Path("out").iterdir()) == ["0.png", "1.png", "2.png"]
+    assert [line.split(":")[0] for line in printed.out.splitlines()] == ["out/0.png", "out/1.png", "out/2.png"]
+    lines = printed.err.splitlines()
+    assert "bad.npy" in lines[0] and lines[-1] == "Error: 1 of 4 latents failed"
+    for number in range(3):
+        expected = tiny.decode_whole(np.load(f"{number}.npy"), (80, 64))
+        with Image.open(f"out/{number}.png") as image:
+            assert np.abs(np.asarray(image).astype(int) - np.floor(expected * 255 + 0.5)).max() <= 1
+
+
+def test_resuming_leaves_what_is_there(batch: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    batch.remove("bad.npy")
+    Path("out").mkdir()
+    Path("out/1.png").write_text("precious")
+    assert main([*batch, "--json"]) == 1
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [entry["output"] for entry in printed] == ["out/0.png", "out/1.png", "out/2.png"]
+    assert "exists" in printed[1]["error"]
+    Path("out/2.png").unlink()
+    assert main([*batch, "--resume"]) == 0
+    assert capsys.readouterr().out.startswith("out/2.png") and Path("out/1.png").read_text() == "precious"
+
+
+def test_a_folder_is_for_one_latent_too(batch: list[str]) -> None:
+    Path("out").mkdir()
+    assert main(["decode", "0.npy", "-o", "out", "--format", "jpg", *batch[7:]]) == 0
+    assert [path.name for path in Path("out").iterdir()] == ["0.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda: Path("sub").mkdir() or np.save("sub/0.npy", tiny.random_latent(4, 4)), "would both be out/0.png"),
+        (lambda: Path("out").write_text("precious"), "cannot be a folder of pictures"),
+    ],
+)
+def test_what_is_wrong_with_a_batch_is_found_before_it_starts(
+    batch: list[str], change: Callable[[], object], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change()
+    arguments = ["decode", *(["sub/0.npy"] if Path("sub").exists() else []), *batch[1:]]
+    assert main(arguments) == 2
+    assert text in capsys.readouterr().err
+    assert not Path("out/1.png").exists()
+
+
+def test_a_plan_is_of_one_latent(batch: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *batch[1:]]) == 2
+    assert "4 latents: expected one" in capsys.readouterr().err
