@@ -108,7 +108,7 @@ def _timed(work: Callable[[], object], start: float | None = None) -> float:
 
 
 def _open(order: dict[str, Any]) -> infgen_rt.Decoder:
-    options = {name: order[name] for name in ("device", "precision", "threads")}
+    options = {name: order[name] for name in ("device", "precision", "threads", "memory")}
     return infgen_rt.open(order["model"], order["backend"], **options)
 
 

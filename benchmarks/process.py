@@ -30,6 +30,7 @@ class Order:
         output: File to write: a picture, whose writing counts, or ``.npy``, whose does not.
         upscaler: A second graph, that enlarges what the first gave.
         tiling: Whether a network that can decode in tiles does.
+        memory: What this project may use, as ``infgen_rt.open`` takes it.
     """
 
     kind: str
@@ -43,6 +44,7 @@ class Order:
     output: Path | None = None
     upscaler: Path | None = None
     tiling: bool = False
+    memory: str | None = None
 
 
 def run(order: Order) -> dict[str, Any]:

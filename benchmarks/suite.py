@@ -168,14 +168,14 @@ def measure(
             say(f"[{number + 1}/{extent.repeat}] {method.label}: {job}")
             results.runs.setdefault(str(job), {}).setdefault(method.label, []).append(run(order))
         for method in (method for method in METHODS if method.peer is None and method.kind == "infgen"):
-            latent = _latent(folder, extent.viewport.cells)
+            latent = latent_file(folder, extent.viewport.cells)
             order = Order(
                 "viewport", model, latent, extent.viewport.size, threads, method.backend, "cpu", method.precision
             )
             results.viewport.setdefault(method.label, []).append(run(order))
     for engine, precision in (("onnxruntime", "exact"), ("openvino", "exact"), ("openvino", "fast")):
         order = Order(
-            "products", folder / "product.onnx", _latent(folder, (1, 1)), (1, 1), threads, engine, "cpu", precision
+            "products", folder / "product.onnx", latent_file(folder, (1, 1)), (1, 1), threads, engine, "cpu", precision
         )
         results.peaks[f"{engine} {precision}"] = run(order)["rate"]
     results.installed = {name: size for name in LIBRARIES if (size := _installed(name))}
@@ -201,7 +201,7 @@ def _orders(extent: Extent, model: Path, threads: int, folder: Path) -> Iterator
                 Order(
                     kind=method.kind,
                     model=folder / f"{method.peer}.onnx" if method.peer else model,
-                    latent=_latent(folder, cells),
+                    latent=latent_file(folder, cells),
                     size=job.size,
                     threads=threads,
                     backend=method.backend,
@@ -212,7 +212,7 @@ def _orders(extent: Extent, model: Path, threads: int, folder: Path) -> Iterator
             )
 
 
-def _latent(folder: Path, cells: Sequence[int]) -> Path:
+def latent_file(folder: Path, cells: Sequence[int]) -> Path:
     """Noise: what it costs to decode a latent does not depend on what it shows."""
     file = folder / f"{cells[0]}x{cells[1]}.npy"
     if not file.exists():

@@ -1,12 +1,15 @@
 """The loaded graphs of one model, run one at a time so that the memory plan holds."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from threading import Lock
+
+import numpy as np
 
 from .backends import Options, Session
 from .bundle import Bundle
-from .choice import Candidate
-from .errors import DecodeError
+from .choice import Candidate, Survey
+from .errors import DecodeError, InfGenWarning
 from .folders import writable_cache
 from .geometry import Size
 from .grid import fill
@@ -15,6 +18,9 @@ from .pixels import FloatArray
 
 class Engine:
     """Runs prefill, decode and, once it is loaded, encode; serves several threads.
+
+    What comes out as NaN or infinite in less than float32 is computed again in float32 on the same device, if the
+    bundle has graphs for that.
 
     Attributes:
         manifest: the model's manifest.
@@ -35,6 +41,7 @@ class Engine:
         self._bundle, self._candidate, self._threads = bundle, candidate, threads
         self._sessions: dict[str, Session] = {}
         self._closed = False
+        self._exact: Engine | None = None
         # A backend uses all its threads for one run; two at once would only double the memory.
         self._lock = Lock()
         for graph in ("prefill", "decode"):
@@ -61,7 +68,8 @@ class Engine:
     def prefill(self, latent: FloatArray) -> FloatArray:
         """Latent [C, h, w] to context [1, D, h, w]."""
         expected = (1, self.manifest.context_channels, *latent.shape[1:])
-        return self._run("prefill", {"latent": latent[None]}, "context", expected)
+        context = self._run("prefill", {"latent": latent[None]}, "context", expected)
+        return self._finite(context, lambda exact: exact.prefill(latent))
 
     def decode(self, inputs: Mapping[str, FloatArray]) -> FloatArray:
         """Run decode; `inputs` as in the graph contract.
@@ -71,10 +79,10 @@ class Engine:
         """
         patch = self.manifest.patch
         rows, columns = patch * len(inputs["token_y"]), patch * len(inputs["token_x"])
-        inputs = self._filled(inputs)
-        expected = (1, 3, patch * len(inputs["token_y"]), patch * len(inputs["token_x"]))
-        image: FloatArray = self._run("decode", inputs, "image", expected)[0]
-        return image[:, :rows, :columns]
+        filled = self._filled(inputs)
+        expected = (1, 3, patch * len(filled["token_y"]), patch * len(filled["token_x"]))
+        image: FloatArray = self._run("decode", filled, "image", expected)[0]
+        return self._finite(image[:, :rows, :columns], lambda exact: exact.decode(inputs))
 
     def encode(self, image: FloatArray) -> FloatArray:
         """Image [3, patch * h, patch * w] in [0, 1] to latent [C, h, w]; sees no further than the manifest's halo."""
@@ -82,7 +90,12 @@ class Engine:
         latent: FloatArray = self._run(
             "encode", {"image": image[None]}, "latent", (1, self.manifest.latent_channels, *cells)
         )[0]
-        return latent
+
+        def again(exact: Engine) -> FloatArray:
+            exact.load("encode")
+            return exact.encode(image)
+
+        return self._finite(latent, again)
 
     def close(self) -> None:
         """Free the graphs, after the run in progress."""
@@ -90,6 +103,30 @@ class Engine:
             self._closed = True
             while self._sessions:
                 self._sessions.popitem()[1].close()
+            if self._exact is not None:
+                self._exact.close()
+
+    def _finite(self, result: FloatArray, again: Callable[["Engine"], FloatArray]) -> FloatArray:
+        """The result, or what float32 gives if it is not finite."""
+        if self._candidate.exact or np.isfinite(result).all():
+            return result
+        exact = self._in_float32()
+        return result if exact is None else again(exact)
+
+    def _in_float32(self) -> "Engine | None":
+        """The same model in float32 on the same device, opened when it is first needed."""
+        with self._lock:
+            self._check_open()
+            if self._exact is None:
+                backend, device = self._candidate.backend.name, self._candidate.device.id
+                candidates = Survey.of(self.manifest, backend, device).candidates
+                exact = next((candidate for candidate in candidates if candidate.exact), None)
+                if exact is None:
+                    return None
+                text = f"{self._candidate} gave NaN or infinite values, which are computed again in float32"
+                warnings.warn(text, InfGenWarning, stacklevel=2)
+                self._exact = Engine(self._bundle, exact, self._threads)
+            return self._exact
 
     def _filled(self, inputs: Mapping[str, FloatArray]) -> Mapping[str, FloatArray]:
         """Padded to the smallest shape that the recipe has for them, if it has fixed ones."""

@@ -95,7 +95,11 @@ class Stage:
         """Decode the tokens under a box with the halo that makes their pixels exact, and drop the halo."""
         grid, halo = self.grid, self._engine.manifest.halo
         tokens = grid.tokens_of(box).grow(halo.tokens, grid.tokens.box)
-        image = self._engine.decode(grid.decode_inputs(self._context.get(), tokens, halo.cells))
+        inputs = grid.decode_inputs(self._context.get(), tokens, halo.cells)
+        try:
+            image = self._engine.decode(inputs)
+        except DecodeError as error:
+            raise DecodeError(f"the tile {box} could not be decoded: {error}") from error
         pixels = image[:, *box.relative_to(grid.pixels_of(tokens)).slices]
         if not np.isfinite(pixels).all():
             raise DecodeError(f"the model gave NaN or infinite pixels in {box}: is the latent usable?")

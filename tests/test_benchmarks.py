@@ -7,7 +7,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import benchmarks.__main__
-from benchmarks import attention, backends, compare, cost, extrapolation, plots, report, suite, training
+from benchmarks import attention, backends, compare, cost, extrapolation, memory, plots, report, suite, training
 from infgen_export.checkpoint import save_checkpoint
 from infgen_export.model import PRESETS, InfGen, edge
 
@@ -97,6 +97,16 @@ def test_a_quick_run_measures_every_method(monkeypatch: pytest.MonkeyPatch, tmp_
     assert found["costs"]["taef2"] / 64 == pytest.approx(271e3, rel=0.01)
     assert found["costs"]["esrgan"] == pytest.approx(17.9e6, rel=0.05)
     assert {file.name for file in tmp_path.iterdir()} == {"results.json", "results.md", "time.png", "memory.png"}
+
+
+def test_memory_is_measured_against_what_was_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    promises = (memory.Promise((640, 360), "png", 900), memory.Promise((640, 360), "tif", 900))
+    monkeypatch.setattr(memory, "PROMISES", promises)
+    result = CliRunner().invoke(memory.main, [])
+    assert result.exit_code == 0, result.output
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in result.output.splitlines()[2:]]
+    assert [row[:3] for row in rows] == [["640x360", "png", "900"], ["640x360", "tif", "900"]]
+    assert all(20 < float(row[3]) < 900 and row[4] == "yes" and float(row[5]) > 0 for row in rows)
 
 
 def test_backends_are_compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

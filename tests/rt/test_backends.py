@@ -458,6 +458,55 @@ def test_a_driver_that_fails_in_the_middle_leaves_no_file(bundle: Path, several:
         patch.setattr(choice, "load_backend", lambda name: Flaky())
         with infgen_rt.open(bundle, "other", precision="exact") as decoder:
             picture = decoder.picture(tiny.random_latent(12, 12), "2x", tile=64)
-            with pytest.raises(infgen_rt.DecodeError, match="the device was lost"):
+            with pytest.raises(infgen_rt.DecodeError, match="the tile .* could not be decoded: the device was lost"):
                 picture.save(folder / "out.png")
     assert list(folder.iterdir()) == []
+
+
+class Overflowing(Other):
+    """One whose low precision gives NaN in some graphs."""
+
+    graphs: tuple[str, ...] = ("decode",)
+    exact = True
+
+    def arithmetics(self, device: str, recipe: Recipe) -> Sequence[str]:
+        return ["fp32", "bf16"] if self.exact else ["bf16"]
+
+    def load(self, graph: str, files: Mapping[str, bytes], options: Options) -> Session:
+        session = super().load(graph, files, options)
+        if options.arithmetic == "bf16" and graph in self.graphs:
+            run = session.run
+            session.run = lambda inputs: {  # type: ignore[method-assign]
+                name: np.where(value > np.median(value), np.nan, value).astype(np.float32)
+                for name, value in run(inputs).items()
+            }
+        return session
+
+
+@pytest.mark.parametrize("graphs", [("decode",), ("prefill",), ("prefill", "decode", "encode")])
+def test_what_overflows_is_computed_again_in_float32(
+    bundle: Path, several: dict, timed: Timed, monkeypatch: pytest.MonkeyPatch, graphs: tuple[str, ...]
+) -> None:
+    several["other"] = entry("other", f"{__name__}:Overflowing")
+    monkeypatch.setattr(Overflowing, "graphs", graphs)
+    timed({"onnxruntime fp32": 0.5, "other fp32": 0.4, "other bf16": 0.3})
+    latent = tiny.random_latent(6, 7)
+    with infgen_rt.open(bundle, "other") as decoder, infgen_rt.open(bundle, "onnxruntime") as reference:
+        assert decoder.backend.arithmetic == "bf16"
+        with pytest.warns(InfGenWarning, match="other on Other CPU.* gave NaN .* again in float32") as caught:
+            pixels = decoder.picture(latent, "4x", stages=(2, 2), tile=64).read()
+        assert len([each for each in caught if "again in float32" in str(each.message)]) == 1
+        assert np.array_equal(pixels, reference.picture(latent, "4x", stages=(2, 2)).read())
+    with pytest.raises(infgen_rt.DecodeError, match="closed"):
+        decoder.picture(latent).read()
+
+
+def test_what_overflows_everywhere_names_the_tile(
+    bundle: Path, several: dict, timed: Timed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    several["other"] = entry("other", f"{__name__}:Overflowing")
+    monkeypatch.setattr(Overflowing, "exact", False)
+    with infgen_rt.open(bundle, "other") as decoder:
+        picture = decoder.picture(tiny.random_latent(6, 7), "2x", tile=64)
+        with pytest.raises(infgen_rt.DecodeError, match="NaN or infinite pixels in 0,0,56,48"):
+            picture.read()

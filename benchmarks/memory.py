@@ -1,0 +1,82 @@
+"""What ``memory=`` promises, beside what a process has at its peak: ``python -m benchmarks.memory``.
+
+Large pictures are decoded into files in fresh processes, from latents of 64x64 cells, in the least round amount that the
+plan accepts; the largest one's time also shows whether time grows with the pixels.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from benchmarks.process import Order, run
+from benchmarks.suite import latent_file
+from infgen_rt.bundle import DEFAULT_BUNDLE
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Promise:
+    """A picture, its file's ending, and what it may take in megabytes."""
+
+    size: tuple[int, int]
+    ending: str
+    megabytes: int
+
+
+PROMISES = (
+    Promise((3840, 2160), "png", 400),
+    Promise((7680, 4320), "png", 500),
+    Promise((16384, 16384), "tif", 700),
+    Promise((16384, 16384), "png", 700),
+)
+
+
+@click.command()
+@click.option(
+    "--model", type=click.Path(path_type=Path), default=DEFAULT_BUNDLE, help="Bundle; default the shipped one."
+)
+@click.option("--backend", default="onnxruntime", show_default=True)
+@click.option("--precision", default="exact", show_default=True)
+@click.option("--threads", default=os.cpu_count() or 1, show_default=True)
+def main(model: Path, backend: str, precision: str, threads: int) -> None:
+    """Decodes pictures into files and prints what that took."""
+    click.echo(
+        "| picture | file | allowed MB | peak MB | kept | seconds | s a megapixel |\n|---|---|---|---|---|---|---|"
+    )
+    with tempfile.TemporaryDirectory() as name:
+        for promise in PROMISES:
+            output = Path(name) / f"picture.{promise.ending}"
+            order = Order(
+                kind="infgen",
+                model=model,
+                latent=latent_file(Path(name), (64, 64)),
+                size=promise.size,
+                threads=threads,
+                backend=backend,
+                precision=precision,
+                output=output,
+                memory=f"{promise.megabytes}MB",
+            )
+            result = run(order)
+            output.unlink()
+            peak, megapixels = result["peak"] / 1e6, promise.size[0] * promise.size[1] / 1e6
+            cells = [
+                "{}x{}".format(*promise.size),
+                promise.ending,
+                str(promise.megabytes),
+                f"{peak:.0f}",
+                "yes" if peak <= promise.megabytes else "NO",
+                f"{result['seconds']:.1f}",
+                f"{result['seconds'] / megapixels:.3f}",
+            ]
+            click.echo(f"| {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
