@@ -1,7 +1,7 @@
 """What ``memory=`` promises, beside what a process has at its peak: ``python -m benchmarks.memory``.
 
-Large pictures are decoded into files in fresh processes, from latents of 64x64 cells, in the least round amount that the
-plan accepts; the largest one's time also shows whether time grows with the pixels.
+Large pictures are decoded into files from latents of 64x64 cells, each in a fresh process and in the amount of memory
+that it is given; seconds a megapixel show whether time grows with the pixels.
 """
 
 from __future__ import annotations
