@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from .bundle import Recipe
 from .errors import BackendError
-from .pixels import FloatArray
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -76,17 +75,31 @@ class Options:
     cache: Path | None = None
 
 
+class Values(Protocol):
+    """float32 numbers where a backend computes: a NumPy array, or one of the backend's own that can be sliced alike."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its sides."""
+        ...
+
+    def __getitem__(self, index: Any) -> Any:
+        """A part of it, in the same place."""
+        ...
+
+
 class Session(Protocol):
     """One loaded graph; may be run from several threads."""
 
-    def run(self, inputs: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+    def run(self, inputs: Mapping[str, Values]) -> Mapping[str, Values]:
         """Run the graph once.
 
         Args:
-            inputs: float32 arrays by the graph's input names.
+            inputs: by the graph's input names: NumPy arrays, and what other sessions of the backend gave.
 
         Returns:
-            float32 arrays by the graph's output names.
+            Results by the graph's output names. A context may stay on the device, where decode wants it; images and
+            latents are NumPy arrays.
 
         Raises:
             DecodeError: the graph could not be run.

@@ -4,6 +4,7 @@ from collections.abc import Callable, Generator, Iterator
 from threading import Lock
 from typing import Literal
 
+from .backends import Values
 from .engine import Engine
 from .pixels import FloatArray
 
@@ -32,7 +33,7 @@ class Context:
         self._latent: Callable[[], Making] | None = latent
         self._engine = engine
         self._work: Iterator[Step] | None = None
-        self._features: FloatArray | None = None
+        self._features: Values | None = None
         self._lock = Lock()
 
     def prepare(self) -> Iterator[Step]:
@@ -44,8 +45,8 @@ class Context:
         while (step := self._advance()) is not None:
             yield step
 
-    def get(self) -> FloatArray:
-        """The context, float32 [1, D, h, w]."""
+    def get(self) -> Values:
+        """The context, float32 [1, D, h, w], where the backend computes."""
         for _ in self.prepare():
             pass
         assert self._features is not None

@@ -3,10 +3,11 @@
 import warnings
 from collections.abc import Callable, Mapping
 from threading import Lock
+from typing import Any, TypeVar
 
 import numpy as np
 
-from .backends import Options, Session
+from .backends import Options, Session, Values
 from .bundle import Bundle
 from .choice import Candidate, Survey
 from .errors import DecodeError, InfGenWarning
@@ -14,6 +15,8 @@ from .folders import writable_cache
 from .geometry import Size
 from .grid import fill
 from .pixels import FloatArray
+
+V = TypeVar("V", bound=Values)
 
 
 class Engine:
@@ -65,13 +68,13 @@ class Engine:
             files = self._bundle.read_graph(self.recipe.graphs[graph])
             self._sessions[graph] = backend.load(graph, files, options)
 
-    def prefill(self, latent: FloatArray) -> FloatArray:
-        """Latent [C, h, w] to context [1, D, h, w]."""
+    def prefill(self, latent: FloatArray) -> Values:
+        """Latent [C, h, w] to context [1, D, h, w], which stays where the backend wants it."""
         expected = (1, self.manifest.context_channels, *latent.shape[1:])
         context = self._run("prefill", {"latent": latent[None]}, "context", expected)
         return self._finite(context, lambda exact: exact.prefill(latent))
 
-    def decode(self, inputs: Mapping[str, FloatArray]) -> FloatArray:
+    def decode(self, inputs: Mapping[str, Any]) -> FloatArray:
         """Run decode; `inputs` as in the graph contract.
 
         Returns:
@@ -106,9 +109,9 @@ class Engine:
             if self._exact is not None:
                 self._exact.close()
 
-    def _finite(self, result: FloatArray, again: Callable[["Engine"], FloatArray]) -> FloatArray:
+    def _finite(self, result: V, again: Callable[["Engine"], V]) -> V:
         """The result, or what float32 gives if it is not finite."""
-        if self._candidate.exact or np.isfinite(result).all():
+        if self._candidate.exact or _is_finite(result):
             return result
         exact = self._in_float32()
         return result if exact is None else again(exact)
@@ -128,7 +131,7 @@ class Engine:
                 self._exact = Engine(self._bundle, exact, self._threads)
             return self._exact
 
-    def _filled(self, inputs: Mapping[str, FloatArray]) -> Mapping[str, FloatArray]:
+    def _filled(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Padded to the smallest shape that the recipe has for them, if it has fixed ones."""
         sides = (len(inputs[name]) for name in ("token_y", "token_x", "key_y", "key_x"))
         needed = tuple(sides)
@@ -140,7 +143,7 @@ class Engine:
             raise DecodeError(f"a tile of {needed} tokens and cells fits no shape of the recipe {self.recipe.name!r}")
         return inputs
 
-    def _run(self, kind: str, inputs: Mapping[str, FloatArray], output: str, expected: tuple[int, ...]) -> FloatArray:
+    def _run(self, kind: str, inputs: Mapping[str, Any], output: str, expected: tuple[int, ...]) -> Values:
         with self._lock:
             self._check_open()
             results = self._sessions[kind].run(inputs)
@@ -152,3 +155,8 @@ class Engine:
     def _check_open(self) -> None:
         if self._closed:
             raise DecodeError("the decoder is closed: read what you need before close()")
+
+
+def _is_finite(values: Any) -> bool:
+    # A backend's own arrays are asked where they are.
+    return bool((np.isfinite(values) if isinstance(values, np.ndarray) else values.isfinite()).all())

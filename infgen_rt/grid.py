@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 from math import ceil, floor
+from typing import Any
 
 import numpy as np
 
+from .backends import Values
 from .geometry import Box, Size
 from .pixels import FloatArray
 
@@ -81,19 +83,20 @@ class Grid:
         )
         return Size(*(min(most, cells) for most, cells in zip(reach, self.cells, strict=True)))
 
-    def decode_inputs(self, context: FloatArray, tokens: Box, radius: float | None) -> dict[str, FloatArray]:
+    def decode_inputs(self, context: Values, tokens: Box, radius: float | None) -> dict[str, Any]:
         """Inputs of the decode graph for a box of tokens.
 
         Args:
-            context: prefill's output for the whole latent, [1, D, h, w].
+            context: prefill's output for the whole latent, [1, D, h, w]; a crop of it stays where it is.
             tokens: the tokens to decode, halo included.
             radius: how far from its centre a token looks, in cells; None for the whole latent.
         """
         cells = self.context_of(tokens, radius)
         key_y, key_x = self.cell_centres(cells)
         token_y, token_x = self.token_centres(tokens)
+        crop = context[:, :, *cells.slices]
         return {
-            "context": np.ascontiguousarray(context[:, :, *cells.slices]),
+            "context": np.ascontiguousarray(crop) if isinstance(crop, np.ndarray) else crop,
             "key_y": key_y,
             "key_x": key_x,
             "token_y": token_y,

@@ -10,10 +10,9 @@ from safetensors.torch import load
 from infgen_export.checkpoint import CONFIG, WEIGHTS
 from infgen_export.graphs import graphs_of
 from infgen_export.model import DecoderConfig, InfGen
-from infgen_rt.backends import EXACT, Device, Options, require_version
+from infgen_rt.backends import EXACT, Device, Options, Values, require_version
 from infgen_rt.bundle import Recipe
 from infgen_rt.errors import BackendError, DecodeError
-from infgen_rt.pixels import FloatArray
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -82,19 +81,20 @@ class Session:
         self._module: torch.nn.Module | None = module
         self._inputs, self._output, self._device, self._options = inputs, output, device, options
 
-    def run(self, inputs: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
-        """Run the graph; see `infgen_rt.backends.Session`."""
+    def run(self, inputs: Mapping[str, Values]) -> dict[str, Values]:
+        """Run the graph; a context stays on the device; see `infgen_rt.backends.Session`."""
         module = self._module
         if module is None:
             raise DecodeError("the session is closed")
         try:
-            arguments = [torch.from_numpy(inputs[name]).to(self._device) for name in self._inputs]
+            arguments = [torch.as_tensor(inputs[name], device=self._device) for name in self._inputs]
             with torch.inference_mode(), self._arithmetic(), _threads(self._options.threads):
-                result = module(*arguments).float().cpu().contiguous().numpy()
+                result = module(*arguments).float()
+                values = result if self._output == "context" else result.cpu().contiguous().numpy()
         # Among others torch.cuda.OutOfMemoryError and whatever a driver reports.
         except Exception as error:
             raise DecodeError(f"torch could not run the graph: {_one_line(error)}") from error
-        return {self._output: result}
+        return {self._output: values}
 
     def close(self) -> None:
         """Free the weights, and what PyTorch kept of a GPU's memory."""

@@ -147,3 +147,17 @@ def test_the_plan_and_the_choice_say_what_it_costs(
         assert plan.runs is decoder.backend
         assert f"{way[0]} on " in str(plan) and decoder.backend.arithmetic in str(plan)
         assert decoder.backend.reason
+
+
+def test_pytorch_keeps_a_context_where_decode_wants_it(every_target: Path) -> None:
+    import torch
+
+    from infgen_rt.bundle import Bundle
+    from infgen_rt.choice import choose
+    from infgen_rt.engine import Engine
+
+    opened = Bundle.open(every_target)
+    engine = Engine(opened, choose(opened, "torch", precision="exact")[0])
+    context = engine.prefill(latent((5, 7)))
+    assert isinstance(context, torch.Tensor) and context.shape == (1, opened.manifest.context_channels, 5, 7)
+    engine.close()

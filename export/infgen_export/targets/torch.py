@@ -70,4 +70,4 @@ class Session:
     def __call__(self, inputs: dict[str, Tensor]) -> Tensor:
         """Runs it on named inputs."""
         (output,) = self._session.run({name: value.numpy() for name, value in inputs.items()}).values()
-        return torch.from_numpy(output)
+        return torch.as_tensor(output).clone()
