@@ -267,7 +267,10 @@ def test_work_that_fails_ends_with_one(folder: Path, decode: list[str], capsys: 
 def test_signals_leave_nothing(folder: Path, decode: list[str], number: int, code: int) -> None:
     np.save("latent.npy", tiny.random_latent(60, 90))
     command = [sys.executable, "-m", "infgen_rt", *decode, "--size", "20x", "--tile", "64"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # Tests that were started in the background may have been told to ignore Ctrl-C, which children inherit.
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    )
     while not list(folder.glob(".out.png.*")):
         assert process.poll() is None
         time.sleep(0.02)
