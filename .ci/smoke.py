@@ -23,7 +23,7 @@ for name in names:
     )
     report = json.loads(result.stdout)
     pixels = np.asarray(Image.open(f"{name}.png"))
-    assert pixels.shape == (777, 1001, 3) and report["backend"] == "onnxruntime", (pixels.shape, report)
+    assert pixels.shape == (777, 1001, 3) and report["backend"]["name"] == "onnxruntime", (pixels.shape, report)
     assert pixels.std() > 20, f"{name} shows nothing"
     with infgen_rt.open() as decoder:
         part = decoder.picture(infgen_rt.load_sample(name).latent, (1001, 777)).read((300, 200, 99, 101))
