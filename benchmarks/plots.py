@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -33,7 +34,7 @@ def draw(results: Results, quality: Quality, folder: Path) -> list[Path]:
 
 
 def _growth(results: Results, file: Path, unit: str, convert: Callable[[float], float], name: str = "seconds") -> Path:
-    figure, axes = plt.subplots(figsize=(9, 6))
+    figure, axes = plt.subplots(figsize=(11, 6))
     for cells in sorted({job.cells for job in jobs(results)}):
         for method in METHODS:
             points = [
@@ -42,19 +43,26 @@ def _growth(results: Results, file: Path, unit: str, convert: Callable[[float], 
                 if job.cells == cells and (runs := results.runs[str(job)].get(method.label))
             ]
             if points:
-                axes.plot(*zip(*points, strict=True), marker="o", label=f"{method.label} ({cells[1]}x{cells[0]} cells)")
+                label = f"{method.label} ({cells[1]}x{cells[0]} cells)"
+                axes.plot(*zip(*points, strict=True), label=label, **_style(method, cells))
     axes.set(xscale="log", yscale="log", xlabel="megapixels", ylabel=unit)
     return _finish(figure, axes, file)
 
 
 def _quality(results: Results, quality: Quality, file: Path) -> Path:
-    figure, axes = plt.subplots(figsize=(9, 6))
+    figure, axes = plt.subplots(figsize=(11, 6))
     for method, job, psnr in _levels(results, quality):
         seconds = results.seconds(method, job)
         assert seconds is not None
-        axes.plot(seconds / (job.size[0] * job.size[1] / 1e6), psnr, "o", label=f"{method.label}: {job}")
+        megapixels = job.size[0] * job.size[1] / 1e6
+        axes.plot(seconds / megapixels, psnr, label=f"{method.label}: {job}", **_style(method, job.cells))
     axes.set(xscale="log", xlabel="seconds a megapixel", ylabel="PSNR, dB")
     return _finish(figure, axes, file)
+
+
+def _style(method: Method, cells: tuple[int, int]) -> dict[str, Any]:
+    """A colour a method, a marker a latent's size."""
+    return {"color": plt.get_cmap("tab20")(METHODS.index(method)), "marker": "os^D"[(max(cells) // 64) % 4]}
 
 
 def _levels(results: Results, quality: Quality) -> list[tuple[Method, Job, float]]:
@@ -68,7 +76,7 @@ def _levels(results: Results, quality: Quality) -> list[tuple[Method, Job, float
 
 def _finish(figure: Figure, axes: Axes, file: Path) -> Path:
     axes.grid(which="both", alpha=0.3)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.tight_layout()
     figure.savefig(file, dpi=110)
     plt.close(figure)
