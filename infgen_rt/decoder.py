@@ -117,7 +117,8 @@ class Decoder:
             size: (width, height) in pixels, a name such as `4k`, a factor such as `2x`, `x2160`; None for the
                 latent's native size. See `geometry.parse_size`.
             stages: reach the size by iterative extrapolation: decode at the first scale, encode that picture, decode it
-                at the next, and so on; the scales multiply to the size's. None for one stage.
+                at the next, and so on; the scales multiply to the size's. None for one stage, up to the scale that the
+                model was trained for; what is beyond is enlarged by Lanczos.
             max_scale: the same in the fewest stages that enlarge no more than so many times each.
             tile: the largest tile's side in pixels; None to let the memory budget decide.
             normalisation: `vae` for what diffusers' Flux2Pipeline returns with `output_type="latent"`.
@@ -147,9 +148,18 @@ class Decoder:
         max_scale: float | None = None,
     ) -> Picture:
         grids = chain(Grid(cells, parse_size(size, native), self.manifest.patch), stages, max_scale)
-        recipe = self._engine.recipe
-        plan = make_plan(grids, self.manifest, recipe, runs=self._choice, budget=self._budget, tile=tile)
-        _warn_of_scale(grids, self.manifest, native)
+        # Beyond what it was trained for the model leaves patterns; stages that were asked for are done as asked.
+        limit = self.manifest.scale_range[1] if stages is None and max_scale is None else None
+        plan = make_plan(
+            grids,
+            self.manifest,
+            self._engine.recipe,
+            runs=self._choice,
+            budget=self._budget,
+            tile=tile,
+            limit=limit,
+        )
+        _warn_of_scale(grids, self.manifest, native, plan.stages[0].decoded != grids[0])
         if plan.encodings:
             self._engine.load("encode")
         stage = Stage(context, plan.stages[0], self._engine, plan.cache)
@@ -171,8 +181,9 @@ class Decoder:
         self.close()
 
 
-def _warn_of_scale(grids: Sequence[Grid], manifest: Manifest, native: Size) -> None:
+def _warn_of_scale(grids: Sequence[Grid], manifest: Manifest, native: Size, enlarges: bool) -> None:
     low, high = manifest.scale_range
+    beyond = ", what is beyond is enlarged by Lanczos" if enlarges else ""
     for number, grid in enumerate(grids, start=1):
         scale_y, scale_x = grid.scale
         if min(scale_y, scale_x) < low or max(scale_y, scale_x) > high:
@@ -180,7 +191,7 @@ def _warn_of_scale(grids: Sequence[Grid], manifest: Manifest, native: Size) -> N
             own = f"the latent's own {native}" if number == 1 else f"{grids[number - 2].picture}"
             warnings.warn(
                 f"{which}{grid.picture} is {scale_x:.2f}x{scale_y:.2f} times {own}; "
-                f"the model was trained for {low:g} to {high:g} times",
+                f"the model was trained for {low:g} to {high:g} times" + beyond,
                 InfGenWarning,
                 stacklevel=4,
             )

@@ -31,10 +31,21 @@ class StagePlan:
     Attributes:
         grid: the stage's geometry.
         tiling: of its picture, in tokens.
+        limit: the largest scale that is decoded; beyond it, that picture is enlarged. None for no limit.
     """
 
     grid: Grid
     tiling: Tiling
+    limit: float | None = None
+
+    @property
+    def decoded(self) -> Grid:
+        """The geometry of what is decoded: the stage's own, or that of the picture that is enlarged to it."""
+        if self.limit is None or max(self.grid.scale) <= self.limit:
+            return self.grid
+        most = (round(self.limit * self.grid.patch * side) for side in self.grid.cells)
+        picture = Size(*(min(side, limit) for side, limit in zip(self.grid.picture, most, strict=True)))
+        return Grid(self.grid.cells, picture, self.grid.patch)
 
     @property
     def tile(self) -> Size:
@@ -54,12 +65,13 @@ class StagePlan:
     def __str__(self) -> str:
         pixels = Size(*(side * self.grid.patch for side in self.tile))
         tiles = "1 tile" if self.count == 1 else f"{self.count} tiles of {pixels} pixels at most"
-        return f"latent {self.grid.cells} -> picture {self.grid.picture}, {tiles}"
+        way = f"-> {self.decoded.picture}, by Lanczos " if self.decoded != self.grid else ""
+        return f"latent {self.grid.cells} {way}-> picture {self.grid.picture}, {tiles}"
 
     def resized(self, picture: Size) -> "StagePlan":
         """The plan for the same latent at another size, with tiles that are no larger."""
         grid = Grid(self.grid.cells, picture, self.grid.patch)
-        return StagePlan(grid, Tiling.of(grid.tokens, self.tile))
+        return StagePlan(grid, Tiling.of(grid.tokens, self.tile), self.limit)
 
     def tiles(self, region: Box) -> Iterator[Box]:
         """The tiles that a region touches.
@@ -127,7 +139,14 @@ class Plan:
 
 
 def make_plan(
-    grids: Sequence[Grid], manifest: Manifest, recipe: Recipe, *, runs: Choice, budget: int, tile: int | None = None
+    grids: Sequence[Grid],
+    manifest: Manifest,
+    recipe: Recipe,
+    *,
+    runs: Choice,
+    budget: int,
+    tile: int | None = None,
+    limit: float | None = None,
 ) -> Plan:
     """Plan one decode.
 
@@ -139,6 +158,7 @@ def make_plan(
         budget: bytes that may be used.
         tile: the largest tile's side in pixels, a multiple of the patch; None to let the budget decide. Between two
             stages, tiles of twice the side are encoded.
+        limit: the largest scale that a stage decodes; what is beyond is enlarged by Lanczos. None for no limit.
 
     Raises:
         PlanError: a latent or a picture is out of bounds, the recipe cannot encode for a second stage, or the budget
@@ -156,7 +176,7 @@ def make_plan(
         sides = range(_tile_tokens(tile, grids[0].patch, manifest, recipe), 0, -1)[:1]
     needs: tuple[int, ...] = ()
     for side in sides:
-        stages = tuple(StagePlan(grid, Tiling.of(grid.tokens, Size(side, side))) for grid in grids)
+        stages = tuple(StagePlan(grid, Tiling.of(grid.tokens, Size(side, side)), limit) for grid in grids)
         if not all(_fits_a_shape(stage, manifest, recipe) for stage in stages):
             continue
         longest = Size(_ENCODED * side, _ENCODED * side)

@@ -9,6 +9,7 @@ import numpy as np
 
 from .context import Context, Step
 from .engine import Engine
+from .enlarge import enlarge, source_of
 from .errors import DecodeError
 from .geometry import Box, Size
 from .grid import Grid
@@ -92,8 +93,16 @@ class Stage:
         return pixels[:, *part.relative_to(tile).slices]
 
     def _decode(self, box: Box) -> FloatArray:
+        """The pixels of a box, decoded at its size or enlarged from what is."""
+        grid, decoded = self.grid, self._plan.decoded
+        if decoded == grid:
+            return self._decode_in(grid, box)
+        part = source_of(box, grid.picture, decoded.picture)
+        return enlarge(self._decode_in(decoded, part), part, box, grid.picture, decoded.picture)
+
+    def _decode_in(self, grid: Grid, box: Box) -> FloatArray:
         """Decode the tokens under a box with the halo that makes their pixels exact, and drop the halo."""
-        grid, halo = self.grid, self._engine.manifest.halo
+        halo = self._engine.manifest.halo
         tokens = grid.tokens_of(box).grow(halo.tokens, grid.tokens.box)
         inputs = grid.decode_inputs(self._context.get(), tokens, halo.cells)
         try:
