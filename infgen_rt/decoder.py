@@ -149,7 +149,7 @@ class Decoder:
     ) -> Picture:
         grids = chain(Grid(cells, parse_size(size, native), self.manifest.patch), stages, max_scale)
         # Beyond what it was trained for the model leaves patterns; stages that were asked for are done as asked.
-        limit = self.manifest.scale_range[1] if stages is None and max_scale is None else None
+        scales = self.manifest.scale_range if stages is None and max_scale is None else None
         plan = make_plan(
             grids,
             self.manifest,
@@ -157,7 +157,7 @@ class Decoder:
             runs=self._choice,
             budget=self._budget,
             tile=tile,
-            limit=limit,
+            scales=scales,
         )
         _warn_of_scale(grids, self.manifest, native, plan.stages[0].decoded != grids[0])
         if plan.encodings:
@@ -181,12 +181,13 @@ class Decoder:
         self.close()
 
 
-def _warn_of_scale(grids: Sequence[Grid], manifest: Manifest, native: Size, enlarges: bool) -> None:
+def _warn_of_scale(grids: Sequence[Grid], manifest: Manifest, native: Size, resamples: bool) -> None:
     low, high = manifest.scale_range
-    beyond = ", what is beyond is enlarged by Lanczos" if enlarges else ""
+    beyond = ", what is beyond is enlarged by Lanczos" if resamples else ""
     for number, grid in enumerate(grids, start=1):
         scale_y, scale_x = grid.scale
-        if min(scale_y, scale_x) < low or max(scale_y, scale_x) > high:
+        # What is reduced by resampling is as good as what it is reduced from.
+        if max(scale_y, scale_x) > high or (min(scale_y, scale_x) < low and not resamples):
             which = f"stage {number}: " if len(grids) > 1 else ""
             own = f"the latent's own {native}" if number == 1 else f"{grids[number - 2].picture}"
             warnings.warn(

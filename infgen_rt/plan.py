@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import ceil
 
 from .bundle import Manifest, Recipe
 from .choice import Choice
@@ -9,6 +10,7 @@ from .errors import PlanError
 from .geometry import Box, Size
 from .grid import Grid
 from .memory import MIB, format_bytes
+from .resample import SUPPORT
 from .tiling import Encoding, Tiling
 
 # Larger tiles fall out of the processor's caches; smaller ones decode mostly halo.
@@ -31,20 +33,23 @@ class StagePlan:
     Attributes:
         grid: the stage's geometry.
         tiling: of its picture, in tokens.
-        limit: the largest scale that is decoded; beyond it, that picture is enlarged. None for no limit.
+        scales: the smallest and the largest scale that are decoded; beyond them, that picture is resampled. None for
+            any.
     """
 
     grid: Grid
     tiling: Tiling
-    limit: float | None = None
+    scales: tuple[float, float] | None = None
 
     @property
     def decoded(self) -> Grid:
-        """The geometry of what is decoded: the stage's own, or that of the picture that is enlarged to it."""
-        if self.limit is None or max(self.grid.scale) <= self.limit:
+        """The geometry of what is decoded: the stage's own, or that of the picture that is resampled to it."""
+        low, high = self.scales or self.grid.scale
+        if low <= min(self.grid.scale) and max(self.grid.scale) <= high or self.scales is None:
             return self.grid
-        most = (round(self.limit * self.grid.patch * side) for side in self.grid.cells)
-        picture = Size(*(min(side, limit) for side, limit in zip(self.grid.picture, most, strict=True)))
+        native = (self.grid.patch * side for side in self.grid.cells)
+        sides = zip(self.grid.picture, native, strict=True)
+        picture = Size(*(min(max(side, round(low * own)), round(high * own)) for side, own in sides))
         return Grid(self.grid.cells, picture, self.grid.patch)
 
     @property
@@ -71,7 +76,7 @@ class StagePlan:
     def resized(self, picture: Size) -> "StagePlan":
         """The plan for the same latent at another size, with tiles that are no larger."""
         grid = Grid(self.grid.cells, picture, self.grid.patch)
-        return StagePlan(grid, Tiling.of(grid.tokens, self.tile), self.limit)
+        return StagePlan(grid, Tiling.of(grid.tokens, self.tile), self.scales)
 
     def tiles(self, region: Box) -> Iterator[Box]:
         """The tiles that a region touches.
@@ -146,7 +151,7 @@ def make_plan(
     runs: Choice,
     budget: int,
     tile: int | None = None,
-    limit: float | None = None,
+    scales: tuple[float, float] | None = None,
 ) -> Plan:
     """Plan one decode.
 
@@ -158,7 +163,8 @@ def make_plan(
         budget: bytes that may be used.
         tile: the largest tile's side in pixels, a multiple of the patch; None to let the budget decide. Between two
             stages, tiles of twice the side are encoded.
-        limit: the largest scale that a stage decodes; what is beyond is enlarged by Lanczos. None for no limit.
+        scales: the smallest and the largest scale that a stage decodes; what is beyond is resampled by Lanczos. None
+            for any.
 
     Raises:
         PlanError: a latent or a picture is out of bounds, the recipe cannot encode for a second stage, or the budget
@@ -176,7 +182,7 @@ def make_plan(
         sides = range(_tile_tokens(tile, grids[0].patch, manifest, recipe), 0, -1)[:1]
     needs: tuple[int, ...] = ()
     for side in sides:
-        stages = tuple(StagePlan(grid, Tiling.of(grid.tokens, Size(side, side)), limit) for grid in grids)
+        stages = tuple(StagePlan(grid, Tiling.of(grid.tokens, Size(side, side)), scales) for grid in grids)
         if not all(_fits_a_shape(stage, manifest, recipe) for stage in stages):
             continue
         longest = Size(_ENCODED * side, _ENCODED * side)
@@ -251,7 +257,7 @@ def _largest_tile(manifest: Manifest, recipe: Recipe) -> int:
 def _fits_a_shape(stage: StagePlan, manifest: Manifest, recipe: Recipe) -> bool:
     """Whether any region of a tile's size, halo and context included, fits a shape of the recipe, if it has any."""
     padded = _padded(stage, manifest)
-    context = stage.grid.most_context(padded, manifest.halo.cells)
+    context = stage.decoded.most_context(padded, manifest.halo.cells)
     return not recipe.shapes or any(
         all(
             need <= side
@@ -262,9 +268,14 @@ def _fits_a_shape(stage: StagePlan, manifest: Manifest, recipe: Recipe) -> bool:
 
 
 def _padded(stage: StagePlan, manifest: Manifest) -> Size:
-    """Tokens of the largest tile with its halo."""
-    halo, tokens = manifest.halo.tokens, stage.grid.tokens
-    return Size(min(stage.tile.width + 2 * halo, tokens.width), min(stage.tile.height + 2 * halo, tokens.height))
+    """Tokens that are decoded for the largest tile, its halo and what resampling needs included."""
+    halo, decoded = manifest.halo.tokens, stage.decoded
+    sides = []
+    for tile, whole, made, tokens in zip(stage.tile, stage.grid.picture, decoded.picture, decoded.tokens, strict=True):
+        if made != whole:
+            tile = ceil((tile + 1) * made / whole + 2 * SUPPORT * max(1.0, made / whole) / decoded.patch) + 1
+        sides.append(min(tile + 2 * halo, tokens))
+    return Size(*sides)
 
 
 def _tile_tokens(tile: int, patch: int, manifest: Manifest, recipe: Recipe) -> int:

@@ -9,12 +9,12 @@ import numpy as np
 
 from .context import Context, Step
 from .engine import Engine
-from .enlarge import enlarge, source_of
 from .errors import DecodeError
 from .geometry import Box, Size
 from .grid import Grid
 from .pixels import FloatArray
 from .plan import LEAST_SCALE, StagePlan
+from .resample import resample, source_of
 
 
 class Stage:
@@ -93,12 +93,12 @@ class Stage:
         return pixels[:, *part.relative_to(tile).slices]
 
     def _decode(self, box: Box) -> FloatArray:
-        """The pixels of a box, decoded at its size or enlarged from what is."""
+        """The pixels of a box, decoded at their size, or resampled from what is."""
         grid, decoded = self.grid, self._plan.decoded
         if decoded == grid:
             return self._decode_in(grid, box)
         part = source_of(box, grid.picture, decoded.picture)
-        return enlarge(self._decode_in(decoded, part), part, box, grid.picture, decoded.picture)
+        return resample(self._decode_in(decoded, part), part, box, grid.picture, decoded.picture)
 
     def _decode_in(self, grid: Grid, box: Box) -> FloatArray:
         """Decode the tokens under a box with the halo that makes their pixels exact, and drop the halo."""

@@ -45,7 +45,7 @@ def test_a_model_that_looks_everywhere_is_exact_too(tmp_path: Path) -> None:
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_region_at_any_scale(decoder: infgen_rt.Decoder, data: st.DataObject) -> None:
-    size = (data.draw(st.integers(30, 380), "width"), data.draw(st.integers(20, 240), "height"))
+    size = (data.draw(st.integers(52, 380), "width"), data.draw(st.integers(28, 224), "height"))
     picture = decoder.picture(LATENT, size, tile=data.draw(st.sampled_from([None, 16, 64, 120]), "tile"))
     whole = tiny.decode_whole(LATENT, size)
     for _ in range(3):
