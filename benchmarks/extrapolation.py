@@ -39,6 +39,9 @@ def ways(decoder: infgen_rt.Decoder, teacher: Teacher, scale: float) -> dict[str
     def one(latent: NDArray[np.float32], size: tuple[int, int]) -> Pixels:
         return decoder.picture(latent, size).read()
 
+    def direct(latent: NDArray[np.float32], size: tuple[int, int]) -> Pixels:
+        return decoder.picture(latent, size, stages=(scale,)).read()
+
     def two(latent: NDArray[np.float32], size: tuple[int, int]) -> Pixels:
         return decoder.picture(latent, size, stages=(step, step)).read()
 
@@ -50,7 +53,7 @@ def ways(decoder: infgen_rt.Decoder, teacher: Teacher, scale: float) -> dict[str
         return resize(decoder.picture(latent, TRAINED).read(), size[::-1], LANCZOS)
 
     return {
-        "one stage": one,
+        "one stage": direct,
         f"two stages, {step:.3g} each": two,
         "the same, encoded by the teacher": two_by_teacher,
         f"one stage to {TRAINED}, then Lanczos": lanczos,
