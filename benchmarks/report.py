@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,7 +37,10 @@ def work(method: Method, job: Job, results: Results) -> float | None:
     """Multiply-adds of this project's model for a job; None for others."""
     if method.peer is not None or method.kind != "infgen" or "prefill" not in results.costs:
         return None
-    return results.costs["prefill"] * job.cells[0] * job.cells[1] + results.costs["decode"] * job.size[0] * job.size[1]
+    # What is beyond the largest scale is resampled.
+    most = 8 * results.costs.get("largest scale", math.inf)
+    width, height = min(job.size[0], most * job.cells[1]), min(job.size[1], most * job.cells[0])
+    return results.costs["prefill"] * job.cells[0] * job.cells[1] + results.costs["decode"] * width * height
 
 
 def markdown(results: Results, quality: Quality) -> str:
