@@ -24,7 +24,7 @@ def multiply_adds(run: Callable[[], object]) -> float:
 
 
 def decoder_cost(checkpoint: Path) -> dict[str, float]:
-    """Multiply-adds of prefill a latent cell and of decode a pixel at scale 4, and the largest scale that is decoded."""
+    """Multiply-adds of prefill a cell, of decode a pixel at scale 4, and the largest scale that is decoded."""
     model = load_checkpoint(checkpoint)
     latent = torch.zeros(1, model.config.latent_channels, CELLS, CELLS)
     with torch.inference_mode():
