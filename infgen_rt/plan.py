@@ -44,9 +44,9 @@ class StagePlan:
     @property
     def decoded(self) -> Grid:
         """The geometry of what is decoded: the stage's own, or that of the picture that is resampled to it."""
-        low, high = self.scales or self.grid.scale
-        if low <= min(self.grid.scale) and max(self.grid.scale) <= high or self.scales is None:
+        if self.scales is None:
             return self.grid
+        low, high = self.scales
         native = (self.grid.patch * side for side in self.grid.cells)
         sides = zip(self.grid.picture, native, strict=True)
         picture = Size(*(min(max(side, round(low * own)), round(high * own)) for side, own in sides))
