@@ -51,7 +51,7 @@ class TrainConfig:
         native_share: Share of batches at exactly scale 1.
         latent_noise: Largest standard deviation of noise on latents.
         encoder_every: The encoder learns on every n-th step, when it is not alone.
-        bfloat16: Mixed precision.
+        bfloat16: Mixed precision, where the device computes in bfloat16.
         compile: Compiles the model's larger parts (``torch.compile``). On two CPU cores that takes two to seven minutes
             at the start of every run, for steps of 0.98 times the seconds: not worth it there. On a GPU it has not been
             measured. Losses differ by rounding from those of a run without.

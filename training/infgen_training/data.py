@@ -24,6 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from infgen_export.model import Grid
+from infgen_training.precision import mixed
 from infgen_training.teacher import Teacher
 
 PATCH = 8
@@ -160,7 +161,7 @@ class LatentCache:
             image = to_tensor(
                 view.pixels(photos[view.photo], (PATCH * view.cells[0], PATCH * view.cells[1]), (0, 0, 1, 1))
             )
-            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
+            with torch.inference_mode(), mixed(device):
                 latent = encoder(image.unsqueeze(0).to(device, memory_format=torch.channels_last))
             latents.append(latent[0].to("cpu", torch.float16).contiguous())
         return cls(views, latents)

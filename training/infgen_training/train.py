@@ -35,6 +35,7 @@ from infgen_training.config import TrainConfig
 from infgen_training.data import Batch, LatentCache, Sampler, load_photos
 from infgen_training.losses import Adversary, perceptual_distance
 from infgen_training.optimizer import make_optimizer, set_learning_rate
+from infgen_training.precision import mixed
 from infgen_training.teacher import Teacher
 from infgen_training.warmstart import copy_encoder, copy_trunk
 
@@ -98,7 +99,7 @@ class Trainer:
         if self.model.prefill.trunk is not None and batch is not None:
             self.model.prefill.trunk.requires_grad_(self.step >= self.config.trunk_rest)
         losses, weights = {}, {}
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bfloat16):
+        with mixed(self.device, self.config.bfloat16):
             if batch is not None:
                 batch = batch.to(self.device)
                 image = self.model.decode(self.model.prefill(batch.latent), batch.grid)
