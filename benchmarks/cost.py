@@ -28,11 +28,11 @@ def decoder_cost(checkpoint: Path) -> dict[str, float]:
     model = load_checkpoint(checkpoint)
     latent = torch.zeros(1, model.config.latent_channels, CELLS, CELLS)
     with torch.inference_mode():
-        context = model.prefill(latent)
+        context = model.context(latent)
     side = 32 * CELLS
     grid = Grid.whole((CELLS, CELLS), (side, side))
     return {
-        "prefill": multiply_adds(lambda: model.prefill(latent)) / CELLS**2,
+        "prefill": multiply_adds(lambda: model.context(latent)) / CELLS**2,
         "decode": multiply_adds(lambda: model.decode(context, grid)) / side**2,
         "largest scale": model.config.scale_range[1],
     }
@@ -53,8 +53,8 @@ def main(checkpoint: Path, teacher: Path | None) -> None:
         click.echo(f"{name}: {parameters / 1e6:.2f} M parameters")
     latent = torch.zeros(1, model.config.latent_channels, CELLS, CELLS)
     with torch.inference_mode():
-        context = model.prefill(latent)
-    click.echo(f"prefill: {multiply_adds(lambda: model.prefill(latent)) / CELLS**2 / 1e6:.2f} M multiply-adds a cell")
+        context = model.context(latent)
+    click.echo(f"prefill: {multiply_adds(lambda: model.context(latent)) / CELLS**2 / 1e6:.2f} M multiply-adds a cell")
     for scale in (1, 2, 4):
         side = 8 * CELLS * scale
         grid = Grid.whole((CELLS, CELLS), (side, side))

@@ -75,16 +75,23 @@ class Options:
     cache: Path | None = None
 
 
-class Values(Protocol):
-    """float32 numbers where a backend computes: a NumPy array, or one of the backend's own that can be sliced alike."""
+class Croppable(Protocol):
+    """What can be sliced as a NumPy array is."""
+
+    def __getitem__(self, index: Any) -> Any:
+        """A part of it, in the same place."""
+        ...
+
+
+class Values(Croppable, Protocol):
+    """float32 numbers where a backend computes: a NumPy array, or one that can be sliced alike.
+
+    Its library must have a function `concatenate(arrays, axis=)`, as NumPy's.
+    """
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Its sides."""
-        ...
-
-    def __getitem__(self, index: Any) -> Any:
-        """A part of it, in the same place."""
         ...
 
 
@@ -98,8 +105,8 @@ class Session(Protocol):
             inputs: by the graph's input names: NumPy arrays, and what other sessions of the backend gave.
 
         Returns:
-            Results by the graph's output names. A context may stay on the device, where decode wants it; images and
-            latents are NumPy arrays.
+            Results by the graph's output names. Features and a context may stay on the device, where the next graph
+            wants them; images and latents are NumPy arrays.
 
         Raises:
             DecodeError: the graph could not be run.
@@ -139,7 +146,7 @@ class Backend(Protocol):
         """Load a graph.
 
         Args:
-            graph: `prefill`, `decode` or `encode`.
+            graph: `prefill`, `refine`, `decode` or `encode`.
             files: the content of the graph's file, or of the files in its folder by their names there; digests are
                 already checked.
             options: what the caller asked for.

@@ -30,11 +30,12 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Halo:
-    """How far a graph looks: decode in tokens and context cells (None: all cells), encode in pixels."""
+    """How far a graph looks: decode in tokens and context cells (None: all), encode in pixels, refine in cells."""
 
     tokens: int
     cells: float | None
     encode_pixels: int
+    refine: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,14 @@ class Shapes:
 class Memory:
     """Measured working set in bytes: fixed, a latent cell in prefill, a token in decode and a cell in encode, halos in.
 
-    The last one's default is for bundles of which it was not measured.
+    The defaults are for bundles of which a figure was not measured, and for those without a refine graph.
     """
 
     base: int
     prefill_per_cell: int
     decode_per_token: int
     encode_per_cell: int = 64 * 2**10
+    refine_per_cell: int = 32 * 2**10
 
 
 # Twice what the first model that shipped needs, for bundles of which nothing was measured.
@@ -76,7 +78,8 @@ class FixedShape:
 class Recipe:
     """One export of the model.
 
-    `graphs` maps prefill, decode and encode to a file, or to a folder of files. `memory` is None where the graphs were
+    `graphs` maps prefill, decode, and if there are any refine and encode, to a file or to a folder of files. Without
+    refine, prefill's features are the context. `memory` is None where the graphs were
     not run in their own runtime. `shapes` are the only ones that decode and encode take; any if there are none.
     """
 
@@ -112,6 +115,7 @@ class Manifest:
     files: dict[str, FileInfo]
     verification: tuple[dict[str, Any], ...] = ()
     format: int = FORMAT
+    feature_channels: int | None = None
 
     def __post_init__(self) -> None:
         """Check what types alone cannot say.
@@ -128,6 +132,8 @@ class Manifest:
             missing = {"prefill", "decode"} - recipe.graphs.keys()
             if missing:
                 raise BundleError(f"manifest: recipe {recipe.name!r} lacks the graph {min(missing)!r}")
+            if "refine" in recipe.graphs and not self.feature_channels:
+                raise BundleError(f"manifest: recipe {recipe.name!r} refines, and 'feature_channels' is missing")
             for name in recipe.graphs.values():
                 if not self.files_of(name):
                     raise BundleError(f"manifest: recipe {recipe.name!r} names {name!r}, which is not in 'files'")
@@ -135,7 +141,9 @@ class Manifest:
         ranges = (self.scale_range, self.shapes.latent, self.shapes.context, self.shapes.tokens)
         if min(counts) <= 0 or any(low > high for low, high in ranges):
             raise BundleError("manifest: channels, patch and scale must be above 0 and ranges ascend")
-        if min(self.halo.tokens, self.halo.encode_pixels) < 0 or (self.halo.cells is not None and self.halo.cells < 0):
+        if min(self.halo.tokens, self.halo.encode_pixels, self.halo.refine) < 0 or (
+            self.halo.cells is not None and self.halo.cells < 0
+        ):
             raise BundleError("manifest: halos must not be negative")
 
     @classmethod
@@ -166,12 +174,19 @@ class Manifest:
         return [name for name in self.files if name == graph or name.startswith(f"{graph}/")]
 
     def psnr(self, recipe: str, arithmetic: str) -> float | None:
-        """Least PSNR of prefill and decode against float32, in decibels; None if the exporter does not tell."""
+        """Least PSNR of what makes a picture against float32, in decibels; None if the exporter does not tell."""
         found = []
-        for graph in ("prefill", "decode"):
+        precision, graphs = next(
+            ((each.precision, each.graphs) for each in self.recipes if each.name == recipe), ("", {})
+        )
+        for graph in ("prefill", "refine", "decode"):
+            if graph == "refine" and graph not in graphs:
+                continue
             try:
                 entry = next(e for e in self.verification if e["recipe"] == recipe and e["graph"] == graph)
                 native = entry["native"].get(arithmetic)
+                if native is None and arithmetic not in ("fp32", precision):
+                    return None  # the exporter's machine does not compute in it
                 found.append(float(min(check["psnr"] for check in entry["checks"]) if native is None else native))
             except (StopIteration, KeyError, TypeError, ValueError, AttributeError):  # other exporters, other words
                 return None

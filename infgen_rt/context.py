@@ -1,17 +1,26 @@
-"""Contexts: what prefill makes of a latent, computed a step at a time by whoever needs it."""
+"""Contexts: what all tiles of a picture are decoded from, computed when and where it is needed."""
 
+import sys
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from math import prod
 from threading import Lock
-from typing import Literal
+from typing import Any, Literal, cast
 
 from .backends import Values
+from .cache import TileCache
 from .engine import Engine
+from .geometry import Box
 from .pixels import FloatArray
+from .tiling import HaloTiling
 
 Step = Literal["prefill", "decode", "reencode"]
 """What was just done: a stage's prefill, a part of its picture, or a tile of the latent that is encoded from it."""
 Making = Generator[Step, None, FloatArray]
 """Yields after each step on the way to a latent, float32 [C, h, w], and returns it."""
+
+_FLOAT = 4
 
 
 def given(latent: FloatArray) -> Making:
@@ -20,24 +29,43 @@ def given(latent: FloatArray) -> Making:
     return latent
 
 
-class Context:
-    """Computed the first time that it is wanted; serves several threads, which share the work.
+@dataclass(frozen=True)
+class Refining:
+    """How a context is made of a latent's features: in tiles.
 
-    Args:
-        latent: starts the making of the latent; called again if a step failed. It is let go of when the context is
-            there, and with it the stage that it may read from.
-        engine: the loaded model.
+    Attributes:
+        tiles: of the latent.
+        cache: bytes of tiles that are kept.
     """
 
-    def __init__(self, latent: Callable[[], Making], engine: Engine) -> None:
+    tiles: HaloTiling
+    cache: int
+
+
+class Context:
+    """[1, D, h, w], of which parts are cut out as from an array; serves several threads, which share the work.
+
+    What needs the whole latent is computed the first time that any of it is wanted, the rest tile by tile.
+
+    Args:
+        latent: starts the making of the latent; called again if a step failed. It is let go of when the features are
+            there, and with it the stage that it may read from.
+        engine: the loaded model.
+        refining: how the context is made of the features; None if they are it.
+    """
+
+    def __init__(self, latent: Callable[[], Making], engine: Engine, refining: Refining | None) -> None:
         self._latent: Callable[[], Making] | None = latent
         self._engine = engine
         self._work: Iterator[Step] | None = None
         self._features: Values | None = None
         self._lock = Lock()
+        self._refining = refining
+        self._tiles: TileCache[Values] = TileCache(refining.cache if refining else 0)
+        self._refine_lock = Lock()
 
     def prepare(self) -> Iterator[Step]:
-        """Compute the context, yielding after each step but the last, which is its prefill.
+        """Compute the features, yielding after each step but the last, which is the prefill.
 
         Between two steps nothing is locked: another thread may go on with the work, and a caller that stops leaves it
         where it is.
@@ -45,12 +73,39 @@ class Context:
         while (step := self._advance()) is not None:
             yield step
 
-    def get(self) -> Values:
-        """The context, float32 [1, D, h, w], where the backend computes."""
+    def __getitem__(self, index: tuple[slice, slice, slice, slice]) -> Values:
+        """A part of it, where the backend computes; all channels of the cells that the last two slices tell."""
         for _ in self.prepare():
             pass
         assert self._features is not None
-        return self._features
+        if self._refining is None:
+            part: Values = self._features[index]
+            return part
+        rows, columns = index[2:]
+        box = Box(columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
+        tiles = self._refining.tiles.tiling.touching(box)
+        rows_of_parts = [
+            [self._tile(tile)[:, :, *tile.intersect(box).relative_to(tile).slices] for tile in row]
+            for _, row in groupby(tiles, key=lambda tile: tile.y)
+        ]
+        if len(rows_of_parts) == len(rows_of_parts[0]) == 1:
+            return cast(Values, rows_of_parts[0][0])
+        return cast(Values, _joined([_joined(parts, axis=3) for parts in rows_of_parts]))
+
+    def _tile(self, tile: Box) -> Values:
+        assert self._refining is not None and self._features is not None
+        with self._refine_lock:
+            context = self._tiles.get(tile)
+            if context is None:
+                window = self._refining.tiles.window_of(tile)
+                whole = window == self._refining.tiles.tiling.box
+                # Copies: a backend wants its inputs in one piece, and a view would keep its halo alive.
+                features = self._features if whole else _joined([self._features[:, :, *window.slices]])
+                context = self._engine.refine(features)
+                if window != tile:
+                    context = cast(Values, _joined([context[:, :, *tile.relative_to(window).slices]]))
+                self._tiles.put(tile, context, _FLOAT * prod(context.shape))
+            return context
 
     def _advance(self) -> Step | None:
         with self._lock:
@@ -67,3 +122,8 @@ class Context:
     def _compute(self, latent: Callable[[], Making]) -> Iterator[Step]:
         self._features = self._engine.prefill((yield from latent()))
         self._latent = None
+
+
+def _joined(parts: list[Any], axis: int = 2) -> Any:
+    """Parts of an array one after another, or a copy of a single one, by the library that they are of."""
+    return sys.modules[type(parts[0]).__module__.partition(".")[0]].concatenate(parts, axis=axis)

@@ -18,7 +18,7 @@ from .grid import Grid
 from .latents import Normalisation, as_latent, native_size
 from .memory import default_budget, parse_bytes
 from .picture import Picture
-from .plan import make_plan
+from .plan import make_plan, plan_refining
 from .reencode import reencoded
 from .spaces import latent_space
 from .stage import Stage
@@ -132,10 +132,10 @@ class Decoder:
         manifest = self.manifest
         space = latent_space(manifest.latent_space)
         array = as_latent(latent, space, normalisation=normalisation, latent_size=latent_size)
-        context = Context(partial(given, array), self._engine)
-        return self._picture(
-            context, Size(*array.shape[:0:-1]), space.native_size(array), tile, size, stages, max_scale
-        )
+        cells = Size(*array.shape[:0:-1])
+        refining = plan_refining(cells, manifest, self._engine.recipe, self._budget)
+        context = Context(partial(given, array), self._engine, refining)
+        return self._picture(context, cells, space.native_size(array), tile, size, stages, max_scale)
 
     def _picture(
         self,
@@ -164,7 +164,7 @@ class Decoder:
             self._engine.load("encode")
         stage = Stage(context, plan.stages[0], self._engine, plan.cache)
         for encoding, each in zip(plan.encodings, plan.stages[1:], strict=True):
-            later = Context(partial(reencoded, stage, encoding, self._engine), self._engine)
+            later = Context(partial(reencoded, stage, encoding, self._engine), self._engine, each.refining)
             stage = Stage(later, each, self._engine, plan.cache)
         return Picture(stage, plan, partial(self._picture, context, cells, native, tile))
 

@@ -20,7 +20,7 @@ V = TypeVar("V", bound=Values)
 
 
 class Engine:
-    """Runs prefill, decode and, once it is loaded, encode; serves several threads.
+    """Runs prefill, refine, decode and, once it is loaded, encode; serves several threads.
 
     What comes out as NaN or infinite in less than float32 is computed again in float32 on the same device, if the
     bundle has graphs for that.
@@ -47,8 +47,9 @@ class Engine:
         self._exact: Engine | None = None
         # A backend uses all its threads for one run; two at once would only double the memory.
         self._lock = Lock()
-        for graph in ("prefill", "decode"):
-            self.load(graph)
+        for graph in ("prefill", "refine", "decode"):
+            if graph in self.recipe.graphs:
+                self.load(graph)
 
     def load(self, graph: str) -> None:
         """Load a graph of the recipe, if it is not there yet.
@@ -69,10 +70,27 @@ class Engine:
             self._sessions[graph] = backend.load(graph, files, options)
 
     def prefill(self, latent: FloatArray) -> Values:
-        """Latent [C, h, w] to context [1, D, h, w], which stays where the backend wants it."""
-        expected = (1, self.manifest.context_channels, *latent.shape[1:])
-        context = self._run("prefill", {"latent": latent[None]}, "context", expected)
-        return self._finite(context, lambda exact: exact.prefill(latent))
+        """Latent [C, h, w] to features [1, F, h, w], which stay where the backend wants them.
+
+        Without a refine graph they are the context.
+        """
+        refines = "refine" in self.recipe.graphs
+        channels = self.manifest.feature_channels if refines else self.manifest.context_channels
+        name = "features" if refines else "context"
+        features = self._run("prefill", {"latent": latent[None]}, name, (1, channels or 0, *latent.shape[1:]))
+        return self._finite(features, lambda exact: exact.prefill(latent))
+
+    def refine(self, features: Values) -> Values:
+        """Features [1, F, h, w] to context [1, D, h, w]; sees no further than the manifest's halo."""
+        if "refine" not in self.recipe.graphs:
+            return features
+        expected = (1, self.manifest.context_channels, *features.shape[2:])
+        context = self._run("refine", {"features": features}, "context", expected)
+        return self._finite(context, lambda exact: exact.refine(features))
+
+    def context(self, latent: FloatArray) -> Values:
+        """All of a latent's context at once: [1, D, h, w]."""
+        return self.refine(self.prefill(latent))
 
     def decode(self, inputs: Mapping[str, Any]) -> FloatArray:
         """Run decode; `inputs` as in the graph contract.

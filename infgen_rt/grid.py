@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .backends import Values
+from .backends import Croppable
 from .geometry import Box, Size
 from .pixels import FloatArray
 
@@ -83,11 +83,11 @@ class Grid:
         )
         return Size(*(min(most, cells) for most, cells in zip(reach, self.cells, strict=True)))
 
-    def decode_inputs(self, context: Values, tokens: Box, radius: float | None) -> dict[str, Any]:
+    def decode_inputs(self, context: Croppable, tokens: Box, radius: float | None) -> dict[str, Any]:
         """Inputs of the decode graph for a box of tokens.
 
         Args:
-            context: prefill's output for the whole latent, [1, D, h, w]; a crop of it stays where it is.
+            context: of the whole latent, [1, D, h, w]; a crop of it stays where it is.
             tokens: the tokens to decode, halo included.
             radius: how far from its centre a token looks, in cells; None for the whole latent.
         """

@@ -162,7 +162,7 @@ def _run(bundle: Bundle, candidate: Candidate, threads: int | None) -> tuple[Flo
     tokens = Size(largest, largest).box
     engine = Engine(bundle, candidate, threads)
     try:
-        inputs = grid.decode_inputs(engine.prefill(latent), tokens, manifest.halo.cells)
+        inputs = grid.decode_inputs(engine.context(latent), tokens, manifest.halo.cells)
         image = engine.decode(inputs)
         times = []
         for _ in range(_RUNS):

@@ -1,23 +1,26 @@
 """Planning: from sizes and a memory budget to tiles, before anything runs."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from .bundle import Manifest, Recipe
 from .choice import Choice
+from .context import Refining
 from .errors import PlanError
 from .geometry import Box, Size
 from .grid import Grid
 from .memory import MIB, format_bytes
 from .resample import SUPPORT
-from .tiling import Encoding, Tiling
+from .tiling import HaloTiling, Tiling
 
 # Larger tiles fall out of the processor's caches; smaller ones decode mostly halo.
 LARGEST_TILE = 64
 SMALLEST_TILE = 8
 # Encode looks further than decode: the side of its tiles, over that of decode's.
 _ENCODED = 2
+# Sides in cells of the tiles in which a context is made: the smaller they are, the more of the work is halo.
+_REFINED = (128, 96, 64, 48, 32, 16)
 # Below this a picture has fewer pixels than a latent has detail, and its last token lies outside the latent.
 LEAST_SCALE = 0.25
 CACHE = 64 * MIB
@@ -33,12 +36,14 @@ class StagePlan:
     Attributes:
         grid: the stage's geometry.
         tiling: of its picture, in tokens.
+        refining: how the latent's context is made; None if prefill gives it.
         scales: the smallest and the largest scale that are decoded; beyond them, that picture is resampled. None for
             any.
     """
 
     grid: Grid
     tiling: Tiling
+    refining: Refining | None = None
     scales: tuple[float, float] | None = None
 
     @property
@@ -71,12 +76,14 @@ class StagePlan:
         pixels = Size(*(side * self.grid.patch for side in self.tile))
         tiles = "1 tile" if self.count == 1 else f"{self.count} tiles of {pixels} pixels at most"
         way = f"-> {self.decoded.picture}, by Lanczos " if self.decoded != self.grid else ""
-        return f"latent {self.grid.cells} {way}-> picture {self.grid.picture}, {tiles}"
+        refined = self.refining.tiles if self.refining else None
+        parts = f" (context of {refined})" if refined and refined.tiling.count > 1 else ""
+        return f"latent {self.grid.cells}{parts} {way}-> picture {self.grid.picture}, {tiles}"
 
     def resized(self, picture: Size) -> "StagePlan":
         """The plan for the same latent at another size, with tiles that are no larger."""
         grid = Grid(self.grid.cells, picture, self.grid.patch)
-        return StagePlan(grid, Tiling.of(grid.tokens, self.tile), self.scales)
+        return replace(self, grid=grid, tiling=Tiling.of(grid.tokens, self.tile))
 
     def tiles(self, region: Box) -> Iterator[Box]:
         """The tiles that a region touches.
@@ -117,7 +124,7 @@ class Plan:
     """
 
     stages: tuple[StagePlan, ...]
-    encodings: tuple[Encoding, ...]
+    encodings: tuple[HaloTiling, ...]
     runs: Choice
     budget: int
     memory: int
@@ -136,7 +143,7 @@ class Plan:
         lines = []
         for number, stage in enumerate(self.stages, start=1):
             if number > 1:
-                lines.append(f"picture {number - 1} encoded: {self.encodings[number - 2]}")
+                lines.append(f"picture {number - 1} encoded: latent of {self.encodings[number - 2]}")
             lines.append(f"stage {number}: {stage}")
         lines.append(f"memory: about {format_bytes(self.memory)} of {format_bytes(self.budget)}")
         lines.append(f"backend: {self.runs}")
@@ -180,13 +187,17 @@ def make_plan(
         sides = range(min(LARGEST_TILE, _largest_tile(manifest, recipe)), least - 1, -1)
     else:
         sides = range(_tile_tokens(tile, grids[0].patch, manifest, recipe), 0, -1)[:1]
+    refinings = [plan_refining(grid.cells, manifest, recipe, budget) for grid in grids]
     needs: tuple[int, ...] = ()
     for side in sides:
-        stages = tuple(StagePlan(grid, Tiling.of(grid.tokens, Size(side, side)), scales) for grid in grids)
+        stages = tuple(
+            StagePlan(grid, Tiling.of(grid.tokens, Size(side, side)), refining, scales)
+            for grid, refining in zip(grids, refinings, strict=True)
+        )
         if not all(_fits_a_shape(stage, manifest, recipe) for stage in stages):
             continue
         longest = Size(_ENCODED * side, _ENCODED * side)
-        encodings = tuple(Encoding(Tiling.of(grid.cells, longest), manifest.encode_halo) for grid in grids[1:])
+        encodings = tuple(HaloTiling(Tiling.of(grid.cells, longest), manifest.encode_halo) for grid in grids[1:])
         needs = estimate_memory(stages, encodings, manifest, recipe)
         memory = max(needs)
         if memory <= budget:
@@ -205,8 +216,34 @@ def make_plan(
     )
 
 
+def plan_refining(cells: Size, manifest: Manifest, recipe: Recipe, budget: int) -> Refining | None:
+    """Plan how a latent's context is made, by the latent and the budget alone, so that pictures of it can share it.
+
+    Args:
+        cells: the latent's width and height.
+        manifest: the model's halos and channels.
+        recipe: the recipe that will run.
+        budget: bytes that may be used, of which this takes up to a half, or as little as it can.
+
+    Returns:
+        None if the recipe has no graph for it: prefill's features are the context.
+    """
+    if "refine" not in recipe.graphs:
+        return None
+    figures = manifest.memory(recipe)
+    for side in _REFINED:
+        tiles = HaloTiling(Tiling.of(cells, Size(side, side)), manifest.halo.refine)
+        tile = manifest.context_channels * _FLOAT * tiles.tiling.largest.area
+        # All of them, or for a picture that is decoded row by row those that two rows of tiles touch.
+        for kept in sorted({tiles.tiling.count, min(tiles.tiling.count, 2 * tiles.tiling.across)}, reverse=True):
+            refining = Refining(tiles, kept * tile)
+            if figures.base + refining.cache + figures.refine_per_cell * tiles.window.area <= budget // 2:
+                return refining
+    return refining
+
+
 def estimate_memory(
-    stages: Sequence[StagePlan], encodings: Sequence[Encoding], manifest: Manifest, recipe: Recipe
+    stages: Sequence[StagePlan], encodings: Sequence[HaloTiling], manifest: Manifest, recipe: Recipe
 ) -> tuple[int, ...]:
     """Bytes that are expected to be used at most until each stage is done, from the one before it on; no tile caches.
 
@@ -225,7 +262,11 @@ def estimate_memory(
         # What decode works in is kept from run to run, and from stage to stage.
         working = max(working, figures.decode_per_token * _padded(stage, manifest).area)
         handling = _HANDLING * stage.tile.area * stage.grid.patch**2
-        decoding = manifest.context_channels * _FLOAT * cells + working + handling
+        context, refine = manifest.context_channels * _FLOAT * cells, 0
+        if stage.refining is not None:
+            context = (manifest.feature_channels or 0) * _FLOAT * cells + stage.refining.cache
+            refine = figures.refine_per_cell * stage.refining.tiles.window.area
+        decoding = context + working + max(handling, refine)
         bands = stage.bands if stage is stages[-1] else 0
         needs.append(figures.base + max(making, prefill, decoding + bands))
         held = decoding

@@ -5,10 +5,10 @@ import numpy as np
 from .context import Making
 from .engine import Engine
 from .stage import Stage
-from .tiling import Encoding
+from .tiling import HaloTiling
 
 
-def reencoded(stage: Stage, encoding: Encoding, engine: Engine) -> Making:
+def reencoded(stage: Stage, encoding: HaloTiling, engine: Engine) -> Making:
     """Encode a stage's picture, as floats in [0, 1], tile by tile; no more of it is held than a tile needs.
 
     Args:

@@ -1,12 +1,11 @@
 """A stage: one latent at one size, of which any region can be read."""
 
-from collections import OrderedDict
 from collections.abc import Iterator
 from copy import copy
-from threading import Lock
 
 import numpy as np
 
+from .cache import TileCache
 from .context import Context, Step
 from .engine import Engine
 from .errors import DecodeError
@@ -32,7 +31,7 @@ class Stage:
         self._context = context
         self._plan = plan
         self._engine = engine
-        self._cache = _TileCache(cache)
+        self._cache: TileCache[FloatArray] = TileCache(cache)
 
     @property
     def grid(self) -> Grid:
@@ -62,7 +61,7 @@ class Stage:
         if min(plan.grid.scale) < self.least_scale:
             return None
         stage = copy(self)
-        stage._plan, stage._cache = plan, _TileCache(0)
+        stage._plan, stage._cache = plan, TileCache(0)
         return stage
 
     def read(self, box: Box) -> FloatArray:
@@ -89,7 +88,8 @@ class Stage:
         pixels = self._cache.get(tile)
         if pixels is None:
             pixels = self._decode(tile)
-            self._cache.put(tile, pixels)
+            # A copy: what was decoded is a view that would keep its halo alive.
+            self._cache.put(tile, pixels.copy(), pixels.nbytes)
         return pixels[:, *part.relative_to(tile).slices]
 
     def _decode(self, box: Box) -> FloatArray:
@@ -104,7 +104,7 @@ class Stage:
         """Decode the tokens under a box with the halo that makes their pixels exact, and drop the halo."""
         halo = self._engine.manifest.halo
         tokens = grid.tokens_of(box).grow(halo.tokens, grid.tokens.box)
-        inputs = grid.decode_inputs(self._context.get(), tokens, halo.cells)
+        inputs = grid.decode_inputs(self._context, tokens, halo.cells)
         try:
             image = self._engine.decode(inputs)
         except DecodeError as error:
@@ -113,34 +113,3 @@ class Stage:
         if not np.isfinite(pixels).all():
             raise DecodeError(f"the model gave NaN or infinite pixels in {box}: is the latent usable?")
         return pixels
-
-
-class _TileCache:
-    """The tiles used last, by their boxes, up to a number of bytes."""
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._size = 0
-        self._tiles: OrderedDict[Box, FloatArray] = OrderedDict()
-        self._lock = Lock()
-
-    def holds(self, tiles: list[Box]) -> bool:
-        with self._lock:
-            return all(tile in self._tiles for tile in tiles)
-
-    def get(self, tile: Box) -> FloatArray | None:
-        with self._lock:
-            if tile in self._tiles:
-                self._tiles.move_to_end(tile)
-            return self._tiles.get(tile)
-
-    def put(self, tile: Box, pixels: FloatArray) -> None:
-        # A copy: the decoded array is a view that would keep its halo alive.
-        pixels = pixels.copy()
-        with self._lock:
-            if tile in self._tiles or pixels.nbytes > self._capacity:
-                return
-            self._tiles[tile] = pixels
-            self._size += pixels.nbytes
-            while self._size > self._capacity:
-                self._size -= self._tiles.popitem(last=False)[1].nbytes

@@ -36,9 +36,14 @@ class Tiling:
         return Size(*(max(stop - start for start, stop in pairwise(edges)) for edges in (self.columns, self.rows)))
 
     @property
+    def across(self) -> int:
+        """How many tiles a row has."""
+        return len(self.columns) - 1
+
+    @property
     def count(self) -> int:
         """How many tiles there are."""
-        return (len(self.columns) - 1) * (len(self.rows) - 1)
+        return self.across * (len(self.rows) - 1)
 
     def touching(self, box: Box) -> Iterator[Box]:
         """The whole tiles that a box touches, row by row."""
@@ -48,11 +53,11 @@ class Tiling:
 
 
 @dataclass(frozen=True)
-class Encoding:
-    """How a picture is encoded into a latent: in tiles, so that the latent is that of the whole picture.
+class HaloTiling:
+    """A tiling of cells of which each tile is computed with what its cells depend on around it.
 
     Attributes:
-        tiling: of the latent, in cells.
+        tiling: in cells.
         halo: cells all around a tile that its own depend on.
     """
 
@@ -65,14 +70,18 @@ class Encoding:
         sides = zip(self.tiling.largest, self.tiling.box.size, strict=True)
         return Size(*(min(side + 2 * self.halo, whole) for side, whole in sides))
 
+    def window_of(self, tile: Box) -> Box:
+        """The cells that have to be computed for a tile: its halo with it, clipped to the grid."""
+        return tile.grow(self.halo, self.tiling.box)
+
     def windows(self) -> Iterator[tuple[Box, Box]]:
-        """Each tile, and the cells that have to be encoded for it: its halo with it, clipped to the latent."""
+        """Each tile and its window."""
         for tile in self.tiling.touching(self.tiling.box):
-            yield tile, tile.grow(self.halo, self.tiling.box)
+            yield tile, self.window_of(tile)
 
     def __str__(self) -> str:
         count = self.tiling.count
-        return f"latent {self.tiling.box.size} in {'1 tile' if count == 1 else f'{count} tiles'}"
+        return f"{self.tiling.box.size} cells in {'1 tile' if count == 1 else f'{count} tiles'}"
 
 
 def _parts(edges: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[int, int]]:

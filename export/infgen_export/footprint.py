@@ -32,7 +32,8 @@ def measure(bundle: Path, backend: str) -> Memory | None:
         ExportError: A measuring process failed.
     """
     loaded, growth = {}, {}
-    for graph in ("prefill", "decode", "encode"):
+    graphs = next(iter(Bundle.open(bundle).manifest.recipes)).graphs
+    for graph in graphs:
         command = [sys.executable, "-m", "infgen_export.footprint", str(bundle), backend, graph]
         process = subprocess.run(command, capture_output=True, text=True)
         if process.returncode:
@@ -47,6 +48,7 @@ def measure(bundle: Path, backend: str) -> Memory | None:
         prefill_per_cell=-(-growth["prefill"] // CELLS.area),
         decode_per_token=-(-growth["decode"] // TOKENS.area),
         encode_per_cell=-(-growth["encode"] // CELLS.area),
+        refine_per_cell=-(-growth.get("refine", 0) // CELLS.area),
     )
 
 
@@ -62,6 +64,8 @@ def _main(bundle: str, backend: str, graph: str) -> None:
     loaded = peak_memory() or 0
     if graph == "prefill":
         engine.prefill(np.zeros((manifest.latent_channels, CELLS.height, CELLS.width), np.float32))
+    elif graph == "refine":
+        engine.refine(np.zeros((1, manifest.feature_channels or 0, CELLS.height, CELLS.width), np.float32))
     elif graph == "encode":
         engine.encode(np.zeros((3, CELLS.height * manifest.patch, CELLS.width * manifest.patch), np.float32))
     else:

@@ -1,4 +1,4 @@
-"""The three graphs that every target exports: their names, dynamic dimensions and modules (DESIGN, section 5)."""
+"""The graphs that every target exports: their names, dynamic dimensions and modules (DESIGN, section 5)."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class Tensorspec:
 
 @dataclass(frozen=True)
 class Graph:
-    """One of the three functions of a model, ready to be traced.
+    """One of the functions of a model, ready to be traced.
 
     Attributes:
-        name: ``"prefill"``, ``"decode"`` or ``"encode"``.
+        name: ``"prefill"``, ``"refine"``, ``"decode"`` or ``"encode"``.
         config: Of the model.
         module: Takes the inputs in order, returns the output.
         inputs: Specifications, in the order of the module's arguments.
@@ -117,8 +117,8 @@ class _Decode(nn.Module):
         return image
 
 
-def graphs_of(model: InfGen, shapes: tuple[FixedShape, ...] = ()) -> tuple[Graph, Graph, Graph]:
-    """The graphs of a model: prefill, decode, encode.
+def graphs_of(model: InfGen, shapes: tuple[FixedShape, ...] = ()) -> tuple[Graph, ...]:
+    """The graphs of a model: prefill, refine if it has that, decode, encode.
 
     Args:
         model: In evaluation mode.
@@ -132,25 +132,25 @@ def graphs_of(model: InfGen, shapes: tuple[FixedShape, ...] = ()) -> tuple[Graph
     encode_bounds = {"h": cells, "w": cells}
     if shapes:
         least, most = shapes[0], shapes[-1]
-        sides = zip((*least.context, *least.tokens), (*most.context, *most.tokens), strict=True)
-        decode_bounds = dict(zip(decode_bounds, sides, strict=True))
+        both = zip((*least.context, *least.tokens), (*most.context, *most.tokens), strict=True)
+        decode_bounds = dict(zip(decode_bounds, both, strict=True))
         pixels = zip(least.image, most.image, strict=True)
         encode_bounds = {name: (low // 8, high // 8) for name, (low, high) in zip("hw", pixels, strict=True)}
+    features = Tensorspec(
+        "features", (1, config.feature_channels, "h", "w"), "what the whole latent had to be seen for"
+    )
+    context = Tensorspec("context", (1, depth, "h", "w"), "what every tile of the picture is decoded from")
+    sides = {"h": cells, "w": cells}
+    refine = () if model.refine is None else (Graph("refine", config, model.refine, (features,), context, sides),)
     return (
-        Graph(
-            "prefill",
-            config,
-            model.prefill,
-            (latent,),
-            Tensorspec("context", (1, depth, "h", "w"), "what every tile of the picture is decoded from"),
-            {"h": cells, "w": cells},
-        ),
+        Graph("prefill", config, model.prefill, (latent,), features if refine else context, sides),
+        *refine,
         Graph(
             "decode",
             config,
             _Decode(model, padded=bool(shapes)),
             (
-                Tensorspec("context", (1, depth, "hk", "wk"), "crop of prefill's output"),
+                Tensorspec("context", (1, depth, "hk", "wk"), "crop of the context"),
                 Tensorspec("key_y", ("hk",), "centres of the crop's cell rows, in cells of the whole latent"),
                 Tensorspec("key_x", ("wk",), "centres of the crop's cell columns"),
                 Tensorspec("token_y", ("ht",), "centres of the token rows, in cells of the whole latent"),
@@ -178,7 +178,7 @@ def decode_inputs(model: InfGen, latent: Tensor, size: Size, tile: Box | None = 
     """Inputs of the decode graph for one tile, with the context crop that a runtime would cut.
 
     Args:
-        model: Whose prefill makes the context.
+        model: What makes the context.
         latent: [1, C, h, w].
         size: The whole picture's, in pixels.
         tile: In tokens; the whole picture if omitted.
@@ -186,7 +186,7 @@ def decode_inputs(model: InfGen, latent: Tensor, size: Size, tile: Box | None = 
     config = model.config
     grid = coordinates.Grid(Size(latent.shape[3], latent.shape[2]), size, config.PATCH)
     with torch.no_grad():
-        context = model.prefill(latent).numpy()
+        context = model.context(latent).numpy()
     inputs = grid.decode_inputs(context, tile or grid.tokens.box, config.halo_cells)
     return {name: torch.from_numpy(value) for name, value in inputs.items()}
 
@@ -197,6 +197,9 @@ def trace_inputs(graph: Graph, model: InfGen) -> tuple[Tensor, ...]:
     latent = torch.randn(1, model.config.latent_channels, 11, 13, generator=generator)
     if graph.name == "prefill":
         return (latent,)
+    if graph.name == "refine":
+        with torch.no_grad():
+            return (model.prefill(latent),)
     if graph.name == "encode":
         return tuple(graph.fit({"image": torch.rand(1, 3, 48, 56, generator=generator)}).values())
     inputs = graph.fit(decode_inputs(model, latent, Size(257, 190), Box(3, 2, 17, 15)))

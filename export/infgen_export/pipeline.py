@@ -213,11 +213,12 @@ class _Work:
             context_channels=config.context_channels,
             patch=config.PATCH,
             scale_range=config.scale_range,
-            halo=Halo(config.halo_tokens, config.halo_cells, config.encode_halo),
+            halo=Halo(config.halo_tokens, config.halo_cells, config.encode_halo, config.refine_halo),
             shapes=Shapes((1, MAX_CELLS), (1, MAX_CELLS), (1, MAX_TOKENS)),
             recipes=recipes,
             files=files,
             verification=tuple(entry.to_json() for entry in entries),
+            feature_channels=config.feature_channels if config.detail else None,
         )
         (self.folder / MANIFEST).write_text(manifest.to_json())
 

@@ -128,6 +128,9 @@ def case_inputs(model: InfGen, graph: Graph, case: Case, generator: torch.Genera
     latent = case.deviation * latent
     if graph.name == "prefill":
         return {"latent": latent}
+    if graph.name == "refine":
+        with torch.no_grad():
+            return {"features": model.prefill(latent)}
     if graph.name == "encode":
         return graph.fit({"image": torch.rand(1, 3, 8 * case.cells.height, 8 * case.cells.width, generator=generator)})
     return graph.fit(decode_inputs(model, latent, case.size, case.tile))

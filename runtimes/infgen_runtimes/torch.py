@@ -82,7 +82,7 @@ class Session:
         self._inputs, self._output, self._device, self._options = inputs, output, device, options
 
     def run(self, inputs: Mapping[str, Values]) -> dict[str, Values]:
-        """Run the graph; a context stays on the device; see `infgen_rt.backends.Session`."""
+        """Run the graph; features and contexts stay on the device; see `infgen_rt.backends.Session`."""
         module = self._module
         if module is None:
             raise DecodeError("the session is closed")
@@ -90,7 +90,8 @@ class Session:
             arguments = [torch.as_tensor(inputs[name], device=self._device) for name in self._inputs]
             with torch.inference_mode(), self._arithmetic(), _threads(self._options.threads):
                 result = module(*arguments).float()
-                values = result if self._output == "context" else result.cpu().contiguous().numpy()
+                stays = self._output in ("features", "context")
+                values = result if stays else result.cpu().contiguous().numpy()
         # Among others torch.cuda.OutOfMemoryError and whatever a driver reports.
         except Exception as error:
             raise DecodeError(f"torch could not run the graph: {_one_line(error)}") from error

@@ -49,7 +49,7 @@ def test_float16_halves_the_file_and_loads_as_float32(folder: Path, tmp_path: Pa
 
 
 def missing(state: dict[str, Tensor]) -> None:
-    del state["decode.inpe.mlp.0.weight"], state["prefill.trunk.enter.bias"]
+    del state["decode.inpe.mlp.0.weight"], state["prefill.enter.bias"]
 
 
 def unknown(state: dict[str, Tensor]) -> None:
@@ -57,7 +57,7 @@ def unknown(state: dict[str, Tensor]) -> None:
 
 
 def reshaped(state: dict[str, Tensor]) -> None:
-    state["prefill.trunk.enter.bias"] = torch.zeros(9)
+    state["prefill.enter.bias"] = torch.zeros(9)
 
 
 def not_a_number(state: dict[str, Tensor]) -> None:
@@ -71,7 +71,7 @@ def infinite(state: dict[str, Tensor]) -> None:
 BAD_TENSORS = [
     (missing, "2 tensors missing, first decode.inpe.mlp.0.weight"),
     (unknown, "1 tensors unknown, first decode.magic"),
-    (reshaped, r"prefill.trunk.enter.bias has shape \[9\], expected \[8\]"),
+    (reshaped, r"prefill.enter.bias has shape \[9\], expected \[8\]"),
     (not_a_number, "decode.upsampler.to_pixels.bias holds NaN"),
     (infinite, "encode.enter.weight holds NaN or infinity"),
 ]

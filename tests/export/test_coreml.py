@@ -36,7 +36,7 @@ SHAPES = (
     (Size(32, 48), Size(1001, 1777), Box(70, 101, 19, 23)),
 )
 QUICK = {
-    ("edge", "prefill", "fp32"),
+    ("edge", "refine", "fp32"),
     ("near", "decode", "fp16"),
     ("edge", "encode", "int8"),
     ("paper", "prefill", "int8"),
@@ -44,8 +44,8 @@ QUICK = {
 }
 EVERY = [
     pytest.param(kind, graph, precision, marks=() if (kind, graph, precision) in QUICK else pytest.mark.slow)
-    for kind in MODELS
-    for graph in ("prefill", "decode", "encode")
+    for kind, model in MODELS.items()
+    for graph in tiny.graph_names(model)
     for precision in PRECISIONS
 ]
 
@@ -89,6 +89,8 @@ def inputs_of(kind: str, graph: str, shape: tuple[Size, Size, Box | None]) -> di
     latent = tiny.latent(cells.height, cells.width)
     if graph == "prefill":
         return {"latent": latent}
+    if graph == "refine":
+        return {"features": MODELS[kind].prefill(latent)}
     if graph == "encode":
         image = torch.rand(1, 3, 8 * cells.height, 8 * cells.width, generator=torch.Generator().manual_seed(0))
         return {"image": image}
@@ -173,18 +175,18 @@ def test_the_embedding_keeps_its_accuracy_in_a_half_precision_package(
 
 
 def test_a_weight_that_is_wrong_in_the_file_is_noticed(converted: Convert, tmp_path: Path) -> None:
-    path, graph = converted("edge", "prefill", "fp32"), graph_of("edge", "prefill")
+    path, graph = converted("edge", "refine", "fp32"), graph_of("edge", "refine")
     (file,) = path.rglob("weight.bin")
     content = bytearray(file.read_bytes())
-    weight = MODELS["edge"].prefill.to_context.weight.clone()
+    weight = MODELS["edge"].refine.to_context.weight.clone()
     place = content.index(weight.numpy().tobytes())
     weight.view(-1)[0] += 0.1
     content[place : place + 4] = weight.numpy().tobytes()[:4]
     try:
         original = file.read_bytes()
         file.write_bytes(content)
-        inputs = inputs_of("edge", "prefill", SHAPES[0])
-        check = compare("prefill", "fault", coreml.Session(path)(inputs), expected_of(graph, inputs))
+        inputs = inputs_of("edge", "refine", SHAPES[0])
+        check = compare("refine", "fault", coreml.Session(path)(inputs), expected_of(graph, inputs))
     finally:
         file.write_bytes(original)
     assert check.max_error > 1e-3

@@ -33,10 +33,13 @@ from infgen_rt.bundle import Bundle
 from . import tiny
 from .conftest import CARD, Exported
 
-GRAPHS = ("prefill", "decode", "encode")
-# Inputs and output of every graph, as DESIGN.md has them; D is a fixed number, the model's own.
+# Inputs and output of every graph; F and D are fixed numbers, the model's own.
+LATENT, FEATURES, CONTEXT = (
+    {name: [1, n, "h", "w"]} for name, n in (("latent", 32), ("features", "F"), ("context", "D"))
+)
 CONTRACT = {
-    "prefill": ({"latent": [1, 32, "h", "w"]}, {"context": [1, "D", "h", "w"]}),
+    "prefill": (LATENT, FEATURES),
+    "refine": (FEATURES, CONTEXT),
     "decode": (
         {
             "context": [1, "D", "hk", "wk"],
@@ -89,12 +92,17 @@ def test_the_encoder_is_torchs_too(exported: Exported, cells: tuple[int, int]) -
     assert torch.allclose(Session(exported.bundle / "onnx-fp32" / "encode.onnx")({"image": image}), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("graph", CONTRACT)
 def test_a_graph_keeps_the_contract(exported: Exported, graph: str) -> None:
-    model, depth = load(exported.bundle, graph), exported.model.config.context_channels
-    for values, expected in zip((model.graph.input, model.graph.output), CONTRACT[graph], strict=True):
+    config = exported.model.config
+    if graph not in tiny.graph_names(exported.model):
+        assert graph == "refine" and config.detail == 0
+        return
+    contract = CONTRACT[graph] if config.detail or graph != "prefill" else (LATENT, CONTEXT)
+    model, numbers = load(exported.bundle, graph), {"F": config.feature_channels, "D": config.context_channels}
+    for values, expected in zip((model.graph.input, model.graph.output), contract, strict=True):
         shapes = {value.name: value.type.tensor_type for value in values}
-        expected = {name: [depth if side == "D" else side for side in shape] for name, shape in expected.items()}
+        expected = {name: [numbers.get(side, side) for side in shape] for name, shape in expected.items()}
         assert {
             name: [dim.dim_param or dim.dim_value for dim in kind.shape.dim] for name, kind in shapes.items()
         } == expected
@@ -126,9 +134,11 @@ def test_the_manifest_says_what_the_model_is(exported: Exported) -> None:
     assert sum(manifest.model.parameters.values()) == sum(p.numel() for p in exported.model.parameters())
     assert (manifest.latent_space, manifest.latent_channels) == ("flux2", 32)
     assert manifest.context_channels == {"tiny-edge": 16 + 5 * 4, "tiny-paper": 16}[config.name]
+    assert manifest.feature_channels == {"tiny-edge": 8, "tiny-paper": None}[config.name]
     assert manifest.scale_range == config.scale_range and manifest.patch == 8
     halo = manifest.halo
     assert (halo.tokens, halo.cells, halo.encode_pixels) == (config.halo_tokens, config.halo_cells, config.encode_halo)
+    assert halo.refine == config.refine_halo
     (recipe,) = manifest.recipes
     assert (recipe.name, recipe.target, recipe.precision) == ("onnx-fp32", "onnx", "fp32")
     files = {path.relative_to(exported.bundle).as_posix() for path in exported.bundle.rglob("*.*")}
@@ -144,23 +154,27 @@ def test_memory_is_the_runtimes_own_and_not_that_of_torch(exported: Exported) ->
     # At least the decoded pixels; far more would be memory that is not the tile's.
     assert 4 * 3 * 64 < memory.decode_per_token < 100e3
     assert 0 < memory.prefill_per_cell < 100e3
+    assert (memory.refine_per_cell > 0) == ("refine" in tiny.graph_names(exported.model))
 
 
 def test_the_report_has_every_graph_at_every_shape(exported: Exported) -> None:
-    assert [entry.graph for entry in exported.report.graphs] == list(GRAPHS)
+    assert [entry.graph for entry in exported.report.graphs] == tiny.graph_names(exported.model)
     for entry in exported.report.graphs:
         assert [check.case for check in entry.checks] == [case.name for case in CASES]
         assert 0 <= entry.max_error <= TOLERANCE and entry.psnr > 80 and not entry.failures()
         assert entry.bytes == (exported.bundle / "onnx-fp32" / f"{entry.graph}.onnx").stat().st_size
     rows = str(exported.report).splitlines()
-    assert rows[0].split()[:2] == ["recipe", "graph"] and [row.split()[1] for row in rows[1:]] == list(GRAPHS)
+    assert rows[0].split()[:2] == ["recipe", "graph"] and [row.split()[1] for row in rows[1:]] == tiny.graph_names(
+        exported.model
+    )
     verification = Bundle.open(exported.bundle).manifest.verification
     assert list(verification) == json.loads(json.dumps(exported.report.to_json()))["graphs"]
 
 
 def test_progress_names_each_step(exported: Exported) -> None:
     steps = [line for line in exported.progress if not line.startswith("  ")]
-    graphs = [f"[{number}/3] onnx-fp32: {graph}" for number, graph in enumerate(GRAPHS, start=1)]
+    names = tiny.graph_names(exported.model)
+    graphs = [f"[{number}/{len(names)}] onnx-fp32: {graph}" for number, graph in enumerate(names, start=1)]
     assert steps == [*graphs, "onnx-fp32: measuring memory"]
     details = exported.progress[1 : exported.progress.index(graphs[1])]
     assert details[0].startswith("  converted in ")
@@ -377,13 +391,13 @@ def test_the_command_makes_a_bundle(exported: Exported, damage: Callable[..., No
     result = run(exported.checkpoint, *ONE, "-o", bundle, *card)
     assert result.exit_code == 0
     assert result.stdout.startswith("recipe") and result.stdout.endswith(f"wrote {bundle}\n")
-    assert result.stderr.splitlines()[0] == "[1/3] onnx-fp32: prefill"
+    assert result.stderr.splitlines()[0] == f"[1/{len(tiny.graph_names(exported.model))}] onnx-fp32: prefill"
     model = Bundle.open(bundle).manifest.model
     assert (model.version, model.licence, model.training) == ("3", "MIT", "long")
 
     result = run(exported.checkpoint, *ONE, "-o", bundle, "--force", "--json", "--quiet")
     assert result.exit_code == 0 and result.stderr == ""
-    assert [entry["graph"] for entry in json.loads(result.stdout)["graphs"]] == list(GRAPHS)
+    assert [entry["graph"] for entry in json.loads(result.stdout)["graphs"]] == tiny.graph_names(exported.model)
     result = run(exported.checkpoint, *ONE, "-o", bundle, "--force", "--quiet")
     assert (result.exit_code, result.output) == (0, "")
 

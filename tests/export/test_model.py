@@ -63,7 +63,7 @@ def test_pictures_of_a_batch_do_not_mix(kind: str) -> None:
 def test_everything_a_model_is_given_shows_in_the_picture(kind: str) -> None:
     """Each input of decode, changed a little, changes the picture: none is ignored."""
     model, grid = MODELS[kind], Grid.whole((6, 7), (90, 130))
-    context = model.prefill(tiny.latent(6, 7))
+    context = model.context(tiny.latent(6, 7))
     image = model.decode(context, grid)
     for name in ("token_y", "token_x", "scale", *(["extent"] if kind == "paper" else [])):
         moved = dataclasses.replace(grid, **{name: getattr(grid, name) * 1.02})
@@ -86,7 +86,7 @@ def test_a_tile_decoded_by_itself_is_a_crop_of_the_whole(data: st.DataObject) ->
     )
     latent = tiny.latent(height, width)
     whole = model(latent, size)
-    pixels = cut(model, model.prefill(latent), grid, tile, config.halo_tokens, config.halo_cells)
+    pixels = cut(model, model.context(latent), grid, tile, config.halo_tokens, config.halo_cells)
     assert torch.allclose(pixels, whole[:, :, *grid.pixels_of(tile).slices], atol=1e-5)
 
 
@@ -119,7 +119,7 @@ def error_of_a_tile(model: InfGen, halo: int, radius: float | None) -> float:
     latent, grid = tiny.latent(18, 18), coordinates.Grid(Size(18, 18), Size(288, 288), 8)
     tile = Box(15, 15, 4, 4)
     whole = model(latent, (288, 288))[:, :, *grid.pixels_of(tile).slices]
-    return (cut(model, model.prefill(latent), grid, tile, halo, radius) - whole).abs().max().item()
+    return (cut(model, model.context(latent), grid, tile, halo, radius) - whole).abs().max().item()
 
 
 LEVELS = [
@@ -163,7 +163,7 @@ def test_prefill_sees_the_whole_latent_and_decode_does_not() -> None:
     latent = tiny.latent(30, 30)
     other = latent.clone()
     other[..., 29, 29] += 2
-    context, changed = model.prefill(latent), model.prefill(other)
+    context, changed = model.context(latent), model.context(other)
     assert (context - changed).abs().amax(1).min() > 1e-6
 
     spot = context.clone()
@@ -299,7 +299,7 @@ def test_the_edge_preset_keeps_its_budget() -> None:
 
     with torch.inference_mode():
         with FlopCounterMode(display=False) as prefill:
-            context = model.prefill(torch.randn(1, config.latent_channels, 12, 16))
+            context = model.context(torch.randn(1, config.latent_channels, 12, 16))
         with FlopCounterMode(display=False) as decode:
             model.decode(context, Grid.whole((12, 16), (192, 256)))
     # The counter does not see attention that is written as products and sums.
@@ -358,7 +358,7 @@ def test_what_fills_a_fixed_shape_changes_nothing(
     model = tiny.model(tiny.CONFIGS[name])
     grid = coordinates.Grid(Size(cells[1], cells[0]), Size(*size), 8)
     with torch.inference_mode():
-        context = model.prefill(tiny.latent(*cells)).numpy()
+        context = model.context(tiny.latent(*cells)).numpy()
         inputs = grid.decode_inputs(context, tile or grid.tokens.box, model.config.radius)
         filled = coordinates.fill(inputs, Size(20, 21), Size(13, 14))
         expected, actual = (

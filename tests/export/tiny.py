@@ -5,6 +5,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from infgen_export.graphs import graphs_of
 from infgen_export.model import DecoderConfig, Grid, InfGen, Level, edge, paper
 from infgen_rt import grid as coordinates
 from infgen_rt.geometry import Box
@@ -43,6 +44,10 @@ def model(config: DecoderConfig, seed: int = 0) -> InfGen:
         elif parameter.ndim == 1:
             parameter.add_(0.2 * torch.randn_like(parameter))
     return built
+
+
+def graph_names(model: InfGen) -> list[str]:
+    return [graph.name for graph in graphs_of(model)]
 
 
 def latent(height: int, width: int, batch: int = 1, seed: int = 0) -> Tensor:

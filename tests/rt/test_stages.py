@@ -189,7 +189,7 @@ def test_a_step_that_failed_is_tried_again(picture: infgen_rt.Picture, monkeypat
 def test_a_plan_shows_each_stage(picture: infgen_rt.Picture) -> None:
     lines = str(picture.plan).splitlines()
     assert lines[0] == "stage 1: latent 13x7 -> picture 208x112, 18 tiles of 40x40 pixels at most"
-    assert lines[1] == "picture 1 encoded: latent 26x14 in 6 tiles"
+    assert lines[1] == "picture 1 encoded: latent of 26x14 cells in 6 tiles"
     assert lines[2].startswith("stage 2: latent 26x14 -> picture 399x219, ")
 
 
@@ -203,7 +203,7 @@ def test_each_stage_is_warned_of(decoder: infgen_rt.Decoder) -> None:
 
 def test_a_recipe_that_cannot_encode_is_refused(tmp_path: Path) -> None:
     tiny.write_bundle(tmp_path)
-    graphs = {name: f"onnx-fp32/{name}.onnx" for name in ("prefill", "decode")}
+    graphs = {name: f"onnx-fp32/{name}.onnx" for name in ("prefill", "refine", "decode")}
     recipe = {"name": "onnx-fp32", "target": "onnx", "precision": "fp32", "graphs": graphs, "memory": None}
     tiny.edit_manifest(tmp_path, recipes=[recipe])
     with infgen_rt.open(tmp_path) as decoder:

@@ -2,7 +2,7 @@
 
 Decode reads context cells up to two away from a token, sees its coordinates, and convolves over tokens and
 over pixels, so that a wrong coordinate, a missing cell or a missing halo changes the picture. Encode convolves over
-pixels and then over cells, so that it sees 9 pixels beyond a cell.
+pixels and then over cells, so that it sees 9 pixels beyond a cell. Refine sees three cells beyond a cell.
 """
 
 import hashlib
@@ -17,8 +17,10 @@ from onnx import TensorProto, helper, numpy_helper
 from infgen_rt.bundle import FileInfo, Halo, Manifest, Memory, ModelInfo, Recipe, Shapes
 from infgen_rt.pixels import FloatArray
 
-CHANNELS, CONTEXT, PATCH = 32, 6, 8
+CHANNELS, FEATURES, CONTEXT, PATCH = 32, 5, 6, 8
 RADIUS = 2
+REFINE = 3
+GRAPHS = ("prefill", "refine", "decode", "encode")
 FLOAT = TensorProto.FLOAT
 
 
@@ -27,33 +29,36 @@ def manifest(
     halo_tokens: int = 2,
     halo_cells: float | None = RADIUS + 0.5,
     encode_pixels: int = PATCH + 1,
+    refine: int = REFINE,
 ) -> Manifest:
     return Manifest(
-        model=ModelInfo("tiny", "1", "CC0-1.0", "none: random weights", {"prefill": 1, "decode": 1, "encode": 1}),
+        model=ModelInfo("tiny", "1", "CC0-1.0", "none: random weights", dict.fromkeys(GRAPHS, 1)),
         latent_space="flux2",
         latent_channels=CHANNELS,
         context_channels=CONTEXT,
         patch=PATCH,
         scale_range=(0.5, 4.0),
-        halo=Halo(tokens=halo_tokens, cells=halo_cells, encode_pixels=encode_pixels),
+        halo=Halo(tokens=halo_tokens, cells=halo_cells, encode_pixels=encode_pixels, refine=refine),
         shapes=Shapes(latent=(1, 128), context=(1, 128), tokens=(1, 2048)),
         recipes=(
             Recipe(
                 name="onnx-fp32",
                 target="onnx",
                 precision="fp32",
-                graphs={name: f"onnx-fp32/{name}.onnx" for name in ("prefill", "decode", "encode")},
-                memory=Memory(base=1_000_000, prefill_per_cell=1_000, decode_per_token=10_000, encode_per_cell=20_000),
+                graphs={name: f"onnx-fp32/{name}.onnx" for name in GRAPHS},
+                memory=Memory(1_000_000, 1_000, 10_000, encode_per_cell=20_000, refine_per_cell=2_000),
             ),
         ),
         files=files,
         verification=({"recipe": "onnx-fp32", "max_error": 0.0},),
+        feature_channels=FEATURES,
     )
 
 
 def write_bundle(folder: Path, **halo: float | None) -> Path:
     graphs = {
         "onnx-fp32/prefill.onnx": prefill_graph(),
+        "onnx-fp32/refine.onnx": refine_graph(),
         "onnx-fp32/decode.onnx": decode_graph(),
         "onnx-fp32/encode.onnx": encode_graph(),
     }
@@ -77,13 +82,25 @@ def prefill_graph() -> bytes:
     nodes = [
         helper.make_node("Conv", ["latent", "kernel"], ["local"], pads=[1, 1, 1, 1]),
         helper.make_node("ReduceMean", ["local", "space"], ["mean"], keepdims=1),
-        helper.make_node("Add", ["local", "mean"], ["context"]),
+        helper.make_node("Add", ["local", "mean"], ["features"]),
     ]
     constants = {
-        "kernel": rng.normal(0, 0.08, (CONTEXT, CHANNELS, 3, 3)).astype(np.float32),
+        "kernel": rng.normal(0, 0.08, (FEATURES, CHANNELS, 3, 3)).astype(np.float32),
         "space": np.array([2, 3], np.int64),
     }
-    return _model(nodes, constants, {"latent": [1, CHANNELS, "h", "w"]}, {"context": [1, CONTEXT, "h", "w"]})
+    return _model(nodes, constants, {"latent": [1, CHANNELS, "h", "w"]}, {"features": [1, FEATURES, "h", "w"]})
+
+
+def refine_graph() -> bytes:
+    rng = np.random.default_rng(4)
+    side = 2 * REFINE + 1
+    kernel = rng.normal(0, 2.0 / np.sqrt(FEATURES * side * side), (CONTEXT, FEATURES, side, side))
+    nodes = [
+        helper.make_node("Tanh", ["features"], ["bent"]),
+        helper.make_node("Conv", ["bent", "kernel"], ["context"], pads=[REFINE] * 4),
+    ]
+    inputs, outputs = {"features": [1, FEATURES, "h", "w"]}, {"context": [1, CONTEXT, "h", "w"]}
+    return _model(nodes, {"kernel": kernel.astype(np.float32)}, inputs, outputs)
 
 
 def decode_graph() -> bytes:
@@ -176,12 +193,13 @@ def decode_whole(latent: FloatArray, size: tuple[int, int]) -> FloatArray:
     """Decode at once, straight from the contract's formulas and none of the runtime's code: [H, W, 3]."""
     width, height = size
     h, w = latent.shape[1:]
-    run = {name: ort.InferenceSession(graph) for name, graph in (("p", prefill_graph()), ("d", decode_graph()))}
+    prefill, refine, decode = map(ort.InferenceSession, (prefill_graph(), refine_graph(), decode_graph()))
+    (features,) = prefill.run(None, {"latent": latent[None]})
     rows, columns = (height + 7) // 8, (width + 7) // 8
-    image = run["d"].run(
+    image = decode.run(
         None,
         {
-            "context": run["p"].run(None, {"latent": latent[None]})[0],
+            "context": refine.run(None, {"features": features})[0],
             "key_y": np.arange(h, dtype=np.float32) + 0.5,
             "key_x": np.arange(w, dtype=np.float32) + 0.5,
             "token_y": np.float32([(a + 0.5) * 8 * h / height for a in range(rows)]),

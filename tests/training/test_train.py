@@ -17,7 +17,7 @@ from infgen_export.checkpoint import load_checkpoint, save_checkpoint
 from infgen_export.model import PRESETS, Grid, InfGen
 from infgen_training.config import PARTS, TrainConfig
 from infgen_training.data import Batch, LatentCache, random_view
-from infgen_training.optimizer import make_optimizer, set_learning_rate
+from infgen_training.optimizer import TRUNK, make_optimizer, set_learning_rate
 from infgen_training.train import Trainer, lesson, lessons, main, make_sampler
 
 from ..export import tiny
@@ -87,7 +87,7 @@ def test_an_interrupted_run_ends_where_it_would_have(tmp_path: Path, changes: di
     # What a group counts is set on loading, before its optimiser would.
     assert expected.keys() - actual.keys() == set()
     assert [name for name, value in expected.items() if not value.equal(actual[name])] == []
-    assert not actual["model.prefill.trunk.enter.weight"].equal(saved["model.prefill.trunk.enter.weight"])
+    assert not actual["model.prefill.enter.weight"].equal(saved["model.prefill.enter.weight"])
 
 
 @pytest.mark.parametrize(("ema", "shares"), [(0.999, (10 / 11, 10 / 12)), (0.01, (0.99, 0.99))])
@@ -98,12 +98,12 @@ def test_the_checkpoint_is_an_average_that_forgets_the_start(
     weights = []
     for _ in range(3):
         advance(trained, 1)
-        weights.append(trained.model.state_dict()["prefill.trunk.enter.weight"].clone())
+        weights.append(trained.model.state_dict()["decode.inpe.mlp.0.weight"].clone())
     trained.save(tmp_path)
     expected = weights[0]
     for share, weight in zip(shares, weights[1:], strict=True):
         expected = (1 - share) * expected + share * weight
-    saved = load_checkpoint(tmp_path / "checkpoint").state_dict()["prefill.trunk.enter.weight"]
+    saved = load_checkpoint(tmp_path / "checkpoint").state_dict()["decode.inpe.mlp.0.weight"]
     assert torch.allclose(saved, expected, atol=1e-6) and not torch.allclose(saved, weights[2], atol=1e-6)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "state.safetensors"]
 
@@ -193,7 +193,7 @@ def test_a_decoder_that_learns_alone_leaves_the_encoder_as_it_is(photos: Path, t
     before = load_checkpoint(start).state_dict()
     after = load_checkpoint(photos.parent / "run" / "checkpoint").state_dict()
     changed = {name.split(".")[0] for name, value in after.items() if not value.equal(before[name])}
-    assert changed == {"prefill", "decode"}
+    assert changed == {"prefill", "refine", "decode"}
 
 
 def test_the_trunk_rests_while_the_rest_of_the_model_is_untrained() -> None:
@@ -203,10 +203,10 @@ def test_the_trunk_rests_while_the_rest_of_the_model_is_untrained() -> None:
     rested = everything(trained)
     advance(trained, 1)
     after = everything(trained)
-    trunk = [name for name in before if name.startswith("model.prefill.trunk.")]
+    trunk = [name for name in before if name.removeprefix("model.").startswith(TRUNK)]
     assert trunk and all(rested[name].equal(before[name]) for name in trunk)
     assert not any(after[name].equal(rested[name]) for name in trunk)
-    assert not rested["model.prefill.to_detail.weight"].equal(before["model.prefill.to_detail.weight"])
+    assert not rested["model.refine.to_detail.weight"].equal(before["model.refine.to_detail.weight"])
 
 
 def test_the_encoder_learns_on_its_turns_only() -> None:
@@ -238,13 +238,13 @@ def test_every_parameter_is_optimised_once(kind: str, optimizer: str) -> None:
             assert "decode.upsampler.to_pixels.weight" not in inside
             first = (
                 "decode.blocks.0.attention.query",
-                "prefill.trunk.levels.0.0.convolve.0",
+                "prefill.blocks.0.convolve.0",
                 "encode.levels.0.0.convolve.0",
             )
             assert {f"{name}.weight" for name in first} & inside
         share = CONFIG.copied_share if any(name.startswith("encode.levels.") for name in inside) else 1.0
         if share == 1.0:
-            assert not any(name.startswith("prefill.trunk.") for name in inside)
+            assert not any(name.startswith(TRUNK) for name in inside)
         assert group["peak"] == share * (CONFIG.muon_lr if group.get("use_muon") else CONFIG.lr)
 
 
@@ -339,9 +339,7 @@ def test_a_run_from_photographs_to_a_checkpoint(photos: Path, teacher: Path, sta
     assert json.loads((folder / "train.json").read_text())["views"] == 6
     trained, before = load_checkpoint(folder / "checkpoint"), load_checkpoint(start)
     assert trained.config == before.config
-    assert not trained.state_dict()["prefill.trunk.enter.weight"].equal(
-        before.state_dict()["prefill.trunk.enter.weight"]
-    )
+    assert not trained.state_dict()["prefill.enter.weight"].equal(before.state_dict()["prefill.enter.weight"])
 
 
 def test_a_preset_and_a_seed_decide_all_of_a_run(photos: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,12 @@ from infgen_training.config import TrainConfig
 
 # Layers at either end map between spaces of fixed meaning; orthogonalised updates are for what lies between.
 _ENDS = (
-    *("prefill.trunk.enter.", "inpe.mlp.0.", "upsampler.to_pixels.", "mask_token"),
+    *("prefill.enter.", "inpe.mlp.0.", "upsampler.to_pixels.", "mask_token"),
     *("encode.enter.", "encode.leave."),
 )
-_COPIED = ("prefill.trunk.", "encode.levels.", "encode.shrink.", "encode.leave.")
+TRUNK = ("prefill.enter.", "prefill.blocks.", "refine.grow.", "refine.levels.")
+"""The trunk's parameters."""
+_COPIED = (*TRUNK, "encode.levels.", "encode.shrink.", "encode.leave.")
 """What a warm start copies (see ``warmstart``)."""
 
 

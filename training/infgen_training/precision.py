@@ -8,7 +8,7 @@ import torch
 def has_bfloat16(device: torch.device) -> bool:
     """Whether a device computes in bfloat16; elsewhere it is imitated, several times slower than float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # PyTorch has no public word for a processor's, but oneDNN refuses where it cannot.
     return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 

@@ -34,7 +34,7 @@ from infgen_rt.schema import parse
 from infgen_training.config import TrainConfig
 from infgen_training.data import Batch, LatentCache, Sampler, load_photos
 from infgen_training.losses import Adversary, perceptual_distance
-from infgen_training.optimizer import make_optimizer, set_learning_rate
+from infgen_training.optimizer import TRUNK, make_optimizer, set_learning_rate
 from infgen_training.precision import mixed
 from infgen_training.teacher import Teacher
 from infgen_training.warmstart import copy_encoder, copy_trunk
@@ -78,8 +78,8 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, config)
         if config.part == "encoder":
             # Its round trip leads through the decoder, which stays what it is.
-            self.model.prefill.requires_grad_(False)
-            self.model.decode.requires_grad_(False)
+            for part in decoder_parts(self.model):
+                part.requires_grad_(False)
         self.perceptual = perceptual_distance(config.perceptual, encoder, device) if config.perceptual_weight else None
         self.adversary = Adversary(device, config.adversary_lr) if config.adversarial_weight else None
         if config.compile:
@@ -96,13 +96,15 @@ class Trainer:
             The losses, by name; on a GPU they may still be being computed.
         """
         set_learning_rate(self.optimizer, self.config, self.step)
-        if self.model.prefill.trunk is not None and batch is not None:
-            self.model.prefill.trunk.requires_grad_(self.step >= self.config.trunk_rest)
+        if batch is not None:
+            for name, parameter in self.model.named_parameters():
+                if name.startswith(TRUNK):
+                    parameter.requires_grad_(self.step >= self.config.trunk_rest)
         losses, weights = {}, {}
         with mixed(self.device, self.config.bfloat16):
             if batch is not None:
                 batch = batch.to(self.device)
-                image = self.model.decode(self.model.prefill(batch.latent), batch.grid)
+                image = self.model.decode(self.model.context(batch.latent), batch.grid)
                 losses["l1"] = F.l1_loss(image.float(), batch.target)
                 if self.perceptual is not None:
                     losses["perceptual"] = self.perceptual(image.float(), batch.target)
@@ -115,7 +117,7 @@ class Trainer:
                 latent = self.model.encode(native.target)
                 losses["encoder"] = F.l1_loss(latent.float(), native.latent)
                 if self.config.round_trip_weight:
-                    image = self.model.decode(self.model.prefill(latent), native.grid)
+                    image = self.model.decode(self.model.context(latent), native.grid)
                     losses["round_trip"] = F.l1_loss(image.float(), native.target)
                     weights["round_trip"] = self.config.round_trip_weight
         torch.stack([weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum().backward()
@@ -177,14 +179,20 @@ class Trainer:
             group["step"] = self.step  # Muon counts by group, for the bias correction of its AdamW part
 
 
+def decoder_parts(model: InfGen) -> list[nn.Module]:
+    """What makes a picture of a latent."""
+    return [part for part in (model.prefill, model.refine, model.decode) if part is not None]
+
+
 def compile_parts(model: InfGen) -> None:
     """Compiles a model's larger parts in place, for any shape; its state keeps its names and copies are not compiled.
 
     Not ``decode`` as a whole: its bilinear samples go from a product straight into a convolution, and Inductor (torch
     2.13) fails to order the symbolic strides of such a view (pytorch/pytorch#185510). Its own lines are few and small.
     """
-    for part in (model.prefill, model.encode, *model.decode.blocks, model.decode.upsampler):
-        part.compile(dynamic=True)
+    for part in (model.prefill, model.refine, model.encode, *model.decode.blocks, model.decode.upsampler):
+        if part is not None:
+            part.compile(dynamic=True)
 
 
 def make_sampler(config: TrainConfig, photos: Sequence[Image.Image], cache: LatentCache) -> Sampler:

@@ -27,30 +27,30 @@ def copy_trunk(decoder: nn.Module, model: InfGen) -> None:
     Args:
         decoder: A sequence of modules: soft clamp, convolution, ReLU, then blocks, an upsampling and a convolution for
             every resolution. Layers beyond the trunk's last resolution are left out.
-        model: Its ``prefill.trunk`` has the same widths.
+        model: Its trunk, in ``prefill`` and ``refine``, has the same widths.
 
     Raises:
         InputError: The decoder is built in another way or has other widths.
     """
-    trunk = model.prefill.trunk
-    if trunk is None:
+    if model.prefill.enter is None:
         return
-    names = {f"enter.{name}": f"1.{name}" for name in trunk.enter.state_dict()}  # after the soft clamp
+    names = {f"prefill.enter.{name}": f"1.{name}" for name in model.prefill.enter.state_dict()}  # after the soft clamp
     place = 3  # and a ReLU
-    for index, level in enumerate(trunk.levels):
-        if index:  # after the upsampling
-            names[f"grow.{index - 1}.weight"] = f"{place + 1}.weight"
-            place += 2
-        names.update(_names(level, f"levels.{index}", place))
+    names.update(_names(model.prefill.blocks, "prefill.blocks", place))
+    place += len(model.prefill.blocks)
+    for index, level in enumerate(model.refine.levels if model.refine is not None else ()):
+        names[f"refine.grow.{index}.weight"] = f"{place + 1}.weight"  # after the upsampling
+        place += 2
+        names.update(_names(level, f"refine.levels.{index}", place))
         place += len(list(level.children()))
     if not any(".pool." in name for name in decoder.state_dict()):
         names = {ours: theirs for ours, theirs in names.items() if ".pool." not in ours}
     silent = {
         name: 0 * value
-        for name, value in trunk.state_dict().items()
+        for name, value in model.prefill.state_dict(prefix="prefill.").items()
         if name not in names and name.endswith(".pool.3.weight")
     }
-    _copy(decoder, trunk, names, silent)
+    _copy(decoder, model, names, silent)
 
 
 def copy_encoder(encoder: nn.Module, model: InfGen) -> None:

@@ -93,6 +93,8 @@ class DecoderConfig:
                 problems.append(f"{name} must be one of {', '.join(known)}, not {value!r}")
         if self.detail and not (self.trunk and self.levels):
             problems.append("detail needs a trunk that makes it and levels that use it")
+        if self.detail and self.frame == "image":
+            problems.append("detail needs the cell frame: it is made of parts that do not know where they are")
         if self.key_width % (4 * self.heads) or self.width % self.heads:
             problems.append(
                 f"with {self.heads} heads, key_width {self.key_width} must divide by {4 * self.heads} "
@@ -134,9 +136,22 @@ class DecoderConfig:
         return 1 << max(0, len(self.trunk) - 1)
 
     @property
+    def feature_channels(self) -> int:
+        """Channels F of what prefill gives: the trunk's first resolution, or without detail the context."""
+        return self.trunk[0].width if self.detail else self.width
+
+    @property
     def context_channels(self) -> int:
         """Channels D of the context: a cell's own, then its positions of the fine grid."""
         return self.width + self.detail * self.detail_factor**2
+
+    @property
+    def refine_halo(self) -> int:
+        """Cells beyond a cell whose features its context depends on."""
+        reach = 0
+        for level in reversed(self.trunk[1:]) if self.detail else ():
+            reach = math.ceil((reach + 1 + 3 * level.blocks) / 2)
+        return reach
 
     @property
     def halo_tokens(self) -> int:

@@ -1,4 +1,4 @@
-"""The three functions of a model: prefill, decode, encode (DESIGN, section 5)."""
+"""The functions of a model: prefill and refine, decode, encode (DESIGN, section 5)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from infgen_export.model.config import DecoderConfig
 from infgen_export.model.grid import Grid
 from infgen_export.model.inpe import INPE
 from infgen_export.model.layers import TripleBlock
+from infgen_export.model.prefill import Prefill, Refine
 from infgen_export.model.sampling import bilinear
-from infgen_export.model.trunk import Prefill
 from infgen_export.model.upsampler import Upsampler
 
 
@@ -55,7 +55,7 @@ class Decode(nn.Module):
         """Decodes a tile.
 
         Args:
-            context: [B, D, hk, wk], the crop of prefill's output that the tile needs.
+            context: [B, D, hk, wk], the crop of the context that the tile needs.
             grid: Coordinates of crop and tile.
 
         Returns:
@@ -118,7 +118,8 @@ class InfGen(nn.Module):
 
     Attributes:
         config: What it is.
-        prefill: Latent to context; sees the whole latent.
+        prefill: Latent to features; sees the whole latent.
+        refine: Features to context; local. None where the features are the context.
         decode: Context crop to one tile of pixels; local.
         encode: Image to latent; local.
     """
@@ -127,13 +128,19 @@ class InfGen(nn.Module):
         super().__init__()
         self.config = config
         self.prefill = Prefill(config)
+        self.refine = Refine(config) if config.detail else None
         self.decode = Decode(config)
         self.encode = Encode(config)
+
+    def context(self, latent: Tensor) -> Tensor:
+        """What all tiles of a picture are decoded from: [B, D, h, w] of latents [B, C, h, w]."""
+        features: Tensor = self.prefill(latent)
+        return features if self.refine is None else self.refine(features)
 
     def forward(self, latent: Tensor, size: tuple[int, int]) -> Tensor:
         """Decodes whole latents [B, C, h, w] to images [B, 3, H, W] of ``size`` (H, W), not clamped."""
         grid = Grid.whole((latent.shape[2], latent.shape[3]), size).to(latent.device)
-        return self.decode(self.prefill(latent), grid)[:, :, : size[0], : size[1]]
+        return self.decode(self.context(latent), grid)[:, :, : size[0], : size[1]]
 
     def encode_image(self, image: Tensor) -> Tensor:
         """Encodes images [B, 3, H, W] of any size; edges are repeated up to whole cells."""

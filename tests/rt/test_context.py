@@ -1,0 +1,123 @@
+"""Contexts: made a tile at a time where they are needed, and what the whole latent at once gives."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import infgen_rt
+from infgen_rt.bundle import Bundle
+from infgen_rt.context import Context, Refining
+from infgen_rt.context import given as latent_of
+from infgen_rt.engine import Engine
+from infgen_rt.geometry import Box, Size
+from infgen_rt.memory import MIB
+from infgen_rt.plan import plan_refining
+from infgen_rt.tiling import HaloTiling, Tiling
+
+from . import tiny
+
+LATENT = tiny.random_latent(37, 53)
+pytestmark = pytest.mark.filterwarnings("ignore::infgen_rt.InfGenWarning")
+
+
+@pytest.fixture
+def refined(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
+    """Rows and columns of each piece of features that was refined."""
+    seen: list[tuple[int, int]] = []
+    refine = Engine.refine
+
+    def on_refine(engine: Engine, features: np.ndarray) -> np.ndarray:
+        seen.append(features.shape[2:])
+        return refine(engine, features)
+
+    monkeypatch.setattr(Engine, "refine", on_refine)
+    yield seen
+
+
+def context_of(decoder: infgen_rt.Decoder, side: int, halo: int = tiny.REFINE, cache: int = MIB) -> Context:
+    tiles = HaloTiling(Tiling.of(Size(53, 37), Size(side, side)), halo)
+    return Context(lambda: latent_of(LATENT), decoder._engine, Refining(tiles, cache))
+
+
+def cut(context: Context, box: Box) -> np.ndarray:
+    return context[:, :, *box.slices]
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_part_is_that_of_the_whole(decoder: infgen_rt.Decoder, data: st.DataObject) -> None:
+    whole = decoder._engine.context(LATENT)
+    context = context_of(decoder, data.draw(st.integers(1, 60), "side"), cache=data.draw(st.sampled_from([0, MIB])))
+    for _ in range(3):
+        x, y = data.draw(st.integers(0, 52), "x"), data.draw(st.integers(0, 36), "y")
+        box = Box(x, y, data.draw(st.integers(1, 53 - x)), data.draw(st.integers(1, 37 - y)))
+        assert np.abs(cut(context, box) - whole[:, :, *box.slices]).max() < 1e-5
+
+
+def test_the_tiny_model_needs_refines_halo(decoder: infgen_rt.Decoder) -> None:
+    """Without this the test above could pass on a runtime that refines without a halo."""
+    whole = decoder._engine.context(LATENT)
+    part = cut(context_of(decoder, 16, tiny.REFINE - 1), Box(0, 0, 53, 37))
+    assert np.abs(part - whole).max() > 1e-3
+
+
+def test_only_what_is_needed_is_refined_and_once(decoder: infgen_rt.Decoder, refined: list[tuple[int, int]]) -> None:
+    context = context_of(decoder, 16)
+    cut(context, Box(3, 2, 5, 5))
+    assert refined == [(12 + 3, 13 + 3)]  # the first of 3 by 4 balanced tiles, with a halo on two sides
+    cut(context, Box(0, 0, 13, 12))
+    assert len(refined) == 1
+    cut(context, Box(0, 0, 53, 37))
+    assert len(refined) == 12
+
+
+def test_tiles_that_are_not_kept_are_made_again(decoder: infgen_rt.Decoder, refined: list[tuple[int, int]]) -> None:
+    context = context_of(decoder, 16, cache=0)
+    for _ in range(2):
+        cut(context, Box(3, 2, 5, 5))
+    assert len(refined) == 2
+
+
+def test_threads_share_the_work(decoder: infgen_rt.Decoder, refined: list[tuple[int, int]]) -> None:
+    context, start = context_of(decoder, 16), threading.Barrier(4)
+
+    def read(_: int) -> np.ndarray:
+        start.wait()
+        return cut(context, Box(0, 0, 53, 37))
+
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(read, range(4)))
+    assert len(refined) == 12 and all(np.array_equal(result, results[0]) for result in results)
+
+
+def test_a_picture_in_little_memory_is_the_same_picture(bundle: Path, refined: list[tuple[int, int]]) -> None:
+    size = (640, 450)
+    expected = tiny.decode_whole(LATENT, size)
+    with infgen_rt.open(bundle, memory=9 * 10**6) as decoder:
+        picture = decoder.picture(LATENT, size, tile=64)
+        assert "context of 53x37 cells in" in str(picture.plan) and picture.plan.memory <= 9 * 10**6
+        refined.clear()
+        assert np.abs(picture.read(dtype=np.float32) - expected).max() < 1e-4
+        refining = picture.plan.stages[0].refining
+        assert refining is not None and len(refined) == refining.tiles.tiling.count > 1  # row by row: none twice
+        assert np.abs(picture.at("x111").read((30, 20, 50, 60)).mean() - 255 * expected.mean()) < 60
+
+
+@pytest.mark.parametrize("megabytes", [400, 500, 700, 1_000, 2_000, 4_000])
+def test_a_large_latents_context_takes_half_of_the_memory_at_most(megabytes: int) -> None:
+    """With the figures of the model that ships."""
+    manifest, cells, budget = Bundle.open().manifest, Size(256, 256), megabytes * 10**6
+    recipe = manifest.recipes[0]
+    refining, figures = plan_refining(cells, manifest, recipe, budget), manifest.memory(recipe)
+    assert refining is not None and refining.tiles.halo == manifest.halo.refine
+    needed = figures.base + refining.cache + figures.refine_per_cell * refining.tiles.window.area
+    assert needed <= budget // 2
+    # What two rows of tiles touch is kept, so that a picture that is made row by row has nothing made twice.
+    tile = 4 * manifest.context_channels * refining.tiles.tiling.largest.area
+    assert refining.cache >= min(refining.tiles.tiling.count, 2 * refining.tiles.tiling.across) * tile
