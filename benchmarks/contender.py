@@ -30,7 +30,7 @@ def infgen(order: dict[str, Any], latent: Values) -> dict[str, Any]:
     output = order["output"]
     with _open(order) as decoder:
         start = time.perf_counter()
-        picture = decoder.picture(latent, tuple(order["size"]))
+        picture = decoder.picture(latent, tuple(order["size"]), stages=order["stages"])
         if output and not output.endswith(".npy"):
             picture.save(output, force=True)
             seconds = time.perf_counter() - start

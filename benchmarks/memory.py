@@ -1,7 +1,7 @@
 """What ``memory=`` promises, beside what a process has at its peak: ``python -m benchmarks.memory``.
 
-Large pictures are decoded into files from latents of 64x64 cells, each in a fresh process and in the amount of memory
-that it is given; seconds a megapixel show whether time grows with the pixels.
+Large pictures, and pictures of large latents, are decoded into files, each in a fresh process and in the amount of
+memory that it is given; seconds a megapixel show whether time grows with the pixels.
 """
 
 from __future__ import annotations
@@ -22,11 +22,18 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Promise:
-    """A picture, its file's ending, and what it may take in megabytes."""
+    """A picture, its file's ending, what it may take in megabytes, its latent's cells and the stages between them."""
 
     size: tuple[int, int]
     ending: str
     megabytes: int
+    cells: tuple[int, int] = (64, 64)
+    stages: tuple[float, ...] | None = None
+
+    def __str__(self) -> str:
+        (columns, rows), (width, height) = self.cells, self.size
+        stages = ", stages " + ",".join(f"{scale:g}" for scale in self.stages) if self.stages else ""
+        return f"{columns}x{rows} cells -> {width}x{height}{stages}"
 
 
 PROMISES = (
@@ -34,6 +41,9 @@ PROMISES = (
     Promise((7680, 4320), "png", 500),
     Promise((16384, 16384), "tif", 700),
     Promise((16384, 16384), "png", 700),
+    Promise((2048, 2048), "png", 400, cells=(256, 256)),
+    Promise((3840, 2160), "png", 700, cells=(480, 270)),
+    Promise((4096, 4096), "png", 500, stages=(4, 2)),
 )
 
 
@@ -55,19 +65,20 @@ def main(model: Path, backend: str, precision: str, threads: int) -> None:
             order = Order(
                 kind="infgen",
                 model=model,
-                latent=latent_file(Path(name), (64, 64)),
+                latent=latent_file(Path(name), promise.cells[::-1]),
                 size=promise.size,
                 threads=threads,
                 backend=backend,
                 precision=precision,
                 output=output,
                 memory=f"{promise.megabytes}MB",
+                stages=promise.stages,
             )
             result = run(order)
             output.unlink()
             peak, megapixels = result["peak"] / 1e6, promise.size[0] * promise.size[1] / 1e6
             cells = [
-                "{}x{}".format(*promise.size),
+                str(promise),
                 promise.ending,
                 str(promise.megabytes),
                 f"{peak:.0f}",

@@ -31,6 +31,7 @@ class Order:
         upscaler: A second graph, that enlarges what the first gave.
         tiling: Whether a network that can decode in tiles does.
         memory: What this project may use, as ``infgen_rt.open`` takes it.
+        stages: Of this project's iterative extrapolation.
     """
 
     kind: str
@@ -45,6 +46,7 @@ class Order:
     upscaler: Path | None = None
     tiling: bool = False
     memory: str | None = None
+    stages: tuple[float, ...] | None = None
 
 
 def run(order: Order) -> dict[str, Any]:

@@ -51,18 +51,27 @@ class Context:
         latent: starts the making of the latent; called again if a step failed. It is let go of when the features are
             there, and with it the stage that it may read from.
         engine: the loaded model.
-        refining: how the context is made of the features; None if they are it.
     """
 
-    def __init__(self, latent: Callable[[], Making], engine: Engine, refining: Refining | None) -> None:
+    def __init__(self, latent: Callable[[], Making], engine: Engine) -> None:
         self._latent: Callable[[], Making] | None = latent
         self._engine = engine
         self._work: Iterator[Step] | None = None
         self._features: Values | None = None
         self._lock = Lock()
-        self._refining = refining
-        self._tiles: TileCache[Values] = TileCache(refining.cache if refining else 0)
+        self._refining: Refining | None = None
+        self._tiles: TileCache[Values] = TileCache(0)
         self._refine_lock = Lock()
+
+    @property
+    def refining(self) -> Refining | None:
+        """How it is made of the features, by the plan of the first picture; None if they are it."""
+        return self._refining
+
+    def plan(self, refining: Refining | None) -> None:
+        """Say how it is made, before any part of it is wanted; what was said first stays."""
+        if self._refining is None and refining is not None:
+            self._tiles, self._refining = TileCache(refining.cache), refining
 
     def prepare(self) -> Iterator[Step]:
         """Compute the features, yielding after each step but the last, which is the prefill.

@@ -18,7 +18,7 @@ from .grid import Grid
 from .latents import Normalisation, as_latent, native_size
 from .memory import default_budget, parse_bytes
 from .picture import Picture
-from .plan import make_plan, plan_refining
+from .plan import make_plan
 from .reencode import reencoded
 from .spaces import latent_space
 from .stage import Stage
@@ -133,8 +133,7 @@ class Decoder:
         space = latent_space(manifest.latent_space)
         array = as_latent(latent, space, normalisation=normalisation, latent_size=latent_size)
         cells = Size(*array.shape[:0:-1])
-        refining = plan_refining(cells, manifest, self._engine.recipe, self._budget)
-        context = Context(partial(given, array), self._engine, refining)
+        context = Context(partial(given, array), self._engine)
         return self._picture(context, cells, space.native_size(array), tile, size, stages, max_scale)
 
     def _picture(
@@ -158,13 +157,16 @@ class Decoder:
             budget=self._budget,
             tile=tile,
             scales=scales,
+            refining=context.refining,
         )
+        context.plan(plan.stages[0].refining)
         _warn_of_scale(grids, self.manifest, native, plan.stages[0].decoded != grids[0])
         if plan.encodings:
             self._engine.load("encode")
         stage = Stage(context, plan.stages[0], self._engine, plan.cache)
         for encoding, each in zip(plan.encodings, plan.stages[1:], strict=True):
-            later = Context(partial(reencoded, stage, encoding, self._engine), self._engine, each.refining)
+            later = Context(partial(reencoded, stage, encoding, self._engine), self._engine)
+            later.plan(each.refining)
             stage = Stage(later, each, self._engine, plan.cache)
         return Picture(stage, plan, partial(self._picture, context, cells, native, tile))
 

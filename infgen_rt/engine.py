@@ -14,6 +14,7 @@ from .errors import DecodeError, InfGenWarning
 from .folders import writable_cache
 from .geometry import Size
 from .grid import fill
+from .memory import give_back
 from .pixels import FloatArray
 
 V = TypeVar("V", bound=Values)
@@ -126,6 +127,7 @@ class Engine:
                 self._sessions.popitem()[1].close()
             if self._exact is not None:
                 self._exact.close()
+        give_back()
 
     def _finite(self, result: V, again: Callable[["Engine"], V]) -> V:
         """The result, or what float32 gives if it is not finite."""

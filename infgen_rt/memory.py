@@ -1,5 +1,7 @@
 """Amounts of memory: reading, printing, and what the machine has."""
 
+import contextlib
+import ctypes
 import os
 import re
 import sys
@@ -54,6 +56,12 @@ def peak_memory() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def give_back() -> None:
+    """Return freed memory to the system, where the C library would keep it for later (glibc)."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _available_memory() -> int | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from math import ceil
 
 from .bundle import Manifest, Recipe
@@ -20,7 +21,7 @@ SMALLEST_TILE = 8
 # Encode looks further than decode: the side of its tiles, over that of decode's.
 _ENCODED = 2
 # Sides in cells of the tiles in which a context is made: the smaller they are, the more of the work is halo.
-_REFINED = (128, 96, 64, 48, 32, 16)
+_REFINED = (128, 96, 64, 48, 32, 24)
 # Below this a picture has fewer pixels than a latent has detail, and its last token lies outside the latent.
 LEAST_SCALE = 0.25
 CACHE = 64 * MIB
@@ -159,6 +160,7 @@ def make_plan(
     budget: int,
     tile: int | None = None,
     scales: tuple[float, float] | None = None,
+    refining: Refining | None = None,
 ) -> Plan:
     """Plan one decode.
 
@@ -172,6 +174,7 @@ def make_plan(
             stages, tiles of twice the side are encoded.
         scales: the smallest and the largest scale that a stage decodes; what is beyond is resampled by Lanczos. None
             for any.
+        refining: how the first latent's context is made already, if it is.
 
     Raises:
         PlanError: a latent or a picture is out of bounds, the recipe cannot encode for a second stage, or the budget
@@ -187,12 +190,19 @@ def make_plan(
         sides = range(min(LARGEST_TILE, _largest_tile(manifest, recipe)), least - 1, -1)
     else:
         sides = range(_tile_tokens(tile, grids[0].patch, manifest, recipe), 0, -1)[:1]
-    refinings = [plan_refining(grid.cells, manifest, recipe, budget) for grid in grids]
+    # With what the budget allows, then with the least there is.
+    ways: list[tuple[Refining | None, ...]] = [
+        tuple(
+            refining if refining is not None and number == 0 else plan_refining(grid.cells, manifest, recipe, amount)
+            for number, grid in enumerate(grids)
+        )
+        for amount in (budget, 0)
+    ]
     needs: tuple[int, ...] = ()
-    for side in sides:
+    for refinings, side in product(dict.fromkeys(ways), sides):
         stages = tuple(
-            StagePlan(grid, Tiling.of(grid.tokens, Size(side, side)), refining, scales)
-            for grid, refining in zip(grids, refinings, strict=True)
+            StagePlan(grid, Tiling.of(grid.tokens, Size(side, side)), refined, scales)
+            for grid, refined in zip(grids, refinings, strict=True)
         )
         if not all(_fits_a_shape(stage, manifest, recipe) for stage in stages):
             continue
@@ -202,7 +212,8 @@ def make_plan(
         memory = max(needs)
         if memory <= budget:
             largest = max(grid.picture.area for grid in grids)
-            cache = min(CACHE, budget - memory, 3 * _FLOAT * largest)
+            # The other half of what is left is for what the system does not give back.
+            cache = min(CACHE, (budget - memory) // 2, 3 * _FLOAT * largest)
             return Plan(stages, encodings, runs, budget, memory + cache, cache)
     if not needs:
         pictures = " or ".join(str(grid.picture) for grid in grids)
@@ -217,13 +228,13 @@ def make_plan(
 
 
 def plan_refining(cells: Size, manifest: Manifest, recipe: Recipe, budget: int) -> Refining | None:
-    """Plan how a latent's context is made, by the latent and the budget alone, so that pictures of it can share it.
+    """Plan how a latent's context is made.
 
     Args:
         cells: the latent's width and height.
         manifest: the model's halos and channels.
         recipe: the recipe that will run.
-        budget: bytes that may be used, of which this takes up to a half, or as little as it can.
+        budget: bytes that may be used. This takes up to half of what loaded graphs leave, or as little as it can.
 
     Returns:
         None if the recipe has no graph for it: prefill's features are the context.
@@ -237,7 +248,7 @@ def plan_refining(cells: Size, manifest: Manifest, recipe: Recipe, budget: int) 
         # All of them, or for a picture that is decoded row by row those that two rows of tiles touch.
         for kept in sorted({tiles.tiling.count, min(tiles.tiling.count, 2 * tiles.tiling.across)}, reverse=True):
             refining = Refining(tiles, kept * tile)
-            if figures.base + refining.cache + figures.refine_per_cell * tiles.window.area <= budget // 2:
+            if refining.cache + figures.refine_per_cell * tiles.window.area <= (budget - figures.base) // 2:
                 return refining
     return refining
 
@@ -264,7 +275,8 @@ def estimate_memory(
         handling = _HANDLING * stage.tile.area * stage.grid.patch**2
         context, refine = manifest.context_channels * _FLOAT * cells, 0
         if stage.refining is not None:
-            context = (manifest.feature_channels or 0) * _FLOAT * cells + stage.refining.cache
+            # Twice the features: a backend's arena holds on to what a run's result was in.
+            context = 2 * (manifest.feature_channels or 0) * _FLOAT * cells + stage.refining.cache
             refine = figures.refine_per_cell * stage.refining.tiles.window.area
         decoding = context + working + max(handling, refine)
         bands = stage.bands if stage is stages[-1] else 0

@@ -11,6 +11,7 @@ import pytest
 
 import infgen_rt
 from infgen_rt.errors import BackendError, Cancelled, DecodeError, PlanError
+from infgen_rt.geometry import Size
 
 from ..export import tiny
 from .conftest import Open
@@ -154,10 +155,17 @@ def test_pytorch_keeps_a_context_where_decode_wants_it(every_target: Path) -> No
 
     from infgen_rt.bundle import Bundle
     from infgen_rt.choice import choose
+    from infgen_rt.context import Context, Refining, given
     from infgen_rt.engine import Engine
+    from infgen_rt.tiling import HaloTiling, Tiling
 
     opened = Bundle.open(every_target)
     engine = Engine(opened, choose(opened, "torch", precision="exact")[0])
-    context = engine.prefill(latent((5, 7)))
-    assert isinstance(context, torch.Tensor) and context.shape == (1, opened.manifest.context_channels, 5, 7)
+    whole = engine.context(latent((15, 17)))
+    assert isinstance(whole, torch.Tensor) and whole.shape == (1, opened.manifest.context_channels, 15, 17)
+    tiles = HaloTiling(Tiling.of(Size(17, 15), Size(6, 6)), opened.manifest.halo.refine)
+    context = Context(lambda: given(latent((15, 17))), engine)
+    context.plan(Refining(tiles, 10**6))
+    joined = context[:, :, 2:15, 4:17]
+    assert isinstance(joined, torch.Tensor) and torch.allclose(joined, whole[:, :, 2:15, 4:17], atol=1e-5)
     engine.close()
