@@ -51,6 +51,21 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Speed:
+    """What was measured of a way of running a bundle.
+
+    Attributes:
+        decode: seconds for a megapixel of one tile.
+        context: seconds for the context of a thousand cells.
+        encode: seconds for the encoding of a thousand cells; None without an encode graph.
+    """
+
+    decode: float
+    context: float
+    encode: float | None
+
+
+@dataclass(frozen=True)
 class Choice:
     """What runs a bundle, and why.
 
@@ -61,7 +76,7 @@ class Choice:
         recipe: name of the graphs.
         arithmetic: what they are computed in: `fp32`, `bf16`, `fp16`.
         psnr: of prefill and decode against float32 in decibels, None where it was not measured.
-        seconds: for a megapixel of one tile, None where it was not measured.
+        speed: None where it was not measured.
         reason: why this one.
     """
 
@@ -71,7 +86,7 @@ class Choice:
     recipe: str
     arithmetic: str
     psnr: float | None
-    seconds: float | None
+    speed: Speed | None
     reason: str
 
     def __str__(self) -> str:
@@ -162,7 +177,8 @@ def choose(
     for line in survey.broken:
         warnings.warn(line, InfGenWarning, stacklevel=3)
     if len(suitable) == 1:
-        return suitable[0], _choice(suitable[0], None, (), precision)
+        before = next((result for result in record.results if result.is_of(suitable[0])), None)
+        return suitable[0], _choice(suitable[0], before, (), precision)
     results = measure.measure(bundle, survey.candidates, threads)
     measure.remember(key, record.add(results, question))
     for result in results:
@@ -220,7 +236,7 @@ def _candidates(backend: Backend, usable: Iterable[Device], manifest: Manifest) 
 
 def _fastest(results: Iterable["Result"], precision: Precision) -> "Result | None":
     suitable = (result for result in results if result.suits(precision))
-    return min(suitable, key=lambda result: result.seconds or 0.0, default=None)
+    return min(suitable, key=lambda result: result.speed.decode if result.speed else 0.0, default=None)
 
 
 def _choice(candidate: Candidate, result: "Result | None", among: Iterable["Result"], precision: Precision) -> Choice:
@@ -232,7 +248,7 @@ def _choice(candidate: Candidate, result: "Result | None", among: Iterable["Resu
         recipe=candidate.recipe.name,
         arithmetic=candidate.arithmetic,
         psnr=candidate.psnr if candidate.psnr is not None or result is None else result.psnr,
-        seconds=result.seconds if result else None,
+        speed=result.speed if result else None,
         reason=f"fastest of {count} measured" if count > 1 else "the only one that suits",
     )
 

@@ -296,7 +296,13 @@ class _Job:
             "array_bytes": 3 * self.box.size.area,
             "model": self.decoder.manifest.model.name,
             "backend": asdict(self.decoder.backend),
-            "plan": {"stages": stages, "encoded_tiles": encoded, "memory": plan.memory, "budget": plan.budget},
+            "plan": {
+                "stages": stages,
+                "encoded_tiles": encoded,
+                "memory": plan.memory,
+                "budget": plan.budget,
+                "seconds": plan.seconds,
+            },
         }
 
 

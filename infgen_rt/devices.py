@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from . import measure
 from .backends import KNOWN, installed_backends, load_backend
 from .bundle import Bundle
-from .choice import AUTO, Candidate, Survey
+from .choice import AUTO, Candidate, Speed, Survey
 from .errors import BackendError
 
 
@@ -20,7 +20,7 @@ class Fact:
         device_name: the same for people.
         recipe: name of the graphs; None if it is not usable.
         arithmetic: what they are computed in.
-        seconds: for a megapixel of one tile, if it was measured.
+        speed: if it was measured.
         psnr: against float32 in decibels, if it was measured.
         problem: why it is not usable and what to do, or None.
     """
@@ -30,19 +30,19 @@ class Fact:
     device_name: str | None = None
     recipe: str | None = None
     arithmetic: str | None = None
-    seconds: float | None = None
+    speed: Speed | None = None
     psnr: float | None = None
     problem: str | None = None
 
     def order(self) -> tuple[bool, float]:
         """Sorts what is usable first, the fastest of it first, in an order that is otherwise kept."""
-        return self.problem is not None, float("inf") if self.seconds is None else self.seconds
+        return self.problem is not None, float("inf") if self.speed is None else self.speed.decode
 
     def __str__(self) -> str:
         where = self.backend if self.device is None else f"{self.backend} {self.device} ({self.device_name})"
         if self.problem:
             return f"- {where}: {self.problem}"
-        speed = "not measured" if self.seconds is None else f"{self.seconds:.3f} s a megapixel"
+        speed = "not measured" if self.speed is None else f"{self.speed.decode:.3f} s a megapixel"
         quality = "" if self.psnr is None else f", {self.psnr:.0f} dB against float32"
         return f"+ {where}: {self.recipe} in {self.arithmetic}, {speed}{quality}"
 
@@ -85,7 +85,7 @@ def _fact(candidate: Candidate, results: Sequence[measure.Result]) -> Fact:
         device_name=candidate.device.name,
         recipe=candidate.recipe.name,
         arithmetic=candidate.arithmetic,
-        seconds=result.seconds if result else None,
+        speed=result.speed if result else None,
         psnr=candidate.psnr,
         problem=result.error if result else None,
     )

@@ -8,7 +8,7 @@ import platform
 import statistics
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 
 from . import backends
 from .bundle import Bundle
-from .choice import LEAST_PSNR, Candidate, Precision
+from .choice import LEAST_PSNR, Candidate, Precision, Speed
 from .engine import Engine
 from .errors import InfGenWarning
 from .folders import cache_folder, write_cached
@@ -43,7 +43,7 @@ class Result:
         recipe: name of its graphs.
         arithmetic: what they were computed in.
         exact: whether that is float32 throughout.
-        seconds: for a megapixel of one tile, median; None if it did not run.
+        speed: medians; None if it did not run.
         psnr: against the first exact candidate, in decibels; None for that one, or if it did not run.
         error: why it cannot be used, in one line, or None.
     """
@@ -53,7 +53,7 @@ class Result:
     recipe: str
     arithmetic: str
     exact: bool
-    seconds: float | None
+    speed: Speed | None
     psnr: float | None
     error: str | None
 
@@ -75,9 +75,9 @@ def measure(bundle: Bundle, candidates: Sequence[Candidate], threads: int | None
     """Run each candidate on one tile, and compare what it gives with the first exact one's."""
     results, reference = [], None
     for candidate in sorted(candidates, key=lambda each: not each.exact):
-        seconds = psnr = error = None
+        speed = psnr = error = None
         try:
-            image, seconds = _run(bundle, candidate, threads)
+            image, speed = _run(bundle, candidate, threads)
         # A driver may raise anything; what cannot run is not chosen.
         except Exception as failure:
             error = " ".join(str(failure).split()) or type(failure).__name__
@@ -88,7 +88,7 @@ def measure(bundle: Bundle, candidates: Sequence[Candidate], threads: int | None
                 least = _EXACT_PSNR if candidate.exact else LEAST_PSNR
                 error = None if psnr >= least else f"its picture has {psnr:.0f} dB, {least:.0f} are needed"
         names = (candidate.backend.name, candidate.device.id, candidate.recipe.name, candidate.arithmetic)
-        results.append(Result(*names, candidate.exact, seconds, psnr, error))
+        results.append(Result(*names, candidate.exact, speed, psnr, error))
     return results
 
 
@@ -151,8 +151,8 @@ def _records() -> dict[str, Any]:
     return records if isinstance(records, dict) else {}
 
 
-def _run(bundle: Bundle, candidate: Candidate, threads: int | None) -> tuple[FloatArray, float]:
-    """The tile's pixels and its seconds a megapixel."""
+def _run(bundle: Bundle, candidate: Candidate, threads: int | None) -> tuple[FloatArray, Speed]:
+    """The tile's pixels, and how fast all was."""
     manifest = bundle.manifest
     latent = np.random.default_rng(0).normal(0, 0.8, (manifest.latent_channels, _CELLS, _CELLS)).astype(np.float32)
     side = 2 * _CELLS * manifest.patch
@@ -164,14 +164,28 @@ def _run(bundle: Bundle, candidate: Candidate, threads: int | None) -> tuple[Flo
     try:
         inputs = grid.decode_inputs(engine.context(latent), tokens, manifest.halo.cells)
         image = engine.decode(inputs)
-        times = []
-        for _ in range(_RUNS):
-            start = time.perf_counter()
-            engine.decode(inputs)
-            times.append(time.perf_counter() - start)
+        megapixels, kilocells = tokens.size.area * manifest.patch**2 / 1e6, _CELLS**2 / 1e3
+        decode = _seconds(lambda: engine.decode(inputs)) / megapixels
+        context = _seconds(lambda: engine.context(latent)) / kilocells
+        encode = None
+        if "encode" in candidate.recipe.graphs and not candidate.recipe.shapes:
+            engine.load("encode")
+            picture = np.zeros((3, _CELLS * manifest.patch, _CELLS * manifest.patch), np.float32)
+            engine.encode(picture)
+            encode = _seconds(lambda: engine.encode(picture)) / kilocells
     finally:
         engine.close()
-    return image, statistics.median(times) / (tokens.size.area * manifest.patch**2 / 1e6)
+    return image, Speed(decode, context, encode)
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    """Median of some runs."""
+    times = []
+    for _ in range(_RUNS):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
 
 
 def _psnr(image: FloatArray, reference: FloatArray) -> float:

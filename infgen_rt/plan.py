@@ -6,7 +6,7 @@ from itertools import product
 from math import ceil
 
 from .bundle import Manifest, Recipe
-from .choice import Choice
+from .choice import Choice, Speed
 from .context import Refining
 from .errors import PlanError
 from .geometry import Box, Size
@@ -122,6 +122,8 @@ class Plan:
         budget: bytes the decode may use.
         memory: bytes it is expected to use at most, output band and cache included.
         cache: bytes of `memory` that hold decoded tiles for reuse.
+        seconds: that computing all of the last picture is expected to take, without resampling and writing; None where
+            the backend's speed was not measured.
     """
 
     stages: tuple[StagePlan, ...]
@@ -130,6 +132,7 @@ class Plan:
     budget: int
     memory: int
     cache: int
+    seconds: float | None = None
 
     @property
     def preparation(self) -> int:
@@ -147,6 +150,8 @@ class Plan:
                 lines.append(f"picture {number - 1} encoded: latent of {self.encodings[number - 2]}")
             lines.append(f"stage {number}: {stage}")
         lines.append(f"memory: about {format_bytes(self.memory)} of {format_bytes(self.budget)}")
+        unknown = "not measured here: infgen-rt devices --measure"
+        lines.append(f"time: {unknown if self.seconds is None else f'about {self.seconds:.1f} s of computing'}")
         lines.append(f"backend: {self.runs}")
         return "\n".join(lines)
 
@@ -214,7 +219,8 @@ def make_plan(
             largest = max(grid.picture.area for grid in grids)
             # The other half of what is left is for what the system does not give back.
             cache = min(CACHE, (budget - memory) // 2, 3 * _FLOAT * largest)
-            return Plan(stages, encodings, runs, budget, memory + cache, cache)
+            seconds = estimate_seconds(stages, encodings, manifest, runs.speed)
+            return Plan(stages, encodings, runs, budget, memory + cache, cache, seconds)
     if not needs:
         pictures = " or ".join(str(grid.picture) for grid in grids)
         raise PlanError(f"the fixed shapes of {recipe.name!r} hold no tile of a {pictures} picture at this scale")
@@ -283,6 +289,18 @@ def estimate_memory(
         needs.append(figures.base + max(making, prefill, decoding + bands))
         held = decoding
     return tuple(needs)
+
+
+def estimate_seconds(
+    stages: Sequence[StagePlan], encodings: Sequence[HaloTiling], manifest: Manifest, speed: Speed | None
+) -> float | None:
+    """Seconds that computing the last stage's picture is expected to take; None where something was not measured."""
+    if speed is None or (encodings and speed.encode is None):
+        return None
+    refined = (stage.refining.tiles.computed if stage.refining else stage.grid.cells.area for stage in stages)
+    decoded = (stage.count * _padded(stage, manifest).area * manifest.patch**2 for stage in stages)
+    encoded = (speed.encode or 0.0) * sum(encoding.computed for encoding in encodings)
+    return (speed.context * sum(refined) + encoded) / 1e3 + speed.decode * sum(decoded) / 1e6
 
 
 def _check_bounds(grid: Grid, manifest: Manifest, which: str) -> None:

@@ -70,6 +70,11 @@ class HaloTiling:
         sides = zip(self.tiling.largest, self.tiling.box.size, strict=True)
         return Size(*(min(side + 2 * self.halo, whole) for side, whole in sides))
 
+    @property
+    def computed(self) -> int:
+        """Cells that are computed for all tiles, halos included."""
+        return sum(window.size.area for _, window in self.windows())
+
     def window_of(self, tile: Box) -> Box:
         """The cells that have to be computed for a tile: its halo with it, clipped to the grid."""
         return tile.grow(self.halo, self.tiling.box)

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import infgen_rt
 from infgen_rt import backends, choice, measure
 from infgen_rt.backends import Device, Options, Session, require_version
 from infgen_rt.bundle import Bundle, Recipe
-from infgen_rt.choice import Candidate, Survey, choose
+from infgen_rt.choice import Candidate, Speed, Survey, choose
 from infgen_rt.cli import main
 from infgen_rt.devices import describe_devices
 from infgen_rt.errors import BackendError, InfGenWarning
@@ -95,12 +96,12 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> Timed:
     def set_up(seconds: dict[str, float], wrong: tuple[str, ...] = ()) -> list[str]:
         asked: list[str] = []
 
-        def run(bundle: Bundle, candidate: Candidate, threads: int | None) -> tuple[np.ndarray, float]:
+        def run(bundle: Bundle, candidate: Candidate, threads: int | None) -> tuple[np.ndarray, Speed]:
             name = f"{candidate.backend.name} {candidate.arithmetic}"
             asked.append(name)
             if name not in seconds:
                 raise BackendError(f"{name} does not start")
-            return np.full((3, 8, 8), 0.9 if name in wrong else 0.5, np.float32), seconds[name]
+            return np.full((3, 8, 8), 0.9 if name in wrong else 0.5, np.float32), Speed(seconds[name], 1.0, 2.0)
 
         monkeypatch.setattr(measure, "_run", run)
         return asked
@@ -215,9 +216,9 @@ def test_auto_takes_the_fastest_and_says_why(bundle: Path, several: dict, timed:
     opened = Bundle.open(bundle)
     candidate, chosen = choose(opened)
     assert (candidate.backend.name, candidate.arithmetic) == ("other", "bf16")
-    assert (chosen.seconds, chosen.reason) == (0.3, "fastest of 3 measured")
+    assert (chosen.speed, chosen.reason) == (Speed(0.3, 1.0, 2.0), "fastest of 3 measured")
     assert str(chosen) == "other on Other CPU, bf16, 200 dB against float32 (fastest of 3 measured)"
-    assert choose(opened, precision="exact")[1].seconds == 0.4
+    assert choose(opened, precision="exact")[1].speed == Speed(0.4, 1.0, 2.0)
     assert choose(opened, "other", precision="fast")[0].arithmetic == "bf16"
     assert asked.count("onnxruntime fp32") == 1
 
@@ -308,7 +309,7 @@ def test_measuring_runs_the_graphs(bundle: Path, several: dict) -> None:
     assert [(result.backend, result.arithmetic) for result in results] == [
         *(("onnxruntime", "fp32"), ("other", "fp32"), ("other", "bf16"))
     ]
-    assert all(result.seconds and result.seconds > 0 and result.error is None for result in results)
+    assert all(result.speed and min(asdict(result.speed).values()) > 0 and result.error is None for result in results)
     assert results[0].psnr is None and all(result.psnr == 200 for result in results[1:])
 
 
@@ -337,10 +338,10 @@ def test_precision_threads_and_options_are_checked(bundle: Path) -> None:
 def test_devices_tells_what_is_usable_and_what_to_do_for_the_rest(bundle: Path, several: dict, timed: Timed) -> None:
     several["broken"] = entry("broken", f"{__name__}:Exploding")
     opened = Bundle.open(bundle)
-    assert all(fact.seconds is None for fact in describe_devices(opened))
+    assert all(fact.speed is None for fact in describe_devices(opened))
     asked = timed({"onnxruntime fp32": 0.5, "other fp32": 0.4})
     facts = describe_devices(opened, fresh=True)
-    assert [(fact.backend, fact.arithmetic, fact.seconds) for fact in facts[:2]] == [
+    assert [(fact.backend, fact.arithmetic, fact.speed and fact.speed.decode) for fact in facts[:2]] == [
         *(("other", "fp32", 0.4), ("onnxruntime", "fp32", 0.5))
     ]
     problems = {(fact.backend, fact.device): fact.problem for fact in facts[2:]}
@@ -348,7 +349,7 @@ def test_devices_tells_what_is_usable_and_what_to_do_for_the_rest(bundle: Path, 
     assert problems["other", "cpu"] == "other bf16 does not start"
     assert "undefined symbol" in str(problems["broken", None])
     assert "'openvino' is unknown" in str(problems["openvino", None])
-    assert describe_devices(opened)[0].seconds == 0.4
+    assert describe_devices(opened)[0].speed == Speed(0.4, 1.0, 2.0)
     assert choose(opened)[0].backend.name == "other" and len(asked) == 3
 
 
@@ -358,7 +359,7 @@ def test_the_commands(bundle: Path, several: dict, timed: Timed, capsys: pytest.
     assert capsys.readouterr().out.startswith("+ other cpu (Other CPU): onnx-fp32 in bf16, 0.300 s a megapixel")
     assert main(["devices", "--model", str(bundle), "--json"]) == 0
     facts: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
-    assert facts[0]["seconds"] == 0.3
+    assert facts[0]["speed"]["decode"] == 0.3
     assert main(["cache"]) == 0 and measure.FILE in capsys.readouterr().out
     assert main(["cache", "--clear"]) == 0 and "(cleared)" in capsys.readouterr().out
     assert main(["cache", "--json"]) == 0 and json.loads(capsys.readouterr().out)["bytes"] == {}

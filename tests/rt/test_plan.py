@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import infgen_rt
 from infgen_rt.bundle import Bundle, FixedShape, Manifest
-from infgen_rt.choice import Choice
+from infgen_rt.choice import Choice, Speed
 from infgen_rt.errors import InfGenWarning, PlanError
 from infgen_rt.geometry import Box, Size
 from infgen_rt.grid import Grid
@@ -136,3 +136,20 @@ def test_what_fits_a_tile_fits_the_recipe_s_shape(
         context = grid.context_of(tokens, manifest.halo.cells)
         assert tokens.height <= shape.tokens[0] and tokens.width <= shape.tokens[1]
         assert context.height <= shape.context[0] and context.width <= shape.context[1]
+
+
+def test_time_is_told_where_speed_was_measured(manifest: Manifest) -> None:
+    grids, recipe = (Grid(CELLS, Size(240, 160), 8),), manifest.recipes[0]
+    assert "time: not measured here: infgen-rt devices --measure" in str(plan(manifest, Size(240, 160)))
+    runs = replace(RUNS, speed=Speed(decode=50.0, context=10.0, encode=None))
+    whole = make_plan(grids, manifest, recipe, runs=runs, budget=GIB)
+    assert whole.seconds == pytest.approx(10 * 0.6 + 50 * 0.0384)
+    assert "time: about 7.9 s of computing" in str(whole)
+    # Tiles are decoded with halos.
+    assert make_plan(grids, manifest, recipe, runs=runs, budget=GIB, tile=64).seconds > 1.1 * whole.seconds
+    # Encoding is a part of it, and here nobody knows how long it takes.
+    chain = (Grid(CELLS, Size(480, 320), 8), Grid(Size(60, 40), Size(960, 640), 8))
+    assert make_plan(chain, manifest, recipe, runs=runs, budget=GIB).seconds is None
+    known = replace(RUNS, speed=Speed(decode=50.0, context=10.0, encode=5.0))
+    seconds = make_plan(chain, manifest, recipe, runs=known, budget=GIB).seconds
+    assert seconds == pytest.approx(10 * (0.6 + 2.4) + 5 * 2.4 + 50 * (0.1536 + 0.6144), rel=0.15)
