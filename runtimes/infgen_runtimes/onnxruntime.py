@@ -17,7 +17,7 @@ from infgen_rt.bundle import Recipe
 from infgen_rt.errors import BackendError, DecodeError, InfGenWarning
 from infgen_rt.pixels import FloatArray
 
-_ERRORS_ONLY = 3
+_ERRORS_ONLY, _NOTHING = 3, 5
 _CPU = "CPUExecutionProvider"
 # Others exist and are left out: Azure runs nothing here; Core ML and OpenVINO have backends of their own that do more.
 _PROVIDERS = {
@@ -107,11 +107,17 @@ class Session:
             return
         # The arena gives memory back at the end of a run: of the smallest that there is.
         smallest = {
-            each.name: np.zeros([side if isinstance(side, int) else 1 for side in each.shape], np.float32)
-            for each in session.get_inputs()
+            each.name: np.ones([_least(side) for side in each.shape], np.float32) for each in session.get_inputs()
         }
+        last = _run_options(replace(self._settings, keep_memory=False))
+        last.log_severity_level = _NOTHING
         with contextlib.suppress(Exception):  # nothing that an app needs
-            session.run(self._outputs, smallest, _run_options(replace(self._settings, keep_memory=False)))
+            session.run(self._outputs, smallest, last)
+
+
+def _least(side: int | str) -> int:
+    """The smallest number that a dimension may be: a fixed one, `h`, or `8*h`."""
+    return side if isinstance(side, int) else int(side.partition("*")[0]) if "*" in side else 1
 
 
 def _session(content: bytes, options: Options) -> ort.InferenceSession:
