@@ -106,7 +106,7 @@ class Session(Protocol):
 
         Returns:
             Results by the graph's output names. Features and a context may stay on the device, where the next graph
-            wants them; images and latents are NumPy arrays.
+            wants them, and an image as `pixels.DevicePixels` that are the last three sides; latents are NumPy arrays.
 
         Raises:
             DecodeError: the graph could not be run.

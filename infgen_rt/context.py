@@ -60,7 +60,7 @@ class Context:
         self._features: Values | None = None
         self._lock = Lock()
         self._refining: Refining | None = None
-        self._tiles: TileCache[Values] = TileCache(0)
+        self._tiles: TileCache[Box, Values] = TileCache(0)
         self._refine_lock = Lock()
 
     @property

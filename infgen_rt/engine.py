@@ -15,7 +15,7 @@ from .folders import writable_cache
 from .geometry import Size
 from .grid import fill
 from .memory import give_back
-from .pixels import FloatArray
+from .pixels import DevicePixels, FloatArray
 
 V = TypeVar("V", bound=Values)
 
@@ -93,17 +93,18 @@ class Engine:
         """All of a latent's context at once: [1, D, h, w]."""
         return self.refine(self.prefill(latent))
 
-    def decode(self, inputs: Mapping[str, Any]) -> FloatArray:
+    def decode(self, inputs: Mapping[str, Any]) -> FloatArray | DevicePixels:
         """Run decode; `inputs` as in the graph contract.
 
         Returns:
-            float32 [3, patch * tokens down, patch * tokens across], about [0, 1], not clamped.
+            float32 [3, patch * tokens down, patch * tokens across], about [0, 1], not clamped, where the backend
+            computes.
         """
         patch = self.manifest.patch
         rows, columns = patch * len(inputs["token_y"]), patch * len(inputs["token_x"])
         filled = self._filled(inputs)
         expected = (1, 3, patch * len(filled["token_y"]), patch * len(filled["token_x"]))
-        image: FloatArray = self._run("decode", filled, "image", expected)[0]
+        image: FloatArray | DevicePixels = self._run("decode", filled, "image", expected)[0]
         return self._finite(image[:, :rows, :columns], lambda exact: exact.decode(inputs))
 
     def encode(self, image: FloatArray) -> FloatArray:
@@ -131,7 +132,7 @@ class Engine:
 
     def _finite(self, result: V, again: Callable[["Engine"], V]) -> V:
         """The result, or what float32 gives if it is not finite."""
-        if self._candidate.exact or _is_finite(result):
+        if self._candidate.exact or is_finite(result):
             return result
         exact = self._in_float32()
         return result if exact is None else again(exact)
@@ -177,6 +178,6 @@ class Engine:
             raise DecodeError("the decoder is closed: read what you need before close()")
 
 
-def _is_finite(values: Any) -> bool:
-    # A backend's own arrays are asked where they are.
+def is_finite(values: Any) -> bool:
+    """Whether none of an array is NaN or infinite; a backend's own arrays are asked where they are."""
     return bool((np.isfinite(values) if isinstance(values, np.ndarray) else values.isfinite()).all())

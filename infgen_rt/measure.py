@@ -23,7 +23,7 @@ from .errors import InfGenWarning
 from .folders import cache_folder, write_cached
 from .geometry import Size
 from .grid import Grid
-from .pixels import FloatArray
+from .pixels import FloatArray, fetch
 from .schema import SchemaError, parse
 
 FILE = "measurements.json"
@@ -163,7 +163,7 @@ def _run(bundle: Bundle, candidate: Candidate, threads: int | None) -> tuple[Flo
     engine = Engine(bundle, candidate, threads)
     try:
         inputs = grid.decode_inputs(engine.context(latent), tokens, manifest.halo.cells)
-        image = engine.decode(inputs)
+        image = fetch(engine.decode(inputs), np.float32)
         megapixels, kilocells = tokens.size.area * manifest.patch**2 / 1e6, _CELLS**2 / 1e3
         decode = _seconds(lambda: engine.decode(inputs)) / megapixels
         context = _seconds(lambda: engine.context(latent)) / kilocells

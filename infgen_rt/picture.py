@@ -15,7 +15,7 @@ from .context import Step
 from .errors import Cancelled, OutputError, PlanError
 from .geometry import Box, Size, parse_box
 from .memory import format_bytes
-from .pixels import Bits, ByteArray, FloatArray, LevelArray, level_type, to_bytes, to_floats, to_levels
+from .pixels import Bits, ByteArray, FloatArray, LevelArray, level_type, to_floats
 from .plan import Plan
 from .stage import Stage
 from .writers import Format, Layer, TileFormat, check_output, write
@@ -100,13 +100,12 @@ class Picture:
         """
         box = self._box(region)
         if dtype is np.float32:
-            return to_floats(self._stage.read(box))
+            return to_floats(self._stage.read(box, np.float32))
         if dtype is not np.uint8:
             raise TypeError(f"dtype is {dtype!r}, expected numpy.uint8 or numpy.float32")
-        # Tile by tile, so that the floats of a large region are never all held at once.
         pixels = np.empty((box.height, box.width, 3), np.uint8)
         for part in self.parts(box):
-            pixels[part.relative_to(box).slices] = to_bytes(self._stage.read(part))
+            pixels[part.relative_to(box).slices] = self._stage.read(part, np.uint8).transpose(1, 2, 0)
         return pixels
 
     def tiles(self, start: tuple[int, int] | None = None) -> Iterator[tuple[Box, ByteArray]]:
@@ -298,7 +297,7 @@ class _Source:
             band = np.empty((row[0].height, self.box.width, 3), level_type(bits))
             for part in row:
                 left = part.x - self.box.x
-                band[:, left : left + part.width] = to_levels(self._stage.read(part), bits)
+                band[:, left : left + part.width] = self._stage.read(part, level_type(bits)).transpose(1, 2, 0)
                 step("decode")
             yield band
             step("encode")

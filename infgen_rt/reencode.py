@@ -24,7 +24,7 @@ def reencoded(stage: Stage, encoding: HaloTiling, engine: Engine) -> Making:
         pixels = stage.grid.pixels_of(window)
         image = np.empty((3, pixels.height, pixels.width), np.float32)
         for part in stage.parts(pixels):
-            np.clip(stage.read(part), 0.0, 1.0, out=image[:, *part.relative_to(pixels).slices])
+            np.clip(stage.read(part, np.float32), 0.0, 1.0, out=image[:, *part.relative_to(pixels).slices])
             yield "decode"
         latent[:, *tile.slices] = engine.encode(image)[:, *tile.relative_to(window).slices]
         yield "reencode"

@@ -2,16 +2,18 @@
 
 from collections.abc import Iterator
 from copy import copy
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from .cache import TileCache
 from .context import Context, Step
-from .engine import Engine
+from .engine import Engine, is_finite
 from .errors import DecodeError
 from .geometry import Box, Size
 from .grid import Grid
-from .pixels import FloatArray
+from .pixels import Number, fetch
 from .plan import LEAST_SCALE, StagePlan
 from .resample import resample, source_of
 
@@ -31,7 +33,7 @@ class Stage:
         self._context = context
         self._plan = plan
         self._engine = engine
-        self._cache: TileCache[FloatArray] = TileCache(cache)
+        self._cache: TileCache[tuple[Box, Number], npt.NDArray[Any]] = TileCache(cache)
 
     @property
     def grid(self) -> Grid:
@@ -64,43 +66,45 @@ class Stage:
         stage._plan, stage._cache = plan, TileCache(0)
         return stage
 
-    def read(self, box: Box) -> FloatArray:
-        """Pixels of a box inside the picture: float32 [3, h, w], about [0, 1], not clamped.
+    def read(self, box: Box, number: Number) -> npt.NDArray[Any]:
+        """Planes [3, h, w] of a box inside the picture, in numbers of a kind.
 
         A box that fits in a tile is decoded by itself; a larger one tile by tile. Whole tiles are kept.
         """
         tiles = list(self._plan.tiles(box))
-        if len(tiles) > 1 and self._plan.fits_a_tile(box) and not self._cache.holds(tiles):
-            return self._decode(box)
-        pixels = np.empty((3, box.height, box.width), np.float32)
+        if len(tiles) > 1 and self._plan.fits_a_tile(box) and not self._cache.holds((tile, number) for tile in tiles):
+            return self._decode(box, number)
+        pixels = np.empty((3, box.height, box.width), number)
         for tile in tiles:
             part = tile.intersect(box)
-            pixels[:, *part.relative_to(box).slices] = self._read_part(part, tile)
+            pixels[:, *part.relative_to(box).slices] = self._read_part(part, tile, number)
         return pixels
 
     def parts(self, box: Box) -> Iterator[Box]:
         """What a box is decoded in; see `StagePlan.parts`."""
         return self._plan.parts(box)
 
-    def _read_part(self, part: Box, tile: Box) -> FloatArray:
-        if part != tile and not self._cache.holds([tile]):
-            return self._decode(part)
-        pixels = self._cache.get(tile)
+    def _read_part(self, part: Box, tile: Box, number: Number) -> npt.NDArray[Any]:
+        if part != tile and not self._cache.holds([(tile, number)]):
+            return self._decode(part, number)
+        pixels = self._cache.get((tile, number))
         if pixels is None:
-            pixels = self._decode(tile)
-            # A copy: what was decoded is a view that would keep its halo alive.
-            self._cache.put(tile, pixels.copy(), pixels.nbytes)
+            pixels = self._decode(tile, number)
+            # What was decoded may be a view that would keep its halo alive.
+            kept = pixels if pixels.base is None else pixels.copy()
+            self._cache.put((tile, number), kept, kept.nbytes)
         return pixels[:, *part.relative_to(tile).slices]
 
-    def _decode(self, box: Box) -> FloatArray:
+    def _decode(self, box: Box, number: Number) -> npt.NDArray[Any]:
         """The pixels of a box, decoded at their size, or resampled from what is."""
         grid, decoded = self.grid, self._plan.decoded
         if decoded == grid:
-            return self._decode_in(grid, box)
+            return self._decode_in(grid, box, number)
         part = source_of(box, grid.picture, decoded.picture)
-        return resample(self._decode_in(decoded, part), part, box, grid.picture, decoded.picture)
+        pixels = self._decode_in(decoded, part, np.float32)
+        return fetch(resample(pixels, part, box, grid.picture, decoded.picture), number)
 
-    def _decode_in(self, grid: Grid, box: Box) -> FloatArray:
+    def _decode_in(self, grid: Grid, box: Box, number: Number) -> npt.NDArray[Any]:
         """Decode the tokens under a box with the halo that makes their pixels exact, and drop the halo."""
         halo = self._engine.manifest.halo
         tokens = grid.tokens_of(box).grow(halo.tokens, grid.tokens.box)
@@ -110,6 +114,6 @@ class Stage:
         except DecodeError as error:
             raise DecodeError(f"the tile {box} could not be decoded: {error}") from error
         pixels = image[:, *box.relative_to(grid.pixels_of(tokens)).slices]
-        if not np.isfinite(pixels).all():
+        if not is_finite(pixels):
             raise DecodeError(f"the model gave NaN or infinite pixels in {box}: is the latent usable?")
-        return pixels
+        return fetch(pixels, number)

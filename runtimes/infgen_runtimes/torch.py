@@ -3,7 +3,10 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.torch import load
 
@@ -13,8 +16,10 @@ from infgen_export.model import DecoderConfig, InfGen
 from infgen_rt.backends import EXACT, Device, Options, Values, require_version
 from infgen_rt.bundle import Recipe
 from infgen_rt.errors import BackendError, DecodeError
+from infgen_rt.pixels import LARGEST, Number
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_LEVELS: dict[Number, torch.dtype] = {np.uint8: torch.uint8, np.uint16: torch.uint16}
 
 
 class Backend:
@@ -82,7 +87,7 @@ class Session:
         self._inputs, self._output, self._device, self._options = inputs, output, device, options
 
     def run(self, inputs: Mapping[str, Values]) -> dict[str, Values]:
-        """Run the graph; features and contexts stay on the device; see `infgen_rt.backends.Session`."""
+        """Run the graph; all but latents stay on the device; see `infgen_rt.backends.Session`."""
         module = self._module
         if module is None:
             raise DecodeError("the session is closed")
@@ -90,8 +95,11 @@ class Session:
             arguments = [torch.as_tensor(inputs[name], device=self._device) for name in self._inputs]
             with torch.inference_mode(), self._arithmetic(), _threads(self._options.threads):
                 result = module(*arguments).float()
-                stays = self._output in ("features", "context")
-                values = result if stays else result.cpu().contiguous().numpy()
+                values: Values = result
+                if self._output == "image":
+                    values = Pixels(result)
+                elif self._output == "latent":
+                    values = result.cpu().contiguous().numpy()
         # Among others torch.cuda.OutOfMemoryError and whatever a driver reports.
         except Exception as error:
             raise DecodeError(f"torch could not run the graph: {_one_line(error)}") from error
@@ -112,6 +120,34 @@ class Session:
         else:
             with torch.autocast(self._device.type, _DTYPES[self._options.arithmetic]):
                 yield
+
+
+class Pixels:
+    """Planes on the device; see `infgen_rt.pixels.DevicePixels`."""
+
+    def __init__(self, planes: torch.Tensor) -> None:
+        self._planes = planes
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its sides."""
+        return tuple(self._planes.shape)
+
+    def __getitem__(self, index: Any) -> "Pixels":
+        """A part of it."""
+        return Pixels(self._planes[index])
+
+    def isfinite(self) -> torch.Tensor:
+        """Whether each of them is neither NaN nor infinite."""
+        return self._planes.isfinite()
+
+    def fetch(self, number: Number) -> npt.NDArray[Any]:
+        """Clamped and rounded to levels on the device, and copied from there."""
+        planes = self._planes
+        with torch.inference_mode():
+            if number is not np.float32:
+                planes = planes.clamp(0, 1).mul_(LARGEST[number]).add_(0.5).to(_LEVELS[number])
+            return planes.cpu().contiguous().numpy()
 
 
 @contextmanager

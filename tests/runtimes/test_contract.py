@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 import infgen_rt
+from infgen_rt.engine import is_finite
 from infgen_rt.errors import BackendError, Cancelled, DecodeError, PlanError
 from infgen_rt.geometry import Size
+from infgen_rt.pixels import Number, fetch
 
 from ..export import tiny
 from .conftest import Open
@@ -169,3 +171,17 @@ def test_pytorch_keeps_a_context_where_decode_wants_it(every_target: Path) -> No
     joined = context[:, :, 2:15, 4:17]
     assert isinstance(joined, torch.Tensor) and torch.allclose(joined, whole[:, :, 2:15, 4:17], atol=1e-5)
     engine.close()
+
+
+@pytest.mark.parametrize("number", [np.uint8, np.uint16, np.float32])
+def test_pytorch_rounds_pixels_where_they_are_as_the_runtime_does(number: Number) -> None:
+    import torch
+
+    from infgen_runtimes.torch import Pixels
+
+    planes = np.random.default_rng(0).uniform(-0.2, 1.2, (3, 40, 50)).astype(np.float32)
+    made = Pixels(torch.from_numpy(planes))[:, 3:30, 7:50]
+    assert made.shape == (3, 27, 43) and is_finite(made)
+    fetched = fetch(made, number)
+    assert fetched.dtype == number and np.array_equal(fetched, fetch(planes[:, 3:30, 7:50], number))
+    assert not is_finite(Pixels(torch.tensor([1.0, np.nan])))

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -17,7 +18,7 @@ from infgen_export.recipes import Recipe
 from infgen_export.targets import Options
 from infgen_rt.backends import Options as RunOptions
 from infgen_rt.bundle import Recipe as BundleRecipe
-from infgen_runtimes.torch import Backend
+from infgen_runtimes.torch import Backend, Pixels
 
 SUFFIX = ""
 """A graph is a folder of two files."""
@@ -70,4 +71,4 @@ class Session:
     def __call__(self, inputs: dict[str, Tensor]) -> Tensor:
         """Runs it on named inputs."""
         (output,) = self._session.run({name: value.numpy() for name, value in inputs.items()}).values()
-        return torch.as_tensor(output).clone()
+        return torch.as_tensor(output.fetch(np.float32) if isinstance(output, Pixels) else output).clone()
