@@ -24,7 +24,7 @@ def multiply_adds(run: Callable[[], object]) -> float:
 
 
 def decoder_cost(checkpoint: Path) -> dict[str, float]:
-    """Multiply-adds of prefill a cell, of decode a pixel at scale 4, and the largest scale that is decoded."""
+    """Multiply-adds of the context a cell, of decode a pixel at scale 4, and the largest scale that is decoded."""
     model = load_checkpoint(checkpoint)
     latent = torch.zeros(1, model.config.latent_channels, CELLS, CELLS)
     with torch.inference_mode():
@@ -32,7 +32,7 @@ def decoder_cost(checkpoint: Path) -> dict[str, float]:
     side = 32 * CELLS
     grid = Grid.whole((CELLS, CELLS), (side, side))
     return {
-        "prefill": multiply_adds(lambda: model.context(latent)) / CELLS**2,
+        "context": multiply_adds(lambda: model.context(latent)) / CELLS**2,
         "decode": multiply_adds(lambda: model.decode(context, grid)) / side**2,
         "largest scale": model.config.scale_range[1],
     }
@@ -48,13 +48,13 @@ def decoder_cost(checkpoint: Path) -> dict[str, float]:
 def main(checkpoint: Path, teacher: Path | None) -> None:
     """Prints what CHECKPOINT costs: once a latent cell, once an output pixel."""
     model = load_checkpoint(checkpoint)
-    for name in ("prefill", "decode", "encode"):
-        parameters = sum(p.numel() for p in getattr(model, name).parameters())
+    for name, part in model.named_children():
+        parameters = sum(p.numel() for p in part.parameters())
         click.echo(f"{name}: {parameters / 1e6:.2f} M parameters")
     latent = torch.zeros(1, model.config.latent_channels, CELLS, CELLS)
     with torch.inference_mode():
         context = model.context(latent)
-    click.echo(f"prefill: {multiply_adds(lambda: model.context(latent)) / CELLS**2 / 1e6:.2f} M multiply-adds a cell")
+    click.echo(f"context: {multiply_adds(lambda: model.context(latent)) / CELLS**2 / 1e6:.2f} M multiply-adds a cell")
     for scale in (1, 2, 4):
         side = 8 * CELLS * scale
         grid = Grid.whole((CELLS, CELLS), (side, side))

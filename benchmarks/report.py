@@ -35,12 +35,12 @@ def quality_of(method: Method, job: Job, quality: Quality) -> Mapping[str, float
 
 def work(method: Method, job: Job, results: Results) -> float | None:
     """Multiply-adds of this project's model for a job; None for others."""
-    if method.peer is not None or method.kind != "infgen" or "prefill" not in results.costs:
+    if method.peer is not None or method.kind != "infgen" or "context" not in results.costs:
         return None
     # What is beyond the largest scale is resampled.
     most = 8 * results.costs.get("largest scale", math.inf)
     width, height = min(job.size[0], most * job.cells[1]), min(job.size[1], most * job.cells[0])
-    return results.costs["prefill"] * job.cells[0] * job.cells[1] + results.costs["decode"] * width * height
+    return results.costs["context"] * job.cells[0] * job.cells[1] + results.costs["decode"] * width * height
 
 
 def markdown(results: Results, quality: Quality) -> str:

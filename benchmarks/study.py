@@ -37,6 +37,7 @@ from infgen_training.train import train
 
 CROP = (1024, 768)
 """Middle of a photograph that is measured, so that a variant takes a minute."""
+VIEWS = 600
 SHAPES = ((32, 32), (32, 32), (24, 40), (40, 24), (48, 64))
 
 
@@ -144,7 +145,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         cells = [
             f"{result['scales'][scale]['psnr']:.2f} / {result['scales'][scale]['ssimulacra2']:.1f}" for scale in scales
         ]
-        cost = (f"{result['prefill'] / 1e6:.2f}", f"{result['decode'] / 1e3:.1f}")
+        cost = (f"{result['context'] / 1e6:.2f}", f"{result['decode'] / 1e3:.1f}")
         lines.append(f"| {' | '.join((name, *cost, *cells))} |")
     return "\n".join(lines)
 
@@ -173,7 +174,7 @@ def main(
 ) -> None:  # fmt: skip
     """Trains every variant of a STUDY from CHECKPOINT for equal steps and prints what each has won."""
     base = TrainConfig(
-        part="decoder", steps=steps, warmup=steps // 10, trunk_rest=0, shapes=SHAPES, views=600, cells=cells,
+        part="decoder", steps=steps, warmup=steps // 10, trunk_rest=0, shapes=SHAPES, views=VIEWS, cells=cells,
         scales=(1.0, 4.0), native_share=0.2, muon_lr=0.001, lr=0.0002, copied_share=0.2, ema=0.98,
     )  # fmt: skip
     kept_out = [file for file in sorted(photos.iterdir()) if file.stem in base.exclude]
