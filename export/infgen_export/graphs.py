@@ -1,4 +1,4 @@
-"""The graphs that every target exports: their names, dynamic dimensions and modules (DESIGN, section 5)."""
+"""The graphs that every target exports: their names, dynamic dimensions and modules (docs/bundle.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The functions of a model: prefill and refine, decode, encode (DESIGN, section 5)."""
+"""The functions of a model: prefill and refine, decode, encode (docs/bundle.md)."""
 
 from __future__ import annotations
 
