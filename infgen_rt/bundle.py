@@ -12,7 +12,9 @@ from typing import Any
 from .errors import BundleError
 from .schema import SchemaError, parse
 
-FORMAT = 1
+FORMAT = 2
+# Format 1 had no refine.
+_READABLE = (1, FORMAT)
 MANIFEST = "manifest.json"
 DEFAULT_BUNDLE = Path(__file__).parent / "model"
 
@@ -158,8 +160,8 @@ class Manifest:
         except (ValueError, RecursionError) as error:
             raise BundleError(f"{MANIFEST} is not valid JSON: {error}") from None
         version = data.get("format") if isinstance(data, dict) else None
-        if version != FORMAT:
-            raise BundleError(f"{MANIFEST} has format {version!r}, this version reads {FORMAT}: upgrade infgen-rt")
+        if version not in _READABLE:
+            raise BundleError(f"{MANIFEST} has format {version!r}, this version reads 1 to {FORMAT}: upgrade infgen-rt")
         try:
             return parse(cls, data, "manifest")
         except SchemaError as error:

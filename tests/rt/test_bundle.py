@@ -78,7 +78,7 @@ def changed(manifest: dict, path: str, value: object) -> dict:
 @pytest.mark.parametrize(
     ("path", "value", "text"),
     [
-        ("format", 2, "has format 2, this version reads 1: upgrade infgen-rt"),
+        ("format", 3, "has format 3, this version reads 1 to 2: upgrade infgen-rt"),
         ("format", None, "upgrade infgen-rt"),
         ("latent_channels", "32", "manifest.latent_channels is str, expected int"),
         ("latent_channels", True, "is bool, expected int"),

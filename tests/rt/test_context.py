@@ -1,5 +1,7 @@
 """Contexts: made a tile at a time where they are needed, and what the whole latent at once gives."""
 
+import hashlib
+import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -109,6 +111,21 @@ def test_a_picture_in_little_memory_is_the_same_picture(bundle: Path, refined: l
         refining = picture.plan.stages[0].refining
         assert refining is not None and len(refined) == refining.tiles.tiling.count > 1  # row by row: none twice
         assert np.abs(picture.at("x111").read((30, 20, 50, 60)).mean() - 255 * expected.mean()) < 60
+
+
+def test_a_bundle_of_the_first_format_has_its_context_from_prefill(tmp_path: Path) -> None:
+    bundle = tiny.write_bundle(tmp_path)
+    manifest = json.loads((bundle / "manifest.json").read_text()) | {"format": 1}
+    name, graph = manifest["recipes"][0]["graphs"]["prefill"], tiny.prefill_graph("context", tiny.CONTEXT)
+    (bundle / name).write_bytes(graph)
+    manifest["files"][name] = {"sha256": hashlib.sha256(graph).hexdigest(), "bytes": len(graph)}
+    for values, key in ((manifest["recipes"][0]["graphs"], "refine"), (manifest, "feature_channels")):
+        del values[key]
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    with infgen_rt.open(bundle) as decoder:
+        whole, tiled = (decoder.picture(LATENT, "2x", tile=tile) for tile in (None, 64))
+        assert whole.plan.stages[0].refining is None
+        assert np.abs(whole.read(dtype=np.float32) - tiled.read(dtype=np.float32)).max() < 1e-5
 
 
 @pytest.mark.parametrize("megabytes", [400, 500, 700, 1_000, 2_000, 4_000])

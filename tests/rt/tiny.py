@@ -76,19 +76,19 @@ def edit_manifest(bundle: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def prefill_graph() -> bytes:
+def prefill_graph(output: str = "features", channels: int = FEATURES) -> bytes:
     """A convolution plus the global mean: global statistics belong in prefill."""
     rng = np.random.default_rng(1)
     nodes = [
         helper.make_node("Conv", ["latent", "kernel"], ["local"], pads=[1, 1, 1, 1]),
         helper.make_node("ReduceMean", ["local", "space"], ["mean"], keepdims=1),
-        helper.make_node("Add", ["local", "mean"], ["features"]),
+        helper.make_node("Add", ["local", "mean"], [output]),
     ]
     constants = {
-        "kernel": rng.normal(0, 0.08, (FEATURES, CHANNELS, 3, 3)).astype(np.float32),
+        "kernel": rng.normal(0, 0.08, (channels, CHANNELS, 3, 3)).astype(np.float32),
         "space": np.array([2, 3], np.int64),
     }
-    return _model(nodes, constants, {"latent": [1, CHANNELS, "h", "w"]}, {"features": [1, FEATURES, "h", "w"]})
+    return _model(nodes, constants, {"latent": [1, CHANNELS, "h", "w"]}, {output: [1, channels, "h", "w"]})
 
 
 def refine_graph() -> bytes:
