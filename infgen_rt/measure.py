@@ -165,7 +165,8 @@ def _run(bundle: Bundle, candidate: Candidate, threads: int | None) -> tuple[Flo
         inputs = grid.decode_inputs(engine.context(latent), tokens, manifest.halo.cells)
         image = fetch(engine.decode(inputs), np.float32)
         megapixels, kilocells = tokens.size.area * manifest.patch**2 / 1e6, _CELLS**2 / 1e3
-        decode = _seconds(lambda: engine.decode(inputs)) / megapixels
+        decode = _seconds(lambda: engine.decode(inputs), _RUNS) / megapixels
+        # Once: these are for estimates, and choose nothing.
         context = _seconds(lambda: engine.context(latent)) / kilocells
         encode = None
         if "encode" in candidate.recipe.graphs and not candidate.recipe.shapes:
@@ -178,10 +179,10 @@ def _run(bundle: Bundle, candidate: Candidate, threads: int | None) -> tuple[Flo
     return image, Speed(decode, context, encode)
 
 
-def _seconds(run: Callable[[], object]) -> float:
+def _seconds(run: Callable[[], object], count: int = 1) -> float:
     """Median of some runs."""
     times = []
-    for _ in range(_RUNS):
+    for _ in range(count):
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)
