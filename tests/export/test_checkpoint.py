@@ -93,7 +93,7 @@ def test_all_that_is_wrong_is_told_at_once(folder: Path) -> None:
     for change, _ in (BAD_TENSORS[1], BAD_TENSORS[2], BAD_TENSORS[3]):
         change(state)
     save_file(state, folder / WEIGHTS)
-    with pytest.raises(CheckpointError, match=r"decode\.magic.*to_pixels\.bias.*trunk\.enter\.bias"):
+    with pytest.raises(CheckpointError, match=r"decode\.magic.*to_pixels\.bias.*prefill\.enter\.bias"):
         load_checkpoint(folder)
 
 

@@ -5,9 +5,10 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from infgen_export.graphs import graphs_of
+from infgen_export.graphs import Graph, graphs_of
 from infgen_export.model import DecoderConfig, Grid, InfGen, Level, edge, paper
 from infgen_rt import grid as coordinates
+from infgen_rt.bundle import FixedShape
 from infgen_rt.geometry import Box
 
 _SMALL = {
@@ -48,6 +49,10 @@ def model(config: DecoderConfig, seed: int = 0) -> InfGen:
 
 def graph_names(model: InfGen) -> list[str]:
     return [graph.name for graph in graphs_of(model)]
+
+
+def decode_graph(model: InfGen, *shapes: FixedShape) -> Graph:
+    return next(graph for graph in graphs_of(model, shapes) if graph.name == "decode")
 
 
 def latent(height: int, width: int, batch: int = 1, seed: int = 0) -> Tensor:
