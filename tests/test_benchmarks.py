@@ -105,7 +105,10 @@ def test_memory_is_measured_against_what_was_allowed(monkeypatch: pytest.MonkeyP
     result = CliRunner().invoke(memory.main, [])
     assert result.exit_code == 0, result.output
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in result.output.splitlines()[2:]]
-    assert [row[:3] for row in rows] == [["640x360", "png", "900"], ["640x360", "tif", "900"]]
+    assert [row[:3] for row in rows] == [
+        ["64x64 cells -> 640x360", "png", "900"],
+        ["64x64 cells -> 640x360", "tif", "900"],
+    ]
     assert all(20 < float(row[3]) < 900 and row[4] == "yes" and float(row[5]) > 0 for row in rows)
 
 

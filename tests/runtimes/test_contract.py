@@ -67,7 +67,8 @@ def test_a_second_stage_is_that_of_the_reference(every_target: Path, open_way: O
     with infgen_rt.open(every_target, "onnxruntime", precision="exact") as decoder:
         expected = decoder.picture(latent((4, 6)), (192, 128), stages=(2, 2)).read()
     with open_way(every_target) as decoder:
-        if way[1] == "ane":
+        # On the Neural Engine always, and elsewhere when it was measured to be the fastest.
+        if decoder.backend.recipe == "coreml-ane":
             with pytest.raises(PlanError, match="2 stages need shapes of any size, and 'coreml-ane' has fixed ones"):
                 decoder.picture(latent((4, 6)), (192, 128), stages=(2, 2))
             return
