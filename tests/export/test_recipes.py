@@ -84,7 +84,8 @@ def test_the_manifest_has_every_recipe_and_file(exported: Exported) -> None:
         assert recipe.shapes == ((tile(64),) if recipe.name == "openvino-npu" else ())
         # Float16 in ONNX is for GPUs.
         assert (recipe.memory is None) == (bool(recipe.shapes) or recipe.name == "onnx-fp16")
-        assert min(astuple(manifest.memory(recipe))) > 0
+        memory = manifest.memory(recipe)
+        assert min(astuple(memory)[:-1]) > 0 and (memory.refine_per_cell > 0) == ("refine" in recipe.graphs)
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
