@@ -81,8 +81,8 @@ class Recipe:
     """One export of the model.
 
     `graphs` maps prefill, decode, and if there are any refine and encode, to a file or to a folder of files. Without
-    refine, prefill's features are the context. `memory` is None where the graphs were
-    not run in their own runtime. `shapes` are the only ones that decode and encode take; any if there are none.
+    refine, prefill's features are the context. `memory` is None where the graphs were not run in their own runtime.
+    `shapes` are the only ones that decode and encode take; any if there are none.
     """
 
     name: str

@@ -17,7 +17,7 @@ from infgen_rt.bundle import Recipe
 from infgen_rt.errors import BackendError, DecodeError, InfGenWarning
 from infgen_rt.pixels import FloatArray
 
-_ERRORS_ONLY, _NOTHING = 3, 5
+_ERRORS_ONLY, _FATAL_ONLY = 3, 4
 _CPU = "CPUExecutionProvider"
 # Others exist and are left out: Azure runs nothing here; Core ML and OpenVINO have backends of their own that do more.
 _PROVIDERS = {
@@ -110,7 +110,7 @@ class Session:
             each.name: np.ones([_least(side) for side in each.shape], np.float32) for each in session.get_inputs()
         }
         last = _run_options(replace(self._settings, keep_memory=False))
-        last.log_severity_level = _NOTHING
+        last.log_severity_level = _FATAL_ONLY
         with contextlib.suppress(Exception):  # nothing that an app needs
             session.run(self._outputs, smallest, last)
 

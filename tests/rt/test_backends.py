@@ -511,3 +511,23 @@ def test_what_overflows_everywhere_names_the_tile(
         picture = decoder.picture(tiny.random_latent(6, 7), "2x", tile=64)
         with pytest.raises(infgen_rt.DecodeError, match="NaN or infinite pixels in 0,0,56,48"):
             picture.read()
+
+
+@pytest.mark.parametrize("graph", tiny.GRAPHS)
+def test_onnx_runtimes_last_run_before_a_close_succeeds(graph: str) -> None:
+    """It is what gives memory back, and whatever keeps it from running is passed over."""
+    from infgen_runtimes.onnxruntime import Backend
+
+    content = {name: getattr(tiny, f"{name}_graph")() for name in tiny.GRAPHS}[graph]
+    session = Backend().load(graph, {"graph.onnx": content}, Options())
+    loaded, results = session._session, []
+
+    class Watched:
+        get_inputs = staticmethod(loaded.get_inputs)
+
+        def run(self, *arguments: Any) -> None:
+            results.extend(loaded.run(*arguments))
+
+    session._session = Watched()
+    session.close()
+    assert len(results) == 1 and np.isfinite(results[0]).all()

@@ -186,7 +186,7 @@ def encode_graph() -> bytes:
         "k1": rng.normal(0, 0.5, (4, 3, 3, 3)).astype(np.float32),
         "k2": rng.normal(0, 0.05, (CHANNELS, 4 * PATCH * PATCH, 3, 3)).astype(np.float32),
     }
-    return _model(nodes, constants, {"image": [1, 3, "H", "W"]}, {"latent": [1, CHANNELS, "h", "w"]})
+    return _model(nodes, constants, {"image": [1, 3, "8*h", "8*w"]}, {"latent": [1, CHANNELS, "h", "w"]})
 
 
 def decode_whole(latent: FloatArray, size: tuple[int, int]) -> FloatArray:
