@@ -43,6 +43,7 @@ PROMISES = (
     Promise((16384, 16384), "png", 700),
     Promise((2048, 2048), "png", 400, cells=(256, 256)),
     Promise((3840, 2160), "png", 700, cells=(480, 270)),
+    Promise((7680, 4320), "png", 700, cells=(960, 540)),
     Promise((4096, 4096), "png", 500, stages=(4, 2)),
 )
 

@@ -69,6 +69,7 @@ STUDIES: dict[str, dict[str, Variant]] = {
         "+ 0.1 multi-scale SSIM": _perceptual("ms_ssim", 0.1),
         "+ 0.1 Fourier magnitudes": _perceptual("fourier", 0.1),
         "+ 0.1 teacher's features": _perceptual("teacher", 0.1),
+        "+ 1 L1 of reduced pictures": Variant({"pyramid_weight": 1.0}),
         "+ 0.1 PatchGAN": Variant({"adversarial_weight": 0.1}),
     },
     "parts": {

@@ -106,7 +106,7 @@ class Session(Protocol):
 
         Returns:
             Results by the graph's output names. Features and a context may stay on the device, where the next graph
-            wants them, and an image as `pixels.DevicePixels` that are the last three sides; latents are NumPy arrays.
+            wants them, and an image as `pixels.DevicePixels` that are the last three sides; others are NumPy arrays.
 
         Raises:
             DecodeError: the graph could not be run.
@@ -146,7 +146,7 @@ class Backend(Protocol):
         """Load a graph.
 
         Args:
-            graph: `prefill`, `refine`, `decode` or `encode`.
+            graph: `statistics`, `prefill`, `refine`, `decode` or `encode`.
             files: the content of the graph's file, or of the files in its folder by their names there; digests are
                 already checked.
             options: what the caller asked for.

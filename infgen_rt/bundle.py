@@ -12,9 +12,9 @@ from typing import Any
 from .errors import BundleError
 from .schema import SchemaError, parse
 
-FORMAT = 2
-# Format 1 had no refine.
-_READABLE = (1, FORMAT)
+FORMAT = 3
+# Format 1 had no refine, format 2 no statistics.
+_READABLE = (1, 2, FORMAT)
 MANIFEST = "manifest.json"
 DEFAULT_BUNDLE = Path(__file__).parent / "model"
 
@@ -32,12 +32,13 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Halo:
-    """How far a graph looks: decode in tokens and context cells (None: all), encode in pixels, refine in cells."""
+    """How far a graph looks: decode in tokens and context cells (None: all), encode in pixels, the others in cells."""
 
     tokens: int
     cells: float | None
     encode_pixels: int
     refine: int = 0
+    prefill: int = 0
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,9 @@ class Shapes:
 
 @dataclass(frozen=True)
 class Memory:
-    """Measured working set in bytes: fixed, a latent cell in prefill, a token in decode and a cell in encode, halos in.
+    """Measured working set in bytes: fixed, and a cell or a token of what a graph runs on, halos included.
 
-    The defaults are for bundles of which a figure was not measured, and for those without a refine graph.
+    The defaults are for bundles of which a figure was not measured, and for those without refine or statistics.
     """
 
     base: int
@@ -61,6 +62,7 @@ class Memory:
     decode_per_token: int
     encode_per_cell: int = 64 * 2**10
     refine_per_cell: int = 32 * 2**10
+    statistics_per_cell: int = 8 * 2**10
 
 
 # Twice what the first model that shipped needs, for bundles of which nothing was measured.
@@ -80,8 +82,9 @@ class FixedShape:
 class Recipe:
     """One export of the model.
 
-    `graphs` maps prefill, decode, and if there are any refine and encode, to a file or to a folder of files. Without
-    refine, prefill's features are the context. `memory` is None where the graphs were not run in their own runtime.
+    `graphs` maps prefill, decode, and if there are any statistics, refine and encode, to a file or a folder of files.
+    Without refine, prefill's features are the context; without statistics, it sees the whole latent. `memory` is None
+    where the graphs were not run in their own runtime.
     `shapes` are the only ones that decode and encode take; any if there are none.
     """
 
@@ -118,6 +121,7 @@ class Manifest:
     verification: tuple[dict[str, Any], ...] = ()
     format: int = FORMAT
     feature_channels: int | None = None
+    moments: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         """Check what types alone cannot say.
@@ -136,6 +140,10 @@ class Manifest:
                 raise BundleError(f"manifest: recipe {recipe.name!r} lacks the graph {min(missing)!r}")
             if "refine" in recipe.graphs and not self.feature_channels:
                 raise BundleError(f"manifest: recipe {recipe.name!r} refines, and 'feature_channels' is missing")
+            if "statistics" in recipe.graphs and not (self.moments and min(self.moments) > 0):
+                raise BundleError(
+                    f"manifest: recipe {recipe.name!r} has statistics, and 'moments' gives no shape of them"
+                )
             for name in recipe.graphs.values():
                 if not self.files_of(name):
                     raise BundleError(f"manifest: recipe {recipe.name!r} names {name!r}, which is not in 'files'")
@@ -143,7 +151,7 @@ class Manifest:
         ranges = (self.scale_range, self.shapes.latent, self.shapes.context, self.shapes.tokens)
         if min(counts) <= 0 or any(low > high for low, high in ranges):
             raise BundleError("manifest: channels, patch and scale must be above 0 and ranges ascend")
-        if min(self.halo.tokens, self.halo.encode_pixels, self.halo.refine) < 0 or (
+        if min(self.halo.tokens, self.halo.encode_pixels, self.halo.refine, self.halo.prefill) < 0 or (
             self.halo.cells is not None and self.halo.cells < 0
         ):
             raise BundleError("manifest: halos must not be negative")
@@ -181,8 +189,8 @@ class Manifest:
         precision, graphs = next(
             ((each.precision, each.graphs) for each in self.recipes if each.name == recipe), ("", {})
         )
-        for graph in ("prefill", "refine", "decode"):
-            if graph == "refine" and graph not in graphs:
+        for graph in ("statistics", "prefill", "refine", "decode"):
+            if graph in ("statistics", "refine") and graph not in graphs:
                 continue
             try:
                 entry = next(e for e in self.verification if e["recipe"] == recipe and e["graph"] == graph)

@@ -8,15 +8,19 @@ from math import prod
 from threading import Lock
 from typing import Any, Literal, cast
 
+import numpy as np
+
 from .backends import Values
 from .cache import TileCache
 from .engine import Engine
 from .geometry import Box
 from .pixels import FloatArray
+from .statistics import Gathering, gathered
 from .tiling import HaloTiling
 
 Step = Literal["prefill", "decode", "reencode"]
-"""What was just done: a stage's prefill, a part of its picture, or a tile of the latent that is encoded from it."""
+"""What was just done: a stage's prefill or a part of it, a part of its picture, or a tile of the latent that is encoded
+from it."""
 Making = Generator[Step, None, FloatArray]
 """Yields after each step on the way to a latent, float32 [C, h, w], and returns it."""
 
@@ -30,51 +34,56 @@ def given(latent: FloatArray) -> Making:
 
 
 @dataclass(frozen=True)
-class Refining:
-    """How a context is made of a latent's features: in tiles.
+class ContextPlan:
+    """How a latent's context is made: in tiles.
 
     Attributes:
-        tiles: of the latent.
+        tiles: of the latent, with the halo of refine.
         cache: bytes of tiles that are kept.
+        gathering: how the latent's statistics are; None if prefill sees the whole latent instead.
     """
 
     tiles: HaloTiling
     cache: int
+    gathering: Gathering | None = None
 
 
 class Context:
     """[1, D, h, w], of which parts are cut out as from an array; serves several threads, which share the work.
 
-    What needs the whole latent is computed the first time that any of it is wanted, the rest tile by tile.
+    What the whole latent has to be seen for is computed the first time that any of it is wanted, the rest tile by tile.
 
     Args:
-        latent: starts the making of the latent; called again if a step failed. It is let go of when the features are
+        making: starts the making of the latent; called again if a step failed. It is let go of when the latent is
             there, and with it the stage that it may read from.
         engine: the loaded model.
     """
 
-    def __init__(self, latent: Callable[[], Making], engine: Engine) -> None:
-        self._latent: Callable[[], Making] | None = latent
+    def __init__(self, making: Callable[[], Making], engine: Engine) -> None:
+        self._making: Callable[[], Making] | None = making
         self._engine = engine
         self._work: Iterator[Step] | None = None
+        # What tiles are made of: prefill's features, or the latent and its statistics.
         self._features: Values | None = None
+        self._latent: FloatArray | None = None
+        self._moments: FloatArray | None = None
         self._lock = Lock()
-        self._refining: Refining | None = None
+        self._planned: ContextPlan | None = None
         self._tiles: TileCache[Box, Values] = TileCache(0)
-        self._refine_lock = Lock()
+        self._tile_lock = Lock()
 
     @property
-    def refining(self) -> Refining | None:
-        """How it is made of the features, by the plan of the first picture; None if they are it."""
-        return self._refining
+    def planned(self) -> ContextPlan | None:
+        """How it is made, by the plan of the first picture; None if prefill gives it whole."""
+        return self._planned
 
-    def plan(self, refining: Refining | None) -> None:
+    def plan(self, plan: ContextPlan | None) -> None:
         """Say how it is made, before any part of it is wanted; what was said first stays."""
-        if self._refining is None and refining is not None:
-            self._tiles, self._refining = TileCache(refining.cache), refining
+        if self._planned is None and plan is not None:
+            self._tiles, self._planned = TileCache(plan.cache), plan
 
     def prepare(self) -> Iterator[Step]:
-        """Compute the features, yielding after each step but the last, which is the prefill.
+        """Do what is left to do before the first tile, yielding after each step but the last, which is a prefill.
 
         Between two steps nothing is locked: another thread may go on with the work, and a caller that stops leaves it
         where it is.
@@ -86,13 +95,13 @@ class Context:
         """A part of it, where the backend computes; all channels of the cells that the last two slices tell."""
         for _ in self.prepare():
             pass
-        assert self._features is not None
-        if self._refining is None:
+        if self._planned is None:
+            assert self._features is not None
             part: Values = self._features[index]
             return part
         rows, columns = index[2:]
         box = Box(columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
-        tiles = self._refining.tiles.tiling.touching(box)
+        tiles = self._planned.tiles.tiling.touching(box)
         rows_of_parts = [
             [self._tile(tile)[:, :, *tile.intersect(box).relative_to(tile).slices] for tile in row]
             for _, row in groupby(tiles, key=lambda tile: tile.y)
@@ -102,25 +111,31 @@ class Context:
         return cast(Values, _joined([_joined(parts, axis=3) for parts in rows_of_parts]))
 
     def _tile(self, tile: Box) -> Values:
-        assert self._refining is not None and self._features is not None
-        with self._refine_lock:
+        assert self._planned is not None
+        with self._tile_lock:
             context = self._tiles.get(tile)
             if context is None:
-                window = self._refining.tiles.window_of(tile)
-                whole = window == self._refining.tiles.tiling.box
-                # Copies: a backend wants its inputs in one piece, and a view would keep its halo alive.
-                features = self._features if whole else _joined([self._features[:, :, *window.slices]])
-                context = self._engine.refine(features)
-                if window != tile:
-                    context = cast(Values, _joined([context[:, :, *tile.relative_to(window).slices]]))
+                window = self._planned.tiles.window_of(tile)
+                context = _cut(self._engine.refine(self._features_of(window)), tile, window)
                 self._tiles.put(tile, context, _FLOAT * prod(context.shape))
             return context
 
+    def _features_of(self, window: Box) -> Values:
+        """The features of some cells."""
+        assert self._planned is not None
+        cells = self._planned.tiles.tiling.box
+        if self._features is not None:
+            return _cut(self._features, window, cells)
+        assert self._latent is not None
+        seen = window.grow(self._engine.manifest.halo.prefill, cells)
+        latent = np.ascontiguousarray(self._latent[:, *seen.slices])
+        return _cut(self._engine.prefill(latent, self._moments), window, seen)
+
     def _advance(self) -> Step | None:
         with self._lock:
-            if self._latent is None:
+            if self._making is None:
                 return None
-            self._work = self._work or self._compute(self._latent)
+            self._work = self._work or self._compute(self._making)
             try:
                 return next(self._work, None)
             except BaseException:
@@ -128,9 +143,23 @@ class Context:
                 self._work = None
                 raise
 
-    def _compute(self, latent: Callable[[], Making]) -> Iterator[Step]:
-        self._features = self._engine.prefill((yield from latent()))
-        self._latent = None
+    def _compute(self, making: Callable[[], Making]) -> Iterator[Step]:
+        latent = yield from making()
+        gathering = self._planned.gathering if self._planned else None
+        if gathering is None:
+            self._features = self._engine.prefill(latent)
+        else:
+            self._moments = yield from gathered(latent, gathering, self._engine)
+            self._latent = latent
+        self._making = None
+
+
+def _cut(values: Values, box: Box, whole: Box) -> Values:
+    """The cells of a box out of those of a larger one that holds it; a copy, unless it is all of them.
+
+    A backend wants its inputs in one piece, and a view would keep what is around it alive.
+    """
+    return values if box == whole else cast(Values, _joined([values[:, :, *box.relative_to(whole).slices]]))
 
 
 def _joined(parts: list[Any], axis: int = 2) -> Any:

@@ -157,16 +157,16 @@ class Decoder:
             budget=self._budget,
             tile=tile,
             scales=scales,
-            refining=context.refining,
+            context=context.planned,
         )
-        context.plan(plan.stages[0].refining)
+        context.plan(plan.stages[0].context)
         _warn_of_scale(grids, self.manifest, native, plan.stages[0].decoded != grids[0])
         if plan.encodings:
             self._engine.load("encode")
         stage = Stage(context, plan.stages[0], self._engine, plan.cache)
         for encoding, each in zip(plan.encodings, plan.stages[1:], strict=True):
             later = Context(partial(reencoded, stage, encoding, self._engine), self._engine)
-            later.plan(each.refining)
+            later.plan(each.context)
             stage = Stage(later, each, self._engine, plan.cache)
         return Picture(stage, plan, partial(self._picture, context, cells, native, tile))
 

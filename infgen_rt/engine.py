@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from .bundle import Bundle
 from .choice import Candidate, Survey
 from .errors import DecodeError, InfGenWarning
 from .folders import writable_cache
-from .geometry import Size
+from .geometry import Box, Size
 from .grid import fill
 from .memory import give_back
 from .pixels import DevicePixels, FloatArray
@@ -21,7 +21,7 @@ V = TypeVar("V", bound=Values)
 
 
 class Engine:
-    """Runs prefill, refine, decode and, once it is loaded, encode; serves several threads.
+    """Runs a recipe's graphs, encode once it is loaded; serves several threads.
 
     What comes out as NaN or infinite in less than float32 is computed again in float32 on the same device, if the
     bundle has graphs for that.
@@ -48,7 +48,7 @@ class Engine:
         self._exact: Engine | None = None
         # A backend uses all its threads for one run; two at once would only double the memory.
         self._lock = Lock()
-        for graph in ("prefill", "refine", "decode"):
+        for graph in ("statistics", "prefill", "refine", "decode"):
             if graph in self.recipe.graphs:
                 self.load(graph)
 
@@ -70,20 +70,57 @@ class Engine:
             files = self._bundle.read_graph(self.recipe.graphs[graph])
             self._sessions[graph] = backend.load(graph, files, options)
 
-    def prefill(self, latent: FloatArray) -> Values:
+    @property
+    def gathers(self) -> bool:
+        """Whether prefill is local, given a latent's statistics; else it sees the whole latent."""
+        return "statistics" in self.recipe.graphs
+
+    @property
+    def refines(self) -> bool:
+        """Whether features are refined to a context; else they are it."""
+        return "refine" in self.recipe.graphs
+
+    def statistics(self, latent: FloatArray, inner: Box | None = None, known: FloatArray | None = None) -> FloatArray:
+        """Moments of a latent, or of a part of one.
+
+        Args:
+            latent: [C, h, w].
+            inner: the cells that count, the others are a halo; None for all.
+            known: [2, blocks, groups], moments of the whole latent, variances below 0 where they are not known; None if
+                none are.
+
+        Returns:
+            float32 [2, blocks, groups]: means and variances.
+        """
+        shape = (2, *(self.manifest.moments or ()))
+        box = inner or Size(*latent.shape[:0:-1]).box
+        inputs = {
+            "latent": latent[None],
+            "share_y": _shares(latent.shape[1], box.y, box.height),
+            "share_x": _shares(latent.shape[2], box.x, box.width),
+            "known": np.full(shape, -1, np.float32) if known is None else known,
+        }
+        moments = self._run("statistics", inputs, "moments", shape)
+        return self._finite(cast(FloatArray, moments), lambda exact: exact.statistics(latent, inner, known))
+
+    def prefill(self, latent: FloatArray, moments: FloatArray | None = None) -> Values:
         """Latent [C, h, w] to features [1, F, h, w], which stay where the backend wants them.
 
         Without a refine graph they are the context.
+
+        Args:
+            latent: the whole, or with moments any part; sees no further than the manifest's halo.
+            moments: of the whole latent, float32 [2, blocks, groups], if the recipe has a graph for them.
         """
-        refines = "refine" in self.recipe.graphs
-        channels = self.manifest.feature_channels if refines else self.manifest.context_channels
-        name = "features" if refines else "context"
-        features = self._run("prefill", {"latent": latent[None]}, name, (1, channels or 0, *latent.shape[1:]))
-        return self._finite(features, lambda exact: exact.prefill(latent))
+        channels = self.manifest.feature_channels if self.refines else self.manifest.context_channels
+        name = "features" if self.refines else "context"
+        inputs = {"latent": latent[None]} | ({} if moments is None else {"moments": moments})
+        features = self._run("prefill", inputs, name, (1, channels or 0, *latent.shape[1:]))
+        return self._finite(features, lambda exact: exact.prefill(latent, moments))
 
     def refine(self, features: Values) -> Values:
         """Features [1, F, h, w] to context [1, D, h, w]; sees no further than the manifest's halo."""
-        if "refine" not in self.recipe.graphs:
+        if not self.refines:
             return features
         expected = (1, self.manifest.context_channels, *features.shape[2:])
         context = self._run("refine", {"features": features}, "context", expected)
@@ -91,7 +128,7 @@ class Engine:
 
     def context(self, latent: FloatArray) -> Values:
         """All of a latent's context at once: [1, D, h, w]."""
-        return self.refine(self.prefill(latent))
+        return self.refine(self.prefill(latent, self.statistics(latent) if self.gathers else None))
 
     def decode(self, inputs: Mapping[str, Any]) -> FloatArray | DevicePixels:
         """Run decode; `inputs` as in the graph contract.
@@ -176,6 +213,13 @@ class Engine:
     def _check_open(self) -> None:
         if self._closed:
             raise DecodeError("the decoder is closed: read what you need before close()")
+
+
+def _shares(count: int, first: int, counted: int) -> FloatArray:
+    """What each of some rows counts for in a mean over a range of them."""
+    shares = np.zeros(count, np.float32)
+    shares[first : first + counted] = 1 / counted
+    return shares
 
 
 def is_finite(values: Any) -> bool:

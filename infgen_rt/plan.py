@@ -7,12 +7,13 @@ from math import ceil
 
 from .bundle import Manifest, Recipe
 from .choice import Choice, Speed
-from .context import Refining
+from .context import ContextPlan
 from .errors import PlanError
 from .geometry import Box, Size
 from .grid import Grid
 from .memory import MIB, format_bytes
 from .resample import SUPPORT
+from .statistics import Gathering
 from .tiling import HaloTiling, Tiling
 
 # Larger tiles fall out of the processor's caches; smaller ones decode mostly halo.
@@ -21,7 +22,7 @@ SMALLEST_TILE = 8
 # Encode looks further than decode: the side of its tiles, over that of decode's.
 _ENCODED = 2
 # Sides in cells of the tiles in which a context is made: the smaller they are, the more of the work is halo.
-_REFINED = (128, 96, 64, 48, 32, 24)
+_CONTEXT_TILES = (128, 96, 64, 48, 32, 24)
 # Below this a picture has fewer pixels than a latent has detail, and its last token lies outside the latent.
 LEAST_SCALE = 0.25
 CACHE = 64 * MIB
@@ -37,14 +38,14 @@ class StagePlan:
     Attributes:
         grid: the stage's geometry.
         tiling: of its picture, in tokens.
-        refining: how the latent's context is made; None if prefill gives it.
+        context: how the latent's is made; None if prefill gives it whole.
         scales: the smallest and the largest scale that are decoded; beyond them, that picture is resampled. None for
             any.
     """
 
     grid: Grid
     tiling: Tiling
-    refining: Refining | None = None
+    context: ContextPlan | None = None
     scales: tuple[float, float] | None = None
 
     @property
@@ -77,8 +78,8 @@ class StagePlan:
         pixels = Size(*(side * self.grid.patch for side in self.tile))
         tiles = "1 tile" if self.count == 1 else f"{self.count} tiles of {pixels} pixels at most"
         way = f"-> {self.decoded.picture}, by Lanczos " if self.decoded != self.grid else ""
-        refined = self.refining.tiles if self.refining else None
-        parts = f" (context of {refined})" if refined and refined.tiling.count > 1 else ""
+        made = self.context.tiles if self.context else None
+        parts = f" (context of {made})" if made and made.tiling.count > 1 else ""
         return f"latent {self.grid.cells}{parts} {way}-> picture {self.grid.picture}, {tiles}"
 
     def resized(self, picture: Size) -> "StagePlan":
@@ -137,7 +138,8 @@ class Plan:
     @property
     def preparation(self) -> int:
         """Steps before the first pixel: see `context.Step`."""
-        steps = len(self.stages)
+        gatherings = (stage.context.gathering if stage.context else None for stage in self.stages)
+        steps = sum(gathering.runs if gathering else 1 for gathering in gatherings)
         for stage, encoding in zip(self.stages, self.encodings, strict=False):
             for _, window in encoding.windows():
                 steps += 1 + sum(1 for _ in stage.parts(stage.grid.pixels_of(window)))
@@ -165,7 +167,7 @@ def make_plan(
     budget: int,
     tile: int | None = None,
     scales: tuple[float, float] | None = None,
-    refining: Refining | None = None,
+    context: ContextPlan | None = None,
 ) -> Plan:
     """Plan one decode.
 
@@ -179,7 +181,7 @@ def make_plan(
             stages, tiles of twice the side are encoded.
         scales: the smallest and the largest scale that a stage decodes; what is beyond is resampled by Lanczos. None
             for any.
-        refining: how the first latent's context is made already, if it is.
+        context: how the first latent's is made already, if it is.
 
     Raises:
         PlanError: a latent or a picture is out of bounds, the recipe cannot encode for a second stage, or the budget
@@ -196,18 +198,18 @@ def make_plan(
     else:
         sides = range(_tile_tokens(tile, grids[0].patch, manifest, recipe), 0, -1)[:1]
     # With what the budget allows, then with the least there is.
-    ways: list[tuple[Refining | None, ...]] = [
+    ways: list[tuple[ContextPlan | None, ...]] = [
         tuple(
-            refining if refining is not None and number == 0 else plan_refining(grid.cells, manifest, recipe, amount)
+            context if context is not None and number == 0 else plan_context(grid.cells, manifest, recipe, amount)
             for number, grid in enumerate(grids)
         )
         for amount in (budget, 0)
     ]
     needs: tuple[int, ...] = ()
-    for refinings, side in product(dict.fromkeys(ways), sides):
+    for contexts, side in product(dict.fromkeys(ways), sides):
         stages = tuple(
-            StagePlan(grid, Tiling.of(grid.tokens, Size(side, side)), refined, scales)
-            for grid, refined in zip(grids, refinings, strict=True)
+            StagePlan(grid, Tiling.of(grid.tokens, Size(side, side)), made, scales)
+            for grid, made in zip(grids, contexts, strict=True)
         )
         if not all(_fits_a_shape(stage, manifest, recipe) for stage in stages):
             continue
@@ -233,7 +235,7 @@ def make_plan(
     )
 
 
-def plan_refining(cells: Size, manifest: Manifest, recipe: Recipe, budget: int) -> Refining | None:
+def plan_context(cells: Size, manifest: Manifest, recipe: Recipe, budget: int) -> ContextPlan | None:
     """Plan how a latent's context is made.
 
     Args:
@@ -243,20 +245,39 @@ def plan_refining(cells: Size, manifest: Manifest, recipe: Recipe, budget: int) 
         budget: bytes that may be used. This takes up to half of what loaded graphs leave, or as little as it can.
 
     Returns:
-        None if the recipe has no graph for it: prefill's features are the context.
+        None if the recipe has no graphs for it: prefill's features of the whole latent are the context.
     """
-    if "refine" not in recipe.graphs:
+    if recipe.graphs.keys().isdisjoint(("statistics", "refine")):
         return None
     figures = manifest.memory(recipe)
-    for side in _REFINED:
+    room = (budget - figures.base) // 2
+    gathering = None
+    if "statistics" in recipe.graphs and manifest.moments:
+        # At once if there is room for it: parts take a pass for each of prefill's blocks.
+        for side in (max(cells), *_CONTEXT_TILES):
+            parts = HaloTiling(Tiling.of(cells, Size(side, side)), manifest.halo.prefill)
+            if figures.statistics_per_cell * parts.window.area <= room:
+                break
+        gathering = Gathering(parts, manifest.moments[0])
+    for side in _CONTEXT_TILES:
         tiles = HaloTiling(Tiling.of(cells, Size(side, side)), manifest.halo.refine)
         tile = manifest.context_channels * _FLOAT * tiles.tiling.largest.area
         # All of them, or for a picture that is decoded row by row those that two rows of tiles touch.
         for kept in sorted({tiles.tiling.count, min(tiles.tiling.count, 2 * tiles.tiling.across)}, reverse=True):
-            refining = Refining(tiles, kept * tile)
-            if refining.cache + figures.refine_per_cell * tiles.window.area <= (budget - figures.base) // 2:
-                return refining
-    return refining
+            plan = ContextPlan(tiles, kept * tile, gathering)
+            if plan.cache + _working(plan, manifest, recipe) <= room:
+                return plan
+    return plan
+
+
+def _working(plan: ContextPlan, manifest: Manifest, recipe: Recipe) -> int:
+    """Bytes that making a tile of a context takes."""
+    figures, window = manifest.memory(recipe), plan.tiles.window
+    needs = [figures.refine_per_cell * window.area if "refine" in recipe.graphs else 0]
+    if plan.gathering is not None:
+        seen = replace(plan.tiles, halo=plan.tiles.halo + manifest.halo.prefill).window
+        needs.append(figures.prefill_per_cell * seen.area)
+    return max(needs)
 
 
 def estimate_memory(
@@ -268,25 +289,29 @@ def estimate_memory(
     """
     figures = manifest.memory(recipe)
     needs: list[int] = []
-    held = working = making = 0
+    held = working = 0
     for number, stage in enumerate(stages):
-        cells = stage.grid.cells.area
+        cells, plan = stage.grid.cells.area, stage.context
+        latent = manifest.latent_channels * _FLOAT * cells
+        held += latent
+        making = 0
         if number:
             window = encodings[number - 1].window.area
-            held += manifest.latent_channels * _FLOAT * cells
             making = held + (3 * _FLOAT * stage.grid.patch**2 + figures.encode_per_cell) * window
-        prefill = held + figures.prefill_per_cell * cells
+        if plan is not None and plan.gathering is not None:
+            prefill, kept = figures.statistics_per_cell * plan.gathering.tiles.window.area, latent
+        elif plan is not None:
+            # Twice the features: a backend's arena holds on to what a run's result was in.
+            prefill, kept = figures.prefill_per_cell * cells, 2 * (manifest.feature_channels or 0) * _FLOAT * cells
+        else:
+            prefill, kept = figures.prefill_per_cell * cells, manifest.context_channels * _FLOAT * cells
         # What decode works in is kept from run to run, and from stage to stage.
         working = max(working, figures.decode_per_token * _padded(stage, manifest).area)
         handling = _HANDLING * stage.tile.area * stage.grid.patch**2
-        context, refine = manifest.context_channels * _FLOAT * cells, 0
-        if stage.refining is not None:
-            # Twice the features: a backend's arena holds on to what a run's result was in.
-            context = 2 * (manifest.feature_channels or 0) * _FLOAT * cells + stage.refining.cache
-            refine = figures.refine_per_cell * stage.refining.tiles.window.area
-        decoding = context + working + max(handling, refine)
+        refining = _working(plan, manifest, recipe) if plan else 0
+        decoding = kept + (plan.cache if plan else 0) + working + max(handling, refining)
         bands = stage.bands if stage is stages[-1] else 0
-        needs.append(figures.base + max(making, prefill, decoding + bands))
+        needs.append(figures.base + max(making, held + prefill, decoding + bands))
         held = decoding
     return tuple(needs)
 
@@ -297,10 +322,10 @@ def estimate_seconds(
     """Seconds that computing the last stage's picture is expected to take; None where something was not measured."""
     if speed is None or (encodings and speed.encode is None):
         return None
-    refined = (stage.refining.tiles.computed if stage.refining else stage.grid.cells.area for stage in stages)
+    made = (stage.context.tiles.computed if stage.context else stage.grid.cells.area for stage in stages)
     decoded = (stage.count * _padded(stage, manifest).area * manifest.patch**2 for stage in stages)
     encoded = (speed.encode or 0.0) * sum(encoding.computed for encoding in encodings)
-    return (speed.context * sum(refined) + encoded) / 1e3 + speed.decode * sum(decoded) / 1e6
+    return (speed.context * sum(made) + encoded) / 1e3 + speed.decode * sum(decoded) / 1e6
 
 
 def _check_bounds(grid: Grid, manifest: Manifest, which: str) -> None:

@@ -49,6 +49,7 @@ def measure(bundle: Path, backend: str) -> Memory | None:
         decode_per_token=-(-growth["decode"] // TOKENS.area),
         encode_per_cell=-(-growth["encode"] // CELLS.area),
         refine_per_cell=-(-growth.get("refine", 0) // CELLS.area),
+        statistics_per_cell=-(-growth.get("statistics", 0) // CELLS.area),
     )
 
 
@@ -62,8 +63,11 @@ def _main(bundle: str, backend: str, graph: str) -> None:
     manifest = engine.manifest
     engine.load(graph)
     loaded = peak_memory() or 0
-    if graph == "prefill":
-        engine.prefill(np.zeros((manifest.latent_channels, CELLS.height, CELLS.width), np.float32))
+    latent = np.zeros((manifest.latent_channels, CELLS.height, CELLS.width), np.float32)
+    if graph == "statistics":
+        engine.statistics(latent)
+    elif graph == "prefill":
+        engine.prefill(latent, None if manifest.moments is None else np.ones((2, *manifest.moments), np.float32))
     elif graph == "refine":
         engine.refine(np.zeros((1, manifest.feature_channels or 0, CELLS.height, CELLS.width), np.float32))
     elif graph == "encode":

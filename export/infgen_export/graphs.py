@@ -40,7 +40,7 @@ class Graph:
     """One of the functions of a model, ready to be traced.
 
     Attributes:
-        name: ``"prefill"``, ``"refine"``, ``"decode"`` or ``"encode"``.
+        name: ``"statistics"``, ``"prefill"``, ``"refine"``, ``"decode"`` or ``"encode"``.
         config: Of the model.
         module: Takes the inputs in order, returns the output.
         inputs: Specifications, in the order of the module's arguments.
@@ -118,7 +118,7 @@ class _Decode(nn.Module):
 
 
 def graphs_of(model: InfGen, shapes: tuple[FixedShape, ...] = ()) -> tuple[Graph, ...]:
-    """The graphs of a model: prefill, refine if it has that, decode, encode.
+    """The graphs of a model: statistics and refine if it has them, prefill, decode, encode.
 
     Args:
         model: In evaluation mode.
@@ -136,14 +136,25 @@ def graphs_of(model: InfGen, shapes: tuple[FixedShape, ...] = ()) -> tuple[Graph
         decode_bounds = dict(zip(decode_bounds, both, strict=True))
         pixels = zip(least.image, most.image, strict=True)
         encode_bounds = {name: (low // 8, high // 8) for name, (low, high) in zip("hw", pixels, strict=True)}
-    features = Tensorspec(
-        "features", (1, config.feature_channels, "h", "w"), "what the whole latent had to be seen for"
-    )
+    features = Tensorspec("features", (1, config.feature_channels, "h", "w"), "what the context is refined from")
     context = Tensorspec("context", (1, depth, "h", "w"), "what every tile of the picture is decoded from")
     sides = {"h": cells, "w": cells}
+    before: tuple[Graph, ...] = ()
+    prefill_inputs: tuple[Tensorspec, ...] = (latent,)
+    if config.moments and model.statistics:
+        shape = (2, *config.moments)
+        moments = Tensorspec("moments", shape, "means and variances of prefill's blocks, over the whole latent")
+        shares = (
+            Tensorspec("share_y", ("h",), "what each row counts for in means: 1 / rows, 0 in a halo"),
+            Tensorspec("share_x", ("w",), "the same of columns"),
+        )
+        known = Tensorspec("known", shape, "moments of the whole latent; variances below 0 where they are not known")
+        before = (Graph("statistics", config, model.statistics, (latent, *shares, known), moments, sides),)
+        prefill_inputs = (latent, moments)
     refine = () if model.refine is None else (Graph("refine", config, model.refine, (features,), context, sides),)
     return (
-        Graph("prefill", config, model.prefill, (latent,), features if refine else context, sides),
+        *before,
+        Graph("prefill", config, model.prefill, prefill_inputs, features if refine else context, sides),
         *refine,
         Graph(
             "decode",
@@ -191,15 +202,39 @@ def decode_inputs(model: InfGen, latent: Tensor, size: Size, tile: Box | None = 
     return {name: torch.from_numpy(value) for name, value in inputs.items()}
 
 
+def context_inputs(graph: Graph, model: InfGen, latent: Tensor, halo: int = 0, known: int = 0) -> dict[str, Tensor]:
+    """Inputs of one of the graphs that a latent's context is made by.
+
+    Args:
+        graph: ``statistics``, ``prefill`` or ``refine``.
+        model: What it is of.
+        latent: [1, C, h, w].
+        halo: Rows and columns at the top and the left that do not count in statistics, as long as some do.
+        known: Blocks whose moments are given to statistics.
+    """
+    if graph.name == "refine":
+        with torch.no_grad():
+            return {"features": model.prefill(latent)}
+    if model.config.moments is None or model.statistics is None:
+        return {"latent": latent}
+    shares = []
+    for side in latent.shape[2:]:
+        share = (torch.arange(side) >= min(halo, side - 1)).float()
+        shares.append(share / share.sum())
+    with torch.no_grad():
+        moments = model.statistics(latent, *shares, torch.full((2, *model.config.moments), -1.0))
+    if graph.name == "prefill":
+        return {"latent": latent, "moments": moments}
+    moments[:, known:] = -1
+    return {"latent": latent, "share_y": shares[0], "share_x": shares[1], "known": moments}
+
+
 def trace_inputs(graph: Graph, model: InfGen) -> tuple[Tensor, ...]:
     """Arguments to trace a graph with: every dynamic dimension another number, none of them special."""
     generator = torch.Generator().manual_seed(0)
     latent = torch.randn(1, model.config.latent_channels, 11, 13, generator=generator)
-    if graph.name == "prefill":
-        return (latent,)
-    if graph.name == "refine":
-        with torch.no_grad():
-            return (model.prefill(latent),)
+    if graph.name not in ("decode", "encode"):
+        return tuple(context_inputs(graph, model, latent).values())
     if graph.name == "encode":
         return tuple(graph.fit({"image": torch.rand(1, 3, 48, 56, generator=generator)}).values())
     inputs = graph.fit(decode_inputs(model, latent, Size(257, 190), Box(3, 2, 17, 15)))

@@ -204,7 +204,8 @@ class _Work:
                     content = file.read_bytes()
                     key = file.relative_to(self.folder).as_posix()
                     files[key] = FileInfo(hashlib.sha256(content).hexdigest(), len(content))
-        parameters = {entry.graph: entry.parameters for entry in entries}
+        # Those of statistics are prefill's.
+        parameters = {entry.graph: entry.parameters for entry in entries if entry.graph != "statistics"}
         card = self.card
         manifest = Manifest(
             model=ModelInfo(config.name, card.version, card.licence, card.training, parameters),
@@ -213,12 +214,15 @@ class _Work:
             context_channels=config.context_channels,
             patch=config.PATCH,
             scale_range=config.scale_range,
-            halo=Halo(config.halo_tokens, config.halo_cells, config.encode_halo, config.refine_halo),
+            halo=Halo(
+                config.halo_tokens, config.halo_cells, config.encode_halo, config.refine_halo, config.prefill_halo
+            ),
             shapes=Shapes((1, MAX_CELLS), (1, MAX_CELLS), (1, MAX_TOKENS)),
             recipes=recipes,
             files=files,
             verification=tuple(entry.to_json() for entry in entries),
             feature_channels=config.feature_channels if config.detail else None,
+            moments=config.moments,
         )
         (self.folder / MANIFEST).write_text(manifest.to_json())
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from infgen_export.errors import ExportError, one_line
-from infgen_export.graphs import Graph, decode_inputs
+from infgen_export.graphs import Graph, context_inputs, decode_inputs
 from infgen_export.model import InfGen
 from infgen_rt import grid as coordinates
 from infgen_rt.geometry import Box, Size
@@ -126,14 +126,13 @@ def case_inputs(model: InfGen, graph: Graph, case: Case, generator: torch.Genera
     """Inputs of a graph at a case: normally distributed latents, uniformly random images."""
     latent = torch.randn(1, model.config.latent_channels, case.cells.height, case.cells.width, generator=generator)
     latent = case.deviation * latent
-    if graph.name == "prefill":
-        return {"latent": latent}
-    if graph.name == "refine":
-        with torch.no_grad():
-            return {"features": model.prefill(latent)}
     if graph.name == "encode":
         return graph.fit({"image": torch.rand(1, 3, 8 * case.cells.height, 8 * case.cells.width, generator=generator)})
-    return graph.fit(decode_inputs(model, latent, case.size, case.tile))
+    if graph.name == "decode":
+        return graph.fit(decode_inputs(model, latent, case.size, case.tile))
+    # A part of a latent has a halo that does not count, and something may be known of the whole.
+    part = case.tile is not None
+    return context_inputs(graph, model, latent, halo=model.config.prefill_halo if part else 0, known=int(part))
 
 
 def compare(graph: str, case: str, actual: Tensor, expected: Tensor, precision: str = "fp32") -> Check:

@@ -87,7 +87,7 @@ class Session:
         self._inputs, self._output, self._device, self._options = inputs, output, device, options
 
     def run(self, inputs: Mapping[str, Values]) -> dict[str, Values]:
-        """Run the graph; all but latents stay on the device; see `infgen_rt.backends.Session`."""
+        """Run the graph; features, contexts and pixels stay on the device; see `infgen_rt.backends.Session`."""
         module = self._module
         if module is None:
             raise DecodeError("the session is closed")
@@ -98,7 +98,7 @@ class Session:
                 values: Values = result
                 if self._output == "image":
                     values = Pixels(result)
-                elif self._output == "latent":
+                elif self._output in ("latent", "moments"):
                     values = result.cpu().contiguous().numpy()
         # Among others torch.cuda.OutOfMemoryError and whatever a driver reports.
         except Exception as error:

@@ -26,6 +26,7 @@ from infgen_export.errors import ExportError, RequestError
 from infgen_export.graphs import MAX_CELLS, MAX_TOKENS, Graph
 from infgen_export.pipeline import export
 from infgen_export.targets import Options
+from infgen_export.targets.dims import dynamic_shapes
 from infgen_export.targets.onnx import Session
 from infgen_export.verify import CASES, TOLERANCE, compare
 from infgen_rt.bundle import Bundle
@@ -37,8 +38,10 @@ from .conftest import CARD, Exported
 LATENT, FEATURES, CONTEXT = (
     {name: [1, n, "h", "w"]} for name, n in (("latent", 32), ("features", "F"), ("context", "D"))
 )
+MOMENTS = {"moments": [2, 2, 4]}
 CONTRACT = {
-    "prefill": (LATENT, FEATURES),
+    "statistics": (LATENT | {"share_y": ["h"], "share_x": ["w"], "known": [2, 2, 4]}, MOMENTS),
+    "prefill": (LATENT | MOMENTS, FEATURES),
     "refine": (FEATURES, CONTEXT),
     "decode": (
         {
@@ -96,8 +99,9 @@ def test_the_encoder_is_torchs_too(exported: Exported, cells: tuple[int, int]) -
 def test_a_graph_keeps_the_contract(exported: Exported, graph: str) -> None:
     config = exported.model.config
     if graph not in tiny.graph_names(exported.model):
-        assert graph == "refine" and config.detail == 0
+        assert (graph == "refine" and config.detail == 0) or (graph == "statistics" and not config.trunk)
         return
+    # A model without a trunk has no statistics to be given, and its features are the context.
     contract = CONTRACT[graph] if config.detail or graph != "prefill" else (LATENT, CONTEXT)
     model, numbers = load(exported.bundle, graph), {"F": config.feature_channels, "D": config.context_channels}
     for values, expected in zip((model.graph.input, model.graph.output), contract, strict=True):
@@ -138,7 +142,8 @@ def test_the_manifest_says_what_the_model_is(exported: Exported) -> None:
     assert manifest.scale_range == config.scale_range and manifest.patch == 8
     halo = manifest.halo
     assert (halo.tokens, halo.cells, halo.encode_pixels) == (config.halo_tokens, config.halo_cells, config.encode_halo)
-    assert halo.refine == config.refine_halo
+    assert (halo.refine, halo.prefill) == (config.refine_halo, config.prefill_halo)
+    assert manifest.moments == {"tiny-edge": (2, 4), "tiny-paper": None}[config.name]
     (recipe,) = manifest.recipes
     assert (recipe.name, recipe.target, recipe.precision) == ("onnx-fp32", "onnx", "fp32")
     files = {path.relative_to(exported.bundle).as_posix() for path in exported.bundle.rglob("*.*")}
@@ -154,7 +159,8 @@ def test_memory_is_the_runtimes_own_and_not_that_of_torch(exported: Exported) ->
     # At least the decoded pixels; far more would be memory that is not the tile's.
     assert 4 * 3 * 64 < memory.decode_per_token < 100e3
     assert 0 < memory.prefill_per_cell < 100e3
-    assert (memory.refine_per_cell > 0) == ("refine" in tiny.graph_names(exported.model))
+    for graph in ("statistics", "refine"):
+        assert (getattr(memory, f"{graph}_per_cell") > 0) == (graph in tiny.graph_names(exported.model))
 
 
 def test_the_report_has_every_graph_at_every_shape(exported: Exported) -> None:
@@ -302,8 +308,11 @@ def test_a_graph_that_is_not_the_models_equal_is_not_shipped(
 def test_a_dimension_that_the_converter_bakes_in_is_noticed(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infgen_export.targets.onnx.dynamic_shapes", lambda graph: ({2: Dim("h", min=1, max=1024)},))
-    with pytest.raises(ExportError, match="prefill, case square: "):
+    def without_width(graph: Graph) -> tuple[dict[int, Dim], ...]:
+        return tuple({n: d for n, d in dims.items() if d.__name__ != "w"} for dims in dynamic_shapes(graph))
+
+    monkeypatch.setattr("infgen_export.targets.onnx.dynamic_shapes", without_width)
+    with pytest.raises(ExportError, match=rf"{tiny.graph_names(exported.model)[0]}, case square: "):
         export_one(exported.checkpoint, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
 
@@ -391,7 +400,8 @@ def test_the_command_makes_a_bundle(exported: Exported, damage: Callable[..., No
     result = run(exported.checkpoint, *ONE, "-o", bundle, *card)
     assert result.exit_code == 0
     assert result.stdout.startswith("recipe") and result.stdout.endswith(f"wrote {bundle}\n")
-    assert result.stderr.splitlines()[0] == f"[1/{len(tiny.graph_names(exported.model))}] onnx-fp32: prefill"
+    graphs = tiny.graph_names(exported.model)
+    assert result.stderr.splitlines()[0] == f"[1/{len(graphs)}] onnx-fp32: {graphs[0]}"
     model = Bundle.open(bundle).manifest.model
     assert (model.version, model.licence, model.training) == ("3", "MIT", "long")
 

@@ -175,6 +175,51 @@ def test_prefill_sees_the_whole_latent_and_decode_does_not() -> None:
     assert difference[: 240 - near].max() < 1e-6 and difference[:, : 240 - near].max() < 1e-6
 
 
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_prefill_halo_is_how_far_a_cell_looks_beside_statistics(blocks: int) -> None:
+    config = dataclasses.replace(tiny.EDGE, trunk=(Level(8, blocks), Level(6, 1)))
+    model = tiny.model(config).double()
+    latent = tiny.latent(31, 31).double().requires_grad_()
+    moments = torch.rand(2, *config.moments, dtype=torch.float64)
+    model.prefill(latent, moments)[:, :, 15, 15].sum().backward()
+    assert reach(latent.grad, Box(15, 15, 1, 1)) == [config.prefill_halo] * 4
+
+
+def test_moments_are_those_of_group_normalisation() -> None:
+    model, latent = MODELS["edge"], tiny.latent(13, 20)
+    moments = statistics(model, latent)
+    assert moments.shape == (2, *tiny.EDGE.moments) and (moments[1] > 1e-4).all()
+    assert torch.allclose(model.prefill(latent, moments), model.prefill(latent), atol=1e-5)
+    # A shade more in one block's, and it is another picture.
+    for block in range(2):
+        other = moments.clone()
+        other[0, block] += 0.1
+        assert (model.prefill(latent, other) - model.prefill(latent)).abs().max() > 1e-3
+
+
+def test_statistics_count_a_part_as_its_shares_say() -> None:
+    model, latent, halo = MODELS["edge"], tiny.latent(30, 34), tiny.EDGE.prefill_halo
+    whole = statistics(model, latent)
+    # Of two halves, each with as much of the other as it looks at, and the first block's moments known of the whole.
+    part, share_x = latent[..., : 17 + halo], torch.zeros(17 + halo)
+    share_x[:17] = 1 / 17
+    known = whole.clone()
+    known[:, 1] = -1
+    right = model.statistics(latent[..., 17 - halo :], torch.full((30,), 1 / 30), share_x.flip(0), known)
+    left = model.statistics(part, torch.full((30,), 1 / 30), share_x, known)
+    assert torch.allclose((left[0] + right[0]) / 2, whole[0], atol=1e-5)
+    spread = (torch.square(left[0] - whole[0]) + torch.square(right[0] - whole[0])) / 2
+    assert torch.allclose((left[1] + right[1]) / 2 + spread, whole[1], atol=1e-5)
+    unknown = model.statistics(part, torch.full((30,), 1 / 30), share_x, torch.full_like(known, -1))
+    assert torch.allclose(unknown[:, 0], left[:, 0]) and (unknown - left)[:, 1].abs().max() > 1e-4
+
+
+def statistics(model: InfGen, latent: Tensor) -> Tensor:
+    """Of a whole latent."""
+    shares = (torch.full((side,), 1 / side) for side in latent.shape[2:])
+    return model.statistics(latent, *shares, torch.full((2, *model.config.moments), -1.0))
+
+
 # The implicit positional embedding.
 
 

@@ -85,7 +85,8 @@ def test_the_manifest_has_every_recipe_and_file(exported: Exported) -> None:
         # Float16 in ONNX is for GPUs.
         assert (recipe.memory is None) == (bool(recipe.shapes) or recipe.name == "onnx-fp16")
         memory = manifest.memory(recipe)
-        assert min(astuple(memory)[:-1]) > 0 and (memory.refine_per_cell > 0) == ("refine" in recipe.graphs)
+        assert min(astuple(memory)[:-2]) > 0 and (memory.refine_per_cell > 0) == ("refine" in recipe.graphs)
+        assert (memory.statistics_per_cell > 0) == ("statistics" in recipe.graphs)
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])

@@ -24,7 +24,7 @@ _SMALL = {
 EDGE = dataclasses.replace(
     edge(),
     name="tiny-edge",
-    trunk=(Level(8, 1), Level(6, 1)),
+    trunk=(Level(8, 2), Level(6, 1)),
     detail=5,
     levels=(Level(8, 1), Level(8, 1)),
     **_SMALL,

@@ -78,7 +78,7 @@ def changed(manifest: dict, path: str, value: object) -> dict:
 @pytest.mark.parametrize(
     ("path", "value", "text"),
     [
-        ("format", 3, "has format 3, this version reads 1 to 2: upgrade infgen-rt"),
+        ("format", 4, "has format 4, this version reads 1 to 3: upgrade infgen-rt"),
         ("format", None, "upgrade infgen-rt"),
         ("latent_channels", "32", "manifest.latent_channels is str, expected int"),
         ("latent_channels", True, "is bool, expected int"),
@@ -90,6 +90,8 @@ def changed(manifest: dict, path: str, value: object) -> dict:
         ("shapes", {}, "manifest.shapes lacks 'latent'"),
         ("recipes/0/graphs", {"prefill": DECODE}, "lacks the graph 'decode'"),
         ("recipes/0/graphs", {"prefill": "a", "decode": "b"}, "not in 'files'"),
+        ("moments", None, "recipe 'onnx-fp32' has statistics, and 'moments' gives no shape"),
+        ("moments", [2, 0], "'moments' gives no shape"),
         ("recipes/0/memory/base", 1.5, r"recipes\[0\].memory.base is float"),
         ("files", {"../../etc/passwd": {"sha256": "0" * 64, "bytes": 1}}, "does not stay inside"),
         ("files", {"/etc/passwd": {"sha256": "0" * 64, "bytes": 1}}, "does not stay inside"),

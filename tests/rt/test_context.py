@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,13 @@ from hypothesis import strategies as st
 
 import infgen_rt
 from infgen_rt.bundle import Bundle
-from infgen_rt.context import Context, Refining
+from infgen_rt.context import Context, ContextPlan
 from infgen_rt.context import given as latent_of
 from infgen_rt.engine import Engine
 from infgen_rt.geometry import Box, Size
 from infgen_rt.memory import MIB
-from infgen_rt.plan import plan_refining
+from infgen_rt.plan import plan_context
+from infgen_rt.statistics import Gathering, merged
 from infgen_rt.tiling import HaloTiling, Tiling
 
 from . import tiny
@@ -42,10 +44,16 @@ def refined(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
     yield seen
 
 
-def context_of(decoder: infgen_rt.Decoder, side: int, halo: int = tiny.REFINE, cache: int = MIB) -> Context:
-    tiles = HaloTiling(Tiling.of(Size(53, 37), Size(side, side)), halo)
+def tiles_of(side: int, halo: int) -> HaloTiling:
+    return HaloTiling(Tiling.of(Size(53, 37), Size(side, side)), halo)
+
+
+def context_of(
+    decoder: infgen_rt.Decoder, side: int, halo: int = tiny.REFINE, cache: int = MIB, parts: int = 60
+) -> Context:
     context = Context(lambda: latent_of(LATENT), decoder._engine)
-    context.plan(Refining(tiles, cache))
+    gathering = Gathering(tiles_of(parts, tiny.PREFILL), tiny.BLOCKS)
+    context.plan(ContextPlan(tiles_of(side, halo), cache, gathering))
     return context
 
 
@@ -57,7 +65,9 @@ def cut(context: Context, box: Box) -> np.ndarray:
 @given(st.data())
 def test_any_part_is_that_of_the_whole(decoder: infgen_rt.Decoder, data: st.DataObject) -> None:
     whole = decoder._engine.context(LATENT)
-    context = context_of(decoder, data.draw(st.integers(1, 60), "side"), cache=data.draw(st.sampled_from([0, MIB])))
+    sides, caches = st.integers(1, 60), st.sampled_from([0, MIB])
+    parts = data.draw(st.integers(5, 60), "parts")
+    context = context_of(decoder, data.draw(sides, "side"), cache=data.draw(caches), parts=parts)
     for _ in range(3):
         x, y = data.draw(st.integers(0, 52), "x"), data.draw(st.integers(0, 36), "y")
         box = Box(x, y, data.draw(st.integers(1, 53 - x)), data.draw(st.integers(1, 37 - y)))
@@ -69,6 +79,38 @@ def test_the_tiny_model_needs_refines_halo(decoder: infgen_rt.Decoder) -> None:
     whole = decoder._engine.context(LATENT)
     part = cut(context_of(decoder, 16, tiny.REFINE - 1), Box(0, 0, 53, 37))
     assert np.abs(part - whole).max() > 1e-3
+
+
+@pytest.mark.parametrize("halo", ["prefill", "refine"])
+def test_the_tiny_model_needs_prefills_halo(tmp_path: Path, halo: str) -> None:
+    """In tiles and in statistics, or the test above could pass without it."""
+    opened = infgen_rt.open(tiny.write_bundle(tmp_path, prefill=tiny.PREFILL - 1))
+    with opened as decoder:
+        whole = context_of(decoder, 60)[:, :, 0:37, 0:53]
+        if halo == "refine":
+            context = context_of(decoder, 16)
+        else:
+            context = context_of(decoder, 60)
+            context._planned = replace(context._planned, gathering=Gathering(tiles_of(16, 1), tiny.BLOCKS))
+        assert np.abs(cut(context, Box(0, 0, 53, 37)) - whole).max() > 1e-3
+
+
+def test_statistics_of_a_large_latent_take_a_pass_a_block(decoder: infgen_rt.Decoder) -> None:
+    gathering = Gathering(tiles_of(16, tiny.PREFILL), tiny.BLOCKS)
+    assert gathering.runs == 2 * 12 and Gathering(tiles_of(60, tiny.PREFILL), tiny.BLOCKS).runs == 1
+    once, whole = (context_of(decoder, 16, parts=parts) for parts in (16, 60))
+    # Between two runs it can be stopped.
+    assert list(once.prepare()) == ["prefill"] * (gathering.runs - 1) and list(whole.prepare()) == []
+    assert once._moments is not None and np.allclose(once._moments, whole._moments, atol=1e-6)
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=6), st.integers(0, 2**32 - 1))
+def test_moments_of_parts_are_merged_to_those_of_the_whole(counts: list[int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    parts = [rng.normal(rng.normal(0, 10), 2, (3, count)).astype(np.float32) for count in counts]
+    whole = np.concatenate(parts, axis=1).astype(np.float64)
+    found = merged([np.stack([part.mean(1), part.var(1)]) for part in parts], counts)
+    assert np.allclose(found, np.stack([whole.mean(1), whole.var(1)]), rtol=1e-4, atol=1e-4)
 
 
 def test_only_what_is_needed_is_refined_and_once(decoder: infgen_rt.Decoder, refined: list[tuple[int, int]]) -> None:
@@ -108,23 +150,28 @@ def test_a_picture_in_little_memory_is_the_same_picture(bundle: Path, refined: l
         assert "context of 53x37 cells in" in str(picture.plan) and picture.plan.memory <= 8 * 10**6
         refined.clear()
         assert np.abs(picture.read(dtype=np.float32) - expected).max() < 1e-4
-        refining = picture.plan.stages[0].refining
-        assert refining is not None and len(refined) == refining.tiles.tiling.count > 1  # row by row: none twice
+        made = picture.plan.stages[0].context
+        assert made is not None and len(refined) == made.tiles.tiling.count > 1  # row by row: none twice
+        assert made.gathering is not None and made.gathering.runs > 1
         assert np.abs(picture.at("x111").read((30, 20, 50, 60)).mean() - 255 * expected.mean()) < 60
 
 
-def test_a_bundle_of_the_first_format_has_its_context_from_prefill(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", [1, 2])
+def test_bundles_of_earlier_formats_are_read(tmp_path: Path, form: int) -> None:
+    """Their prefill sees the whole latent, and in the first it gives the context."""
     bundle = tiny.write_bundle(tmp_path)
-    manifest = json.loads((bundle / "manifest.json").read_text()) | {"format": 1}
-    name, graph = manifest["recipes"][0]["graphs"]["prefill"], tiny.prefill_graph("context", tiny.CONTEXT)
-    (bundle / name).write_bytes(graph)
-    manifest["files"][name] = {"sha256": hashlib.sha256(graph).hexdigest(), "bytes": len(graph)}
-    for values, key in ((manifest["recipes"][0]["graphs"], "refine"), (manifest, "feature_channels")):
-        del values[key]
+    manifest = json.loads((bundle / "manifest.json").read_text()) | {"format": form}
+    graphs = manifest["recipes"][0]["graphs"]
+    made = tiny.global_prefill_graph() if form == 2 else tiny.global_prefill_graph("context", tiny.CONTEXT)
+    (bundle / graphs["prefill"]).write_bytes(made)
+    manifest["files"][graphs["prefill"]] = {"sha256": hashlib.sha256(made).hexdigest(), "bytes": len(made)}
+    del graphs["statistics"], manifest["moments"], manifest["halo"]["prefill"]
+    if form == 1:
+        del graphs["refine"], manifest["feature_channels"]
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     with infgen_rt.open(bundle) as decoder:
         whole, tiled = (decoder.picture(LATENT, "2x", tile=tile) for tile in (None, 64))
-        assert whole.plan.stages[0].refining is None
+        assert (whole.plan.stages[0].context is None) == (form == 1)
         assert np.abs(whole.read(dtype=np.float32) - tiled.read(dtype=np.float32)).max() < 1e-5
 
 
@@ -133,10 +180,11 @@ def test_a_large_latents_context_takes_half_of_the_memory_at_most(megabytes: int
     """With the figures of the model that ships."""
     manifest, cells, budget = Bundle.open().manifest, Size(256, 256), megabytes * 10**6
     recipe = manifest.recipes[0]
-    refining, figures = plan_refining(cells, manifest, recipe, budget), manifest.memory(recipe)
-    assert refining is not None and refining.tiles.halo == manifest.halo.refine
-    needed = refining.cache + figures.refine_per_cell * refining.tiles.window.area
-    assert needed <= (budget - figures.base) // 2
+    plan, figures = plan_context(cells, manifest, recipe, budget), manifest.memory(recipe)
+    assert plan is not None and plan.tiles.halo == manifest.halo.refine and plan.gathering is not None
+    room = (budget - figures.base) // 2
+    assert plan.cache + figures.refine_per_cell * plan.tiles.window.area <= room
+    assert figures.statistics_per_cell * plan.gathering.tiles.window.area <= room
     # What two rows of tiles touch is kept, so that a picture that is made row by row has nothing made twice.
-    tile = 4 * manifest.context_channels * refining.tiles.tiling.largest.area
-    assert refining.cache >= min(refining.tiles.tiling.count, 2 * refining.tiles.tiling.across) * tile
+    tile = 4 * manifest.context_channels * plan.tiles.tiling.largest.area
+    assert plan.cache >= min(plan.tiles.tiling.count, 2 * plan.tiles.tiling.across) * tile

@@ -71,7 +71,13 @@ def test_the_manifest_says_what_the_model_is(decoder: infgen_rt.Decoder) -> None
     manifest = decoder.manifest
     assert manifest.latent_space == "flux2" and manifest.scale_range == (1.0, 4.0)
     assert manifest.model.licence == "Apache-2.0 AND MIT"
-    assert {entry["graph"] for entry in manifest.verification} == {"prefill", "refine", "decode", "encode"}
+    assert {entry["graph"] for entry in manifest.verification} == {
+        "statistics",
+        "prefill",
+        "refine",
+        "decode",
+        "encode",
+    }
     assert [recipe.name for recipe in manifest.recipes] == ["onnx-fp32", "openvino-fp16", "coreml-fp16", "torch-fp16"]
     for entry in manifest.verification:
         checks = entry["checks"]

@@ -26,9 +26,9 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int]]]:
     seen: list[tuple[str, int]] = []
     prefill, decode, encode = Engine.prefill, Engine.decode, Engine.encode
 
-    def on_prefill(engine: Engine, latent: np.ndarray) -> np.ndarray:
+    def on_prefill(engine: Engine, latent: np.ndarray, moments: np.ndarray) -> np.ndarray:
         seen.append(("prefill", latent[0].size))
-        return prefill(engine, latent)
+        return prefill(engine, latent, moments)
 
     def on_decode(engine: Engine, inputs: dict) -> np.ndarray:
         seen.append(("decode", len(inputs["token_y"]) * len(inputs["token_x"])))
@@ -203,7 +203,7 @@ def test_each_stage_is_warned_of(decoder: infgen_rt.Decoder) -> None:
 
 def test_a_recipe_that_cannot_encode_is_refused(tmp_path: Path) -> None:
     tiny.write_bundle(tmp_path)
-    graphs = {name: f"onnx-fp32/{name}.onnx" for name in ("prefill", "refine", "decode")}
+    graphs = {name: f"onnx-fp32/{name}.onnx" for name in tiny.GRAPHS if name != "encode"}
     recipe = {"name": "onnx-fp32", "target": "onnx", "precision": "fp32", "graphs": graphs, "memory": None}
     tiny.edit_manifest(tmp_path, recipes=[recipe])
     with infgen_rt.open(tmp_path) as decoder:

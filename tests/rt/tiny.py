@@ -2,7 +2,8 @@
 
 Decode reads context cells up to two away from a token, sees its coordinates, and convolves over tokens and
 over pixels, so that a wrong coordinate, a missing cell or a missing halo changes the picture. Encode convolves over
-pixels and then over cells, so that it sees 9 pixels beyond a cell. Refine sees three cells beyond a cell.
+pixels and then over cells, so that it sees 9 pixels beyond a cell. Refine sees three cells beyond a cell. Prefill is
+two convolutions, each normalised over the whole latent, so that the second one's statistics depend on the first one's.
 """
 
 import hashlib
@@ -19,8 +20,9 @@ from infgen_rt.pixels import FloatArray
 
 CHANNELS, FEATURES, CONTEXT, PATCH = 32, 5, 6, 8
 RADIUS = 2
-REFINE = 3
-GRAPHS = ("prefill", "refine", "decode", "encode")
+REFINE, PREFILL = 3, 2
+BLOCKS = 2
+GRAPHS = ("statistics", "prefill", "refine", "decode", "encode")
 FLOAT = TensorProto.FLOAT
 
 
@@ -30,6 +32,7 @@ def manifest(
     halo_cells: float | None = RADIUS + 0.5,
     encode_pixels: int = PATCH + 1,
     refine: int = REFINE,
+    prefill: int = PREFILL,
 ) -> Manifest:
     return Manifest(
         model=ModelInfo("tiny", "1", "CC0-1.0", "none: random weights", dict.fromkeys(GRAPHS, 1)),
@@ -38,7 +41,7 @@ def manifest(
         context_channels=CONTEXT,
         patch=PATCH,
         scale_range=(0.5, 4.0),
-        halo=Halo(tokens=halo_tokens, cells=halo_cells, encode_pixels=encode_pixels, refine=refine),
+        halo=Halo(halo_tokens, halo_cells, encode_pixels, refine, prefill),
         shapes=Shapes(latent=(1, 128), context=(1, 128), tokens=(1, 2048)),
         recipes=(
             Recipe(
@@ -46,17 +49,19 @@ def manifest(
                 target="onnx",
                 precision="fp32",
                 graphs={name: f"onnx-fp32/{name}.onnx" for name in GRAPHS},
-                memory=Memory(1_000_000, 1_000, 10_000, encode_per_cell=20_000, refine_per_cell=2_000),
+                memory=Memory(1_000_000, 1_000, 10_000, 20_000, 2_000, statistics_per_cell=2_000),
             ),
         ),
         files=files,
         verification=({"recipe": "onnx-fp32", "max_error": 0.0},),
         feature_channels=FEATURES,
+        moments=(BLOCKS, 1),
     )
 
 
 def write_bundle(folder: Path, **halo: float | None) -> Path:
     graphs = {
+        "onnx-fp32/statistics.onnx": statistics_graph(),
         "onnx-fp32/prefill.onnx": prefill_graph(),
         "onnx-fp32/refine.onnx": refine_graph(),
         "onnx-fp32/decode.onnx": decode_graph(),
@@ -76,8 +81,38 @@ def edit_manifest(bundle: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def prefill_graph(output: str = "features", channels: int = FEATURES) -> bytes:
-    """A convolution plus the global mean: global statistics belong in prefill."""
+def statistics_graph() -> bytes:
+    """Mean and variance over all channels after each of prefill's convolutions: [2, 2, 1]."""
+    build = _Builder()
+    x = "latent"
+    for block in range(BLOCKS):
+        x = build.convolve(x, block)
+        centre = build.mean(x)
+        square = build.node("Mul", [build.node("Sub", [x, centre])] * 2)
+        own = build.node("Reshape", [build.node("Concat", [centre, build.mean(square)], axis=0), build.list(2, 1, 1)])
+        build.found.append(own)
+        given = build.node("Slice", ["known", build.list(block), build.list(block + 1), build.list(1)])
+        variance = build.node("Slice", [given, build.list(1), build.list(2), build.list(0)])
+        unknown = build.node("Less", [variance, build.constant(0.0)])
+        x = build.normalise(x, build.node("Where", [unknown, own, given]))
+    build.node("Concat", build.found, "moments", axis=1)
+    inputs = {"latent": [1, CHANNELS, "h", "w"], "share_y": ["h"], "share_x": ["w"], "known": [2, BLOCKS, 1]}
+    return _model(build.nodes, build.constants, inputs, {"moments": [2, BLOCKS, 1]})
+
+
+def prefill_graph() -> bytes:
+    """Two convolutions, each normalised by the moments that are given."""
+    build = _Builder()
+    x = "latent"
+    for block in range(BLOCKS):
+        moments = build.node("Slice", ["moments", build.list(block), build.list(block + 1), build.list(1)])
+        x = build.normalise(build.convolve(x, block), moments, "features" if block == BLOCKS - 1 else None)
+    inputs = {"latent": [1, CHANNELS, "h", "w"], "moments": [2, BLOCKS, 1]}
+    return _model(build.nodes, build.constants, inputs, {"features": [1, FEATURES, "h", "w"]})
+
+
+def global_prefill_graph(output: str = "features", channels: int = FEATURES) -> bytes:
+    """Prefill as it was before there were statistics: a convolution plus the global mean."""
     rng = np.random.default_rng(1)
     nodes = [
         helper.make_node("Conv", ["latent", "kernel"], ["local"], pads=[1, 1, 1, 1]),
@@ -89,6 +124,48 @@ def prefill_graph(output: str = "features", channels: int = FEATURES) -> bytes:
         "space": np.array([2, 3], np.int64),
     }
     return _model(nodes, constants, {"latent": [1, CHANNELS, "h", "w"]}, {output: [1, channels, "h", "w"]})
+
+
+class _Builder:
+    """Nodes of statistics and prefill, with the weights that both have."""
+
+    def __init__(self) -> None:
+        self.nodes: list = []
+        self.constants: dict = {}
+        self.found: list[str] = []
+
+    def node(self, kind: str, inputs: list[str], output: str | None = None, **attributes: object) -> str:
+        name = output or f"value{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, inputs, [name], **attributes))
+        return name
+
+    def constant(self, value: object, dtype: type = np.float32) -> str:
+        name = f"constant{len(self.constants)}"
+        self.constants[name] = np.array(value, dtype)
+        return name
+
+    def list(self, *values: int) -> str:
+        return self.constant(values, np.int64)
+
+    def convolve(self, x: str, block: int) -> str:
+        rng = np.random.default_rng(10 + block)
+        count = CHANNELS if block == 0 else FEATURES
+        kernel = rng.normal(0.02, 1 / np.sqrt(9 * count), (FEATURES, count, 3, 3))
+        return self.node("Conv", [x, self.constant(kernel)], pads=[1, 1, 1, 1])
+
+    def mean(self, x: str) -> str:
+        """[1], by what rows and columns count for."""
+        rows = self.node("MatMul", [self.node("MatMul", [x, "share_x"]), "share_y"])
+        return self.node("Reshape", [self.node("ReduceMean", [rows]), self.list(1)])
+
+    def normalise(self, x: str, moments: str, output: str | None = None) -> str:
+        """By moments [2, 1, 1]."""
+        mean, variance = (
+            self.node("Slice", [moments, self.list(index), self.list(index + 1), self.list(0)]) for index in (0, 1)
+        )
+        root = self.node("Sqrt", [self.node("Add", [variance, self.constant(1e-3)])])
+        # A kink, or the second convolution's moments would follow from the first one's.
+        return self.node("Relu", [self.node("Div", [self.node("Sub", [x, mean]), root])], output)
 
 
 def refine_graph() -> bytes:
@@ -193,8 +270,13 @@ def decode_whole(latent: FloatArray, size: tuple[int, int]) -> FloatArray:
     """Decode at once, straight from the contract's formulas and none of the runtime's code: [H, W, 3]."""
     width, height = size
     h, w = latent.shape[1:]
-    prefill, refine, decode = map(ort.InferenceSession, (prefill_graph(), refine_graph(), decode_graph()))
-    (features,) = prefill.run(None, {"latent": latent[None]})
+    statistics, prefill, refine, decode = map(
+        ort.InferenceSession, (statistics_graph(), prefill_graph(), refine_graph(), decode_graph())
+    )
+    shares = {"share_y": np.full(h, 1 / h, np.float32), "share_x": np.full(w, 1 / w, np.float32)}
+    unknown = np.full((2, BLOCKS, 1), -1, np.float32)
+    (moments,) = statistics.run(None, {"latent": latent[None], "known": unknown, **shares})
+    (features,) = prefill.run(None, {"latent": latent[None], "moments": moments})
     rows, columns = (height + 7) // 8, (width + 7) // 8
     image = decode.run(
         None,

@@ -158,17 +158,20 @@ def test_pytorch_keeps_a_context_where_decode_wants_it(every_target: Path) -> No
 
     from infgen_rt.bundle import Bundle
     from infgen_rt.choice import choose
-    from infgen_rt.context import Context, Refining, given
+    from infgen_rt.context import Context, ContextPlan, given
     from infgen_rt.engine import Engine
+    from infgen_rt.statistics import Gathering
     from infgen_rt.tiling import HaloTiling, Tiling
 
     opened = Bundle.open(every_target)
     engine = Engine(opened, choose(opened, "torch", precision="exact")[0])
     whole = engine.context(latent((15, 17)))
     assert isinstance(whole, torch.Tensor) and whole.shape == (1, opened.manifest.context_channels, 15, 17)
-    tiles = HaloTiling(Tiling.of(Size(17, 15), Size(6, 6)), opened.manifest.halo.refine)
+    tiling, halo = Tiling.of(Size(17, 15), Size(6, 6)), opened.manifest.halo
+    assert opened.manifest.moments is not None
+    gathering = Gathering(HaloTiling(tiling, halo.prefill), opened.manifest.moments[0])
     context = Context(lambda: given(latent((15, 17))), engine)
-    context.plan(Refining(tiles, 10**6))
+    context.plan(ContextPlan(HaloTiling(tiling, halo.refine), 10**6, gathering))
     joined = context[:, :, 2:15, 4:17]
     assert isinstance(joined, torch.Tensor) and torch.allclose(joined, whole[:, :, 2:15, 4:17], atol=1e-5)
     engine.close()

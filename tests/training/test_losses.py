@@ -10,7 +10,13 @@ from torch import Tensor, nn
 
 from infgen_rt.errors import InputError
 from infgen_training.config import PERCEPTUAL
-from infgen_training.losses import Adversary, PatchDiscriminator, fourier_distance, perceptual_distance
+from infgen_training.losses import (
+    Adversary,
+    PatchDiscriminator,
+    fourier_distance,
+    perceptual_distance,
+    pyramid_distance,
+)
 
 CPU = torch.device("cpu")
 SUBSTITUTES = [kind for kind in PERCEPTUAL if kind != "lpips"]
@@ -58,6 +64,20 @@ def test_descending_a_distance_leads_to_the_true_picture(kind: str) -> None:
         optimizer.step()
     assert distance(image, truth) < 0.7 * first
     assert all(parameter.grad is None for parameter in getattr(distance, "parameters", list)())
+
+
+def test_reduced_pictures_tell_a_cast_from_noise() -> None:
+    """Of a cast and of noise that L1 finds alike, they see the cast alone."""
+    truth = torch.full((1, 3, 64, 48), 0.5)
+    noise = 0.02 * torch.sign(torch.randn(truth.shape, generator=torch.Generator().manual_seed(0)))
+    cast = torch.tensor([0.02, -0.02, 0.02]).reshape(3, 1, 1)
+    assert F.l1_loss(truth + noise, truth).isclose(F.l1_loss(truth + cast, truth), rtol=1e-3)
+    assert pyramid_distance(truth + cast, truth).isclose(torch.tensor(0.02), rtol=1e-3)
+    assert pyramid_distance(truth + noise, truth) < 0.004
+    # Of a tile that is smaller than 16 pixels there is less to reduce.
+    assert pyramid_distance((truth + cast)[..., :9], truth[..., :9]).isclose(torch.tensor(0.02), rtol=1e-3)
+    with pytest.raises(InputError, match="tiles of 4 pixels a side or more"):
+        pyramid_distance(truth[..., :3], truth[..., :3])
 
 
 def test_fourier_magnitudes_do_not_mind_where_a_detail_is() -> None:

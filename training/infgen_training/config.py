@@ -37,6 +37,7 @@ class TrainConfig:
         perceptual: Which perceptual distance: ``"lpips"`` as published, or a substitute that needs no download:
             ``"teacher"`` (features of the teacher's encoder), ``"ms_ssim"`` or ``"fourier"``.
         perceptual_weight: Its weight beside L1; 0.1 as published, 0 leaves it out.
+        pyramid_weight: Weight of L1 between reduced pictures, which is of colour and shade; 0 leaves it out.
         adversarial_weight: Weight of a PatchGAN's verdict; 0.1 as published, 0 leaves it out.
         adversary_lr: Learning rate of the PatchGAN, constant; at 1e-3 it does not learn to tell tiles apart.
         round_trip_weight: On the encoder's turns, weight of L1 between a picture and what its own latent decodes to.
@@ -77,6 +78,7 @@ class TrainConfig:
     clip: float = 1.0
     perceptual: str = "teacher"
     perceptual_weight: float = 0.0
+    pyramid_weight: float = 0.0
     adversarial_weight: float = 0.0
     adversary_lr: float = 1e-4
     round_trip_weight: float = 0.0

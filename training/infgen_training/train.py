@@ -33,13 +33,13 @@ from infgen_rt.errors import InputError
 from infgen_rt.schema import parse
 from infgen_training.config import TrainConfig
 from infgen_training.data import Batch, LatentCache, Sampler, load_photos
-from infgen_training.losses import Adversary, perceptual_distance
+from infgen_training.losses import Adversary, perceptual_distance, pyramid_distance
 from infgen_training.optimizer import TRUNK, make_optimizer, set_learning_rate
 from infgen_training.precision import mixed
 from infgen_training.teacher import Teacher
 from infgen_training.warmstart import copy_encoder, copy_trunk
 
-_LOSSES = ("l1", "perceptual", "adversarial", "encoder", "round_trip")
+_LOSSES = ("l1", "perceptual", "pyramid", "adversarial", "encoder", "round_trip")
 """Columns of the log, after the step."""
 _FIXED = (
     *("preset", "latent_space", "latent_channels", "warm_start", "optimizer", "adversarial_weight"),
@@ -109,6 +109,9 @@ class Trainer:
                 if self.perceptual is not None:
                     losses["perceptual"] = self.perceptual(image.float(), batch.target)
                     weights["perceptual"] = self.config.perceptual_weight
+                if self.config.pyramid_weight:
+                    losses["pyramid"] = pyramid_distance(image.float(), batch.target)
+                    weights["pyramid"] = self.config.pyramid_weight
                 if self.adversary is not None:
                     losses["adversarial"] = self.adversary(image, batch.target)
                     weights["adversarial"] = self.config.adversarial_weight

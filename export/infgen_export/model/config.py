@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from infgen_export.model.layers import PooledBranch, TripleBlock
 from infgen_rt.schema import parse
 
 FRAMES = ("image", "cell")
@@ -146,11 +147,24 @@ class DecoderConfig:
         return self.width + self.detail * self.detail_factor**2
 
     @property
+    def moments(self) -> tuple[int, int] | None:
+        """Blocks and groups of the global statistics that make prefill local; ``None`` if it sees the whole latent."""
+        # Without blocks there is nothing to gather; in the image frame every cell has to know where it is.
+        if not self.trunk or not self.trunk[0].blocks or self.frame == "image":
+            return None
+        return self.trunk[0].blocks, PooledBranch.GROUPS
+
+    @property
+    def prefill_halo(self) -> int:
+        """Cells beyond a cell whose latent its features depend on, global statistics aside."""
+        return 1 + TripleBlock.REACH * self.trunk[0].blocks if self.trunk else 0
+
+    @property
     def refine_halo(self) -> int:
         """Cells beyond a cell whose features its context depends on."""
         reach = 0
         for level in reversed(self.trunk[1:]) if self.detail else ():
-            reach = math.ceil((reach + 1 + 3 * level.blocks) / 2)
+            reach = math.ceil((reach + 1 + TripleBlock.REACH * level.blocks) / 2)
         return reach
 
     @property

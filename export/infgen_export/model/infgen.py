@@ -1,4 +1,4 @@
-"""The functions of a model: prefill and refine, decode, encode (docs/bundle.md)."""
+"""The functions of a model: statistics, prefill and refine, decode, encode (docs/bundle.md)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from infgen_export.model.config import DecoderConfig
 from infgen_export.model.grid import Grid
 from infgen_export.model.inpe import INPE
 from infgen_export.model.layers import TripleBlock
-from infgen_export.model.prefill import Prefill, Refine
+from infgen_export.model.prefill import Prefill, Refine, Statistics
 from infgen_export.model.sampling import bilinear
 from infgen_export.model.upsampler import Upsampler
 
@@ -118,7 +118,7 @@ class InfGen(nn.Module):
 
     Attributes:
         config: What it is.
-        prefill: Latent to features; sees the whole latent.
+        prefill: Latent to features; sees the whole latent, or is given its statistics.
         refine: Features to context; local. None where the features are the context.
         decode: Context crop to one tile of pixels; local.
         encode: Image to latent; local.
@@ -131,6 +131,11 @@ class InfGen(nn.Module):
         self.refine = Refine(config) if config.detail else None
         self.decode = Decode(config)
         self.encode = Encode(config)
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """Latent to its statistics, by prefill's weights. None where prefill cannot do with them."""
+        return Statistics(self.prefill) if self.config.moments else None
 
     def context(self, latent: Tensor) -> Tensor:
         """What all tiles of a picture are decoded from: [B, D, h, w] of latents [B, C, h, w]."""

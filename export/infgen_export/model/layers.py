@@ -54,26 +54,74 @@ def masked(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else x * mask
 
 
+class PooledBranch(nn.Sequential):
+    """A 1x1 bottleneck inside out, whose GroupNorm spans the whole latent.
+
+    FLUX.2's and SD's autoencoders carry global statistics, and a decoder that cannot see them stays many dB behind.
+    """
+
+    GROUPS = 4
+
+    def __init__(self, width: int) -> None:
+        widen, narrow = nn.Conv2d(width, 4 * width, 1, bias=False), nn.Conv2d(4 * width, width, 1, bias=False)
+        super().__init__(widen, nn.GroupNorm(self.GROUPS, 4 * width), nn.ReLU(), narrow)
+
+    def forward(self, x: Tensor, moments: Tensor | None = None) -> Tensor:
+        """[B, width, H, W] to the same.
+
+        Args:
+            x: All of a latent, or a part of one of which the moments are given.
+            moments: [2, groups], means and variances over the whole latent, of a batch of one.
+        """
+        widen, norm, relu, narrow = self
+        wide: Tensor = widen(x)
+        if moments is None:
+            narrowed: Tensor = narrow(relu(norm(wide)))
+            return narrowed
+        assert isinstance(norm, nn.GroupNorm)
+        mean, variance = moments[:, :, None].expand(-1, -1, wide.shape[1] // self.GROUPS).reshape(2, -1)
+        scale = norm.weight * torch.rsqrt(variance + norm.eps)
+        shift = norm.bias - mean * scale
+        narrowed = narrow(relu(wide * scale[:, None, None] + shift[:, None, None]))
+        return narrowed
+
+    def moments(self, x: Tensor, share_y: Tensor, share_x: Tensor) -> Tensor:
+        """Means and variances of the groups: [2, groups].
+
+        Args:
+            x: [1, width, H, W].
+            share_y: [H], what each row counts for; they add up to 1.
+            share_x: [W], the same of columns.
+        """
+
+        def mean(values: Tensor) -> Tensor:
+            return (share_y[None] @ (values @ share_x[:, None])).reshape(self.GROUPS, -1).mean(1)
+
+        wide = self[0](x)
+        centre = mean(wide)
+        each = centre[:, None].expand(-1, wide.shape[1] // self.GROUPS).reshape(-1, 1, 1)
+        return torch.stack([centre, mean(torch.square(wide - each))])
+
+
 class TripleBlock(nn.Module):
     """Three 3x3 convolutions beside an identity, the block of TAESD's autoencoders.
 
-    A pooled block also has a branch whose GroupNorm spans the whole latent: FLUX.2's and SD's autoencoders carry global
-    statistics, and a decoder that cannot see them stays many dB behind.
+    A pooled block has a ``PooledBranch`` before them.
     """
+
+    REACH = 3
+    """Positions that it looks beyond its own."""
 
     def __init__(self, width: int, pooled: bool = False) -> None:
         super().__init__()
         first, second, last = (nn.Conv2d(width, width, 3, padding=1) for _ in range(3))
         self.convolve = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last)
-        self.pool = None
-        if pooled:
-            widen, narrow = nn.Conv2d(width, 4 * width, 1, bias=False), nn.Conv2d(4 * width, width, 1, bias=False)
-            self.pool = nn.Sequential(widen, nn.GroupNorm(4, 4 * width), nn.ReLU(), narrow)
+        self.pool = PooledBranch(width) if pooled else None
         with torch.no_grad():
             last.weight.mul_(0.3)  # starts close to the identity
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, width, H, W] to the same."""
+    def forward(self, x: Tensor, moments: Tensor | None = None) -> Tensor:
+        """[B, width, H, W] to the same; ``moments`` as ``PooledBranch`` takes them."""
         if self.pool is not None:
-            x = x + self.pool(x)
+            x = x + self.pool(x, moments)
         return F.relu(x + self.convolve(x))

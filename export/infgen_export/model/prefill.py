@@ -1,4 +1,4 @@
-"""Latent to context, in two parts: what needs the whole latent, and what does not."""
+"""Latent to context, in three parts: what the whole latent has to be seen for, and two that are local."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from infgen_export.model.layers import TripleBlock
 class Prefill(nn.Module):
     """Latent [B, C, h, w] to features [B, F, h, w]. Global statistics live here and nowhere else.
 
-    The trunk's first resolution; without detail, the context itself.
+    The trunk's first resolution; without detail, the context itself. Given the statistics it is local, with a reach of
+    ``DecoderConfig.prefill_halo`` cells.
     """
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.enter, self.blocks, channels = None, nn.Sequential(), config.latent_channels
+        self.enter, self.blocks, channels = None, nn.ModuleList(), config.latent_channels
         if config.trunk:
             channels = config.trunk[0].width
             self.enter = nn.Conv2d(config.latent_channels, channels, 3, padding=1)
@@ -28,20 +29,60 @@ class Prefill(nn.Module):
         # In the cell frame every cell's centre has the same place, so there is nothing to embed.
         self.inpe = INPE(config.inpe_features, config.inpe_sigma, config.width) if config.frame == "image" else None
 
-    def forward(self, latent: Tensor) -> Tensor:
-        """See the class."""
-        height, width = latent.shape[2:]
+    def first(self, latent: Tensor) -> Tensor:
+        """What the blocks start from: [B, F, h, w], or [B, C, h, w] without a trunk."""
         # Latents reach 4 standard deviations and more; far outliers must not blow up what follows.
-        features = 3 * torch.tanh(latent / 3)
-        if self.enter is not None:
-            features = self.blocks(F.relu(self.enter(features)))
+        x = 3 * torch.tanh(latent / 3)
+        return x if self.enter is None else F.relu(self.enter(x))
+
+    def forward(self, latent: Tensor, moments: Tensor | None = None) -> Tensor:
+        """See the class.
+
+        Args:
+            latent: All of it, or with its statistics a part.
+            moments: [2, blocks, groups], what ``Statistics`` gives; a whole latent's own if omitted.
+        """
+        features = self.first(latent)
+        for index, block in enumerate(self.blocks):
+            features = block(features, None if moments is None else moments[:, index])
         if self.to_context is not None:
             features = self.to_context(features)
         if self.inpe is not None:
+            height, width = latent.shape[2:]
             y = (torch.arange(height, device=latent.device, dtype=torch.float32) + 0.5) / height
             x = (torch.arange(width, device=latent.device, dtype=torch.float32) + 0.5) / width
             features = features + self.inpe(y, x, torch.ones(2, device=latent.device)).permute(2, 0, 1)
         return features
+
+
+class Statistics(nn.Module):
+    """Global statistics of a latent [1, C, h, w], or a part's share of them: moments [2, blocks, groups].
+
+    They are the means and variances that the groups of each of prefill's blocks are normalised by. A block's depend on
+    those of the blocks before: a large latent takes a pass a block, in each of which its parts' moments are merged.
+    """
+
+    def __init__(self, prefill: Prefill) -> None:
+        super().__init__()
+        self.prefill = prefill
+
+    def forward(self, latent: Tensor, share_y: Tensor, share_x: Tensor, known: Tensor) -> Tensor:
+        """See the class.
+
+        Args:
+            latent: [1, C, h, w], the whole or a part with ``DecoderConfig.prefill_halo`` cells around it.
+            share_y: [h], what each row counts for: 1 / rows, or 0 in the halo.
+            share_x: [w], the same of columns.
+            known: [2, blocks, groups], moments of the whole latent; where a variance is negative they are not known,
+                and what the following blocks are made with are this part's own.
+        """
+        x, found = self.prefill.first(latent), []
+        for index, block in enumerate(self.prefill.blocks):
+            assert isinstance(block, TripleBlock) and block.pool is not None
+            found.append(block.pool.moments(x, share_y, share_x))
+            if index < len(self.prefill.blocks) - 1:
+                x = block(x, torch.where(known[1:, index] < 0, found[index], known[:, index]))
+        return torch.stack(found, dim=1)
 
 
 class Refine(nn.Module):
