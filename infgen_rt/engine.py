@@ -17,6 +17,9 @@ from .grid import fill
 from .memory import give_back
 from .pixels import DevicePixels, FloatArray
 
+# Runs for every tile: working memory is better left to it than to the other graphs.
+_KEPT = "decode"
+
 V = TypeVar("V", bound=Values)
 
 
@@ -64,9 +67,8 @@ class Engine:
                 return
             self._check_open()
             backend, device = self._candidate.backend, self._candidate.device
-            # Decode runs for every tile: working memory is better given to it than to the others.
-            keep = graph == "decode"
-            options = Options(device.id, self._candidate.arithmetic, self._threads, keep, writable_cache(backend.name))
+            keep, cache = graph == _KEPT, writable_cache(backend.name)
+            options = Options(device.id, self._candidate.arithmetic, self._threads, keep, cache)
             files = self._bundle.read_graph(self.recipe.graphs[graph])
             self._sessions[graph] = backend.load(graph, files, options)
 
@@ -205,6 +207,8 @@ class Engine:
         with self._lock:
             self._check_open()
             results = self._sessions[kind].run(inputs)
+        if kind != _KEPT:
+            give_back()
         shapes = {name: result.shape for name, result in results.items()}
         if shapes != {output: expected}:
             raise DecodeError(f"{kind} gave {shapes}, expected {output} {expected}: is the model damaged?")

@@ -63,6 +63,7 @@ PUBLISHED: dict[str, Any] = {
     "perceptual": "ms_ssim",
     "perceptual_weight": 0.1,
     "adversarial_weight": 0.1,
+    "pyramid_weight": 0.5,
     "round_trip_weight": 1.0,
 }
 
@@ -168,14 +169,14 @@ def test_a_compiled_model_learns_the_same(tmp_path: Path) -> None:
 def test_every_loss_of_the_published_recipe_moves_the_model() -> None:
     """Each weight, set to 0, leads to other weights after a step."""
     ends = {}
-    for name in (None, "perceptual_weight", "adversarial_weight", "round_trip_weight"):
+    for name in (None, "perceptual_weight", "pyramid_weight", "adversarial_weight", "round_trip_weight"):
         trained = trainer(0, **{**PUBLISHED, **({name: 0.0} if name else {})})
         losses = trained.train_step(batch(0), batch(1))
         assert all(math.isfinite(loss) for loss in losses.values())
         ends[name] = (len(losses), trained.model.state_dict()["decode.upsampler.to_pixels.weight"].clone())
-    assert ends[None][0] == 5
+    assert ends[None][0] == 6
     for name in list(ends)[1:]:
-        assert ends[name][0] == 4 and not ends[name][1].equal(ends[None][1]), name
+        assert ends[name][0] == 5 and not ends[name][1].equal(ends[None][1]), name
 
 
 def test_an_encoder_that_learns_alone_leaves_the_decoder_as_it_is(photos: Path, teacher: Path, start: Path) -> None:
@@ -185,7 +186,7 @@ def test_an_encoder_that_learns_alone_leaves_the_decoder_as_it_is(photos: Path, 
     changed = {name.split(".")[0] for name, value in after.items() if not value.equal(before[name])}
     assert changed == {"encode"}
     log = [line.split(",") for line in (photos.parent / "run" / "log.csv").read_text().splitlines()]
-    assert all(row[1] == "nan" and math.isfinite(float(row[4])) and math.isfinite(float(row[5])) for row in log)
+    assert all(row[1] == "nan" and math.isfinite(float(row[5])) and math.isfinite(float(row[6])) for row in log)
 
 
 def test_a_decoder_that_learns_alone_leaves_the_encoder_as_it_is(photos: Path, teacher: Path, start: Path) -> None:
@@ -334,8 +335,8 @@ def test_a_run_from_photographs_to_a_checkpoint(photos: Path, teacher: Path, sta
     assert names == {"checkpoint", "state.safetensors", "latents.safetensors", "train.json", "log.csv"}
     assert steps_of(folder) == [1, 2, 3]
     log = [line.split(",") for line in (folder / "log.csv").read_text().splitlines()]
-    assert [row[4] == "nan" for row in log] == [False, True, False]
-    assert all(math.isfinite(float(row[1])) and row[2] == row[3] == row[5] == "nan" for row in log)
+    assert [row[5] == "nan" for row in log] == [False, True, False]
+    assert all(math.isfinite(float(row[1])) and row[2] == row[3] == row[4] == row[6] == "nan" for row in log)
     assert json.loads((folder / "train.json").read_text())["views"] == 6
     trained, before = load_checkpoint(folder / "checkpoint"), load_checkpoint(start)
     assert trained.config == before.config
