@@ -1,6 +1,6 @@
 """Backends: what one is, and which there are."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -125,11 +125,14 @@ class Backend(Protocol):
         name: what a user asks for it by.
         target: the export target whose graphs it reads.
         version: of the library behind it.
+        parallel_on: ids of devices on which several runs at a time with a thread each are faster than one after another
+            with all threads; may be missing, as none.
     """
 
     name: str
     target: str
     version: str
+    parallel_on: Collection[str]
 
     def devices(self) -> Sequence[Device]:
         """What it can compute on here, and what it could with a remedy; found without loading a driver if possible."""

@@ -1,5 +1,6 @@
-"""The loaded graphs of one model, run one at a time so that the memory plan holds."""
+"""The loaded graphs of one model, run no more at a time than the memory plan allows."""
 
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from threading import Lock
@@ -12,6 +13,7 @@ from .bundle import Bundle
 from .choice import Candidate, Survey
 from .errors import DecodeError, InfGenWarning
 from .folders import writable_cache
+from .gate import Gate
 from .geometry import Box, Size
 from .grid import fill
 from .memory import give_back
@@ -19,6 +21,7 @@ from .pixels import DevicePixels, FloatArray
 
 # Runs for every tile: working memory is better left to it than to the other graphs.
 _KEPT = "decode"
+_SHARED = "shared decode"
 
 V = TypeVar("V", bound=Values)
 
@@ -32,6 +35,7 @@ class Engine:
     Attributes:
         manifest: the model's manifest.
         recipe: the recipe whose graphs are loaded.
+        workers: how many tiles are best decoded at a time, with a thread each; 1 where one with all threads is faster.
 
     Args:
         bundle: opened.
@@ -49,7 +53,10 @@ class Engine:
         self._sessions: dict[str, Session] = {}
         self._closed = False
         self._exact: Engine | None = None
-        # A backend uses all its threads for one run; two at once would only double the memory.
+        parallel = candidate.device.id in getattr(candidate.backend, "parallel_on", ())
+        self.workers = (threads or cores()) if parallel else 1
+        # A run with all threads is alone: two at once would only double the memory.
+        self._gate = Gate(self.workers)
         self._lock = Lock()
         for graph in ("statistics", "prefill", "refine", "decode"):
             if graph in self.recipe.graphs:
@@ -62,15 +69,22 @@ class Engine:
             BackendError: it cannot be loaded.
             DecodeError: the engine is closed.
         """
+        self._load(graph, graph, self._threads)
+
+    def load_shared(self) -> None:
+        """Load decode for runs with a thread each; raises what `load` does."""
+        self._load(_SHARED, "decode", 1)
+
+    def _load(self, key: str, graph: str, threads: int | None) -> None:
         with self._lock:
-            if graph in self._sessions:
+            if key in self._sessions:
                 return
             self._check_open()
             backend, device = self._candidate.backend, self._candidate.device
             keep, cache = graph == _KEPT, writable_cache(backend.name)
-            options = Options(device.id, self._candidate.arithmetic, self._threads, keep, cache)
+            options = Options(device.id, self._candidate.arithmetic, threads, keep, cache)
             files = self._bundle.read_graph(self.recipe.graphs[graph])
-            self._sessions[graph] = backend.load(graph, files, options)
+            self._sessions[key] = backend.load(graph, files, options)
 
     @property
     def gathers(self) -> bool:
@@ -132,8 +146,12 @@ class Engine:
         """All of a latent's context at once: [1, D, h, w]."""
         return self.refine(self.prefill(latent, self.statistics(latent) if self.gathers else None))
 
-    def decode(self, inputs: Mapping[str, Any]) -> FloatArray | DevicePixels:
-        """Run decode; `inputs` as in the graph contract.
+    def decode(self, inputs: Mapping[str, Any], shared: bool = False) -> FloatArray | DevicePixels:
+        """Run decode.
+
+        Args:
+            inputs: as in the graph contract.
+            shared: with one thread, beside others that do the same; after `load_shared`.
 
         Returns:
             float32 [3, patch * tokens down, patch * tokens across], about [0, 1], not clamped, where the backend
@@ -143,7 +161,7 @@ class Engine:
         rows, columns = patch * len(inputs["token_y"]), patch * len(inputs["token_x"])
         filled = self._filled(inputs)
         expected = (1, 3, patch * len(filled["token_y"]), patch * len(filled["token_x"]))
-        image: FloatArray | DevicePixels = self._run("decode", filled, "image", expected)[0]
+        image: FloatArray | DevicePixels = self._run(_SHARED if shared else "decode", filled, "image", expected)[0]
         return self._finite(image[:, :rows, :columns], lambda exact: exact.decode(inputs))
 
     def encode(self, image: FloatArray) -> FloatArray:
@@ -161,7 +179,7 @@ class Engine:
 
     def close(self) -> None:
         """Free the graphs, after the run in progress."""
-        with self._lock:
+        with self._gate.enter(alone=True), self._lock:
             self._closed = True
             while self._sessions:
                 self._sessions.popitem()[1].close()
@@ -204,10 +222,10 @@ class Engine:
         return inputs
 
     def _run(self, kind: str, inputs: Mapping[str, Any], output: str, expected: tuple[int, ...]) -> Values:
-        with self._lock:
+        with self._gate.enter(alone=kind != _SHARED):
             self._check_open()
             results = self._sessions[kind].run(inputs)
-        if kind != _KEPT:
+        if kind not in (_KEPT, _SHARED):
             give_back()
         shapes = {name: result.shape for name, result in results.items()}
         if shapes != {output: expected}:
@@ -224,6 +242,11 @@ def _shares(count: int, first: int, counted: int) -> FloatArray:
     shares = np.zeros(count, np.float32)
     shares[first : first + counted] = 1 / counted
     return shares
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def is_finite(values: Any) -> bool:

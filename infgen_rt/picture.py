@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -99,13 +100,12 @@ class Picture:
             DecodeError: decoding failed.
         """
         box = self._box(region)
-        if dtype is np.float32:
-            return to_floats(self._stage.read(box, np.float32))
-        if dtype is not np.uint8:
+        if dtype not in (np.uint8, np.float32):
             raise TypeError(f"dtype is {dtype!r}, expected numpy.uint8 or numpy.float32")
-        pixels = np.empty((box.height, box.width, 3), np.uint8)
-        for part in self.parts(box):
-            pixels[part.relative_to(box).slices] = self._stage.read(part, np.uint8).transpose(1, 2, 0)
+        pixels: npt.NDArray[Any] = np.empty((box.height, box.width, 3), dtype)
+        parts = list(self.parts(box))
+        for part, planes in zip(parts, self._stage.read_each(parts, dtype), strict=True):
+            pixels[part.relative_to(box).slices] = planes.transpose(1, 2, 0) if dtype is np.uint8 else to_floats(planes)
         return pixels
 
     def tiles(self, start: tuple[int, int] | None = None) -> Iterator[tuple[Box, ByteArray]]:
@@ -122,8 +122,10 @@ class Picture:
         def distance(tile: Box) -> float:
             return (tile.x + tile.width / 2 - x) ** 2 + (tile.y + tile.height / 2 - y) ** 2
 
-        for tile in sorted(self._plan.stages[-1].tiles(self.size.box), key=distance):
-            yield tile, self.read(tile)
+        tiles = sorted(self._plan.stages[-1].tiles(self.size.box), key=distance)
+        with closing(self._stage.read_each(tiles, np.uint8)) as pictures:
+            for tile, planes in zip(tiles, pictures, strict=True):
+                yield tile, np.ascontiguousarray(planes.transpose(1, 2, 0))
 
     def at(self, size: str | float | tuple[int, int]) -> "Picture":
         """The same latent at another size, in one stage; what prefill made of the latent is shared.
@@ -293,14 +295,16 @@ class _Source:
 
     def bands(self, bits: Bits, step: Callable[[_StepStage], None]) -> Iterator[LevelArray]:
         """The rows of tiles, uint8 or uint16 [rows, width, 3]; `step` is called after each part and each row."""
-        for row in self.rows:
-            band = np.empty((row[0].height, self.box.width, 3), level_type(bits))
-            for part in row:
-                left = part.x - self.box.x
-                band[:, left : left + part.width] = self._stage.read(part, level_type(bits)).transpose(1, 2, 0)
-                step("decode")
-            yield band
-            step("encode")
+        number = level_type(bits)
+        with closing(self._stage.read_each(list(chain.from_iterable(self.rows)), number)) as pixels:
+            for row in self.rows:
+                band = np.empty((row[0].height, self.box.width, 3), number)
+                for part in row:
+                    left = part.x - self.box.x
+                    band[:, left : left + part.width] = next(pixels).transpose(1, 2, 0)
+                    step("decode")
+                yield band
+                step("encode")
 
 
 def _check(cancel: Event | Callable[[], bool] | None) -> None:

@@ -19,6 +19,8 @@ from .tiling import HaloTiling, Tiling
 # Larger tiles fall out of the processor's caches; smaller ones decode mostly halo.
 LARGEST_TILE = 64
 SMALLEST_TILE = 8
+# With tiles smaller than this, several at a time cost more in halos than they win.
+SHARED_TILE = 32
 # Encode looks further than decode: the side of its tiles, over that of decode's.
 _ENCODED = 2
 # Sides in cells of the tiles in which a context is made: the smaller they are, the more of the work is halo.
@@ -123,6 +125,7 @@ class Plan:
         budget: bytes the decode may use.
         memory: bytes it is expected to use at most, output band and cache included.
         cache: bytes of `memory` that hold decoded tiles for reuse.
+        workers: tiles that are decoded at the same time.
         seconds: that computing all of the last picture is expected to take, without resampling and writing; None where
             the backend's speed was not measured.
     """
@@ -133,6 +136,7 @@ class Plan:
     budget: int
     memory: int
     cache: int
+    workers: int = 1
     seconds: float | None = None
 
     @property
@@ -150,7 +154,7 @@ class Plan:
         for number, stage in enumerate(self.stages, start=1):
             if number > 1:
                 lines.append(f"picture {number - 1} encoded: latent of {self.encodings[number - 2]}")
-            lines.append(f"stage {number}: {stage}")
+            lines.append(f"stage {number}: {stage}" + (f", {self.workers} at a time" if self.workers > 1 else ""))
         lines.append(f"memory: about {format_bytes(self.memory)} of {format_bytes(self.budget)}")
         unknown = "not measured here: infgen-rt devices --measure"
         lines.append(f"time: {unknown if self.seconds is None else f'about {self.seconds:.1f} s of computing'}")
@@ -168,6 +172,7 @@ def make_plan(
     tile: int | None = None,
     scales: tuple[float, float] | None = None,
     context: ContextPlan | None = None,
+    workers: int = 1,
 ) -> Plan:
     """Plan one decode.
 
@@ -182,6 +187,7 @@ def make_plan(
         scales: the smallest and the largest scale that a stage decodes; what is beyond is resampled by Lanczos. None
             for any.
         context: how the first latent's is made already, if it is.
+        workers: tiles that are best decoded at the same time, if memory allows.
 
     Raises:
         PlanError: a latent or a picture is out of bounds, the recipe cannot encode for a second stage, or the budget
@@ -206,7 +212,9 @@ def make_plan(
         for amount in (budget, 0)
     ]
     needs: tuple[int, ...] = ()
-    for contexts, side in product(dict.fromkeys(ways), sides):
+    for contexts, count, side in product(dict.fromkeys(ways), dict.fromkeys((workers, workers // 2 or 1, 1)), sides):
+        if count > 1 and tile is None and side < SHARED_TILE:
+            continue
         stages = tuple(
             StagePlan(grid, Tiling.of(grid.tokens, Size(side, side)), made, scales)
             for grid, made in zip(grids, contexts, strict=True)
@@ -215,14 +223,14 @@ def make_plan(
             continue
         longest = Size(_ENCODED * side, _ENCODED * side)
         encodings = tuple(HaloTiling(Tiling.of(grid.cells, longest), manifest.encode_halo) for grid in grids[1:])
-        needs = estimate_memory(stages, encodings, manifest, recipe)
+        needs = estimate_memory(stages, encodings, manifest, recipe, count)
         memory = max(needs)
         if memory <= budget:
             largest = max(grid.picture.area for grid in grids)
             # The other half of what is left is for what the system does not give back.
             cache = min(CACHE, (budget - memory) // 2, 3 * _FLOAT * largest)
             seconds = estimate_seconds(stages, encodings, manifest, runs.speed)
-            return Plan(stages, encodings, runs, budget, memory + cache, cache, seconds)
+            return Plan(stages, encodings, runs, budget, memory + cache, cache, count, seconds)
     if not needs:
         pictures = " or ".join(str(grid.picture) for grid in grids)
         raise PlanError(f"the fixed shapes of {recipe.name!r} hold no tile of a {pictures} picture at this scale")
@@ -281,11 +289,15 @@ def _working(plan: ContextPlan, manifest: Manifest, recipe: Recipe) -> int:
 
 
 def estimate_memory(
-    stages: Sequence[StagePlan], encodings: Sequence[HaloTiling], manifest: Manifest, recipe: Recipe
+    stages: Sequence[StagePlan],
+    encodings: Sequence[HaloTiling],
+    manifest: Manifest,
+    recipe: Recipe,
+    workers: int = 1,
 ) -> tuple[int, ...]:
     """Bytes that are expected to be used at most until each stage is done, from the one before it on; no tile caches.
 
-    A stage is held until the next one's prefill is done.
+    A stage is held until the next one's prefill is done. So many workers decode a tile each.
     """
     figures = manifest.memory(recipe)
     needs: list[int] = []
@@ -306,8 +318,9 @@ def estimate_memory(
         else:
             prefill, kept = figures.prefill_per_cell * cells, manifest.context_channels * _FLOAT * cells
         # What decode works in is kept from run to run, and from stage to stage.
-        working = max(working, figures.decode_per_token * _padded(stage, manifest).area)
-        handling = _HANDLING * stage.tile.area * stage.grid.patch**2
+        count = min(workers, stage.count)
+        working = max(working, count * figures.decode_per_token * _padded(stage, manifest).area)
+        handling = count * _HANDLING * stage.tile.area * stage.grid.patch**2
         refining = _working(plan, manifest, recipe) if plan else 0
         decoding = kept + (plan.cache if plan else 0) + working + max(handling, refining)
         bands = stage.bands if stage is stages[-1] else 0

@@ -1,5 +1,7 @@
 """Re-encoding: the latent of a stage's picture, for the stage after it."""
 
+from contextlib import closing
+
 import numpy as np
 
 from .context import Making
@@ -23,9 +25,11 @@ def reencoded(stage: Stage, encoding: HaloTiling, engine: Engine) -> Making:
     for tile, window in encoding.windows():
         pixels = stage.grid.pixels_of(window)
         image = np.empty((3, pixels.height, pixels.width), np.float32)
-        for part in stage.parts(pixels):
-            np.clip(stage.read(part, np.float32), 0.0, 1.0, out=image[:, *part.relative_to(pixels).slices])
-            yield "decode"
+        parts = list(stage.parts(pixels))
+        with closing(stage.read_each(parts, np.float32)) as pictures:
+            for part, picture in zip(parts, pictures, strict=True):
+                np.clip(picture, 0.0, 1.0, out=image[:, *part.relative_to(pixels).slices])
+                yield "decode"
         latent[:, *tile.slices] = engine.encode(image)[:, *tile.relative_to(window).slices]
         yield "reencode"
     return latent

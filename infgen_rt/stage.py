@@ -1,6 +1,8 @@
 """A stage: one latent at one size, of which any region can be read."""
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from typing import Any
 
@@ -27,9 +29,11 @@ class Stage:
         plan: geometry and tiles.
         engine: the loaded model.
         cache: bytes of decoded tiles to keep.
+        workers: tiles that may be decoded at the same time.
     """
 
-    def __init__(self, context: Context, plan: StagePlan, engine: Engine, cache: int) -> None:
+    def __init__(self, context: Context, plan: StagePlan, engine: Engine, cache: int, workers: int = 1) -> None:
+        self._workers = workers
         self._context = context
         self._plan = plan
         self._engine = engine
@@ -66,51 +70,81 @@ class Stage:
         stage._plan, stage._cache = plan, TileCache(0)
         return stage
 
-    def read(self, box: Box, number: Number) -> npt.NDArray[Any]:
+    def read(self, box: Box, number: Number, shared: bool = False) -> npt.NDArray[Any]:
         """Planes [3, h, w] of a box inside the picture, in numbers of a kind.
 
         A box that fits in a tile is decoded by itself; a larger one tile by tile. Whole tiles are kept.
+
+        Args:
+            box: in pixels.
+            number: kind of the numbers.
+            shared: whether others are read at the same time; see `read_each`.
         """
         tiles = list(self._plan.tiles(box))
         if len(tiles) > 1 and self._plan.fits_a_tile(box) and not self._cache.holds((tile, number) for tile in tiles):
-            return self._decode(box, number)
+            return self._decode(box, number, shared)
         pixels = np.empty((3, box.height, box.width), number)
         for tile in tiles:
             part = tile.intersect(box)
-            pixels[:, *part.relative_to(box).slices] = self._read_part(part, tile, number)
+            pixels[:, *part.relative_to(box).slices] = self._read_part(part, tile, number, shared)
         return pixels
+
+    def read_each(self, boxes: Sequence[Box], number: Number) -> Generator[npt.NDArray[Any], None, None]:
+        """What `read` gives for each box, in order; where the plan has several workers, so many are read at a time.
+
+        They read ahead of who takes the results, by one box each. To stop them, close the iterator.
+        """
+        workers = min(self._workers, len(boxes))
+        if workers < 2:
+            yield from (self.read(box, number) for box in boxes)
+            return
+        # In this thread: the making of a latent may itself have workers.
+        for _ in self.prepare():
+            pass
+        with ThreadPoolExecutor(workers, "infgen-tile") as pool:
+            ahead: deque[Future[npt.NDArray[Any]]] = deque()
+            try:
+                for box in boxes:
+                    ahead.append(pool.submit(self.read, box, number, shared=True))
+                    if len(ahead) > workers:
+                        yield ahead.popleft().result()
+                while ahead:
+                    yield ahead.popleft().result()
+            finally:
+                for future in ahead:
+                    future.cancel()
 
     def parts(self, box: Box) -> Iterator[Box]:
         """What a box is decoded in; see `StagePlan.parts`."""
         return self._plan.parts(box)
 
-    def _read_part(self, part: Box, tile: Box, number: Number) -> npt.NDArray[Any]:
+    def _read_part(self, part: Box, tile: Box, number: Number, shared: bool) -> npt.NDArray[Any]:
         if part != tile and not self._cache.holds([(tile, number)]):
-            return self._decode(part, number)
+            return self._decode(part, number, shared)
         pixels = self._cache.get((tile, number))
         if pixels is None:
-            pixels = self._decode(tile, number)
+            pixels = self._decode(tile, number, shared)
             # What was decoded may be a view that would keep its halo alive.
             kept = pixels if pixels.base is None else pixels.copy()
             self._cache.put((tile, number), kept, kept.nbytes)
         return pixels[:, *part.relative_to(tile).slices]
 
-    def _decode(self, box: Box, number: Number) -> npt.NDArray[Any]:
+    def _decode(self, box: Box, number: Number, shared: bool) -> npt.NDArray[Any]:
         """The pixels of a box, decoded at their size, or resampled from what is."""
         grid, decoded = self.grid, self._plan.decoded
         if decoded == grid:
-            return self._decode_in(grid, box, number)
+            return self._decode_in(grid, box, number, shared)
         part = source_of(box, grid.picture, decoded.picture)
-        pixels = self._decode_in(decoded, part, np.float32)
+        pixels = self._decode_in(decoded, part, np.float32, shared)
         return fetch(resample(pixels, part, box, grid.picture, decoded.picture), number)
 
-    def _decode_in(self, grid: Grid, box: Box, number: Number) -> npt.NDArray[Any]:
+    def _decode_in(self, grid: Grid, box: Box, number: Number, shared: bool) -> npt.NDArray[Any]:
         """Decode the tokens under a box with the halo that makes their pixels exact, and drop the halo."""
         halo = self._engine.manifest.halo
         tokens = grid.tokens_of(box).grow(halo.tokens, grid.tokens.box)
         inputs = grid.decode_inputs(self._context, tokens, halo.cells)
         try:
-            image = self._engine.decode(inputs)
+            image = self._engine.decode(inputs, shared)
         except DecodeError as error:
             raise DecodeError(f"the tile {box} could not be decoded: {error}") from error
         pixels = image[:, *box.relative_to(grid.pixels_of(tokens)).slices]

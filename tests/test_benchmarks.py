@@ -7,7 +7,21 @@ from click.testing import CliRunner
 from PIL import Image
 
 import benchmarks.__main__
-from benchmarks import attention, backends, compare, cost, extrapolation, memory, plots, report, study, suite, training
+from benchmarks import (
+    attention,
+    backends,
+    compare,
+    cost,
+    extrapolation,
+    headroom,
+    memory,
+    parallel,
+    plots,
+    report,
+    study,
+    suite,
+    training,
+)
 from infgen_export.checkpoint import save_checkpoint
 from infgen_export.model import PRESETS, InfGen, edge
 
@@ -201,3 +215,34 @@ def test_a_study_trains_every_variant_and_measures_it(tmp_path: Path, monkeypatc
     assert results["decode, tokens"]["decode"] > results["before"]["decode"]
     assert results["as it is"]["scales"]["1"]["psnr"] != results["before"]["scales"]["1"]["psnr"]
     assert "| decode, tokens |" in result.output
+
+
+def test_what_a_better_enlargement_could_win_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(tmp_path / "checkpoint", tiny.model(tiny.EDGE))
+    (tmp_path / "teacher.py").write_text(TEACHER)
+    (tmp_path / "photos").mkdir()
+    for photo in ("007", "a", "b"):  # one that is kept out of training, and two that are not
+        Image.effect_noise((400, 300), 90).convert("RGB").save(tmp_path / "photos" / f"{photo}.png")
+    for name, value in {"CROP": 128, "PATCH": 16, "BATCH": 2}.items():
+        monkeypatch.setattr(headroom, name, value)
+    options = ["--photos", str(tmp_path / "photos"), "--teacher", str(tmp_path / "teacher.py"), "--steps", "3"]
+    result = CliRunner().invoke(headroom.main, [str(tmp_path / "checkpoint"), *options])
+    assert result.exit_code == 0, result.output
+    rows = {
+        cells[1]: [float(cell) for cell in cells[2:5]]
+        for line in result.stdout.splitlines()
+        if line.startswith(("| our", "| the true")) and (cells := [cell.strip() for cell in line.split("|")])
+    }
+    assert list(rows) == list(headroom.SOURCES)
+    for bicubic, network, won in rows.values():
+        assert bicubic != network and abs(network - bicubic - won) < 0.011
+    # Random weights make no picture.
+    assert rows[headroom.SOURCES[1]][0] > rows[headroom.SOURCES[0]][0]
+
+
+def test_tiles_are_decoded_both_ways() -> None:
+    options = ["--backend", "onnxruntime", "--threads", "2", "--scales", "1", "--runs", "1"]
+    result = CliRunner().invoke(parallel.main, options)
+    assert result.exit_code == 0, result.output
+    (row,) = (line.split("|")[1:-1] for line in result.output.splitlines() if line.startswith("| onnxruntime"))
+    assert row[1].strip() == "1" and int(row[2]) == 4 and all(float(cell) > 0 for cell in row[3:])

@@ -41,6 +41,8 @@ class Backend:
     name = "onnxruntime"
     target = "onnx"
     version = ort.__version__
+    # Two threads on two cores, a tile each, take 0.77 of the time (`benchmarks.parallel`).
+    parallel_on = ("cpu",)
 
     def __init__(self) -> None:
         require_version("onnxruntime", ort.__version__, (1, 20))

@@ -27,6 +27,8 @@ class Backend:
     name = "openvino"
     target = "openvino"
     version = ov.__version__
+    # It ties a model's threads to cores, the same ones for each model.
+    parallel_on = ()
 
     def __init__(self) -> None:
         require_version("openvino", ov.__version__, (2025, 0))

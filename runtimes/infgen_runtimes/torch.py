@@ -28,6 +28,8 @@ class Backend:
     name = "torch"
     target = "torch"
     version = torch.__version__
+    # Its number of threads is the process's.
+    parallel_on = ()
 
     def __init__(self) -> None:
         require_version("torch", torch.__version__, (2, 4))

@@ -1,0 +1,84 @@
+"""Tiles one after another with all threads, or side by side with a thread each: ``python -m benchmarks.parallel``.
+
+Which is faster differs from one backend to another; the runtime does what this finds (`Backend.parallel_on`).
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import click
+import numpy as np
+
+from infgen_rt.bundle import DEFAULT_BUNDLE, Bundle
+from infgen_rt.choice import Survey
+from infgen_rt.engine import Engine
+from infgen_rt.geometry import Size
+from infgen_rt.grid import Grid
+from infgen_rt.tiling import Tiling
+
+CELLS = Size(64, 64)
+TILE = Size(64, 64)
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """Of one run."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+@click.command()
+@click.option(
+    "--model", type=click.Path(path_type=Path), default=DEFAULT_BUNDLE, help="Bundle; default the shipped one."
+)
+@click.option("--backend", "names", multiple=True, default=("onnxruntime", "openvino"), show_default=True)
+@click.option("--threads", default=os.cpu_count() or 1, show_default=True)
+@click.option("--scales", default="1,4", show_default=True, help="Comma-separated.")
+@click.option("--runs", default=5, show_default=True, help="Of which the medians are printed.")
+def main(model: Path, names: tuple[str, ...], threads: int, scales: str, runs: int) -> None:
+    """Decodes a picture's tiles both ways, in turn, and prints the seconds of each."""
+    bundle = Bundle.open(model)
+    rng = np.random.default_rng(0)
+    latent = rng.normal(0, 0.8, (bundle.manifest.latent_channels, *CELLS[::-1])).astype(np.float32)
+    halo, patch = bundle.manifest.halo, bundle.manifest.patch
+    click.echo(
+        "| backend | scale | tiles | one after another, s | side by side, s | ratio |\n|---|---|---|---|---|---|"
+    )
+    for name in names:
+        candidate = next(each for each in Survey.of(bundle.manifest, name, "cpu").candidates if each.exact)
+        whole, single = Engine(bundle, candidate, threads), [Engine(bundle, candidate, 1) for _ in range(threads)]
+        context = whole.context(latent)
+        for scale in (float(text) for text in scales.split(",")):
+            grid = Grid(CELLS, Size(*(round(patch * scale * side) for side in CELLS)), patch)
+            # The first tiles, two for each thread; the same again if there are fewer.
+            tiles = list(Tiling.of(grid.tokens, TILE).touching(grid.tokens.box))
+            tiles = (2 * threads * tiles)[: 2 * threads]
+            inputs = [
+                grid.decode_inputs(context, tile.grow(halo.tokens, grid.tokens.box), halo.cells) for tile in tiles
+            ]
+
+            def one_after_another(inputs: list[dict[str, object]] = inputs, whole: Engine = whole) -> None:
+                for each in inputs:
+                    whole.decode(each)
+
+            def side_by_side(inputs: list[dict[str, object]] = inputs, single: list[Engine] = single) -> None:
+                with ThreadPoolExecutor(threads) as pool:
+                    list(pool.map(lambda pair: pair[0].decode(pair[1]), zip(single * 2, inputs, strict=True)))
+
+            one_after_another()
+            side_by_side()
+            pairs = [(seconds(one_after_another), seconds(side_by_side)) for _ in range(runs)]
+            before, after = (statistics.median(times) for times in zip(*pairs, strict=True))
+            click.echo(f"| {name} | {scale:g} | {len(inputs)} | {before:.3f} | {after:.3f} | {after / before:.2f} |")
+        for engine in (whole, *single):
+            engine.close()
+
+
+if __name__ == "__main__":
+    main()
