@@ -304,7 +304,8 @@ def estimate_memory(
     held = working = 0
     for number, stage in enumerate(stages):
         cells, plan = stage.grid.cells.area, stage.context
-        latent = manifest.latent_channels * _FLOAT * cells
+        # The first is there twice: the caller's own, and as it was taken over.
+        latent = (1 if number else 2) * manifest.latent_channels * _FLOAT * cells
         held += latent
         making = 0
         if number:

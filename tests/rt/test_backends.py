@@ -497,7 +497,8 @@ def test_what_overflows_is_computed_again_in_float32(
         with pytest.warns(InfGenWarning, match="other on Other CPU.* gave NaN .* again in float32") as caught:
             pixels = decoder.picture(latent, "4x", stages=(2, 2), tile=64).read()
         assert len([each for each in caught if "again in float32" in str(each.message)]) == 1
-        assert np.array_equal(pixels, reference.picture(latent, "4x", stages=(2, 2), tile=64).read())
+        expected = reference.picture(latent, "4x", stages=(2, 2), tile=64).read()
+        assert np.abs(pixels - expected.astype(int)).max() <= 1
     with pytest.raises(infgen_rt.DecodeError, match="closed"):
         decoder.picture(latent).read()
 

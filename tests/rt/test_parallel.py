@@ -223,7 +223,7 @@ def test_a_gate_lets_in_so_many_or_one(alone: bool) -> None:
             with lock:
                 inside -= 1
 
-    visits: list[Callable[[], None]] = [lambda n=n: visit(alone and n % 2 == 0) for n in range(24)]
+    visits: list[Callable[[], None]] = [lambda n=n: visit(alone and n % 6 == 0) for n in range(24)]
     threads = [threading.Thread(target=each) for each in visits]
     for thread in threads:
         thread.start()

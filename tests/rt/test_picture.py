@@ -26,9 +26,9 @@ def decodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     counts: list[int] = []
     decode = Engine.decode
 
-    def counted(engine: Engine, inputs: dict) -> np.ndarray:
+    def counted(engine: Engine, inputs: dict, shared: bool = False) -> np.ndarray:
         counts.append(len(inputs["token_y"]) * len(inputs["token_x"]))
-        return decode(engine, inputs)
+        return decode(engine, inputs, shared)
 
     monkeypatch.setattr(Engine, "decode", counted)
     yield counts
@@ -119,7 +119,7 @@ def test_a_closed_decoder_says_so(bundle: Path) -> None:
 
 def test_pixels_that_are_no_numbers_are_an_error(picture: infgen_rt.Picture, monkeypatch: pytest.MonkeyPatch) -> None:
     decode = Engine.decode
-    monkeypatch.setattr(Engine, "decode", lambda engine, inputs: decode(engine, inputs) * np.float32(np.nan))
+    monkeypatch.setattr(Engine, "decode", lambda *given: decode(*given) * np.float32(np.nan))
     with pytest.raises(DecodeError, match="NaN or infinite pixels in 0,0,8,8"):
         picture.read((0, 0, 8, 8))
 

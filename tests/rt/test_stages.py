@@ -30,9 +30,9 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int]]]:
         seen.append(("prefill", latent[0].size))
         return prefill(engine, latent, moments)
 
-    def on_decode(engine: Engine, inputs: dict) -> np.ndarray:
+    def on_decode(engine: Engine, inputs: dict, shared: bool = False) -> np.ndarray:
         seen.append(("decode", len(inputs["token_y"]) * len(inputs["token_x"])))
-        return decode(engine, inputs)
+        return decode(engine, inputs, shared)
 
     def on_encode(engine: Engine, image: np.ndarray) -> np.ndarray:
         assert image.min() >= 0 and image.max() <= 1
@@ -157,8 +157,9 @@ def test_cancelling_stops_every_stage_after_the_step_it_is_at(
         with pytest.raises(Cancelled):
             picture.save(tmp_path / "a.png", progress=steps.append, cancel=lambda: len(steps) >= last)  # noqa: B023
         assert len(steps) == last
-        # A step is one run of a graph at most.
-        assert len(runs) <= last and not list(tmp_path.iterdir())
+        # A step is one run of a graph at most, and tiles are read ahead.
+        workers = picture.plan.workers
+        assert len(runs) <= last + (workers if workers > 1 else 0) and not list(tmp_path.iterdir())
     # What was cancelled can be gone on with.
     expected = np.floor(tiny.decode_stages(LATENT, SIZES) * 255 + 0.5)
     assert np.abs(picture.read().astype(int) - expected).max() <= 1
@@ -188,7 +189,8 @@ def test_a_step_that_failed_is_tried_again(picture: infgen_rt.Picture, monkeypat
 
 def test_a_plan_shows_each_stage(picture: infgen_rt.Picture) -> None:
     lines = str(picture.plan).splitlines()
-    assert lines[0] == "stage 1: latent 13x7 -> picture 208x112, 18 tiles of 40x40 pixels at most"
+    # How many at a time depends on the machine.
+    assert lines[0].startswith("stage 1: latent 13x7 -> picture 208x112, 18 tiles of 40x40 pixels at most")
     assert lines[1] == "picture 1 encoded: latent of 26x14 cells in 6 tiles"
     assert lines[2].startswith("stage 2: latent 26x14 -> picture 399x219, ")
 
