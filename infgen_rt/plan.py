@@ -19,8 +19,12 @@ from .tiling import HaloTiling, Tiling
 # Larger tiles fall out of the processor's caches; smaller ones decode mostly halo.
 LARGEST_TILE = 64
 SMALLEST_TILE = 8
-# With tiles smaller than this, several at a time cost more in halos than they win.
-SHARED_TILE = 32
+# Tiles that are decoded at the same time: who cancels waits for one thread's work on the largest, and with smaller than
+# the smallest, several at a time cost more in halos than they win.
+LARGEST_SHARED_TILE = 48
+SMALLEST_SHARED_TILE = 32
+# Where what is decoded is enlarged, tiles are larger by as much, up to so many times.
+_ENLARGED = 2
 # Encode looks further than decode: the side of its tiles, over that of decode's.
 _ENCODED = 2
 # Sides in cells of the tiles in which a context is made: the smaller they are, the more of the work is halo.
@@ -53,13 +57,7 @@ class StagePlan:
     @property
     def decoded(self) -> Grid:
         """The geometry of what is decoded: the stage's own, or that of the picture that is resampled to it."""
-        if self.scales is None:
-            return self.grid
-        low, high = self.scales
-        native = (self.grid.patch * side for side in self.grid.cells)
-        sides = zip(self.grid.picture, native, strict=True)
-        picture = Size(*(min(max(side, round(low * own)), round(high * own)) for side, own in sides))
-        return Grid(self.grid.cells, picture, self.grid.patch)
+        return Grid(self.grid.cells, _decoded(self.grid, self.scales), self.grid.patch)
 
     @property
     def tile(self) -> Size:
@@ -213,10 +211,12 @@ def make_plan(
     ]
     needs: tuple[int, ...] = ()
     for contexts, count, side in product(dict.fromkeys(ways), dict.fromkeys((workers, workers // 2 or 1, 1)), sides):
-        if count > 1 and tile is None and side < SHARED_TILE:
+        if count > 1 and tile is None and not SMALLEST_SHARED_TILE <= side <= LARGEST_SHARED_TILE:
             continue
         stages = tuple(
-            StagePlan(grid, Tiling.of(grid.tokens, Size(side, side)), made, scales)
+            StagePlan(
+                grid, Tiling.of(grid.tokens, _longest(side, grid, scales if tile is None else None)), made, scales
+            )
             for grid, made in zip(grids, contexts, strict=True)
         )
         if not all(_fits_a_shape(stage, manifest, recipe) for stage in stages):
@@ -340,6 +340,22 @@ def estimate_seconds(
     decoded = (stage.count * _padded(stage, manifest).area * manifest.patch**2 for stage in stages)
     encoded = (speed.encode or 0.0) * sum(encoding.computed for encoding in encodings)
     return (speed.context * sum(made) + encoded) / 1e3 + speed.decode * sum(decoded) / 1e6
+
+
+def _decoded(grid: Grid, scales: tuple[float, float] | None) -> Size:
+    """The picture that is decoded for a grid's, which is resampled from it beyond some scales."""
+    if scales is None:
+        return grid.picture
+    low, high = scales
+    native = (grid.patch * side for side in grid.cells)
+    sides = zip(grid.picture, native, strict=True)
+    return Size(*(min(max(side, round(low * own)), round(high * own)) for side, own in sides))
+
+
+def _longest(side: int, grid: Grid, scales: tuple[float, float] | None) -> Size:
+    """Largest tile of a picture of which so many tokens a side are decoded."""
+    resampled = zip(grid.picture, _decoded(grid, scales), strict=True)
+    return Size(*(int(side * max(1.0, min(_ENLARGED, whole / made))) for whole, made in resampled))
 
 
 def _check_bounds(grid: Grid, manifest: Manifest, which: str) -> None:
