@@ -164,8 +164,6 @@ class Decoder:
         _warn_of_scale(grids, self.manifest, native, plan.stages[0].decoded != grids[0])
         if plan.encodings:
             self._engine.load("encode")
-        if plan.workers > 1:
-            self._engine.load_shared()
         stage = Stage(context, plan.stages[0], self._engine, plan.cache, plan.workers)
         for encoding, each in zip(plan.encodings, plan.stages[1:], strict=True):
             later = Context(partial(reencoded, stage, encoding, self._engine), self._engine)

@@ -98,6 +98,8 @@ class Stage:
         if workers < 2:
             yield from (self.read(box, number) for box in boxes)
             return
+        # Not when the picture is planned: who reads one tile does without.
+        self._engine.load_shared()
         # In this thread: the making of a latent may itself have workers.
         for _ in self.prepare():
             pass
