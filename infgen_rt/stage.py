@@ -73,7 +73,7 @@ class Stage:
     def read(self, box: Box, number: Number, shared: bool = False) -> npt.NDArray[Any]:
         """Planes [3, h, w] of a box inside the picture, in numbers of a kind.
 
-        A box that fits in a tile is decoded by itself; a larger one tile by tile. Whole tiles are kept.
+        A box that fits in a tile is decoded by itself; a larger one tile by tile. Such boxes and whole tiles are kept.
 
         Args:
             box: in pixels.
@@ -82,7 +82,7 @@ class Stage:
         """
         tiles = list(self._plan.tiles(box))
         if len(tiles) > 1 and self._plan.fits_a_tile(box) and not self._cache.holds((tile, number) for tile in tiles):
-            return self._decode(box, number, shared)
+            return self._decode_once(box, number, shared)
         pixels = np.empty((3, box.height, box.width), number)
         for tile in tiles:
             part = tile.intersect(box)
@@ -123,13 +123,16 @@ class Stage:
     def _read_part(self, part: Box, tile: Box, number: Number, shared: bool) -> npt.NDArray[Any]:
         if part != tile and not self._cache.holds([(tile, number)]):
             return self._decode(part, number, shared)
-        pixels = self._cache.get((tile, number))
+        return self._decode_once(tile, number, shared)[:, *part.relative_to(tile).slices]
+
+    def _decode_once(self, box: Box, number: Number, shared: bool) -> npt.NDArray[Any]:
+        pixels = self._cache.get((box, number))
         if pixels is None:
-            pixels = self._decode(tile, number, shared)
+            pixels = self._decode(box, number, shared)
             # What was decoded may be a view that would keep its halo alive.
             kept = pixels if pixels.base is None else pixels.copy()
-            self._cache.put((tile, number), kept, kept.nbytes)
-        return pixels[:, *part.relative_to(tile).slices]
+            self._cache.put((box, number), kept, kept.nbytes)
+        return pixels
 
     def _decode(self, box: Box, number: Number, shared: bool) -> npt.NDArray[Any]:
         """The pixels of a box, decoded at their size, or resampled from what is."""

@@ -136,6 +136,7 @@ def test_cancelling_starts_no_further_tile(parallel: infgen_rt.Decoder, at_once:
     picture, cancel = parallel.picture(LATENT, SIZE, tile=128), threading.Event()
     picture.preview(64)
     at_once.clear()
+    before = set(threading.enumerate())
 
     def progress(step: infgen_rt.Progress) -> None:
         if step.stage == "decode":
@@ -147,7 +148,7 @@ def test_cancelling_starts_no_further_tile(parallel: infgen_rt.Decoder, at_once:
     time.sleep(0.1)
     # The first, and those that were read ahead of it.
     assert len(at_once) == begun <= 2 + 3 and list(tmp_path.iterdir()) == []
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("infgen-tile")]
+    assert set(threading.enumerate()) <= before
 
 
 def test_closing_waits_for_the_tiles_that_are_under_way(parallel: infgen_rt.Decoder, at_once: list[int]) -> None:
