@@ -73,7 +73,8 @@ class Stage:
     def read(self, box: Box, number: Number, shared: bool = False) -> npt.NDArray[Any]:
         """Planes [3, h, w] of a box inside the picture, in numbers of a kind.
 
-        A box that fits in a tile is decoded by itself; a larger one tile by tile. Such boxes and whole tiles are kept.
+        A box that fits in a tile is decoded by itself; a larger one tile by tile, and of a tile no more than is seen.
+        What was decoded is kept.
 
         Args:
             box: in pixels.
@@ -121,9 +122,9 @@ class Stage:
         return self._plan.parts(box)
 
     def _read_part(self, part: Box, tile: Box, number: Number, shared: bool) -> npt.NDArray[Any]:
-        if part != tile and not self._cache.holds([(tile, number)]):
-            return self._decode(part, number, shared)
-        return self._decode_once(tile, number, shared)[:, *part.relative_to(tile).slices]
+        if self._cache.holds([(tile, number)]):
+            return self._decode_once(tile, number, shared)[:, *part.relative_to(tile).slices]
+        return self._decode_once(part, number, shared)
 
     def _decode_once(self, box: Box, number: Number, shared: bool) -> npt.NDArray[Any]:
         pixels = self._cache.get((box, number))

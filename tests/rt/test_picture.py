@@ -56,6 +56,14 @@ def test_a_small_region_across_tiles_is_one_decode_and_kept(decodes: list[int], 
     assert np.array_equal(picture.read((60, 60, 8, 8)), first) and decodes == [36]
 
 
+def test_a_viewport_is_kept_however_it_lies(decodes: list[int], picture: infgen_rt.Picture) -> None:
+    """Some tiles are seen whole, some in part."""
+    first = picture.read((30, 30, 140, 100))
+    count = len(decodes)
+    assert count > 4
+    assert np.array_equal(picture.read((30, 30, 140, 100)), first) and len(decodes) == count
+
+
 def test_whole_tiles_are_kept(decodes: list[int], picture: infgen_rt.Picture) -> None:
     first = picture.read()
     tiles = len(decodes)
