@@ -34,6 +34,8 @@ class Backend:
 
     name = "coreml"
     target = "coreml"
+    # Where Core ML runs what is its own choice.
+    parallel_on = ()
 
     def __init__(self) -> None:
         try:

@@ -42,7 +42,7 @@ class Backend:
     name = "onnxruntime"
     target = "onnx"
     version = ort.__version__
-    # Two threads on two cores, a tile each, take 0.77 of the time (`benchmarks.parallel`).
+    # A tile a thread takes about 0.8 of the time, on two cores (`benchmarks.parallel`).
     parallel_on = ("cpu",)
 
     def __init__(self) -> None:
