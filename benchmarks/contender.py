@@ -10,13 +10,16 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from threading import Event, Timer
 from typing import Any
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 from PIL import Image
 
 import infgen_rt
+from infgen_rt.backends import load_backend
 from infgen_rt.memory import peak_memory
 from infgen_rt.pixels import to_bytes
 
@@ -60,6 +63,44 @@ def viewport(order: dict[str, Any], latent: Values) -> dict[str, Any]:
         seconds = [_timed(lambda: picture.read(box), start), _timed(lambda: picture.read(box))]
         moved = (max(0, box[0] - width // 2), *box[1:])
         return {"seconds": seconds[0], "again": seconds[1], "moved": _timed(lambda: picture.read(moved))}
+
+
+def cancelling(order: dict[str, Any], latent: Values) -> dict[str, Any]:
+    """How long saving a picture goes on after it was cancelled, each of some seconds after it began."""
+    waited = []
+    with _open(order) as decoder:
+        for moment in order["moments"]:
+            cancel = Event()
+            times: list[float] = []
+
+            def stop(cancel: Event = cancel, times: list[float] = times) -> None:
+                times.append(time.perf_counter())
+                cancel.set()
+
+            timer = Timer(moment, stop)
+            picture = decoder.picture(latent, tuple(order["size"]), stages=order["stages"])
+            timer.start()
+            try:
+                picture.save(order["output"], force=True, cancel=cancel)
+            except infgen_rt.Cancelled:
+                waited.append(time.perf_counter() - times[0])
+            timer.cancel()
+    return {"seconds": waited}
+
+
+def closing(order: dict[str, Any], latent: Values) -> dict[str, Any]:
+    """Bytes of the process before a decoder is opened, after it has decoded a picture, and after it is closed."""
+    load_backend(order["backend"])
+    resident = [psutil.Process().memory_info().rss]
+    decoder = _open(order)
+    picture = decoder.picture(latent, tuple(order["size"]))
+    for _ in picture.tiles():
+        pass
+    resident.append(psutil.Process().memory_info().rss)
+    decoder.close()
+    del picture, decoder
+    resident.append(psutil.Process().memory_info().rss)
+    return {"resident": resident}
 
 
 def graph(order: dict[str, Any], latent: Values) -> dict[str, Any]:
@@ -138,7 +179,7 @@ def _lanczos(image: Values, order: dict[str, Any]) -> None:
 
 
 KINDS = {"infgen": infgen, "first_tile": first_tile, "viewport": viewport, "graph": graph, "diffusers": diffusers}
-KINDS["products"] = products
+KINDS |= {"products": products, "cancelling": cancelling, "closing": closing}
 
 
 def main() -> None:

@@ -32,6 +32,7 @@ class Order:
         tiling: Whether a network that can decode in tiles does.
         memory: What this project may use, as ``infgen_rt.open`` takes it.
         stages: Of this project's iterative extrapolation.
+        moments: Seconds after which work is cancelled.
     """
 
     kind: str
@@ -47,6 +48,7 @@ class Order:
     tiling: bool = False
     memory: str | None = None
     stages: tuple[float, ...] | None = None
+    moments: tuple[float, ...] = ()
 
 
 def run(order: Order) -> dict[str, Any]:

@@ -96,7 +96,10 @@ class Values(Croppable, Protocol):
 
 
 class Session(Protocol):
-    """One loaded graph; may be run from several threads."""
+    """One loaded graph; may be run from several threads.
+
+    One that can stop in the middle of a run does so by `cancellation.current()`.
+    """
 
     def run(self, inputs: Mapping[str, Values]) -> Mapping[str, Values]:
         """Run the graph once.

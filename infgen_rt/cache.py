@@ -35,6 +35,12 @@ class TileCache(Generic[K, V]):
             self._tiles.move_to_end(tile)
             return self._tiles[tile][0]
 
+    def clear(self) -> None:
+        """Keep nothing."""
+        with self._lock:
+            self._tiles.clear()
+            self._size = 0
+
     def put(self, tile: K, value: V, size: int) -> None:
         """Keep a tile of so many bytes, unless it is larger than the cache."""
         with self._lock:

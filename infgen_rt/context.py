@@ -71,6 +71,12 @@ class Context:
         self._planned: ContextPlan | None = None
         self._tiles: TileCache[Box, Values] = TileCache(0)
         self._tile_lock = Lock()
+        engine.lends_to(self)
+
+    def let_go(self) -> None:
+        """See `engine.Borrower`."""
+        self._tiles.clear()
+        self._making = self._work = self._features = self._latent = self._moments = None
 
     @property
     def planned(self) -> ContextPlan | None:
@@ -95,6 +101,7 @@ class Context:
         """A part of it, where the backend computes; all channels of the cells that the last two slices tell."""
         for _ in self.prepare():
             pass
+        self._engine.check_open()
         if self._planned is None:
             assert self._features is not None
             part: Values = self._features[index]

@@ -172,7 +172,7 @@ class Decoder:
         return Picture(stage, plan, partial(self._picture, context, cells, native, tile))
 
     def close(self) -> None:
-        """Free the model. Pictures that are still open can no longer be read."""
+        """Free the model, and what its pictures hold: those that are still open can no longer be read."""
         self._engine.close()
 
     def __enter__(self) -> "Decoder":

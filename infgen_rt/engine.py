@@ -4,12 +4,14 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from threading import Lock
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
+from weakref import WeakSet
 
 import numpy as np
 
 from .backends import Options, Session, Values
 from .bundle import Bundle
+from .cancellation import current
 from .choice import Candidate, Survey
 from .errors import DecodeError, InfGenWarning
 from .folders import writable_cache
@@ -24,6 +26,14 @@ _KEPT = "decode"
 _SHARED = "shared decode"
 
 V = TypeVar("V", bound=Values)
+
+
+class Borrower(Protocol):
+    """What holds results of an engine."""
+
+    def let_go(self) -> None:
+        """Hold them no longer: the engine is closed."""
+        ...
 
 
 class Engine:
@@ -53,6 +63,7 @@ class Engine:
         self._sessions: dict[str, Session] = {}
         self._closed = False
         self._exact: Engine | None = None
+        self._borrowers: WeakSet[Borrower] = WeakSet()
         parallel = candidate.device.id in getattr(candidate.backend, "parallel_on", ())
         self.workers = (threads or cores()) if parallel else 1
         # A run with all threads is alone: two at once would only double the memory.
@@ -79,7 +90,7 @@ class Engine:
         with self._lock:
             if key in self._sessions:
                 return
-            self._check_open()
+            self.check_open()
             backend, device = self._candidate.backend, self._candidate.device
             keep, cache = graph == _KEPT, writable_cache(backend.name)
             options = Options(device.id, self._candidate.arithmetic, threads, keep, cache)
@@ -177,10 +188,23 @@ class Engine:
 
         return self._finite(latent, again)
 
+    def lends_to(self, borrower: Borrower) -> None:
+        """Have something let go of what this engine computed when it is closed."""
+        with self._lock:
+            self._borrowers.add(borrower)
+
+    def check_open(self) -> None:
+        """Raises DecodeError: the engine is closed."""
+        if self._closed:
+            raise DecodeError("the decoder is closed: read what you need before close()")
+
     def close(self) -> None:
-        """Free the graphs, after the run in progress."""
+        """Free the graphs and what they have computed, after the run in progress."""
         with self._gate.enter(alone=True), self._lock:
             self._closed = True
+            # Before the graphs: results may lie in what a backend gives back with its last one.
+            for borrower in list(self._borrowers):
+                borrower.let_go()
             while self._sessions:
                 self._sessions.popitem()[1].close()
             if self._exact is not None:
@@ -197,7 +221,7 @@ class Engine:
     def _in_float32(self) -> "Engine | None":
         """The same model in float32 on the same device, opened when it is first needed."""
         with self._lock:
-            self._check_open()
+            self.check_open()
             if self._exact is None:
                 backend, device = self._candidate.backend.name, self._candidate.device.id
                 candidates = Survey.of(self.manifest, backend, device).candidates
@@ -223,18 +247,21 @@ class Engine:
 
     def _run(self, kind: str, inputs: Mapping[str, Any], output: str, expected: tuple[int, ...]) -> Values:
         with self._gate.enter(alone=kind != _SHARED):
-            self._check_open()
-            results = self._sessions[kind].run(inputs)
+            self.check_open()
+            cancellation = current()
+            cancellation.check()
+            try:
+                results = self._sessions[kind].run(inputs)
+            except DecodeError:
+                # A run that was interrupted fails, in words of the backend's own.
+                cancellation.check()
+                raise
         if kind not in (_KEPT, _SHARED):
             give_back()
         shapes = {name: result.shape for name, result in results.items()}
         if shapes != {output: expected}:
             raise DecodeError(f"{kind} gave {shapes}, expected {output} {expected}: is the model damaged?")
         return results[output]
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise DecodeError("the decoder is closed: read what you need before close()")
 
 
 def _shares(count: int, first: int, counted: int) -> FloatArray:

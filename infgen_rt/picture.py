@@ -6,14 +6,14 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
 from pathlib import Path
-from threading import Event
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
 
+from .cancellation import Cancel, Cancellation
 from .context import Step
-from .errors import Cancelled, OutputError, PlanError
+from .errors import OutputError, PlanError
 from .geometry import Box, Size, parse_box
 from .memory import format_bytes
 from .pixels import Bits, ByteArray, FloatArray, LevelArray, level_type, to_floats
@@ -73,24 +73,36 @@ class Picture:
         return self._plan
 
     @overload
-    def read(self, region: tuple[int, int, int, int] | None = None) -> ByteArray: ...
+    def read(
+        self,
+        region: tuple[int, int, int, int] | None = None,
+        dtype: type[np.uint8] = np.uint8,
+        *,
+        cancel: Cancel | None = None,
+    ) -> ByteArray: ...
 
     @overload
-    def read(self, region: tuple[int, int, int, int] | None, dtype: type[np.uint8]) -> ByteArray: ...
-
-    @overload
-    def read(self, region: tuple[int, int, int, int] | None = None, *, dtype: type[np.float32]) -> FloatArray: ...
+    def read(
+        self,
+        region: tuple[int, int, int, int] | None = None,
+        *,
+        dtype: type[np.float32],
+        cancel: Cancel | None = None,
+    ) -> FloatArray: ...
 
     def read(
         self,
         region: tuple[int, int, int, int] | None = None,
         dtype: type[np.uint8] | type[np.float32] = np.uint8,
+        *,
+        cancel: Cancel | None = None,
     ) -> ByteArray | FloatArray:
         """Decode a region; its pixels do not depend on how the picture is tiled.
 
         Args:
             region: (x, y, width, height) in pixels; None for the whole picture.
             dtype: `numpy.uint8`, or `numpy.float32` for values in [0, 1] that are not rounded.
+            cancel: as for `save`: a viewer that has moved on need not wait.
 
         Returns:
             [height, width, 3] in sRGB.
@@ -98,14 +110,19 @@ class Picture:
         Raises:
             PlanError: the region is not inside the picture.
             DecodeError: decoding failed.
+            Cancelled: `cancel` said so.
         """
         box = self._box(region)
         if dtype not in (np.uint8, np.float32):
             raise TypeError(f"dtype is {dtype!r}, expected numpy.uint8 or numpy.float32")
         pixels: npt.NDArray[Any] = np.empty((box.height, box.width, 3), dtype)
         parts = list(self.parts(box))
-        for part, planes in zip(parts, self._stage.read_each(parts, dtype), strict=True):
-            pixels[part.relative_to(box).slices] = planes.transpose(1, 2, 0) if dtype is np.uint8 else to_floats(planes)
+        cancellation = Cancellation(cancel)
+        with cancellation.watched(), closing(self._stage.read_each(parts, dtype)) as pictures:
+            for part, planes in zip(parts, pictures, strict=True):
+                cancellation.check()
+                values = planes.transpose(1, 2, 0) if dtype is np.uint8 else to_floats(planes)
+                pixels[part.relative_to(box).slices] = values
         return pixels
 
     def tiles(self, start: tuple[int, int] | None = None) -> Iterator[tuple[Box, ByteArray]]:
@@ -187,7 +204,7 @@ class Picture:
         tile_format: TileFormat = "jpg",
         force: bool = False,
         progress: Callable[[Progress], object] | None = None,
-        cancel: Event | Callable[[], bool] | None = None,
+        cancel: Cancel | None = None,
     ) -> None:
         """Decode into a file, tagged as sRGB; it appears under its name only when it is complete.
 
@@ -202,7 +219,8 @@ class Picture:
             tile_format: what the tiles of a .dzi are, `jpg` or `png`.
             force: replace an existing file; it stays as it is if anything fails.
             progress: called after each step.
-            cancel: stops the work after the next step once it is set, or returns True.
+            cancel: stops the work once it is set, or returns True: a graph that runs is interrupted where its backend
+                can. A function is called from several threads.
 
         Raises:
             OutputError: the file cannot be written, found before anything is decoded.
@@ -211,7 +229,7 @@ class Picture:
             WriteError: writing failed.
             Cancelled: `cancel` said so. As after any error, no file is left.
         """
-        box, path = self._box(region), Path(path)
+        box, path, cancellation = self._box(region), Path(path), Cancellation(cancel)
         form = self.check_save(path, region=box, bits=bits, tile_format=tile_format, force=force)
         sources = [_Source(self._stage, box)]
         for size in form.sizes(self.size)[1:] if box == self.size.box else []:
@@ -228,11 +246,11 @@ class Picture:
                 progress(Progress(stage, done, total))
             # What is complete cannot be cancelled.
             if done < total:
-                _check(cancel)
+                cancellation.check()
 
         def prefilled(bands: Iterator[LevelArray]) -> Iterator[LevelArray]:
             nonlocal done
-            _check(cancel)
+            cancellation.check()
             for stage in self._stage.prepare():
                 step(stage)
             # An earlier read, or another thread, may have done some of it.
@@ -242,7 +260,8 @@ class Picture:
 
         layers = [Layer(source.box.size, bits, source.bands(bits, step)) for source in sources]
         layers[0] = replace(layers[0], bands=prefilled(layers[0].bands))
-        write(path, form, layers, force, confirm=lambda: _check(cancel))
+        with cancellation.watched():
+            write(path, form, layers, force, confirm=cancellation.check)
         step("encode")
 
     def check_save(
@@ -305,8 +324,3 @@ class _Source:
                     step("decode")
                 yield band
                 step("encode")
-
-
-def _check(cancel: Event | Callable[[], bool] | None) -> None:
-    if cancel is not None and (cancel.is_set() if isinstance(cancel, Event) else cancel()):
-        raise Cancelled("cancelled")

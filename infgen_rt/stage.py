@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from copy import copy
 from typing import Any
 
@@ -38,6 +39,11 @@ class Stage:
         self._plan = plan
         self._engine = engine
         self._cache: TileCache[tuple[Box, Number], npt.NDArray[Any]] = TileCache(cache)
+        engine.lends_to(self)
+
+    def let_go(self) -> None:
+        """See `engine.Borrower`."""
+        self._cache.clear()
 
     @property
     def grid(self) -> Grid:
@@ -108,7 +114,7 @@ class Stage:
             ahead: deque[Future[npt.NDArray[Any]]] = deque()
             try:
                 for box in boxes:
-                    ahead.append(pool.submit(self.read, box, number, shared=True))
+                    ahead.append(pool.submit(copy_context().run, self.read, box, number, shared=True))
                     if len(ahead) > workers:
                         yield ahead.popleft().result()
                 while ahead:

@@ -4,11 +4,13 @@ import struct
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from ..cancellation import current
 from ..geometry import Size
 from ..pixels import Bits, ByteArray, LevelArray
 from .formats import Format, Layer
@@ -36,7 +38,7 @@ class Png(Format):
             for band in layer.bands:
                 if pending is not None:
                     pending.result()
-                pending = pool.submit(encoder.compress, band)
+                pending = pool.submit(copy_context().run, encoder.compress, band)
             if pending is not None:
                 pending.result()
             encoder.finish()
@@ -54,6 +56,7 @@ class _Encoder:
     def compress(self, band: LevelArray) -> None:
         count = max(1, _PIXELS // band.shape[1])
         for start in range(0, len(band), count):
+            current().check()
             levels = band[start : start + count]
             rows = levels.astype(levels.dtype.newbyteorder(">"), copy=False).view(np.uint8).reshape(len(levels), -1)
             filtered = _filter(rows, self._above, 3 * band.itemsize)

@@ -3,14 +3,18 @@
 from collections.abc import Sequence
 from io import BufferedWriter, FileIO, UnsupportedOperation
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..cancellation import current
 from ..geometry import Size
 from ..pixels import Bits, LevelArray
 from .formats import Format, Layer
 from .srgb import srgb_profile
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 
 class _Whole(Format):
@@ -50,6 +54,10 @@ class _Output(BufferedWriter):
 
     def fileno(self) -> int:
         raise UnsupportedOperation("fileno")
+
+    def write(self, data: "ReadableBuffer") -> int:
+        current().check()
+        return super().write(data)
 
 
 class Jpeg(_Whole):

@@ -14,6 +14,7 @@ import onnxruntime as ort
 
 from infgen_rt.backends import Device, Options, require_version
 from infgen_rt.bundle import Recipe
+from infgen_rt.cancellation import current
 from infgen_rt.errors import BackendError, DecodeError, InfGenWarning
 from infgen_rt.pixels import FloatArray
 
@@ -89,7 +90,7 @@ class Session:
 
     def __init__(self, session: ort.InferenceSession, settings: Options) -> None:
         self._session: ort.InferenceSession | None = session
-        self._settings, self._options = settings, _run_options(settings)
+        self._settings = settings
         self._outputs = [output.name for output in session.get_outputs()]
 
     def run(self, inputs: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
@@ -97,8 +98,11 @@ class Session:
         session = self._session
         if session is None:
             raise DecodeError("the session is closed")
+        # Of this run alone: another thread's goes on when this one is cancelled.
+        options = _run_options(self._settings)
         try:
-            results = session.run(self._outputs, dict(inputs), self._options)
+            with current().interrupting(lambda: setattr(options, "terminate", True)):
+                results = session.run(self._outputs, dict(inputs), options)
         except Exception as error:
             raise DecodeError(f"onnxruntime could not run the graph: {_one_line(error)}") from error
         return dict(zip(self._outputs, results, strict=True))
@@ -108,14 +112,23 @@ class Session:
         session, self._session = self._session, None
         if session is None:
             return
-        # The arena gives memory back at the end of a run: of the smallest that there is.
+        # The arena gives memory back at the end of a run, but for the region that the results are in: so the last run
+        # is of the smallest that there is, and puts its results elsewhere.
         smallest = {
             each.name: np.ones([_least(side) for side in each.shape], np.float32) for each in session.get_inputs()
         }
         last = _run_options(replace(self._settings, keep_memory=False))
         last.log_severity_level = _FATAL_ONLY
         with contextlib.suppress(Exception):  # nothing that an app needs
-            session.run(self._outputs, smallest, last)
+            results = session.run(self._outputs, smallest, last)
+            places = [ort.OrtValue.ortvalue_from_numpy(np.empty_like(result)) for result in results]
+            del results
+            binding = session.io_binding()
+            for name, value in smallest.items():
+                binding.bind_cpu_input(name, value)
+            for name, place in zip(self._outputs, places, strict=True):
+                binding.bind_ortvalue_output(name, place)
+            session.run_with_iobinding(binding, last)
 
 
 def _least(side: int | str) -> int:
@@ -168,7 +181,9 @@ def _share_arena() -> None:
     where = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     # In regions of equal size, which are cut as needed and merged again: tiles of several shapes would leave gaps in
     # regions of the size of what was asked for first (4K with two tiles at a time: 240 MB at the peak instead of 370).
-    region = {"initial_chunk_size_bytes": _REGION, "max_power_of_two_extend_bytes": _REGION}
+    # But for the first, which is never given back: it is small, and weights are in it.
+    region = {"initial_chunk_size_bytes": 2**20, "max_power_of_two_extend_bytes": _REGION}
+    region["initial_growth_chunk_size_bytes"] = _REGION
     settings = ort.OrtArenaCfg({"max_mem": 0, "arena_extend_strategy": 0, "max_dead_bytes_per_chunk": 2**20, **region})
     with contextlib.suppress(Exception):  # there is one
         ort.create_and_register_allocator(where, settings)

@@ -1,7 +1,7 @@
 """OpenVINO: Intel CPUs, GPUs and NPUs, and any other x86 or Arm CPU."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 import numpy as np
@@ -9,6 +9,7 @@ import openvino as ov
 
 from infgen_rt.backends import Device, Options, require_version
 from infgen_rt.bundle import Recipe
+from infgen_rt.cancellation import current
 from infgen_rt.errors import BackendError, DecodeError
 from infgen_rt.pixels import FloatArray
 
@@ -99,29 +100,35 @@ class Session:
         if precision != "f32" and (halves := _cut(model)):
             parts = [(halves[0], "f32"), (halves[1], precision)]
         self._outputs = [port.any_name for port in model.outputs]
-        self._parts: list[ov.CompiledModel] = [
-            core.compile_model(part, device, {**settings, "INFERENCE_PRECISION_HINT": hint}) for part, hint in parts
+        self._compile: Callable[[], list[ov.InferRequest]] | None = lambda: [
+            core.compile_model(part, device, {**settings, "INFERENCE_PRECISION_HINT": hint}).create_infer_request()
+            for part, hint in parts
         ]
+        self._parts = self._compile()
 
     def run(self, inputs: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
         """Run the graph; see `infgen_rt.backends.Session`."""
-        parts = self._parts
-        if not parts:
+        if self._compile is None:
             raise DecodeError("the session is closed")
         values: dict[str, object] = dict(inputs)
         try:
+            self._parts = parts = self._parts or self._compile()
             for part in parts:
                 # A tensor may have several names after optimisation; one of them is the graph's.
-                feed = [next(values[name] for name in port.names if name in values) for port in part.inputs]
-                results = part(feed, share_inputs=True)
-                values.update((name, results[port]) for port in part.outputs for name in port.names)
+                feed = [next(values[name] for name in port.names if name in values) for port in part.model_inputs]
+                with current().interrupting(part.cancel):
+                    results = part.infer(feed, share_inputs=True)
+                values.update((name, results[port]) for port in part.model_outputs for name in port.names)
         except Exception as error:
+            # A run that was stopped half way leaves some operations with its shapes, and others with those of the run
+            # before: the next one would fail (OpenVINO 2026.4).
+            self._parts = []
             raise DecodeError(f"openvino could not run the graph: {_one_line(error)}") from error
         return {name: np.array(values[name], np.float32) for name in self._outputs}
 
     def close(self) -> None:
         """Free the graph."""
-        self._parts = []
+        self._parts, self._compile = [], None
 
 
 def _cut(model: ov.Model) -> tuple[ov.Model, ov.Model] | None:

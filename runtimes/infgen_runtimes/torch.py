@@ -15,6 +15,7 @@ from infgen_export.graphs import graphs_of
 from infgen_export.model import DecoderConfig, InfGen
 from infgen_rt.backends import EXACT, Device, Options, Values, require_version
 from infgen_rt.bundle import Recipe
+from infgen_rt.cancellation import current
 from infgen_rt.errors import BackendError, DecodeError
 from infgen_rt.pixels import LARGEST, Number
 
@@ -64,6 +65,8 @@ class Backend:
             device = torch.device(options.device)
             moved = entry.module.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             moved.requires_grad_(False)
+            for part in moved.modules():
+                part.register_forward_pre_hook(_stop_if_cancelled)
         # A missing file, a config of another version, tensors that do not fit it, a device without memory.
         except Exception as error:
             text = f"torch {torch.__version__} cannot load the graph on {options.device}: {_one_line(error)}"
@@ -150,6 +153,11 @@ class Pixels:
             if number is not np.float32:
                 planes = planes.clamp(0, 1).mul_(LARGEST[number]).add_(0.5).to(_LEVELS[number])
             return planes.cpu().contiguous().numpy()
+
+
+def _stop_if_cancelled(*_: object) -> None:
+    """PyTorch has no word for stopping a run: the model asks before each of its layers."""
+    current().check()
 
 
 @contextmanager

@@ -2,14 +2,19 @@
 
 import json
 import shutil
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
+from typing import Any
 
 import numpy as np
 import pytest
 
 import infgen_rt
+from infgen_rt import cancellation
 from infgen_rt.engine import is_finite
 from infgen_rt.errors import BackendError, Cancelled, DecodeError, PlanError
 from infgen_rt.geometry import Size
@@ -135,6 +140,65 @@ def test_cancelling_stops_between_tiles(every_target: Path, open_way: Open, tmp_
         with pytest.raises(Cancelled):
             picture.save(tmp_path / "out.png", progress=progress, cancel=cancel)
     assert len(done) == 3 and list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_is_interrupted_stops_and_the_next_ones_are_whole(
+    every_target: Path, open_way: Open, way: tuple[str, str, str], reference: list[np.ndarray]
+) -> None:
+    large = latent((48, 48))
+    with open_way(every_target) as decoder:
+        pictures = [decoder.picture(latent(shape), size) for shape, size in JOBS]
+        assert close(pictures[0].read(), reference[0], way)
+        if way[0] == "coreml":
+            decoder.picture(latent((9, 9))).read(cancel=lambda: False)
+        else:
+            for graph, session in decoder._engine._sessions.items():
+                if graph != "encode":
+                    stop_in_the_middle(session, partial(decoder.picture(large).read, (0, 0, 200, 200)))
+        for picture, expected in zip(pictures[1:], reference[1:], strict=True):
+            assert close(picture.read(), expected, way)
+
+
+def stop_in_the_middle(session: Any, work: Callable[..., object]) -> None:
+    """Cancel work once a session runs; the run must not be finished."""
+    started, finished, run = Event(), Event(), session.run
+
+    def watched(inputs: dict[str, Any]) -> Any:
+        # Before it has begun there is nothing to interrupt; PyTorch asks before each layer.
+        cancellation.current().check()
+        started.set()
+        results = run(inputs)
+        finished.set()
+        return results
+
+    def interrupting(self: cancellation.Cancellation, interrupt: Callable[[], object]) -> Any:
+        return constantly(interrupt) if started.is_set() else nullcontext()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "run", watched)
+        patch.setattr(cancellation.Cancellation, "interrupting", interrupting)
+        with pytest.raises(Cancelled):
+            work(cancel=started.is_set)
+    assert started.is_set() and not finished.is_set()
+
+
+@contextmanager
+def constantly(interrupt: Callable[[], object]) -> Iterator[None]:
+    """Interrupts what runs inside, without waiting for the watcher's next look."""
+    done = Event()
+
+    def repeat() -> None:
+        while not done.wait(0.0005):
+            interrupt()
+
+    interrupt()
+    thread = Thread(target=repeat)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def test_a_device_that_does_not_exist_is_refused(every_target: Path, way: tuple[str, str, str]) -> None:

@@ -1,0 +1,80 @@
+"""What it takes to stop: ``python -m benchmarks.stopping``.
+
+How long a picture goes on after it was cancelled, at moments from its first graph to its last tiles, and what a process
+holds of its memory after a decoder is closed; every picture in a fresh process.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+from pathlib import Path
+
+import click
+
+from benchmarks.process import Order, run
+from benchmarks.suite import latent_file
+from infgen_rt.bundle import DEFAULT_BUNDLE
+
+ALLOWED = 0.3
+"""Seconds from cancelling to its error, on a CPU."""
+PICTURES = (
+    ((64, 64), (2048, 2048), None),
+    ((64, 64), (16384, 16384), None),
+    ((512, 512), (4096, 4096), None),
+    ((64, 64), (8192, 8192), (4.0, 4.0)),
+)
+"""Cells, size and stages of what is cancelled."""
+MOMENTS = (0.02, 0.1, 0.2, 0.4, 0.7, 1.0, 1.4, 1.9, 2.5, 4.0, 6.0)
+CLOSED = ((64, 64), (3840, 2160))
+"""Cells and size of what is decoded before closing."""
+
+
+@click.command()
+@click.option(
+    "--model", type=click.Path(path_type=Path), default=DEFAULT_BUNDLE, help="Bundle; default the shipped one."
+)
+@click.option("--backend", "backends", multiple=True, default=("onnxruntime", "openvino", "torch"), show_default=True)
+@click.option("--threads", default=os.cpu_count() or 1, show_default=True)
+def main(model: Path, backends: tuple[str, ...], threads: int) -> None:
+    """Cancels pictures, closes decoders, and prints what that took."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        click.echo(
+            f"| backend | cancelled picture | moments | median, s | longest, s | within {ALLOWED} s |\n"
+            "|---|---|---|---|---|---|"
+        )
+        for backend in backends:
+            for cells, size, stages in PICTURES:
+                order = Order(
+                    kind="cancelling",
+                    model=model,
+                    latent=latent_file(folder, cells[::-1]),
+                    size=size,
+                    threads=threads,
+                    backend=backend,
+                    output=folder / "picture.png",
+                    stages=stages,
+                    moments=MOMENTS,
+                )
+                waited = run(order)["seconds"]
+                way = f"{cells[0]}x{cells[1]} cells -> {size[0]}x{size[1]}{', in stages' if stages else ''}"
+                longest = max(waited)
+                verdict = "yes" if longest <= ALLOWED else "NO"
+                numbers = f"{statistics.median(waited):.3f} | {longest:.3f} | {verdict}"
+                click.echo(f"| {backend} | {way} | {len(waited)} | {numbers} |")
+        click.echo(
+            "\n| backend | before it is opened, MB | after a picture, MB | after close, MB | kept, MB |\n"
+            "|---|---|---|---|---|"
+        )
+        for backend in backends:
+            cells, size = CLOSED
+            order = Order("closing", model, latent_file(folder, cells[::-1]), size, threads, backend)
+            before, after, closed = (amount / 1e6 for amount in run(order)["resident"])
+            numbers = f"{before:.0f} | {after:.0f} | {closed:.0f} | {closed - before:.0f}"
+            click.echo(f"| {backend} | {numbers} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""A caller's word reaches what runs, from whatever thread it comes, and nothing else."""
+
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from pathlib import Path
+from threading import Event
+
+import pytest
+
+import infgen_rt
+from infgen_rt.cancellation import Cancellation, current
+from infgen_rt.errors import Cancelled, DecodeError
+
+from . import tiny
+
+LATENT = tiny.random_latent(6, 6)
+
+
+def wait_for(cancel: Event, interrupted: Event) -> None:
+    """As a session that can be interrupted: it would run until then."""
+    with current().interrupting(interrupted.set):
+        cancel.set()
+        assert interrupted.wait(30)
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+def test_what_runs_is_interrupted_in_whatever_thread_it_runs(threads: int) -> None:
+    cancel, interrupted = Event(), Event()
+    cancellation = Cancellation(cancel)
+    with cancellation.watched():
+        if threads:
+            with ThreadPoolExecutor(threads) as pool:
+                pool.submit(copy_context().run, wait_for, cancel, interrupted).result()
+        else:
+            wait_for(cancel, interrupted)
+        with pytest.raises(Cancelled):
+            cancellation.check()
+        # And what would only begin does not.
+        with pytest.raises(Cancelled), current().interrupting(interrupted.clear):
+            pytest.fail("began")
+    current().check()
+
+
+def test_work_that_nobody_cancels_is_left_alone() -> None:
+    other, interrupted = Event(), Event()
+    other.set()
+    with Cancellation(None).watched(), current().interrupting(interrupted.set):
+        current().check()
+    with Cancellation(lambda: False).watched(), current().interrupting(interrupted.set):
+        current().check()
+    assert not interrupted.is_set()
+
+
+def test_a_function_that_fails_does_so_where_it_can_be_caught() -> None:
+    def failing() -> bool:
+        raise KeyError("mine")
+
+    cancellation = Cancellation(failing)
+    with cancellation.watched(), pytest.raises(KeyError, match="mine"):
+        cancellation.check()
+
+
+def test_reading_can_be_cancelled_and_begun_again(bundle: Path) -> None:
+    with infgen_rt.open(bundle) as decoder:
+        picture = decoder.picture(LATENT, (160, 160), tile=64)
+        with pytest.raises(Cancelled):
+            picture.read(cancel=lambda: True)
+        assert picture.read(cancel=Event()).shape == (160, 160, 3)
+
+
+def test_a_graph_that_is_interrupted_is_no_error_of_the_backend_s(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancel, interrupted = Event(), Event()
+
+    def run(inputs: object) -> None:
+        wait_for(cancel, interrupted)
+        raise DecodeError("exiting due to terminate flag")
+
+    with infgen_rt.open(bundle) as decoder:
+        picture = decoder.picture(LATENT)
+        whole = picture.read()
+        other = decoder.picture(LATENT)
+        with monkeypatch.context() as patch:
+            patch.setattr(decoder._engine._sessions["prefill"], "run", run)
+            with pytest.raises(Cancelled, match="^cancelled$"):
+                other.read(cancel=cancel)
+        assert (other.read() == whole).all()
+
+
+def test_closing_lets_go_of_what_pictures_hold(bundle: Path) -> None:
+    with infgen_rt.open(bundle) as decoder:
+        picture = decoder.picture(LATENT)
+        picture.read()
+        decoder.close()
+        with pytest.raises(DecodeError, match="the decoder is closed"):
+            picture.read()
+    assert not picture._stage._cache._tiles and picture._stage._context._features is None
