@@ -2,7 +2,8 @@
 
 Every variant is trained from the same checkpoint for the same steps on the same batches, as ``infgen_training.train``
 does it, and then measured on photographs that were kept out of training. A larger part starts as the identity, so that
-all variants begin at the same picture and what they win in equal steps says which part is starved.
+all variants begin at the same picture, and only what is new learns: what that wins in equal steps, for what it costs,
+says which part is starved.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ VIEWS = 600
 SHAPES = ((32, 32), (32, 32), (24, 40), (40, 24), (48, 64))
 
 
-def _more(levels: Sequence[Level], index: int) -> tuple[Level, ...]:
-    """The same with one block more at a level."""
-    return tuple(replace(level, blocks=level.blocks + (place == index)) for place, level in enumerate(levels))
+def _more(levels: Sequence[Level], index: int, count: int = 1) -> tuple[Level, ...]:
+    """The same with some blocks more at a level."""
+    return tuple(replace(level, blocks=level.blocks + count * (place == index)) for place, level in enumerate(levels))
 
 
 @dataclass(frozen=True)
@@ -73,13 +74,20 @@ STUDIES: dict[str, dict[str, Variant]] = {
         "+ 0.1 PatchGAN": Variant({"adversarial_weight": 0.1}),
     },
     "parts": {
-        "as it is": Variant(),
         "prefill, 1 position a cell": Variant(enlarge=lambda c: replace(c, trunk=_more(c.trunk, 0))),
-        "prefill, finest": Variant(enlarge=lambda c: replace(c, trunk=_more(c.trunk, len(c.trunk) - 1))),
+        "refine, finest": Variant(enlarge=lambda c: replace(c, trunk=_more(c.trunk, len(c.trunk) - 1))),
+        "refine, finest, 3 blocks": Variant(enlarge=lambda c: replace(c, trunk=_more(c.trunk, len(c.trunk) - 1, 3))),
         "decode, tokens": Variant(enlarge=lambda c: replace(c, token_blocks=c.token_blocks + 1)),
         "decode, attention": Variant(enlarge=lambda c: replace(c, blocks=c.blocks + 1)),
         "decode, last level": Variant(enlarge=lambda c: replace(c, levels=_more(c.levels, len(c.levels) - 1))),
     },
+}
+
+
+# What is there already keeps its weights; what is new needs the rates of what is new.
+RATES: dict[str, Mapping[str, Any]] = {
+    "losses": {"muon_lr": 0.001, "lr": 0.0002, "copied_share": 0.2},
+    "parts": {"muon_lr": 0.004, "lr": 0.0008, "copied_share": 1.0},
 }
 
 
@@ -176,7 +184,7 @@ def main(
     """Trains every variant of a STUDY from CHECKPOINT for equal steps and prints what each has won."""
     base = TrainConfig(
         part="decoder", steps=steps, warmup=steps // 10, trunk_rest=0, shapes=SHAPES, views=VIEWS, cells=cells,
-        scales=(1.0, 4.0), native_share=0.2, muon_lr=0.001, lr=0.0002, copied_share=0.2, ema=0.98,
+        scales=(1.0, 4.0), native_share=0.2, ema=0.98, **RATES[study],
     )  # fmt: skip
     kept_out = [file for file in sorted(photos.iterdir()) if file.stem in base.exclude]
     output.mkdir(parents=True, exist_ok=True)
@@ -197,8 +205,10 @@ def main(
         if cache.exists() and not (run / cache.name).exists():
             os.link(cache, run / cache.name)
         model = load_checkpoint(checkpoint)
-        save_checkpoint(run / "start", grow(model, variant.enlarge(model.config)))
-        config = dataclasses.replace(base, **variant.settings)
+        larger = grow(model, variant.enlarge(model.config))
+        save_checkpoint(run / "start", larger)
+        new = tuple(sorted(larger.state_dict().keys() - model.state_dict().keys()))
+        config = dataclasses.replace(base, learns=new, **variant.settings)
         train(config, photos, teacher, run, torch.device(device), run / "start")
         if not cache.exists():
             os.link(run / cache.name, cache)

@@ -55,7 +55,7 @@ class Speed:
     """What was measured of a way of running a bundle.
 
     Attributes:
-        decode: seconds for a megapixel of one tile.
+        decode: seconds for a megapixel of tiles, with as many at a time as are decoded so.
         context: seconds for the context of a thousand cells.
         encode: seconds for the encoding of a thousand cells; None without an encode graph.
     """

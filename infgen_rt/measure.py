@@ -8,8 +8,10 @@ import platform
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -24,11 +26,12 @@ from .folders import cache_folder, write_cached
 from .geometry import Size
 from .grid import Grid
 from .pixels import FloatArray, fetch
+from .plan import LARGEST_SHARED_TILE, LARGEST_TILE
 from .schema import SchemaError, parse
 
 FILE = "measurements.json"
-# What is measured: a noise latent, and of its picture at twice the size a tile such as a plan has.
-_CELLS, _TOKENS, _RUNS = 32, 64, 3
+# What is measured: a noise latent, and of its picture at twice the size tiles such as a plan has.
+_CELLS, _RUNS = 32, 3
 _EXACT_PSNR = 60.0
 """What two libraries that compute in float32 agree to at least; one level of 255 is 48 dB."""
 
@@ -158,14 +161,15 @@ def _run(bundle: Bundle, candidate: Candidate, threads: int | None) -> tuple[Flo
     side = 2 * _CELLS * manifest.patch
     grid = Grid(Size(_CELLS, _CELLS), Size(side, side), manifest.patch)
     halo = manifest.halo.tokens
-    largest = min([_TOKENS, *(min(shape.tokens) - 2 * halo for shape in candidate.recipe.shapes)])
-    tokens = Size(largest, largest).box
     engine = Engine(bundle, candidate, threads)
+    largest = LARGEST_TILE if engine.workers == 1 else LARGEST_SHARED_TILE
+    largest = min([largest, *(min(shape.tokens) - 2 * halo for shape in candidate.recipe.shapes)])
+    tokens = Size(largest, largest).box
     try:
         inputs = grid.decode_inputs(engine.context(latent), tokens, manifest.halo.cells)
         image = fetch(engine.decode(inputs), np.float32)
         megapixels, kilocells = tokens.size.area * manifest.patch**2 / 1e6, _CELLS**2 / 1e3
-        decode = _seconds(lambda: engine.decode(inputs), _RUNS) / megapixels
+        decode = _seconds(partial(_decode_each, engine, inputs), _RUNS) / megapixels / engine.workers
         # Once: these are for estimates, and choose nothing.
         context = _seconds(lambda: engine.context(latent)) / kilocells
         encode = None
@@ -177,6 +181,16 @@ def _run(bundle: Bundle, candidate: Candidate, threads: int | None) -> tuple[Flo
     finally:
         engine.close()
     return image, Speed(decode, context, encode)
+
+
+def _decode_each(engine: Engine, inputs: Mapping[str, Any]) -> None:
+    """A tile for each of the engine's workers, all at a time."""
+    if engine.workers == 1:
+        engine.decode(inputs)
+        return
+    engine.load_shared()
+    with ThreadPoolExecutor(engine.workers) as pool:
+        list(pool.map(lambda _: engine.decode(inputs, shared=True), range(engine.workers)))
 
 
 def _seconds(run: Callable[[], object], count: int = 1) -> float:

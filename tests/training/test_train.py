@@ -197,6 +197,16 @@ def test_a_decoder_that_learns_alone_leaves_the_encoder_as_it_is(photos: Path, t
     assert changed == {"prefill", "refine", "decode"}
 
 
+def test_what_is_named_learns_and_nothing_else(photos: Path, teacher: Path, start: Path) -> None:
+    name = "decode.upsampler."
+    result = run(photos, teacher, start, part="decoder", learns=(name,))
+    assert result.exit_code == 0, result.output
+    before = load_checkpoint(start).state_dict()
+    after = load_checkpoint(photos.parent / "run" / "checkpoint").state_dict()
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert changed and all(key.startswith(name) for key in changed)
+
+
 def test_the_trunk_rests_while_the_rest_of_the_model_is_untrained() -> None:
     trained = trainer(0, trunk_rest=2)
     before = everything(trained)

@@ -19,6 +19,7 @@ class TrainConfig:
     Attributes:
         preset: Model preset a new run starts from.
         part: What learns: ``"all"``, the ``"decoder"`` alone, or the ``"encoder"`` alone, for a decoder that is done.
+        learns: How the names of the parameters begin that learn, of those of the part; all of them by default.
         latent_space: Name of the space that the teacher's latents are in.
         latent_channels: Their channels.
         warm_start: A new run's trunk starts as the first layers of the teacher's decoder, its encoder as the last ones
@@ -63,6 +64,7 @@ class TrainConfig:
 
     preset: str = "edge"
     part: str = "all"
+    learns: tuple[str, ...] = ()
     latent_space: str = "flux2"
     latent_channels: int = 32
     warm_start: bool = True

@@ -80,6 +80,11 @@ class Trainer:
             # Its round trip leads through the decoder, which stays what it is.
             for part in decoder_parts(self.model):
                 part.requires_grad_(False)
+        if config.learns:
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_(parameter.requires_grad and name.startswith(config.learns))
+        named = self.model.named_parameters()
+        self._resting = [value for name, value in named if name.startswith(TRUNK) and value.requires_grad]
         self.perceptual = perceptual_distance(config.perceptual, encoder, device) if config.perceptual_weight else None
         self.adversary = Adversary(device, config.adversary_lr) if config.adversarial_weight else None
         if config.compile:
@@ -97,9 +102,8 @@ class Trainer:
         """
         set_learning_rate(self.optimizer, self.config, self.step)
         if batch is not None:
-            for name, parameter in self.model.named_parameters():
-                if name.startswith(TRUNK):
-                    parameter.requires_grad_(self.step >= self.config.trunk_rest)
+            for parameter in self._resting:
+                parameter.requires_grad_(self.step >= self.config.trunk_rest)
         losses, weights = {}, {}
         with mixed(self.device, self.config.bfloat16):
             if batch is not None:
