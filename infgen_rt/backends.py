@@ -86,7 +86,8 @@ class Croppable(Protocol):
 class Values(Croppable, Protocol):
     """float32 numbers where a backend computes: a NumPy array, or one that can be sliced alike.
 
-    Its library must have a function `concatenate(arrays, axis=)`, as NumPy's.
+    Its library must have a function `concatenate(arrays, axis=)` as NumPy's, or NumPy's must take it
+    (`__array_function__`).
     """
 
     @property

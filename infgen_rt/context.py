@@ -171,4 +171,5 @@ def _cut(values: Values, box: Box, whole: Box) -> Values:
 
 def _joined(parts: list[Any], axis: int = 2) -> Any:
     """Parts of an array one after another, or a copy of a single one, by the library that they are of."""
-    return sys.modules[type(parts[0]).__module__.partition(".")[0]].concatenate(parts, axis=axis)
+    library = sys.modules[type(parts[0]).__module__.partition(".")[0]]
+    return getattr(library, "concatenate", np.concatenate)(parts, axis=axis)

@@ -12,11 +12,12 @@ from importlib import metadata
 import numpy as np
 import onnxruntime as ort
 
-from infgen_rt.backends import Device, Options, require_version
+from infgen_rt.backends import Device, Options, Values, require_version
 from infgen_rt.bundle import Recipe
 from infgen_rt.cancellation import current
 from infgen_rt.errors import BackendError, DecodeError, InfGenWarning
-from infgen_rt.pixels import FloatArray
+
+from .ort_arrays import Array, Place
 
 _ERRORS_ONLY, _FATAL_ONLY = 3, 4
 _CPU = "CPUExecutionProvider"
@@ -30,6 +31,9 @@ _PROVIDERS = {
     "qnn": ("QNNExecutionProvider", "Qualcomm NPU (QNN)"),
 }
 _PLUGIN = "onnxruntime-ep-"
+# Providers that compute in CUDA's memory, where results may stay, and the graphs' outputs that do.
+_CUDA = ("cuda", "tensorrt")
+_STAYING = ("features", "context", "image")
 _REGION = 64 * 2**20
 # What ONNX Runtime computes on the CPU on purpose even where a GPU does the rest: sizes and indices.
 _SMALL = frozenset(
@@ -82,18 +86,24 @@ class Backend:
             raise BackendError(text) from error
         if options.device != "cpu":
             _report_fallbacks(session, graph, options.device)
-        return Session(session, options)
+        return Session(session, options, _place(options))
 
 
 class Session:
-    """A loaded ONNX graph."""
+    """A loaded ONNX graph.
 
-    def __init__(self, session: ort.InferenceSession, settings: Options) -> None:
+    Args:
+        session: of ONNX Runtime.
+        settings: as asked for.
+        place: where features, contexts and pixels stay; None for the CPU, as NumPy arrays.
+    """
+
+    def __init__(self, session: ort.InferenceSession, settings: Options, place: Place | None = None) -> None:
         self._session: ort.InferenceSession | None = session
-        self._settings = settings
+        self._settings, self._place = settings, place
         self._outputs = [output.name for output in session.get_outputs()]
 
-    def run(self, inputs: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+    def run(self, inputs: Mapping[str, Values]) -> dict[str, Values]:
         """Run the graph; see `infgen_rt.backends.Session`."""
         session = self._session
         if session is None:
@@ -102,10 +112,23 @@ class Session:
         options = _run_options(self._settings)
         try:
             with current().interrupting(lambda: setattr(options, "terminate", True)):
-                results = session.run(self._outputs, dict(inputs), options)
+                if self._place is None:
+                    results = session.run(self._outputs, dict(inputs), options)
+                else:
+                    results = self._run_there(session, self._place, inputs, options)
         except Exception as error:
             raise DecodeError(f"onnxruntime could not run the graph: {_one_line(error)}") from error
         return dict(zip(self._outputs, results, strict=True))
+
+    def _run_there(
+        self, session: ort.InferenceSession, place: Place, inputs: Mapping[str, Values], options: ort.RunOptions
+    ) -> list[Values]:
+        given = {name: value.value() if isinstance(value, Array) else value for name, value in inputs.items()}
+        found = place.run(session, given, _STAYING, options)
+        return [
+            Array(place, value) if name in _STAYING else value.numpy()
+            for name, value in zip(self._outputs, found, strict=True)
+        ]
 
     def close(self) -> None:
         """Free the graph, and what the sessions of this process share and none of them uses."""
@@ -158,6 +181,20 @@ def _session(content: bytes, options: Options) -> ort.InferenceSession:
         raise BackendError(f"onnxruntime finds no device {options.device!r}")
     settings.add_provider_for_devices(devices, {})
     return ort.InferenceSession(content, settings)
+
+
+def _place(options: Options) -> Place | None:
+    kind, _, index = options.device.partition(":")
+    if kind not in _CUDA:
+        return None
+    return _cuda(int(index or 0))
+
+
+@cache
+def _cuda(index: int) -> Place:
+    """One for all sessions of the process, whose arrays go from one to another."""
+    options = Options(f"cuda:{index}")
+    return Place("cuda", index, lambda content: _session(content, options))
 
 
 def _session_options(options: Options) -> ort.SessionOptions:

@@ -1,0 +1,159 @@
+"""Arrays where ONNX Runtime computes, which are cut, joined and rounded there: only finished pixels leave a GPU.
+
+ONNX Runtime has no functions for that; small graphs do it (``runtimes/make_graphs.py``).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
+from math import prod
+from threading import Lock
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from infgen_rt.pixels import Number
+
+_DATA, _OUT = "data", "out"
+
+
+class Place:
+    """A device, and the graphs that work on its arrays.
+
+    Args:
+        kind: of device, as ONNX Runtime calls it: `cuda`, `cpu`.
+        index: of the device among those.
+        load: makes a session on it of an ONNX file.
+    """
+
+    def __init__(self, kind: str, index: int, load: Callable[[bytes], ort.InferenceSession]) -> None:
+        self.kind, self.index = kind, index
+        self._load = load
+        self._sessions: dict[str, ort.InferenceSession] = {}
+        self._lock = Lock()
+
+    def run(
+        self,
+        session: ort.InferenceSession,
+        inputs: Mapping[str, "npt.NDArray[Any] | ort.OrtValue"],
+        here: Sequence[str],
+        options: ort.RunOptions | None = None,
+    ) -> list[ort.OrtValue]:
+        """Run a session on what is here, or comes from NumPy.
+
+        Args:
+            session: on this device.
+            inputs: by name.
+            here: names of the outputs that stay here; others go to the CPU.
+            options: of the run.
+
+        Returns:
+            The session's outputs in order.
+        """
+        binding = session.io_binding()
+        for name, value in inputs.items():
+            if isinstance(value, ort.OrtValue):
+                binding.bind_ortvalue_input(name, value)
+            else:
+                binding.bind_cpu_input(name, np.ascontiguousarray(value))
+        for output in session.get_outputs():
+            if output.name in here:
+                binding.bind_output(output.name, self.kind, self.index)
+            else:
+                binding.bind_output(output.name)
+        session.run_with_iobinding(binding, options)
+        found: list[ort.OrtValue] = binding.get_outputs()
+        return found
+
+    def apply(self, graph: str, keep: bool = True, **inputs: "npt.NDArray[Any] | ort.OrtValue") -> ort.OrtValue:
+        """Run one of the small graphs; its result stays here, or goes to the CPU."""
+        with self._lock:
+            if graph not in self._sessions:
+                file = resources.files("infgen_runtimes") / "graphs" / f"{graph}.onnx"
+                self._sessions[graph] = self._load(file.read_bytes())
+            session = self._sessions[graph]
+        return self.run(session, inputs, (_OUT,) if keep else ())[0]
+
+
+class _View(NamedTuple):
+    """A box of an array, and whether its first axis, which has a single place, is left out."""
+
+    starts: tuple[int, ...]
+    sides: tuple[int, ...]
+    dropped: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.sides[self.dropped :]
+
+    def part(self, index: Any) -> "_View":
+        """That of a part; of what NumPy would take only slices without steps, and 0 for the first axis."""
+        given = index if isinstance(index, tuple) else (index,)
+        if given == (0,) and not self.dropped and self.sides[0] == 1:
+            return self._replace(dropped=True)
+        if len(given) > len(self.shape) or not all(isinstance(each, slice) and each.step is None for each in given):
+            raise TypeError(f"{index!r} is no part that can be cut of {self.shape}: expected slices without steps")
+        starts, sides = list(self.starts), list(self.sides)
+        for axis, each in enumerate(given, start=int(self.dropped)):
+            first, last, _ = each.indices(sides[axis])
+            starts[axis], sides[axis] = starts[axis] + first, max(0, last - first)
+        return _View(tuple(starts), tuple(sides), self.dropped)
+
+
+class Array:
+    """float32 numbers on a device; a part is cut out when it is used, and until then keeps the whole alive.
+
+    Serves as `infgen_rt.backends.Values` and `infgen_rt.pixels.DevicePixels`, and for `numpy.concatenate`.
+
+    Args:
+        place: where they are.
+        value: four axes.
+        view: the part that this is; None for all.
+    """
+
+    def __init__(self, place: Place, value: ort.OrtValue, view: _View | None = None) -> None:
+        self._place, self._value = place, value
+        shape = tuple(value.shape())
+        self._view = view or _View((0,) * len(shape), shape)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its sides."""
+        return self._view.shape
+
+    def __getitem__(self, index: Any) -> "Array":
+        """A part of it."""
+        return Array(self._place, self._value, self._view.part(index))
+
+    def value(self) -> ort.OrtValue:
+        """It alone, with all four axes."""
+        view = self._view
+        if prod(view.sides) != prod(self._value.shape()):
+            starts, ends = (np.array(side, np.int64) for side in (view.starts, np.add(view.starts, view.sides)))
+            self._value = self._place.apply("cut", data=self._value, starts=starts, ends=ends)
+            self._view = _View((0,) * len(view.sides), view.sides, view.dropped)
+        return self._value
+
+    def isfinite(self) -> npt.NDArray[np.bool_]:
+        """Whether all of it is neither NaN nor infinite: a single answer."""
+        zero: npt.NDArray[np.float32] = self._place.apply("finite", keep=False, data=self.value()).numpy()
+        return np.isfinite(zero)
+
+    def fetch(self, number: Number) -> npt.NDArray[Any]:
+        """As NumPy's: rounded to levels here, or as it is; see `infgen_rt.pixels.fetch`."""
+        value = self.value()
+        if number is not np.float32:
+            value = self._place.apply(np.dtype(number).name, keep=False, data=value)
+        numbers: npt.NDArray[Any] = value.numpy()
+        return numbers.reshape(self.shape)
+
+    def __array_function__(self, function: Any, types: Any, arguments: Any, options: Any) -> Any:
+        """NumPy's `concatenate` along rows or columns; of a single one it makes a copy."""
+        if function is not np.concatenate:
+            return NotImplemented
+        parts, axis = arguments[0], options["axis"]
+        joined = parts[0].value()
+        for part in parts[1:]:
+            joined = self._place.apply(f"join_{axis}", data=joined, more=part.value())
+        return Array(self._place, joined)

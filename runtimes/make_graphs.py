@@ -1,0 +1,71 @@
+"""Makes the graphs by which ONNX Runtime works on arrays where they are: ``python runtimes/make_graphs.py``.
+
+ONNX Runtime has no functions for that, and building graphs takes the package ``onnx``, which the runtime does without.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto, helper
+from onnx.helper import make_node
+
+FOLDER = Path(__file__).parent / "infgen_runtimes" / "graphs"
+OPSET, IR = 18, 10
+FLOAT, INTEGER = TensorProto.FLOAT, TensorProto.INT64
+
+
+def value(name: str, kind: int, rank: int = 4) -> onnx.ValueInfoProto:
+    """Of any shape."""
+    return helper.make_tensor_value_info(name, kind, [f"{name}_{axis}" for axis in range(rank)])
+
+
+def model(
+    name: str,
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Sequence[onnx.ValueInfoProto],
+    kind: int = FLOAT,
+    rank: int = 4,
+    **constants: float,
+) -> onnx.ModelProto:
+    """Nodes that make ``out`` of the inputs, and of scalars."""
+    scalars = [helper.make_tensor(key, FLOAT, (), [number]) for key, number in constants.items()]
+    graph = helper.make_graph(nodes, name, inputs, [value("out", kind, rank)], scalars)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR)
+
+
+def levels(name: str, kind: int, largest: int) -> onnx.ModelProto:
+    """Clamped to [0, 1] and rounded to integers up to the largest."""
+    nodes = [
+        make_node("Clip", ["data", "zero", "one"], ["clipped"]),
+        make_node("Mul", ["clipped", "largest"], ["scaled"]),
+        make_node("Add", ["scaled", "half"], ["shifted"]),
+        make_node("Cast", ["shifted"], ["out"], to=kind),
+    ]
+    return model(name, nodes, [value("data", FLOAT)], kind, zero=0.0, one=1.0, largest=float(largest), half=0.5)
+
+
+def graphs() -> dict[str, onnx.ModelProto]:
+    """By the names of their files."""
+    data = value("data", FLOAT)
+    bounds = [helper.make_tensor_value_info(name, INTEGER, [4]) for name in ("starts", "ends")]
+    pair = [data, value("more", FLOAT)]
+    # What is neither NaN nor infinite is 0 times itself.
+    finite = [
+        make_node("Mul", ["data", "zero"], ["nothing"]),
+        make_node("ReduceSum", ["nothing"], ["out"], keepdims=0),
+    ]
+    return {
+        "cut": model("cut", [make_node("Slice", ["data", "starts", "ends"], ["out"])], [data, *bounds]),
+        "join_2": model("join", [make_node("Concat", ["data", "more"], ["out"], axis=2)], pair),
+        "join_3": model("join", [make_node("Concat", ["data", "more"], ["out"], axis=3)], pair),
+        "finite": model("finite", finite, [data], rank=0, zero=0.0),
+        "uint8": levels("uint8", TensorProto.UINT8, 255),
+        "uint16": levels("uint16", TensorProto.UINT16, 65535),
+    }
+
+
+if __name__ == "__main__":
+    for name, made in graphs().items():
+        onnx.checker.check_model(made)
+        (FOLDER / f"{name}.onnx").write_bytes(made.SerializeToString(deterministic=True))
