@@ -8,9 +8,11 @@ import time
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any, NoReturn, get_args
 
 import click
@@ -36,6 +38,8 @@ from .spaces import LatentSpace, latent_space
 from .writers import FORMATS, Format, TileFormat
 
 _FAILED, _BAD_INPUT, _INTERRUPTED, _TERMINATED = 1, 2, 130, 143
+# Seconds between two looks at signals where waiting cannot be interrupted (Windows).
+_SIGNALS = 0.1
 
 
 class _Command(click.Command):
@@ -266,7 +270,10 @@ class _Job:
                 stopwatch.lap(progress.stage)
                 show(progress)
 
-            self.picture.save(self.output, region=self.box, **request.writing, progress=on_progress)
+            def save(cancel: Event) -> None:
+                self.picture.save(self.output, region=self.box, **request.writing, progress=on_progress, cancel=cancel)
+
+            _beside(save)
         if request.as_json:
             told = {"seconds": stopwatch.seconds, "peak_memory": peak_memory(), "warnings": list(notes)}
             click.echo(json.dumps(self.describe() | told))
@@ -304,6 +311,19 @@ class _Job:
                 "seconds": plan.seconds,
             },
         }
+
+
+def _beside(work: Callable[[Event], None]) -> None:
+    """Do work in another thread, so that signals, which Python attends to in the main one, cancel it at once."""
+    cancel = Event()
+    with ThreadPoolExecutor(1, "infgen-save") as pool:
+        future = pool.submit(work, cancel)
+        try:
+            while not wait([future], timeout=_SIGNALS).done:
+                pass
+        finally:
+            cancel.set()
+        future.result()
 
 
 def _picture_options(command: Callable[..., None]) -> Callable[..., None]:
