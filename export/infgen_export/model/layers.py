@@ -88,19 +88,27 @@ class PooledBranch(nn.Sequential):
     def moments(self, x: Tensor, share_y: Tensor, share_x: Tensor) -> Tensor:
         """Means and variances of the groups: [2, groups].
 
+        Those of linear combinations follow from the means and covariances of what is combined: what is four times as
+        wide need not be made for them.
+
         Args:
             x: [1, width, H, W].
             share_y: [H], what each row counts for; they add up to 1.
             share_x: [W], the same of columns.
         """
-
-        def mean(values: Tensor) -> Tensor:
-            return (share_y[None] @ (values @ share_x[:, None])).reshape(self.GROUPS, -1).mean(1)
-
-        wide = self[0](x)
-        centre = mean(wide)
-        each = centre[:, None].expand(-1, wide.shape[1] // self.GROUPS).reshape(-1, 1, 1)
-        return torch.stack([centre, mean(torch.square(wide - each))])
+        widen = self[0]
+        assert isinstance(widen, nn.Conv2d)
+        combine = widen.weight.flatten(1)
+        means = share_y[None] @ (x[0] @ share_x[:, None])  # [width, 1, 1]
+        rows = (x[0] - means).transpose(0, 1)  # [H, width, W]
+        # A row's first, then their mean: shares of single cells would be lost in half precision.
+        of_rows = (rows * share_x) @ rows.transpose(1, 2)
+        covariances = (share_y[None] @ of_rows.flatten(1)).reshape(means.shape[0], -1)
+        centres = (combine @ means.flatten(1)).reshape(self.GROUPS, -1)
+        spreads = ((combine @ covariances) * combine).sum(1).reshape(self.GROUPS, -1)
+        centre = centres.mean(1)
+        apart = centres - centre[:, None]
+        return torch.stack([centre, (spreads + apart * apart).mean(1)])
 
 
 class TripleBlock(nn.Module):
