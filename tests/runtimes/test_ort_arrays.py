@@ -17,6 +17,7 @@ from infgen_runtimes.ort_arrays import Array, Place
 
 from ..rt import tiny
 
+pytestmark = pytest.mark.filterwarnings("ignore::infgen_rt.InfGenWarning")
 PLACE = Place("cpu", 0, lambda content: onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"]))
 
 
