@@ -165,9 +165,11 @@ def _run(bundle: Bundle, candidate: Candidate, threads: int | None) -> tuple[Flo
     largest = LARGEST_TILE if engine.workers == 1 else LARGEST_SHARED_TILE
     largest = min([largest, *(min(shape.tokens) - 2 * halo for shape in candidate.recipe.shapes)])
     tokens = Size(largest, largest).box
+    # Towards the rest of the picture the tile has no halo: its last pixels are not what any tiling gives.
+    final = manifest.patch * (largest if tokens == grid.tokens.box else max(1, largest - halo))
     try:
         inputs = grid.decode_inputs(engine.context(latent), tokens, manifest.halo.cells)
-        image = fetch(engine.decode(inputs), np.float32)
+        image = fetch(engine.decode(inputs)[:, :final, :final], np.float32)
         megapixels, kilocells = tokens.size.area * manifest.patch**2 / 1e6, _CELLS**2 / 1e3
         decode = _seconds(partial(_decode_each, engine, inputs), _RUNS) / megapixels / engine.workers
         # Once: these are for estimates, and choose nothing.

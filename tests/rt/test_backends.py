@@ -303,6 +303,19 @@ def test_a_named_backend_that_fails_is_an_error(bundle: Path, several: dict) -> 
         infgen_rt.open(bundle, "broken", precision="exact")
 
 
+def test_what_is_compared_does_not_depend_on_how_tiles_are_decoded(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Bundle.open(bundle)
+    (candidate,) = Survey.of(opened.manifest, "onnxruntime", "cpu").candidates
+    images = []
+    for parallel in ((), ("cpu",)):
+        monkeypatch.setattr(type(candidate.backend), "parallel_on", parallel)
+        images.append(measure._run(opened, candidate, 2)[0])
+    assert images[0].shape != images[1].shape  # the tiles differ
+    assert measure._psnr(images[0], images[1]) > 100
+
+
 def test_measuring_runs_the_graphs(bundle: Path, several: dict) -> None:
     opened = Bundle.open(bundle)
     results = measure.measure(opened, Survey.of(opened.manifest).candidates, 1)
