@@ -18,6 +18,7 @@ from benchmarks import (
     parallel,
     plots,
     report,
+    stopping,
     study,
     suite,
     training,
@@ -124,6 +125,19 @@ def test_memory_is_measured_against_what_was_allowed(monkeypatch: pytest.MonkeyP
         ["64x64 cells -> 640x360", "tif", "900"],
     ]
     assert all(20 < float(row[3]) < 900 and row[4] == "yes" and float(row[5]) > 0 for row in rows)
+
+
+def test_cancelling_and_closing_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopping, "PICTURES", (((40, 40), (1280, 1280), None),))
+    monkeypatch.setattr(stopping, "MOMENTS", (0.0, 0.01, 3600.0))  # of which the last never comes
+    monkeypatch.setattr(stopping, "CLOSED", ((16, 16), (256, 256)))
+    result = CliRunner().invoke(stopping.main, ["--backend", "onnxruntime"])
+    assert result.exit_code == 0, result.output
+    cancelled, closed = (line.split("|")[2:-1] for line in result.output.splitlines() if line.startswith("| onnx"))
+    assert cancelled[0].strip() == "40x40 cells -> 1280x1280" and int(cancelled[1]) == 2
+    assert 0 <= float(cancelled[2]) <= float(cancelled[3])
+    before, after, left, kept = map(float, closed)
+    assert before < after and left < after and abs(left - before - kept) <= 1
 
 
 def test_backends_are_compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
