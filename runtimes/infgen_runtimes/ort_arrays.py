@@ -15,7 +15,7 @@ import onnxruntime as ort
 
 from infgen_rt.pixels import Number
 
-_DATA, _OUT = "data", "out"
+_OUT = "out"
 
 
 class Place:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors.torch import load
+from torch.overrides import TorchFunctionMode
 
 from infgen_export.checkpoint import CONFIG, WEIGHTS
 from infgen_export.graphs import graphs_of
@@ -65,8 +66,6 @@ class Backend:
             device = torch.device(options.device)
             moved = entry.module.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             moved.requires_grad_(False)
-            for part in moved.modules():
-                part.register_forward_pre_hook(_stop_if_cancelled)
         # A missing file, a config of another version, tensors that do not fit it, a device without memory.
         except Exception as error:
             text = f"torch {torch.__version__} cannot load the graph on {options.device}: {_one_line(error)}"
@@ -98,7 +97,7 @@ class Session:
             raise DecodeError("the session is closed")
         try:
             arguments = [torch.as_tensor(inputs[name], device=self._device) for name in self._inputs]
-            with torch.inference_mode(), self._arithmetic(), _threads(self._options.threads):
+            with torch.inference_mode(), self._arithmetic(), _threads(self._options.threads), _Stopping():
                 result = module(*arguments).float()
                 values: Values = result
                 if self._output == "image":
@@ -155,9 +154,12 @@ class Pixels:
             return planes.cpu().contiguous().numpy()
 
 
-def _stop_if_cancelled(*_: object) -> None:
-    """PyTorch has no word for stopping a run: the model asks before each of its layers."""
-    current().check()
+class _Stopping(TorchFunctionMode):
+    """PyTorch has no word for stopping a run: inside, every operation asks before it begins."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        current().check()
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
