@@ -140,7 +140,8 @@ def _cut(model: ov.Model) -> tuple[ov.Model, ov.Model] | None:
         return None
     parameters = []
     for number, (source, ports) in enumerate(_crossing(second, names).values()):
-        outputs[number].get_tensor().set_names({f"positional_{number}"})
+        # Beside the names that it has: it may be an input, which is fed by name.
+        outputs[number].get_tensor().add_names({f"positional_{number}"})
         parameter = ov.opset13.parameter(source.get_partial_shape(), source.get_element_type())
         parameter.output(0).get_tensor().set_names({f"positional_{number}"})
         for port in ports:
@@ -199,4 +200,4 @@ def _name(device: str) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()) or type(error).__name__

@@ -66,6 +66,16 @@ def test_descending_a_distance_leads_to_the_true_picture(kind: str) -> None:
     assert all(parameter.grad is None for parameter in getattr(distance, "parameters", list)())
 
 
+@pytest.mark.parametrize("kind", SUBSTITUTES)
+def test_mixed_precision_hardly_changes_a_distance(kind: str) -> None:
+    """Differences of large, nearly equal numbers would have nothing left in bfloat16, and even turn negative."""
+    distance, truth = perceptual_distance(kind, encoder(), CPU), photograph()
+    image = blurred(truth, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = distance(image, truth)
+    assert value.item() == pytest.approx(distance(image, truth).item(), rel=0.05)
+
+
 def test_reduced_pictures_tell_a_cast_from_noise() -> None:
     """Of a cast and of noise that L1 finds alike, they see the cast alone."""
     truth = torch.full((1, 3, 64, 48), 0.5)

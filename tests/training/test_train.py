@@ -405,6 +405,25 @@ def test_a_run_that_was_killed_ends_where_it_would_have(
     assert steps_of(folder) == [1, 2, 3, 4, 5]
 
 
+def test_a_run_that_diverges_stops_and_keeps_what_was_saved(
+    photos: Path, teacher: Path, start: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = photos.parent / "run"
+    assert run(photos, teacher, start, steps=3).exit_code == 0
+    saved = [folder / "checkpoint" / "model.safetensors", folder / "state.safetensors"]
+    before = [file.read_bytes() for file in saved]
+    train_step = Trainer.train_step
+
+    def diverging(self: Trainer, *batches: Batch) -> dict[str, Tensor]:
+        return {name: loss * math.inf for name, loss in train_step(self, *batches).items()}
+
+    monkeypatch.setattr(Trainer, "train_step", diverging)
+    result = run(photos, teacher, start, steps=5)
+    assert result.exit_code == 1 and "at step 4 a loss is no longer finite" in result.output
+    assert "lower rates" in result.output
+    assert [file.read_bytes() for file in saved] == before
+
+
 def test_a_run_keeps_the_settings_that_its_cache_was_made_with(photos: Path, teacher: Path, start: Path) -> None:
     """With a photograph less, every view after it would show another picture than its latent."""
     folder = photos.parent / "run"

@@ -56,11 +56,13 @@ def structural_distance(image: Tensor, truth: Tensor) -> Tensor:
     smaller.
     """
     image, distances = image.clamp(0, 1), []
-    for weight in _SCALES:
-        if min(image.shape[2:]) < _WINDOW:
-            break
-        distances.append(weight * (1 - ssim(image, truth, data_range=1.0, win_size=_WINDOW)))
-        image, truth = (F.avg_pool2d(picture, 2) for picture in (image, truth))
+    # Variances are small differences of large means: in bfloat16 nothing of them is left.
+    with torch.autocast(image.device.type, enabled=False):
+        for weight in _SCALES:
+            if min(image.shape[2:]) < _WINDOW:
+                break
+            distances.append(weight * (1 - ssim(image, truth, data_range=1.0, win_size=_WINDOW)))
+            image, truth = (F.avg_pool2d(picture, 2) for picture in (image, truth))
     if not distances:
         raise InputError(f"perceptual=ms_ssim needs tiles of {_WINDOW} pixels a side or more")
     return torch.stack(distances).sum() / sum(_SCALES[: len(distances)])

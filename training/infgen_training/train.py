@@ -53,6 +53,10 @@ Lesson = tuple[Batch | None, Batch | None]
 """What one step learns from, as ``Trainer.train_step`` takes it."""
 
 
+class Diverged(RuntimeError):
+    """A loss is no longer a finite number."""
+
+
 class Trainer:
     """A model, its average, an optimiser and the step they have reached.
 
@@ -260,6 +264,8 @@ class _Log:
         """Writes what waits."""
         for step, tensors in self.waiting:
             losses = {name: loss.item() for name, loss in tensors.items()}
+            if not all(map(math.isfinite, losses.values())):
+                raise Diverged(f"at step {step} a loss is no longer finite: {losses}")
             for name, loss in losses.items():
                 self.mean[name] = 0.98 * self.mean.get(name, loss) + 0.02 * loss
             self.file.write(",".join([str(step), *(f"{losses.get(name, math.nan):.5f}" for name in _LOSSES)]) + "\n")
@@ -276,6 +282,7 @@ def train(
     Raises:
         InputError: The run was made with settings that the config contradicts, or ``start`` is unusable.
         FileNotFoundError: There are no photographs, or no teacher.
+        Diverged: A loss is no longer finite; what was saved last is from before.
     """
     run.mkdir(parents=True, exist_ok=True)
     _check_same_run(config, run / "train.json")
@@ -382,6 +389,9 @@ def main(photos: Path, teacher: Path, run: Path, start: Path | None, settings: t
         train(config, photos, teacher, run, torch.device(device), start)
     except (InputError, FileNotFoundError) as error:
         raise click.ClickException(str(error)) from error
+    except Diverged as error:
+        advice = f"{run} has what was saved before; run the command again with lower rates (lr, muon_lr) to go on from it"
+        raise click.ClickException(f"{error}; {advice}") from error
 
 
 if __name__ == "__main__":
