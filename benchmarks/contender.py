@@ -26,6 +26,8 @@ from infgen_rt.pixels import to_bytes
 Values = NDArray[np.float32]
 BOX = 1024
 """Side of a viewport, pixels."""
+FIRST = 256
+"""Side of a first tile, pixels."""
 
 
 def infgen(order: dict[str, Any], latent: Values) -> dict[str, Any]:
@@ -33,7 +35,7 @@ def infgen(order: dict[str, Any], latent: Values) -> dict[str, Any]:
     output = order["output"]
     with _open(order) as decoder:
         start = time.perf_counter()
-        picture = decoder.picture(latent, tuple(order["size"]), stages=order["stages"])
+        picture = decoder.picture(latent, tuple(order["size"]), stages=order["stages"], tile=order["tile"])
         if output and not output.endswith(".npy"):
             picture.save(output, force=True)
             seconds = time.perf_counter() - start
@@ -46,11 +48,13 @@ def infgen(order: dict[str, Any], latent: Values) -> dict[str, Any]:
 
 
 def first_tile(order: dict[str, Any], latent: Values) -> dict[str, Any]:
-    """This project's first pixels, and when they were there, in seconds since the epoch."""
+    """When this project's first tile was there, and its whole picture, in seconds since the epoch."""
     with _open(order) as decoder:
-        picture = decoder.picture(latent)
-        picture.read((0, 0, *map(min, order["size"], picture.size)))
-        return {"finished": time.time()}
+        picture = decoder.picture(latent, tuple(order["size"]))
+        picture.read((0, 0, *(min(FIRST, side) for side in picture.size)))
+        first = time.time()
+        picture.read()
+        return {"first": first, "finished": time.time()}
 
 
 def viewport(order: dict[str, Any], latent: Values) -> dict[str, Any]:
@@ -78,7 +82,7 @@ def cancelling(order: dict[str, Any], latent: Values) -> dict[str, Any]:
                 cancel.set()
 
             timer = Timer(moment, stop)
-            picture = decoder.picture(latent, tuple(order["size"]), stages=order["stages"])
+            picture = decoder.picture(latent, tuple(order["size"]), stages=order["stages"], tile=order["tile"])
             timer.start()
             try:
                 picture.save(order["output"], force=True, cancel=cancel)

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from benchmarks.process import median  # noqa: E402
-from benchmarks.report import Quality, jobs, quality_of  # noqa: E402
+from benchmarks.report import Quality, jobs, quality_of, scale_of  # noqa: E402
 from benchmarks.suite import METHODS, Job, Method, Results  # noqa: E402
 
 
@@ -35,15 +35,18 @@ def draw(results: Results, quality: Quality, folder: Path) -> list[Path]:
 
 def _growth(results: Results, file: Path, unit: str, convert: Callable[[float], float], name: str = "seconds") -> Path:
     figure, axes = plt.subplots(figsize=(11, 6))
-    for cells in sorted({job.cells for job in jobs(results)}):
+    latents = sorted({job.cells for job in jobs(results)})
+    for cells in latents:
         for method in METHODS:
+            if method.native and cells != latents[0]:  # the same: its latent is as large as the picture / 8
+                continue
             points = [
                 (job.size[0] * job.size[1] / 1e6, convert(median(runs, name)))
                 for job in jobs(results)
                 if job.cells == cells and (runs := results.runs[str(job)].get(method.label))
             ]
             if points:
-                label = f"{method.label} ({cells[1]}x{cells[0]} cells)"
+                label = method.label if method.native else f"{method.label} ({cells[1]}x{cells[0]} cells)"
                 axes.plot(*zip(*points, strict=True), label=label, **_style(method, cells))
     axes.set(xscale="log", yscale="log", xlabel="megapixels", ylabel=unit)
     return _finish(figure, axes, file)
@@ -51,11 +54,18 @@ def _growth(results: Results, file: Path, unit: str, convert: Callable[[float], 
 
 def _quality(results: Results, quality: Quality, file: Path) -> Path:
     figure, axes = plt.subplots(figsize=(11, 6))
+    told: set[object] = set()
     for method, job, psnr in _levels(results, quality):
         seconds = results.seconds(method, job)
         assert seconds is not None
-        megapixels = job.size[0] * job.size[1] / 1e6
-        axes.plot(seconds / megapixels, psnr, label=f"{method.label}: {job}", **_style(method, job.cells))
+        place = (seconds / (job.size[0] * job.size[1] / 1e6), psnr)
+        label = None if method in told else method.label
+        axes.plot(*place, label=label, linestyle="none", **_style(method, job.cells))
+        # Engines differ in time alone: what they reach at a scale is named once.
+        if (method.name, psnr) not in told:
+            text = f"{method.name}, {scale_of(job):.1f}x"
+            axes.annotate(text, place, xytext=(0, 7), textcoords="offset points", fontsize=7, ha="center")
+        told |= {method, (method.name, psnr)}
     axes.set(xscale="log", xlabel="seconds a megapixel", ylabel="PSNR, dB")
     return _finish(figure, axes, file)
 
@@ -70,7 +80,7 @@ def _levels(results: Results, quality: Quality) -> list[tuple[Method, Job, float
         (method, job, level["psnr"])
         for job in jobs(results)
         for method in METHODS
-        if method.label in results.runs[str(job)] and (level := quality_of(method, job, quality))
+        if not method.untiled and method.label in results.runs[str(job)] and (level := quality_of(method, job, quality))
     ]
 
 

@@ -31,6 +31,7 @@ class Order:
         upscaler: A second graph, that enlarges what the first gave.
         tiling: Whether a network that can decode in tiles does.
         memory: What this project may use, as ``infgen_rt.open`` takes it.
+        tile: Largest side of its tiles, pixels; None to let it choose.
         stages: Of this project's iterative extrapolation.
         moments: Seconds after which work is cancelled.
     """
@@ -47,6 +48,7 @@ class Order:
     upscaler: Path | None = None
     tiling: bool = False
     memory: str | None = None
+    tile: int | None = None
     stages: tuple[float, ...] | None = None
     moments: tuple[float, ...] = ()
 

@@ -24,12 +24,17 @@ def jobs(results: Results) -> list[Job]:
     return sorted(found, key=lambda job: (job.cells, job.size[0] * job.size[1]))
 
 
+def scale_of(job: Job) -> float:
+    """How many times the latent's own size a picture has."""
+    return math.sqrt(job.size[0] * job.size[1] / (job.cells[0] * job.cells[1])) / 8
+
+
 def quality_of(method: Method, job: Job, quality: Quality) -> Mapping[str, float] | None:
     """What the evaluation found for a method at the scale of a job, if it measured there."""
-    scale = (job.size[0] * job.size[1]) ** 0.5 / (8 * (job.cells[0] * job.cells[1]) ** 0.5)
     for name, methods in quality.items():
-        if abs(float(name) / scale - 1) < 0.1 and method.quality is not None and method.quality in methods:
-            return methods[method.quality]
+        if abs(float(name) / scale_of(job) - 1) < 0.1 and method.quality is not None:
+            # At scale 1 nothing is enlarged.
+            return methods.get(method.quality) or methods.get(method.quality.partition(" + ")[0])
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
@@ -18,7 +19,9 @@ from benchmarks.process import Order, median, run
 from infgen_export.quiet import quiet
 
 ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "torch": "PyTorch"}
-LIBRARIES = ("infgen-rt", "numpy", "pillow", "onnxruntime", "openvino", "torch", "diffusers")
+PROJECT = "infgen-rt"
+PACKAGES = ("infgen_rt", "infgen_runtimes", "infgen_export", "infgen_training")
+LIBRARIES = (PROJECT, "numpy", "pillow", "onnxruntime", "openvino", "torch", "diffusers")
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Method:
         tiling: See ``Order``.
         native: Whether it decodes a latent as large as the picture / 8 instead of enlarging a small picture.
         heavy: Minutes rather than seconds: run once, and not for large pictures.
+        untiled: Whether this project decodes the picture as one tile: what tiling costs is the difference.
     """
 
     name: str
@@ -48,6 +52,7 @@ class Method:
     tiling: bool = False
     native: bool = False
     heavy: bool = False
+    untiled: bool = False
 
     @property
     def label(self) -> str:
@@ -60,6 +65,7 @@ METHODS = (
     Method("infgen-rt", "infgen", quality="infgen"),
     Method("infgen-rt", "infgen", quality="infgen", backend="openvino"),
     Method("infgen-rt", "infgen", quality="infgen", backend="openvino", precision="fast"),
+    Method("infgen-rt, one tile", "infgen", quality="infgen", untiled=True),
     Method("TAEF2 + Lanczos", "graph", "taef2", "teacher + lanczos"),
     Method("TAEF2 + Lanczos", "graph", "taef2", "teacher + lanczos", backend="openvino"),
     Method("TAEF2 at full size", "graph", "taef2", native=True),
@@ -107,7 +113,7 @@ FULL = Extent(
     tuple(Job(cells, size) for cells in ((64, 64), (128, 128)) for size in SIZES),
     Job((64, 64), SIZES[0]),
     Job((64, 64), (16384, 16384)),
-    5,
+    3,
 )
 
 
@@ -162,12 +168,15 @@ def measure(
     _write_product(folder / "product.onnx")
     orders = list(_orders(extent, model, threads, folder))
     for number in range(extent.repeat):
+        done: dict[Order, dict[str, Any]] = {}  # a peer at full size does the same whatever the latent of a job
         for method, job, order in orders:
             if number and method.heavy:
                 continue
-            say(f"[{number + 1}/{extent.repeat}] {method.label}: {job}")
-            results.runs.setdefault(str(job), {}).setdefault(method.label, []).append(run(order))
-        for method in (method for method in METHODS if method.peer is None and method.kind == "infgen"):
+            if order not in done:
+                say(f"[{number + 1}/{extent.repeat}] {method.label}: {job}")
+                done[order] = run(order)
+            results.runs.setdefault(str(job), {}).setdefault(method.label, []).append(done[order])
+        for method in (method for method in METHODS if method.kind == "infgen" and not method.untiled):
             latent = latent_file(folder, extent.viewport.cells)
             order = Order(
                 "viewport", model, latent, extent.viewport.size, threads, method.backend, "cpu", method.precision
@@ -188,9 +197,9 @@ def _orders(extent: Extent, model: Path, threads: int, folder: Path) -> Iterator
             if method.heavy and job != extent.heavy:
                 continue
             cells = job.cells
+            if (method.native or method.untiled) and max(job.size) > SIZES[2][0]:  # gigabytes, and nothing new
+                continue
             if method.native:
-                if max(job.size) > SIZES[2][0]:  # gigabytes, and nothing new
-                    continue
                 cells = (-(-job.size[1] // 8), -(-job.size[0] // 8))
             # A picture that is enlarged must be smaller to begin with.
             if method.upscaler and 8 * FACTOR * job.cells[1] > max(job.size):
@@ -208,6 +217,8 @@ def _orders(extent: Extent, model: Path, threads: int, folder: Path) -> Iterator
                     precision=method.precision,
                     upscaler=folder / f"{method.upscaler}.onnx" if method.upscaler else None,
                     tiling=method.tiling,
+                    memory="12GiB" if method.untiled else None,
+                    tile=max(job.size) if method.untiled else None,
                 ),
             )
 
@@ -261,10 +272,14 @@ def _processor() -> str:
 
 
 def _installed(name: str) -> int:
-    """Bytes of a distribution's files."""
-    try:
-        files = metadata.files(name) or []
-    except metadata.PackageNotFoundError:
-        return 0
-    paths = (Path(str(file.locate())) for file in files)
+    """Bytes of a distribution's files, or of this project's packages, which may be installed from their folders."""
+    if name == PROJECT:
+        found = (importlib.util.find_spec(package) for package in PACKAGES)
+        folders = [Path(spec.origin).parent for spec in found if spec is not None and spec.origin]
+        paths = [path for folder in folders for path in folder.rglob("*") if "__pycache__" not in path.parts]
+    else:
+        try:
+            paths = [Path(str(file.locate())) for file in metadata.files(name) or []]
+        except metadata.PackageNotFoundError:
+            return 0
     return sum(path.stat().st_size for path in paths if path.is_file())

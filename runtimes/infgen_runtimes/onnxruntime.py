@@ -2,12 +2,14 @@
 
 import contextlib
 import importlib
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
@@ -301,10 +303,10 @@ def _plugin_id(name: str, device: "ort.OrtEpDevice") -> str:
 
 
 def _plugin_names() -> list[str]:
-    names = (distribution.name or "" for distribution in metadata.distributions())
-    return sorted(
-        {name.lower().replace("_", "-") for name in names if name.lower().replace("_", "-").startswith(_PLUGIN)}
-    )
+    # By the names of their folders: to ask all that is installed for its name takes a tenth of a start.
+    pattern = _PLUGIN.replace("-", "_") + "*.dist-info"
+    found = (path.name for folder in sys.path for path in Path(folder).glob(pattern))
+    return sorted({name.partition("-")[0].lower().replace("_", "-") for name in found})
 
 
 @cache

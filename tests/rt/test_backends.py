@@ -411,6 +411,23 @@ def test_work_that_lands_on_the_cpu_is_reported() -> None:
         onnxruntime._report_fallbacks(session, "prefill", "cuda:0")
 
 
+def test_a_plugin_of_onnxruntime_is_found_and_a_broken_one_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from infgen_runtimes import onnxruntime
+
+    (tmp_path / "onnxruntime_ep_toy-1.0.dist-info").mkdir()
+    (tmp_path / "onnxruntime_ep_toy.py").write_text("def get_library_path(): return 'nowhere.so'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    onnxruntime._plugins.cache_clear()
+    try:
+        with pytest.warns(InfGenWarning, match="onnxruntime-ep-toy cannot be used: .*nowhere"):
+            found = {device.id: device.problem for device in onnxruntime.Backend().devices()}
+    finally:
+        onnxruntime._plugins.cache_clear()
+    assert found["toy"] == "onnxruntime-ep-toy finds no device that it can use here" and found["cpu"] is None
+
+
 # OpenVINO's compiled graphs.
 
 

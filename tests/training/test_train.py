@@ -420,7 +420,7 @@ def test_a_run_that_diverges_stops_and_keeps_what_was_saved(
     monkeypatch.setattr(Trainer, "train_step", diverging)
     result = run(photos, teacher, start, steps=5)
     assert result.exit_code == 1 and "at step 4 a loss is no longer finite" in result.output
-    assert "lower rates" in result.output
+    assert "with lower lr and muon_lr" in result.output
     assert [file.read_bytes() for file in saved] == before
 
 

@@ -390,7 +390,9 @@ def main(photos: Path, teacher: Path, run: Path, start: Path | None, settings: t
     except (InputError, FileNotFoundError) as error:
         raise click.ClickException(str(error)) from error
     except Diverged as error:
-        advice = f"{run} has what was saved before; run the command again with lower rates (lr, muon_lr) to go on from it"
+        advice = (
+            f"{run} has what was saved before; run the command again with lower rates (lr, muon_lr) to go on from it"
+        )
         raise click.ClickException(f"{error}; {advice}") from error
 
 
