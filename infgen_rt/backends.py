@@ -150,7 +150,7 @@ class Backend(Protocol):
         ...
 
     def load(self, graph: str, files: Mapping[str, bytes], options: Options) -> Session:
-        """Load a graph; several threads may do so at once.
+        """Load a graph.
 
         Args:
             graph: `statistics`, `prefill`, `refine`, `decode` or `encode`.

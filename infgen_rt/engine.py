@@ -3,7 +3,6 @@
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from typing import Any, Protocol, TypeVar, cast
 from weakref import WeakSet
@@ -22,7 +21,6 @@ from .grid import fill
 from .memory import give_back
 from .pixels import DevicePixels, FloatArray
 
-_NEEDED = ("statistics", "prefill", "refine", "decode")
 # Runs for every tile: working memory is better left to it than to the other graphs.
 _KEPT = "decode"
 _SHARED = "shared decode"
@@ -71,11 +69,9 @@ class Engine:
         # A run with all threads is alone: two at once would only double the memory.
         self._gate = Gate(self.workers)
         self._lock = Lock()
-        graphs = [graph for graph in _NEEDED if graph in self.recipe.graphs]
-        # Side by side: most of it is work of one thread that leaves Python to others.
-        with ThreadPoolExecutor(len(graphs)) as pool:
-            sessions = pool.map(lambda graph: self._session(graph, threads), graphs)
-            self._sessions.update(zip(graphs, sessions, strict=True))
+        for graph in ("statistics", "prefill", "refine", "decode"):
+            if graph in self.recipe.graphs:
+                self.load(graph)
 
     def load(self, graph: str) -> None:
         """Load a graph of the recipe, if it is not there yet.
@@ -95,13 +91,11 @@ class Engine:
             if key in self._sessions:
                 return
             self.check_open()
-            self._sessions[key] = self._session(graph, threads)
-
-    def _session(self, graph: str, threads: int | None) -> Session:
-        backend, device = self._candidate.backend, self._candidate.device
-        keep, cache = graph == _KEPT, writable_cache(backend.name)
-        options = Options(device.id, self._candidate.arithmetic, threads, keep, cache)
-        return backend.load(graph, self._bundle.read_graph(self.recipe.graphs[graph]), options)
+            backend, device = self._candidate.backend, self._candidate.device
+            keep, cache = graph == _KEPT, writable_cache(backend.name)
+            options = Options(device.id, self._candidate.arithmetic, threads, keep, cache)
+            files = self._bundle.read_graph(self.recipe.graphs[graph])
+            self._sessions[key] = backend.load(graph, files, options)
 
     @property
     def gathers(self) -> bool:

@@ -390,9 +390,7 @@ def main(photos: Path, teacher: Path, run: Path, start: Path | None, settings: t
     except (InputError, FileNotFoundError) as error:
         raise click.ClickException(str(error)) from error
     except Diverged as error:
-        advice = (
-            f"{run} has what was saved before; run the command again with lower rates (lr, muon_lr) to go on from it"
-        )
+        advice = f"{run} has what was saved before, from where the same command with lower lr and muon_lr goes on"
         raise click.ClickException(f"{error}; {advice}") from error
 
 
