@@ -51,7 +51,7 @@ def first_tile(order: dict[str, Any], latent: Values) -> dict[str, Any]:
     """When this project's first tile was there, and its whole picture, in seconds since the epoch."""
     with _open(order) as decoder:
         picture = decoder.picture(latent, tuple(order["size"]))
-        picture.read((0, 0, *(min(FIRST, side) for side in picture.size)))
+        picture.read((0, 0, min(FIRST, picture.size.width), min(FIRST, picture.size.height)))
         first = time.time()
         picture.read()
         return {"first": first, "finished": time.time()}
