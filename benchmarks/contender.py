@@ -82,7 +82,7 @@ def cancelling(order: dict[str, Any], latent: Values) -> dict[str, Any]:
                 cancel.set()
 
             timer = Timer(moment, stop)
-            picture = decoder.picture(latent, tuple(order["size"]), stages=order["stages"], tile=order["tile"])
+            picture = decoder.picture(latent, tuple(order["size"]), stages=order["stages"])
             timer.start()
             try:
                 picture.save(order["output"], force=True, cancel=cancel)

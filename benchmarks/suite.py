@@ -76,6 +76,7 @@ METHODS = (
     Method("FLUX.2 VAE, tiling, + Lanczos", "diffusers", backend="torch", tiling=True, heavy=True),
     Method("FLUX.2 VAE at full size", "graph", "vae", native=True, heavy=True),
     Method("TAEF2 + Real-ESRGAN's network", "graph", "taef2", upscaler="esrgan", heavy=True),
+    Method("FLUX.2 VAE + Real-ESRGAN's network", "graph", "vae", upscaler="esrgan", heavy=True),
 )
 
 
