@@ -30,6 +30,11 @@ CHECKPOINT = Path(__file__).parents[1] / "training" / "checkpoints" / "edge-flux
     "--checkpoint", type=click.Path(path_type=Path), default=CHECKPOINT, help="Of the model, to count its work."
 )
 @click.option("--quality", type=click.Path(exists=True, path_type=Path), help="report.json of the evaluation command.")
+@click.option(
+    "--again",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Measures nothing: tables and plots of an earlier results.json, with another --quality perhaps.",
+)
 @click.option("--threads", default=os.cpu_count() or 1, show_default=True)
 @click.option(
     "-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder for JSON, table and plots."
@@ -40,28 +45,29 @@ def main(
     model: Path,
     checkpoint: Path,
     quality: Path | None,
+    again: Path | None,
     threads: int,
     output: Path | None,
 ) -> None:
     """Measures, and prints a table; with -o writes results.json, results.md and plots too."""
-    with tempfile.TemporaryDirectory() as folder:
-        results = suite.measure(
-            suite.QUICK if quick else suite.FULL,
-            model,
-            teacher,
-            threads,
-            Path(folder),
-            lambda line: click.echo(line, err=True),
-        )
-    results.costs |= decoder_cost(checkpoint)
-    levels = json.loads(quality.read_text())["scales"] if quality else {}
-    text = report.markdown(results, levels)
+    if again:
+        results = suite.Results.load(again)
+    else:
+        extent = suite.QUICK if quick else suite.FULL
+        with tempfile.TemporaryDirectory() as folder:
+            results = suite.measure(
+                extent, model, teacher, threads, Path(folder), lambda line: click.echo(line, err=True)
+            )
+        results.costs |= decoder_cost(checkpoint)
+    if quality:
+        results.quality = json.loads(quality.read_text())["scales"]
+    text = report.markdown(results)
     click.echo(text)
     if output:
         output.mkdir(parents=True, exist_ok=True)
         results.save(output / "results.json")
         (output / "results.md").write_text(text + "\n")
-        plots.draw(results, levels, output)
+        plots.draw(results, output)
 
 
 if __name__ == "__main__":

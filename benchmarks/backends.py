@@ -13,7 +13,6 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import click
 import numpy as np
 
 import infgen_rt
-from benchmarks.process import Order, median, run
+from benchmarks.process import Order, median, run, start
 from infgen_rt.backends import KNOWN
 from infgen_rt.bundle import DEFAULT_BUNDLE, Bundle
 from infgen_rt.choice import Survey
@@ -116,10 +115,9 @@ def _starts(
     times: dict[tuple[str, str, str], list[tuple[float, float]]] = {way: [] for way in everything}
     for _, way in itertools.product(range(repeat + 1), everything):
         os.environ[VARIABLE] = str(folder / "-".join(way).replace(":", "_"))
-        began = time.time()
         order = Order("first_tile", model, folder / "latent.npy", (512, 512), os.cpu_count() or 1, *way)
-        result = run(order)
-        times[way].append((result["first"] - began, result["finished"] - began))
+        result = start(order)
+        times[way].append((result["first"], result["finished"]))
     return times
 
 

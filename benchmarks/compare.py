@@ -12,6 +12,8 @@ import click
 
 NOISE = 0.10
 """Least share that counts, however little the samples of one run differ."""
+WORSE = {"psnr": 0.02, "ssimulacra2": 0.1}
+"""Least difference of a quality that counts: what rounding and threads change stays below."""
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, float, float, bool]]:
@@ -33,6 +35,16 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, flo
         if after := new["viewport"].get(method):
             for name in ("seconds", "again", "peak"):
                 yield from _change(f"{method}, viewport: {name}", before, after, name)
+    for method, before in old.get("starts", {}).items():
+        if after := new["starts"].get(method):
+            for name in ("first", "finished"):
+                yield from _change(f"{method}, start: {name}", before, after, name)
+    for scale, methods in old.get("quality", {}).items():
+        for method, levels in methods.items():
+            for name, least in WORSE.items():
+                now = new["quality"].get(scale, {}).get(method, {}).get(name)
+                if now is not None and abs(now - levels[name]) > least:
+                    yield f"{method}, scale {scale}: {name}", levels[name], now, now < levels[name]
     for name, size in old["installed"].items():
         if now := new["installed"].get(name):
             yield from _change(f"{name}: installed bytes", [{"size": size}], [{"size": now}], "size")

@@ -116,7 +116,7 @@ def graph(order: dict[str, Any], latent: Values) -> dict[str, Any]:
     if enlarge is not None:
         image = enlarge(np.clip(image, 0, 1))
     _lanczos(image[0], order)
-    return {"seconds": time.perf_counter() - start}
+    return {"seconds": time.perf_counter() - start, "finished": time.time()}
 
 
 def diffusers(order: dict[str, Any], latent: Values) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def diffusers(order: dict[str, Any], latent: Values) -> dict[str, Any]:
     with torch.inference_mode():
         image = network(torch.from_numpy(latent[None])).numpy()
     _lanczos(image[0], order)
-    return {"seconds": time.perf_counter() - start}
+    return {"seconds": time.perf_counter() - start, "finished": time.time()}
 
 
 def products(order: dict[str, Any], latent: Values) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from benchmarks.process import median  # noqa: E402
-from benchmarks.report import Quality, jobs, quality_of, scale_of  # noqa: E402
+from benchmarks.report import jobs, quality_of, scale_of  # noqa: E402
 from benchmarks.suite import METHODS, Job, Method, Results  # noqa: E402
 
 
-def draw(results: Results, quality: Quality, folder: Path) -> list[Path]:
+def draw(results: Results, folder: Path) -> list[Path]:
     """Writes the plots as PNG files.
 
     Returns:
@@ -28,8 +28,8 @@ def draw(results: Results, quality: Quality, folder: Path) -> list[Path]:
         _growth(results, folder / "time.png", "seconds", lambda value: value),
         _growth(results, folder / "memory.png", "MiB", lambda value: value / 2**20, "peak"),
     ]
-    if quality:
-        files.append(_quality(results, quality, folder / "quality.png"))
+    if results.quality:
+        files.append(_quality(results, folder / "quality.png"))
     return files
 
 
@@ -41,7 +41,7 @@ def _growth(results: Results, file: Path, unit: str, convert: Callable[[float], 
             if method.native and cells != latents[0]:  # the same: its latent is as large as the picture / 8
                 continue
             points = [
-                (job.size[0] * job.size[1] / 1e6, convert(median(runs, name)))
+                (job.pixels / 1e6, convert(median(runs, name)))
                 for job in jobs(results)
                 if job.cells == cells and (runs := results.runs[str(job)].get(method.label))
             ]
@@ -52,13 +52,13 @@ def _growth(results: Results, file: Path, unit: str, convert: Callable[[float], 
     return _finish(figure, axes, file)
 
 
-def _quality(results: Results, quality: Quality, file: Path) -> Path:
+def _quality(results: Results, file: Path) -> Path:
     figure, axes = plt.subplots(figsize=(11, 6))
     told: set[object] = set()
-    for method, job, psnr in _levels(results, quality):
+    for method, job, psnr in _levels(results):
         seconds = results.seconds(method, job)
         assert seconds is not None
-        place = (seconds / (job.size[0] * job.size[1] / 1e6), psnr)
+        place = (seconds / (job.pixels / 1e6), psnr)
         label = None if method in told else method.label
         axes.plot(*place, label=label, linestyle="none", **_style(method, job.cells))
         # Engines differ in time alone: what they reach at a scale is named once.
@@ -75,12 +75,12 @@ def _style(method: Method, cells: tuple[int, int]) -> dict[str, Any]:
     return {"color": plt.get_cmap("tab20")(METHODS.index(method)), "marker": "os^D"[(max(cells) // 64) % 4]}
 
 
-def _levels(results: Results, quality: Quality) -> list[tuple[Method, Job, float]]:
+def _levels(results: Results) -> list[tuple[Method, Job, float]]:
     return [
         (method, job, level["psnr"])
         for job in jobs(results)
         for method in METHODS
-        if not method.untiled and method.label in results.runs[str(job)] and (level := quality_of(method, job, quality))
+        if not method.untiled and method.label in results.runs[str(job)] and (level := quality_of(method, job, results))
     ]
 
 

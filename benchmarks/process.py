@@ -6,6 +6,7 @@ import json
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -70,6 +71,19 @@ def run(order: Order) -> dict[str, Any]:
         raise click.ClickException(f"{order.kind} on {order.backend}: {reason}")
     result: dict[str, Any] = json.loads(process.stdout)
     return result
+
+
+def start(order: Order) -> dict[str, Any]:
+    """The same for an order that tells when its picture was ``finished``, and perhaps when its ``first`` pixels were.
+
+    Returns:
+        What the contender measured, with those times in seconds since the process's start. A way that has no first
+        pixels before the last has both at once.
+    """
+    began = time.time()
+    result = run(order)
+    times = {name: result.get(name, result["finished"]) - began for name in ("first", "finished")}
+    return {**result, **times}
 
 
 def median(runs: Sequence[dict[str, Any]], name: str) -> float:

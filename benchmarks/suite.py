@@ -6,16 +6,17 @@ import importlib.util
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 
 from benchmarks.peers import FACTOR, PEERS, write_peer
-from benchmarks.process import Order, median, run
+from benchmarks.process import Order, median, run, start
 from infgen_export.quiet import quiet
 
 ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "torch": "PyTorch"}
@@ -38,7 +39,7 @@ class Method:
         upscaler: Name of a second network.
         tiling: See ``Order``.
         native: Whether it decodes a latent as large as the picture / 8 instead of enlarging a small picture.
-        heavy: Minutes rather than seconds: run once, and not for large pictures.
+        heavy: Minutes rather than seconds: run once, and for few pictures.
         untiled: Whether this project decodes the picture as one tile: what tiling costs is the difference.
     """
 
@@ -87,6 +88,11 @@ class Job:
     cells: tuple[int, int]
     size: tuple[int, int]
 
+    @property
+    def pixels(self) -> int:
+        """Of the picture."""
+        return self.size[0] * self.size[1]
+
     def __str__(self) -> str:
         return f"{self.size[0]}x{self.size[1]} from {self.cells[1]}x{self.cells[0]} cells"
 
@@ -97,25 +103,62 @@ class Extent:
 
     Attributes:
         jobs: Pictures that light methods make.
-        heavy: The one that all make.
+        heavy: Those that heavy ones make too.
         viewport: Of which the middle is read.
-        repeat: Runs of each; heavy methods run once.
+        start: To which a start is timed, from nothing; of heavy methods if they make pictures of such latents.
+        native: Pixels of the largest picture that peers decode from a latent of its size; heavy ones a quarter of it.
+        repeat: Runs of each; what takes minutes is run once.
     """
 
     jobs: tuple[Job, ...]
-    heavy: Job
+    heavy: tuple[Job, ...]
     viewport: Job
+    start: Job
+    native: int
     repeat: int
+
+    def includes(self, method: Method, job: Job) -> bool:
+        """Whether a method makes a picture."""
+        if method.native:  # gigabytes a megapixel
+            return job.pixels <= (self.native // 4 if method.heavy else self.native)
+        # A picture that is enlarged must be smaller to begin with.
+        if method.upscaler and 8 * FACTOR * job.cells[1] > max(job.size):
+            return False
+        if method.untiled and job.pixels > SIZES[2][0] * SIZES[2][1]:
+            return False
+        return not method.heavy or job in self.heavy
+
+    def once(self, method: Method, job: Job) -> bool:
+        """Whether it takes so long that one run must do."""
+        return method.heavy or (method.native and job.pixels > self.native // 4)
+
+    def starts(self, method: Method) -> bool:
+        """Whether a method's start is timed: of those that decode the small latent, and do nothing more."""
+        seen = not method.heavy or self.start.cells in {job.cells for job in self.heavy}
+        return seen and not (method.native or method.untiled or method.upscaler)
 
 
 SIZES = ((1024, 1024), (1920, 1080), (3840, 2160), (7680, 4320))
-QUICK = Extent((Job((64, 64), SIZES[2]),), Job((32, 32), SIZES[0]), Job((64, 64), (16384, 16384)), 2)
-FULL = Extent(
-    tuple(Job(cells, size) for cells in ((64, 64), (128, 128)) for size in SIZES),
-    Job((64, 64), SIZES[0]),
-    Job((64, 64), (16384, 16384)),
-    3,
+VIEWPORT = Job((64, 64), (16384, 16384))
+START = Job((64, 64), (512, 512))
+QUICK = Extent(
+    jobs=(Job((64, 64), SIZES[2]),),
+    heavy=(Job((32, 32), SIZES[0]),),
+    viewport=VIEWPORT,
+    start=START,
+    native=4 * 1024**2,
+    repeat=2,
 )
+FULL = Extent(
+    jobs=tuple(Job(cells, size) for cells in ((64, 64), (128, 128)) for size in SIZES),
+    heavy=(Job((64, 64), SIZES[0]), Job((64, 64), SIZES[2])),
+    viewport=VIEWPORT,
+    start=START,
+    native=SIZES[2][0] * SIZES[2][1],
+    repeat=3,
+)
+Quality = dict[str, dict[str, dict[str, float]]]
+"""Means by scale, method and metric, as the evaluation command writes them."""
 
 
 @dataclass
@@ -128,7 +171,9 @@ class Results:
         peaks: Multiply-adds a second of a matrix product, an engine and precision each.
         runs: Every sample of a method at a job.
         viewport: Every sample of a viewport, a backend and precision each.
+        starts: Every sample of a start.
         installed: Bytes of the packages that a method needs.
+        quality: What the evaluation command found, if its report was given.
     """
 
     machine: dict[str, Any]
@@ -136,7 +181,21 @@ class Results:
     peaks: dict[str, float] = field(default_factory=dict)
     runs: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)
     viewport: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    starts: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     installed: dict[str, int] = field(default_factory=dict)
+    quality: Quality = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, file: Path) -> Results:
+        """Reads what ``save`` wrote.
+
+        Raises:
+            click.ClickException: It did not write that.
+        """
+        try:
+            return cls(**json.loads(file.read_text()))
+        except (TypeError, ValueError) as error:
+            raise click.ClickException(f"{file} is not the results.json of a run: {error}") from error
 
     def save(self, file: Path) -> None:
         """Writes it as JSON."""
@@ -167,22 +226,30 @@ def measure(
         with quiet():
             results.costs[name] = write_peer(name, teacher, folder / f"{name}.onnx")
     _write_product(folder / "product.onnx")
-    orders = list(_orders(extent, model, threads, folder))
+    orders = [
+        (method, job, _order(method, job, model, threads, folder))
+        for job in dict.fromkeys((*extent.heavy, *extent.jobs))
+        for method in METHODS
+        if extent.includes(method, job)
+    ]
     for number in range(extent.repeat):
         done: dict[Order, dict[str, Any]] = {}  # a peer at full size does the same whatever the latent of a job
         for method, job, order in orders:
-            if number and method.heavy:
+            if number and extent.once(method, job):
                 continue
             if order not in done:
                 say(f"[{number + 1}/{extent.repeat}] {method.label}: {job}")
                 done[order] = run(order)
             results.runs.setdefault(str(job), {}).setdefault(method.label, []).append(done[order])
-        for method in (method for method in METHODS if method.kind == "infgen" and not method.untiled):
-            latent = latent_file(folder, extent.viewport.cells)
-            order = Order(
-                "viewport", model, latent, extent.viewport.size, threads, method.backend, "cpu", method.precision
-            )
-            results.viewport.setdefault(method.label, []).append(run(order))
+        for method in METHODS:
+            if extent.starts(method) and not (number and method.heavy):
+                say(f"[{number + 1}/{extent.repeat}] {method.label}: start")
+                order = _order(method, extent.start, model, threads, folder)
+                order = replace(order, kind="first_tile" if method.kind == "infgen" else method.kind)
+                results.starts.setdefault(method.label, []).append(start(order))
+            if method.kind == "infgen" and not method.untiled:
+                order = replace(_order(method, extent.viewport, model, threads, folder), kind="viewport")
+                results.viewport.setdefault(method.label, []).append(run(order))
     for engine, precision in (("onnxruntime", "exact"), ("openvino", "exact"), ("openvino", "fast")):
         order = Order(
             "products", folder / "product.onnx", latent_file(folder, (1, 1)), (1, 1), threads, engine, "cpu", precision
@@ -192,36 +259,21 @@ def measure(
     return results
 
 
-def _orders(extent: Extent, model: Path, threads: int, folder: Path) -> Iterator[tuple[Method, Job, Order]]:
-    for job in dict.fromkeys((extent.heavy, *extent.jobs)):
-        for method in METHODS:
-            if method.heavy and job != extent.heavy:
-                continue
-            cells = job.cells
-            if (method.native or method.untiled) and max(job.size) > SIZES[2][0]:  # gigabytes, and nothing new
-                continue
-            if method.native:
-                cells = (-(-job.size[1] // 8), -(-job.size[0] // 8))
-            # A picture that is enlarged must be smaller to begin with.
-            if method.upscaler and 8 * FACTOR * job.cells[1] > max(job.size):
-                continue
-            yield (
-                method,
-                job,
-                Order(
-                    kind=method.kind,
-                    model=folder / f"{method.peer}.onnx" if method.peer else model,
-                    latent=latent_file(folder, cells),
-                    size=job.size,
-                    threads=threads,
-                    backend=method.backend,
-                    precision=method.precision,
-                    upscaler=folder / f"{method.upscaler}.onnx" if method.upscaler else None,
-                    tiling=method.tiling,
-                    memory="12GiB" if method.untiled else None,
-                    tile=max(job.size) if method.untiled else None,
-                ),
-            )
+def _order(method: Method, job: Job, model: Path, threads: int, folder: Path) -> Order:
+    cells = (-(-job.size[1] // 8), -(-job.size[0] // 8)) if method.native else job.cells
+    return Order(
+        kind=method.kind,
+        model=folder / f"{method.peer}.onnx" if method.peer else model,
+        latent=latent_file(folder, cells),
+        size=job.size,
+        threads=threads,
+        backend=method.backend,
+        precision=method.precision,
+        upscaler=folder / f"{method.upscaler}.onnx" if method.upscaler else None,
+        tiling=method.tiling,
+        memory="12GiB" if method.untiled else None,
+        tile=max(job.size) if method.untiled else None,
+    )
 
 
 def latent_file(folder: Path, cells: Sequence[int]) -> Path:

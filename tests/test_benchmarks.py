@@ -45,6 +45,11 @@ def test_multiply_adds_of_a_known_layer() -> None:
     assert cost.multiply_adds(lambda: layer(torch.zeros(1, 3, 10, 20))) == 3 * 5 * 9 * 200
 
 
+QUALITY = {
+    "2": {"infgen": {"psnr": 31.0, "ssimulacra2": 33.0}, "teacher + lanczos": {"psnr": 30.0, "ssimulacra2": 32.0}}
+}
+
+
 @pytest.fixture
 def results() -> suite.Results:
     """As a run on a machine of nobody's would have found."""
@@ -52,29 +57,26 @@ def results() -> suite.Results:
         str(job): {
             method.label: [{"seconds": factor * job.size[0] / 1e3, "peak": 2e8} for factor in (1.0, 1.1, 1.2)]
             for method in suite.METHODS
-            if method.heavy <= (job == suite.FULL.heavy)
+            if suite.FULL.includes(method, job)
         }
         for job in suite.FULL.jobs
     }
     viewport = {"infgen-rt, ONNX Runtime": [{"seconds": 1.0, "again": 0.1, "moved": 0.5, "peak": 2e8}]}
     peaks = {"onnxruntime exact": 1e11, "openvino exact": 1e11, "openvino fast": 2e11}
-    costs = {"context": 8e6, "decode": 3e4}
+    costs = {"context": 8e6, "decode": 3e4, "taef2": 2e7, "vae": 3e8, "esrgan": 2e7}
     machine = {"processor": "abacus", "threads": 2, "system": "none", "versions": {"numpy": "2"}}
-    return suite.Results(machine, costs, peaks, runs, viewport, {"numpy": 10**7})
-
-
-QUALITY = {
-    "2": {"infgen": {"psnr": 31.0, "ssimulacra2": 33.0}, "teacher + lanczos": {"psnr": 30.0, "ssimulacra2": 32.0}}
-}
+    starts = {"infgen-rt, ONNX Runtime": [{"first": 0.5, "finished": 0.75, "peak": 2e8}]}
+    return suite.Results(machine, costs, peaks, runs, viewport, starts, {"numpy": 10**7}, QUALITY)
 
 
 def test_results_become_a_table_and_plots(results: suite.Results, tmp_path: Path) -> None:
-    text = report.markdown(results, QUALITY)
+    text = report.markdown(results)
     row = next(line for line in text.splitlines() if line.startswith("| infgen-rt, ONNX Runtime |"))
     # 1024x1024 from 64x64 cells: 3.4e10 + 3.3e7 x 1e3 multiply-adds in 1.1 x 1.024 seconds.
-    assert row.startswith("| infgen-rt, ONNX Runtime | 1.13 | 1.02 - 1.23 | 1.074 | 191 | 57% | 31.00 | 33.0 |")
+    assert row.startswith("| infgen-rt, ONNX Runtime | 1.13 | 1.02 - 1.23 | 1.074 | 1.00x | 191 | 57% | 31.00 | 33.0 |")
     assert "TAEF2 + Lanczos" in text and "Real-ESRGAN" in text and "abacus, 2 threads" in text
-    files = plots.draw(results, QUALITY, tmp_path)
+    assert "| infgen-rt, ONNX Runtime | 0.50 | 0.75 | 191 |" in text
+    files = plots.draw(results, tmp_path)
     assert [file.name for file in files] == ["time.png", "memory.png", "quality.png"]
     assert all(min(Image.open(file).size) > 300 for file in files)
 
@@ -93,6 +95,12 @@ def test_a_slower_run_is_told_from_noise(results: suite.Results, tmp_path: Path)
         new.write_text(json.dumps(data))
         result = CliRunner().invoke(compare.main, [str(old), str(new)])
         assert result.exit_code == code and told in result.output
+    data = json.loads(old.read_text())
+    data["quality"]["2"]["infgen"]["psnr"] -= 0.1
+    data["starts"][method][0]["first"] *= 2
+    new.write_text(json.dumps(data))
+    told = CliRunner().invoke(compare.main, [str(old), str(new)]).output.splitlines()
+    assert [line.split(": ")[0] for line in told] == [f"WORSE  {method}, start", "WORSE  infgen, scale 2"]
     data["machine"]["processor"] = "other"
     new.write_text(json.dumps(data))
     assert "different processors" in CliRunner().invoke(compare.main, [str(old), str(new)]).output
@@ -101,17 +109,30 @@ def test_a_slower_run_is_told_from_noise(results: suite.Results, tmp_path: Path)
 @pytest.mark.slow
 def test_a_quick_run_measures_every_method(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     job, view = suite.Job((8, 8), (256, 256)), suite.Job((8, 8), (512, 512))
-    monkeypatch.setattr(suite, "QUICK", suite.Extent((job,), job, view, 1))
+    extent = suite.Extent((), (job,), view, suite.Job((8, 8), (64, 64)), 10**6, repeat=1)
+    monkeypatch.setattr(suite, "QUICK", extent)
     result = CliRunner().invoke(benchmarks.__main__.main, ["--quick", "-o", str(tmp_path)])
     assert result.exit_code == 0, result.output
     found = json.loads((tmp_path / "results.json").read_text())
     assert set(found["runs"][str(job)]) == {method.label for method in suite.METHODS}
     assert all(entry["seconds"] > 0 for runs in found["runs"][str(job)].values() for entry in runs)
+    assert set(found["starts"]) == {method.label for method in suite.METHODS if extent.starts(method)}
+    assert all(0.1 < entry["first"] <= entry["finished"] for runs in found["starts"].values() for entry in runs)
     # What the literature says of them: 4.7 M and 271 thousand multiply-adds a pixel, 16.7 M parameters' worth a pixel.
     assert found["costs"]["vae"] / 64 == pytest.approx(4.73e6, rel=0.05)
     assert found["costs"]["taef2"] / 64 == pytest.approx(271e3, rel=0.01)
     assert found["costs"]["esrgan"] == pytest.approx(17.9e6, rel=0.05)
-    assert {file.name for file in tmp_path.iterdir()} == {"results.json", "results.md", "time.png", "memory.png"}
+    written = {"results.json", "results.md", "time.png", "memory.png"}
+    assert {file.name for file in tmp_path.iterdir()} == written
+    # Drawn again, with the quality that an evaluation found.
+    report_file = tmp_path / "report.json"
+    report_file.write_text(json.dumps({"scales": {"4": QUALITY["2"]}}))
+    again = ["--again", str(tmp_path / "results.json"), "--quality", str(report_file), "-o", str(tmp_path / "again")]
+    result = CliRunner().invoke(benchmarks.__main__.main, again)
+    assert result.exit_code == 0, result.output
+    assert {file.name for file in (tmp_path / "again").iterdir()} == {*written, "quality.png"}
+    result = CliRunner().invoke(benchmarks.__main__.main, ["--again", str(report_file)])
+    assert result.exit_code == 1 and "not the results.json of a run" in result.output
 
 
 def test_memory_is_measured_against_what_was_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
