@@ -82,6 +82,22 @@ def test_a_task_is_cut_to_whole_cells(photos: Path, teacher: Path, scale: float,
     assert error.mean() < 4
 
 
+@pytest.mark.parametrize(("scale", "nearest"), [(2.0, 2.0), (5.0, 4.0), (0.25, 0.5)])
+def test_ours_is_what_the_runtime_makes(
+    photos: Path, teacher: Path, checkpoint: Path, scale: float, nearest: float
+) -> None:
+    model = evaluate.load_checkpoint(checkpoint)
+    assert model.config.scale_range == (0.5, 4)
+    task = evaluate.Task.of(Image.open(photos / "a.png"), scale, evaluate.Teacher.load(teacher))
+    ours = evaluate.methods(task, model, evaluate.Teacher.load(teacher))["infgen"]
+    assert ours.shape == task.truth.shape
+    rows, columns = (round(8 * side * nearest) for side in task.latent.shape[2:])
+    with torch.inference_mode():
+        pixels = evaluate.to_pixels(model(task.latent, (rows, columns)))
+    expected = Image.fromarray(pixels).resize(task.size[::-1], Image.Resampling.LANCZOS)
+    assert (ours == np.asarray(expected)).all()
+
+
 def test_the_command_reports_every_method(photos: Path, teacher: Path, checkpoint: Path, tmp_path: Path) -> None:
     output = tmp_path / "report"
     arguments = [str(checkpoint), "--photos", str(photos), "--teacher", str(teacher), "-o", str(output)]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file
 from torch import Tensor
 
 from infgen_export.checkpoint import load_checkpoint, save_checkpoint
@@ -68,7 +69,7 @@ PUBLISHED: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("changes", [{"optimizer": "muon"}, {"optimizer": "adamw"}, PUBLISHED])
+@pytest.mark.parametrize("changes", [{"optimizer": "muon"}, {"optimizer": "adamw"}, PUBLISHED, {"part": "decoder"}])
 def test_an_interrupted_run_ends_where_it_would_have(tmp_path: Path, changes: dict[str, Any]) -> None:
     changes = {**changes, "trunk_rest": 2}
     whole = trainer(0, **changes)
@@ -205,6 +206,9 @@ def test_what_is_named_learns_and_nothing_else(photos: Path, teacher: Path, star
     after = load_checkpoint(photos.parent / "run" / "checkpoint").state_dict()
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     assert changed and all(key.startswith(name) for key in changed)
+    # What does not learn is in the checkpoint and need not be in the state too.
+    state = load_file(photos.parent / "run" / "state.safetensors")
+    assert all(key.split("/")[1].startswith(name) for key in state if not key.startswith("optimizer/"))
 
 
 def test_the_trunk_rests_while_the_rest_of_the_model_is_untrained() -> None:

@@ -109,6 +109,11 @@ class TrainConfig:
     save_every: int = 250
     exclude: tuple[str, ...] = ("007", "010", "014", "017", "019", "020")
 
+    def teaches(self, name: str) -> bool:
+        """Whether a parameter of the model learns in this run."""
+        part = self.part == "all" or name.startswith("encode.") == (self.part == "encoder")
+        return part and (not self.learns or name.startswith(self.learns))
+
     def __post_init__(self) -> None:
         if not 0 < self.scales[0] <= self.scales[1]:
             raise ValueError(f"scales must be two rising positive numbers, not {self.scales}")

@@ -78,13 +78,23 @@ def resize(pixels: Pixels, size: tuple[int, int], resample: Image.Resampling) ->
     return np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), resample))
 
 
+def decode(model: InfGen, task: Task) -> Pixels:
+    """Our picture as the runtime makes it: outside the trained scales at the nearest of them, and resampled."""
+    small = (task.small.shape[0], task.small.shape[1])
+    wanted = task.size[0] / small[0]
+    low, high = model.config.scale_range
+    trained = min(max(wanted, low), high)
+    size = task.size if trained == wanted else (round(small[0] * trained), round(small[1] * trained))
+    return resize(to_pixels(model(task.latent, size)), task.size, LANCZOS)
+
+
 @torch.inference_mode()
 def methods(task: Task, model: InfGen, teacher: Teacher) -> dict[str, Pixels]:
     """What each way of making the picture gives; at scale 1 there is nothing to enlarge.
 
     The last one bounds what a better enlargement could win: the truth, with no error but those of our picture at 1x.
     """
-    ours, baseline = to_pixels(model(task.latent, task.size)), to_pixels(teacher.decode(task.latent))
+    ours, baseline = decode(model, task), to_pixels(teacher.decode(task.latent))
     small = (task.small.shape[0], task.small.shape[1])
     if task.small.shape == task.truth.shape:
         return {OURS: ours, "teacher": baseline}
@@ -195,7 +205,7 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.argument("checkpoint", type=_FOLDER)
 @click.option("--photos", type=_FOLDER, required=True, help="Folder of photographs, not trained on.")
 @click.option("--teacher", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True)
-@click.option("--scales", default="0.5,1,1.5,2,3,4", show_default=True, help="Comma-separated.")
+@click.option("--scales", default="0.5,1,1.5,2,3,4,6", show_default=True, help="Comma-separated.")
 @click.option("--limit", type=int, help="Only the first photographs.")
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder for report and sheet.")
 def main(checkpoint: Path, photos: Path, teacher: Path, scales: str, limit: int | None, output: Path | None) -> None:

@@ -46,6 +46,8 @@ _FIXED = (
     *("seed", "shapes", "views", "max_reduction", "exclude"),
 )
 """Fields that a run keeps: its cache and its state were made for them."""
+_MODELS = ("model", "average")
+"""Networks whose checkpoint has all that does not learn."""
 _LOG_EVERY = 10
 """Steps between looks at the losses: a look waits until the GPU has done all that it was given."""
 
@@ -80,13 +82,8 @@ class Trainer:
         self.model = model.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.optimizer = make_optimizer(self.model, config)
-        if config.part == "encoder":
-            # Its round trip leads through the decoder, which stays what it is.
-            for part in decoder_parts(self.model):
-                part.requires_grad_(False)
-        if config.learns:
-            for name, parameter in self.model.named_parameters():
-                parameter.requires_grad_(parameter.requires_grad and name.startswith(config.learns))
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(config.teaches(name))
         named = self.model.named_parameters()
         self._resting = [value for name, value in named if name.startswith(TRUNK) and value.requires_grad]
         self.perceptual = perceptual_distance(config.perceptual, encoder, device) if config.perceptual_weight else None
@@ -157,11 +154,17 @@ class Trainer:
         return {"optimizer": self.optimizer} | ({"adversary": self.adversary.optimizer} if self.adversary else {})
 
     def save(self, run: Path) -> None:
-        """Writes checkpoint and state; each file appears whole or not at all."""
+        """Writes checkpoint and state; each file appears whole or not at all.
+
+        The state has what learns alone: the rest of the model is what the checkpoint has.
+        """
         save_checkpoint(run / "checkpoint", self.average)
         tensors: dict[str, Tensor] = {}
         for prefix, module in self._modules().items():
-            tensors |= {f"{prefix}/{name}": value for name, value in module.state_dict().items()}
+            learning = {name for name, _ in module.named_parameters() if self.config.teaches(name)}
+            values = module.state_dict().items()
+            whole = prefix not in _MODELS
+            tensors |= {f"{prefix}/{name}": value for name, value in values if whole or name in learning}
         for prefix, optimizer in self._optimizers().items():
             for index, state in optimizer.state_dict()["state"].items():
                 tensors |= {f"{prefix}/{index}/{name}": value for name, value in state.items()}
@@ -178,8 +181,9 @@ class Trainer:
             for key in file.keys():  # noqa: SIM118 - not a dict
                 prefix, name = key.split("/", 1)
                 stored.setdefault(prefix, {})[name] = file.get_tensor(key)
+        rest = load_checkpoint(run / "checkpoint").state_dict()
         for prefix, module in self._modules().items():
-            module.load_state_dict(stored[prefix])
+            module.load_state_dict({**rest, **stored[prefix]} if prefix in _MODELS else stored[prefix])
         for prefix, optimizer in self._optimizers().items():
             state: dict[int, dict[str, Tensor]] = {}
             for name, value in stored[prefix].items():
@@ -188,11 +192,6 @@ class Trainer:
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
         for group in self.optimizer.param_groups:
             group["step"] = self.step  # Muon counts by group, for the bias correction of its AdamW part
-
-
-def decoder_parts(model: InfGen) -> list[nn.Module]:
-    """What makes a picture of a latent."""
-    return [part for part in (model.prefill, model.refine, model.decode) if part is not None]
 
 
 def compile_parts(model: InfGen) -> None:
