@@ -168,7 +168,7 @@ class Results:
     Attributes:
         machine: Processor, system, threads and versions.
         costs: Multiply-adds of a network an input position.
-        peaks: Multiply-adds a second of a matrix product, an engine and precision each.
+        peaks: Most multiply-adds a second of a matrix product, an engine and precision each.
         runs: Every sample of a method at a job.
         viewport: Every sample of a viewport, a backend and precision each.
         starts: Every sample of a start.
@@ -225,7 +225,8 @@ def measure(
         say(f"building {name}")
         with quiet():
             results.costs[name] = write_peer(name, teacher, folder / f"{name}.onnx")
-    _write_product(folder / "product.onnx")
+    product = folder / "product.onnx"
+    _write_product(product)
     orders = [
         (method, job, _order(method, job, model, threads, folder))
         for job in dict.fromkeys((*extent.heavy, *extent.jobs))
@@ -250,11 +251,11 @@ def measure(
             if method.kind == "infgen" and not method.untiled:
                 order = replace(_order(method, extent.viewport, model, threads, folder), kind="viewport")
                 results.viewport.setdefault(method.label, []).append(run(order))
-    for engine, precision in (("onnxruntime", "exact"), ("openvino", "exact"), ("openvino", "fast")):
-        order = Order(
-            "products", folder / "product.onnx", latent_file(folder, (1, 1)), (1, 1), threads, engine, "cpu", precision
-        )
-        results.peaks[f"{engine} {precision}"] = run(order)["rate"]
+        # Other work on the machine only lowers a peak, so the largest of all rounds counts.
+        for engine, precision in (("onnxruntime", "exact"), ("openvino", "exact"), ("openvino", "fast")):
+            order = Order("products", product, latent_file(folder, (1, 1)), (1, 1), threads, engine, "cpu", precision)
+            name = f"{engine} {precision}"
+            results.peaks[name] = max(results.peaks.get(name, 0), run(order)["rate"])
     results.installed = {name: size for name in LIBRARIES if (size := _installed(name))}
     return results
 
