@@ -386,6 +386,21 @@ def test_a_finished_run_goes_on_when_it_is_given_more_steps(photos: Path, teache
     assert (folder / "latents.safetensors").read_bytes() == cache
 
 
+def test_a_run_goes_on_from_checkpoint_state_and_config_alone(photos: Path, teacher: Path, start: Path) -> None:
+    """Which is what is kept of a run: photographs are encoded anew, and settings need not be told again."""
+    folder = photos.parent / "run"
+    assert run(photos, teacher, start).exit_code == 0
+    kept = photos.parent / "kept"
+    shutil.copytree(folder, kept, ignore=shutil.ignore_patterns("latents.safetensors", "log.csv"))
+    assert run(photos, teacher, start, steps=5).exit_code == 0
+    options = ["--photos", photos, "--teacher", teacher, "-o", kept, "--set", "steps=5", "--device", "cpu"]
+    result = CliRunner().invoke(main, list(map(str, options)))
+    assert result.exit_code == 0, result.output
+    for name in ("state.safetensors", "train.json", "checkpoint/model.safetensors", "checkpoint/config.json"):
+        assert (kept / name).read_bytes() == (folder / name).read_bytes(), name
+    assert steps_of(kept) == [4, 5]
+
+
 def test_a_run_that_was_killed_ends_where_it_would_have(
     photos: Path, teacher: Path, start: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -433,7 +448,14 @@ def test_a_run_keeps_the_settings_that_its_cache_was_made_with(photos: Path, tea
     folder = photos.parent / "run"
     run(photos, teacher, start)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    for changes in ({"exclude": ["a"]}, {"views": 7}, {"shapes": [[4, 4]]}, {"optimizer": "adamw"}, {"seed": 1}):
+    for changes in (
+        {"exclude": ["a"]},
+        {"views": 7},
+        {"shapes": [[4, 4]]},
+        {"optimizer": "adamw"},
+        {"seed": 1},
+        {"part": "decoder"},
+    ):
         result = run(photos, teacher, start, steps=5, **changes)
         (name,) = changes
         assert result.exit_code == 1 and f"was made with {name} " in result.output, changes

@@ -1,8 +1,8 @@
 """Trains a model: ``python -m infgen_training.train --photos DIR --teacher FILE -o RUN``.
 
-A run is a folder: ``checkpoint/`` (averaged weights, what is exported), ``state.safetensors`` (all that resuming
+A run is a folder: ``checkpoint/`` (averaged weights, what is exported), ``state.safetensors`` (what else resuming
 needs), ``latents.safetensors`` (the cache), ``train.json`` (the config) and ``log.csv``. Running the command again
-continues it.
+continues it with its own config, and what ``--set`` changes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from infgen_training.warmstart import copy_encoder, copy_trunk
 _LOSSES = ("l1", "perceptual", "pyramid", "adversarial", "encoder", "round_trip")
 """Columns of the log, after the step."""
 _FIXED = (
-    *("preset", "latent_space", "latent_channels", "warm_start", "optimizer", "adversarial_weight"),
+    *("preset", "part", "learns", "latent_space", "latent_channels", "warm_start", "optimizer", "adversarial_weight"),
     *("seed", "shapes", "views", "max_reduction", "exclude"),
 )
 """Fields that a run keeps: its cache and its state were made for them."""
@@ -297,9 +297,10 @@ def train(
         cache.save(cache_file)
     torch.manual_seed(config.seed)
     preset = PRESETS[config.preset](config.latent_space, config.latent_channels)
-    model = load_checkpoint(start) if start else InfGen(preset)
     resume = (run / "state.safetensors").exists()
-    if config.warm_start and not start and not resume:
+    weights = run / "checkpoint" if resume else start
+    model = load_checkpoint(weights) if weights else InfGen(preset)
+    if config.warm_start and not weights:
         origin = Teacher.load(teacher)
         copy_trunk(origin.decoder, model)
         copy_encoder(origin.encoder, model)
@@ -365,13 +366,21 @@ def _check_same_run(config: TrainConfig, file: Path) -> None:
     help="Checkpoint whose weights a new run starts from.",
 )
 @click.option(
-    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any field of TrainConfig, as JSON; repeatable."
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Any field of TrainConfig, as JSON; repeatable. What a run has already is its default.",
 )
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 def main(photos: Path, teacher: Path, run: Path, start: Path | None, settings: tuple[str, ...], device: str) -> None:
     """Trains an InfGen decoder and its encoder, or continues a run."""
     names = {field.name for field in dataclasses.fields(TrainConfig)}
-    values: dict[str, Any] = {}
+    saved = run / "train.json"
+    try:
+        values: dict[str, Any] = json.loads(saved.read_text()) if saved.exists() else {}
+    except ValueError as error:
+        raise click.ClickException(f"{saved} does not hold the config of a run: {error}") from error
     for setting in settings:
         name, _, text = setting.partition("=")
         if name not in names:
