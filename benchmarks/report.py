@@ -51,9 +51,9 @@ def work(method: Method, job: Job, results: Results) -> float | None:
 
 
 def against(method: Method, job: Job, results: Results) -> float | None:
-    """Its seconds over this project's in the same engine, in float32; None where there is no such run."""
+    """Its seconds over this project's in the same engine and precision; None where there is no such run."""
     for own in METHODS:
-        if (own.name, own.precision, own.backend) == (PROJECT, "exact", method.backend):
+        if (own.name, own.precision, own.backend) == (PROJECT, method.precision, method.backend):
             mine, other = results.seconds(own, job), results.seconds(method, job)
             return other / mine if mine and other else None
     return None

@@ -41,6 +41,7 @@ class Method:
         native: Whether it decodes a latent as large as the picture / 8 instead of enlarging a small picture.
         heavy: Minutes rather than seconds: run once, and for few pictures.
         untiled: Whether this project decodes the picture as one tile: what tiling costs is the difference.
+        full: Whether it is for ``--full`` alone.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Method:
     native: bool = False
     heavy: bool = False
     untiled: bool = False
+    full: bool = False
 
     @property
     def label(self) -> str:
@@ -69,14 +71,30 @@ METHODS = (
     Method("infgen-rt, one tile", "infgen", quality="infgen", untiled=True),
     Method("TAEF2 + Lanczos", "graph", "taef2", "teacher + lanczos"),
     Method("TAEF2 + Lanczos", "graph", "taef2", "teacher + lanczos", backend="openvino"),
+    Method("TAEF2 + Lanczos", "graph", "taef2", "teacher + lanczos", backend="openvino", precision="fast"),
     Method("TAEF2 at full size", "graph", "taef2", native=True),
     Method("TAEF2 at full size", "graph", "taef2", backend="openvino", native=True),
+    Method("TAEF2 at full size", "graph", "taef2", backend="openvino", precision="fast", native=True),
     Method("FLUX.2 VAE + Lanczos", "graph", "vae", heavy=True),
     Method("FLUX.2 VAE + Lanczos", "graph", "vae", backend="openvino", heavy=True),
     Method("FLUX.2 VAE + Lanczos", "diffusers", backend="torch", heavy=True),
     Method("FLUX.2 VAE, tiling, + Lanczos", "diffusers", backend="torch", tiling=True, heavy=True),
     Method("FLUX.2 VAE at full size", "graph", "vae", native=True, heavy=True),
+    Method("FLUX.2 VAE at full size", "graph", "vae", backend="openvino", native=True, heavy=True, full=True),
+    Method(
+        "FLUX.2 VAE at full size",
+        "graph",
+        "vae",
+        backend="openvino",
+        precision="fast",
+        native=True,
+        heavy=True,
+        full=True,
+    ),
     Method("TAEF2 + Real-ESRGAN's network", "graph", "taef2", upscaler="esrgan", heavy=True),
+    Method(
+        "TAEF2 + Real-ESRGAN's network", "graph", "taef2", backend="openvino", upscaler="esrgan", heavy=True, full=True
+    ),
     Method("FLUX.2 VAE + Real-ESRGAN's network", "graph", "vae", upscaler="esrgan", heavy=True),
 )
 
@@ -108,6 +126,7 @@ class Extent:
         start: To which a start is timed, from nothing; of heavy methods if they make pictures of such latents.
         native: Pixels of the largest picture that peers decode from a latent of its size; heavy ones a quarter of it.
         repeat: Runs of each; what takes minutes is run once.
+        full: Whether methods are measured that are for ``--full`` alone.
     """
 
     jobs: tuple[Job, ...]
@@ -116,9 +135,12 @@ class Extent:
     start: Job
     native: int
     repeat: int
+    full: bool = True
 
     def includes(self, method: Method, job: Job) -> bool:
         """Whether a method makes a picture."""
+        if method.full and not self.full:
+            return False
         if method.native:  # gigabytes a megapixel
             return job.pixels <= (self.native // 4 if method.heavy else self.native)
         # A picture that is enlarged must be smaller to begin with.
@@ -148,6 +170,7 @@ QUICK = Extent(
     start=START,
     native=4 * 1024**2,
     repeat=2,
+    full=False,
 )
 FULL = Extent(
     jobs=tuple(Job(cells, size) for cells in ((64, 64), (128, 128)) for size in SIZES),
