@@ -55,7 +55,9 @@ def structural_distance(image: Tensor, truth: Tensor) -> Tensor:
     Weights are those of MS-SSIM (Wang et al. 2003), which takes no picture of less than 161 pixels a side; tiles are
     smaller.
     """
-    image, distances = image.clamp(0, 1), []
+    # Blurs of three channels take less than half the time in this layout (measured on a CPU).
+    image, truth = (picture.contiguous(memory_format=torch.channels_last) for picture in (image.clamp(0, 1), truth))
+    distances = []
     # Variances are small differences of large means: in bfloat16 nothing of them is left.
     with torch.autocast(image.device.type, enabled=False):
         for weight in _SCALES:
