@@ -12,8 +12,10 @@ import click
 
 NOISE = 0.10
 """Least share that counts, however little the samples of one run differ."""
-WORSE = {"psnr": 0.02, "ssimulacra2": 0.1}
+QUALITY = {"psnr": 0.02, "ssimulacra2": 0.1, "flat": 0.05, "vivid": 0.1}
 """Least difference of a quality that counts: what rounding and threads change stays below."""
+ERRORS = ("flat", "vivid")
+"""Qualities that are better when lower."""
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, float, float, bool]]:
@@ -41,10 +43,10 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, flo
                 yield from _change(f"{method}, start: {name}", before, after, name)
     for scale, methods in old.get("quality", {}).items():
         for method, levels in methods.items():
-            for name, least in WORSE.items():
-                now = new["quality"].get(scale, {}).get(method, {}).get(name)
-                if now is not None and abs(now - levels[name]) > least:
-                    yield f"{method}, scale {scale}: {name}", levels[name], now, now < levels[name]
+            for name, least in QUALITY.items():
+                was, now = levels.get(name), new["quality"].get(scale, {}).get(method, {}).get(name)
+                if was is not None and now is not None and abs(now - was) > least:
+                    yield f"{method}, scale {scale}: {name}", was, now, (now > was) == (name in ERRORS)
     for name, size in old["installed"].items():
         if now := new["installed"].get(name):
             yield from _change(f"{name}: installed bytes", [{"size": size}], [{"size": now}], "size")

@@ -46,7 +46,10 @@ def test_multiply_adds_of_a_known_layer() -> None:
 
 
 QUALITY = {
-    "2": {"infgen": {"psnr": 31.0, "ssimulacra2": 33.0}, "teacher + lanczos": {"psnr": 30.0, "ssimulacra2": 32.0}}
+    "2": {
+        "infgen": {"psnr": 31.0, "ssimulacra2": 33.0, "flat": 1.5, "vivid": None},
+        "teacher + lanczos": {"psnr": 30.0, "ssimulacra2": 32.0, "flat": 1.7, "vivid": None},
+    }
 }
 
 
@@ -97,10 +100,15 @@ def test_a_slower_run_is_told_from_noise(results: suite.Results, tmp_path: Path)
         assert result.exit_code == code and told in result.output
     data = json.loads(old.read_text())
     data["quality"]["2"]["infgen"]["psnr"] -= 0.1
+    data["quality"]["2"]["infgen"]["flat"] -= 0.2
     data["starts"][method][0]["first"] *= 2
     new.write_text(json.dumps(data))
     told = CliRunner().invoke(compare.main, [str(old), str(new)]).output.splitlines()
-    assert [line.split(": ")[0] for line in told] == [f"WORSE  {method}, start", "WORSE  infgen, scale 2"]
+    assert [line.split(": ")[0] for line in told] == [
+        f"WORSE  {method}, start",
+        "WORSE  infgen, scale 2",
+        "better infgen, scale 2",
+    ]
     data["machine"]["processor"] = "other"
     new.write_text(json.dumps(data))
     assert "different processors" in CliRunner().invoke(compare.main, [str(old), str(new)]).output

@@ -1,5 +1,6 @@
 """Batches: latents and the very pixels that they stand for."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ SHAPES = ((12, 10), (9, 13))
 @pytest.fixture
 def cache(photos: Path, teacher: Path) -> LatentCache:
     pictures = load_photos(photos)
-    return LatentCache.build(pictures, Teacher.load(teacher), SHAPES, 24, 4.0, seed=1, device=torch.device("cpu"))
+    return LatentCache.build(pictures, Teacher.load(teacher), SHAPES, 24, 4.0, 0.5, seed=1, device=torch.device("cpu"))
 
 
 def sampler(photos: Path, cache: LatentCache, **changes: object) -> Sampler:
@@ -60,9 +61,11 @@ def test_targets_show_what_the_latents_do(photos: Path, cache: LatentCache) -> N
         batch = batches.batch(step)
         difference = error(batch)
         if difference.numel():
-            assert difference.abs().max() < LEVEL, step
+            # Saturation makes more of what was rounded, and clipping does not commute with reducing.
+            most = 2 * max(view.saturation for view in cache.views)
+            assert difference.abs().max() < most * LEVEL, step
             # A shift is the same everywhere, unlike rounding and the filter at a photograph's edge.
-            assert difference.mean((1, 2)).abs().max() < 0.4 * LEVEL, step
+            assert difference.mean((1, 2)).abs().max() < 0.2 * most * LEVEL, step
             seen.append(batch.grid)
         assert batch.target.min() >= 0 and batch.target.max() <= 1
         assert batch.target.shape == (len(batch.latent), 3, 8 * len(batch.grid.token_y), 8 * len(batch.grid.token_x))
@@ -167,6 +170,22 @@ def test_a_part_of_a_view_is_a_crop_of_the_whole(flip: bool) -> None:
     part = to_tensor(view.pixels(photo, (40, 50), (0.25, 0.5, 0.5, 0.75)))
     assert (part - whole[:, 40:80, 100:150]).abs().max() <= 1.01 * LEVEL
     assert (whole[0, 0, 0] < whole[0, 0, -1]) != flip and whole[1, 0, 0] < whole[1, -1, 0]
+
+
+def test_some_views_are_recoloured_and_the_rest_stay_what_they_were() -> None:
+    photo = Image.new("RGB", (64, 64), (200, 100, 50))
+
+    def views(share: float) -> list[View]:
+        return [random_view(np.random.default_rng(seed), [photo], (4, 4), 4.0, share) for seed in range(60)]
+
+    plain, some, all_of_them = views(0.0), views(0.5), views(1.0)
+    assert 15 < sum(view not in plain for view in some) < 45
+    assert all(dataclasses.replace(view, saturation=1.0, channels=(0, 1, 2)) in plain for view in all_of_them)
+    assert len({view.channels for view in all_of_them}) == 6
+    for view in all_of_them:
+        colour = view.pixels(photo, (3, 3), (0, 0, 1, 1))[1, 1].astype(int)
+        assert list(np.argsort(colour)) == list(np.argsort(np.array([200, 100, 50])[list(view.channels)]))
+        assert np.ptp(colour) == pytest.approx(min(150 * view.saturation, 255), abs=4)
 
 
 def test_a_cache_survives_being_saved(cache: LatentCache, tmp_path: Path) -> None:

@@ -63,8 +63,23 @@ def test_metrics_know_equal_from_better_from_worse() -> None:
     assert metrics.psnr(truth, truth) == np.inf
     assert metrics.psnr(truth // 2 * 2, truth // 2 * 2 + 1) == pytest.approx(10 * np.log10(255**2))
     near, far = metrics.compare(slight, truth), metrics.compare(strong, truth)
-    assert all(near[name] > far[name] for name in metrics.METRICS)
+    assert all(near[name] > far[name] for name in ("psnr", "ssim", "ms_ssim", "ssimulacra2"))
     assert near["ssimulacra2"] > 80 > far["ssimulacra2"]
+
+
+def test_flat_errors_are_of_casts_where_the_truth_is_flat() -> None:
+    truth = np.full((64, 80, 3), (40, 60, 200), np.uint8)  # blue: vivid
+    truth[:, :32] = 120  # grey: flat, not vivid
+    truth[:, 64:] = np.random.default_rng(0).integers(0, 256, (64, 16, 3))  # neither
+    picture = truth.copy()
+    picture[..., 2] -= 6 * (truth[..., 2] == 200).astype(np.uint8)
+    picture[:, 64:] = 0
+    errors = metrics.flat_errors(picture, truth)
+    assert errors == {"flat": pytest.approx(6 / 3 / 2), "vivid": pytest.approx(6 / 3)}
+    # Detail that is lost is no cast, and neither is noise.
+    noise = np.random.default_rng(1).integers(-3, 4, truth.shape)
+    assert metrics.flat_errors((truth + noise * (truth < 250)).clip(0, 255).astype(np.uint8), truth)["flat"] < 0.2
+    assert all(np.isnan(value) for value in metrics.flat_errors(truth[:, 64:], truth[:, 64:]).values())
 
 
 @pytest.mark.parametrize(

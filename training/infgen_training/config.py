@@ -47,6 +47,8 @@ class TrainConfig:
         shapes: Latent shapes (rows, columns) of the cached views.
         views: Cached views.
         max_reduction: Largest reduction of a view, so the largest scale with true detail.
+        recoloured: Share of the views whose channels change places and whose saturation rises: colours that few
+            photographs have.
         scales: Smallest and largest scale; the published stages are up to 2, then up to 4.
         cells: Latent cells a batch at scale 1.
         tile: Tokens a side of a decoded tile at scale 1.
@@ -97,6 +99,7 @@ class TrainConfig:
     )
     views: int = 4_000
     max_reduction: float = 4.0
+    recoloured: float = 0.0
     scales: tuple[float, float] = (0.5, 4.0)
     cells: int = 6 * 1024
     tile: int = 32

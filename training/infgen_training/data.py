@@ -17,17 +17,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageEnhance
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from infgen_export.model import Grid
+from infgen_rt.schema import parse
 from infgen_training.precision import mixed
 from infgen_training.teacher import Teacher
 
 PATCH = 8
+_SATURATION = 2.5
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class View:
         reduction: Photograph pixels for one pixel of the encoded picture, 1 or more; scales up to it have true detail.
         cells: Latent rows and columns.
         flip: Whether the crop is mirrored.
+        saturation: How far colours lie from grey, over the photograph's.
+        channels: Which of the photograph's channels red, green and blue are.
     """
 
     photo: int
@@ -49,6 +53,8 @@ class View:
     reduction: float
     cells: tuple[int, int]
     flip: bool
+    saturation: float = 1.0
+    channels: tuple[int, int, int] = (0, 1, 2)
 
     def pixels(
         self, photo: Image.Image, size: tuple[int, int], part: tuple[float, float, float, float]
@@ -66,7 +72,10 @@ class View:
             left, right = 1 - right, 1 - left
         box = (self.x + left * width, self.y + top * height, self.x + right * width, self.y + bottom * height)
         box = (box[0], box[1], min(box[2], photo.width), min(box[3], photo.height))
-        array = np.asarray(photo.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box))
+        image = photo.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box)
+        if self.saturation != 1:
+            image = ImageEnhance.Color(image).enhance(self.saturation)
+        array = np.asarray(image)[..., self.channels]
         return array[:, ::-1] if self.flip else array
 
 
@@ -115,9 +124,16 @@ def to_tensor(pixels: NDArray[np.uint8]) -> Tensor:
 
 
 def random_view(
-    rng: np.random.Generator, photos: Sequence[Image.Image], cells: tuple[int, int], max_reduction: float
+    rng: np.random.Generator,
+    photos: Sequence[Image.Image],
+    cells: tuple[int, int],
+    max_reduction: float,
+    recoloured: float = 0.0,
 ) -> View:
-    """Draws a view; small reductions and large ones are equally likely on a logarithmic scale."""
+    """Draws a view; small reductions and large ones are equally likely on a logarithmic scale.
+
+    A share of ``recoloured`` views has channels in another order and up to ``_SATURATION`` times the saturation.
+    """
     index = int(rng.integers(len(photos)))
     photo = photos[index]
     limit = min(max_reduction, photo.height / (PATCH * cells[0]), photo.width / (PATCH * cells[1]))
@@ -128,7 +144,13 @@ def random_view(
         rng.uniform(0, max(0.0, side - PATCH * n * reduction))
         for side, n in zip((photo.height, photo.width), cells, strict=True)
     )
-    return View(index, x, y, reduction, cells, bool(rng.random() < 0.5))
+    view = View(index, x, y, reduction, cells, bool(rng.random() < 0.5))
+    # Nothing more is drawn where none is recoloured: the views of older runs stay what they were.
+    if recoloured and rng.random() < recoloured:
+        red, green, blue = (int(channel) for channel in rng.permutation(3))
+        saturation = math.exp(rng.uniform(0, math.log(_SATURATION)))
+        view = replace(view, saturation=saturation, channels=(red, green, blue))
+    return view
 
 
 class LatentCache:
@@ -149,12 +171,13 @@ class LatentCache:
         shapes: Sequence[tuple[int, int]],
         count: int,
         max_reduction: float,
+        recoloured: float,
         seed: int,
         device: torch.device,
     ) -> LatentCache:
         """Draws ``count`` views, shapes in turn, and encodes them."""
         rng = np.random.default_rng(seed)
-        views = [random_view(rng, photos, shapes[i % len(shapes)], max_reduction) for i in range(count)]
+        views = [random_view(rng, photos, shapes[i % len(shapes)], max_reduction, recoloured) for i in range(count)]
         encoder = teacher.encoder.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         latents = []
         for view in tqdm(views, desc="latents"):
@@ -177,7 +200,7 @@ class LatentCache:
         """Reads what ``save`` wrote."""
         with safe_open(file, "pt") as stored:
             values = json.loads(stored.metadata()["views"])
-            views = [View(**{**value, "cells": tuple(value["cells"])}) for value in values]
+            views = [parse(View, value, "view") for value in values]
             return cls(views, [stored.get_tensor(f"{i:06d}") for i in range(len(views))])
 
 

@@ -7,6 +7,7 @@ to bring back what the reduction took. Below 1 the latent is made from the photo
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 from collections.abc import Mapping, Sequence
@@ -152,8 +153,8 @@ def evaluate(
         sheet: Photographs shown on the contact sheet.
 
     Returns:
-        Means, as ``{"scales": {scale: {method: {metric: mean}}}, "extras": {name: mean}, "pictures": count}``, and the
-        contact sheet: truth, then each method in order.
+        Means, as ``{"scales": {scale: {method: {metric: mean}}}, "extras": {name: mean}, "pictures": count}``, with
+        ``None`` for what no picture has, and the contact sheet: truth, then each method in order.
     """
     results: dict[float, dict[str, list[dict[str, float]]]] = {scale: {} for scale in scales}
     more: list[dict[str, float]] = []
@@ -172,7 +173,7 @@ def evaluate(
             more.append(extras(photo, model, teacher))
     means = {
         f"{scale:g}": {
-            name: {metric: statistics.fmean(entry[metric] for entry in entries) for metric in METRICS}
+            name: {metric: _mean([entry[metric] for entry in entries]) for metric in METRICS}
             for name, entries in by_method.items()
         }
         for scale, by_method in results.items()
@@ -181,13 +182,24 @@ def evaluate(
     return {"pictures": len(photos), "scales": means, "extras": summary}, contact_sheet(rows)
 
 
+def _mean(values: Sequence[float]) -> float | None:
+    """Of the pictures that have a value at all: not every one has flat blocks of a vivid colour."""
+    known = [value for value in values if not math.isnan(value)]
+    return statistics.fmean(known) if known else None
+
+
 def table(report: Mapping[str, Any]) -> str:
     """The report as a Markdown table."""
-    lines = ["| scale | method | PSNR | SSIM | MS-SSIM | SSIMULACRA2 |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| scale | method | PSNR | SSIM | MS-SSIM | SSIMULACRA2 | flat | vivid |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for scale, by_method in report["scales"].items():
         for name, means in by_method.items():
-            values = (f"{means['psnr']:.2f}", f"{means['ssim']:.4f}", f"{means['ms_ssim']:.4f}")
-            lines.append(f"| {scale} | {name} | {' | '.join(values)} | {means['ssimulacra2']:.1f} |")
+            values = [f"{means['psnr']:.2f}", f"{means['ssim']:.4f}", f"{means['ms_ssim']:.4f}"]
+            values.append(f"{means['ssimulacra2']:.1f}")
+            values += ["" if means[kind] is None else f"{means[kind]:.2f}" for kind in ("flat", "vivid")]
+            lines.append(f"| {scale} | {name} | {' | '.join(values)} |")
     extra = report["extras"]
     lines += [
         "",

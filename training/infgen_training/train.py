@@ -43,7 +43,7 @@ _LOSSES = ("l1", "perceptual", "pyramid", "adversarial", "encoder", "round_trip"
 """Columns of the log, after the step."""
 _FIXED = (
     *("preset", "part", "learns", "latent_space", "latent_channels", "warm_start", "optimizer", "adversarial_weight"),
-    *("seed", "shapes", "views", "max_reduction", "exclude"),
+    *("seed", "shapes", "views", "max_reduction", "recoloured", "exclude"),
 )
 """Fields that a run keeps: its cache and its state were made for them."""
 _MODELS = ("model", "average")
@@ -292,8 +292,9 @@ def train(
         cache = LatentCache.load(cache_file)
     else:
         cache = LatentCache.build(
-            pictures, Teacher.load(teacher), config.shapes, config.views, config.max_reduction, config.seed, device
-        )
+            pictures, Teacher.load(teacher), config.shapes, config.views, config.max_reduction, config.recoloured,
+            config.seed, device,
+        )  # fmt: skip
         cache.save(cache_file)
     torch.manual_seed(config.seed)
     preset = PRESETS[config.preset](config.latent_space, config.latent_channels)
