@@ -17,6 +17,7 @@ from infgen_export.graphs import Graph
 from infgen_export.recipes import Recipe
 from infgen_export.targets import LEAST_WEIGHTS, Options, depends_on
 from infgen_export.targets.dims import dynamic_shapes
+from infgen_export.targets.transposed import with_transposed_convolutions
 
 SUFFIX = ".onnx"
 BACKEND = "onnxruntime"
@@ -26,7 +27,7 @@ NATIVE = True
 def trace(graph: Graph, example: tuple[Tensor, ...], options: Options) -> onnx.ModelProto:
     """The graph in float32; see ``Target``."""
     program = torch.onnx.export(
-        graph.module,
+        with_transposed_convolutions(graph.module),
         example,
         dynamo=True,
         opset_version=options.opset,
@@ -140,6 +141,8 @@ def _halve(model: onnx.ModelProto, graph: Graph) -> None:
 
 def _quantize(model: onnx.ModelProto, graph: Graph) -> None:
     """Stores weights in 8 bits, symmetric, a scale an output channel; runtimes unpack them when they load.
+
+    Transposed convolutions have a scale an input channel, so that biases, which are one of them, have their own.
 
     ONNX Runtime's own quantizers quantize activations too, which costs this model more than 40 dB allow.
     """

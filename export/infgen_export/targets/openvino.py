@@ -15,6 +15,7 @@ from torch import Tensor
 from infgen_export.graphs import Graph, Tensorspec
 from infgen_export.recipes import Recipe
 from infgen_export.targets import Options, depends_on
+from infgen_export.targets.transposed import with_transposed_convolutions
 from infgen_runtimes import openvino
 from infgen_runtimes.openvino import MODEL
 
@@ -27,7 +28,7 @@ NATIVE = True
 def trace(graph: Graph, example: tuple[Tensor, ...], options: Options) -> ov.Model:
     """The graph in float32; see ``Target``."""
     inputs = [(spec.name, _shape(spec, graph)) for spec in graph.inputs]
-    model = ov.convert_model(graph.module, example_input=example, input=inputs)
+    model = ov.convert_model(with_transposed_convolutions(graph.module), example_input=example, input=inputs)
     for port, spec in zip((*model.inputs, *model.outputs), (*graph.inputs, graph.output), strict=True):
         port.get_tensor().set_names({spec.name})
         port.get_node().set_friendly_name(spec.name)

@@ -1,0 +1,44 @@
+"""Pixel shuffles as transposed convolutions, for runtimes that are slow at moving values about."""
+
+from __future__ import annotations
+
+import copy
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class TransposedConvolution(nn.Module):
+    """What a 1x1 convolution and a pixel shuffle compute, as one product.
+
+    A shuffle is a copy that jumps through memory: all of them were an eighth of a tile's time in ONNX Runtime with one
+    thread, and a fifth with two (``benchmarks.profile``). A transposed convolution has one bias a channel, the pair one
+    for every place in a patch, so here biases are the weights of a channel of ones.
+    """
+
+    def __init__(self, convolve: nn.Conv2d, shuffle: nn.PixelShuffle) -> None:
+        super().__init__()
+        self.factor = shuffle.upscale_factor
+        outputs, inputs = convolve.weight.shape[:2]
+        patch = (outputs // self.factor**2, self.factor, self.factor)
+        bias = torch.zeros(outputs) if convolve.bias is None else convolve.bias
+        weights = [convolve.weight.flatten(1).T.reshape(inputs, *patch), bias.reshape(1, *patch)]
+        self.weight = nn.Parameter(torch.cat(weights).detach(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, D, factor H, factor W]."""
+        return F.conv_transpose2d(F.pad(x, (0, 0, 0, 0, 0, 1), value=1.0), self.weight, stride=self.factor)
+
+
+def with_transposed_convolutions(module: nn.Module) -> nn.Module:
+    """A copy that gives the same, up to rounding, without pixel shuffles behind 1x1 convolutions."""
+    module = copy.deepcopy(module)
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.Sequential) and [type(layer) for layer in child] == [nn.Conv2d, nn.PixelShuffle]:
+                convolve, shuffle = cast(nn.Conv2d, child[0]), cast(nn.PixelShuffle, child[1])
+                if convolve.kernel_size == (1, 1):
+                    setattr(parent, name, TransposedConvolution(convolve, shuffle))
+    return module
