@@ -116,7 +116,7 @@ def test_moments_of_parts_are_merged_to_those_of_the_whole(counts: list[int], se
 def test_only_what_is_needed_is_refined_and_once(decoder: infgen_rt.Decoder, refined: list[tuple[int, int]]) -> None:
     context = context_of(decoder, 16)
     cut(context, Box(3, 2, 5, 5))
-    assert refined == [(12 + 3, 13 + 3)]  # the first of 3 by 4 balanced tiles, with a halo on two sides
+    assert refined == [(14 + 3, 14 + 3)]  # the first of 3 by 4 tiles, with a halo on two sides
     cut(context, Box(0, 0, 13, 12))
     assert len(refined) == 1
     cut(context, Box(0, 0, 53, 37))
