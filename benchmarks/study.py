@@ -118,17 +118,17 @@ def _last_layers(module: nn.Module) -> list[nn.Module]:
     return []
 
 
-def tasks(photos: Sequence[Path], scales: Sequence[float], teacher: Teacher) -> dict[float, list[Task]]:
-    """What every variant is measured on: the middle of each photograph, at each scale."""
-    found: dict[float, list[Task]] = {scale: [] for scale in scales}
-    for file in photos:
-        photo = Image.open(file).convert("RGB")
-        width, height = (min(most, side) for most, side in zip(CROP, photo.size, strict=True))
-        left, top = (photo.width - width) // 2, (photo.height - height) // 2
-        cut = photo.crop((left, top, left + width, top + height))
-        for scale in scales:
-            found[scale].append(Task.of(cut, scale, teacher))
-    return found
+def middle(file: Path) -> Image.Image:
+    """What is measured of a photograph."""
+    photo = Image.open(file).convert("RGB")
+    width, height = (min(most, side) for most, side in zip(CROP, photo.size, strict=True))
+    left, top = (photo.width - width) // 2, (photo.height - height) // 2
+    return photo.crop((left, top, left + width, top + height))
+
+
+def tasks(pictures: Sequence[Image.Image], scales: Sequence[float], teacher: Teacher) -> dict[float, list[Task]]:
+    """What is measured: each picture at each scale."""
+    return {scale: [Task.of(picture, scale, teacher) for picture in pictures] for scale in scales}
 
 
 @torch.inference_mode()
@@ -188,7 +188,9 @@ def main(
     )  # fmt: skip
     kept_out = [file for file in sorted(photos.iterdir()) if file.stem in base.exclude]
     output.mkdir(parents=True, exist_ok=True)
-    found = tasks(kept_out, [float(scale) for scale in scales.split(",")], Teacher.load(teacher))
+    found = tasks(
+        [middle(file) for file in kept_out], [float(scale) for scale in scales.split(",")], Teacher.load(teacher)
+    )
     results: dict[str, dict[str, Any]] = {}
 
     def add(name: str, folder: Path) -> None:

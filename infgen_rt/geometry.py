@@ -87,8 +87,8 @@ class Box(NamedTuple):
 def split(length: int, longest: int) -> tuple[int, ...]:
     """Edges that cut a length into parts no longer than `longest`, as few as there can be of even length.
 
-    All but the last are even: OpenVINO takes a quarter longer for odd ones in bfloat16. They differ by three at most, so
-    there is never a sliver at the end.
+    All but the last are even: OpenVINO takes a quarter longer for odd ones in bfloat16. They differ by three at most,
+    so there is never a sliver at the end.
 
     Returns:
         Ascending edges, from 0 to `length`.

@@ -15,15 +15,17 @@ from benchmarks import (
     extrapolation,
     headroom,
     memory,
+    mixtures,
     parallel,
     plots,
+    profile,
     report,
     stopping,
     study,
     suite,
     training,
 )
-from infgen_export.checkpoint import save_checkpoint
+from infgen_export.checkpoint import load_checkpoint, save_checkpoint
 from infgen_export.model import PRESETS, InfGen, edge
 
 from .export import tiny
@@ -258,6 +260,41 @@ def test_a_study_trains_every_variant_and_measures_it(tmp_path: Path, monkeypatc
     assert results["decode, tokens"]["decode"] > results["before"]["decode"]
     assert results["refine, finest"]["scales"]["1"]["psnr"] != results["before"]["scales"]["1"]["psnr"]
     assert "| decode, tokens |" in result.output
+
+
+def test_mixtures_go_from_one_checkpoint_to_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in (0, 1):
+        save_checkpoint(tmp_path / str(seed), tiny.model(tiny.EDGE, seed))
+    (tmp_path / "teacher.py").write_text(TEACHER)
+    (tmp_path / "photos").mkdir()
+    picture = Image.merge("RGB", [Image.new("L", (256, 192), level) for level in (180, 60, 40)])
+    picture.save(tmp_path / "photos" / "007.png")
+    options = ["--photos", str(tmp_path / "photos"), "--teacher", str(tmp_path / "teacher.py"), "--scales", "1"]
+    options += ["--shares", "0,0.5,1", "-o", str(tmp_path / "o")]
+    result = CliRunner().invoke(mixtures.main, [str(tmp_path / "0"), str(tmp_path / "1"), *options])
+    assert result.exit_code == 0, result.output
+    rows = dict(line[2:].split(" | ", 1) for line in result.stdout.splitlines() if line.startswith("| "))
+    names = ("teacher + bicubic", "0", "0.5", "1")
+    assert list(rows)[1:] == [name + what for name in names for what in ("", ", other colours")]
+    assert len({rows[name] for name in ("0", "0.5", "1", "1, other colours")}) == 4
+    weights = [load_checkpoint(tmp_path / "o" / share).state_dict() for share in ("0", "0.5", "1")]
+    for first, mixed, last in zip(*(each.values() for each in weights), strict=True):
+        assert torch.allclose(mixed.float(), (first.float() + last.float()) / 2, atol=2e-3)
+
+
+def test_a_profile_tells_where_the_time_of_each_graph_goes() -> None:
+    result = CliRunner().invoke(profile.main, ["--threads", "1", "--scales", "1", "--runs", "2"])
+    assert result.exit_code == 0, result.output
+    text = result.output
+    for graph in ("prefill", "refine", "decode at 1"):
+        for engine in ("onnxruntime, fp32", "openvino, fp32"):
+            _, _, after = text.partition(f"{engine}, 1 threads: {graph}\n")
+            lines = [line for line in after.strip().splitlines() if line.startswith("| ")]
+            table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+            total, *kinds = table[1 : next(index for index, cells in enumerate(table) if cells[0] == "others") + 1]
+            assert total[0] == "**all**"
+            assert sum(float(cells[2]) for cells in kinds) == pytest.approx(float(total[2]), rel=0.05)
+            assert "Conv" in kinds[0][0]
 
 
 def test_what_a_better_enlargement_could_win_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

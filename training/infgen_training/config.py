@@ -99,7 +99,7 @@ class TrainConfig:
     )
     views: int = 4_000
     max_reduction: float = 4.0
-    recoloured: float = 0.0
+    recoloured: float = 0.5
     scales: tuple[float, float] = (0.5, 4.0)
     cells: int = 6 * 1024
     tile: int = 32

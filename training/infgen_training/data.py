@@ -73,10 +73,15 @@ class View:
         box = (self.x + left * width, self.y + top * height, self.x + right * width, self.y + bottom * height)
         box = (box[0], box[1], min(box[2], photo.width), min(box[3], photo.height))
         image = photo.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box)
-        if self.saturation != 1:
-            image = ImageEnhance.Color(image).enhance(self.saturation)
-        array = np.asarray(image)[..., self.channels]
+        array = recolour(image, self.saturation, self.channels)
         return array[:, ::-1] if self.flip else array
+
+
+def recolour(image: Image.Image, saturation: float, channels: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Pixels [H, W, 3] with colours further from grey, then with channels in another order; see ``View``."""
+    if saturation != 1:
+        image = ImageEnhance.Color(image).enhance(saturation)
+    return np.asarray(image)[..., channels]
 
 
 @dataclass(frozen=True)

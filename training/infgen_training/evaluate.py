@@ -7,7 +7,6 @@ to bring back what the reduction took. Below 1 the latent is made from the photo
 from __future__ import annotations
 
 import json
-import math
 import os
 import statistics
 from collections.abc import Mapping, Sequence
@@ -29,7 +28,7 @@ from infgen_export.checkpoint import load_checkpoint
 from infgen_export.model import InfGen
 from infgen_rt.pixels import to_bytes
 from infgen_training.data import PATCH, to_tensor
-from infgen_training.metrics import METRICS, compare, psnr
+from infgen_training.metrics import METRICS, compare, mean, psnr
 from infgen_training.teacher import Teacher
 
 Pixels = NDArray[np.uint8]
@@ -173,19 +172,13 @@ def evaluate(
             more.append(extras(photo, model, teacher))
     means = {
         f"{scale:g}": {
-            name: {metric: _mean([entry[metric] for entry in entries]) for metric in METRICS}
+            name: {metric: mean([entry[metric] for entry in entries]) for metric in METRICS}
             for name, entries in by_method.items()
         }
         for scale, by_method in results.items()
     }
     summary = {name: statistics.fmean(entry[name] for entry in more) for name in more[0]}
     return {"pictures": len(photos), "scales": means, "extras": summary}, contact_sheet(rows)
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    """Of the pictures that have a value at all: not every one has flat blocks of a vivid colour."""
-    known = [value for value in values if not math.isnan(value)]
-    return statistics.fmean(known) if known else None
 
 
 def table(report: Mapping[str, Any]) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -65,3 +67,9 @@ def compare(picture: NDArray[np.uint8], truth: NDArray[np.uint8]) -> dict[str, f
         "ssimulacra2": float(score),
         **flat_errors(picture, truth),
     }
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """Of the pictures that have a value at all: not every one has flat blocks of a vivid colour."""
+    known = [value for value in values if not math.isnan(value)]
+    return statistics.fmean(known) if known else None
