@@ -131,7 +131,7 @@ def test_a_plan_says_what_decode_does_and_writes_nothing(
     done = json.loads(capsys.readouterr().out)
     assert planned == {name: done[name] for name in done if name not in ("seconds", "peak_memory")}
     assert planned["format"] == "PNG" and planned["size"] == [100, 90] and planned["array_bytes"] == 27_000
-    assert planned["parts"] == 6 and planned["plan"]["stages"][0]["tiles"] == 20
+    assert planned["parts"] == 4 and planned["plan"]["stages"][0]["tiles"] == 20
 
 
 def test_a_plan_in_words(folder: Path, decode: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,7 +139,7 @@ def test_a_plan_in_words(folder: Path, decode: list[str], capsys: pytest.Capture
     text = capsys.readouterr().out
     assert "latent 12x8 -> picture 300x200, 20 tiles" in text and "memory: about" in text
     assert "backend: onnxruntime on CPU, fp32" in text
-    assert "region: 10,20,100,90, decoded in 6 parts, 0.0 MiB of pixels" in text
+    assert "region: 10,20,100,90, decoded in 4 parts, 0.0 MiB of pixels" in text
     assert "output: out.png, 100x90, PNG" in text
 
 

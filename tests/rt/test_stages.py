@@ -190,7 +190,7 @@ def test_a_step_that_failed_is_tried_again(picture: infgen_rt.Picture, monkeypat
 def test_a_plan_shows_each_stage(picture: infgen_rt.Picture) -> None:
     lines = str(picture.plan).splitlines()
     # How many at a time depends on the machine.
-    assert lines[0].startswith("stage 1: latent 13x7 -> picture 208x112, 18 tiles of 40x40 pixels at most")
+    assert lines[0].startswith("stage 1: latent 13x7 -> picture 208x112, 28 tiles of 32x32 pixels at most")
     assert lines[1] == "picture 1 encoded: latent of 26x14 cells in 6 tiles"
     assert lines[2].startswith("stage 2: latent 26x14 -> picture 399x219, ")
 
