@@ -1,7 +1,7 @@
 """Where the seconds of each graph go, by kind of operation: ``python -m benchmarks.profile``.
 
 The profilers are the runtimes' own, the graphs those of the model that ships, the inputs those that a decoder gives
-them: a latent of 64x64 cells, and the tile of 64x64 tokens in its middle.
+them: a latent of 64x64 cells, and one tile of 64x64 tokens with its halo.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from infgen_runtimes.openvino import Session as OpenVinoSession
 
 CELLS = Size(64, 64)
 TILE = Size(64, 64)
-GRAPHS = ("prefill", "refine", "decode")
+ONCE = ("prefill", "refine")
+"""Graphs that run once a latent."""
 SHOWN = 0.02
 """Least share of a graph's time that gets a line of its own."""
 
@@ -67,7 +68,7 @@ class Recorder:
     files: dict[str, Mapping[str, bytes]] = field(default_factory=dict)
     inputs: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.backend, name)
 
     def load(self, graph: str, files: Mapping[str, bytes], options: Options) -> Session:
@@ -82,7 +83,7 @@ class _Recording:
     graph: str
     session: Session
 
-    def run(self, inputs: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    def run(self, inputs: Mapping[str, Any]) -> Any:
         self.recorder.inputs[self.graph] = dict(inputs)
         return self.session.run(inputs)
 
@@ -131,7 +132,7 @@ def profile_openvino(
     core = openvino.Core()
     model = core.read_model(files["model.xml"], openvino.Tensor(np.frombuffer(files["model.bin"], np.uint8)))
     settings = {"INFERENCE_NUM_THREADS": threads, "PERF_COUNT": True}
-    session = OpenVinoSession(core, model, {"fp32": "f32", "bf16": "bf16"}[arithmetic], settings)
+    session = OpenVinoSession(core, model, arithmetic.replace("fp32", "f32"), settings)
     sums: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0])
     for number in range(1, runs + 2):
         session.run(inputs)
@@ -152,7 +153,7 @@ def cases(bundle: Bundle, candidate: Candidate, threads: int, scales: Sequence[f
     rng = np.random.default_rng(0)
     latent = rng.normal(0, 0.8, (bundle.manifest.latent_channels, *CELLS[::-1])).astype(np.float32)
     context = engine.context(latent)
-    found = {graph: (recorder.files[graph], recorder.inputs[graph]) for graph in GRAPHS[:-1]}
+    found = {graph: (recorder.files[graph], recorder.inputs[graph]) for graph in ONCE}
     halo, patch = bundle.manifest.halo, bundle.manifest.patch
     for scale in scales:
         grid = Grid(CELLS, Size(*(round(patch * scale * side) for side in CELLS)), patch)
