@@ -119,7 +119,8 @@ def _products(event: Mapping[str, Any]) -> float:
     if event["op_name"] in {"Conv", "FusedConv"}:
         return float(math.prod(made[0]) // made[0][1] * math.prod(given[1]))
     if event["op_name"] == "ConvTranspose":
-        return float(math.prod(given[0]) // given[0][1] * math.prod(given[1]))
+        # Its weights are not told of: here a kernel is as large as its steps, so no two of them overlap.
+        return float(math.prod(made[0]) * given[0][1])
     if event["op_name"] in {"MatMul", "FusedMatMul", "Gemm"}:
         return float(math.prod(given[0]) * made[0][-1])
     return 0.0
