@@ -1,8 +1,8 @@
 """Two checkpoints' weights, mixed: ``python -m benchmarks.mixtures BEFORE AFTER --photos DIR --teacher FILE``.
 
 A run is often better than its start in some ways and worse in others, and a mixture of both better than either. They
-are measured on the middle of the photographs that are kept out of training, as they are and in other colours: channels
-in another order, twice the saturation.
+are measured on the middle of the photographs that are kept out of training, as they are and in other colours (channels
+in another order, twice the saturation), and on as many drawn pictures.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from benchmarks.study import middle, tasks
+from benchmarks.study import CROP, middle, tasks
 from infgen_export.checkpoint import load_checkpoint, save_checkpoint
 from infgen_training.config import TrainConfig
 from infgen_training.data import recolour
+from infgen_training.drawn import draw_picture
 from infgen_training.evaluate import BICUBIC, Pixels, Task, resize, to_pixels
 from infgen_training.metrics import compare, mean
 from infgen_training.teacher import Teacher
@@ -67,7 +68,9 @@ def main(before: Path, after: Path, photos: Path, teacher: Path, shares: str, sc
         Image.fromarray(np.ascontiguousarray(recolour(picture, SATURATION, order)))
         for picture, order in zip(plain, itertools.cycle(ORDERS), strict=False)
     ]
-    sets = {"": tasks(plain, sides, pair), ", other colours": tasks(other, sides, pair)}
+    drawn = [draw_picture(np.random.default_rng(index), plain, CROP) for index in range(len(plain))]
+    kinds = {"": plain, ", other colours": other, ", drawn": drawn}
+    sets = {kind: tasks(pictures, sides, pair) for kind, pictures in kinds.items()}
     click.echo(f"| share of {after} | {' | '.join(f'scale {scale:g}' for scale in sides)} |")
     click.echo("|---" * (1 + len(sides)) + "|")
 

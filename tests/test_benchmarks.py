@@ -275,7 +275,7 @@ def test_mixtures_go_from_one_checkpoint_to_the_other(tmp_path: Path, monkeypatc
     assert result.exit_code == 0, result.output
     rows = dict(line[2:].split(" | ", 1) for line in result.stdout.splitlines() if line.startswith("| "))
     names = ("teacher + bicubic", "0", "0.5", "1")
-    assert list(rows)[1:] == [name + what for name in names for what in ("", ", other colours")]
+    assert list(rows)[1:] == [name + what for name in names for what in ("", ", other colours", ", drawn")]
     assert len({rows[name] for name in ("0", "0.5", "1", "1, other colours")}) == 4
     weights = [load_checkpoint(tmp_path / "o" / share).state_dict() for share in ("0", "0.5", "1")]
     for first, mixed, last in zip(*(each.values() for each in weights), strict=True):

@@ -131,3 +131,25 @@ def test_the_command_reports_every_method(photos: Path, teacher: Path, checkpoin
             assert f"| {scale} | {name} | {means['psnr']:.2f} |" in result.output
     assert set(report["extras"]) == {"consistency", "round_trip", "round_trip_teacher"}
     assert Image.open(output / "sheet.png").width == 7 * evaluate.CROP
+
+
+def test_an_earlier_report_has_all_that_does_not_depend_on_the_model(
+    photos: Path, teacher: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [str(checkpoint), "--photos", str(photos), "--teacher", str(teacher), "--scales", "1,1.2"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert CliRunner().invoke(evaluate.main, [*arguments, "-o", str(first)]).exit_code == 0
+    compared = []
+
+    def compare(*given: object, **named: object) -> dict[str, float]:
+        compared.append(given)
+        return metrics.compare(*given, **named)
+
+    monkeypatch.setattr(evaluate, "compare", compare)
+    options = ["--baseline", str(first / "report.json"), "-o", str(second)]
+    assert CliRunner().invoke(evaluate.main, [*arguments, *options]).exit_code == 0
+    assert len(compared) == 2 * (1 + 3)
+    assert (second / "report.md").read_text() == (first / "report.md").read_text()
+    for wrong in (["--limit", "1"], ["--scales", "1,1.3"]):
+        result = CliRunner().invoke(evaluate.main, [*arguments, *options, *wrong])
+        assert result.exit_code == 2 and "is of 2 photographs" in result.output

@@ -312,6 +312,7 @@ SETTINGS = {
     "warmup": 1,
     "shapes": [[4, 4], [4, 6]],
     "views": 6,
+    "drawn": 0,
     "cells": 32,
     "tile": 4,
     "save_every": 2,

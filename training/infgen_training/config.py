@@ -47,6 +47,7 @@ class TrainConfig:
         shapes: Latent shapes (rows, columns) of the cached views.
         views: Cached views.
         max_reduction: Largest reduction of a view, so the largest scale with true detail.
+        drawn: Pictures drawn at random that join the photographs (``infgen_training.drawn``).
         recoloured: Share of the views whose channels change places and whose saturation rises: colours that few
             photographs have.
         scales: Smallest and largest scale; the published stages are up to 2, then up to 4.
@@ -99,6 +100,7 @@ class TrainConfig:
     )
     views: int = 4_000
     max_reduction: float = 4.0
+    drawn: int = 80
     recoloured: float = 0.5
     scales: tuple[float, float] = (0.5, 4.0)
     cells: int = 6 * 1024

@@ -37,7 +37,7 @@ class View:
     """A crop of a photograph, and how far it was reduced before it was encoded.
 
     Attributes:
-        photo: Index into the sorted list of photographs.
+        photo: Index into the sorted list of photographs, which drawn pictures follow.
         x: Left edge of the crop in the photograph, pixels.
         y: Top edge.
         reduction: Photograph pixels for one pixel of the encoded picture, 1 or more; scales up to it have true detail.

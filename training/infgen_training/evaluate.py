@@ -140,7 +140,12 @@ def contact_sheet(rows: Sequence[Mapping[str, Pixels]]) -> Image.Image:
 
 
 def evaluate(
-    model: InfGen, teacher: Teacher, photos: Sequence[Path], scales: Sequence[float], sheet: int = 4
+    model: InfGen,
+    teacher: Teacher,
+    photos: Sequence[Path],
+    scales: Sequence[float],
+    sheet: int = 4,
+    baseline: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], Image.Image]:
     """Measures every method on every photograph at every scale.
 
@@ -150,6 +155,8 @@ def evaluate(
         photos: Files.
         scales: Output pixels a cell / 8.
         sheet: Photographs shown on the contact sheet.
+        baseline: An earlier result for the same photographs and teacher, whose figures are taken for all that does not
+            depend on the model.
 
     Returns:
         Means, as ``{"scales": {scale: {method: {metric: mean}}}, "extras": {name: mean}, "pictures": count}``, with
@@ -164,8 +171,9 @@ def evaluate(
             for scale in scales:
                 task = Task.of(photo, scale, teacher)
                 pictures = methods(task, model, teacher)
-                scores = pool.map(partial(compare, truth=task.truth), pictures.values())
-                for name, score in zip(pictures, scores, strict=True):
+                measured = [name for name in pictures if baseline is None or name.startswith(OURS)]
+                scores = pool.map(partial(compare, truth=task.truth), [pictures[name] for name in measured])
+                for name, score in zip(measured, scores, strict=True):
                     results[scale].setdefault(name, []).append(score)
                 if index < sheet:
                     rows.append({"truth": task.truth, **pictures})
@@ -177,6 +185,8 @@ def evaluate(
         }
         for scale, by_method in results.items()
     }
+    if baseline is not None:
+        means = {scale: {**baseline["scales"][scale], **by_method} for scale, by_method in means.items()}
     summary = {name: statistics.fmean(entry[name] for entry in more) for name in more[0]}
     return {"pictures": len(photos), "scales": means, "extras": summary}, contact_sheet(rows)
 
@@ -212,12 +222,36 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--teacher", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True)
 @click.option("--scales", default="0.5,1,1.5,2,3,4,6", show_default=True, help="Comma-separated.")
 @click.option("--limit", type=int, help="Only the first photographs.")
+@click.option(
+    "--baseline",
+    "earlier",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="report.json of the same photographs and teacher: measures only what depends on the model, half of the work.",
+)
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder for report and sheet.")
-def main(checkpoint: Path, photos: Path, teacher: Path, scales: str, limit: int | None, output: Path | None) -> None:
+def main(
+    checkpoint: Path,
+    photos: Path,
+    teacher: Path,
+    scales: str,
+    limit: int | None,
+    earlier: Path | None,
+    output: Path | None,
+) -> None:
     """Prints a table of CHECKPOINT against the teacher; writes report.json, report.md and sheet.png with -o."""
     files = sorted(file for file in photos.iterdir() if file.suffix in {".webp", ".png", ".jpg"})[:limit]
     values = [float(scale) for scale in scales.split(",")]
-    report, sheet = evaluate(load_checkpoint(checkpoint), Teacher.load(teacher), files, values)
+    baseline = json.loads(earlier.read_text()) if earlier else None
+    if baseline is not None:
+        missing = [f"{scale:g}" for scale in values if f"{scale:g}" not in baseline["scales"]]
+        if missing or baseline["pictures"] != len(files):
+            raise click.BadParameter(
+                f"{earlier} is of {baseline['pictures']} photographs, not {len(files)}, or lacks scales {missing}: "
+                "leave it out, and all is measured",
+                param_hint="--baseline",
+            )
+    model = load_checkpoint(checkpoint)
+    report, sheet = evaluate(model, Teacher.load(teacher), files, values, baseline=baseline)
     click.echo(table(report))
     if output:
         output.mkdir(parents=True, exist_ok=True)

@@ -33,6 +33,7 @@ from infgen_rt.errors import InputError
 from infgen_rt.schema import parse
 from infgen_training.config import TrainConfig
 from infgen_training.data import Batch, LatentCache, Sampler, load_photos
+from infgen_training.drawn import draw_pictures
 from infgen_training.losses import Adversary, perceptual_distance, pyramid_distance
 from infgen_training.optimizer import TRUNK, make_optimizer, set_learning_rate
 from infgen_training.precision import mixed
@@ -43,7 +44,7 @@ _LOSSES = ("l1", "perceptual", "pyramid", "adversarial", "encoder", "round_trip"
 """Columns of the log, after the step."""
 _FIXED = (
     *("preset", "part", "learns", "latent_space", "latent_channels", "warm_start", "optimizer", "adversarial_weight"),
-    *("seed", "shapes", "views", "max_reduction", "recoloured", "exclude"),
+    *("seed", "shapes", "views", "max_reduction", "drawn", "recoloured", "exclude"),
 )
 """Fields that a run keeps: its cache and its state were made for them."""
 _MODELS = ("model", "average")
@@ -287,6 +288,7 @@ def train(
     _check_same_run(config, run / "train.json")
     (run / "train.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
     pictures = load_photos(photos, config.exclude)
+    pictures += draw_pictures(config.drawn, config.seed, pictures)
     cache_file = run / "latents.safetensors"
     if cache_file.exists():
         cache = LatentCache.load(cache_file)
