@@ -72,7 +72,10 @@ def _quality(results: Results, file: Path) -> Path:
 
 def _style(method: Method, cells: tuple[int, int]) -> dict[str, Any]:
     """A colour a method, a marker a latent's size."""
-    return {"color": plt.get_cmap("tab20")(METHODS.index(method)), "marker": "os^D"[(max(cells) // 64) % 4]}
+    return {
+        "color": plt.get_cmap("nipy_spectral", len(METHODS) + 1)(METHODS.index(method)),
+        "marker": "os^D"[(max(cells) // 64) % 4],
+    }
 
 
 def _levels(results: Results) -> list[tuple[Method, Job, float]]:

@@ -68,6 +68,7 @@ METHODS = (
     Method("infgen-rt", "infgen", quality="infgen"),
     Method("infgen-rt", "infgen", quality="infgen", backend="openvino"),
     Method("infgen-rt", "infgen", quality="infgen", backend="openvino", precision="fast"),
+    Method("infgen-rt", "infgen", quality="infgen", backend="torch", full=True),
     Method("infgen-rt, one tile", "infgen", quality="infgen", untiled=True),
     Method("TAEF2 + Lanczos", "graph", "taef2", "teacher + lanczos"),
     Method("TAEF2 + Lanczos", "graph", "taef2", "teacher + lanczos", backend="openvino"),
@@ -87,6 +88,15 @@ METHODS = (
         "vae",
         backend="openvino",
         precision="fast",
+        native=True,
+        heavy=True,
+        full=True,
+    ),
+    Method(
+        "FLUX.2 VAE, tiling, at full size",
+        "diffusers",
+        backend="torch",
+        tiling=True,
         native=True,
         heavy=True,
         full=True,
@@ -124,7 +134,8 @@ class Extent:
         heavy: Those that heavy ones make too.
         viewport: Of which the middle is read.
         start: To which a start is timed, from nothing; of heavy methods if they make pictures of such latents.
-        native: Pixels of the largest picture that peers decode from a latent of its size; heavy ones a quarter of it.
+        native: Pixels of the largest picture that peers decode from a latent of its size; heavy ones a quarter of it,
+            and the rest in tiles.
         repeat: Runs of each; what takes minutes is run once.
         full: Whether methods are measured that are for ``--full`` alone.
     """
@@ -137,12 +148,16 @@ class Extent:
     repeat: int
     full: bool = True
 
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """Those that are measured at all."""
+        return tuple(method for method in METHODS if self.full or not method.full)
+
     def includes(self, method: Method, job: Job) -> bool:
-        """Whether a method makes a picture."""
-        if method.full and not self.full:
-            return False
+        """Whether one of its methods makes a picture."""
         if method.native:  # gigabytes a megapixel
-            return job.pixels <= (self.native // 4 if method.heavy else self.native)
+            whole = job.pixels <= (self.native // 4 if method.heavy else self.native)
+            return not whole and job.pixels <= self.native if method.tiling else whole
         # A picture that is enlarged must be smaller to begin with.
         if method.upscaler and 8 * FACTOR * job.cells[1] > max(job.size):
             return False
@@ -253,7 +268,7 @@ def measure(
     orders = [
         (method, job, _order(method, job, model, threads, folder))
         for job in dict.fromkeys((*extent.heavy, *extent.jobs))
-        for method in METHODS
+        for method in extent.methods
         if extent.includes(method, job)
     ]
     for number in range(extent.repeat):
@@ -265,7 +280,7 @@ def measure(
                 say(f"[{number + 1}/{extent.repeat}] {method.label}: {job}")
                 done[order] = run(order)
             results.runs.setdefault(str(job), {}).setdefault(method.label, []).append(done[order])
-        for method in METHODS:
+        for method in extent.methods:
             if extent.starts(method) and not (number and method.heavy):
                 say(f"[{number + 1}/{extent.repeat}] {method.label}: start")
                 order = _order(method, extent.start, model, threads, folder)

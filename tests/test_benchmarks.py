@@ -86,6 +86,15 @@ def test_results_become_a_table_and_plots(results: suite.Results, tmp_path: Path
     assert all(min(Image.open(file).size) > 300 for file in files)
 
 
+def test_what_does_not_fit_whole_is_decoded_in_tiles_and_no_other_picture() -> None:
+    def sizes(tiling: bool) -> set[tuple[int, int]]:
+        heavy = [method for method in suite.METHODS if method.native and method.heavy and method.tiling == tiling]
+        return {job.size for job in suite.FULL.jobs for method in heavy if suite.FULL.includes(method, job)}
+
+    assert sizes(tiling=False) == {(1024, 1024), (1920, 1080)} and sizes(tiling=True) == {(3840, 2160)}
+    assert not any(method.full for method in suite.QUICK.methods) and set(suite.FULL.methods) == set(suite.METHODS)
+
+
 def test_a_slower_run_is_told_from_noise(results: suite.Results, tmp_path: Path) -> None:
     old, new = tmp_path / "old.json", tmp_path / "new.json"
     results.save(old)
@@ -124,7 +133,7 @@ def test_a_quick_run_measures_every_method(monkeypatch: pytest.MonkeyPatch, tmp_
     result = CliRunner().invoke(benchmarks.__main__.main, ["--quick", "-o", str(tmp_path)])
     assert result.exit_code == 0, result.output
     found = json.loads((tmp_path / "results.json").read_text())
-    assert set(found["runs"][str(job)]) == {method.label for method in suite.METHODS}
+    assert set(found["runs"][str(job)]) == {method.label for method in suite.METHODS if extent.includes(method, job)}
     assert all(entry["seconds"] > 0 for runs in found["runs"][str(job)].values() for entry in runs)
     assert set(found["starts"]) == {method.label for method in suite.METHODS if extent.starts(method)}
     assert all(0.1 < entry["first"] <= entry["finished"] for runs in found["starts"].values() for entry in runs)
