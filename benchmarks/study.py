@@ -184,7 +184,7 @@ def main(
     """Trains every variant of a STUDY from CHECKPOINT for equal steps and prints what each has won."""
     base = TrainConfig(
         part="decoder", steps=steps, warmup=steps // 10, trunk_rest=0, shapes=SHAPES, views=VIEWS, cells=cells,
-        scales=(1.0, 4.0), native_share=0.2, ema=0.98, drawn=0, **RATES[study],
+        scales=(1.0, 4.0), native_share=0.2, ema=0.98, **RATES[study],
     )  # fmt: skip
     kept_out = [file for file in sorted(photos.iterdir()) if file.stem in base.exclude]
     output.mkdir(parents=True, exist_ok=True)

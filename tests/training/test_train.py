@@ -312,7 +312,6 @@ SETTINGS = {
     "warmup": 1,
     "shapes": [[4, 4], [4, 6]],
     "views": 6,
-    "drawn": 0,
     "cells": 32,
     "tile": 4,
     "save_every": 2,
@@ -444,6 +443,13 @@ def test_a_run_that_diverges_stops_and_keeps_what_was_saved(
     assert [file.read_bytes() for file in saved] == before
 
 
+def test_drawn_pictures_join_the_photographs(photos: Path, teacher: Path, start: Path) -> None:
+    assert run(photos, teacher, start, drawn=2, views=40).exit_code == 0
+    views = LatentCache.load(photos.parent / "run" / "latents.safetensors").views
+    assert {view.photo for view in views} == {0, 1, 2, 3}
+    assert run(photos, teacher, start, drawn=2, views=40, steps=4).exit_code == 0
+
+
 def test_a_run_keeps_the_settings_that_its_cache_was_made_with(photos: Path, teacher: Path, start: Path) -> None:
     """With a photograph less, every view after it would show another picture than its latent."""
     folder = photos.parent / "run"
@@ -452,6 +458,7 @@ def test_a_run_keeps_the_settings_that_its_cache_was_made_with(photos: Path, tea
     for changes in (
         {"exclude": ["a"]},
         {"views": 7},
+        {"drawn": 1},
         {"shapes": [[4, 4]]},
         {"optimizer": "adamw"},
         {"seed": 1},

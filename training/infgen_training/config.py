@@ -100,7 +100,7 @@ class TrainConfig:
     )
     views: int = 4_000
     max_reduction: float = 4.0
-    drawn: int = 80
+    drawn: int = 0
     recoloured: float = 0.5
     scales: tuple[float, float] = (0.5, 4.0)
     cells: int = 6 * 1024
