@@ -140,7 +140,7 @@ class Picture:
             return (tile.x + tile.width / 2 - x) ** 2 + (tile.y + tile.height / 2 - y) ** 2
 
         tiles = sorted(self._plan.stages[-1].tiles(self.size.box), key=distance)
-        with closing(self._stage.read_each(tiles, np.uint8)) as pictures:
+        with closing(self._stage.read_each(tiles, np.uint8, waits=False)) as pictures:
             for tile, planes in zip(tiles, pictures, strict=True):
                 yield tile, np.ascontiguousarray(planes.transpose(1, 2, 0))
 

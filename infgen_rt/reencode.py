@@ -26,7 +26,7 @@ def reencoded(stage: Stage, encoding: HaloTiling, engine: Engine) -> Making:
         pixels = stage.grid.pixels_of(window)
         image = np.empty((3, pixels.height, pixels.width), np.float32)
         parts = list(stage.parts(pixels))
-        with closing(stage.read_each(parts, np.float32)) as pictures:
+        with closing(stage.read_each(parts, np.float32, waits=False)) as pictures:
             for part, picture in zip(parts, pictures, strict=True):
                 np.clip(picture, 0.0, 1.0, out=image[:, *part.relative_to(pixels).slices])
                 yield "decode"

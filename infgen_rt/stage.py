@@ -96,10 +96,19 @@ class Stage:
             pixels[:, *part.relative_to(box).slices] = self._read_part(part, tile, number, shared)
         return pixels
 
-    def read_each(self, boxes: Sequence[Box], number: Number) -> Generator[npt.NDArray[Any], None, None]:
+    def read_each(
+        self, boxes: Sequence[Box], number: Number, waits: bool = True
+    ) -> Generator[npt.NDArray[Any], None, None]:
         """What `read` gives for each box, in order; where the plan has several workers, so many are read at a time.
 
         They read ahead of who takes the results, by one box each. To stop them, close the iterator.
+
+        Args:
+            boxes: in pixels.
+            number: kind of the numbers.
+            waits: whether closing it waits for what is being read. Not where it is held in a generator that may be left
+                in the middle: the garbage collector closes that one anywhere, in the middle of a thread's start
+                perhaps, which holds the lock that joining the workers would take.
         """
         workers = min(self._workers, len(boxes))
         if workers < 2:
@@ -110,18 +119,17 @@ class Stage:
         # In this thread: the making of a latent may itself have workers.
         for _ in self.prepare():
             pass
-        with ThreadPoolExecutor(workers, "infgen-tile") as pool:
-            ahead: deque[Future[npt.NDArray[Any]]] = deque()
-            try:
-                for box in boxes:
-                    ahead.append(pool.submit(copy_context().run, self.read, box, number, shared=True))
-                    if len(ahead) > workers:
-                        yield ahead.popleft().result()
-                while ahead:
+        pool = ThreadPoolExecutor(workers, "infgen-tile")
+        ahead: deque[Future[npt.NDArray[Any]]] = deque()
+        try:
+            for box in boxes:
+                ahead.append(pool.submit(copy_context().run, self.read, box, number, shared=True))
+                if len(ahead) > workers:
                     yield ahead.popleft().result()
-            finally:
-                for future in ahead:
-                    future.cancel()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(waits, cancel_futures=True)
 
     def parts(self, box: Box) -> Iterator[Box]:
         """What a box is decoded in; see `StagePlan.parts`."""

@@ -13,6 +13,8 @@ import infgen_rt
 from infgen_rt.bundle import Bundle
 from infgen_rt.engine import Engine, cores
 from infgen_rt.gate import Gate
+from infgen_rt.geometry import Box
+from infgen_rt.stage import Stage
 
 from . import tiny
 
@@ -231,3 +233,31 @@ def test_a_gate_lets_in_so_many_or_one(alone: bool) -> None:
     for thread in threads:
         thread.join()
     assert inside == 0 and 1 < most <= 3
+
+
+@pytest.mark.parametrize("stages", [None, (2, 1.5)])
+def test_what_is_left_in_the_middle_is_closed_without_waiting(
+    parallel: infgen_rt.Decoder, monkeypatch: pytest.MonkeyPatch, stages: tuple[float, ...] | None
+) -> None:
+    """The garbage collector may close it while its thread holds what the end of another one needs."""
+    picture = parallel.picture(LATENT, SIZE, tile=256, stages=stages)
+    left = picture._stage.prepare() if stages else picture.tiles(start=(0, 0))
+    blocked, free, read = threading.Event(), threading.Event(), Stage.read
+
+    def slow(stage: Stage, box: Box, *options: Any, **named: Any) -> Any:
+        if (box.x, box.y) != (0, 0):
+            blocked.set()
+            assert free.wait(60)
+        return read(stage, box, *options, **named)
+
+    monkeypatch.setattr(Stage, "read", slow)
+    while next(left) == "prefill":  # what is decoded first is given, and more of it is under way then
+        pass
+    assert blocked.wait(60)
+    closing = threading.Thread(target=left.close if stages is None else picture._stage._context.let_go)
+    closing.start()
+    closing.join(10)
+    stuck = closing.is_alive()
+    free.set()
+    closing.join()
+    assert not stuck
