@@ -224,7 +224,6 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--limit", type=int, help="Only the first photographs.")
 @click.option(
     "--baseline",
-    "earlier",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="report.json of the same photographs and teacher: measures only what depends on the model, half of the work.",
 )
@@ -235,23 +234,23 @@ def main(
     teacher: Path,
     scales: str,
     limit: int | None,
-    earlier: Path | None,
+    baseline: Path | None,
     output: Path | None,
 ) -> None:
     """Prints a table of CHECKPOINT against the teacher; writes report.json, report.md and sheet.png with -o."""
     files = sorted(file for file in photos.iterdir() if file.suffix in {".webp", ".png", ".jpg"})[:limit]
     values = [float(scale) for scale in scales.split(",")]
-    baseline = json.loads(earlier.read_text()) if earlier else None
-    if baseline is not None:
-        missing = [f"{scale:g}" for scale in values if f"{scale:g}" not in baseline["scales"]]
-        if missing or baseline["pictures"] != len(files):
+    earlier = json.loads(baseline.read_text()) if baseline else None
+    if earlier is not None:
+        missing = [f"{scale:g}" for scale in values if f"{scale:g}" not in earlier["scales"]]
+        if missing or earlier["pictures"] != len(files):
             raise click.BadParameter(
-                f"{earlier} is of {baseline['pictures']} photographs, not {len(files)}, or lacks scales {missing}: "
+                f"{baseline} is of {earlier['pictures']} photographs, not {len(files)}, or lacks scales {missing}: "
                 "leave it out, and all is measured",
                 param_hint="--baseline",
             )
     model = load_checkpoint(checkpoint)
-    report, sheet = evaluate(model, Teacher.load(teacher), files, values, baseline=baseline)
+    report, sheet = evaluate(model, Teacher.load(teacher), files, values, baseline=earlier)
     click.echo(table(report))
     if output:
         output.mkdir(parents=True, exist_ok=True)
