@@ -105,7 +105,7 @@ METHODS = (
     Method(
         "TAEF2 + Real-ESRGAN's network", "graph", "taef2", backend="openvino", upscaler="esrgan", heavy=True, full=True
     ),
-    Method("FLUX.2 VAE + Real-ESRGAN's network", "graph", "vae", upscaler="esrgan", heavy=True),
+    Method("FLUX.2 VAE + Real-ESRGAN's network", "graph", "vae", upscaler="esrgan", heavy=True, full=True),
 )
 
 
