@@ -2,40 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from infgen_export.checkpoint import load_checkpoint
 from infgen_export.model import Grid
+from infgen_export.work import context_work, multiply_adds
 from infgen_training.teacher import Teacher
 
 CELLS = 32
+SCALES = (1, 2, 4)
 
 
-def multiply_adds(run: Callable[[], object]) -> float:
-    """Multiply-adds of the matrix products and convolutions of a call; element-wise work is not counted."""
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        run()
-    return float(counter.get_total_flops()) / 2
-
-
-def decoder_cost(checkpoint: Path) -> dict[str, float]:
-    """Multiply-adds of the context a cell, of decode a pixel at scale 4, and the largest scale that is decoded."""
-    model = load_checkpoint(checkpoint)
+def decoder_cost(checkpoint: Path) -> dict[str, dict[str, float]]:
+    """Multiply-adds by scale: of the context a cell, of decode a pixel, and of both together a pixel."""
+    model, costs = load_checkpoint(checkpoint), {}
     latent = torch.zeros(1, model.config.latent_channels, CELLS, CELLS)
-    with torch.inference_mode():
-        context = model.context(latent)
-    side = 32 * CELLS
-    grid = Grid.whole((CELLS, CELLS), (side, side))
-    return {
-        "context": multiply_adds(lambda: model.context(latent)) / CELLS**2,
-        "decode": multiply_adds(lambda: model.decode(context, grid)) / side**2,
-        "largest scale": model.config.scale_range[1],
-    }
+    for scale in SCALES:
+        enlargement = model.config.enlargement_for((scale, scale))
+        with torch.inference_mode():
+            context = model.context(latent, enlargement)
+        side = model.config.PATCH * CELLS * scale
+        grid = Grid.whole((CELLS, CELLS), (side, side))
+        made = context_work(model, enlargement)
+        decode = multiply_adds(partial(model.decode, context, grid, enlargement)) / side**2
+        costs[str(scale)] = {"context": made, "decode": decode, "pixel": made * CELLS**2 / side**2 + decode}
+    return costs
 
 
 @click.command()
@@ -51,23 +46,20 @@ def main(checkpoint: Path, teacher: Path | None) -> None:
     for name, part in model.named_children():
         parameters = sum(p.numel() for p in part.parameters())
         click.echo(f"{name}: {parameters / 1e6:.2f} M parameters")
+    for scale, cost in decoder_cost(checkpoint).items():
+        click.echo(
+            f"scale {scale}: {cost['pixel'] / 1e3:.1f} thousand multiply-adds a pixel: the context "
+            f"{cost['context'] / 1e6:.2f} M a cell, decode {cost['decode'] / 1e3:.1f} thousand a pixel"
+        )
     latent = torch.zeros(1, model.config.latent_channels, CELLS, CELLS)
-    with torch.inference_mode():
-        context = model.context(latent)
-    click.echo(f"context: {multiply_adds(lambda: model.context(latent)) / CELLS**2 / 1e6:.2f} M multiply-adds a cell")
-    for scale in (1, 2, 4):
-        side = 8 * CELLS * scale
-        grid = Grid.whole((CELLS, CELLS), (side, side))
-        cost = multiply_adds(lambda grid=grid: model.decode(context, grid)) / side**2  # type: ignore[misc]
-        click.echo(f"decode at scale {scale}: {cost / 1e3:.1f} thousand multiply-adds a pixel")
     image = torch.zeros(1, 3, 8 * CELLS, 8 * CELLS)
-    cost = multiply_adds(lambda: model.encode(image)) / (8 * CELLS) ** 2
-    click.echo(f"encode: {cost / 1e3:.1f} thousand multiply-adds a pixel")
+    encode = multiply_adds(lambda: model.encode(image)) / (8 * CELLS) ** 2
+    click.echo(f"encode: {encode / 1e3:.1f} thousand multiply-adds a pixel")
     if teacher:
         pair = Teacher.load(teacher)
         for name, run in (("decoder", lambda: pair.decode(latent)), ("encoder", lambda: pair.encode(image))):
-            cost = multiply_adds(run) / (8 * CELLS) ** 2
-            click.echo(f"teacher's {name}: {cost / 1e3:.1f} thousand multiply-adds a pixel")
+            work = multiply_adds(run) / (8 * CELLS) ** 2
+            click.echo(f"teacher's {name}: {work / 1e3:.1f} thousand multiply-adds a pixel")
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ from typing import Any
 from .errors import BundleError
 from .schema import SchemaError, parse
 
-FORMAT = 3
-# Format 1 had no refine, format 2 no statistics.
-_READABLE = (1, 2, FORMAT)
+FORMAT = 4
+# Format 1 had no refine, format 2 no statistics, format 3 no enlargements.
+_READABLE = (1, 2, 3, FORMAT)
 MANIFEST = "manifest.json"
 DEFAULT_BUNDLE = Path(__file__).parent / "model"
 
@@ -39,6 +39,27 @@ class Halo:
     encode_pixels: int
     refine: int = 0
     prefill: int = 0
+
+
+@dataclass(frozen=True)
+class Enlargement:
+    """A context for pictures up to a scale: how much larger than the latent's own size the picture in it is.
+
+    Attributes:
+        factor: how many times, which is the largest scale that it is for; None if it is for all.
+        channels: of the context.
+        halo: cells beyond a cell whose features its context depends on.
+        work: multiply-adds a cell of prefill and refine; 0 if that was not counted.
+    """
+
+    factor: int | None
+    channels: int
+    halo: int
+    work: int = 0
+
+    def graph(self, kind: str) -> str:
+        """The name of its graph of a kind, `refine` or `decode`."""
+        return kind if self.factor is None else f"{kind}{self.factor}"
 
 
 @dataclass(frozen=True)
@@ -82,10 +103,10 @@ class FixedShape:
 class Recipe:
     """One export of the model.
 
-    `graphs` maps prefill, decode, and if there are any statistics, refine and encode, to a file or a folder of files.
-    Without refine, prefill's features are the context; without statistics, it sees the whole latent. `memory` is None
-    where the graphs were not run in their own runtime.
-    `shapes` are the only ones that decode and encode take; any if there are none.
+    `graphs` maps prefill, decode, and if there are any statistics, refine and encode, to a file or a folder of files;
+    refine and decode of a model with enlargements have their factor behind their name. Without refine, prefill's
+    features are the context; without statistics, it sees the whole latent. `memory` is None where the graphs were not
+    run in their own runtime. `shapes` are the only ones that decode and encode take; any if there are none.
     """
 
     name: str
@@ -122,6 +143,7 @@ class Manifest:
     format: int = FORMAT
     feature_channels: int | None = None
     moments: tuple[int, int] | None = None
+    enlargements: tuple[Enlargement, ...] = ()
 
     def __post_init__(self) -> None:
         """Check what types alone cannot say.
@@ -135,10 +157,14 @@ class Manifest:
             if info.bytes < 0 or not re.fullmatch(r"[0-9a-f]{64}", info.sha256):
                 raise BundleError(f"manifest: file {name!r} has no valid sha256 and length")
         for recipe in self.recipes:
-            missing = {"prefill", "decode"} - recipe.graphs.keys()
+            missing = {"prefill", *(each.graph("decode") for each in self.contexts)} - recipe.graphs.keys()
             if missing:
                 raise BundleError(f"manifest: recipe {recipe.name!r} lacks the graph {min(missing)!r}")
-            if "refine" in recipe.graphs and not self.feature_channels:
+            if refines := sum(each.graph("refine") in recipe.graphs for each in self.contexts):
+                missing = {each.graph("refine") for each in self.contexts} - recipe.graphs.keys()
+                if missing:
+                    raise BundleError(f"manifest: recipe {recipe.name!r} lacks the graph {min(missing)!r}")
+            if refines and not self.feature_channels:
                 raise BundleError(f"manifest: recipe {recipe.name!r} refines, and 'feature_channels' is missing")
             if "statistics" in recipe.graphs and not (self.moments and min(self.moments) > 0):
                 raise BundleError(
@@ -147,11 +173,16 @@ class Manifest:
             for name in recipe.graphs.values():
                 if not self.files_of(name):
                     raise BundleError(f"manifest: recipe {recipe.name!r} names {name!r}, which is not in 'files'")
-        counts = (self.latent_channels, self.context_channels, self.patch, self.scale_range[0])
+        factors = [each.factor for each in self.enlargements]
+        if None in factors or factors != sorted(set(factors), key=lambda factor: factor or 0):
+            raise BundleError(f"manifest: enlargements must have rising factors, not {factors}")
+        channels = min(each.channels for each in self.contexts)
+        counts = (self.latent_channels, channels, self.patch, self.scale_range[0], *(f or 0 for f in factors))
         ranges = (self.scale_range, self.shapes.latent, self.shapes.context, self.shapes.tokens)
         if min(counts) <= 0 or any(low > high for low, high in ranges):
             raise BundleError("manifest: channels, patch and scale must be above 0 and ranges ascend")
-        if min(self.halo.tokens, self.halo.encode_pixels, self.halo.refine, self.halo.prefill) < 0 or (
+        halos = (each.halo for each in self.contexts)
+        if min(self.halo.tokens, self.halo.encode_pixels, self.halo.prefill, *halos) < 0 or (
             self.halo.cells is not None and self.halo.cells < 0
         ):
             raise BundleError("manifest: halos must not be negative")
@@ -189,8 +220,8 @@ class Manifest:
         precision, graphs = next(
             ((each.precision, each.graphs) for each in self.recipes if each.name == recipe), ("", {})
         )
-        for graph in ("statistics", "prefill", "refine", "decode"):
-            if graph in ("statistics", "refine") and graph not in graphs:
+        for graph in graphs:
+            if graph == "encode":
                 continue
             try:
                 entry = next(e for e in self.verification if e["recipe"] == recipe and e["graph"] == graph)
@@ -200,7 +231,17 @@ class Manifest:
                 found.append(float(min(check["psnr"] for check in entry["checks"]) if native is None else native))
             except (StopIteration, KeyError, TypeError, ValueError, AttributeError):  # other exporters, other words
                 return None
-        return min(found)
+        return min(found, default=None)
+
+    @property
+    def contexts(self) -> tuple[Enlargement, ...]:
+        """Its enlargements by rising factor, or the one context that a model without any has for all scales."""
+        return self.enlargements or (Enlargement(None, self.context_channels, self.halo.refine),)
+
+    def context_for(self, scale: tuple[float, float]) -> Enlargement:
+        """The least enlargement that a scale (vertical, horizontal) is not beyond, or the largest there is."""
+        able = (each for each in self.contexts if each.factor is None or max(scale) <= each.factor + 1e-6)
+        return next(able, self.contexts[-1])
 
     @property
     def encode_halo(self) -> int:

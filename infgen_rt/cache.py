@@ -22,6 +22,11 @@ class TileCache(Generic[K, V]):
         self._tiles: OrderedDict[K, tuple[V, int]] = OrderedDict()
         self._lock = Lock()
 
+    def allow(self, capacity: int) -> None:
+        """Keep up to so many bytes, if that is more than before."""
+        with self._lock:
+            self._capacity = max(self._capacity, capacity)
+
     def holds(self, tiles: Iterable[K]) -> bool:
         """Whether all of some tiles are here."""
         with self._lock:

@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from .backends import Values
+from .bundle import Enlargement
 from .cache import TileCache
 from .engine import Engine
 from .geometry import Box
@@ -49,7 +50,7 @@ class ContextPlan:
 
 
 class Context:
-    """[1, D, h, w], of which parts are cut out as from an array; serves several threads, which share the work.
+    """A latent's contexts, one an enlargement, of which parts are cut out; threads share the work.
 
     What the whole latent has to be seen for is computed the first time that any of it is wanted, the rest tile by tile.
 
@@ -68,8 +69,9 @@ class Context:
         self._latent: FloatArray | None = None
         self._moments: FloatArray | None = None
         self._lock = Lock()
-        self._planned: ContextPlan | None = None
-        self._tiles: TileCache[Box, Values] = TileCache(0)
+        self._planned: dict[Enlargement, ContextPlan] = {}
+        # One for all, or those of a picture and of its preview would together be more than either was planned with.
+        self._tiles: TileCache[tuple[Enlargement, Box], Values] = TileCache(0)
         self._tile_lock = Lock()
         engine.lends_to(self)
 
@@ -78,15 +80,18 @@ class Context:
         self._tiles.clear()
         self._making = self._work = self._features = self._latent = self._moments = None
 
-    @property
-    def planned(self) -> ContextPlan | None:
-        """How it is made, by the plan of the first picture; None if prefill gives it whole."""
-        return self._planned
+    def planned(self, enlargement: Enlargement) -> ContextPlan | None:
+        """How that of an enlargement is made, by the first picture with it; None if there is none, or prefill makes it."""
+        return self._planned.get(enlargement)
 
-    def plan(self, plan: ContextPlan | None) -> None:
-        """Say how it is made, before any part of it is wanted; what was said first stays."""
-        if self._planned is None and plan is not None:
-            self._tiles, self._planned = TileCache(plan.cache), plan
+    def plan(self, plan: ContextPlan | None, enlargement: Enlargement) -> None:
+        """Say how one is made, before any part of it is wanted; what was said first stays.
+
+        The first plan of all says how statistics are gathered, which all of them are made with.
+        """
+        if plan is not None and enlargement not in self._planned:
+            self._tiles.allow(plan.cache)
+            self._planned[enlargement] = plan
 
     def prepare(self) -> Iterator[Step]:
         """Do what is left to do before the first tile, yielding after each step but the last, which is a prefill.
@@ -97,40 +102,36 @@ class Context:
         while (step := self._advance()) is not None:
             yield step
 
-    def __getitem__(self, index: tuple[slice, slice, slice, slice]) -> Values:
-        """A part of it, where the backend computes; all channels of the cells that the last two slices tell."""
+    def read(self, box: Box, enlargement: Enlargement) -> Values:
+        """All channels [1, D, h, w] of some cells, where the backend computes."""
         for _ in self.prepare():
             pass
         self._engine.check_open()
-        if self._planned is None:
+        plan = self._planned.get(enlargement)
+        if plan is None:
             assert self._features is not None
-            part: Values = self._features[index]
+            part: Values = self._features[:, :, *box.slices]
             return part
-        rows, columns = index[2:]
-        box = Box(columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
-        tiles = self._planned.tiles.tiling.touching(box)
         rows_of_parts = [
-            [self._tile(tile)[:, :, *tile.intersect(box).relative_to(tile).slices] for tile in row]
-            for _, row in groupby(tiles, key=lambda tile: tile.y)
+            [self._tile(tile, plan, enlargement)[:, :, *tile.intersect(box).relative_to(tile).slices] for tile in row]
+            for _, row in groupby(plan.tiles.tiling.touching(box), key=lambda tile: tile.y)
         ]
         if len(rows_of_parts) == len(rows_of_parts[0]) == 1:
             return cast(Values, rows_of_parts[0][0])
         return cast(Values, _joined([_joined(parts, axis=3) for parts in rows_of_parts]))
 
-    def _tile(self, tile: Box) -> Values:
-        assert self._planned is not None
+    def _tile(self, tile: Box, plan: ContextPlan, enlargement: Enlargement) -> Values:
         with self._tile_lock:
-            context = self._tiles.get(tile)
+            context = self._tiles.get((enlargement, tile))
             if context is None:
-                window = self._planned.tiles.window_of(tile)
-                context = _cut(self._engine.refine(self._features_of(window)), tile, window)
-                self._tiles.put(tile, context, _FLOAT * prod(context.shape))
+                window = plan.tiles.window_of(tile)
+                features = self._features_of(window, plan.tiles.tiling.box)
+                context = _cut(self._engine.refine(features, enlargement), tile, window)
+                self._tiles.put((enlargement, tile), context, _FLOAT * prod(context.shape))
             return context
 
-    def _features_of(self, window: Box) -> Values:
-        """The features of some cells."""
-        assert self._planned is not None
-        cells = self._planned.tiles.tiling.box
+    def _features_of(self, window: Box, cells: Box) -> Values:
+        """The features of some of the latent's cells."""
         if self._features is not None:
             return _cut(self._features, window, cells)
         assert self._latent is not None
@@ -152,7 +153,7 @@ class Context:
 
     def _compute(self, making: Callable[[], Making]) -> Iterator[Step]:
         latent = yield from making()
-        gathering = self._planned.gathering if self._planned else None
+        gathering = next((plan.gathering for plan in self._planned.values()), None)
         if gathering is None:
             self._features = self._engine.prefill(latent)
         else:

@@ -157,17 +157,19 @@ class Decoder:
             budget=self._budget,
             tile=tile,
             scales=scales,
-            context=context.planned,
+            made=context.planned,
             workers=self._engine.workers,
         )
-        context.plan(plan.stages[0].context)
+        for each in plan.stages:
+            self._engine.load_for(each.enlargement)
+        context.plan(plan.stages[0].context, plan.stages[0].enlargement)
         _warn_of_scale(grids, self.manifest, native, plan.stages[0].decoded != grids[0])
         if plan.encodings:
             self._engine.load("encode")
         stage = Stage(context, plan.stages[0], self._engine, plan.cache, plan.workers)
         for encoding, each in zip(plan.encodings, plan.stages[1:], strict=True):
             later = Context(partial(reencoded, stage, encoding, self._engine), self._engine)
-            later.plan(each.context)
+            later.plan(each.context, each.enlargement)
             stage = Stage(later, each, self._engine, plan.cache, plan.workers)
         return Picture(stage, plan, partial(self._picture, context, cells, native, tile))
 

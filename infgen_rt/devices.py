@@ -36,7 +36,7 @@ class Fact:
 
     def order(self) -> tuple[bool, float]:
         """Sorts what is usable first, the fastest of it first, in an order that is otherwise kept."""
-        return self.problem is not None, float("inf") if self.speed is None else self.speed.decode
+        return self.problem is not None, float("inf") if self.speed is None else self.speed.typical
 
     def __str__(self) -> str:
         where = self.backend if self.device is None else f"{self.backend} {self.device} ({self.device_name})"

@@ -10,7 +10,7 @@ from weakref import WeakSet
 import numpy as np
 
 from .backends import Options, Session, Values
-from .bundle import Bundle
+from .bundle import Bundle, Enlargement
 from .cancellation import current
 from .choice import Candidate, Survey
 from .errors import DecodeError, InfGenWarning
@@ -21,9 +21,9 @@ from .grid import fill
 from .memory import give_back
 from .pixels import DevicePixels, FloatArray
 
+_SHARED = "shared "
 # Runs for every tile: working memory is better left to it than to the other graphs.
 _KEPT = "decode"
-_SHARED = "shared decode"
 
 V = TypeVar("V", bound=Values)
 
@@ -69,9 +69,11 @@ class Engine:
         # A run with all threads is alone: two at once would only double the memory.
         self._gate = Gate(self.workers)
         self._lock = Lock()
-        for graph in ("statistics", "prefill", "refine", "decode"):
+        for graph in ("statistics", "prefill"):
             if graph in self.recipe.graphs:
                 self.load(graph)
+        if not self.manifest.enlargements:
+            self.load_for(self.manifest.contexts[0])
 
     def load(self, graph: str) -> None:
         """Load a graph of the recipe, if it is not there yet.
@@ -82,9 +84,16 @@ class Engine:
         """
         self._load(graph, graph, self._threads)
 
-    def load_shared(self) -> None:
+    def load_for(self, enlargement: Enlargement) -> None:
+        """Load what makes a context and decodes it; raises what `load` does."""
+        for graph in map(enlargement.graph, ("refine", "decode")):
+            if graph in self.recipe.graphs:
+                self.load(graph)
+
+    def load_shared(self, enlargement: Enlargement) -> None:
         """Load decode for runs with a thread each; raises what `load` does."""
-        self._load(_SHARED, "decode", 1)
+        graph = enlargement.graph("decode")
+        self._load(_SHARED + graph, graph, 1)
 
     def _load(self, key: str, graph: str, threads: int | None) -> None:
         with self._lock:
@@ -92,7 +101,7 @@ class Engine:
                 return
             self.check_open()
             backend, device = self._candidate.backend, self._candidate.device
-            keep, cache = graph == _KEPT, writable_cache(backend.name)
+            keep, cache = graph.startswith(_KEPT), writable_cache(backend.name)
             options = Options(device.id, self._candidate.arithmetic, threads, keep, cache)
             files = self._bundle.read_graph(self.recipe.graphs[graph])
             self._sessions[key] = backend.load(graph, files, options)
@@ -105,7 +114,7 @@ class Engine:
     @property
     def refines(self) -> bool:
         """Whether features are refined to a context; else they are it."""
-        return "refine" in self.recipe.graphs
+        return any(each.graph("refine") in self.recipe.graphs for each in self.manifest.contexts)
 
     def statistics(self, latent: FloatArray, inner: Box | None = None, known: FloatArray | None = None) -> FloatArray:
         """Moments of a latent, or of a part of one.
@@ -139,29 +148,37 @@ class Engine:
             latent: the whole, or with moments any part; sees no further than the manifest's halo.
             moments: of the whole latent, float32 [2, blocks, groups], if the recipe has a graph for them.
         """
-        channels = self.manifest.feature_channels if self.refines else self.manifest.context_channels
+        channels = self.manifest.feature_channels if self.refines else self.manifest.contexts[0].channels
         name = "features" if self.refines else "context"
         inputs = {"latent": latent[None]} | ({} if moments is None else {"moments": moments})
         features = self._run("prefill", inputs, name, (1, channels or 0, *latent.shape[1:]))
         return self._finite(features, lambda exact: exact.prefill(latent, moments))
 
-    def refine(self, features: Values) -> Values:
-        """Features [1, F, h, w] to context [1, D, h, w]; sees no further than the manifest's halo."""
+    def refine(self, features: Values, enlargement: Enlargement) -> Values:
+        """Features [1, F, h, w] to context [1, D, h, w]; sees no further than the enlargement's halo."""
         if not self.refines:
             return features
-        expected = (1, self.manifest.context_channels, *features.shape[2:])
-        context = self._run("refine", {"features": features}, "context", expected)
-        return self._finite(context, lambda exact: exact.refine(features))
+        expected = (1, enlargement.channels, *features.shape[2:])
+        context = self._run(enlargement.graph("refine"), {"features": features}, "context", expected)
 
-    def context(self, latent: FloatArray) -> Values:
+        def again(exact: Engine) -> Values:
+            exact.load_for(enlargement)
+            return exact.refine(features, enlargement)
+
+        return self._finite(context, again)
+
+    def context(self, latent: FloatArray, enlargement: Enlargement) -> Values:
         """All of a latent's context at once: [1, D, h, w]."""
-        return self.refine(self.prefill(latent, self.statistics(latent) if self.gathers else None))
+        return self.refine(self.prefill(latent, self.statistics(latent) if self.gathers else None), enlargement)
 
-    def decode(self, inputs: Mapping[str, Any], shared: bool = False) -> FloatArray | DevicePixels:
+    def decode(
+        self, inputs: Mapping[str, Any], enlargement: Enlargement, shared: bool = False
+    ) -> FloatArray | DevicePixels:
         """Run decode.
 
         Args:
             inputs: as in the graph contract.
+            enlargement: that of the context among them.
             shared: with one thread, beside others that do the same; after `load_shared`.
 
         Returns:
@@ -172,8 +189,14 @@ class Engine:
         rows, columns = patch * len(inputs["token_y"]), patch * len(inputs["token_x"])
         filled = self._filled(inputs)
         expected = (1, 3, patch * len(filled["token_y"]), patch * len(filled["token_x"]))
-        image: FloatArray | DevicePixels = self._run(_SHARED if shared else "decode", filled, "image", expected)[0]
-        return self._finite(image[:, :rows, :columns], lambda exact: exact.decode(inputs))
+        graph = (_SHARED if shared else "") + enlargement.graph("decode")
+        image: FloatArray | DevicePixels = self._run(graph, filled, "image", expected)[0]
+
+        def again(exact: Engine) -> FloatArray | DevicePixels:
+            exact.load_for(enlargement)
+            return exact.decode(inputs, enlargement)
+
+        return self._finite(image[:, :rows, :columns], again)
 
     def encode(self, image: FloatArray) -> FloatArray:
         """Image [3, patch * h, patch * w] in [0, 1] to latent [C, h, w]; sees no further than the manifest's halo."""
@@ -246,7 +269,7 @@ class Engine:
         return inputs
 
     def _run(self, kind: str, inputs: Mapping[str, Any], output: str, expected: tuple[int, ...]) -> Values:
-        with self._gate.enter(alone=kind != _SHARED):
+        with self._gate.enter(alone=not kind.startswith(_SHARED)):
             self.check_open()
             cancellation = current()
             cancellation.check()
@@ -256,7 +279,7 @@ class Engine:
                 # A run that was interrupted fails, in words of the backend's own.
                 cancellation.check()
                 raise
-        if kind not in (_KEPT, _SHARED):
+        if not kind.removeprefix(_SHARED).startswith(_KEPT):
             give_back()
         shapes = {name: result.shape for name, result in results.items()}
         if shapes != {output: expected}:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .backends import Croppable
+from .backends import Values
 from .geometry import Box, Size
 from .pixels import FloatArray
 
@@ -83,18 +83,16 @@ class Grid:
         )
         return Size(*(min(most, cells) for most, cells in zip(reach, self.cells, strict=True)))
 
-    def decode_inputs(self, context: Croppable, tokens: Box, radius: float | None) -> dict[str, Any]:
+    def decode_inputs(self, crop: Values, cells: Box, tokens: Box) -> dict[str, Any]:
         """Inputs of the decode graph for a box of tokens.
 
         Args:
-            context: of the whole latent, [1, D, h, w]; a crop of it stays where it is.
+            crop: [1, D, h, w], the context of the cells; it stays where it is.
+            cells: those that `context_of` tells for the tokens.
             tokens: the tokens to decode, halo included.
-            radius: how far from its centre a token looks, in cells; None for the whole latent.
         """
-        cells = self.context_of(tokens, radius)
         key_y, key_x = self.cell_centres(cells)
         token_y, token_x = self.token_centres(tokens)
-        crop = context[:, :, *cells.slices]
         return {
             "context": np.ascontiguousarray(crop) if isinstance(crop, np.ndarray) else crop,
             "key_y": key_y,
@@ -156,5 +154,6 @@ def _cells_near(start: int, stop: int, step: float, radius: float, limit: int) -
 
 
 def _reach(step: float, radius: float) -> float:
-    # Bilinear samples at a token's centre and anywhere under it reach up to a cell further, whatever the radius.
-    return max(radius, step / 2 + 1.0)
+    # Whatever the radius, samples are taken anywhere under a token: bilinear ones reach up to a cell further, those of
+    # Lanczos three pixels, of which a token has eight.
+    return max(radius, step / 2 + max(1.0, 3 / 8 * step))

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from . import backends
-from .bundle import Bundle
+from .bundle import Bundle, Enlargement
 from .choice import LEAST_PSNR, Candidate, Precision, Speed
 from .engine import Engine
 from .errors import InfGenWarning
@@ -163,17 +163,22 @@ def _run(bundle: Bundle, candidate: Candidate, threads: int | None) -> tuple[Flo
     halo = manifest.halo.tokens
     engine = Engine(bundle, candidate, threads)
     largest = LARGEST_TILE if engine.workers == 1 else LARGEST_SHARED_TILE
+    # Its context is the least there is, of which others are reckoned: see `plan.estimate_seconds`.
+    enlargement = manifest.contexts[0]
     largest = min([largest, *(min(shape.tokens) - 2 * halo for shape in candidate.recipe.shapes)])
     tokens = Size(largest, largest).box
     # Towards the rest of the picture the tile has no halo: its last pixels are not what any tiling gives.
     final = manifest.patch * (largest if tokens == grid.tokens.box else max(1, largest - halo))
     try:
-        inputs = grid.decode_inputs(engine.context(latent), tokens, manifest.halo.cells)
-        image = fetch(engine.decode(inputs)[:, :final, :final], np.float32)
+        engine.load_for(enlargement)
+        cells = grid.context_of(tokens, manifest.halo.cells)
+        crop = engine.context(latent, enlargement)[:, :, *cells.slices]
+        inputs = grid.decode_inputs(crop, cells, tokens)
+        image = fetch(engine.decode(inputs, enlargement)[:, :final, :final], np.float32)
         megapixels, kilocells = tokens.size.area * manifest.patch**2 / 1e6, _CELLS**2 / 1e3
-        decode = _seconds(partial(_decode_each, engine, inputs), _RUNS) / megapixels / engine.workers
-        # Once: these are for estimates, and choose nothing.
-        context = _seconds(lambda: engine.context(latent)) / kilocells
+        decode = _seconds(partial(_decode_each, engine, inputs, enlargement), _RUNS) / megapixels / engine.workers
+        context = _seconds(lambda: engine.context(latent, enlargement), _RUNS) / kilocells
+        # Once: this is for estimates, and chooses nothing.
         encode = None
         if "encode" in candidate.recipe.graphs and not candidate.recipe.shapes:
             engine.load("encode")
@@ -185,14 +190,14 @@ def _run(bundle: Bundle, candidate: Candidate, threads: int | None) -> tuple[Flo
     return image, Speed(decode, context, encode)
 
 
-def _decode_each(engine: Engine, inputs: Mapping[str, Any]) -> None:
+def _decode_each(engine: Engine, inputs: Mapping[str, Any], enlargement: Enlargement) -> None:
     """A tile for each of the engine's workers, all at a time."""
     if engine.workers == 1:
-        engine.decode(inputs)
+        engine.decode(inputs, enlargement)
         return
-    engine.load_shared()
+    engine.load_shared(enlargement)
     with ThreadPoolExecutor(engine.workers) as pool:
-        list(pool.map(lambda _: engine.decode(inputs, shared=True), range(engine.workers)))
+        list(pool.map(lambda _: engine.decode(inputs, enlargement, shared=True), range(engine.workers)))
 
 
 def _seconds(run: Callable[[], object], count: int = 1) -> float:

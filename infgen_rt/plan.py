@@ -1,11 +1,11 @@
 """Planning: from sizes and a memory budget to tiles, before anything runs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import ceil
 
-from .bundle import Manifest, Recipe
+from .bundle import Enlargement, Manifest, Recipe
 from .choice import Choice, Speed
 from .context import ContextPlan
 from .errors import PlanError
@@ -44,6 +44,7 @@ class StagePlan:
     Attributes:
         grid: the stage's geometry.
         tiling: of its picture, in tokens.
+        enlargement: what the context is refined for.
         context: how the latent's is made; None if prefill gives it whole.
         scales: the smallest and the largest scale that are decoded; beyond them, that picture is resampled. None for
             any.
@@ -51,6 +52,7 @@ class StagePlan:
 
     grid: Grid
     tiling: Tiling
+    enlargement: Enlargement
     context: ContextPlan | None = None
     scales: tuple[float, float] | None = None
 
@@ -83,7 +85,7 @@ class StagePlan:
         return f"latent {self.grid.cells}{parts} {way}-> picture {self.grid.picture}, {tiles}"
 
     def resized(self, picture: Size) -> "StagePlan":
-        """The plan for the same latent at another size, with tiles that are no larger."""
+        """The plan for the same latent at another size, of the same context, with tiles that are no larger."""
         grid = Grid(self.grid.cells, picture, self.grid.patch)
         return replace(self, grid=grid, tiling=Tiling.of(grid.tokens, self.tile))
 
@@ -169,7 +171,7 @@ def make_plan(
     budget: int,
     tile: int | None = None,
     scales: tuple[float, float] | None = None,
-    context: ContextPlan | None = None,
+    made: Callable[[Enlargement], ContextPlan | None] = lambda _: None,
     workers: int = 1,
 ) -> Plan:
     """Plan one decode.
@@ -184,7 +186,7 @@ def make_plan(
             stages, tiles of twice the side are encoded.
         scales: the smallest and the largest scale that a stage decodes; what is beyond is resampled by Lanczos. None
             for any.
-        context: how the first latent's is made already, if it is.
+        made: how the first latent's context for an enlargement is made already, if it is.
         workers: tiles that are best decoded at the same time, if memory allows.
 
     Raises:
@@ -202,10 +204,12 @@ def make_plan(
     else:
         sides = range(_tile_tokens(tile, grids[0].patch, manifest, recipe), 0, -1)[:1]
     # With what the budget allows, then with the least there is.
+    enlargements = [manifest.context_for(Grid(g.cells, _decoded(g, scales), g.patch).scale) for g in grids]
     ways: list[tuple[ContextPlan | None, ...]] = [
         tuple(
-            context if context is not None and number == 0 else plan_context(grid.cells, manifest, recipe, amount)
-            for number, grid in enumerate(grids)
+            (made(enlargement) if number == 0 else None)
+            or plan_context(grid.cells, enlargement, manifest, recipe, amount)
+            for number, (grid, enlargement) in enumerate(zip(grids, enlargements, strict=True))
         )
         for amount in (budget, 0)
     ]
@@ -215,9 +219,13 @@ def make_plan(
             continue
         stages = tuple(
             StagePlan(
-                grid, Tiling.of(grid.tokens, _longest(side, grid, scales if tile is None else None)), made, scales
+                grid,
+                Tiling.of(grid.tokens, _longest(side, grid, scales if tile is None else None)),
+                enlargement,
+                context,
+                scales,
             )
-            for grid, made in zip(grids, contexts, strict=True)
+            for grid, enlargement, context in zip(grids, enlargements, contexts, strict=True)
         )
         if not all(_fits_a_shape(stage, manifest, recipe) for stage in stages):
             continue
@@ -243,11 +251,14 @@ def make_plan(
     )
 
 
-def plan_context(cells: Size, manifest: Manifest, recipe: Recipe, budget: int) -> ContextPlan | None:
+def plan_context(
+    cells: Size, enlargement: Enlargement, manifest: Manifest, recipe: Recipe, budget: int
+) -> ContextPlan | None:
     """Plan how a latent's context is made.
 
     Args:
         cells: the latent's width and height.
+        enlargement: what it is for.
         manifest: the model's halos and channels.
         recipe: the recipe that will run.
         budget: bytes that may be used. This takes up to half of what loaded graphs leave, or as little as it can.
@@ -255,7 +266,7 @@ def plan_context(cells: Size, manifest: Manifest, recipe: Recipe, budget: int) -
     Returns:
         None if the recipe has no graphs for it: prefill's features of the whole latent are the context.
     """
-    if recipe.graphs.keys().isdisjoint(("statistics", "refine")):
+    if recipe.graphs.keys().isdisjoint(("statistics", enlargement.graph("refine"))):
         return None
     figures = manifest.memory(recipe)
     room = (budget - figures.base) // 2
@@ -268,20 +279,20 @@ def plan_context(cells: Size, manifest: Manifest, recipe: Recipe, budget: int) -
                 break
         gathering = Gathering(parts, manifest.moments[0])
     for side in _CONTEXT_TILES:
-        tiles = HaloTiling(Tiling.of(cells, Size(side, side)), manifest.halo.refine)
-        tile = manifest.context_channels * _FLOAT * tiles.tiling.largest.area
+        tiles = HaloTiling(Tiling.of(cells, Size(side, side)), enlargement.halo)
+        tile = enlargement.channels * _FLOAT * tiles.tiling.largest.area
         # All of them, or for a picture that is decoded row by row those that two rows of tiles touch.
         for kept in sorted({tiles.tiling.count, min(tiles.tiling.count, 2 * tiles.tiling.across)}, reverse=True):
             plan = ContextPlan(tiles, kept * tile, gathering)
-            if plan.cache + _working(plan, manifest, recipe) <= room:
+            if plan.cache + _working(plan, enlargement, manifest, recipe) <= room:
                 return plan
     return plan
 
 
-def _working(plan: ContextPlan, manifest: Manifest, recipe: Recipe) -> int:
+def _working(plan: ContextPlan, enlargement: Enlargement, manifest: Manifest, recipe: Recipe) -> int:
     """Bytes that making a tile of a context takes."""
     figures, window = manifest.memory(recipe), plan.tiles.window
-    needs = [figures.refine_per_cell * window.area if "refine" in recipe.graphs else 0]
+    needs = [figures.refine_per_cell * window.area if enlargement.graph("refine") in recipe.graphs else 0]
     if plan.gathering is not None:
         seen = replace(plan.tiles, halo=plan.tiles.halo + manifest.halo.prefill).window
         needs.append(figures.prefill_per_cell * seen.area)
@@ -317,12 +328,12 @@ def estimate_memory(
             # Twice the features: a backend's arena holds on to what a run's result was in.
             prefill, kept = figures.prefill_per_cell * cells, 2 * (manifest.feature_channels or 0) * _FLOAT * cells
         else:
-            prefill, kept = figures.prefill_per_cell * cells, manifest.context_channels * _FLOAT * cells
+            prefill, kept = figures.prefill_per_cell * cells, stage.enlargement.channels * _FLOAT * cells
         # What decode works in is kept from run to run, and from stage to stage.
         count = min(workers, stage.count)
         working = max(working, count * figures.decode_per_token * _padded(stage, manifest).area)
         handling = count * _HANDLING * stage.tile.area * stage.grid.patch**2
-        refining = _working(plan, manifest, recipe) if plan else 0
+        refining = _working(plan, stage.enlargement, manifest, recipe) if plan else 0
         decoding = kept + (plan.cache if plan else 0) + working + max(handling, refining)
         bands = stage.bands if stage is stages[-1] else 0
         needs.append(figures.base + max(making, held + prefill, decoding + bands))
@@ -336,10 +347,20 @@ def estimate_seconds(
     """Seconds that computing the last stage's picture is expected to take; None where something was not measured."""
     if speed is None or (encodings and speed.encode is None):
         return None
-    made = (stage.context.tiles.computed if stage.context else stage.grid.cells.area for stage in stages)
+    made = (
+        (stage.context.tiles.computed if stage.context else stage.grid.cells.area)
+        * _effort(stage.enlargement, manifest)
+        for stage in stages
+    )
     decoded = (stage.count * _padded(stage, manifest).area * manifest.patch**2 for stage in stages)
     encoded = (speed.encode or 0.0) * sum(encoding.computed for encoding in encodings)
     return (speed.context * sum(made) + encoded) / 1e3 + speed.decode * sum(decoded) / 1e6
+
+
+def _effort(enlargement: Enlargement, manifest: Manifest) -> float:
+    """How much more there is to multiply for a context than for the smallest enlargement's, which is measured."""
+    measured = manifest.contexts[0].work
+    return enlargement.work / measured if enlargement.work and measured else 1.0
 
 
 def _decoded(grid: Grid, scales: tuple[float, float] | None) -> Size:

@@ -115,7 +115,7 @@ class Stage:
             yield from (self.read(box, number) for box in boxes)
             return
         # Not when the picture is planned: who reads one tile does without.
-        self._engine.load_shared()
+        self._engine.load_shared(self._plan.enlargement)
         # In this thread: the making of a latent may itself have workers.
         for _ in self.prepare():
             pass
@@ -162,9 +162,10 @@ class Stage:
         """Decode the tokens under a box with the halo that makes their pixels exact, and drop the halo."""
         halo = self._engine.manifest.halo
         tokens = grid.tokens_of(box).grow(halo.tokens, grid.tokens.box)
-        inputs = grid.decode_inputs(self._context, tokens, halo.cells)
+        cells, enlargement = grid.context_of(tokens, halo.cells), self._plan.enlargement
+        inputs = grid.decode_inputs(self._context.read(cells, enlargement), cells, tokens)
         try:
-            image = self._engine.decode(inputs, shared)
+            image = self._engine.decode(inputs, enlargement, shared)
         except DecodeError as error:
             raise DecodeError(f"the tile {box} could not be decoded: {error}") from error
         pixels = image[:, *box.relative_to(grid.pixels_of(tokens)).slices]

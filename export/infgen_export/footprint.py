@@ -43,13 +43,19 @@ def measure(bundle: Path, backend: str) -> Memory | None:
         if figures is None:
             return None
         loaded[graph], growth[graph] = figures
+
+    def most(kind: str, positions: Size) -> int:
+        """Bytes a position of the graphs of a kind, of which a model with enlargements has several."""
+        amounts = [amount for graph, amount in growth.items() if graph.rstrip("0123456789") == kind]
+        return -(-max(amounts, default=0) // positions.area)
+
     return Memory(
         base=max(loaded.values()),
-        prefill_per_cell=-(-growth["prefill"] // CELLS.area),
-        decode_per_token=-(-growth["decode"] // TOKENS.area),
-        encode_per_cell=-(-growth["encode"] // CELLS.area),
-        refine_per_cell=-(-growth.get("refine", 0) // CELLS.area),
-        statistics_per_cell=-(-growth.get("statistics", 0) // CELLS.area),
+        prefill_per_cell=most("prefill", CELLS),
+        decode_per_token=most("decode", TOKENS),
+        encode_per_cell=most("encode", CELLS),
+        refine_per_cell=most("refine", CELLS),
+        statistics_per_cell=most("statistics", CELLS),
     )
 
 
@@ -61,6 +67,10 @@ def _main(bundle: str, backend: str, graph: str) -> None:
         return
     engine = Engine(opened, candidates[0])
     manifest = engine.manifest
+    own = (each for each in manifest.contexts if graph in (each.graph("refine"), each.graph("decode")))
+    enlargement = next(own, manifest.contexts[-1])
+    # All that a picture needs, as when one is decoded.
+    engine.load_for(enlargement)
     engine.load(graph)
     loaded = peak_memory() or 0
     latent = np.zeros((manifest.latent_channels, CELLS.height, CELLS.width), np.float32)
@@ -68,15 +78,16 @@ def _main(bundle: str, backend: str, graph: str) -> None:
         engine.statistics(latent)
     elif graph == "prefill":
         engine.prefill(latent, None if manifest.moments is None else np.ones((2, *manifest.moments), np.float32))
-    elif graph == "refine":
-        engine.refine(np.zeros((1, manifest.feature_channels or 0, CELLS.height, CELLS.width), np.float32))
+    elif graph == enlargement.graph("refine"):
+        features = np.zeros((1, manifest.feature_channels or 0, CELLS.height, CELLS.width), np.float32)
+        engine.refine(features, enlargement)
     elif graph == "encode":
         engine.encode(np.zeros((3, CELLS.height * manifest.patch, CELLS.width * manifest.patch), np.float32))
     else:
         picture = Size(TOKENS.width * manifest.patch, TOKENS.height * manifest.patch)
         grid = Grid(Size(TOKENS.width // 2, TOKENS.height // 2), picture, manifest.patch)
-        context = np.zeros((1, manifest.context_channels, grid.cells.height, grid.cells.width), np.float32)
-        engine.decode(grid.decode_inputs(context, grid.tokens.box, None))
+        context = np.zeros((1, enlargement.channels, grid.cells.height, grid.cells.width), np.float32)
+        engine.decode(grid.decode_inputs(context, grid.cells.box, grid.tokens.box), enlargement)
     json.dump([loaded, (peak_memory() or 0) - loaded], sys.stdout)
 
 

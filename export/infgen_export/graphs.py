@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from infgen_export.model import DecoderConfig, Grid, InfGen
+from infgen_export.model import DecoderConfig, Enlargement, Grid, InfGen
 from infgen_rt import grid as coordinates
 from infgen_rt.bundle import FixedShape
 from infgen_rt.geometry import Box, Size
@@ -40,22 +40,29 @@ class Graph:
     """One of the functions of a model, ready to be traced.
 
     Attributes:
-        name: ``"statistics"``, ``"prefill"``, ``"refine"``, ``"decode"`` or ``"encode"``.
+        kind: ``"statistics"``, ``"prefill"``, ``"refine"``, ``"decode"`` or ``"encode"``.
         config: Of the model.
         module: Takes the inputs in order, returns the output.
         inputs: Specifications, in the order of the module's arguments.
         output: Specification of the only output.
         bounds: Smallest and largest value of each named dimension; equal where it is fixed.
         shapes: The only shapes it takes, smallest first; any within the bounds if empty.
+        enlargement: Of a model's several, that of a refine or a decode.
     """
 
-    name: str
+    kind: str
     config: DecoderConfig
     module: nn.Module
     inputs: tuple[Tensorspec, ...]
     output: Tensorspec
     bounds: Mapping[str, tuple[int, int]]
     shapes: tuple[FixedShape, ...] = ()
+    enlargement: Enlargement | None = None
+
+    @property
+    def name(self) -> str:
+        """Unique in a bundle: the kind, and the factor of an enlargement behind it."""
+        return self.kind if self.enlargement is None else f"{self.kind}{self.enlargement.factor}"
 
     @property
     def data(self) -> str:
@@ -72,7 +79,7 @@ class Graph:
         """
         if not self.shapes:
             return inputs
-        if self.name == "encode":
+        if self.kind == "encode":
             image = inputs["image"]
             height, width = next((s.image for s in self.shapes if s.image >= image.shape[2:]), self.shapes[-1].image)
             repeats = (-(-height // image.shape[2]), -(-width // image.shape[3]))
@@ -88,7 +95,7 @@ class Graph:
     def choices(self) -> list[dict[str, int]]:
         """The named dimensions at each of the shapes."""
         sides = (
-            shape.context + shape.tokens if self.name == "decode" else tuple(side // 8 for side in shape.image)
+            shape.context + shape.tokens if self.kind == "decode" else tuple(side // 8 for side in shape.image)
             for shape in self.shapes
         )
         return [dict(zip(self.bounds, each, strict=True)) for each in sides]
@@ -97,10 +104,11 @@ class Graph:
 class _Decode(nn.Module):
     """``Decode`` with plain tensors for arguments."""
 
-    def __init__(self, model: InfGen, padded: bool) -> None:
+    def __init__(self, model: InfGen, padded: bool, enlargement: Enlargement | None) -> None:
         super().__init__()
         self.decode = model.decode
         self.padded = padded
+        self.enlargement = enlargement
 
     def forward(
         self,
@@ -113,8 +121,23 @@ class _Decode(nn.Module):
         scale: Tensor,
     ) -> Tensor:
         """See ``Decode``."""
-        image: Tensor = self.decode(context, Grid(key_y, key_x, token_y, token_x, extent, scale, self.padded))
+        grid = Grid(key_y, key_x, token_y, token_x, extent, scale, self.padded)
+        image: Tensor = self.decode(context, grid, self.enlargement)
         return image
+
+
+class _Refine(nn.Module):
+    """``Refine`` for one enlargement."""
+
+    def __init__(self, refine: nn.Module, enlargement: Enlargement) -> None:
+        super().__init__()
+        self.refine = refine
+        self.enlargement = enlargement
+
+    def forward(self, features: Tensor) -> Tensor:
+        """See ``Refine``."""
+        context: Tensor = self.refine(features, self.enlargement)
+        return context
 
 
 def graphs_of(model: InfGen, shapes: tuple[FixedShape, ...] = ()) -> tuple[Graph, ...]:
@@ -125,8 +148,7 @@ def graphs_of(model: InfGen, shapes: tuple[FixedShape, ...] = ()) -> tuple[Graph
         shapes: The only shapes that decode and encode take, smallest first; any if empty.
     """
     config = model.config
-    channels, depth = config.latent_channels, config.context_channels
-    latent = Tensorspec("latent", (1, channels, "h", "w"), f"{config.latent_space} latent")
+    latent = Tensorspec("latent", (1, config.latent_channels, "h", "w"), f"{config.latent_space} latent")
     cells, tokens = (1, MAX_CELLS), (1, MAX_TOKENS)
     decode_bounds = {"hk": cells, "wk": cells, "ht": tokens, "wt": tokens}
     encode_bounds = {"h": cells, "w": cells}
@@ -137,7 +159,9 @@ def graphs_of(model: InfGen, shapes: tuple[FixedShape, ...] = ()) -> tuple[Graph
         pixels = zip(least.image, most.image, strict=True)
         encode_bounds = {name: (low // 8, high // 8) for name, (low, high) in zip("hw", pixels, strict=True)}
     features = Tensorspec("features", (1, config.feature_channels, "h", "w"), "what the context is refined from")
-    context = Tensorspec("context", (1, depth, "h", "w"), "what every tile of the picture is decoded from")
+    contexts: tuple[Enlargement | None, ...] = config.enlargements or (None,)
+    made = "what every tile of the picture is decoded from"
+    whole = Tensorspec("context", (1, config.context_channels(), "h", "w"), made)
     sides = {"h": cells, "w": cells}
     before: tuple[Graph, ...] = ()
     prefill_inputs: tuple[Tensorspec, ...] = (latent,)
@@ -151,17 +175,25 @@ def graphs_of(model: InfGen, shapes: tuple[FixedShape, ...] = ()) -> tuple[Graph
         known = Tensorspec("known", shape, "moments of the whole latent; variances below 0 where they are not known")
         before = (Graph("statistics", config, model.statistics, (latent, *shares, known), moments, sides),)
         prefill_inputs = (latent, moments)
-    refine = () if model.refine is None else (Graph("refine", config, model.refine, (features,), context, sides),)
-    return (
-        *before,
-        Graph("prefill", config, model.prefill, prefill_inputs, features if refine else context, sides),
-        *refine,
+    refine = tuple(
+        Graph(
+            "refine",
+            config,
+            _Refine(model.refine, each),
+            (features,),
+            Tensorspec("context", (1, config.context_channels(each), "h", "w"), made),
+            sides,
+            enlargement=each,
+        )
+        for each in config.enlargements
+    )
+    decode = tuple(
         Graph(
             "decode",
             config,
-            _Decode(model, padded=bool(shapes)),
+            _Decode(model, bool(shapes), each),
             (
-                Tensorspec("context", (1, depth, "hk", "wk"), "crop of the context"),
+                Tensorspec("context", (1, config.context_channels(each), "hk", "wk"), "crop of the context"),
                 Tensorspec("key_y", ("hk",), "centres of the crop's cell rows, in cells of the whole latent"),
                 Tensorspec("key_x", ("wk",), "centres of the crop's cell columns"),
                 Tensorspec("token_y", ("ht",), "centres of the token rows, in cells of the whole latent"),
@@ -172,7 +204,15 @@ def graphs_of(model: InfGen, shapes: tuple[FixedShape, ...] = ()) -> tuple[Graph
             Tensorspec("image", (1, 3, "8*ht", "8*wt"), "RGB, about 0 to 1, not clamped"),
             decode_bounds,
             shapes,
-        ),
+            each,
+        )
+        for each in contexts
+    )
+    return (
+        *before,
+        Graph("prefill", config, model.prefill, prefill_inputs, features if refine else whole, sides),
+        *refine,
+        *decode,
         Graph(
             "encode",
             config,
@@ -185,10 +225,13 @@ def graphs_of(model: InfGen, shapes: tuple[FixedShape, ...] = ()) -> tuple[Graph
     )
 
 
-def decode_inputs(model: InfGen, latent: Tensor, size: Size, tile: Box | None = None) -> dict[str, Tensor]:
-    """Inputs of the decode graph for one tile, with the context crop that a runtime would cut.
+def decode_inputs(
+    graph: Graph, model: InfGen, latent: Tensor, size: Size, tile: Box | None = None
+) -> dict[str, Tensor]:
+    """Inputs of a decode graph for one tile, with the context crop that a runtime would cut.
 
     Args:
+        graph: Whose enlargement the context is made for.
         model: What makes the context.
         latent: [1, C, h, w].
         size: The whole picture's, in pixels.
@@ -197,8 +240,10 @@ def decode_inputs(model: InfGen, latent: Tensor, size: Size, tile: Box | None = 
     config = model.config
     grid = coordinates.Grid(Size(latent.shape[3], latent.shape[2]), size, config.PATCH)
     with torch.no_grad():
-        context = model.context(latent).numpy()
-    inputs = grid.decode_inputs(context, tile or grid.tokens.box, config.halo_cells)
+        context = model.context(latent, graph.enlargement).numpy()
+    tokens = tile or grid.tokens.box
+    cells = grid.context_of(tokens, config.halo_cells)
+    inputs = grid.decode_inputs(context[:, :, *cells.slices], cells, tokens)
     return {name: torch.from_numpy(value) for name, value in inputs.items()}
 
 
@@ -212,7 +257,7 @@ def context_inputs(graph: Graph, model: InfGen, latent: Tensor, halo: int = 0, k
         halo: Rows and columns at the top and the left that do not count in statistics, as long as some do.
         known: Blocks whose moments are given to statistics.
     """
-    if graph.name == "refine":
+    if graph.kind == "refine":
         with torch.no_grad():
             return {"features": model.prefill(latent)}
     if model.config.moments is None or model.statistics is None:
@@ -223,7 +268,7 @@ def context_inputs(graph: Graph, model: InfGen, latent: Tensor, halo: int = 0, k
         shares.append(share / share.sum())
     with torch.no_grad():
         moments = model.statistics(latent, *shares, torch.full((2, *model.config.moments), -1.0))
-    if graph.name == "prefill":
+    if graph.kind == "prefill":
         return {"latent": latent, "moments": moments}
     moments[:, known:] = -1
     return {"latent": latent, "share_y": shares[0], "share_x": shares[1], "known": moments}
@@ -233,9 +278,9 @@ def trace_inputs(graph: Graph, model: InfGen) -> tuple[Tensor, ...]:
     """Arguments to trace a graph with: every dynamic dimension another number, none of them special."""
     generator = torch.Generator().manual_seed(0)
     latent = torch.randn(1, model.config.latent_channels, 11, 13, generator=generator)
-    if graph.name not in ("decode", "encode"):
+    if graph.kind not in ("decode", "encode"):
         return tuple(context_inputs(graph, model, latent).values())
-    if graph.name == "encode":
+    if graph.kind == "encode":
         return tuple(graph.fit({"image": torch.rand(1, 3, 48, 56, generator=generator)}).values())
-    inputs = graph.fit(decode_inputs(model, latent, Size(257, 190), Box(3, 2, 17, 15)))
+    inputs = graph.fit(decode_inputs(graph, model, latent, Size(257, 190), Box(3, 2, 17, 15)))
     return tuple(inputs[spec.name] for spec in graph.inputs)

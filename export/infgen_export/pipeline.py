@@ -26,6 +26,7 @@ from infgen_export.recipes import Recipe, select
 from infgen_export.report import GraphReport, Report
 from infgen_export.targets import DEPLOYMENT_TARGETS, OPSETS, Options, Session, Target, target_of
 from infgen_export.verify import Case, Check, case_inputs, verify
+from infgen_export.work import context_work
 from infgen_rt import bundle
 from infgen_rt.bundle import MANIFEST, FileInfo, Halo, Manifest, Memory, ModelInfo, Shapes
 from infgen_rt.geometry import Size
@@ -136,7 +137,7 @@ class _Work:
     traced: dict[tuple[Any, ...], Any] = dataclasses.field(default_factory=dict)
 
     def export_graph(self, recipe: Recipe, target: Target, graph: Graph) -> GraphReport:
-        path = self._path(recipe, target, graph.name)
+        path = self._path(recipe, target, graph)
         path.parent.mkdir(parents=True, exist_ok=True)
         began = time.perf_counter()
         try:
@@ -146,7 +147,7 @@ class _Work:
                     self.traced[key] = target.trace(graph, trace_inputs(graph, self.model), self.options)
                 traced = self.traced[key]
                 target.convert(traced, graph, path, self._metadata(graph), recipe, self.options)
-                session = target.load(path)
+                session = target.load(path, graph.name)
         # Converters raise whatever they like.
         except Exception as error:
             raise ExportError(f"{recipe.name} {graph.name} cannot be converted: {one_line(error)}") from error
@@ -178,8 +179,8 @@ class _Work:
         """Writes the manifest, memory figures included."""
         described = []
         for recipe, target in recipes:
-            graphs = {entry.graph: self._path(recipe, target, entry.graph) for entry in entries}
-            names = {graph: path.relative_to(self.folder).as_posix() for graph, path in graphs.items()}
+            paths = {graph.name: self._path(recipe, target, graph) for graph in graphs_of(self.model, recipe.shapes)}
+            names = {graph: path.relative_to(self.folder).as_posix() for graph, path in paths.items()}
             entry = bundle.Recipe(
                 recipe.name,
                 recipe.target,
@@ -204,18 +205,18 @@ class _Work:
                     content = file.read_bytes()
                     key = file.relative_to(self.folder).as_posix()
                     files[key] = FileInfo(hashlib.sha256(content).hexdigest(), len(content))
-        # Those of statistics are prefill's.
+        # Those of statistics are prefill's, and most of those of two enlargements are the same.
         parameters = {entry.graph: entry.parameters for entry in entries if entry.graph != "statistics"}
         card = self.card
         manifest = Manifest(
             model=ModelInfo(config.name, card.version, card.licence, card.training, parameters),
             latent_space=config.latent_space,
             latent_channels=config.latent_channels,
-            context_channels=config.context_channels,
+            context_channels=config.context_channels(),
             patch=config.PATCH,
             scale_range=config.scale_range,
             halo=Halo(
-                config.halo_tokens, config.halo_cells, config.encode_halo, config.refine_halo, config.prefill_halo
+                config.halo_tokens, config.halo_cells, config.encode_halo, config.refine_halo(), config.prefill_halo
             ),
             shapes=Shapes((1, MAX_CELLS), (1, MAX_CELLS), (1, MAX_TOKENS)),
             recipes=recipes,
@@ -223,11 +224,20 @@ class _Work:
             verification=tuple(entry.to_json() for entry in entries),
             feature_channels=config.feature_channels if config.detail else None,
             moments=config.moments,
+            enlargements=tuple(
+                bundle.Enlargement(
+                    each.factor,
+                    config.context_channels(each),
+                    config.refine_halo(each),
+                    context_work(self.model, each),
+                )
+                for each in config.enlargements
+            ),
         )
         (self.folder / MANIFEST).write_text(manifest.to_json())
 
-    def _path(self, recipe: Recipe, target: Target, graph: str) -> Path:
-        return self.folder / recipe.name / f"{graph}{target.SUFFIX}"
+    def _path(self, recipe: Recipe, target: Target, graph: Graph) -> Path:
+        return self.folder / recipe.name / (target.SHARED or f"{graph.name}{target.SUFFIX}")
 
     def _metadata(self, graph: Graph) -> dict[str, str]:
         config = self.model.config
@@ -246,7 +256,7 @@ class _Work:
         found = {}
         for precision in target.native_precisions():
             with quiet():
-                session = target.load(path, precision)
+                session = target.load(path, graph.name, precision)
             # Weights of 8 bits stay what they are, whatever is computed with them.
             least = "int8" if recipe.precision == "int8" else precision
             checks = list(verify(self.model, graph, session, least))

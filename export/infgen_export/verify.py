@@ -109,7 +109,7 @@ def verify(
 
 def cases_of(graph: Graph, model: InfGen) -> list[Case]:
     """The cases that fit into a graph's shape."""
-    if not graph.shapes or graph.name != "decode":
+    if not graph.shapes or graph.kind != "decode":
         return list(CASES)
     (height, width), (rows, columns) = graph.shapes[-1].tokens, graph.shapes[-1].context
     fitting = []
@@ -126,10 +126,10 @@ def case_inputs(model: InfGen, graph: Graph, case: Case, generator: torch.Genera
     """Inputs of a graph at a case: normally distributed latents, uniformly random images."""
     latent = torch.randn(1, model.config.latent_channels, case.cells.height, case.cells.width, generator=generator)
     latent = case.deviation * latent
-    if graph.name == "encode":
+    if graph.kind == "encode":
         return graph.fit({"image": torch.rand(1, 3, 8 * case.cells.height, 8 * case.cells.width, generator=generator)})
-    if graph.name == "decode":
-        return graph.fit(decode_inputs(model, latent, case.size, case.tile))
+    if graph.kind == "decode":
+        return graph.fit(decode_inputs(graph, model, latent, case.size, case.tile))
     # A part of a latent has a halo that does not count, and something may be known of the whole.
     part = case.tile is not None
     return context_inputs(graph, model, latent, halo=model.config.prefill_halo if part else 0, known=int(part))

@@ -57,11 +57,13 @@ class Backend:
         return ("fp32", "bf16") if torch.backends.mkldnn.is_available() and _has_bf16() else ("fp32",)
 
     def load(self, graph: str, files: Mapping[str, bytes], options: Options) -> "Session":
-        """Load a graph's `config.json` and its part of `model.safetensors`; see `infgen_rt.backends.Backend`."""
+        """Load `config.json` and a graph's part of `model.safetensors`; see `infgen_rt.backends.Backend`."""
         try:
             model = InfGen(DecoderConfig.from_json(json.loads(files[CONFIG])))
-            module = getattr(model, graph)
-            module.load_state_dict({name: tensor.float() for name, tensor in load(files[WEIGHTS]).items()})
+            part = part_of(graph)
+            weights = {name: tensor.float() for name, tensor in load(files[WEIGHTS]).items()}
+            own = {name.removeprefix(f"{part}."): each for name, each in weights.items() if name.startswith(f"{part}.")}
+            getattr(model, part).load_state_dict(own)
             entry = next(entry for entry in graphs_of(model.eval()) if entry.name == graph)
             device = torch.device(options.device)
             moved = entry.module.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -71,6 +73,11 @@ class Backend:
             text = f"torch {torch.__version__} cannot load the graph on {options.device}: {_one_line(error)}"
             raise BackendError(text) from error
         return Session(moved, [spec.name for spec in entry.inputs], entry.output.name, device, options)
+
+
+def part_of(graph: str) -> str:
+    """The part of a model that holds a graph's weights: statistics are of prefill's, enlargements share theirs."""
+    return {"statistics": "prefill"}.get(graph, graph.rstrip("0123456789"))
 
 
 class Session:

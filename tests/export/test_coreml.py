@@ -342,7 +342,7 @@ def test_impossible_requests_are_refused_before_any_work(tmp_path: Path) -> None
 def test_on_macos_core_ml_itself_is_proven_too(converted: Convert, monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter stands in for Core ML, which exists nowhere else."""
     path = converted("edge", "prefill", "fp32")
-    interpreted = coreml.load(path)
+    interpreted = coreml.load(path, "")
     program = mil.Program(path)
     assert coreml.native_precisions() == ()
 
@@ -358,4 +358,4 @@ def test_on_macos_core_ml_itself_is_proven_too(converted: Convert, monkeypatch: 
     monkeypatch.setattr(ct.models, "MLModel", MLModel)
     assert coreml.native_precisions() == ("apple",) and "apple" in LEAST_PSNR
     inputs = context_inputs(graph_of("edge", "prefill"), MODELS["edge"], tiny.latent(5, 7))
-    assert torch.equal(coreml.load(path, "apple")(inputs), interpreted(inputs))
+    assert torch.equal(coreml.load(path, "", "apple")(inputs), interpreted(inputs))

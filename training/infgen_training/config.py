@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
-from infgen_export.model import PRESETS
+from infgen_export.model import PRESETS, DecoderConfig
 
-OPTIMIZERS = ("muon", "adamw")
-PARTS = ("all", "decoder", "encoder")
-PERCEPTUAL = ("lpips", "teacher", "ms_ssim", "fourier")
+PARTS = ("decoder", "encoder")
+PATCH = DecoderConfig.PATCH
+FACTOR = 4
+"""How much larger than the latent's own picture the pictures to learn from are."""
+HELD_OUT = ("007", "010", "014", "017", "019", "020")
+"""Stems of photographs that no run learns from: they measure, and three of them are the sample latents."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What the steps of one enlargement are like.
+
+    Attributes:
+        factor: Of the enlargement; 1 for the latent's own size.
+        share: Of the steps.
+        batch: Views a step.
+        perceptual: Weight of LPIPS.
+        adversarial: Weight of the adversary, over that of LPIPS: their gradients are brought to that ratio.
+    """
+
+    factor: int
+    share: float
+    batch: int
+    perceptual: float
+    adversarial: float
 
 
 @dataclass(frozen=True)
@@ -18,118 +39,90 @@ class TrainConfig:
 
     Attributes:
         preset: Model preset a new run starts from.
-        part: What learns: ``"all"``, the ``"decoder"`` alone, or the ``"encoder"`` alone, for a decoder that is done.
-        learns: How the names of the parameters begin that learn, of those of the part; all of them by default.
-        latent_space: Name of the space that the teacher's latents are in.
+        part: What learns: the ``"decoder"``, or the ``"encoder"`` for a decoder that is done.
+        latent_space: Name of the space that the views' latents are in.
         latent_channels: Their channels.
-        warm_start: A new run's trunk starts as the first layers of the teacher's decoder, its encoder as the last ones
-            of the teacher's encoder.
-        trunk_rest: Steps in which the trunk does not learn yet, while the untrained rest has only noise to teach it.
-        copied_share: Learning rates of trunk and encoder over those of the rest: what was copied needs smaller steps.
-        steps: Length of the run and of its cosine schedule.
-        warmup: Steps of linear warm-up.
-        optimizer: ``"muon"`` (orthogonalised momentum on hidden matrices and kernels, AdamW on the rest) or ``"adamw"``
-            (as published) on everything.
-        lr: Highest AdamW learning rate.
-        muon_lr: Highest Muon learning rate.
+        minutes: Length of the run and of its cosine schedule, over all the times that it is continued.
+        lessons: What is learnt in which steps. An adversary needs a weight of LPIPS.
+        between: Share of the steps at a scale that lies between two enlargements, and needs resampling.
+        sharp: Share of the steps at more than scale 1 that learn from views with sharp pictures, if there are any;
+            the others learn from photographs, on which pixels count ``soft`` only.
+        cells: Latent cells a side of what is decoded of a view.
+        margin: Cells around it that no loss sees: there the decoder lacks what it would see of a whole latent.
+        crop: Pixels a side of what LPIPS and the adversary see of a picture.
+        gradient: Weight of L1 between differences of neighbouring pixels, of sharp pictures.
+        reduced: Weight of L1 between the reduced picture and what was encoded.
+        soft: Weight of L1 between an enlarged picture and a photograph: what the latent does not tell it averages away.
+        round_trip: For the encoder, weight of L1 between a picture and what its own latent decodes to.
+        adversary_from: Share of the run after which the adversary is listened to; it learns a little before.
+        lr: Highest learning rate.
+        copied_share: That of what a tiny autoencoder's weights were copied to, over that of the rest.
+        adversary_lr: Learning rate of the adversary, constant.
+        warmup: Steps of linear warm-up, each time that a run is continued.
         final: Learning rates at the end, as a share of the highest.
-        weight_decay: Of matrices and kernels under AdamW.
         clip: Largest gradient norm.
-        perceptual: Which perceptual distance: ``"lpips"`` as published, or a substitute that needs no download:
-            ``"teacher"`` (features of the teacher's encoder), ``"ms_ssim"`` or ``"fourier"``.
-        perceptual_weight: Its weight beside L1; 0.1 as published, 0 leaves it out.
-        pyramid_weight: Weight of L1 between reduced pictures, which is of colour and shade; 0 leaves it out.
-        adversarial_weight: Weight of a PatchGAN's verdict; 0.1 as published, 0 leaves it out.
-        adversary_lr: Learning rate of the PatchGAN, constant; at 1e-3 it does not learn to tell tiles apart.
-        round_trip_weight: On the encoder's turns, weight of L1 between a picture and what its own latent decodes to.
         ema: Decay of the averaged weights, which are what is saved and evaluated.
-        seed: Of weights, views and batches.
-        shapes: Latent shapes (rows, columns) of the cached views.
-        views: Cached views.
-        max_reduction: Largest reduction of a view, so the largest scale with true detail.
-        drawn: Pictures drawn at random that join the photographs (``infgen_training.drawn``).
-        recoloured: Share of the views whose channels change places and whose saturation rises: colours that few
-            photographs have.
-        scales: Smallest and largest scale; the published stages are up to 2, then up to 4.
-        cells: Latent cells a batch at scale 1.
-        tile: Tokens a side of a decoded tile at scale 1.
-        native_share: Share of batches at exactly scale 1.
-        latent_noise: Largest standard deviation of noise on latents.
-        encoder_every: The encoder learns on every n-th step, when it is not alone.
+        noise: Largest standard deviation of noise on the latents that a decoder sees: in use they are no encoder outputs.
+        seed: Of weights and batches.
         bfloat16: Mixed precision, where the device computes in bfloat16.
-        compile: Compiles the model's larger parts (``torch.compile``). On two CPU cores that takes two to seven minutes
-            at the start of every run, for steps of 0.98 times the seconds: not worth it there. On a GPU it has not been
-            measured. Losses differ by rounding from those of a run without.
-        loaders: Threads that make batches; every processor by default. The batches are the same for any number.
-        save_every: Steps between checkpoints.
-        exclude: Photographs (file stems) kept out of training, those of the sample latents.
+        compile: Compiles the model's larger parts (``torch.compile``), for a GPU.
+        save_every: Minutes between checkpoints.
     """
 
     preset: str = "edge"
-    part: str = "all"
-    learns: tuple[str, ...] = ()
+    part: str = "decoder"
     latent_space: str = "flux2"
     latent_channels: int = 32
-    warm_start: bool = True
-    trunk_rest: int = 200
-    copied_share: float = 0.1
-    steps: int = 10_000
-    warmup: int = 200
-    optimizer: str = "muon"
-    lr: float = 1e-3
-    muon_lr: float = 0.007
-    final: float = 0.01
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    perceptual: str = "teacher"
-    perceptual_weight: float = 0.0
-    pyramid_weight: float = 0.0
-    adversarial_weight: float = 0.0
-    adversary_lr: float = 1e-4
-    round_trip_weight: float = 0.0
-    ema: float = 0.998
-    seed: int = 0
-    shapes: tuple[tuple[int, int], ...] = (
-        *((32, 32),) * 4,
-        (24, 40),
-        (40, 24),
-        (48, 64),
-        (64, 64),
-        (64, 96),
-        (128, 128),
+    minutes: float = 90.0
+    lessons: tuple[Lesson, ...] = (
+        Lesson(4, 0.55, 2, 0.4, 0.4),
+        Lesson(2, 0.20, 3, 0.4, 0.4),
+        Lesson(1, 0.25, 4, 0.15, 0.2),
     )
-    views: int = 4_000
-    max_reduction: float = 4.0
-    drawn: int = 0
-    recoloured: float = 0.5
-    scales: tuple[float, float] = (0.5, 4.0)
-    cells: int = 6 * 1024
-    tile: int = 32
-    native_share: float = 0.3
-    latent_noise: float = 0.03
-    encoder_every: int = 4
+    between: float = 0.2
+    sharp: float = 0.7
+    cells: int = 16
+    margin: int = 1
+    crop: int = 192
+    gradient: float = 0.5
+    reduced: float = 0.5
+    soft: float = 0.15
+    round_trip: float = 5.0
+    adversary_from: float = 0.4
+    lr: float = 4e-4
+    copied_share: float = 0.1
+    adversary_lr: float = 2e-4
+    warmup: int = 50
+    final: float = 0.02
+    clip: float = 1.0
+    ema: float = 0.997
+    noise: float = 0.03
+    seed: int = 0
     bfloat16: bool = True
     compile: bool = False
-    loaders: int = os.cpu_count() or 1
-    save_every: int = 250
-    exclude: tuple[str, ...] = ("007", "010", "014", "017", "019", "020")
+    save_every: float = 5.0
 
     def teaches(self, name: str) -> bool:
         """Whether a parameter of the model learns in this run."""
-        part = self.part == "all" or name.startswith("encode.") == (self.part == "encoder")
-        return part and (not self.learns or name.startswith(self.learns))
+        return name.startswith("encode.") == (self.part == "encoder")
 
     def __post_init__(self) -> None:
-        if not 0 < self.scales[0] <= self.scales[1]:
-            raise ValueError(f"scales must be two rising positive numbers, not {self.scales}")
-        if self.loaders < 1:
-            raise ValueError(f"loaders must be 1 or more, not {self.loaders}")
-        named = (
-            ("preset", self.preset, PRESETS),
-            ("part", self.part, PARTS),
-            ("optimizer", self.optimizer, OPTIMIZERS),
-            ("perceptual", self.perceptual, PERCEPTUAL),
-        )
-        for name, value, known in named:
+        for name, value, known in (("preset", self.preset, PRESETS), ("part", self.part, PARTS)):
             if value not in known:
                 raise ValueError(f"{name} {value!r} is unknown: expected one of {', '.join(known)}")
+        shares = [lesson.share for lesson in self.lessons]
+        if min(shares, default=0) < 0 or sum(shares) <= 0:
+            raise ValueError("lessons must have shares of the steps that are not below 0 and not all 0")
+        for lesson in self.lessons:
+            if not 1 <= lesson.factor <= FACTOR or lesson.batch < 1:
+                raise ValueError(
+                    f"a lesson must have a factor from 1 to {FACTOR} and a batch of 1 or more, "
+                    f"not {lesson.factor} and {lesson.batch}"
+                )
+        if not 0 <= 2 * self.margin < self.cells:
+            raise ValueError(f"a margin of {self.margin} cells leaves nothing of {self.cells}")
+        for name in ("between", "sharp"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share, in [0, 1], not {getattr(self, name)}")
+        if self.minutes <= 0:
+            raise ValueError(f"minutes must be above 0, not {self.minutes}")

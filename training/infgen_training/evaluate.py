@@ -11,7 +11,7 @@ import os
 import statistics
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,20 +21,33 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from infgen_export.checkpoint import load_checkpoint
 from infgen_export.model import InfGen
+from infgen_rt.errors import InputError
 from infgen_rt.pixels import to_bytes
-from infgen_training.data import PATCH, to_tensor
-from infgen_training.metrics import METRICS, compare, mean, psnr
-from infgen_training.teacher import Teacher
+from infgen_training.config import PATCH
+from infgen_training.metrics import compare, mean, psnr
+from infgen_training.perception import Eye, frechet_distance
+from infgen_training.precision import mixed
+from infgen_training.teacher import Teacher, load_function
+from infgen_training.views import Pixels, photo_files, to_tensor
 
-Pixels = NDArray[np.uint8]
 BICUBIC, LANCZOS = Image.Resampling.BICUBIC, Image.Resampling.LANCZOS
-OURS = "infgen"
+OURS, TEACHER, ENLARGER = "infgen", "teacher", "Real-ESRGAN"
 CROP = 320
+_COLUMNS = {
+    "lpips": ("LPIPS", ".3f"),
+    "frechet": ("patch Frechet", ".1f"),
+    "psnr": ("PSNR", ".2f"),
+    "ssim": ("SSIM", ".4f"),
+    "ssimulacra2": ("SSIMULACRA2", ".1f"),
+    "flat": ("flat", ".2f"),
+    "vivid": ("vivid", ".2f"),
+}
+"""Metrics, as the table calls and formats them."""
 
 
 @dataclass(frozen=True)
@@ -89,26 +102,29 @@ def decode(model: InfGen, task: Task) -> Pixels:
 
 
 @torch.inference_mode()
-def methods(task: Task, model: InfGen, teacher: Teacher) -> dict[str, Pixels]:
-    """What each way of making the picture gives; at scale 1 there is nothing to enlarge.
+def methods(task: Task, model: InfGen, teacher: Teacher, enlarge: nn.Module | None, ours: bool) -> dict[str, Pixels]:
+    """What each way of making the picture gives; at scale 1 and below there is nothing to enlarge.
 
-    The last one bounds what a better enlargement could win: the truth, with no error but those of our picture at 1x.
+    Args:
+        task: What is to be made.
+        model: Ours.
+        teacher: Whose decode the others enlarge.
+        enlarge: A network for 4 times, [B, 3, H, W] in [0, 1] to four times the size; its picture is resampled.
+        ours: Whether only ours is wanted.
     """
-    ours, baseline = decode(model, task), to_pixels(teacher.decode(task.latent))
-    small = (task.small.shape[0], task.small.shape[1])
-    if task.small.shape == task.truth.shape:
-        return {OURS: ours, "teacher": baseline}
-    enlarged = resize(to_pixels(model(task.latent, small)), task.size, BICUBIC)
-    true = resize(task.small, task.size, BICUBIC)
-    perfect = task.truth.astype(np.int16) + enlarged - true
-    return {
-        OURS: ours,
-        OURS + " at 1x + bicubic": enlarged,
-        "teacher + bicubic": resize(baseline, task.size, BICUBIC),
-        "teacher + lanczos": resize(baseline, task.size, LANCZOS),
-        "true small image + bicubic": true,
-        OURS + " at 1x + perfect enlargement": perfect.clip(0, 255).astype(np.uint8),
-    }
+    found = {OURS: decode(model, task)}
+    if ours:
+        return found
+    decoded = teacher.decode(task.latent)
+    small = to_pixels(decoded)
+    if small.shape == task.truth.shape:
+        return found | {TEACHER: small}
+    found[f"{TEACHER} + bicubic"] = resize(small, task.size, BICUBIC)
+    if enlarge is not None and task.size > small.shape[:2]:
+        with mixed(torch.device("cpu")):
+            large = enlarge(decoded.contiguous(memory_format=torch.channels_last)).float()
+        found[f"{TEACHER} + {ENLARGER}"] = resize(to_pixels(large.clamp(0, 1)), task.size, LANCZOS)
+    return found
 
 
 @torch.inference_mode()
@@ -129,14 +145,35 @@ def extras(photo: Image.Image, model: InfGen, teacher: Teacher) -> dict[str, flo
     }
 
 
-def contact_sheet(rows: Sequence[Mapping[str, Pixels]]) -> Image.Image:
-    """Crops at 100 %, a row each: the middle of every picture."""
+def contact_sheet(rows: Sequence[Mapping[str, Pixels]], places: Sequence[tuple[float, float]]) -> Image.Image:
+    """Crops at 100 %, a row each.
+
+    Args:
+        rows: Pictures of one size, by name.
+        places: Of each row, the crop's centre as fractions of the width and the height.
+    """
     sheet = Image.new("RGB", (CROP * max(len(row) for row in rows), CROP * len(rows)))
-    for y, row in enumerate(rows):
+    for y, (row, (across, down)) in enumerate(zip(rows, places, strict=True)):
         for x, pixels in enumerate(row.values()):
-            top, left = (max(0, (side - CROP) // 2) for side in pixels.shape[:2])
+            top, left = (
+                round(min(max(0.0, place * side - CROP / 2), max(0, side - CROP)))
+                for place, side in zip((down, across), pixels.shape[:2], strict=True)
+            )
             sheet.paste(Image.fromarray(pixels[top : top + CROP, left : left + CROP]), (x * CROP, y * CROP))
     return sheet
+
+
+@dataclass
+class _Row:
+    """What is measured of one method at one scale, picture by picture."""
+
+    scores: list[dict[str, float]] = field(default_factory=list)
+    features: list[NDArray[np.float64]] = field(default_factory=list)
+
+    def means(self, truth: Sequence[NDArray[np.float64]]) -> dict[str, float | None]:
+        """Of all pictures."""
+        values = {name: mean([score[name] for score in self.scores]) for name in self.scores[0]}
+        return values | ({"frechet": frechet_distance(self.features, truth)} if self.features else {})
 
 
 def evaluate(
@@ -144,7 +181,10 @@ def evaluate(
     teacher: Teacher,
     photos: Sequence[Path],
     scales: Sequence[float],
-    sheet: int = 4,
+    *,
+    enlarge: nn.Module | None = None,
+    eye: Eye | None = None,
+    places: Mapping[str, tuple[float, float]] | None = None,
     baseline: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], Image.Image]:
     """Measures every method on every photograph at every scale.
@@ -154,7 +194,9 @@ def evaluate(
         teacher: Makes the latents and is the baseline.
         photos: Files.
         scales: Output pixels a cell / 8.
-        sheet: Photographs shown on the contact sheet.
+        enlarge: A network for 4 times behind the teacher; see ``methods``.
+        eye: Measures LPIPS and patch Frechet distances; None leaves them out.
+        places: Photographs' stems, and where in them the contact sheet shows a crop; the first ones' middle if omitted.
         baseline: An earlier result for the same photographs and teacher, whose figures are taken for all that does not
             depend on the model.
 
@@ -162,47 +204,47 @@ def evaluate(
         Means, as ``{"scales": {scale: {method: {metric: mean}}}, "extras": {name: mean}, "pictures": count}``, with
         ``None`` for what no picture has, and the contact sheet: truth, then each method in order.
     """
-    results: dict[float, dict[str, list[dict[str, float]]]] = {scale: {} for scale in scales}
+    places = dict.fromkeys([file.stem for file in photos[:4]], (0.5, 0.5)) if places is None else places
+    rows: dict[float, dict[str, _Row]] = {scale: {} for scale in scales}
+    truths: dict[float, list[NDArray[np.float64]]] = {scale: [] for scale in scales}
+    shown: list[tuple[dict[str, Pixels], tuple[float, float]]] = []
     more: list[dict[str, float]] = []
-    rows: list[dict[str, Pixels]] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # the metrics are NumPy code of one thread each
-        for index, file in enumerate(tqdm(photos, desc="evaluate")):
+        for file in tqdm(photos, desc="evaluate", disable=None):
             photo = Image.open(file).convert("RGB")
             for scale in scales:
                 task = Task.of(photo, scale, teacher)
-                pictures = methods(task, model, teacher)
-                measured = [name for name in pictures if baseline is None or name.startswith(OURS)]
-                scores = pool.map(partial(compare, truth=task.truth), [pictures[name] for name in measured])
-                for name, score in zip(measured, scores, strict=True):
-                    results[scale].setdefault(name, []).append(score)
-                if index < sheet:
-                    rows.append({"truth": task.truth, **pictures})
+                pictures = methods(task, model, teacher, enlarge, ours=baseline is not None)
+                scores = pool.map(partial(compare, truth=task.truth), pictures.values())
+                if eye is not None:
+                    truths[scale].append(eye.features.of(task.truth))
+                for (name, picture), score in zip(pictures.items(), scores, strict=True):
+                    row = rows[scale].setdefault(name, _Row())
+                    row.scores.append(score if eye is None else score | {"lpips": eye.lpips.of(picture, task.truth)})
+                    if eye is not None:
+                        row.features.append(eye.features.of(picture))
+                if file.stem in places:
+                    shown.append(({"truth": task.truth, **pictures}, places[file.stem]))
             more.append(extras(photo, model, teacher))
     means = {
-        f"{scale:g}": {
-            name: {metric: mean([entry[metric] for entry in entries]) for metric in METRICS}
-            for name, entries in by_method.items()
-        }
-        for scale, by_method in results.items()
+        f"{scale:g}": {name: row.means(truths[scale]) for name, row in by_method.items()}
+        for scale, by_method in rows.items()
     }
     if baseline is not None:
         means = {scale: {**baseline["scales"][scale], **by_method} for scale, by_method in means.items()}
     summary = {name: statistics.fmean(entry[name] for entry in more) for name in more[0]}
-    return {"pictures": len(photos), "scales": means, "extras": summary}, contact_sheet(rows)
+    sheet = contact_sheet(*zip(*shown, strict=True)) if shown else Image.new("RGB", (1, 1))
+    return {"pictures": len(photos), "scales": means, "extras": summary}, sheet
 
 
 def table(report: Mapping[str, Any]) -> str:
     """The report as a Markdown table."""
-    lines = [
-        "| scale | method | PSNR | SSIM | MS-SSIM | SSIMULACRA2 | flat | vivid |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    names = [*_COLUMNS]
+    lines = [f"| scale | method | {' | '.join(_COLUMNS[name][0] for name in names)} |", "|---" * (2 + len(names)) + "|"]
     for scale, by_method in report["scales"].items():
-        for name, means in by_method.items():
-            values = [f"{means['psnr']:.2f}", f"{means['ssim']:.4f}", f"{means['ms_ssim']:.4f}"]
-            values.append(f"{means['ssimulacra2']:.1f}")
-            values += ["" if means[kind] is None else f"{means[kind]:.2f}" for kind in ("flat", "vivid")]
-            lines.append(f"| {scale} | {name} | {' | '.join(values)} |")
+        for method, means in by_method.items():
+            values = (("" if means.get(name) is None else format(means[name], _COLUMNS[name][1])) for name in names)
+            lines.append(f"| {scale} | {method} | {' | '.join(values)} |")
     extra = report["extras"]
     lines += [
         "",
@@ -216,41 +258,52 @@ def table(report: Mapping[str, Any]) -> str:
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
 @click.command()
 @click.argument("checkpoint", type=_FOLDER)
 @click.option("--photos", type=_FOLDER, required=True, help="Folder of photographs, not trained on.")
-@click.option("--teacher", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True)
-@click.option("--scales", default="0.5,1,1.5,2,3,4,6", show_default=True, help="Comma-separated.")
-@click.option("--limit", type=int, help="Only the first photographs.")
+@click.option("--teacher", type=_FILE, required=True)
+@click.option("--enlarger", type=_FILE, help="Python file with a network for 4 times, measured behind the teacher.")
+@click.option("--function", default="load_x4plus", show_default=True, help="Of the enlarger's file.")
+@click.option("--eye/--no-eye", default=True, show_default=True, help="LPIPS and patch Frechet distances.")
+@click.option("--scales", default="1,2,4", show_default=True, help="Comma-separated.")
+@click.option("--only", multiple=True, help="Stems of photographs; all by default.")
+@click.option("--places", type=_FILE, help="JSON: photographs' stems and the crops that the contact sheet shows.")
 @click.option(
     "--baseline",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="report.json of the same photographs and teacher: measures only what depends on the model, half of the work.",
+    type=_FILE,
+    help="report.json of the same photographs and teacher: measures only what depends on the model.",
 )
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder for report and sheet.")
 def main(
-    checkpoint: Path,
-    photos: Path,
-    teacher: Path,
-    scales: str,
-    limit: int | None,
-    baseline: Path | None,
-    output: Path | None,
-) -> None:
+    checkpoint: Path, photos: Path, teacher: Path, enlarger: Path | None, function: str, eye: bool, scales: str,
+    only: tuple[str, ...], places: Path | None, baseline: Path | None, output: Path | None,
+) -> None:  # fmt: skip
     """Prints a table of CHECKPOINT against the teacher; writes report.json, report.md and sheet.png with -o."""
-    files = sorted(file for file in photos.iterdir() if file.suffix in {".webp", ".png", ".jpg"})[:limit]
     values = [float(scale) for scale in scales.split(",")]
     earlier = json.loads(baseline.read_text()) if baseline else None
-    if earlier is not None:
-        missing = [f"{scale:g}" for scale in values if f"{scale:g}" not in earlier["scales"]]
-        if missing or earlier["pictures"] != len(files):
-            raise click.BadParameter(
-                f"{baseline} is of {earlier['pictures']} photographs, not {len(files)}, or lacks scales {missing}: "
-                "leave it out, and all is measured",
-                param_hint="--baseline",
-            )
-    model = load_checkpoint(checkpoint)
-    report, sheet = evaluate(model, Teacher.load(teacher), files, values, baseline=earlier)
+    spots = json.loads(places.read_text()) if places else None
+    try:
+        files = [file for file in photo_files(photos) if not only or file.stem in only]
+        if earlier is not None:
+            missing = [f"{scale:g}" for scale in values if f"{scale:g}" not in earlier["scales"]]
+            if missing or earlier["pictures"] != len(files):
+                raise click.BadParameter(
+                    f"{baseline} is of {earlier['pictures']} photographs, not {len(files)}, or lacks scales {missing}: "
+                    "leave it out, and all is measured",
+                    param_hint="--baseline",
+                )
+        enlarge = load_function(enlarger, function)() if enlarger else None
+        if enlarge is not None:
+            enlarge = enlarge.to(memory_format=torch.channels_last)
+        report, sheet = evaluate(
+            load_checkpoint(checkpoint), Teacher.load(teacher), files, values, enlarge=enlarge,
+            eye=Eye() if eye else None, places=spots, baseline=earlier,
+        )  # fmt: skip
+    except (InputError, FileNotFoundError) as error:
+        raise click.ClickException(str(error)) from error
     click.echo(table(report))
     if output:
         output.mkdir(parents=True, exist_ok=True)

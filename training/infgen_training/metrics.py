@@ -1,4 +1,4 @@
-"""Picture quality: PSNR, SSIM, MS-SSIM, SSIMULACRA2 and errors of flat colours of 8-bit pictures."""
+"""Fidelity: PSNR, SSIM, SSIMULACRA2 and errors of flat colours of 8-bit pictures."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from pytorch_msssim import ms_ssim, ssim
+from pytorch_msssim import ssim
 from ssimulacra2 import compute_ssimulacra2
-
-METRICS = ("psnr", "ssim", "ms_ssim", "ssimulacra2", "flat", "vivid")
 
 _BLOCK = 16
 _FLAT = 8
@@ -63,7 +61,6 @@ def compare(picture: NDArray[np.uint8], truth: NDArray[np.uint8]) -> dict[str, f
     return {
         "psnr": psnr(picture, truth),
         "ssim": float(ssim(*pair, data_range=255)),
-        "ms_ssim": float(ms_ssim(*pair, data_range=255)),
         "ssimulacra2": float(score),
         **flat_errors(picture, truth),
     }

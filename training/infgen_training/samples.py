@@ -12,7 +12,8 @@ import click
 import numpy as np
 from PIL import Image
 
-from infgen_training.data import PATCH, to_tensor
+from infgen_training.config import PATCH
+from infgen_training.views import to_tensor
 from infgen_training.teacher import Teacher
 
 

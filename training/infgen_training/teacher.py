@@ -1,14 +1,37 @@
-"""The frozen autoencoder that makes latents of photographs, loaded from a Python file of the user's choice."""
+"""The frozen networks of others that training learns from, loaded from Python files of the user's choice."""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from infgen_rt.errors import InputError
+
+
+def load_function(file: Path, name: str) -> Callable[[], Any]:
+    """A function of a Python file, which is imported under its own name with its folder on no path.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        InputError: It lacks the function.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"no Python file at {file}; pass one that defines {name}()")
+    spec = importlib.util.spec_from_file_location(f"infgen_user_{file.stem}", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise InputError(f"{file} defines no function {name}()")
+    return function  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -29,17 +52,14 @@ class Teacher:
 
         Raises:
             FileNotFoundError: There is no such file.
-            AttributeError: It lacks one of the two functions.
+            InputError: It lacks one of the two functions.
         """
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"no teacher at {file}; pass the Python file that defines load_encoder, load_decoder"
-            )
-        spec = importlib.util.spec_from_file_location("infgen_teacher", file)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return cls(module.load_encoder().eval(), module.load_decoder().eval())
+        encoder, decoder = (load_function(file, name)() for name in ("load_encoder", "load_decoder"))
+        return cls(encoder.eval(), decoder.eval())
+
+    def to(self, device: torch.device) -> Teacher:
+        """The same on a device."""
+        return Teacher(self.encoder.to(device), self.decoder.to(device))
 
     @torch.inference_mode()
     def encode(self, image: Tensor) -> Tensor:

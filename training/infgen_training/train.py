@@ -1,8 +1,9 @@
-"""Trains a model: ``python -m infgen_training.train --photos DIR --teacher FILE -o RUN``.
+"""Trains a model: ``python -m infgen_training.train --shards DIR --teacher FILE --vgg FILE -o RUN``.
 
-A run is a folder: ``checkpoint/`` (averaged weights, what is exported), ``state.safetensors`` (what else resuming
-needs), ``latents.safetensors`` (the cache), ``train.json`` (the config) and ``log.csv``. Running the command again
-continues it with its own config, and what ``--set`` changes.
+A run is a folder: ``checkpoint/`` (averaged weights in float16, what is exported), ``adversary.safetensors``,
+``train.json`` (the config), ``progress.json`` and ``log.csv``. Running the command again continues it from its averaged
+weights, with a short warm-up and a new optimiser state, where its schedule stood: nothing else has to be kept, and no
+file is larger than the weights.
 """
 
 from __future__ import annotations
@@ -12,48 +13,43 @@ import dataclasses
 import json
 import math
 import os
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import click
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from infgen_export.checkpoint import load_checkpoint, save_checkpoint
-from infgen_export.model import PRESETS, InfGen
+from infgen_export.model import PRESETS, Enlargement, Grid, InfGen
 from infgen_rt.errors import InputError
 from infgen_rt.schema import parse
-from infgen_training.config import TrainConfig
-from infgen_training.data import Batch, LatentCache, Sampler, load_photos
-from infgen_training.drawn import draw_pictures
-from infgen_training.losses import Adversary, perceptual_distance, pyramid_distance
-from infgen_training.optimizer import TRUNK, make_optimizer, set_learning_rate
+from infgen_training.batches import Batch, Batches
+from infgen_training.config import PATCH, TrainConfig
+from infgen_training.losses import Adversary, Vgg, gradient_distance
 from infgen_training.precision import mixed
-from infgen_training.teacher import Teacher
-from infgen_training.warmstart import copy_encoder, copy_trunk
+from infgen_training.teacher import Teacher, load_function
+from infgen_training.views import load_shards
+from infgen_training.warmstart import COPIED, copy_encoder, copy_enlarger, copy_trunk
 
-_LOSSES = ("l1", "perceptual", "pyramid", "adversarial", "encoder", "round_trip")
-"""Columns of the log, after the step."""
-_FIXED = (
-    *("preset", "part", "learns", "latent_space", "latent_channels", "warm_start", "optimizer", "adversarial_weight"),
-    *("seed", "shapes", "views", "max_reduction", "drawn", "recoloured", "exclude"),
-)
-"""Fields that a run keeps: its cache and its state were made for them."""
-_MODELS = ("model", "average")
-"""Networks whose checkpoint has all that does not learn."""
-_LOG_EVERY = 10
-"""Steps between looks at the losses: a look waits until the GPU has done all that it was given."""
-
-Lesson = tuple[Batch | None, Batch | None]
-"""What one step learns from, as ``Trainer.train_step`` takes it."""
+_FIXED = ("preset", "part", "latent_space", "latent_channels")
+"""Fields that a run keeps."""
+_SAY_EVERY = 50
+"""Steps between lines of the log."""
+_AHEAD = 3
+"""Batches that are made ahead."""
+_BALANCE_EVERY = 25
+"""Steps between looks at how the adversary's gradient compares with that of LPIPS."""
+_PAUSE = 5.0
+"""Seconds that a step counts at most: a process that was stopped did not train meanwhile."""
+_LEARNS_BEFORE = 0.08
+"""Share of the run that the adversary learns before it is listened to, and over which it is listened to more."""
 
 
 class Diverged(RuntimeError):
@@ -61,276 +57,295 @@ class Diverged(RuntimeError):
 
 
 class Trainer:
-    """A model, its average, an optimiser and the step they have reached.
+    """A model, its average and what teaches them.
 
     Args:
         config: Of the run.
         model: Trained in place.
+        vgg: For LPIPS and the adversary; None leaves both out.
         device: Where it is trained.
-        encoder: The teacher's, for the perceptual distance of its features.
-
-    Raises:
-        InputError: The perceptual distance needs something that is not at hand.
+        step: That it has reached.
     """
 
     def __init__(
-        self, config: TrainConfig, model: InfGen, device: torch.device, encoder: nn.Module | None = None
+        self, config: TrainConfig, model: InfGen, vgg: Vgg | None, device: torch.device, step: int = 0
     ) -> None:
-        self.config = config
-        self.device = device
-        self.step = 0
+        self.config, self.device, self.step = config, device, step
         # Convolutions in reduced precision are about a third faster in this layout (measured on a CPU).
         self.model = model.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.model).requires_grad_(False)
-        self.optimizer = make_optimizer(self.model, config)
+        self.vgg = vgg.to(device).to(memory_format=torch.channels_last) if vgg else None  # type: ignore[call-overload]
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(config.teaches(name))
-        named = self.model.named_parameters()
-        self._resting = [value for name, value in named if name.startswith(TRUNK) and value.requires_grad]
-        self.perceptual = perceptual_distance(config.perceptual, encoder, device) if config.perceptual_weight else None
-        self.adversary = Adversary(device, config.adversary_lr) if config.adversarial_weight else None
+        self.optimizer = make_optimizer(self.model, config)
+        self.adversary = Adversary(device, config.adversary_lr)
+        self.balance: float | None = None
+        self._began = step
         if config.compile:
-            compile_parts(self.model)
+            for part in (self.model.prefill, self.model.refine, *self.model.decode.blocks, self.model.encode):
+                if part is not None:
+                    part.compile(dynamic=True)
 
-    def train_step(self, batch: Batch | None, native: Batch | None) -> dict[str, Tensor]:
+    def train_step(self, batch: Batch, done: float) -> dict[str, Tensor]:
         """One step of the optimiser.
 
         Args:
-            batch: What the decoder learns from, unless the encoder learns alone.
-            native: Whole pictures at scale 1 for the encoder, on its turns.
+            batch: What is learnt from.
+            done: Share of the run, in [0, 1].
 
         Returns:
-            The losses, by name; on a GPU they may still be being computed.
+            The losses, by name.
         """
-        set_learning_rate(self.optimizer, self.config, self.step)
-        if batch is not None:
-            for parameter in self._resting:
-                parameter.requires_grad_(self.step >= self.config.trunk_rest)
-        losses, weights = {}, {}
-        with mixed(self.device, self.config.bfloat16):
-            if batch is not None:
-                batch = batch.to(self.device)
-                image = self.model.decode(self.model.context(batch.latent), batch.grid)
-                losses["l1"] = F.l1_loss(image.float(), batch.target)
-                if self.perceptual is not None:
-                    losses["perceptual"] = self.perceptual(image.float(), batch.target)
-                    weights["perceptual"] = self.config.perceptual_weight
-                if self.config.pyramid_weight:
-                    losses["pyramid"] = pyramid_distance(image.float(), batch.target)
-                    weights["pyramid"] = self.config.pyramid_weight
-                if self.adversary is not None:
-                    losses["adversarial"] = self.adversary(image, batch.target)
-                    weights["adversarial"] = self.config.adversarial_weight
-            if native is not None:
-                native = native.to(self.device)
-                latent = self.model.encode(native.target)
-                losses["encoder"] = F.l1_loss(latent.float(), native.latent)
-                if self.config.round_trip_weight:
-                    image = self.model.decode(self.model.context(latent), native.grid)
-                    losses["round_trip"] = F.l1_loss(image.float(), native.target)
-                    weights["round_trip"] = self.config.round_trip_weight
-        torch.stack([weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum().backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        warm = min(1.0, (self.step - self._began + 1) / max(1, self.config.warmup))
+        share = warm * max(self.config.final, (1 + math.cos(math.pi * min(1.0, done))) / 2)
+        for group in self.optimizer.param_groups:
+            group["lr"] = share * group["peak"]
+        losses = self._decoder(batch, done) if self.config.part == "decoder" else self._encoder(batch)
+        total = torch.stack(list(losses.values())).sum()
+        if not math.isfinite(total.item()):
+            raise Diverged(f"at step {self.step} the loss is {total.item()}")
+        total.backward()
+        learning = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        torch.nn.utils.clip_grad_norm_(learning, self.config.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._update_average()
         self.step += 1
         return {name: loss.detach() for name, loss in losses.items()}
 
+    def enlargement(self, batch: Batch) -> Enlargement | None:
+        """Of a batch."""
+        return next((each for each in self.model.config.enlargements if each.factor == batch.lesson.factor), None)
+
+    def _decoder(self, batch: Batch, done: float) -> dict[str, Tensor]:
+        config, enlargement, cells, side = self.config, self.enlargement(batch), batch.cells, batch.side
+        with mixed(self.device, config.bfloat16):
+            # Statistics are those of the whole latent, of which a square is decoded as if it were one.
+            whole = (self.model.prefill(latent[None].to(self.device)) for latent in batch.latents)
+            parts = [
+                each[:, :, row : row + cells, column : column + cells]
+                for each, (row, column) in zip(whole, batch.corners, strict=True)
+            ]
+            features = torch.cat(parts).contiguous(memory_format=torch.channels_last)
+            context = features if self.model.refine is None else self.model.refine(features, enlargement)
+            grid = Grid.whole((cells, cells), (side, side)).to(self.device)
+            image = self.model.decode(context, grid, enlargement)
+        image = image.float()[:, :, :side, :side]
+        edge = round(side / cells * config.margin)
+        made, true = _inner(image, edge), _inner(batch.target(self.device), edge)
+        certain = batch.sharp is not None or batch.is_native
+        losses = {"pixels": (1.0 if certain else config.soft) * F.l1_loss(made, true)}
+        if certain:
+            losses["gradient"] = config.gradient * gradient_distance(made, true)
+        if not batch.is_native:
+            encoded = batch.encoded(self.device)
+            reduced, inner = F.interpolate(image, size=encoded.shape[-2:], mode="area"), PATCH * config.margin
+            losses["reduced"] = config.reduced * F.l1_loss(_inner(reduced, inner), _inner(encoded, inner))
+        if self.vgg is not None and batch.lesson.perceptual:
+            losses |= self._seen(image, made, _inner(batch.real(self.device), edge), batch, done)
+        return losses
+
+    def _seen(self, image: Tensor, made: Tensor, real: Tensor, batch: Batch, done: float) -> dict[str, Tensor]:
+        """LPIPS, and the adversary's verdict once it is listened to."""
+        assert self.vgg is not None
+        config, lesson = self.config, batch.lesson
+        side = min(config.crop, made.shape[-1])
+        top, left = (int(torch.randint(made.shape[-1] - side + 1, ())) for _ in range(2))
+        crop = (..., slice(top, top + side), slice(left, left + side))
+        with mixed(self.device, config.bfloat16):
+            features = self.vgg(made[crop].clamp(-0.1, 1.1))
+            with torch.no_grad():
+                true = self.vgg(real[crop])
+        seen = self.vgg.distance(features, true)
+        losses = {"perceptual": lesson.perceptual * seen}
+        begins = config.adversary_from - _LEARNS_BEFORE
+        if not lesson.adversarial or done < begins:
+            return losses
+        if batch.photo is not None or batch.is_native:
+            self.adversary.learn(features, true)
+        heard = min(1.0, max(0.0, (done - config.adversary_from) / _LEARNS_BEFORE))
+        if heard:
+            verdict = self.adversary.verdict(features)
+            if self.balance is None or self.step % _BALANCE_EVERY == 0:
+                (of_verdict,) = torch.autograd.grad(verdict, image, retain_graph=True)
+                (of_seen,) = torch.autograd.grad(seen, image, retain_graph=True)
+                ratio = (of_seen.norm() / of_verdict.norm().clamp(min=1e-12)).item()
+                self.balance = ratio if self.balance is None else 0.7 * self.balance + 0.3 * ratio
+            weight = heard * lesson.adversarial * lesson.perceptual * self.balance
+            losses["adversarial"] = weight * verdict
+        return losses
+
+    def _encoder(self, batch: Batch) -> dict[str, Tensor]:
+        """The teacher's latents, and what the model's own decoder makes of those of the encoder."""
+        config, cells = self.config, batch.cells
+        image = batch.encoded(self.device)
+        latents = [
+            latent[:, row : row + cells, column : column + cells]
+            for latent, (row, column) in zip(batch.latents, batch.corners, strict=True)
+        ]
+        enlargement = self.model.config.enlargement_for((1.0, 1.0))
+        with mixed(self.device, config.bfloat16):
+            made = self.model.encode(image)
+            grid = Grid.whole((cells, cells), (image.shape[-2], image.shape[-1])).to(self.device)
+            again = self.model.decode(self.model.context(made, enlargement), grid, enlargement).float()
+        edge = PATCH * config.margin
+        inner = slice(config.margin, cells - config.margin)
+        truth = torch.stack(latents).to(self.device)
+        losses = {
+            "latent": F.l1_loss(made.float()[..., inner, inner], truth[..., inner, inner]),
+            "pixels": config.round_trip * F.l1_loss(_inner(again, edge), _inner(image, edge)),
+        }
+        if self.vgg is not None:
+            with mixed(self.device, config.bfloat16):
+                features, true = (self.vgg(_inner(each, edge).clamp(-0.1, 1.1)) for each in (again, image))
+            losses["perceptual"] = batch.lesson.perceptual * self.vgg.distance(features, true)
+        return losses
+
     @torch.no_grad()
     def _update_average(self) -> None:
-        """Exponential moving average that forgets the first, untrained weights quickly."""
-        # Not torch's AveragedModel, which keeps its count as a tensor and waits for the GPU to read it.
+        """Exponential moving average that forgets the first weights quickly."""
         share = max(1 - self.config.ema, 10 / (10 + self.step))
         mean, values = ([*module.parameters(), *module.buffers()] for module in (self.average, self.model))
         torch._foreach_lerp_(mean, values, share)
 
-    def _modules(self) -> dict[str, nn.Module]:
-        """Every network that resuming needs."""
-        modules: dict[str, nn.Module] = {"model": self.model, "average": self.average}
-        return modules | ({"discriminator": self.adversary.discriminator} if self.adversary else {})
-
-    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """Every optimiser that resuming needs."""
-        return {"optimizer": self.optimizer} | ({"adversary": self.adversary.optimizer} if self.adversary else {})
-
-    def save(self, run: Path) -> None:
-        """Writes checkpoint and state; each file appears whole or not at all.
-
-        The state has what learns alone: the rest of the model is what the checkpoint has.
-        """
-        save_checkpoint(run / "checkpoint", self.average)
-        tensors: dict[str, Tensor] = {}
-        for prefix, module in self._modules().items():
-            learning = {name for name, _ in module.named_parameters() if self.config.teaches(name)}
-            values = module.state_dict().items()
-            whole = prefix not in _MODELS
-            tensors |= {f"{prefix}/{name}": value for name, value in values if whole or name in learning}
-        for prefix, optimizer in self._optimizers().items():
-            for index, state in optimizer.state_dict()["state"].items():
-                tensors |= {f"{prefix}/{index}/{name}": value for name, value in state.items()}
-        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        partial = run / "state.safetensors.partial"
-        save_file(tensors, partial, {"step": str(self.step)})
-        os.replace(partial, run / "state.safetensors")
-
-    def load(self, run: Path) -> None:
-        """Reads what ``save`` wrote, exactly."""
-        stored: dict[str, dict[str, Tensor]] = {}
-        with safe_open(run / "state.safetensors", "pt") as file:
-            self.step = int(file.metadata()["step"])
-            for key in file.keys():  # noqa: SIM118 - not a dict
-                prefix, name = key.split("/", 1)
-                stored.setdefault(prefix, {})[name] = file.get_tensor(key)
-        rest = load_checkpoint(run / "checkpoint").state_dict()
-        for prefix, module in self._modules().items():
-            module.load_state_dict({**rest, **stored[prefix]} if prefix in _MODELS else stored[prefix])
-        for prefix, optimizer in self._optimizers().items():
-            state: dict[int, dict[str, Tensor]] = {}
-            for name, value in stored[prefix].items():
-                index, slot = name.split("/")
-                state.setdefault(int(index), {})[slot] = value
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-        for group in self.optimizer.param_groups:
-            group["step"] = self.step  # Muon counts by group, for the bias correction of its AdamW part
+    def save(self, run: Path, minutes: float) -> None:
+        """Writes what a run is continued from; each file appears whole or not at all."""
+        save_checkpoint(run / "checkpoint", self.average, torch.float16)
+        partial = run / "adversary.safetensors.partial"
+        state = {name: value.half() if name != "scales" else value for name, value in self.adversary.state_dict().items()}
+        save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, partial)
+        os.replace(partial, run / "adversary.safetensors")
+        progress = {"step": self.step, "minutes": minutes, "balance": self.balance}
+        partial = run / "progress.json.partial"
+        partial.write_text(json.dumps(progress) + "\n")
+        os.replace(partial, run / "progress.json")
 
 
-def compile_parts(model: InfGen) -> None:
-    """Compiles a model's larger parts in place, for any shape; its state keeps its names and copies are not compiled.
-
-    Not ``decode`` as a whole: its bilinear samples go from a product straight into a convolution, and Inductor (torch
-    2.13) fails to order the symbolic strides of such a view (pytorch/pytorch#185510). Its own lines are few and small.
-    """
-    for part in (model.prefill, model.refine, model.encode, *model.decode.blocks, model.decode.upsampler):
-        if part is not None:
-            part.compile(dynamic=True)
+def _inner(image: Tensor, edge: int) -> Tensor:
+    """Without so many pixels at each side."""
+    return image[..., edge : image.shape[-2] - edge, edge : image.shape[-1] - edge]
 
 
-def make_sampler(config: TrainConfig, photos: Sequence[Image.Image], cache: LatentCache) -> Sampler:
-    """The sampler of a run."""
-    return Sampler(
-        photos,
-        cache,
-        config.seed,
-        config.scales,
-        config.tile,
-        config.cells,
-        config.native_share,
-        config.latent_noise,
-    )
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW on what learns; each group knows its highest rate as ``peak``."""
+    named = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+    groups = [
+        {"params": [value for name, value in named if not name.startswith(COPIED)], "peak": config.lr},
+        {
+            "params": [value for name, value in named if name.startswith(COPIED)],
+            "peak": config.copied_share * config.lr,
+        },
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], betas=(0.9, 0.98), weight_decay=0.0)
 
 
-def lesson(sampler: Sampler, config: TrainConfig, step: int, pin: bool = False) -> Lesson:
-    """What a step of a run learns from, in page-locked memory if a GPU wants it there."""
-    alone = config.part == "encoder"
-    turn = alone or (config.part == "all" and step % config.encoder_every == 0)
-    batch = None if alone else sampler.batch(step)
-    native = sampler.native(step) if turn else None
-    return (batch and batch.pin(), native and native.pin()) if pin else (batch, native)
-
-
-def lessons(sampler: Sampler, config: TrainConfig, first: int, pin: bool = False) -> Iterator[Lesson]:
-    """Lessons from step ``first`` on, in order, made ahead in threads (resampling releases the GIL).
-
-    Args:
-        sampler: Of the run.
-        config: Its ``loaders`` threads have one lesson each in the making or ready, and there is one more.
-        first: Step.
-        pin: Makes them in page-locked memory, for a GPU.
-    """
-    with ThreadPoolExecutor(config.loaders) as pool:
-        ahead: deque[Future[Lesson]] = deque()
-        for step in range(first, config.steps):
-            while len(ahead) <= config.loaders and step + len(ahead) < config.steps:
-                ahead.append(pool.submit(lesson, sampler, config, step + len(ahead), pin))
-            yield ahead.popleft().result()
-
-
-class _Log:
-    """Losses of every step, written a few steps late so that no step waits for those before it."""
-
-    def __init__(self, file: TextIO, progress: tqdm[Any]) -> None:
-        self.file, self.progress = file, progress
-        self.mean: dict[str, float] = {}
-        self.waiting: list[tuple[int, dict[str, Tensor]]] = []
-
-    def add(self, step: int, losses: dict[str, Tensor]) -> None:
-        """Takes the losses of a step."""
-        self.waiting.append((step, losses))
-        if len(self.waiting) >= _LOG_EVERY:
-            self.write()
-
-    def write(self) -> None:
-        """Writes what waits."""
-        for step, tensors in self.waiting:
-            losses = {name: loss.item() for name, loss in tensors.items()}
-            if not all(map(math.isfinite, losses.values())):
-                raise Diverged(f"at step {step} a loss is no longer finite: {losses}")
-            for name, loss in losses.items():
-                self.mean[name] = 0.98 * self.mean.get(name, loss) + 0.02 * loss
-            self.file.write(",".join([str(step), *(f"{losses.get(name, math.nan):.5f}" for name in _LOSSES)]) + "\n")
-        self.waiting.clear()
-        self.file.flush()
-        self.progress.set_postfix({name: f"{value:.4f}" for name, value in self.mean.items()})
+def drawn(batches: Batches, first: int) -> Iterator[Batch]:
+    """Batches from a step on, made ahead in a thread."""
+    with ThreadPoolExecutor(1) as pool:
+        ahead: deque[Future[Batch]] = deque(pool.submit(batches.draw, first + index) for index in range(_AHEAD))
+        try:
+            for step in range(first + _AHEAD, 10**9):
+                yield ahead.popleft().result()
+                ahead.append(pool.submit(batches.draw, step))
+        finally:
+            for future in ahead:
+                future.cancel()
 
 
 def train(
-    config: TrainConfig, photos: Path, teacher: Path, run: Path, device: torch.device, start: Path | None
+    config: TrainConfig,
+    shards: Path,
+    teacher: Path | None,
+    vgg: Path | None,
+    enlarger: Path | None,
+    run: Path,
+    device: torch.device,
+    start: Path | None = None,
+    slice_minutes: float | None = None,
 ) -> Trainer:
-    """Runs, or continues, a training run to its last step.
+    """Runs, or continues, a training run.
+
+    Args:
+        config: Of the run.
+        shards: Folder of views.
+        teacher: What a new model starts as, beside ``enlarger``; None for random weights.
+        vgg: Weights for LPIPS and the adversary; None leaves both out.
+        enlarger: Python file with ``load_animevideo()``, whose network a new model's enlarger starts as.
+        run: Folder; continued if it holds a run.
+        device: Where to compute.
+        start: Checkpoint to start a new run from.
+        slice_minutes: Stops, saved, after so many, whatever is left of the run.
 
     Raises:
-        InputError: The run was made with settings that the config contradicts, or ``start`` is unusable.
-        FileNotFoundError: There are no photographs, or no teacher.
+        InputError: The run was made with settings that the config contradicts, or something is unusable.
+        FileNotFoundError: There are no shards, or no teacher.
         Diverged: A loss is no longer finite; what was saved last is from before.
     """
+    began = time.monotonic()
     run.mkdir(parents=True, exist_ok=True)
     _check_same_run(config, run / "train.json")
     (run / "train.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-    pictures = load_photos(photos, config.exclude)
-    pictures += draw_pictures(config.drawn, config.seed, pictures)
-    cache_file = run / "latents.safetensors"
-    if cache_file.exists():
-        cache = LatentCache.load(cache_file)
-    else:
-        cache = LatentCache.build(
-            pictures, Teacher.load(teacher), config.shapes, config.views, config.max_reduction, config.recoloured,
-            config.seed, device,
-        )  # fmt: skip
-        cache.save(cache_file)
     torch.manual_seed(config.seed)
-    preset = PRESETS[config.preset](config.latent_space, config.latent_channels)
-    resume = (run / "state.safetensors").exists()
-    weights = run / "checkpoint" if resume else start
-    model = load_checkpoint(weights) if weights else InfGen(preset)
-    if config.warm_start and not weights:
-        origin = Teacher.load(teacher)
-        copy_trunk(origin.decoder, model)
-        copy_encoder(origin.encoder, model)
-    # Only a distance of the teacher's features needs the teacher when latents are cached.
-    watches = config.perceptual_weight > 0 and config.perceptual == "teacher"
-    trainer = Trainer(config, model, device, Teacher.load(teacher).encoder if watches else None)
-    if resume:
-        trainer.load(run)
-    sampler = make_sampler(config, pictures, cache)
-    _cut_log(run / "log.csv", trainer.step)
-    ahead = lessons(sampler, config, trainer.step, pin=device.type == "cuda")
-    progress = tqdm(ahead, initial=trainer.step, total=config.steps, desc="train")
-    with (run / "log.csv").open("a") as file:
-        log = _Log(file, progress)
-        for batch, native in progress:
-            log.add(trainer.step + 1, trainer.train_step(batch, native))
-            if trainer.step % config.save_every == 0 or trainer.step == config.steps:
-                log.write()
-                trainer.save(run)
+    progress = _progress(run)
+    resume = (run / "checkpoint").exists()
+    model = load_checkpoint(run / "checkpoint" if resume else start) if resume or start else _new(config, teacher, enlarger)
+    trainer = Trainer(config, model, Vgg(vgg) if vgg else None, device, int(progress["step"] or 0))
+    if (run / "adversary.safetensors").exists():
+        judge = {name: value.float() for name, value in load_file(run / "adversary.safetensors").items()}
+        trainer.adversary.load_state_dict(judge)
+        trainer.balance = progress["balance"]
+    batches = Batches(load_shards(shards), config, model.config.enlargements)
+    log = _Log(run / "log.csv")
+    spent, last, saved = 60 * (progress["minutes"] or 0.0), time.monotonic(), time.monotonic()
+    for batch in drawn(batches, trainer.step):
+        done = spent / (60 * config.minutes)
+        if done >= 1 or (slice_minutes is not None and time.monotonic() - began >= 60 * slice_minutes):
+            break
+        log.add(trainer.step, batch, trainer.train_step(batch, done), spent)
+        now = time.monotonic()
+        spent, last = spent + min(now - last, _PAUSE), now
+        if now - saved > 60 * config.save_every:
+            trainer.save(run, spent / 60)
+            saved = now
+    trainer.save(run, spent / 60)
     return trainer
 
 
-def _cut_log(file: Path, step: int) -> None:
-    """Drops what was logged after the last save, which is about to be done again."""
-    if file.exists():
-        lines = file.read_text().splitlines(keepends=True)
-        file.write_text("".join(line for line in lines if int(line.split(",")[0]) <= step))
+def _new(config: TrainConfig, teacher: Path | None, enlarger: Path | None) -> InfGen:
+    model = InfGen(PRESETS[config.preset](config.latent_space, config.latent_channels))
+    if teacher is not None:
+        origin = Teacher.load(teacher)
+        copy_trunk(origin.decoder, model)
+        copy_encoder(origin.encoder, model)
+    if enlarger is not None:
+        copy_enlarger(load_function(enlarger, "load_animevideo")(), model)
+    return model
+
+
+def _progress(run: Path) -> dict[str, float | None]:
+    file = run / "progress.json"
+    found: dict[str, float | None] = json.loads(file.read_text()) if file.exists() else {}
+    return {"step": 0, "minutes": 0.0, "balance": None} | found
+
+
+class _Log:
+    """Means of the losses of some steps, by enlargement: printed, and a line of ``log.csv``."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._sums: dict[tuple[int, str], list[float]] = {}
+
+    def add(self, step: int, batch: Batch, losses: dict[str, Tensor], seconds: float) -> None:
+        """Takes the losses of a step."""
+        for name, loss in losses.items():
+            self._sums.setdefault((batch.lesson.factor, name), []).append(loss.item())
+        if (step + 1) % _SAY_EVERY:
+            return
+        means = {f"{factor}x {name}": sum(each) / len(each) for (factor, name), each in sorted(self._sums.items())}
+        click.echo(f"step {step + 1}, {seconds / 60:.1f} min: " + ", ".join(f"{k} {v:.4f}" for k, v in means.items()))
+        with self._file.open("a") as file:
+            file.write(json.dumps({"step": step + 1, "minutes": seconds / 60, **means}) + "\n")
+        self._sums.clear()
 
 
 def _check_same_run(config: TrainConfig, file: Path) -> None:
@@ -343,41 +358,28 @@ def _check_same_run(config: TrainConfig, file: Path) -> None:
             raise InputError(f"{file.parent} was made with {name} {old}, not {new}: use another folder for a new run")
 
 
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
 @click.command()
+@click.option("--shards", type=_FOLDER, required=True, help="Folder of views, from infgen_training.views.")
+@click.option("--teacher", type=_FILE, help="Python file with load_encoder() and load_decoder(): where trunk and encoder start.")
+@click.option("--enlarger", type=_FILE, help="Python file with load_animevideo(): where the enlarger starts.")
+@click.option("--vgg", type=_FILE, help="Weights of LPIPS with VGG16, for LPIPS and the adversary; without, neither.")
+@click.option("-o", "--run", type=click.Path(file_okay=False, path_type=Path), required=True, help="Continued if it exists.")
+@click.option("--start", type=_FOLDER, help="Checkpoint whose weights a new run starts from.")
+@click.option("--minutes", "slice_minutes", type=float, help="Stops after so many, saved, whatever is left of the run.")
 @click.option(
-    "--photos",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    required=True,
-    help="Folder of photographs.",
-)
-@click.option(
-    "--teacher",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    required=True,
-    help="Python file with load_encoder() and load_decoder().",
-)
-@click.option(
-    "-o",
-    "--run",
-    type=click.Path(file_okay=False, path_type=Path),
-    required=True,
-    help="Folder of the run; continued if it exists.",
-)
-@click.option(
-    "--start",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Checkpoint whose weights a new run starts from.",
-)
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="NAME=VALUE",
+    "--set", "settings", multiple=True, metavar="NAME=VALUE",
     help="Any field of TrainConfig, as JSON; repeatable. What a run has already is its default.",
 )
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
-def main(photos: Path, teacher: Path, run: Path, start: Path | None, settings: tuple[str, ...], device: str) -> None:
-    """Trains an InfGen decoder and its encoder, or continues a run."""
+def main(
+    shards: Path, teacher: Path | None, enlarger: Path | None, vgg: Path | None, run: Path, start: Path | None,
+    slice_minutes: float | None, settings: tuple[str, ...], device: str,
+) -> None:  # fmt: skip
+    """Trains an InfGen decoder or its encoder, or continues a run."""
     names = {field.name for field in dataclasses.fields(TrainConfig)}
     saved = run / "train.json"
     try:
@@ -397,11 +399,11 @@ def main(photos: Path, teacher: Path, run: Path, start: Path | None, settings: t
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--set") from error
     try:
-        train(config, photos, teacher, run, torch.device(device), start)
+        train(config, shards, teacher, vgg, enlarger, run, torch.device(device), start, slice_minutes)
     except (InputError, FileNotFoundError) as error:
         raise click.ClickException(str(error)) from error
     except Diverged as error:
-        advice = f"{run} has what was saved before, from where the same command with lower lr and muon_lr goes on"
+        advice = f"{run} has what was saved before, from where the same command with a lower lr goes on"
         raise click.ClickException(f"{error}; {advice}") from error
 
 

@@ -9,11 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 
 from infgen_export.model import InfGen
 from infgen_rt.errors import InputError
 
+COPIED = (
+    *("prefill.enter.", "prefill.blocks.", "refine.grow.", "refine.levels.", "refine.enlarger.to_picture."),
+    *("encode.levels.", "encode.shrink.", "encode.leave."),
+)
+"""How the names of the parameters begin that are copied from a tiny autoencoder."""
 _PARTS = {"convolve": "conv", "pool": "pool"}
 """Names of a block's branches here and there."""
 
@@ -43,6 +49,9 @@ def copy_trunk(decoder: nn.Module, model: InfGen) -> None:
         place += 2
         names.update(_names(level, f"refine.levels.{index}", place))
         place += len(list(level.children()))
+    if model.refine is not None:
+        for name in ("weight", "bias"):
+            names[f"refine.enlarger.to_picture.{name}"] = f"{place}.{name}"
     if not any(".pool." in name for name in decoder.state_dict()):
         names = {ours: theirs for ours, theirs in names.items() if ".pool." not in ours}
     silent = {
@@ -76,6 +85,36 @@ def copy_encoder(encoder: nn.Module, model: InfGen) -> None:
             place -= 1
             names[f"shrink.{index - 1}.weight"] = f"{place}.weight"
     _copy(encoder, model.encode, names, {})
+
+
+def copy_enlarger(network: nn.Module, model: InfGen) -> None:
+    """Copies Real-ESRGAN's smallest network into a model's enlarger, in place, as far as it goes.
+
+    What leaves the enlarger is not copied: a shorter chain has its own, and learns it in a few hundred steps.
+
+    Args:
+        network: ``SRVGGNetCompact``: in ``body``, convolutions of 64 channels with PReLUs between them.
+        model: Its enlarger has the same width, and no more convolutions.
+
+    Raises:
+        InputError: The network is built in another way.
+    """
+    if model.refine is None:
+        return
+    enlarger = model.refine.enlarger
+    body = getattr(network, "body", None)
+    if not isinstance(body, nn.Sequential) or len(body) < 2 + 2 * len(enlarger.blocks):
+        raise InputError("the enlarger's network is not SRVGGNetCompact: expected its convolutions in `body`")
+    ours = [enlarger.enter, enlarger.activate, *(layer for block in enlarger.blocks for layer in block)]
+    try:
+        for layer, theirs in zip(ours, body, strict=False):
+            layer.load_state_dict(theirs.state_dict())
+    except RuntimeError as error:
+        raise InputError(f"the enlarger's network does not fit: {' '.join(str(error).split())}") from error
+    with torch.no_grad():
+        # At first it sees the picture alone, as it always did.
+        for parameter in enlarger.mix.parameters():
+            parameter.zero_()
 
 
 def _names(level: nn.Module, prefix: str, place: int) -> Iterator[tuple[str, str]]:

@@ -24,11 +24,11 @@ class Neighbours:
     """For each token along one axis, the K cells around it.
 
     Attributes:
-        index: [n, K] int64, positions in the context crop.
+        centre: [n] int64, position in the context crop of the cell that the token is in.
         bias: [n, K] added to the scores: the logarithm of a window that fades out at the radius.
     """
 
-    index: Tensor
+    centre: Tensor
     bias: Tensor
 
     @classmethod
@@ -49,8 +49,13 @@ class Neighbours:
         # Fading over the last half cell keeps the picture continuous where the set of neighbours changes.
         fade = torch.clamp((radius - distance) / min(0.5, radius), 1e-6, 1.0)
         bias = torch.where(inside, torch.log(fade), MASKED)
-        index = (cell - torch.floor(key[0])).clamp(min=0).to(torch.int64)
-        return cls(torch.minimum(index, torch.full_like(index, key.shape[0] - 1)), bias)
+        centre = (torch.floor(token) - torch.floor(key[0])).clamp(min=0).to(torch.int64)
+        return cls(torch.minimum(centre, torch.full_like(centre, key.shape[0] - 1)), bias)
+
+    @property
+    def count(self) -> int:
+        """K."""
+        return self.bias.shape[1]
 
 
 class Rotary(nn.Module):
@@ -114,24 +119,28 @@ def _fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 def window_attention(query: Tensor, key: Tensor, value: Tensor, rows: Neighbours, columns: Neighbours) -> Tensor:
     """Every token sees the K x K cells around it.
 
-    One gather an offset rather than one of all K x K: memory stays that of a few token grids, and all that a backend
-    needs is Gather, multiply and add.
+    Each cell is first given the keys and values of all K x K around it, as shifted copies, so that tokens fetch what
+    they see in one gather an axis, however many cells it is. Heads are summed over by a product with ones.
     """
     heads, depth = query.shape[3:]
-    key, value = key.flatten(3), value.flatten(3)
-    query = query.flatten(3) * depth**-0.5
-    scores, values = [], []
-    for i in range(rows.index.shape[1]):
-        key_rows = key.index_select(1, rows.index[:, i])
-        value_rows = value.index_select(1, rows.index[:, i])
-        for j in range(columns.index.shape[1]):
-            near = key_rows.index_select(2, columns.index[:, j])
-            score = (query * near).unflatten(3, (heads, depth)).sum(-1)
-            scores.append(score + (rows.bias[:, None, i] + columns.bias[None, :, j]).unsqueeze(-1))
-            values.append(value_rows.index_select(2, columns.index[:, j]).unflatten(3, (heads, -1)))
-    weights = torch.stack(scores, dim=-1).softmax(-1).to(value.dtype)
-    out = sum((weights[..., k : k + 1] * near for k, near in enumerate(values)), start=torch.zeros_like(values[0]))
-    return out.flatten(3)
+    across, down = columns.count // 2, rows.count // 2
+    both = torch.cat([key.flatten(3).to(value.dtype), value.flatten(3)], dim=3)
+    height, width = both.shape[1:3]
+    padded = F.pad(both, (0, 0, across, across, down, down))
+    shifted = [padded[:, i : i + height, j : j + width] for i in range(rows.count) for j in range(columns.count)]
+    near = torch.cat(shifted, dim=3).index_select(1, rows.centre).index_select(2, columns.centre)
+    near = near.unflatten(3, (len(shifted), both.shape[3]))
+    keys, values = near[..., : heads * depth], near[..., heads * depth :]
+    bias = (rows.bias[:, None, :, None] + columns.bias[None, :, None, :]).flatten(2)
+    scores = (query.flatten(3).unsqueeze(3) * depth**-0.5 * keys) @ _by_head(heads, depth, keys) + bias.unsqueeze(-1)
+    weights = scores.softmax(3).to(value.dtype) @ _by_head(heads, value.shape[4], values).T
+    return (weights * values).sum(3)
+
+
+def _by_head(heads: int, depth: int, like: Tensor) -> Tensor:
+    """[heads * depth, heads] ones where a channel is a head's."""
+    channel = torch.arange(heads * depth, device=like.device) // depth
+    return (channel[:, None] == torch.arange(heads, device=like.device)).to(like.dtype)
 
 
 class CrossAttention(nn.Module):

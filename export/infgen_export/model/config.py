@@ -30,6 +30,19 @@ class Level:
 
 
 @dataclass(frozen=True)
+class Enlargement:
+    """One of the enlargements of the trunk's picture, for pictures up to a scale.
+
+    Attributes:
+        factor: How many times it enlarges, which is the largest scale it is for.
+        blocks: How many of the enlarger's convolutions it goes through; none for the trunk's own picture.
+    """
+
+    factor: int
+    blocks: int
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
     """Architecture of one InfGen decoder (arXiv 2509.10441) and of the encoder that goes with it.
 
@@ -40,6 +53,8 @@ class DecoderConfig:
         width: Channels of a token, and of what the context holds of a cell for attention.
         trunk: Prefill's resolutions, from one position a cell on, each twice the one before; global statistics at the
             first only. Empty for a prefill that does no more than project.
+        enlargements: By rising factor. The context carries the enlarged picture, and tokens correct it. Empty for a
+            model whose tokens make the whole picture.
         detail: Channels of the fine grid that the context carries too, at the trunk's last resolution; 0 for none.
         frame: What the implicit positional embedding sees: the token's place in the whole ``"image"``, or in its
             ``"cell"``.
@@ -65,6 +80,7 @@ class DecoderConfig:
     latent_channels: int
     width: int
     trunk: tuple[Level, ...]
+    enlargements: tuple[Enlargement, ...]
     detail: int
     frame: str
     start: str
@@ -96,6 +112,11 @@ class DecoderConfig:
             problems.append("detail needs a trunk that makes it and levels that use it")
         if self.detail and self.frame == "image":
             problems.append("detail needs the cell frame: it is made of parts that do not know where they are")
+        if bool(self.enlargements) != bool(self.detail):
+            problems.append("enlargements and detail need each other")
+        factors = [each.factor for each in self.enlargements]
+        if factors != sorted(set(factors)):
+            problems.append(f"enlargements must have rising factors, not {factors}")
         if self.key_width % (4 * self.heads) or self.width % self.heads:
             problems.append(
                 f"with {self.heads} heads, key_width {self.key_width} must divide by {4 * self.heads} "
@@ -122,6 +143,9 @@ class DecoderConfig:
         levels = {f"levels[{index}]": level for index, level in enumerate(self.levels)}
         levels |= {f"trunk[{index}]": level for index, level in enumerate(self.trunk)}
         levels |= {f"encoder[{index}]": level for index, level in enumerate(self.encoder)}
+        for index, each in enumerate(self.enlargements):
+            yield f"enlargements[{index}].factor", each.factor, 1
+            yield f"enlargements[{index}].blocks", each.blocks, 0
         for name, level in levels.items():
             yield f"{name}.width", level.width, 1
             yield f"{name}.blocks", level.blocks, 0
@@ -141,10 +165,15 @@ class DecoderConfig:
         """Channels F of what prefill gives: the trunk's first resolution, or without detail the context."""
         return self.trunk[0].width if self.detail else self.width
 
-    @property
-    def context_channels(self) -> int:
-        """Channels D of the context: a cell's own, then its positions of the fine grid."""
-        return self.width + self.detail * self.detail_factor**2
+    def context_channels(self, enlargement: Enlargement | None = None) -> int:
+        """Channels D of the context: a cell's own, then its positions of the fine grid, then its enlarged pixels."""
+        factor = enlargement.factor if enlargement else 0
+        return self.width + (self.detail + 3 * factor**2) * self.detail_factor**2
+
+    def enlargement_for(self, scale: tuple[float, float]) -> Enlargement | None:
+        """The least enlargement that a scale (vertical, horizontal) is not beyond, or the largest there is."""
+        able = (each for each in self.enlargements if each.factor >= max(scale) - 1e-6)
+        return next(able, self.enlargements[-1] if self.enlargements else None)
 
     @property
     def moments(self) -> tuple[int, int] | None:
@@ -159,10 +188,10 @@ class DecoderConfig:
         """Cells beyond a cell whose latent its features depend on, global statistics aside."""
         return 1 + TripleBlock.REACH * self.trunk[0].blocks if self.trunk else 0
 
-    @property
-    def refine_halo(self) -> int:
+    def refine_halo(self, enlargement: Enlargement | None = None) -> int:
         """Cells beyond a cell whose features its context depends on."""
-        reach = 0
+        # The trunk's picture, what enters the enlarger, its convolutions, what leaves it.
+        reach = 0 if enlargement is None else 1 if enlargement.factor == 1 else 3 + enlargement.blocks
         for level in reversed(self.trunk[1:]) if self.detail else ():
             reach = math.ceil((reach + 1 + TripleBlock.REACH * level.blocks) / 2)
         return reach
@@ -209,26 +238,27 @@ class DecoderConfig:
 
 
 def edge(latent_space: str = "flux2", latent_channels: int = 32) -> DecoderConfig:
-    """The default that ships: global statistics once a latent, then light, local work a pixel."""
+    """The default that ships: a tiny decoder's trunk, an enlarger after it, and light tokens at any scale."""
     return DecoderConfig(
         name=f"infgen-edge-{latent_space}",
         latent_space=latent_space,
         latent_channels=latent_channels,
-        width=128,
-        trunk=(Level(64, 3), Level(64, 3), Level(64, 3)),
-        detail=32,
+        width=64,
+        trunk=(Level(64, 3), Level(64, 3), Level(64, 3), Level(64, 1)),
+        enlargements=(Enlargement(1, 0), Enlargement(2, 7), Enlargement(4, 14)),
+        detail=16,
         frame="cell",
         start="sampled",
         inpe_features=32,
         inpe_sigma=3.0,
         blocks=1,
         heads=4,
-        key_width=64,
+        key_width=32,
         mlp_ratio=2,
         radius=1.5,
         rotary=(math.pi / 4, 2 * math.pi),
         token_blocks=0,
-        levels=(Level(64, 1), Level(64, 1)),
+        levels=(Level(32, 0), Level(16, 1)),
         channel_norm=False,
     )
 
@@ -241,6 +271,7 @@ def paper(latent_space: str = "sdxl", latent_channels: int = 4) -> DecoderConfig
         latent_channels=latent_channels,
         width=512,
         trunk=(),
+        enlargements=(),
         detail=0,
         frame="image",
         start="mask",

@@ -76,6 +76,11 @@ class Grid:
         """Rows and columns of the latent from the context crop's top-left corner on, [] each."""
         return self.extent[0] - torch.floor(self.key_y[0]), self.extent[1] - torch.floor(self.key_x[0])
 
+    def finer(self, factor: int) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+        """What ``ends`` and ``keys`` are where a cell has so many positions each way."""
+        rows, columns = self.ends()
+        return (factor * rows, factor * columns), (factor * self.keys[0], factor * self.keys[1])
+
     def keys_inside(self) -> Tensor:
         """[hk, wk] bool: the keys that are cells of the latent."""
         return (self.key_y < self.extent[0])[:, None] & (self.key_x < self.extent[1])

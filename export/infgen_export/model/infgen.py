@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from infgen_export.model.attention import CrossAttention
-from infgen_export.model.config import DecoderConfig
+from infgen_export.model.config import DecoderConfig, Enlargement
 from infgen_export.model.grid import Grid
 from infgen_export.model.inpe import INPE
 from infgen_export.model.layers import TripleBlock
 from infgen_export.model.prefill import Prefill, Refine, Statistics
-from infgen_export.model.sampling import bilinear
+from infgen_export.model.sampling import bilinear, lanczos
 from infgen_export.model.upsampler import Upsampler
 
 
@@ -44,6 +44,7 @@ class Decode(nn.Module):
         super().__init__()
         self.frame = config.frame
         self.width = config.width
+        self.detail = config.detail
         self.unfold = nn.PixelShuffle(config.detail_factor) if config.detail else None
         self.inpe = INPE(config.inpe_features, config.inpe_sigma, config.width)
         self.mask_token = nn.Parameter(torch.zeros(config.width)) if config.start == "mask" else None
@@ -51,12 +52,13 @@ class Decode(nn.Module):
         self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.blocks))
         self.upsampler = Upsampler(config)
 
-    def forward(self, context: Tensor, grid: Grid) -> Tensor:
+    def forward(self, context: Tensor, grid: Grid, enlargement: Enlargement | None = None) -> Tensor:
         """Decodes a tile.
 
         Args:
             context: [B, D, hk, wk], the crop of the context that the tile needs.
             grid: Coordinates of crop and tile.
+            enlargement: That the context was refined with, if it was.
 
         Returns:
             [B, 3, 8 ht, 8 wt], about [0, 1], not clamped.
@@ -76,15 +78,26 @@ class Decode(nn.Module):
         cells = self.context_norm(cells)
         for block in self.blocks:
             tokens = block(tokens, cells, grid)
-        detail = None
-        if self.unfold is not None:
-            factor = self.unfold.upscale_factor
-            y, x = grid.places(self.upsampler.factor)
-            rows, columns = grid.ends()
-            ends, shape = (factor * rows, factor * columns), (factor * grid.keys[0], factor * grid.keys[1])
-            detail = bilinear(self.unfold(context[:, self.width :]), factor * y, factor * x, ends, shape)
         mask = grid.tokens_inside().to(context.dtype)[None, None] if grid.padded else None
-        return self.upsampler(tokens.permute(0, 3, 1, 2), detail, mask)
+        tokens = tokens.permute(0, 3, 1, 2)
+        if self.unfold is None or enlargement is None:
+            return self.upsampler(tokens, None, mask)
+        fine = self.unfold.upscale_factor
+        last = self.width + self.detail * fine**2
+        y, x = grid.places(self.upsampler.factor)
+        ends, shape = grid.finer(fine)
+        detail = bilinear(self.unfold(context[:, self.width : last]), fine * y, fine * x, ends, shape)
+        picture = self._picture(context[:, last:], grid, fine * enlargement.factor)
+        return picture + self.upsampler(tokens, detail, mask)
+
+    @staticmethod
+    def _picture(folded: Tensor, grid: Grid, pixels: int) -> Tensor:
+        """The enlarged picture, so many pixels a cell, at the tile's own pixels."""
+        y, x = grid.places(DecoderConfig.PATCH)
+        ends, shape = grid.finer(pixels)
+        reduction = pixels / DecoderConfig.PATCH / grid.scale
+        enlarged = F.pixel_shuffle(folded, pixels)
+        return lanczos(enlarged, pixels * y, pixels * x, ends, (reduction[0], reduction[1]), shape)
 
 
 class Encode(nn.Module):
@@ -137,15 +150,16 @@ class InfGen(nn.Module):
         """Latent to its statistics, by prefill's weights. None where prefill cannot do with them."""
         return Statistics(self.prefill) if self.config.moments else None
 
-    def context(self, latent: Tensor) -> Tensor:
+    def context(self, latent: Tensor, enlargement: Enlargement | None = None) -> Tensor:
         """What all tiles of a picture are decoded from: [B, D, h, w] of latents [B, C, h, w]."""
         features: Tensor = self.prefill(latent)
-        return features if self.refine is None else self.refine(features)
+        return features if self.refine is None else self.refine(features, enlargement)
 
     def forward(self, latent: Tensor, size: tuple[int, int]) -> Tensor:
         """Decodes whole latents [B, C, h, w] to images [B, 3, H, W] of ``size`` (H, W), not clamped."""
         grid = Grid.whole((latent.shape[2], latent.shape[3]), size).to(latent.device)
-        return self.decode(self.context(latent), grid)[:, :, : size[0], : size[1]]
+        enlargement = self.config.enlargement_for((float(grid.scale[0]), float(grid.scale[1])))
+        return self.decode(self.context(latent, enlargement), grid, enlargement)[:, :, : size[0], : size[1]]
 
     def encode_image(self, image: Tensor) -> Tensor:
         """Encodes images [B, 3, H, W] of any size; edges are repeated up to whole cells."""

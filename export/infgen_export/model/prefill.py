@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from infgen_export.model.config import DecoderConfig
+from infgen_export.model.config import DecoderConfig, Enlargement
+from infgen_export.model.enlarger import Enlarger
 from infgen_export.model.inpe import INPE
 from infgen_export.model.layers import TripleBlock
 
@@ -86,14 +87,15 @@ class Statistics(nn.Module):
 
 
 class Refine(nn.Module):
-    """Features [B, F, h, w] to context [B, D, h, w]: channels for attention, then the fine grid, folded into cells.
+    """Features [B, F, h, w] to context [B, D, h, w]: channels for attention, the fine grid and a picture, folded into cells.
 
-    The trunk's finer resolutions. Local, with a reach of ``DecoderConfig.refine_halo`` cells, so that a large latent's
-    context can be made a part at a time, where and when it is needed.
+    The trunk's finer resolutions and the enlarger after them. Local, with a reach of ``DecoderConfig.refine_halo``
+    cells, so that a large latent's context can be made a part at a time, where and when it is needed.
     """
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
+        width = config.trunk[-1].width
         self.to_context = nn.Conv2d(config.trunk[0].width, config.width, 1)
         self.grow = nn.ModuleList(
             nn.Conv2d(before.width, level.width, 3, padding=1, bias=False)
@@ -102,12 +104,18 @@ class Refine(nn.Module):
         self.levels = nn.ModuleList(
             nn.Sequential(*(TripleBlock(level.width) for _ in range(level.blocks))) for level in config.trunk[1:]
         )
-        self.to_detail = nn.Conv2d(config.trunk[-1].width, config.detail, 1)
-        self.fold = nn.PixelUnshuffle(config.detail_factor)
+        self.to_detail = nn.Conv2d(width, config.detail, 1)
+        self.enlarger = Enlarger(width, config.enlargements)
+        self.fold = config.detail_factor
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, enlargement: Enlargement) -> Tensor:
         """See the class."""
         x = features
         for grow, level in zip(self.grow, self.levels, strict=True):
             x = level(grow(F.interpolate(x, scale_factor=2)))
-        return torch.cat([self.to_context(features), self.fold(self.to_detail(x))], dim=1)
+        picture = self.enlarger(x, enlargement)
+        folded = [
+            F.pixel_unshuffle(self.to_detail(x), self.fold),
+            F.pixel_unshuffle(picture, self.fold * enlargement.factor),
+        ]
+        return torch.cat([self.to_context(features), *folded], dim=1)

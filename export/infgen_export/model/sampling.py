@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -38,3 +40,52 @@ def _hats(place: Tensor, count: int, end: Tensor) -> Tensor:
     centre = torch.arange(count, device=place.device, dtype=torch.float32) + 0.5
     place = torch.minimum(torch.clamp(place, min=0.5), end - 0.5)
     return torch.clamp(1 - torch.abs(place[:, None] - centre), min=0)
+
+
+LOBES = 3
+"""Lobes of the Lanczos window, as Pillow's filter has."""
+
+
+def lanczos(
+    grid: Tensor,
+    y: Tensor,
+    x: Tensor,
+    ends: tuple[Tensor, Tensor],
+    reduction: tuple[Tensor, Tensor],
+    shape: tuple[int, int],
+) -> Tensor:
+    """Resamples a picture at positions by Lanczos, in products as ``bilinear`` does.
+
+    At a reduction of 1 and positions on the grid's own values, those are what comes out.
+
+    Args:
+        grid: [B, C, h, w], value i of an axis at position i + 0.5.
+        y: [n] positions.
+        x: [m] positions.
+        ends: Rows and columns up to which values count, [] each.
+        reduction: The grid's values a position, vertically and horizontally, [] each; less than 1 counts as 1.
+        shape: (h, w).
+
+    Returns:
+        [B, C, n, m].
+    """
+    # In float32 under autocast too: these are the picture's own values, not features of it.
+    with torch.autocast(grid.device.type, enabled=False):
+        rows, columns = (
+            _windows(place, count, end, step)
+            for place, count, end, step in zip((y, x), shape, ends, reduction, strict=True)
+        )
+        return rows @ (grid.to(rows.dtype) @ columns.T)
+
+
+def _windows(place: Tensor, count: int, end: Tensor, reduction: Tensor) -> Tensor:
+    """Weights [n, count] of the Lanczos window around each place, which add up to 1."""
+    centre = torch.arange(count, device=place.device, dtype=torch.float32) + 0.5
+    # What lies beyond the last value is cut off later, and has to be finite until then.
+    place = torch.minimum(torch.clamp(place, min=0.5), end - 0.5)
+    distance = (place[:, None] - centre) / torch.clamp(reduction, min=1.0)
+    # Where the distance is 0 a tiny angle gives the same weight as none, without a division by 0.
+    angle = torch.clamp(torch.abs(distance), min=1e-4) * math.pi
+    window = torch.sin(angle) * torch.sin(angle / LOBES) * LOBES / (angle * angle)
+    window = torch.where((torch.abs(distance) < LOBES) & (centre < end), window, torch.zeros_like(window))
+    return window / window.sum(1, keepdim=True)

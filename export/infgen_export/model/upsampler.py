@@ -34,10 +34,11 @@ class Upsampler(nn.Module):
         self.from_detail = nn.Conv2d(config.detail, widths[-1], 1) if config.detail else None
         self.to_pixels = nn.Conv2d(widths[-1], 3 * config.final_factor**2, 3, padding=1)
         self.shuffle = nn.PixelShuffle(config.final_factor)
+        assert self.to_pixels.bias is not None
         with torch.no_grad():
-            self.to_pixels.weight.mul_(0.3)
-            if self.to_pixels.bias is not None:
-                self.to_pixels.bias.fill_(0.5)  # mid-grey
+            # Tokens that correct a picture start by leaving it alone; others start close to mid-grey.
+            self.to_pixels.weight.mul_(0.0 if config.enlargements else 0.3)
+            self.to_pixels.bias.fill_(0.0 if config.enlargements else 0.5)
 
     def forward(self, tokens: Tensor, detail: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """See the class.

@@ -55,11 +55,13 @@ class Target(Protocol):
 
     Attributes:
         SUFFIX: Of a graph's file or folder.
+        SHARED: Name of the one folder that all graphs of a recipe are in, if they are not each on its own.
         BACKEND: The runtime backend that these graphs are for, if this machine can run it.
         NATIVE: Whether a session runs in the target's own runtime, so that its seconds mean something.
     """
 
     SUFFIX: str
+    SHARED: str | None
     BACKEND: str | None
     NATIVE: bool
 
@@ -88,8 +90,8 @@ class Target(Protocol):
         """
         ...
 
-    def load(self, path: Path, precision: str | None = None) -> Session:
-        """Loads what ``convert`` wrote, to compute in what the graph says, or in a native precision."""
+    def load(self, path: Path, graph: str, precision: str | None = None) -> Session:
+        """Loads a graph by its name from what ``convert`` wrote, to compute in what it says, or in a native precision."""
         ...
 
     def native_precisions(self) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from infgen_export.targets import LEAST_WEIGHTS, Options
 from infgen_export.targets.dims import dynamic_shapes, shape_at, sizes
 
 SUFFIX = ".mlpackage"
+SHARED = None
 BACKEND = None
 NATIVE = False
 _ATEN = torch.ops.aten
@@ -117,7 +118,7 @@ def write_package(
         part.chmod(0o755 if part.is_dir() else 0o644)
 
 
-def load(path: Path, precision: str | None = None) -> Session | Compiled:
+def load(path: Path, graph: str, precision: str | None = None) -> Session | Compiled:
     """Loads a package into the interpreter, or for a native precision into Core ML itself; see ``Target``."""
     return Compiled(path) if precision else Session(path)
 

@@ -20,6 +20,7 @@ from infgen_export.targets.dims import dynamic_shapes
 from infgen_export.targets.transposed import with_transposed_convolutions
 
 SUFFIX = ".onnx"
+SHARED = None
 BACKEND = "onnxruntime"
 NATIVE = True
 
@@ -165,7 +166,7 @@ def _quantize(model: onnx.ModelProto, graph: Graph) -> None:
         model.graph.node.insert(0, onnx.helper.make_node("DequantizeLinear", names, [tensor.name], axis=axis))
 
 
-def load(path: Path, precision: str | None = None) -> Session:
+def load(path: Path, graph: str, precision: str | None = None) -> Session:
     """Loads a graph into ONNX Runtime on the CPU; see ``Target``."""
     return Session(path)
 

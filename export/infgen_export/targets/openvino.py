@@ -21,6 +21,7 @@ from infgen_runtimes.openvino import MODEL
 
 SUFFIX = ""
 """A graph is a folder of two files."""
+SHARED = None
 BACKEND = "openvino"
 NATIVE = True
 
@@ -109,7 +110,7 @@ def _keep_precision(file: Path, names: set[str]) -> None:
     tree.write(file)
 
 
-def load(path: Path, precision: str | None = None) -> Session:
+def load(path: Path, graph: str, precision: str | None = None) -> Session:
     """Loads a graph into OpenVINO on the CPU, in float32 or a native precision; see ``Target``."""
     return Session(path, precision or "f32")
 

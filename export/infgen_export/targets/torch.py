@@ -1,4 +1,4 @@
-"""PyTorch: the checkpoint's own weights, a graph's part each, for the backend that runs the model's code."""
+"""PyTorch: the checkpoint's own weights, for the backend that runs the model's code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from infgen_export.checkpoint import CONFIG, WEIGHTS
@@ -18,18 +18,21 @@ from infgen_export.recipes import Recipe
 from infgen_export.targets import Options
 from infgen_rt.backends import Options as RunOptions
 from infgen_rt.bundle import Recipe as BundleRecipe
-from infgen_runtimes.torch import Backend, Pixels
+from infgen_runtimes.torch import Backend, Pixels, part_of
 
 SUFFIX = ""
-"""A graph is a folder of two files."""
+SHARED = "weights"
+"""A folder of two files, in which graphs that have weights in common find the same ones."""
 BACKEND = "torch"
 NATIVE = True
 
 
 def trace(graph: Graph, example: tuple[Tensor, ...], options: Options) -> dict[str, Tensor]:
-    """The graph's weights; see ``Target``."""
-    # Decode is wrapped, to take plain tensors; its weights are named as in a checkpoint.
-    return {name.removeprefix("decode."): value.detach() for name, value in graph.module.state_dict().items()}
+    """The graph's weights, named as in a checkpoint; see ``Target``."""
+    part = part_of(graph.name)
+    names = ((name, value) for name, value in graph.module.state_dict().items())
+    # Statistics, refine and decode hold a part of the model; prefill and encode are one.
+    return {name if name.startswith(f"{part}.") else f"{part}.{name}": value.detach() for name, value in names}
 
 
 def convert(
@@ -40,18 +43,21 @@ def convert(
     recipe: Recipe,
     options: Options,
 ) -> None:
-    """Writes ``config.json`` and ``model.safetensors`` in a folder; see ``Target``."""
-    path.mkdir()
+    """Writes ``config.json``, and into ``model.safetensors`` what it does not hold yet; see ``Target``."""
+    path.mkdir(exist_ok=True)
     (path / CONFIG).write_text(json.dumps(graph.config.to_json(), indent=2) + "\n")
     dtype = torch.float16 if recipe.precision == "fp16" else torch.float32
     # Frequencies of the positional embedding stay float32, as everywhere.
     values = {name: value if "frequencies" in name else value.to(dtype) for name, value in traced.items()}
-    save_file({name: value.contiguous() for name, value in values.items()}, path / WEIGHTS, dict(metadata))
+    known = load_file(path / WEIGHTS) if (path / WEIGHTS).exists() else {}
+    # The name of a graph is not that of all that are in the file.
+    about = {name: value for name, value in metadata.items() if name != "graph"}
+    save_file(known | {name: value.contiguous() for name, value in values.items()}, path / WEIGHTS, about)
 
 
-def load(path: Path, precision: str | None = None) -> Session:
+def load(path: Path, graph: str, precision: str | None = None) -> Session:
     """Loads a graph into the backend, in float32 or a native precision; see ``Target``."""
-    return Session(path, precision or "fp32")
+    return Session(path, graph, precision or "fp32")
 
 
 def native_precisions() -> tuple[str, ...]:
@@ -63,9 +69,9 @@ def native_precisions() -> tuple[str, ...]:
 class Session:
     """A graph in the runtime's own backend; see ``targets.Session``."""
 
-    def __init__(self, path: Path, arithmetic: str) -> None:
+    def __init__(self, path: Path, graph: str, arithmetic: str) -> None:
         files = {file.name: file.read_bytes() for file in path.iterdir()}
-        self._session = Backend().load(path.name, files, RunOptions(arithmetic=arithmetic))
+        self._session = Backend().load(graph, files, RunOptions(arithmetic=arithmetic))
         self.operations: Counter[str] = Counter()
 
     def __call__(self, inputs: dict[str, Tensor]) -> Tensor:

@@ -1,0 +1,52 @@
+"""The trunk's features to a picture at the latent's own size or several times that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from infgen_export.model.config import Enlargement
+
+
+class Enlarger(nn.Module):
+    """A chain of 3x3 convolutions at the latent's own resolution, which each enlargement leaves where it may.
+
+    All of its work is done where a multiply-add is paid once for all the pixels that a position is enlarged to. What it
+    adds to is the trunk's own picture, with every pixel repeated. The shape of it is Real-ESRGAN's smallest network
+    (``SRVGGNetCompact``), so that it can start from its weights.
+    """
+
+    def __init__(self, width: int, enlargements: Sequence[Enlargement]) -> None:
+        super().__init__()
+        self.to_picture = nn.Conv2d(width, 3, 3, padding=1)
+        larger = [each for each in enlargements if each.factor > 1]
+        self.leave = nn.ModuleDict(
+            {str(each.factor): nn.Conv2d(width, 3 * each.factor**2, 3, padding=1) for each in larger}
+        )
+        self.blocks = nn.ModuleList()
+        if larger:
+            self.enter = nn.Conv2d(3, width, 3, padding=1)
+            self.mix = nn.Conv2d(width, width, 1)
+            self.activate = nn.PReLU(width, 0.1)
+            for _ in range(max(each.blocks for each in larger)):
+                self.blocks.append(nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.PReLU(width, 0.1)))
+        with torch.no_grad():
+            for leave in self.leave.values():
+                assert isinstance(leave, nn.Conv2d) and leave.bias is not None
+                # One and the same start for all pixels that a position becomes: no pattern of period two to unlearn.
+                leave.weight.zero_()
+                leave.bias.zero_()
+
+    def forward(self, features: Tensor, enlargement: Enlargement) -> Tensor:
+        """Features [B, F, H, W] to a picture [B, 3, factor H, factor W], about [0, 1], not clamped."""
+        picture: Tensor = self.to_picture(features)
+        factor = enlargement.factor
+        if factor == 1:
+            return picture
+        x = self.activate(self.enter(picture.clamp(0, 1)) + self.mix(features))
+        for block in self.blocks[: enlargement.blocks]:
+            x = block(x)
+        return F.pixel_shuffle(self.leave[str(factor)](x), factor) + F.interpolate(picture, scale_factor=factor)

@@ -1,0 +1,145 @@
+"""Views to batches: random squares of some views, at one scale."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from infgen_export.model import Enlargement
+from infgen_rt.errors import InputError
+from infgen_training.config import FACTOR, PATCH, Lesson, TrainConfig
+from infgen_training.views import Pixels, View
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step learns from.
+
+    Attributes:
+        lesson: Of the config.
+        scale: Output pixels a cell / 8, the same both ways.
+        latents: [C, n, n] float32, the whole of each view's: statistics are of all of it.
+        corners: Top and left cell of the square that is decoded, of each.
+        cells: Its side.
+        small: uint8 [B, 3, 8 cells, 8 cells], what was encoded.
+        sharp: uint8 [B, 3, 32 cells, 32 cells], sharp pictures; None if that is not what is learnt from.
+        photo: The same of photographs; None if one of the views has none.
+    """
+
+    lesson: Lesson
+    scale: float
+    latents: tuple[Tensor, ...]
+    corners: tuple[tuple[int, int], ...]
+    cells: int
+    small: Tensor
+    sharp: Tensor | None
+    photo: Tensor | None
+
+    @property
+    def side(self) -> int:
+        """Pixels a side of what is decoded."""
+        return round(PATCH * self.cells * self.scale)
+
+    @property
+    def is_native(self) -> bool:
+        """Whether it is of scale 1, where what was encoded is what should be decoded."""
+        return self.sharp is None and self.photo is None
+
+    def encoded(self, device: torch.device) -> Tensor:
+        """What was encoded, float32 on a device."""
+        return self.small.to(device, non_blocking=True).float() / 255
+
+    def target(self, device: torch.device) -> Tensor:
+        """What pixels should be, float32 [B, 3, side, side] on a device."""
+        return self._sized(self.sharp if self.sharp is not None else self.photo, device)
+
+    def real(self, device: torch.device) -> Tensor:
+        """What LPIPS and the adversary compare with: photographs where there are any."""
+        return self._sized(self.photo if self.photo is not None else self.sharp, device)
+
+    def _sized(self, pixels: Tensor | None, device: torch.device) -> Tensor:
+        if pixels is None:
+            return self.encoded(device)
+        image = pixels.to(device, non_blocking=True).float() / 255
+        if image.shape[-1] == self.side:
+            return image
+        return F.interpolate(image, size=(self.side, self.side), mode="bicubic", antialias=True).clamp(0, 1)
+
+
+class Batches:
+    """Draws batches by step number: the same step always gives the same batch.
+
+    Args:
+        views: What there is to learn from; those of fewer cells than a batch shows are left out.
+        config: Of the run.
+        enlargements: Of the model; empty for one that needs none, and decodes any scale.
+
+    Raises:
+        InputError: No view is large enough, or none has the pictures that a lesson needs.
+    """
+
+    def __init__(self, views: Sequence[View], config: TrainConfig, enlargements: Sequence[Enlargement]) -> None:
+        self.config = config
+        self.views = [view for view in views if view.cells >= config.cells]
+        if not self.views:
+            most = max((view.cells for view in views), default=0)
+            raise InputError(
+                f"none of {len(views)} views has {config.cells} cells a side: make some of larger photographs with "
+                f"infgen_training.views, or learn from smaller squares with --set cells={most}"
+            )
+        self.sharp = [view for view in self.views if view.sharp is not None]
+        self.photographs = [view for view in self.views if view.photo is not None]
+        enlarging = any(lesson.factor > 1 and lesson.share for lesson in config.lessons)
+        if enlarging and not self.photographs and (config.sharp < 1 or not self.sharp):
+            other = ", or learn from sharp pictures alone with --set sharp=1" if self.sharp else ""
+            raise InputError(
+                "none of the views has the photograph at its own size, which a lesson above scale 1 learns from: "
+                f"make some with infgen_training.views, without an enlarger{other}"
+            )
+        self.below = {
+            each.factor: before.factor for before, each in zip(enlargements, enlargements[1:], strict=False)
+        }
+
+    def draw(self, step: int) -> Batch:
+        """The batch of a step."""
+        config, rng = self.config, np.random.default_rng((self.config.seed, step))
+        shares = np.array([lesson.share for lesson in config.lessons], float)
+        lesson = config.lessons[int(rng.choice(len(shares), p=shares / shares.sum()))]
+        scale = float(lesson.factor)
+        if lesson.factor > 1 and rng.random() < config.between:
+            scale = rng.uniform(self.below.get(lesson.factor, lesson.factor / 2) + 0.1, lesson.factor)
+        sharp = lesson.factor > 1 and bool(self.sharp) and (not self.photographs or rng.random() < config.sharp)
+        pool = self.views if lesson.factor == 1 else self.sharp if sharp else self.photographs
+        chosen = [pool[i] for i in rng.choice(len(pool), lesson.batch, replace=lesson.batch > len(pool))]
+        corners = tuple(
+            (int(rng.integers(view.cells - config.cells + 1)), int(rng.integers(view.cells - config.cells + 1)))
+            for view in chosen
+        )
+        # An encoder learns what the teacher's latents are, not what may happen to them.
+        noise = config.noise if config.part == "decoder" else 0.0
+        latents = tuple(_noisy(view.latent, noise, rng) for view in chosen)
+        small = self._cut([view.small for view in chosen], corners, 1)
+        pictures: list[Tensor | None] = []
+        for name in ("sharp", "photo"):
+            found = [each for view in chosen if (each := getattr(view, name)) is not None]
+            wanted = lesson.factor > 1 and len(found) == len(chosen) and (sharp or name == "photo")
+            pictures.append(self._cut(found, corners, FACTOR) if wanted else None)
+        return Batch(lesson, scale, latents, corners, config.cells, small, *pictures)
+
+    def _cut(self, pictures: Sequence[Pixels], corners: Sequence[tuple[int, int]], factor: int) -> Tensor:
+        """uint8 [B, 3, h, w] of the squares of pictures that have so many pixels for one of what was encoded."""
+        side, parts = PATCH * factor, []
+        for pixels, (row, column) in zip(pictures, corners, strict=True):
+            rows, columns = (slice(side * first, side * (first + self.config.cells)) for first in (row, column))
+            parts.append(pixels[rows, columns])
+        return torch.from_numpy(np.stack(parts)).permute(0, 3, 1, 2).contiguous()
+
+
+def _noisy(latent: Tensor, most: float, rng: np.random.Generator) -> Tensor:
+    noise = rng.normal(0, rng.uniform(0, most), latent.shape)
+    return latent.float() + torch.from_numpy(noise.astype(np.float32))

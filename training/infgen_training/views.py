@@ -1,0 +1,307 @@
+"""What a decoder learns from: ``python -m infgen_training.views --photos DIR --teacher FILE -o SHARDS``.
+
+A *view* is a square of a photograph, reduced and encoded by the teacher to a latent of at most 32x32 cells. Beside the
+latent it holds up to three pictures to learn from: the reduced one, which is the truth at scale 1; the photograph at
+four times that size, where it has as many pixels; and a *sharp* one of that size, which a strong enlarger made of the
+teacher's own decode of the latent. The sharp one is a function of the latent alone, so that L1 can learn it without
+averaging over what the latent does not tell. It is corrected so that, reduced, it is the truth again.
+
+Views are packed into shards, which are read without photographs, teacher or enlarger.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from infgen_rt.errors import InputError
+from infgen_training.config import FACTOR, HELD_OUT, PATCH
+from infgen_training.precision import mixed
+from infgen_training.teacher import Teacher, load_function
+
+Pixels = NDArray[np.uint8]
+CELLS = 32
+"""Cells a side of a view, if its photograph has as many pixels."""
+SHARD = 56_000_000
+"""Bytes of a shard's pictures at most."""
+_LARGEST = 1.6
+"""Pixels of a photograph for one of a picture to learn from, at most: more would leave little of a photograph."""
+_QUALITY = 92
+
+
+@dataclass(frozen=True)
+class View:
+    """A square of a photograph.
+
+    Attributes:
+        latent: float16 [C, n, n].
+        small: [8n, 8n, 3], what was encoded.
+        photo: [32n, 32n, 3], the photograph; None where it has fewer pixels.
+        sharp: [32n, 32n, 3], the teacher's decode, enlarged and corrected; None where there was no enlarger.
+    """
+
+    latent: Tensor
+    small: Pixels
+    photo: Pixels | None
+    sharp: Pixels | None
+
+    @property
+    def cells(self) -> int:
+        """A side of the latent."""
+        return self.latent.shape[-1]
+
+
+@dataclass(frozen=True)
+class Square:
+    """Where a view is in its photograph.
+
+    Attributes:
+        cells: A side.
+        reduction: Pixels of the photograph for one of what is encoded.
+        x: Left edge, pixels.
+        y: Top edge, pixels.
+        flip: Whether it is mirrored.
+    """
+
+    cells: int
+    reduction: float
+    x: float
+    y: float
+    flip: bool
+
+    @classmethod
+    def draw(cls, size: tuple[int, int], deep: bool, rng: np.random.Generator) -> Square:
+        """A random one.
+
+        Args:
+            size: Width and height of the photograph.
+            deep: Whether the photograph is to be had at four times the size of what is encoded.
+            rng: Decides.
+        """
+        side = min(size)
+        least = float(FACTOR) if deep else 1.2
+        cells = max(1, min(CELLS, int(side / (PATCH * least))))
+        most = max(least, min(_LARGEST * least, side / (PATCH * cells)) if deep else min(3.2, side / (PATCH * cells)))
+        reduction = min(rng.uniform(least, most), side / (PATCH * cells))
+        x, y = (rng.uniform(0, max(0.0, each - PATCH * cells * reduction)) for each in size)
+        return cls(cells, reduction, x, y, bool(rng.random() < 0.5))
+
+    def of(self, photo: Image.Image, factor: int = 1) -> Pixels:
+        """The pixels [8 n factor, 8 n factor, 3], resampled."""
+        side = PATCH * self.cells
+        length = side * self.reduction
+        box = (self.x, self.y, min(self.x + length, photo.width), min(self.y + length, photo.height))
+        array = np.asarray(photo.resize((factor * side, factor * side), Image.Resampling.LANCZOS, box))
+        return np.ascontiguousarray(array[:, ::-1] if self.flip else array)
+
+
+def to_tensor(pixels: Pixels) -> Tensor:
+    """[..., H, W, 3] bytes to [..., 3, H, W] float32 in [0, 1]."""
+    return torch.from_numpy(np.array(pixels)).movedim(-1, -3).float() / 255
+
+
+def to_levels(image: Tensor) -> Pixels:
+    """[1, 3, H, W] to bytes [H, W, 3], clamped and rounded."""
+    return (image[0].clamp(0, 1) * 255 + 0.5).byte().permute(1, 2, 0).contiguous().cpu().numpy()
+
+
+def corrected(large: Tensor, small: Tensor, rounds: int = 3) -> Tensor:
+    """A large picture whose reduction is the small one, to what clamping allows: back-projection (Irani, Peleg 1991).
+
+    Args:
+        large: [B, 3, k H, k W] in [0, 1].
+        small: [B, 3, H, W] in [0, 1].
+        rounds: Of correction.
+    """
+    factor = large.shape[-1] // small.shape[-1]
+    for _ in range(rounds):
+        missing = small - F.avg_pool2d(large, factor)
+        large = (large + F.interpolate(missing, scale_factor=factor, mode="bicubic")).clamp(0, 1)
+    return large
+
+
+@torch.inference_mode()
+def make_view(
+    photo: Image.Image, teacher: Teacher, enlarge: nn.Module | None, device: torch.device, rng: np.random.Generator
+) -> View:
+    """Draws a view of a photograph, encodes it, and enlarges what the teacher decodes of it if there is an enlarger."""
+    # A third of the enlarged views shows more of the photograph than can be had at four times the size.
+    square = Square.draw(photo.size, enlarge is None or rng.random() < 0.67, rng)
+    small = square.of(photo)
+    truth = to_tensor(small)[None].to(device)
+    latent = teacher.encode(truth)
+    sharp = None
+    if enlarge is not None:
+        decoded = teacher.decode(latent).contiguous(memory_format=torch.channels_last)
+        with mixed(device):
+            large = enlarge(decoded)
+        sharp = to_levels(corrected(large.float().clamp(0, 1), truth))
+    large_enough = square.reduction >= FACTOR
+    return View(latent[0].half().cpu(), small, square.of(photo, FACTOR) if large_enough else None, sharp)
+
+
+def photo_files(folder: Path, exclude: Sequence[str] = ()) -> list[Path]:
+    """The photographs of a folder, sorted by name, but for the excluded stems.
+
+    Raises:
+        FileNotFoundError: There are none.
+    """
+    endings = {".webp", ".jpg", ".jpeg", ".png"}
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in endings and file.stem not in exclude)
+    if not files:
+        raise FileNotFoundError(f"no photographs ({', '.join(sorted(endings))}) in {folder}")
+    return files
+
+
+def make_views(
+    files: Sequence[Path], count: int, teacher: Teacher, enlarge: nn.Module | None, device: torch.device, seed: int
+) -> Iterator[View]:
+    """Draws views, of every photograph before any has a second one.
+
+    Raises:
+        InputError: A photograph is too small for a view of one cell.
+    """
+    for file in files:
+        with Image.open(file) as photo:
+            if min(photo.size) < FACTOR * PATCH:
+                size = f"{photo.width}x{photo.height}"
+                raise InputError(f"{file} is too small at {size} pixels: {FACTOR * PATCH} a side are needed")
+    rng = np.random.default_rng(seed)
+    order: list[Path] = []
+    for _ in range(count):
+        order = order or [files[index] for index in rng.permutation(len(files))]
+        yield make_view(Image.open(order.pop()).convert("RGB"), teacher, enlarge, device, rng)
+
+
+def save_shards(folder: Path, views: Iterable[View], prefix: str, again: Callable[[], bool] = lambda: True) -> int:
+    """Packs views into files of at most ``SHARD`` bytes or so, pictures as WebP.
+
+    Args:
+        folder: Made if missing.
+        views: What is packed.
+        prefix: Of the files' names, ``PREFIX-000.safetensors`` and so on.
+        again: Asked after every view whether to go on.
+
+    Returns:
+        How many views there were.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, Tensor] = {}
+    count = shard = 0
+
+    def write() -> None:
+        nonlocal shard
+        if tensors:
+            save_file(tensors, folder / f"{prefix}-{shard:03d}.safetensors")
+            tensors.clear()
+            shard += 1
+
+    for view in views:
+        key = f"{count:06d}"
+        tensors[f"{key}/latent"] = view.latent
+        for name, lossless in (("small", True), ("photo", False), ("sharp", False)):
+            pixels = getattr(view, name)
+            if pixels is not None:
+                tensors[f"{key}/{name}"] = _packed(pixels, lossless)
+        count += 1
+        if sum(value.numel() * value.element_size() for value in tensors.values()) > SHARD:
+            write()
+        if not again():
+            break
+    write()
+    return count
+
+
+def load_shards(folder: Path) -> list[View]:
+    """Reads all shards of a folder into memory.
+
+    Raises:
+        FileNotFoundError: There are none.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"no shards (*.safetensors) in {folder}: python -m infgen_training.views makes them")
+    views: list[View] = []
+    with ThreadPoolExecutor() as pool:
+        for file in tqdm(files, desc="shards", disable=None):
+            tensors = load_file(file)
+            keys = sorted({name.partition("/")[0] for name in tensors})
+            views += pool.map(lambda key, found=tensors: _view(found, key), keys)  # type: ignore[misc]
+    return views
+
+
+def _view(tensors: dict[str, Tensor], key: str) -> View:
+    small, photo, sharp = (
+        None if (packed := tensors.get(f"{key}/{name}")) is None else _unpacked(packed)
+        for name in ("small", "photo", "sharp")
+    )
+    assert small is not None
+    return View(tensors[f"{key}/latent"], small, photo, sharp)
+
+
+def _packed(pixels: Pixels, lossless: bool) -> Tensor:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "WEBP", lossless=lossless, quality=_QUALITY if not lossless else 50, method=2)
+    return torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
+
+
+def _unpacked(packed: Tensor) -> Pixels:
+    return np.asarray(Image.open(io.BytesIO(packed.numpy().tobytes())).convert("RGB"))
+
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.option("--photos", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
+@click.option("--teacher", type=_FILE, required=True, help="Python file with load_encoder() and load_decoder().")
+@click.option("--enlarger", type=_FILE, help="Python file with a function that loads a network for 4 times.")
+@click.option("--function", default="load_x4plus", show_default=True, help="Of the enlarger's file.")
+@click.option("--count", default=400, show_default=True, help="Views.")
+@click.option("--minutes", type=float, help="Stops after so many, with the views that there are.")
+@click.option("--exclude", multiple=True, default=HELD_OUT, show_default=True, help="Stems of photographs.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
+@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True)
+def main(
+    photos: Path, teacher: Path, enlarger: Path | None, function: str, count: int, minutes: float | None,
+    exclude: tuple[str, ...], seed: int, device: str, output: Path,
+) -> None:  # fmt: skip
+    """Makes views of photographs and packs them into shards; with an enlarger, views with sharp pictures.
+
+    An enlarger takes seconds a view on a CPU. Views without are made in a moment and show many more photographs: make
+    some of both.
+    """
+    where = torch.device(device)
+    start = time.monotonic()
+    try:
+        files = photo_files(photos, exclude)
+        enlarge = load_function(enlarger, function)() if enlarger else None
+        if enlarge is not None:
+            enlarge = enlarge.to(where).to(memory_format=torch.channels_last)
+        made = make_views(files, count, Teacher.load(teacher).to(where), enlarge, where, seed)
+        kind = "sharp" if enlarger else "photo"
+        known = tqdm(made, total=count, desc=f"{kind} views")
+        again = (lambda: time.monotonic() - start < 60 * minutes) if minutes is not None else (lambda: True)
+        done = save_shards(output, known, f"{kind}-{seed}", again)
+    except (InputError, FileNotFoundError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{done} views in {output}")
+
+
+if __name__ == "__main__":
+    main()
