@@ -1,1 +1,1 @@
-"""Every figure in the README comes from here: ``python -m benchmarks.speed`` and ``python -m benchmarks.cost``."""
+"""Every figure in the README comes from here; ``benchmarks/README.md`` lists the commands."""

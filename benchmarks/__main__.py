@@ -1,7 +1,7 @@
 """This project beside what people would use instead, on this machine: ``python -m benchmarks --quick``.
 
-Every run is a fresh process; methods take turns, so that a busy machine slows all of them alike. Only TAEF2 has trained
-weights, when ``--teacher`` is given; the full VAE and Real-ESRGAN's network have random ones and show what they cost.
+Every run is a fresh process; methods take turns, so that a busy machine slows all of them alike. TAEF2 and Real-ESRGAN
+have trained weights when ``--teacher`` and ``--enlarger`` are given; the full VAE has random ones and shows what it costs.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import click
 
 from benchmarks import plots, report, suite
 from benchmarks.cost import decoder_cost
+from infgen_export.errors import CheckpointError
 from infgen_rt.bundle import DEFAULT_BUNDLE
 
 CHECKPOINT = Path(__file__).parents[1] / "training" / "checkpoints" / "edge-flux2"
@@ -23,6 +24,11 @@ CHECKPOINT = Path(__file__).parents[1] / "training" / "checkpoints" / "edge-flux
 @click.command()
 @click.option("--quick/--full", default=True, show_default=True, help="A few minutes, or everything.")
 @click.option("--teacher", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="TAEF2 with its weights.")
+@click.option(
+    "--enlarger",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Python file with load_x4plus(): Real-ESRGAN with its weights.",
+)
 @click.option(
     "--model", type=click.Path(path_type=Path), default=DEFAULT_BUNDLE, help="Bundle; default the shipped one."
 )
@@ -42,6 +48,7 @@ CHECKPOINT = Path(__file__).parents[1] / "training" / "checkpoints" / "edge-flux
 def main(
     quick: bool,
     teacher: Path | None,
+    enlarger: Path | None,
     model: Path,
     checkpoint: Path,
     quality: Path | None,
@@ -54,11 +61,16 @@ def main(
         results = suite.Results.load(again)
     else:
         extent = suite.QUICK if quick else suite.FULL
+        weights = {name: file for name, file in (("taef2", teacher), ("esrgan", enlarger)) if file}
+        try:
+            own = decoder_cost(checkpoint)  # first: a checkpoint that cannot be read is no end for a long run
+        except CheckpointError as error:
+            raise click.ClickException(f"--checkpoint: {error}") from error
         with tempfile.TemporaryDirectory() as folder:
             results = suite.measure(
-                extent, model, teacher, threads, Path(folder), lambda line: click.echo(line, err=True)
+                extent, model, weights, threads, Path(folder), lambda line: click.echo(line, err=True)
             )
-        results.costs |= decoder_cost(checkpoint)
+        results.own = own
     if quality:
         results.quality = json.loads(quality.read_text())["scales"]
     text = report.markdown(results)

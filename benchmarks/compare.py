@@ -10,12 +10,12 @@ from typing import Any
 
 import click
 
+from benchmarks.report import LOWER
+
 NOISE = 0.10
 """Least share that counts, however little the samples of one run differ."""
-QUALITY = {"psnr": 0.02, "ssimulacra2": 0.1, "flat": 0.05, "vivid": 0.1}
+QUALITY = {"lpips": 0.001, "frechet": 0.5, "psnr": 0.02, "ssimulacra2": 0.1, "flat": 0.05, "vivid": 0.1}
 """Least difference of a quality that counts: what rounding and threads change stays below."""
-ERRORS = ("flat", "vivid")
-"""Qualities that are better when lower."""
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, float, float, bool]]:
@@ -46,7 +46,7 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, flo
             for name, least in QUALITY.items():
                 was, now = levels.get(name), new["quality"].get(scale, {}).get(method, {}).get(name)
                 if was is not None and now is not None and abs(now - was) > least:
-                    yield f"{method}, scale {scale}: {name}", was, now, (now > was) == (name in ERRORS)
+                    yield f"{method}, scale {scale}: {name}", was, now, (now > was) == (name in LOWER)
     for name, size in old["installed"].items():
         if now := new["installed"].get(name):
             yield from _change(f"{name}: installed bytes", [{"size": size}], [{"size": now}], "size")

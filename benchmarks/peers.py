@@ -1,6 +1,7 @@
 """What people would use instead, built for real: a tiny decoder, a full VAE's, and a classic super-resolution network.
 
-Only the tiny decoder has trained weights, when a teacher is given; the others are here for what they cost.
+The tiny decoder and the super-resolution network have trained weights where files with them are given. The full VAE has
+random ones: it is here for what it costs.
 """
 
 from __future__ import annotations
@@ -13,13 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.cost import multiply_adds
 from infgen_export.model.layers import TripleBlock
-from infgen_training.teacher import Teacher
+from infgen_export.work import multiply_adds
+from infgen_training.teacher import Teacher, load_function
 
 CHANNELS = 32
-FACTOR = 4
-"""Of the super-resolution network."""
 
 
 def tiny_decoder(teacher: Path | None) -> nn.Module:
@@ -92,21 +91,34 @@ class SuperResolution(nn.Module):
         return out
 
 
+def enlarger(file: Path | None) -> nn.Module:
+    """What a Python file's ``load_x4plus()`` gives, or its architecture with random weights."""
+    if file is None:
+        return SuperResolution().eval()
+    network: nn.Module = load_function(file, "load_x4plus")()
+    return network.eval()
+
+
 PEERS: dict[str, Callable[[Path | None], nn.Module]] = {
     "taef2": tiny_decoder,
     "vae": lambda _: FullDecoder().eval(),
-    "esrgan": lambda _: SuperResolution().eval(),
+    "esrgan": enlarger,
 }
-"""Networks by the name of their file, made with or without a teacher."""
+"""Networks by the name of their file, made with the weights of a Python file or with random ones."""
 
 
-def write_peer(name: str, teacher: Path | None, file: Path) -> float:
+def write_peer(name: str, weights: Path | None, file: Path) -> float:
     """Writes a network as an ONNX graph with dynamic height and width.
+
+    Args:
+        name: Of ``PEERS``.
+        weights: Python file that loads the network; random weights if omitted.
+        file: Where to.
 
     Returns:
         Multiply-adds for an input position (a latent cell, or a pixel), counted at 16x24.
     """
-    module = PEERS[name](teacher).requires_grad_(False)
+    module = PEERS[name](weights).requires_grad_(False)
     example = torch.zeros(1, 3 if name == "esrgan" else CHANNELS, 16, 24)
     height, width = (torch.export.Dim(side, min=2, max=4096) for side in "hw")
     torch.onnx.export(

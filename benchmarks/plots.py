@@ -14,7 +14,7 @@ from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from benchmarks.process import median  # noqa: E402
-from benchmarks.report import jobs, quality_of, scale_of  # noqa: E402
+from benchmarks.report import LOWER, QUALITY, jobs, quality_of, scale_of  # noqa: E402
 from benchmarks.suite import METHODS, Job, Method, Results  # noqa: E402
 
 
@@ -55,18 +55,23 @@ def _growth(results: Results, file: Path, unit: str, convert: Callable[[float], 
 def _quality(results: Results, file: Path) -> Path:
     figure, axes = plt.subplots(figsize=(11, 6))
     told: set[object] = set()
-    for method, job, psnr in _levels(results):
+    # What the eye sees, where the evaluation measured it; the axis is turned, so that better is higher.
+    found = [level for by_method in results.quality.values() for level in by_method.values()]
+    name = "lpips" if any(level.get("lpips") is not None for level in found) else "psnr"
+    for method, job, value in _levels(results, name):
         seconds = results.seconds(method, job)
         assert seconds is not None
-        place = (seconds / (job.pixels / 1e6), psnr)
+        place = (seconds / (job.pixels / 1e6), value)
         label = None if method in told else method.label
         axes.plot(*place, label=label, linestyle="none", **_style(method, job.cells))
         # Engines differ in time alone: what they reach at a scale is named once.
-        if (method.name, psnr) not in told:
+        if (method.name, value) not in told:
             text = f"{method.name}, {scale_of(job):.1f}x"
             axes.annotate(text, place, xytext=(0, 7), textcoords="offset points", fontsize=7, ha="center")
-        told |= {method, (method.name, psnr)}
-    axes.set(xscale="log", xlabel="seconds a megapixel", ylabel="PSNR, dB")
+        told |= {method, (method.name, value)}
+    axes.set(xscale="log", xlabel="seconds a megapixel", ylabel=QUALITY[name][0])
+    if name in LOWER:
+        axes.invert_yaxis()
     return _finish(figure, axes, file)
 
 
@@ -78,12 +83,14 @@ def _style(method: Method, cells: tuple[int, int]) -> dict[str, Any]:
     }
 
 
-def _levels(results: Results) -> list[tuple[Method, Job, float]]:
+def _levels(results: Results, name: str) -> list[tuple[Method, Job, float]]:
     return [
-        (method, job, level["psnr"])
+        (method, job, value)
         for job in jobs(results)
         for method in METHODS
-        if not method.untiled and method.label in results.runs[str(job)] and (level := quality_of(method, job, results))
+        if not method.untiled
+        and method.label in results.runs[str(job)]
+        and (value := (quality_of(method, job, results) or {}).get(name)) is not None
     ]
 
 

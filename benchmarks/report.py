@@ -7,7 +7,26 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.process import median, spread
-from benchmarks.suite import METHODS, PROJECT, Job, Method, Results
+from benchmarks.suite import ENLARGED, METHODS, PROJECT, Job, Method, Results
+
+QUALITY = {
+    "lpips": ("LPIPS", ".3f"),
+    "frechet": ("patch Frechet", ".1f"),
+    "psnr": ("PSNR", ".2f"),
+    "flat": ("flat", ".2f"),
+}
+"""Metrics of the evaluation that are shown, how they are called and formatted."""
+LOWER = ("lpips", "frechet", "flat", "vivid")
+"""Metrics that are better when lower."""
+ROWS = {
+    "infgen": "infgen-rt",
+    "teacher": "TAEF2",
+    "teacher + bicubic": "TAEF2 + bicubic",
+    "teacher + Real-ESRGAN": "TAEF2 + Real-ESRGAN",
+}
+"""Methods of the evaluation that are shown, and how they are called."""
+NAMES = {"taef2": "TAEF2", "vae": "FLUX.2's VAE", "esrgan": "Real-ESRGAN"}
+"""What a peer's network is called."""
 
 
 def jobs(results: Results) -> list[Job]:
@@ -26,7 +45,7 @@ def scale_of(job: Job) -> float:
     return math.sqrt(job.pixels / (job.cells[0] * job.cells[1])) / 8
 
 
-def quality_of(method: Method, job: Job, results: Results) -> Mapping[str, float] | None:
+def quality_of(method: Method, job: Job, results: Results) -> Mapping[str, float | None] | None:
     """What the evaluation found for a method at the scale of a job, if it measured there."""
     for name, methods in results.quality.items():
         if abs(float(name) / scale_of(job) - 1) < 0.1 and method.quality is not None:
@@ -44,18 +63,28 @@ def work(method: Method, job: Job, results: Results) -> float | None:
         cells = job.pixels / 64 if method.native else job.cells[0] * job.cells[1]
         enlarging = 64 * cells * results.costs[method.upscaler] if method.upscaler else 0
         return results.costs[method.peer] * cells + enlarging
-    # What is beyond the largest scale is resampled.
-    most = 8 * results.costs.get("largest scale", math.inf)
+    if not results.own:
+        return None
+    # As the runtime does it: the least enlargement that the scale is not beyond; what is beyond all is resampled.
+    scales = sorted(results.own, key=float)
+    scale = max(job.size[0] / job.cells[1], job.size[1] / job.cells[0]) / 8
+    cost = results.own[next((name for name in scales if float(name) >= scale - 1e-6), scales[-1])]
+    most = 8 * float(scales[-1])
     width, height = min(job.size[0], most * job.cells[1]), min(job.size[1], most * job.cells[0])
-    return results.costs["context"] * job.cells[0] * job.cells[1] + results.costs["decode"] * width * height
+    return cost["context"] * job.cells[0] * job.cells[1] + cost["decode"] * width * height
 
 
 def against(method: Method, job: Job, results: Results) -> float | None:
     """Its seconds over this project's in the same engine and precision; None where there is no such run."""
+    mine, other = _own(method, job, results), results.seconds(method, job)
+    return other / mine if mine and other else None
+
+
+def _own(method: Method, job: Job, results: Results) -> float | None:
+    """This project's seconds in a method's engine and precision; None where there is no such run."""
     for own in METHODS:
         if (own.name, own.precision, own.backend) == (PROJECT, method.precision, method.backend):
-            mine, other = results.seconds(own, job), results.seconds(method, job)
-            return other / mine if mine and other else None
+            return results.seconds(own, job)
     return None
 
 
@@ -64,8 +93,13 @@ def markdown(results: Results) -> str:
     machine = results.machine
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     lines = [f"{machine['processor']}, {machine['threads']} threads, {machine['system']}, {versions}", ""]
+    if untrained := [name for peer, name in NAMES.items() if peer in results.costs and peer not in _trained(results)]:
+        lines += [f"With random weights, for what they cost: {', '.join(untrained)}", ""]
+    if results.quality:
+        lines += _quality(results)
     for job in jobs(results):
         lines += _job(job, results)
+    lines += _ratios(results)
     lines += ["A viewport of 1024x1024 in a picture of 16384x16384", ""]
     lines += _table(("method", "first time, s", "again, s", "half moved, s", "peak MiB"))
     for name, runs in results.viewport.items():
@@ -87,7 +121,7 @@ def _job(job: Job, results: Results) -> list[str]:
     runs = results.runs[str(job)]
     lines = [f"**{job}**", ""]
     header = ("method", "median s", "least - most", "s a megapixel", "of ours", "peak MiB", "of the peak")
-    lines += _table((*header, "PSNR", "SSIMULACRA2"))
+    lines += _table((*header, *(name for name, _ in QUALITY.values())))
     for method in METHODS:
         if method.label not in runs:
             continue
@@ -104,10 +138,42 @@ def _job(job: Job, results: Results) -> list[str]:
                 f"{ratio:.2f}x" if ratio else "",
                 f"{median(own, 'peak') / 2**20:.0f}",
                 f"{done / seconds / peak:.0%}" if done and peak else "",
-                *(("", "") if level is None else (f"{level['psnr']:.2f}", f"{level['ssimulacra2']:.1f}")),
+                *_level(level or {}),
             )
         )
     return [*lines, ""]
+
+
+def _quality(results: Results) -> list[str]:
+    """What the evaluation found, at its own scales."""
+    lines = ["**Quality**", "", *_table(("scale", "method", *(name for name, _ in QUALITY.values())))]
+    for scale, found in results.quality.items():
+        lines += [_row(scale, name, *_level(found[row])) for row, name in ROWS.items() if row in found]
+    return [*lines, ""]
+
+
+def _level(level: Mapping[str, float | None]) -> list[str]:
+    """Cells of the shown metrics; empty where one was not measured."""
+    found = ((level.get(name), form) for name, (_, form) in QUALITY.items())
+    return ["" if value is None else format(value, form) for value, form in found]
+
+
+def _ratios(results: Results) -> list[str]:
+    """How many times as long as this project a tiny decoder with a strong enlarger takes."""
+    rows = [
+        _row(job, method.engine, f"{mine:.2f}", f"{theirs:.2f}", f"{theirs / mine:.1f}")
+        for job in jobs(results)
+        for method in METHODS
+        if method.name == ENLARGED and (theirs := results.seconds(method, job)) and (mine := _own(method, job, results))
+    ]
+    header = ("picture", "engine", f"{PROJECT}, s", f"{ENLARGED}, s", "times as long")
+    return [f"**{ENLARGED} against {PROJECT}**", "", *_table(header), *rows, ""] if rows else []
+
+
+def _trained(results: Results) -> list[str]:
+    """Peers with trained weights; results of earlier versions do not tell, and had them for the tiny decoder alone."""
+    trained: list[str] = results.machine.get("trained", ["taef2"])
+    return trained
 
 
 def _rates(results: Results) -> str:

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -15,12 +15,14 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks.peers import FACTOR, PEERS, write_peer
+from benchmarks.peers import PEERS, write_peer
 from benchmarks.process import Order, median, run, start
 from infgen_export.quiet import quiet
 
 ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "torch": "PyTorch"}
 PROJECT = "infgen-rt"
+ENLARGED = "TAEF2 + Real-ESRGAN"
+"""A tiny decoder and a strong enlarger: what comes near this project's picture."""
 PACKAGES = ("infgen_rt", "infgen_runtimes", "infgen_export", "infgen_training")
 LIBRARIES = (PROJECT, "numpy", "pillow", "onnxruntime", "openvino", "torch", "diffusers")
 
@@ -36,7 +38,7 @@ class Method:
         quality: What the evaluation command calls its result, where it measures that.
         backend: Or engine.
         precision: ``"exact"`` or ``"fast"``.
-        upscaler: Name of a second network.
+        upscaler: Name of a second network, which takes tens of seconds: run once, and for few pictures.
         tiling: See ``Order``.
         native: Whether it decodes a latent as large as the picture / 8 instead of enlarging a small picture.
         heavy: Minutes rather than seconds: run once, and for few pictures.
@@ -60,8 +62,12 @@ class Method:
     @property
     def label(self) -> str:
         """Name and engine."""
-        suffix = " fast" if self.precision == "fast" else ""
-        return f"{self.name}, {ENGINES[self.backend]}{suffix}"
+        return f"{self.name}, {self.engine}"
+
+    @property
+    def engine(self) -> str:
+        """What computes."""
+        return ENGINES[self.backend] + (" fast" if self.precision == "fast" else "")
 
 
 METHODS = (
@@ -70,16 +76,16 @@ METHODS = (
     Method("infgen-rt", "infgen", quality="infgen", backend="openvino", precision="fast"),
     Method("infgen-rt", "infgen", quality="infgen", backend="torch", full=True),
     Method("infgen-rt, one tile", "infgen", quality="infgen", untiled=True),
-    Method("TAEF2 + Lanczos", "graph", "taef2", "teacher + lanczos"),
-    Method("TAEF2 + Lanczos", "graph", "taef2", "teacher + lanczos", backend="openvino"),
-    Method("TAEF2 + Lanczos", "graph", "taef2", "teacher + lanczos", backend="openvino", precision="fast"),
+    Method("TAEF2 + bicubic", "graph", "taef2", "teacher + bicubic"),
+    Method("TAEF2 + bicubic", "graph", "taef2", "teacher + bicubic", backend="openvino"),
+    Method("TAEF2 + bicubic", "graph", "taef2", "teacher + bicubic", backend="openvino", precision="fast"),
     Method("TAEF2 at full size", "graph", "taef2", native=True),
     Method("TAEF2 at full size", "graph", "taef2", backend="openvino", native=True),
     Method("TAEF2 at full size", "graph", "taef2", backend="openvino", precision="fast", native=True),
-    Method("FLUX.2 VAE + Lanczos", "graph", "vae", heavy=True),
-    Method("FLUX.2 VAE + Lanczos", "graph", "vae", backend="openvino", heavy=True),
-    Method("FLUX.2 VAE + Lanczos", "diffusers", backend="torch", heavy=True),
-    Method("FLUX.2 VAE, tiling, + Lanczos", "diffusers", backend="torch", tiling=True, heavy=True),
+    Method("FLUX.2 VAE + bicubic", "graph", "vae", heavy=True),
+    Method("FLUX.2 VAE + bicubic", "graph", "vae", backend="openvino", heavy=True),
+    Method("FLUX.2 VAE + bicubic", "diffusers", backend="torch", heavy=True),
+    Method("FLUX.2 VAE, tiling, + bicubic", "diffusers", backend="torch", tiling=True, heavy=True),
     Method("FLUX.2 VAE at full size", "graph", "vae", native=True, heavy=True),
     Method("FLUX.2 VAE at full size", "graph", "vae", backend="openvino", native=True, heavy=True, full=True),
     Method(
@@ -101,11 +107,12 @@ METHODS = (
         heavy=True,
         full=True,
     ),
-    Method("TAEF2 + Real-ESRGAN's network", "graph", "taef2", upscaler="esrgan", heavy=True),
+    Method(ENLARGED, "graph", "taef2", "teacher + Real-ESRGAN", upscaler="esrgan"),
+    Method(ENLARGED, "graph", "taef2", "teacher + Real-ESRGAN", backend="openvino", upscaler="esrgan", full=True),
     Method(
-        "TAEF2 + Real-ESRGAN's network", "graph", "taef2", backend="openvino", upscaler="esrgan", heavy=True, full=True
+        ENLARGED, "graph", "taef2", "teacher + Real-ESRGAN", backend="openvino", precision="fast", upscaler="esrgan"
     ),
-    Method("FLUX.2 VAE + Real-ESRGAN's network", "graph", "vae", upscaler="esrgan", heavy=True, full=True),
+    Method("FLUX.2 VAE + Real-ESRGAN", "graph", "vae", upscaler="esrgan", heavy=True, full=True),
 )
 
 
@@ -132,6 +139,7 @@ class Extent:
     Attributes:
         jobs: Pictures that light methods make.
         heavy: Those that heavy ones make too.
+        enlarged: Those that methods with an upscaler make; larger than their latent's own size.
         viewport: Of which the middle is read.
         start: To which a start is timed, from nothing; of heavy methods if they make pictures of such latents.
         native: Pixels of the largest picture that peers decode from a latent of its size; heavy ones a quarter of it,
@@ -142,6 +150,7 @@ class Extent:
 
     jobs: tuple[Job, ...]
     heavy: tuple[Job, ...]
+    enlarged: tuple[Job, ...]
     viewport: Job
     start: Job
     native: int
@@ -158,8 +167,7 @@ class Extent:
         if method.native:  # gigabytes a megapixel
             whole = job.pixels <= (self.native // 4 if method.heavy else self.native)
             return not whole and job.pixels <= self.native if method.tiling else whole
-        # A picture that is enlarged must be smaller to begin with.
-        if method.upscaler and 8 * FACTOR * job.cells[1] > max(job.size):
+        if method.upscaler and job not in self.enlarged:
             return False
         if method.untiled and job.pixels > SIZES[2][0] * SIZES[2][1]:
             return False
@@ -167,7 +175,7 @@ class Extent:
 
     def once(self, method: Method, job: Job) -> bool:
         """Whether it takes so long that one run must do."""
-        return method.heavy or (method.native and job.pixels > self.native // 4)
+        return method.heavy or method.upscaler is not None or (method.native and job.pixels > self.native // 4)
 
     def starts(self, method: Method) -> bool:
         """Whether a method's start is timed: of those that decode the small latent, and do nothing more."""
@@ -181,6 +189,7 @@ START = Job((64, 64), (512, 512))
 QUICK = Extent(
     jobs=(Job((64, 64), SIZES[2]),),
     heavy=(Job((32, 32), SIZES[0]),),
+    enlarged=(Job((32, 32), SIZES[0]),),
     viewport=VIEWPORT,
     start=START,
     native=4 * 1024**2,
@@ -190,13 +199,14 @@ QUICK = Extent(
 FULL = Extent(
     jobs=tuple(Job(cells, size) for cells in ((64, 64), (128, 128)) for size in SIZES),
     heavy=(Job((64, 64), SIZES[0]), Job((64, 64), SIZES[2])),
+    enlarged=tuple(Job((64, 64), size) for size in SIZES[:3]),
     viewport=VIEWPORT,
     start=START,
     native=SIZES[2][0] * SIZES[2][1],
     repeat=3,
 )
-Quality = dict[str, dict[str, dict[str, float]]]
-"""Means by scale, method and metric, as the evaluation command writes them."""
+Quality = dict[str, dict[str, dict[str, float | None]]]
+"""Means by scale, method and metric, as the evaluation command writes them; None for what no picture has."""
 
 
 @dataclass
@@ -204,8 +214,9 @@ class Results:
     """All that a run found.
 
     Attributes:
-        machine: Processor, system, threads and versions.
-        costs: Multiply-adds of a network an input position.
+        machine: Processor, system, threads, versions, and which of ``peers.PEERS`` had trained weights.
+        costs: Multiply-adds of a peer's network an input position.
+        own: Multiply-adds of this project's, by scale; see ``cost.decoder_cost``.
         peaks: Most multiply-adds a second of a matrix product, an engine and precision each.
         runs: Every sample of a method at a job.
         viewport: Every sample of a viewport, a backend and precision each.
@@ -216,6 +227,7 @@ class Results:
 
     machine: dict[str, Any]
     costs: dict[str, float] = field(default_factory=dict)
+    own: dict[str, dict[str, float]] = field(default_factory=dict)
     peaks: dict[str, float] = field(default_factory=dict)
     runs: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)
     viewport: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -246,23 +258,28 @@ class Results:
 
 
 def measure(
-    extent: Extent, model: Path, teacher: Path | None, threads: int, folder: Path, say: Callable[[str], None]
+    extent: Extent,
+    model: Path,
+    weights: Mapping[str, Path],
+    threads: int,
+    folder: Path,
+    say: Callable[[str], None],
 ) -> Results:
     """Runs everything, methods in turns.
 
     Args:
         extent: How much.
         model: Bundle of this project.
-        teacher: See ``peers.tiny_decoder``.
+        weights: Python files that load networks of ``peers.PEERS``; the others have random weights.
         threads: CPU threads for all.
         folder: For graphs and latents.
         say: Told what is being done.
     """
-    results = Results(_machine(threads))
+    results = Results(_machine(threads) | {"trained": sorted(weights)})
     for name in PEERS:
         say(f"building {name}")
         with quiet():
-            results.costs[name] = write_peer(name, teacher, folder / f"{name}.onnx")
+            results.costs[name] = write_peer(name, weights.get(name), folder / f"{name}.onnx")
     product = folder / "product.onnx"
     _write_product(product)
     orders = [

@@ -21,7 +21,7 @@ DEFAULT_BUNDLE = Path(__file__).parent / "model"
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What the model is: name, version, licence, how it was trained, parameters a graph."""
+    """What the model is: name, version, licence, how it was trained, parameters of each kind of graph."""
 
     name: str
     version: str

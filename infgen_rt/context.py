@@ -81,7 +81,7 @@ class Context:
         self._making = self._work = self._features = self._latent = self._moments = None
 
     def planned(self, enlargement: Enlargement) -> ContextPlan | None:
-        """How that of an enlargement is made, by the first picture with it; None if there is none, or prefill makes it."""
+        """How that of an enlargement is made, by the first picture with it; None where nobody has said."""
         return self._planned.get(enlargement)
 
     def plan(self, plan: ContextPlan | None, enlargement: Enlargement) -> None:

@@ -186,6 +186,7 @@ def graphs_of(model: InfGen, shapes: tuple[FixedShape, ...] = ()) -> tuple[Graph
             enlargement=each,
         )
         for each in config.enlargements
+        if model.refine is not None
     )
     decode = tuple(
         Graph(

@@ -280,6 +280,19 @@ def _conv(
     return function(x, weight, bias, stride=stride, dilation=dilation, groups=int(groups))
 
 
+def _pad(x: Tensor, pad: Tensor, mode: str = "constant", constant_val: Tensor | float = 0.0) -> Tensor:
+    # Of the last dimensions, which torch counts from the last one on.
+    margins = _ints(pad)
+    pairs = [margins[index : index + 2] for index in range(0, len(margins), 2)]
+    if mode == "constant":
+        return F.pad(x, [side for pair in reversed(pairs) for side in pair], value=float(constant_val))
+    return F.pad(x, [side for pair in reversed(pairs) for side in pair], mode=mode)
+
+
+def _prelu(x: Tensor, alpha: Tensor) -> Tensor:
+    return F.prelu(x, alpha)
+
+
 def _batch_norm(
     x: Tensor,
     mean: Tensor,
@@ -478,8 +491,10 @@ KINDS: dict[str, Kind] = {
     "linear": _linear,
     "log": _log,
     "matmul": _matmul,
+    "pad": _pad,
     "pixel_shuffle": _pixel_shuffle,
     "pixel_unshuffle": _pixel_unshuffle,
+    "prelu": _prelu,
     "range_1d": _range,
     "real_div": _binary(_divide),
     "reduce_max": _reduce(torch.amax),

@@ -205,8 +205,9 @@ class _Work:
                     content = file.read_bytes()
                     key = file.relative_to(self.folder).as_posix()
                     files[key] = FileInfo(hashlib.sha256(content).hexdigest(), len(content))
-        # Those of statistics are prefill's, and most of those of two enlargements are the same.
-        parameters = {entry.graph: entry.parameters for entry in entries if entry.graph != "statistics"}
+        # Those of statistics are prefill's, and graphs of a kind have theirs in common.
+        parts = {graph.kind: graph.module for graph in graphs_of(self.model) if graph.kind != "statistics"}
+        parameters = {kind: sum(p.numel() for p in module.parameters()) for kind, module in parts.items()}
         card = self.card
         manifest = Manifest(
             model=ModelInfo(config.name, card.version, card.licence, card.training, parameters),

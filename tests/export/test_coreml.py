@@ -37,8 +37,8 @@ SHAPES = (
 )
 QUICK = {
     ("edge", "statistics", "fp16"),
-    ("edge", "refine", "fp32"),
-    ("near", "decode", "fp16"),
+    ("edge", "refine4", "fp32"),
+    ("near", "decode4", "fp16"),
     ("edge", "encode", "int8"),
     ("paper", "prefill", "int8"),
     ("paper", "decode", "fp16"),
@@ -91,8 +91,8 @@ def inputs_of(kind: str, graph: str, shape: tuple[Size, Size, Box | None]) -> di
     if graph == "encode":
         image = torch.rand(1, 3, 8 * cells.height, 8 * cells.width, generator=torch.Generator().manual_seed(0))
         return {"image": image}
-    if graph == "decode":
-        return decode_inputs(MODELS[kind], latent, size, tile)
+    if graph.startswith("decode"):
+        return decode_inputs(graph_of(kind, graph), MODELS[kind], latent, size, tile)
     return context_inputs(graph_of(kind, graph), MODELS[kind], latent)
 
 
@@ -125,7 +125,7 @@ def test_weights_of_int8_are_of_8_bits_unless_they_make_the_embedding(converted:
     assert "constexpr_blockwise_shift_scale" not in coreml.Session(converted("paper", "prefill", "int8")).operations
 
 
-@pytest.mark.parametrize(("kind", "name"), [("paper", "decode"), ("near", "decode")])
+@pytest.mark.parametrize(("kind", "name"), [("paper", "decode"), ("near", "decode2")])
 def test_what_depends_on_coordinates_alone_stays_in_float32(converted: Convert, kind: str, name: str) -> None:
     precisions = mil.Program(converted(kind, name, "fp16")).precisions
     found = {operation: {dtype for other, dtype in precisions if other == operation} for operation, _ in precisions}
@@ -174,7 +174,7 @@ def test_the_embedding_keeps_its_accuracy_in_a_half_precision_package(
 
 
 def test_a_weight_that_is_wrong_in_the_file_is_noticed(converted: Convert, tmp_path: Path) -> None:
-    path, graph = converted("edge", "refine", "fp32"), graph_of("edge", "refine")
+    path, graph = converted("edge", "refine4", "fp32"), graph_of("edge", "refine4")
     (file,) = path.rglob("weight.bin")
     content = bytearray(file.read_bytes())
     weight = MODELS["edge"].refine.to_context.weight.clone()
@@ -184,7 +184,7 @@ def test_a_weight_that_is_wrong_in_the_file_is_noticed(converted: Convert, tmp_p
     try:
         original = file.read_bytes()
         file.write_bytes(content)
-        inputs = inputs_of("edge", "refine", SHAPES[0])
+        inputs = inputs_of("edge", "refine4", SHAPES[0])
         check = compare("refine", "fault", coreml.Session(path)(inputs), expected_of(graph, inputs))
     finally:
         file.write_bytes(original)
@@ -292,8 +292,8 @@ def test_shapes_may_be_enumerated(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_shapes_of_several_inputs_are_enumerated_together(tmp_path: Path) -> None:
-    graph = graph_of("near", "decode")
-    inputs = [inputs_of("near", "decode", shape) for shape in SHAPES[:2]]
+    graph = graph_of("near", "decode4")
+    inputs = [inputs_of("near", "decode4", shape) for shape in SHAPES[:2]]
     choices = [sizes(graph, tuple(each.values())) for each in inputs]
     path = tmp_path / "some.mlpackage"
     write(graph, trace_inputs(graph, MODELS["near"]), path, {}, precision="fp16", enumerated=choices)
@@ -310,12 +310,12 @@ def test_shapes_of_several_inputs_are_enumerated_together(tmp_path: Path) -> Non
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_fixed_shape_may_be_filled(tmp_path: Path, kind: str, precision: str) -> None:
     fixed = FixedShape(tokens=(32, 40), context=(20, 24), image=(64, 72))
-    graph = next(graph for graph in graphs_of(MODELS[kind], (fixed,)) if graph.name == "decode")
+    graph = next(graph for graph in graphs_of(MODELS[kind], (fixed,)) if graph.kind == "decode")
     path = tmp_path / "fixed.mlpackage"
     write(graph, trace_inputs(graph, MODELS[kind]), path, {}, precision=precision)
     session = coreml.Session(path)
     for cells, size in ((Size(16, 16), Size(256, 256)), (Size(9, 7), Size(101, 77)), (Size(1, 1), Size(8, 8))):
-        inputs = graph.fit(inputs_of(kind, "decode", (cells, size, None)))
+        inputs = graph.fit(inputs_of(kind, graph.name, (cells, size, None)))
         check = compare("decode", str(size), session(inputs), expected_of(graph, inputs))
         assert check.psnr >= {"fp32": 100, "fp16": 50, "int8": 40}[precision], check
 

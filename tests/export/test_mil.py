@@ -97,6 +97,21 @@ CASES: dict[str, tuple[Callable[..., Any], Tensor, Tensor]] = {
         IMAGE,
         IMAGE.repeat_interleave(2, 2).repeat_interleave(3, 3),
     ),
+    "padding of the last two axes": (
+        lambda a: mb.pad(x=a, pad=[1, 2, 3, 0], mode="constant", constant_val=0.5),
+        IMAGE,
+        F.pad(IMAGE, (3, 0, 1, 2), value=0.5),
+    ),
+    "padding by what is at the edge": (
+        lambda a: mb.pad(x=a, pad=[1, 0, 0, 2], mode="replicate"),
+        IMAGE,
+        F.pad(IMAGE, (0, 2, 1, 0), mode="replicate"),
+    ),
+    "a slope for each channel": (
+        lambda a: mb.prelu(x=a, alpha=np.linspace(-0.2, 0.5, 8, dtype=np.float32)),
+        IMAGE,
+        F.prelu(IMAGE, torch.linspace(-0.2, 0.5, 8)),
+    ),
     "unpadded convolution": (lambda a: mb.conv(x=a, weight=KERNEL.numpy()), IMAGE, F.conv2d(IMAGE, KERNEL)),
     "convolution with a margin a side": (
         lambda a: mb.conv(x=a, weight=KERNEL.numpy(), pad_type="custom", pad=[0, 1, 2, 3]),

@@ -85,7 +85,7 @@ def test_the_manifest_has_every_recipe_and_file(exported: Exported) -> None:
         # Float16 in ONNX is for GPUs.
         assert (recipe.memory is None) == (bool(recipe.shapes) or recipe.name == "onnx-fp16")
         memory = manifest.memory(recipe)
-        assert min(astuple(memory)[:-2]) > 0 and (memory.refine_per_cell > 0) == ("refine" in recipe.graphs)
+        assert min(astuple(memory)[:-2]) > 0 and (memory.refine_per_cell > 0) == ("refine1" in recipe.graphs)
         assert (memory.statistics_per_cell > 0) == ("statistics" in recipe.graphs)
 
 
@@ -117,7 +117,9 @@ def embedding(model: InfGen, inputs: dict[str, Tensor]) -> np.ndarray:
 
 def far(model: InfGen) -> dict[str, Tensor]:
     """A tile whose coordinates half and quarter precision cannot tell apart."""
-    return decode_inputs(model, tiny.latent(70, 90), Size(1999, 1501), Box(200, 150, 12, 9))
+    return decode_inputs(
+        tiny.decode_graph(model), model, tiny.latent(70, 90), Size(1999, 1501), Box(200, 150, 12, 9)
+    )
 
 
 def is_among(expected: np.ndarray, values: list[np.ndarray], tolerance: float) -> bool:
@@ -131,7 +133,7 @@ def is_among(expected: np.ndarray, values: list[np.ndarray], tolerance: float) -
 
 def test_the_embedding_is_float32_in_a_float16_onnx_graph(exported: Exported) -> None:
     inputs = far(exported.model)
-    graph = onnx.load(exported.bundle / "onnx-fp16" / "decode.onnx")
+    graph = onnx.load(exported.bundle / "onnx-fp16" / f"{tiny.decode_graph(exported.model).name}.onnx")
     casts = [node.input[0] for node in graph.graph.node if node.op_type == "Cast" and node.output[0].endswith("_half")]
     coordinates = [name for name in casts if name not in {"context", "image"}]
     inferred = onnx.shape_inference.infer_shapes(graph).graph
@@ -156,7 +158,7 @@ def test_the_embedding_is_float32_in_an_openvino_graph_whatever_the_cpu_computes
 ) -> None:
     inputs = far(exported.model)
     core = openvino.Core()
-    positional, rest = _cut(core.read_model(exported.bundle / recipe / "decode" / "model.xml"))
+    positional, rest = _cut(core.read_model(exported.bundle / recipe / tiny.decode_graph(exported.model).name / "model.xml"))
     compiled = core.compile_model(positional, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     outputs = compiled([inputs[port.get_node().get_friendly_name()].numpy() for port in positional.inputs])
     assert is_among(embedding(exported.model, inputs), list(outputs.values()), 1e-4)
@@ -165,23 +167,23 @@ def test_the_embedding_is_float32_in_an_openvino_graph_whatever_the_cpu_computes
     # OpenVINO keeps marked operations in float32 on devices that compute in float16.
     marked = {
         node.get_type_name()
-        for node in core.read_model(exported.bundle / recipe / "decode" / "model.xml").get_ordered_ops()
+        for node in core.read_model(exported.bundle / recipe / tiny.decode_graph(exported.model).name / "model.xml").get_ordered_ops()
         if any("recision" in key for key in node.get_rt_info())
     }
     assert {"Cos", "Sin"} <= marked and "Convolution" not in marked
 
 
 def test_openvino_has_the_bounds_and_the_card(exported: Exported) -> None:
-    core = openvino.Core()
-    model = core.read_model(exported.bundle / "openvino-fp16" / "decode" / "model.xml")
+    core, decode = openvino.Core(), tiny.decode_graph(exported.model)
+    model = core.read_model(exported.bundle / "openvino-fp16" / decode.name / "model.xml")
     shapes = {port.any_name: port.partial_shape.to_string() for port in model.inputs}
-    depth = exported.model.config.context_channels
+    depth = exported.model.config.context_channels(decode.enlargement)
     assert shapes["context"] == f"[1,{depth},1..1024,1..1024]" and shapes["token_x"] == "[1..2048]"
     assert [port.any_name for port in model.outputs] == ["image"]
     card = model.get_rt_info(["infgen"]).astype(dict)
     assert card["latent_space"] == "flux2" and card["about.context"] == "crop of the context"
-    assert card["bounds.ht"] == "1..2048" and card["scale_range"] == "0.5..4.0"
-    fixed = core.read_model(exported.bundle / "openvino-npu" / "decode" / "model.xml")
+    assert card["bounds.ht"] == "1..2048" and card["scale_range"] == "{}..{}".format(*exported.model.config.scale_range)
+    fixed = core.read_model(exported.bundle / "openvino-npu" / decode.name / "model.xml")
     assert {port.any_name: list(port.shape) for port in fixed.inputs}["context"] == [1, depth, 68, 68]
     assert list(fixed.outputs[0].shape) == [1, 3, 512, 512]
 
@@ -198,14 +200,14 @@ def test_a_changed_openvino_weight_is_noticed(
 
     def damaged(traced, graph, path, *others) -> None:
         convert(traced, graph, path, *others)
-        if graph.name == "decode":
+        if graph.kind == "decode":
             file = path / "model.bin"
             weights = np.frombuffer(file.read_bytes(), np.float32).copy()
             weights[np.abs(weights) < 1] += 0.3
             file.write_bytes(weights.tobytes())
 
     monkeypatch.setattr(target, "convert", damaged)
-    with pytest.raises(ExportError, match=r"openvino-fp32 decode (differs from PyTorch|cannot be converted|, case)"):
+    with pytest.raises(ExportError, match=r"openvino-fp32 decode\d? (differs from PyTorch|cannot be converted|, case)"):
         export(exported.checkpoint, tmp_path / "bundle", recipes=["openvino-fp32"])
     assert list(tmp_path.iterdir()) == []
 
@@ -228,7 +230,7 @@ def test_keeping_on_tells_of_every_failure_and_still_writes_nothing(
     files = ["--report", tmp_path / "report.md", "--report", tmp_path / "report.json"]
     result = CliRunner().invoke(main, [*map(str, arguments), "--keep-going", *map(str, files)])
     assert result.exit_code == 1
-    assert "onnx-fp32 decode differs" in result.stderr and "onnx-fp32 encode differs" in result.stderr
+    assert f"onnx-fp32 {tiny.decode_graph(exported.model).name} differs" in result.stderr and "onnx-fp32 encode differs" in result.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"report.md", "report.json"}
     text = (tmp_path / "report.md").read_text()
     assert "| no |" in text and text.count("| onnx-fp32 | prefill |") == 1 + len(CASES)
@@ -282,8 +284,8 @@ def test_a_fixed_graph_is_proven_at_what_fits_into_it(exported: Exported) -> Non
 def test_native_precision_of_a_fixed_shape_agrees_with_the_dynamic_graph(exported: Exported) -> None:
     model = exported.model
     fixed, dynamic = tiny.decode_graph(model, tile(64)), tiny.decode_graph(model)
-    inputs = decode_inputs(model, tiny.latent(12, 10), Size(155, 203))
-    session = Session(exported.bundle / "openvino-npu" / "decode")
+    inputs = decode_inputs(dynamic, model, tiny.latent(12, 10), Size(155, 203))
+    session = Session(exported.bundle / "openvino-npu" / dynamic.name)
     with torch.inference_mode():
         expected = dynamic.module(*inputs.values())
     height, width = expected.shape[2:]

@@ -35,8 +35,9 @@ def test_others_are_left_alone() -> None:
 
 def test_decode_is_exported_with_them() -> None:
     model = InfGen(tiny.EDGE).eval()
-    graph = next(each for each in graphs_of(model) if each.name == "decode")
+    graph = next(each for each in graphs_of(model) if each.kind == "decode")
     traced = onnx.trace(graph, trace_inputs(graph, model), Options())
     kinds = [node.op_type for node in traced.graph.node]
     assert kinds.count("ConvTranspose") == len(tiny.EDGE.levels)
-    assert kinds.count("DepthToSpace") == 2  # the context's fine grid, and the last, behind a 3x3 convolution
+    # The context's fine grid and its picture, and the last one, behind a 3x3 convolution.
+    assert kinds.count("DepthToSpace") == 3

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from infgen_export.graphs import Graph, graphs_of
-from infgen_export.model import DecoderConfig, Grid, InfGen, Level, edge, paper
+from infgen_export.model import DecoderConfig, Enlargement, Grid, InfGen, Level, edge, paper
 from infgen_rt import grid as coordinates
 from infgen_rt.bundle import FixedShape
 from infgen_rt.geometry import Box
@@ -24,8 +24,9 @@ _SMALL = {
 EDGE = dataclasses.replace(
     edge(),
     name="tiny-edge",
-    trunk=(Level(8, 2), Level(6, 1)),
-    detail=5,
+    trunk=(Level(8, 2), Level(6, 1), Level(4, 0), Level(4, 1)),
+    enlargements=(Enlargement(1, 0), Enlargement(2, 1), Enlargement(4, 2)),
+    detail=3,
     levels=(Level(8, 1), Level(8, 1)),
     **_SMALL,
 )
@@ -40,7 +41,9 @@ def model(config: DecoderConfig, seed: int = 0) -> InfGen:
     torch.manual_seed(seed)
     built = InfGen(config).eval().requires_grad_(False)
     for name, parameter in built.named_parameters():
-        if name.endswith(("second.weight", "convolve.4.weight", "to_pixels.weight")):
+        if name.startswith(("decode.upsampler.to_pixels", "refine.enlarger.leave")) and not parameter.any():
+            parameter.add_(0.1 * torch.randn_like(parameter))  # what starts at zero hides what is before it
+        elif name.endswith(("second.weight", "convolve.4.weight", "to_pixels.weight")):
             parameter.mul_(3.0)
         elif parameter.ndim == 1:
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -52,15 +55,24 @@ def graph_names(model: InfGen) -> list[str]:
 
 
 def decode_graph(model: InfGen, *shapes: FixedShape) -> Graph:
-    return next(graph for graph in graphs_of(model, shapes) if graph.name == "decode")
+    """The first of them: that of the smallest enlargement."""
+    return next(graph for graph in graphs_of(model, shapes) if graph.kind == "decode")
 
 
 def latent(height: int, width: int, batch: int = 1, seed: int = 0) -> Tensor:
     return torch.randn(batch, 32, height, width, generator=torch.Generator().manual_seed(seed))
 
 
-def decode(model: InfGen, context: Tensor, grid: coordinates.Grid, tokens: Box, radius: float | None) -> Tensor:
+def decode(
+    model: InfGen,
+    context: Tensor,
+    grid: coordinates.Grid,
+    tokens: Box,
+    radius: float | None,
+    enlargement: Enlargement | None = None,
+) -> Tensor:
     """Decodes some tokens as the runtime does: from a crop of the context."""
-    inputs = grid.decode_inputs(context.numpy(), tokens, radius)
+    cells = grid.context_of(tokens, radius)
+    inputs = grid.decode_inputs(context.numpy()[:, :, *cells.slices], cells, tokens)
     tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
-    return model.decode(tensors.pop("context"), Grid(**tensors))
+    return model.decode(tensors.pop("context"), Grid(**tensors), enlargement)

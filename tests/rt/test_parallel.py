@@ -35,14 +35,14 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     running, lock, run = 0, threading.Lock(), Engine.decode
 
-    def decode(engine: Engine, inputs: Any, shared: bool = False) -> Any:
+    def decode(engine: Engine, inputs: Any, enlargement: Any, shared: bool = False) -> Any:
         nonlocal running
         with lock:
             running += 1
             seen.append(running)
         time.sleep(0.02)
         try:
-            return run(engine, inputs, shared)
+            return run(engine, inputs, enlargement, shared)
         finally:
             with lock:
                 running -= 1
@@ -88,9 +88,9 @@ def test_one_tile_has_all_threads(parallel: infgen_rt.Decoder, monkeypatch: pyte
     asked: list[bool] = []
     run = Engine.decode
 
-    def decode(engine: Engine, inputs: Any, shared: bool = False) -> Any:
+    def decode(engine: Engine, inputs: Any, enlargement: Any, shared: bool = False) -> Any:
         asked.append(shared)
-        return run(engine, inputs, shared)
+        return run(engine, inputs, enlargement, shared)
 
     monkeypatch.setattr(Engine, "decode", decode)
     picture = parallel.picture(LATENT, SIZE, tile=256)
@@ -117,13 +117,13 @@ def test_a_tile_that_fails_is_named_and_the_decoder_goes_on(
 ) -> None:
     run, count, lock = Engine.decode, 0, threading.Lock()
 
-    def decode(engine: Engine, inputs: Any, shared: bool = False) -> Any:
+    def decode(engine: Engine, inputs: Any, enlargement: Any, shared: bool = False) -> Any:
         nonlocal count
         with lock:
             count += 1
             if count == 4:
                 raise infgen_rt.DecodeError("the driver is gone")
-        return run(engine, inputs, shared)
+        return run(engine, inputs, enlargement, shared)
 
     monkeypatch.setattr(Engine, "decode", decode)
     picture = parallel.picture(LATENT, SIZE, tile=128)

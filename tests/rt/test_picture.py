@@ -26,9 +26,9 @@ def decodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     counts: list[int] = []
     decode = Engine.decode
 
-    def counted(engine: Engine, inputs: dict, shared: bool = False) -> np.ndarray:
+    def counted(engine: Engine, inputs: dict, enlargement: object, shared: bool = False) -> np.ndarray:
         counts.append(len(inputs["token_y"]) * len(inputs["token_x"]))
-        return decode(engine, inputs, shared)
+        return decode(engine, inputs, enlargement, shared)
 
     monkeypatch.setattr(Engine, "decode", counted)
     yield counts

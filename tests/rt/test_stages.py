@@ -30,9 +30,9 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int]]]:
         seen.append(("prefill", latent[0].size))
         return prefill(engine, latent, moments)
 
-    def on_decode(engine: Engine, inputs: dict, shared: bool = False) -> np.ndarray:
+    def on_decode(engine: Engine, inputs: dict, enlargement: object, shared: bool = False) -> np.ndarray:
         seen.append(("decode", len(inputs["token_y"]) * len(inputs["token_x"])))
-        return decode(engine, inputs, shared)
+        return decode(engine, inputs, enlargement, shared)
 
     def on_encode(engine: Engine, image: np.ndarray) -> np.ndarray:
         assert image.min() >= 0 and image.max() <= 1

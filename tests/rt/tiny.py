@@ -15,13 +15,15 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from infgen_rt.bundle import FileInfo, Halo, Manifest, Memory, ModelInfo, Recipe, Shapes
+from infgen_rt.bundle import Enlargement, FileInfo, Halo, Manifest, Memory, ModelInfo, Recipe, Shapes
 from infgen_rt.pixels import FloatArray
 
 CHANNELS, FEATURES, CONTEXT, PATCH = 32, 5, 6, 8
 RADIUS = 2
 REFINE, PREFILL = 3, 2
 BLOCKS = 2
+ONE = Enlargement(None, CONTEXT, REFINE)
+"""The one context of this model, which has no enlargements."""
 GRAPHS = ("statistics", "prefill", "refine", "decode", "encode")
 FLOAT = TensorProto.FLOAT
 

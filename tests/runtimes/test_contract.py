@@ -17,7 +17,7 @@ import infgen_rt
 from infgen_rt import cancellation
 from infgen_rt.engine import is_finite
 from infgen_rt.errors import BackendError, Cancelled, DecodeError, PlanError
-from infgen_rt.geometry import Size
+from infgen_rt.geometry import Box, Size
 from infgen_rt.pixels import Number, fetch
 
 from ..export import tiny
@@ -118,7 +118,7 @@ def test_graphs_that_are_none_are_refused_in_one_line(
     manifest = json.loads((bundle / "manifest.json").read_text())
     content = b"rubbish" * 99 if damage == "rubbish" else b""
     for name in manifest["files"]:
-        if "/decode" in name:
+        if "/prefill" in name or "/weights" in name:
             (bundle / name).write_bytes(content)
             manifest["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
     (bundle / "manifest.json").write_text(json.dumps(manifest))
@@ -152,9 +152,10 @@ def test_a_run_that_is_interrupted_stops_and_the_next_ones_are_whole(
         if way[0] == "coreml":
             decoder.picture(latent((9, 9))).read(cancel=lambda: False)
         else:
-            for graph, session in decoder._engine._sessions.items():
-                if graph != "encode":
-                    stop_in_the_middle(session, partial(decoder.picture(large).read, (0, 0, 200, 200)))
+            decoder.picture(large)
+            for graph in ("statistics", "prefill", "refine1", "decode1"):
+                session = decoder._engine._sessions[graph]
+                stop_in_the_middle(session, partial(decoder.picture(large).read, (0, 0, 200, 200)))
         for picture, expected in zip(pictures[1:], reference[1:], strict=True):
             assert close(picture.read(), expected, way)
 
@@ -229,14 +230,16 @@ def test_pytorch_keeps_a_context_where_decode_wants_it(every_target: Path) -> No
 
     opened = Bundle.open(every_target)
     engine = Engine(opened, choose(opened, "torch", precision="exact")[0])
-    whole = engine.context(latent((15, 17)))
-    assert isinstance(whole, torch.Tensor) and whole.shape == (1, opened.manifest.context_channels, 15, 17)
+    enlargement = opened.manifest.contexts[0]
+    engine.load_for(enlargement)
+    whole = engine.context(latent((15, 17)), enlargement)
+    assert isinstance(whole, torch.Tensor) and whole.shape == (1, enlargement.channels, 15, 17)
     tiling, halo = Tiling.of(Size(17, 15), Size(6, 6)), opened.manifest.halo
     assert opened.manifest.moments is not None
     gathering = Gathering(HaloTiling(tiling, halo.prefill), opened.manifest.moments[0])
     context = Context(lambda: given(latent((15, 17))), engine)
-    context.plan(ContextPlan(HaloTiling(tiling, halo.refine), 10**6, gathering))
-    joined = context[:, :, 2:15, 4:17]
+    context.plan(ContextPlan(HaloTiling(tiling, enlargement.halo), 10**6, gathering), enlargement)
+    joined = context.read(Box(4, 2, 13, 13), enlargement)
     assert isinstance(joined, torch.Tensor) and torch.allclose(joined, whole[:, :, 2:15, 4:17], atol=1e-5)
     engine.close()
 

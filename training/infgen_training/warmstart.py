@@ -1,4 +1,4 @@
-"""A model that starts as parts of a tiny autoencoder that exists.
+"""A model that starts as parts of a tiny autoencoder and of an enlarger that exist.
 
 Such autoencoders (github.com/madebyollin/taesd) exist for many latent spaces: TAESD, TAESDXL, TAESD3, TAEF1, TAEF2.
 What they do at the resolutions of the trunk and of the encoder is what those are for, so training starts with features
@@ -7,13 +7,17 @@ that are right.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from infgen_export.model import InfGen
 from infgen_rt.errors import InputError
+from infgen_training.config import FACTOR, PATCH
+from infgen_training.views import View, to_tensor
 
 COPIED = (
     *("prefill.enter.", "prefill.blocks.", "refine.grow.", "refine.levels.", "refine.enlarger.to_picture."),
@@ -22,6 +26,8 @@ COPIED = (
 """How the names of the parameters begin that are copied from a tiny autoencoder."""
 _PARTS = {"convolve": "conv", "pool": "pool"}
 """Names of a block's branches here and there."""
+_RIDGE = 1e-4
+"""What is added to the diagonal of the normal equations of a readout, over its mean."""
 
 
 def copy_trunk(decoder: nn.Module, model: InfGen) -> None:
@@ -32,7 +38,8 @@ def copy_trunk(decoder: nn.Module, model: InfGen) -> None:
 
     Args:
         decoder: A sequence of modules: soft clamp, convolution, ReLU, then blocks, an upsampling and a convolution for
-            every resolution. Layers beyond the trunk's last resolution are left out.
+            every resolution, and last of all a convolution to a picture. Layers beyond the trunk's last resolution are
+            left out, and then that convolution is too.
         model: Its trunk, in ``prefill`` and ``refine``, has the same widths.
 
     Raises:
@@ -49,7 +56,8 @@ def copy_trunk(decoder: nn.Module, model: InfGen) -> None:
         place += 2
         names.update(_names(level, f"refine.levels.{index}", place))
         place += len(list(level.children()))
-    if model.refine is not None:
+    ends = f"{place + 1}.weight" not in decoder.state_dict()  # elsewhere an upsampling and a convolution follow
+    if model.refine is not None and ends:
         for name in ("weight", "bias"):
             names[f"refine.enlarger.to_picture.{name}"] = f"{place}.{name}"
     if not any(".pool." in name for name in decoder.state_dict()):
@@ -97,24 +105,88 @@ def copy_enlarger(network: nn.Module, model: InfGen) -> None:
         model: Its enlarger has the same width, and no more convolutions.
 
     Raises:
-        InputError: The network is built in another way.
+        InputError: The network is built in another way; nothing is copied.
     """
-    if model.refine is None:
+    if model.refine is None or not model.refine.enlarger.leave:
         return
     enlarger = model.refine.enlarger
     body = getattr(network, "body", None)
-    if not isinstance(body, nn.Sequential) or len(body) < 2 + 2 * len(enlarger.blocks):
-        raise InputError("the enlarger's network is not SRVGGNetCompact: expected its convolutions in `body`")
-    ours = [enlarger.enter, enlarger.activate, *(layer for block in enlarger.blocks for layer in block)]
-    try:
-        for layer, theirs in zip(ours, body, strict=False):
-            layer.load_state_dict(theirs.state_dict())
-    except RuntimeError as error:
-        raise InputError(f"the enlarger's network does not fit: {' '.join(str(error).split())}") from error
+    ours = [enlarger.enter, enlarger.activate, *(layer for block in enlarger.blocks for layer in block.children())]
+    if not isinstance(body, nn.Sequential) or len(body) < len(ours):
+        raise InputError(
+            f"the enlarger's network is not SRVGGNetCompact with {1 + len(enlarger.blocks)} convolutions or more in `body`"
+        )
+    states = [theirs.state_dict() for theirs in list(body)[: len(ours)]]
+    for place, (layer, state) in enumerate(zip(ours, states, strict=True)):
+        expected, found = (
+            {name: list(value.shape) for name, value in each.items()} for each in (layer.state_dict(), state)
+        )
+        if found != expected:
+            raise InputError(f"the enlarger's network does not fit: body.{place} should have {expected}, not {found}")
+    for layer, state in zip(ours, states, strict=True):
+        layer.load_state_dict(state)
     with torch.no_grad():
         # At first it sees the picture alone, as it always did.
         for parameter in enlarger.mix.parameters():
             parameter.zero_()
+
+
+@torch.no_grad()
+def fit_readout(model: InfGen, views: Sequence[View], count: int = 24, cells: int = 16) -> None:
+    """Makes what leaves a model's enlarger the best linear readout of what reaches it, in place.
+
+    Best for the squared error between the enlarged picture and what it should be: the sharp pictures of some views, or
+    photographs if no view has a sharp one.
+
+    Args:
+        model: Its trunk and the chain of its enlarger compute something already.
+        views: Without any picture to learn from, nothing changes.
+        count: Random squares that are looked at.
+        cells: Their side; less where a view has less.
+    """
+    pool = [view for view in views if view.sharp is not None] or [view for view in views if view.photo is not None]
+    if model.refine is None or not pool:
+        return
+    refine, rng = model.refine, np.random.default_rng(0)
+    seen: dict[str, Tensor] = {}
+    hooks = [refine.enlarger.to_picture.register_forward_hook(lambda *given: seen.update(picture=given[2]))]
+    for leave in refine.enlarger.leave.values():
+        hooks.append(leave.register_forward_pre_hook(lambda _, given: seen.update(reached=given[0])))
+    larger = [each for each in model.config.enlargements if each.factor > 1]
+    sums: dict[int, tuple[Tensor, Tensor]] = {}
+    try:
+        for _ in range(count):
+            view = pool[int(rng.integers(len(pool)))]
+            pixels = view.sharp if view.sharp is not None else view.photo
+            assert pixels is not None
+            side, most = min(cells, view.cells), PATCH * FACTOR
+            top, left = (int(rng.integers(view.cells - side + 1)) for _ in range(2))
+            features = model.prefill(view.latent[None].float())[:, :, top : top + side, left : left + side]
+            rows, columns = (slice(most * first, most * (first + side)) for first in (top, left))
+            truth = to_tensor(pixels[rows, columns])[None]
+            edge = refine.fold if side > 2 else 0  # beyond it the square lacks what it would see of the whole latent
+            inner = (..., *(slice(edge, refine.fold * side - edge),) * 2)
+            for each in larger:
+                refine(features, each)
+                picture, reached = seen["picture"], seen["reached"]
+                size = each.factor * picture.shape[-1]
+                wanted = F.interpolate(truth, size=(size, size), mode="bicubic", antialias=True)
+                missing = F.pixel_unshuffle(wanted - F.interpolate(picture, scale_factor=each.factor), each.factor)
+                near = F.unfold(reached, 3, padding=1).unflatten(2, picture.shape[-2:])
+                a, b = (value[inner][0].flatten(1).double() for value in (near, missing))
+                a = torch.cat([a, a.new_ones(1, a.shape[1])])
+                square, cross = sums.get(each.factor, (0.0, 0.0))
+                sums[each.factor] = (square + a @ a.T, cross + a @ b.T)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for factor, (square, cross) in sums.items():
+        ridge = _RIDGE * square.diagonal().mean() * torch.eye(len(square), dtype=square.dtype)
+        solved = torch.linalg.solve(square + ridge, cross).float()
+        leave = refine.enlarger.leave[str(factor)]
+        assert isinstance(leave, nn.Conv2d) and leave.bias is not None
+        leave.weight.copy_(solved[:-1].T.reshape(leave.weight.shape))
+        leave.bias.copy_(solved[-1])
 
 
 def _names(level: nn.Module, prefix: str, place: int) -> Iterator[tuple[str, str]]:
@@ -133,6 +205,6 @@ def _copy(teacher: nn.Module, module: nn.Module, names: dict[str, str], other: d
             shape = "lacks it" if found is None else f"has shape {list(found.shape)}"
             raise InputError(
                 f"the teacher is not one that this model can start from: {theirs} should have shape "
-                f"{list(expected[ours].shape)}, the teacher {shape}; set warm_start=false to start at random"
+                f"{list(expected[ours].shape)}, the teacher {shape}; leave it out to start at random"
             )
     module.load_state_dict(expected | other | {ours: state[theirs] for ours, theirs in names.items()})

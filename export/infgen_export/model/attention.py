@@ -24,7 +24,8 @@ class Neighbours:
     """For each token along one axis, the K cells around it.
 
     Attributes:
-        centre: [n] int64, position in the context crop of the cell that the token is in.
+        centre: [n] int64, position in the context crop of the cell that the token is in. The centre of a picture's last
+            token may lie beyond the latent: so may this, by no more than half of K, where all K are outside.
         bias: [n, K] added to the scores: the logarithm of a window that fades out at the radius.
     """
 
@@ -50,7 +51,7 @@ class Neighbours:
         fade = torch.clamp((radius - distance) / min(0.5, radius), 1e-6, 1.0)
         bias = torch.where(inside, torch.log(fade), MASKED)
         centre = (torch.floor(token) - torch.floor(key[0])).clamp(min=0).to(torch.int64)
-        return cls(torch.minimum(centre, torch.full_like(centre, key.shape[0] - 1)), bias)
+        return cls(torch.minimum(centre, torch.full_like(centre, key.shape[0] - 1 + reach)), bias)
 
     @property
     def count(self) -> int:
@@ -125,8 +126,8 @@ def window_attention(query: Tensor, key: Tensor, value: Tensor, rows: Neighbours
     heads, depth = query.shape[3:]
     across, down = columns.count // 2, rows.count // 2
     both = torch.cat([key.flatten(3).to(value.dtype), value.flatten(3)], dim=3)
-    height, width = both.shape[1:3]
-    padded = F.pad(both, (0, 0, across, across, down, down))
+    height, width = both.shape[1] + down, both.shape[2] + across
+    padded = F.pad(both, (0, 0, across, 2 * across, down, 2 * down))
     shifted = [padded[:, i : i + height, j : j + width] for i in range(rows.count) for j in range(columns.count)]
     near = torch.cat(shifted, dim=3).index_select(1, rows.centre).index_select(2, columns.centre)
     near = near.unflatten(3, (len(shifted), both.shape[3]))

@@ -114,6 +114,8 @@ class DecoderConfig:
             problems.append("detail needs the cell frame: it is made of parts that do not know where they are")
         if bool(self.enlargements) != bool(self.detail):
             problems.append("enlargements and detail need each other")
+        if self.enlargements and self.detail_factor != self.PATCH:
+            problems.append(f"enlargements need a trunk of 4 levels, up to the latent's own size, not {len(self.trunk)}")
         factors = [each.factor for each in self.enlargements]
         if factors != sorted(set(factors)):
             problems.append(f"enlargements must have rising factors, not {factors}")
@@ -260,6 +262,7 @@ def edge(latent_space: str = "flux2", latent_channels: int = 32) -> DecoderConfi
         token_blocks=0,
         levels=(Level(32, 0), Level(16, 1)),
         channel_norm=False,
+        scale_range=(1.0, 4.0),
     )
 
 

@@ -87,7 +87,7 @@ class Statistics(nn.Module):
 
 
 class Refine(nn.Module):
-    """Features [B, F, h, w] to context [B, D, h, w]: channels for attention, the fine grid and a picture, folded into cells.
+    """Features [B, F, h, w] to context [B, D, h, w]: channels for attention, fine grid and picture, folded into cells.
 
     The trunk's finer resolutions and the enlarger after them. Local, with a reach of ``DecoderConfig.refine_halo``
     cells, so that a large latent's context can be made a part at a time, where and when it is needed.

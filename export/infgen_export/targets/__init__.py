@@ -91,7 +91,7 @@ class Target(Protocol):
         ...
 
     def load(self, path: Path, graph: str, precision: str | None = None) -> Session:
-        """Loads a graph by its name from what ``convert`` wrote, to compute in what it says, or in a native precision."""
+        """Loads a graph by its name from what ``convert`` wrote, to compute in what it says or a native precision."""
         ...
 
     def native_precisions(self) -> tuple[str, ...]:
