@@ -1,7 +1,7 @@
 """This project beside what people would use instead, on this machine: ``python -m benchmarks --quick``.
 
 Every run is a fresh process; methods take turns, so that a busy machine slows all of them alike. TAEF2 and Real-ESRGAN
-have trained weights when ``--teacher`` and ``--enlarger`` are given; the full VAE has random ones and shows what it costs.
+have trained weights when ``--teacher`` and ``--enlarger`` are given; the full VAE has random ones, for what it costs.
 """
 
 from __future__ import annotations

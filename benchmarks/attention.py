@@ -32,7 +32,7 @@ from infgen_rt.memory import peak_memory
 TOKENS = 64
 FORMS = {
     "global": ("fused", "products", "Attention"),
-    "within a radius": ("shifted gathers", "masked products"),
+    "within a radius": ("shifted copies", "masked products"),
 }
 
 
@@ -67,7 +67,7 @@ def masked_products(query: Tensor, key: Tensor, value: Tensor, rows: object, col
     """Attention within a radius as attention to all cells of the crop, with a mask."""
     assert isinstance(rows, attention.Neighbours) and isinstance(columns, attention.Neighbours)
     near = [
-        torch.zeros(part.index.shape[0], count).scatter(1, part.index, 1.0) > 0
+        (torch.arange(count) - part.centre[:, None]).abs() <= part.count // 2
         for part, count in ((rows, key.shape[1]), (columns, key.shape[2]))
     ]
     mask = (near[0][:, None, :, None] & near[1][None, :, None, :]).flatten(2).flatten(0, 1)

@@ -10,12 +10,12 @@ from typing import Any
 
 import click
 
-from benchmarks.report import LOWER
-
 NOISE = 0.10
 """Least share that counts, however little the samples of one run differ."""
 QUALITY = {"lpips": 0.001, "frechet": 0.5, "psnr": 0.02, "ssimulacra2": 0.1, "flat": 0.05, "vivid": 0.1}
 """Least difference of a quality that counts: what rounding and threads change stays below."""
+LOWER = ("lpips", "frechet", "flat", "vivid")
+"""Qualities that are better when lower."""
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, float, float, bool]]:

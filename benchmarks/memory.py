@@ -75,7 +75,12 @@ def main(model: Path, backend: str, precision: str, threads: int) -> None:
                 memory=f"{promise.megabytes}MB",
                 stages=promise.stages,
             )
-            result = run(order)
+            try:
+                result = run(order)
+            except click.ClickException as error:  # a promise that the plan does not make
+                refused = [str(promise), promise.ending, str(promise.megabytes), "", f"NO: {error.message}", "", ""]
+                click.echo(f"| {' | '.join(refused)} |")
+                continue
             output.unlink()
             peak, megapixels = result["peak"] / 1e6, promise.size[0] * promise.size[1] / 1e6
             cells = [

@@ -8,17 +8,20 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 
-from infgen_rt.bundle import DEFAULT_BUNDLE, Bundle
+from infgen_rt.backends import Values
+from infgen_rt.bundle import DEFAULT_BUNDLE, Bundle, Enlargement
 from infgen_rt.choice import Survey
 from infgen_rt.engine import Engine
-from infgen_rt.geometry import Size
+from infgen_rt.geometry import Box, Size
 from infgen_rt.grid import Grid
 from infgen_rt.tiling import Tiling
 
@@ -31,6 +34,28 @@ def seconds(run: Callable[[], object]) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
+
+
+def tile_inputs(grid: Grid, context: Values, tokens: Box, radius: float | None) -> dict[str, Any]:
+    """Inputs of decode for a tile with its halo, cut out of a whole context as the runtime does it."""
+    cells = grid.context_of(tokens, radius)
+    return grid.decode_inputs(context[:, :, *cells.slices], cells, tokens)
+
+
+def one_after_another(engine: Engine, inputs: Sequence[dict[str, Any]], enlargement: Enlargement) -> None:
+    """Decodes tiles with all threads."""
+    for each in inputs:
+        engine.decode(each, enlargement)
+
+
+def side_by_side(engines: Sequence[Engine], inputs: Sequence[dict[str, Any]], enlargement: Enlargement) -> None:
+    """Decodes tiles with a thread each."""
+    with ThreadPoolExecutor(len(engines)) as pool:
+        busy = [
+            pool.submit(engines[index % len(engines)].decode, each, enlargement) for index, each in enumerate(inputs)
+        ]
+        for future in busy:
+            future.result()
 
 
 @click.command()
@@ -53,27 +78,23 @@ def main(model: Path, names: tuple[str, ...], threads: int, scales: str, runs: i
     for name in names:
         candidate = next(each for each in Survey.of(bundle.manifest, name, "cpu").candidates if each.exact)
         whole, single = Engine(bundle, candidate, threads), [Engine(bundle, candidate, 1) for _ in range(threads)]
-        context = whole.context(latent)
         for scale in (float(text) for text in scales.split(",")):
             grid = Grid(CELLS, Size(*(round(patch * scale * side) for side in CELLS)), patch)
+            enlargement = bundle.manifest.context_for(grid.scale)
+            for engine in (whole, *single):
+                engine.load_for(enlargement)
+            context = whole.context(latent, enlargement)
             # The first tiles, two for each thread; the same again if there are fewer.
             tiles = list(Tiling.of(grid.tokens, TILE).touching(grid.tokens.box))
             tiles = (2 * threads * tiles)[: 2 * threads]
-            inputs = [
-                grid.decode_inputs(context, tile.grow(halo.tokens, grid.tokens.box), halo.cells) for tile in tiles
-            ]
-
-            def one_after_another(inputs: list[dict[str, object]] = inputs, whole: Engine = whole) -> None:
-                for each in inputs:
-                    whole.decode(each)
-
-            def side_by_side(inputs: list[dict[str, object]] = inputs, single: list[Engine] = single) -> None:
-                with ThreadPoolExecutor(threads) as pool:
-                    list(pool.map(lambda pair: pair[0].decode(pair[1]), zip(single * 2, inputs, strict=True)))
-
-            one_after_another()
-            side_by_side()
-            pairs = [(seconds(one_after_another), seconds(side_by_side)) for _ in range(runs)]
+            inputs = [tile_inputs(grid, context, tile.grow(halo.tokens, grid.tokens.box), halo.cells) for tile in tiles]
+            ways = (
+                partial(one_after_another, whole, inputs, enlargement),
+                partial(side_by_side, single, inputs, enlargement),
+            )
+            for way in ways:
+                way()
+            pairs = [tuple(seconds(way) for way in ways) for _ in range(runs)]
             before, after = (statistics.median(times) for times in zip(*pairs, strict=True))
             click.echo(f"| {name} | {scale:g} | {len(inputs)} | {before:.3f} | {after:.3f} | {after / before:.2f} |")
         for engine in (whole, *single):

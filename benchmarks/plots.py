@@ -13,8 +13,9 @@ import matplotlib.pyplot as plt  # noqa: E402 - after the choice of what draws
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
+from benchmarks.compare import LOWER  # noqa: E402
 from benchmarks.process import median  # noqa: E402
-from benchmarks.report import LOWER, QUALITY, jobs, quality_of, scale_of  # noqa: E402
+from benchmarks.report import QUALITY, jobs, quality_of, scale_of  # noqa: E402
 from benchmarks.suite import METHODS, Job, Method, Results  # noqa: E402
 
 

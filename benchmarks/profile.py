@@ -1,7 +1,8 @@
 """Where the seconds of each graph go, by kind of operation: ``python -m benchmarks.profile``.
 
 The profilers are the runtimes' own, the graphs those of the model that ships, the inputs those that a decoder gives
-them: a latent of 64x64 cells, and one tile of 64x64 tokens with its halo.
+them: a latent of 64x64 cells, and one tile of 64x64 tokens with its halo. Beside the times is how many operations are
+left of a graph once the runtime has optimised it.
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ from typing import Any
 
 import click
 import numpy as np
+import onnx
 import onnxruntime
 import openvino
 
+from benchmarks.parallel import tile_inputs
 from infgen_rt.backends import Backend, Options, Session
 from infgen_rt.bundle import DEFAULT_BUNDLE, Bundle
 from infgen_rt.choice import Candidate, Survey
 from infgen_rt.engine import Engine
+from infgen_rt.errors import BackendError
 from infgen_rt.geometry import Size
 from infgen_rt.grid import Grid
 from infgen_rt.tiling import Tiling
@@ -33,10 +37,14 @@ from infgen_runtimes.openvino import Session as OpenVinoSession
 
 CELLS = Size(64, 64)
 TILE = Size(64, 64)
-ONCE = ("prefill", "refine")
-"""Graphs that run once a latent."""
 SHOWN = 0.02
 """Least share of a graph's time that gets a line of its own."""
+_NAMED = 3
+"""Kinds of operation in a graph's line of the summary."""
+_ENDS = ("Input", "Output", "Const")
+"""Kinds of nodes of OpenVINO's runtime model that are no operations."""
+_ERRORS = 3
+"""Severity from which ONNX Runtime speaks: it warns that what it saves is for this processor."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,19 @@ class Node:
     kind: str
     seconds: float
     products: float = 0.0
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a runtime tells of a graph.
+
+    Attributes:
+        nodes: Those that took time.
+        count: Operations after the runtime's own optimisation, constants and the graph's ends left out.
+    """
+
+    nodes: tuple[Node, ...]
+    count: int
 
 
 @dataclass
@@ -91,24 +112,27 @@ class _Recording:
         self.session.close()
 
 
-def profile_onnx(files: Mapping[str, bytes], inputs: Mapping[str, Any], threads: int, runs: int) -> list[Node]:
-    """ONNX Runtime's own profile of a graph."""
+def profile_onnx(files: Mapping[str, bytes], inputs: Mapping[str, Any], threads: int, runs: int) -> Profile:
+    """ONNX Runtime's own profile of a graph, and of the model that it saves when it has optimised it."""
     (content,) = files.values()
     with tempfile.TemporaryDirectory() as folder:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.enable_mem_pattern = threads, False
         options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "profile")
+        options.optimized_model_filepath, options.log_severity_level = str(Path(folder) / "optimised.onnx"), _ERRORS
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         for _ in range(runs + 1):
             session.run(None, dict(inputs))
         events = json.loads(Path(session.end_profiling()).read_text())
+        count = len(onnx.load(options.optimized_model_filepath).graph.node)
     times, about = defaultdict(list), {}
     for event in events:
         if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
             times[event["name"]].append(event["dur"] / 1e6)
             about[event["name"]] = event["args"]
     # The first run is left out: it is the one that allocates.
-    return [Node(about[name]["op_name"], median(found[1:]), _products(about[name])) for name, found in times.items()]
+    nodes = (Node(about[name]["op_name"], median(found[1:]), _products(about[name])) for name, found in times.items())
+    return Profile(tuple(nodes), count)
 
 
 def _products(event: Mapping[str, Any]) -> float:
@@ -128,12 +152,14 @@ def _products(event: Mapping[str, Any]) -> float:
 
 def profile_openvino(
     files: Mapping[str, bytes], inputs: Mapping[str, Any], arithmetic: str, threads: int, runs: int
-) -> list[Node]:
-    """OpenVINO's own profile of a graph, cut in two for bfloat16 as the runtime does it."""
+) -> Profile:
+    """OpenVINO's own profile of a graph, cut in two for bfloat16 as the runtime does it, and of its runtime model."""
     core = openvino.Core()
     model = core.read_model(files["model.xml"], openvino.Tensor(np.frombuffer(files["model.bin"], np.uint8)))
     settings = {"INFERENCE_NUM_THREADS": threads, "PERF_COUNT": True}
     session = OpenVinoSession(core, model, arithmetic.replace("fp32", "f32"), settings)
+    compiled = (request.get_compiled_model().get_runtime_model() for request in session._parts)
+    kinds = [node.get_rt_info()["layerType"].astype(str) for part in compiled for node in part.get_ops()]
     sums: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0])
     for number in range(1, runs + 2):
         session.run(inputs)
@@ -144,37 +170,54 @@ def profile_openvino(
                 sums[node].append(number * info.real_time.total_seconds())
     session.close()
     # The first run is left out, which makes what is made once.
-    return [Node(kind, median(np.diff(found[1:]))) for (_, kind), found in sums.items()]
+    nodes = tuple(Node(kind, median(np.diff(found[1:]))) for (_, kind), found in sums.items())
+    return Profile(nodes, sum(kind not in _ENDS for kind in kinds))
 
 
 def cases(bundle: Bundle, candidate: Candidate, threads: int, scales: Sequence[float]) -> dict[str, tuple[Any, Any]]:
-    """Files and inputs of every graph, as a decoder gives them, by what is done."""
+    """Files and inputs of every graph, as a decoder gives them, by what is done.
+
+    Graphs that there are for several scales, such as ``refine4``, are those of the least enlargement that is enough.
+    """
     recorder = Recorder(candidate.backend)
     engine = Engine(bundle, replace(candidate, backend=recorder), threads)
     rng = np.random.default_rng(0)
     latent = rng.normal(0, 0.8, (bundle.manifest.latent_channels, *CELLS[::-1])).astype(np.float32)
-    context = engine.context(latent)
-    found = {graph: (recorder.files[graph], recorder.inputs[graph]) for graph in ONCE}
+    found: dict[str, tuple[Any, Any]] = {}
     halo, patch = bundle.manifest.halo, bundle.manifest.patch
     for scale in scales:
         grid = Grid(CELLS, Size(*(round(patch * scale * side) for side in CELLS)), patch)
         tiles = list(Tiling.of(grid.tokens, TILE).touching(grid.tokens.box))
         tile = tiles[len(tiles) // 2].grow(halo.tokens, grid.tokens.box)
-        engine.decode(grid.decode_inputs(context, tile, halo.cells))
-        found[f"decode at {scale:g}"] = (recorder.files["decode"], recorder.inputs["decode"])
+        enlargement = bundle.manifest.context_for(grid.scale)
+        engine.load_for(enlargement)
+        context = engine.context(latent, enlargement)
+        engine.decode(tile_inputs(grid, context, tile, halo.cells), enlargement)
+        for graph in ("statistics", "prefill", enlargement.graph("refine"), enlargement.graph("decode")):
+            if graph in recorder.inputs:
+                # One decode is for several scales, the others run once a latent.
+                name = f"{graph} at {scale:g}" if graph.startswith("decode") else graph
+                found[name] = (recorder.files[graph], recorder.inputs[graph])
     engine.close()
     return found
 
 
-def table(nodes: Sequence[Node], products: float) -> list[str]:
-    """Lines of Markdown: a graph's kinds of operation, the slowest first."""
+def by_kind(nodes: Sequence[Node]) -> list[tuple[str, list[Node]]]:
+    """Kinds of operation, the slowest first."""
     kinds: dict[str, list[Node]] = defaultdict(list)
     for node in nodes:
         kinds[node.kind].append(node)
+    return sorted(kinds.items(), key=lambda pair: -sum(node.seconds for node in pair[1]))
+
+
+def table(profile: Profile, products: float | None) -> list[str]:
+    """Lines of Markdown: a graph's kinds of operation, the slowest first, and the speed where products are known."""
+    nodes = profile.nodes
     total = sum(node.seconds for node in nodes)
-    lines = [f"| **all** | {len(nodes)} | {1e3 * total:.1f} | | {products / total / 1e9:.0f} |"]
+    rate = "" if products is None else f"{products / total / 1e9:.0f}"
+    lines = [f"| **all** | {len(nodes)} | {1e3 * total:.1f} | | {rate} |"]
     rest = 0.0
-    for kind, group in sorted(kinds.items(), key=lambda pair: -sum(node.seconds for node in pair[1])):
+    for kind, group in by_kind(nodes):
         seconds, work = sum(node.seconds for node in group), sum(node.products for node in group)
         if seconds < SHOWN * total:
             rest += seconds
@@ -184,30 +227,55 @@ def table(nodes: Sequence[Node], products: float) -> list[str]:
     return [*lines, f"| others | | {1e3 * rest:.1f} | {rest / total:.0%} | |"]
 
 
+def summary(way: str, case: str, profile: Profile) -> str:
+    """A line of Markdown: what is left of a graph, and what takes most of its time."""
+    total = sum(node.seconds for node in profile.nodes)
+    shares = ", ".join(
+        f"{kind} {sum(node.seconds for node in group) / total:.0%}" for kind, group in by_kind(profile.nodes)[:_NAMED]
+    )
+    return f"| {case} | {way} | {profile.count} | {1e3 * total:.1f} | {shares} |"
+
+
 @click.command()
 @click.option(
     "--model", type=click.Path(path_type=Path), default=DEFAULT_BUNDLE, help="Bundle; default the shipped one."
 )
 @click.option("--threads", default=os.cpu_count() or 1, show_default=True)
-@click.option("--scales", default="2,4", show_default=True, help="Comma-separated, of decode.")
+@click.option("--scales", default="1,2,4", show_default=True, help="Comma-separated, of refine and decode.")
+@click.option("--backend", "names", multiple=True, default=("onnxruntime", "openvino"), show_default=True)
 @click.option("--runs", default=7, show_default=True, help="Of which the medians are printed.")
-def main(model: Path, threads: int, scales: str, runs: int) -> None:
-    """Prints, for each graph and runtime, milliseconds and thousand million multiply-adds a second by kind."""
+def main(model: Path, threads: int, scales: str, names: tuple[str, ...], runs: int) -> None:
+    """Prints, for each graph and runtime, milliseconds and thousand million multiply-adds a second by kind.
+
+    Last of all, in one table: the operations that are left of each graph, its time, and what takes most of it.
+    """
     bundle = Bundle.open(model)
     sides = [float(text) for text in scales.split(",")]
     products: dict[str, float] = {}
-    for name in ("onnxruntime", "openvino"):
+    lines = ["| graph | runtime | operations | ms | most of it |", "|---|---|---|---|---|"]
+    for name in names:
         # ONNX Runtime first: it says what its nodes multiply, which is the same for both.
-        for candidate in Survey.of(bundle.manifest, name, "cpu").candidates:
+        for candidate in _candidates(bundle, name):
+            way = f"{name}, {candidate.arithmetic}"
             for case, (files, inputs) in cases(bundle, candidate, threads, sides).items():
                 if name == "onnxruntime":
-                    nodes = profile_onnx(files, inputs, threads, runs)
-                    products[case] = sum(node.products for node in nodes)
+                    profile = profile_onnx(files, inputs, threads, runs)
+                    products[case] = sum(node.products for node in profile.nodes)
                 else:
-                    nodes = profile_openvino(files, inputs, candidate.arithmetic, threads, runs)
-                click.echo(f"\n{name}, {candidate.arithmetic}, {threads} threads: {case}\n")
+                    profile = profile_openvino(files, inputs, candidate.arithmetic, threads, runs)
+                click.echo(f"\n{way}, {threads} threads: {case}, {profile.count} operations after optimisation\n")
                 click.echo("| operations | count | ms | share | G multiply-adds/s |\n|---|---|---|---|---|")
-                click.echo("\n".join(table(nodes, products[case])))
+                click.echo("\n".join(table(profile, products.get(case))))
+                lines.append(summary(way, case, profile))
+    click.echo("\n" + "\n".join(lines))
+
+
+def _candidates(bundle: Bundle, name: str) -> Sequence[Candidate]:
+    try:
+        return Survey.of(bundle.manifest, name, "cpu").candidates
+    except BackendError as error:
+        click.echo(f"{name} is left out: {error}", err=True)
+        return ()
 
 
 if __name__ == "__main__":

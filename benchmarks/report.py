@@ -16,8 +16,6 @@ QUALITY = {
     "flat": ("flat", ".2f"),
 }
 """Metrics of the evaluation that are shown, how they are called and formatted."""
-LOWER = ("lpips", "frechet", "flat", "vivid")
-"""Metrics that are better when lower."""
 ROWS = {
     "infgen": "infgen-rt",
     "teacher": "TAEF2",

@@ -9,7 +9,7 @@ import infgen_rt
 
 latent = infgen_rt.load_sample("harbour").latent
 
-with infgen_rt.open(memory="300MiB") as decoder:
+with infgen_rt.open(memory="500MiB") as decoder:
     picture = decoder.picture(latent, "4x")
     print(picture.plan)
     corner = picture.read((0, picture.size.height - 600, 800, 600))

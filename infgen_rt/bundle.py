@@ -156,14 +156,15 @@ class Manifest:
                 raise BundleError(f"manifest: file name {name!r} does not stay inside the bundle")
             if info.bytes < 0 or not re.fullmatch(r"[0-9a-f]{64}", info.sha256):
                 raise BundleError(f"manifest: file {name!r} has no valid sha256 and length")
+        factors = [each.factor for each in self.enlargements]
+        if None in factors or factors != sorted(set(factors), key=lambda factor: factor or 0):
+            raise BundleError(f"manifest: enlargements must have rising factors, not {factors}")
         for recipe in self.recipes:
-            missing = {"prefill", *(each.graph("decode") for each in self.contexts)} - recipe.graphs.keys()
-            if missing:
+            needed = {"prefill", *(each.graph("decode") for each in self.contexts)}
+            if refines := bool(self.enlargements) or "refine" in recipe.graphs:
+                needed |= {each.graph("refine") for each in self.contexts}
+            if missing := needed - recipe.graphs.keys():
                 raise BundleError(f"manifest: recipe {recipe.name!r} lacks the graph {min(missing)!r}")
-            if refines := sum(each.graph("refine") in recipe.graphs for each in self.contexts):
-                missing = {each.graph("refine") for each in self.contexts} - recipe.graphs.keys()
-                if missing:
-                    raise BundleError(f"manifest: recipe {recipe.name!r} lacks the graph {min(missing)!r}")
             if refines and not self.feature_channels:
                 raise BundleError(f"manifest: recipe {recipe.name!r} refines, and 'feature_channels' is missing")
             if "statistics" in recipe.graphs and not (self.moments and min(self.moments) > 0):
@@ -173,9 +174,6 @@ class Manifest:
             for name in recipe.graphs.values():
                 if not self.files_of(name):
                     raise BundleError(f"manifest: recipe {recipe.name!r} names {name!r}, which is not in 'files'")
-        factors = [each.factor for each in self.enlargements]
-        if None in factors or factors != sorted(set(factors), key=lambda factor: factor or 0):
-            raise BundleError(f"manifest: enlargements must have rising factors, not {factors}")
         channels = min(each.channels for each in self.contexts)
         counts = (self.latent_channels, channels, self.patch, self.scale_range[0], *(f or 0 for f in factors))
         ranges = (self.scale_range, self.shapes.latent, self.shapes.context, self.shapes.tokens)

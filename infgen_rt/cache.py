@@ -22,10 +22,11 @@ class TileCache(Generic[K, V]):
         self._tiles: OrderedDict[K, tuple[V, int]] = OrderedDict()
         self._lock = Lock()
 
-    def allow(self, capacity: int) -> None:
-        """Keep up to so many bytes, if that is more than before."""
+    def resize(self, capacity: int) -> None:
+        """Keep up to so many bytes from now on."""
         with self._lock:
-            self._capacity = max(self._capacity, capacity)
+            self._capacity = capacity
+            self._shrink()
 
     def holds(self, tiles: Iterable[K]) -> bool:
         """Whether all of some tiles are here."""
@@ -53,5 +54,8 @@ class TileCache(Generic[K, V]):
                 return
             self._tiles[tile] = value, size
             self._size += size
-            while self._size > self._capacity:
-                self._size -= self._tiles.popitem(last=False)[1][1]
+            self._shrink()
+
+    def _shrink(self) -> None:
+        while self._size > self._capacity:
+            self._size -= self._tiles.popitem(last=False)[1][1]

@@ -72,6 +72,7 @@ class Context:
         self._planned: dict[Enlargement, ContextPlan] = {}
         # One for all, or those of a picture and of its preview would together be more than either was planned with.
         self._tiles: TileCache[tuple[Enlargement, Box], Values] = TileCache(0)
+        self._room = sys.maxsize
         self._tile_lock = Lock()
         engine.lends_to(self)
 
@@ -84,14 +85,22 @@ class Context:
         """How that of an enlargement is made, by the first picture with it; None where nobody has said."""
         return self._planned.get(enlargement)
 
-    def plan(self, plan: ContextPlan | None, enlargement: Enlargement) -> None:
+    def plan(self, plan: ContextPlan | None, enlargement: Enlargement, room: int = 0) -> None:
         """Say how one is made, before any part of it is wanted; what was said first stays.
 
         The first plan of all says how statistics are gathered, which all of them are made with.
+
+        Args:
+            plan: of a picture; None if prefill gives it whole.
+            enlargement: the picture's.
+            room: bytes that the picture leaves for those of other enlargements.
         """
-        if plan is not None and enlargement not in self._planned:
-            self._tiles.allow(plan.cache)
-            self._planned[enlargement] = plan
+        if plan is None:
+            return
+        self._planned.setdefault(enlargement, plan)
+        caches = [each.cache for each in self._planned.values()]
+        self._room = min(self._room, plan.cache + room)
+        self._tiles.resize(max(*caches, min(sum(caches), self._room)))
 
     def prepare(self) -> Iterator[Step]:
         """Do what is left to do before the first tile, yielding after each step but the last, which is a prefill.

@@ -162,7 +162,7 @@ class Decoder:
         )
         for each in plan.stages:
             self._engine.load_for(each.enlargement)
-        context.plan(plan.stages[0].context, plan.stages[0].enlargement)
+        context.plan(plan.stages[0].context, plan.stages[0].enlargement, plan.budget - plan.memory)
         _warn_of_scale(grids, self.manifest, native, plan.stages[0].decoded != grids[0])
         if plan.encodings:
             self._engine.load("encode")

@@ -28,7 +28,7 @@ _ENLARGED = 2
 # Encode looks further than decode: the side of its tiles, over that of decode's.
 _ENCODED = 2
 # Sides in cells of the tiles in which a context is made: the smaller they are, the more of the work is halo.
-_CONTEXT_TILES = (128, 96, 64, 48, 32, 24)
+_CONTEXT_TILES = (128, 96, 64, 48, 32, 24, 16, 8)
 # Below this a picture has fewer pixels than a latent has detail, and its last token lies outside the latent.
 LEAST_SCALE = 0.25
 CACHE = 64 * MIB

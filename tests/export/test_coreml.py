@@ -249,7 +249,7 @@ def bounds_of(graph: Graph, dim: str | int) -> tuple[int, int]:
 
 def test_nothing_of_this_machine_is_in_a_package(converted: Convert) -> None:
     private = [str(Path(__file__).parents[2]), str(Path.home()), "site-packages", ".py"]
-    path = converted("near", "decode", "fp16")
+    path = converted("near", "decode4", "fp16")
     files = [file for file in path.rglob("*") if file.is_file()]
     assert {file.name for file in files} == {"Manifest.json", "model.mlmodel", "weight.bin"}
     for file in files:

@@ -117,9 +117,7 @@ def embedding(model: InfGen, inputs: dict[str, Tensor]) -> np.ndarray:
 
 def far(model: InfGen) -> dict[str, Tensor]:
     """A tile whose coordinates half and quarter precision cannot tell apart."""
-    return decode_inputs(
-        tiny.decode_graph(model), model, tiny.latent(70, 90), Size(1999, 1501), Box(200, 150, 12, 9)
-    )
+    return decode_inputs(tiny.decode_graph(model), model, tiny.latent(70, 90), Size(1999, 1501), Box(200, 150, 12, 9))
 
 
 def is_among(expected: np.ndarray, values: list[np.ndarray], tolerance: float) -> bool:
@@ -158,7 +156,8 @@ def test_the_embedding_is_float32_in_an_openvino_graph_whatever_the_cpu_computes
 ) -> None:
     inputs = far(exported.model)
     core = openvino.Core()
-    positional, rest = _cut(core.read_model(exported.bundle / recipe / tiny.decode_graph(exported.model).name / "model.xml"))
+    file = exported.bundle / recipe / tiny.decode_graph(exported.model).name / "model.xml"
+    positional, rest = _cut(core.read_model(file))
     compiled = core.compile_model(positional, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     outputs = compiled([inputs[port.get_node().get_friendly_name()].numpy() for port in positional.inputs])
     assert is_among(embedding(exported.model, inputs), list(outputs.values()), 1e-4)
@@ -167,7 +166,7 @@ def test_the_embedding_is_float32_in_an_openvino_graph_whatever_the_cpu_computes
     # OpenVINO keeps marked operations in float32 on devices that compute in float16.
     marked = {
         node.get_type_name()
-        for node in core.read_model(exported.bundle / recipe / tiny.decode_graph(exported.model).name / "model.xml").get_ordered_ops()
+        for node in core.read_model(file).get_ordered_ops()
         if any("recision" in key for key in node.get_rt_info())
     }
     assert {"Cos", "Sin"} <= marked and "Convolution" not in marked
@@ -203,7 +202,8 @@ def test_a_changed_openvino_weight_is_noticed(
         if graph.kind == "decode":
             file = path / "model.bin"
             weights = np.frombuffer(file.read_bytes(), np.float32).copy()
-            weights[np.abs(weights) < 1] += 0.3
+            # Not what is an integer, of whose bits a float is made that is next to nothing: shapes would be enormous.
+            weights[(np.abs(weights) > 1e-6) & (np.abs(weights) < 1)] += 0.3
             file.write_bytes(weights.tobytes())
 
     monkeypatch.setattr(target, "convert", damaged)
@@ -230,7 +230,8 @@ def test_keeping_on_tells_of_every_failure_and_still_writes_nothing(
     files = ["--report", tmp_path / "report.md", "--report", tmp_path / "report.json"]
     result = CliRunner().invoke(main, [*map(str, arguments), "--keep-going", *map(str, files)])
     assert result.exit_code == 1
-    assert f"onnx-fp32 {tiny.decode_graph(exported.model).name} differs" in result.stderr and "onnx-fp32 encode differs" in result.stderr
+    for name in (tiny.decode_graph(exported.model).name, "encode"):
+        assert f"onnx-fp32 {name} differs" in result.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"report.md", "report.json"}
     text = (tmp_path / "report.md").read_text()
     assert "| no |" in text and text.count("| onnx-fp32 | prefill |") == 1 + len(CASES)

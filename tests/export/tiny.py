@@ -28,6 +28,7 @@ EDGE = dataclasses.replace(
     enlargements=(Enlargement(1, 0), Enlargement(2, 1), Enlargement(4, 2)),
     detail=3,
     levels=(Level(8, 1), Level(8, 1)),
+    scale_range=(0.5, 4.0),  # below its own size too, so that the runtime decodes what torch does
     **_SMALL,
 )
 PAPER = dataclasses.replace(

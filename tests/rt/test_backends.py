@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 import infgen_rt
 from infgen_rt import backends, choice, measure
 from infgen_rt.backends import Device, Options, Session, require_version
-from infgen_rt.bundle import Bundle, Recipe
+from infgen_rt.bundle import Bundle, Enlargement, Recipe
 from infgen_rt.choice import Candidate, Speed, Survey, choose
 from infgen_rt.cli import main
 from infgen_rt.devices import describe_devices
@@ -93,7 +94,9 @@ Timed = Callable[..., list[str]]
 def timed(monkeypatch: pytest.MonkeyPatch) -> Timed:
     """Decides what every candidate's measurement gives, and lists which were measured."""
 
-    def set_up(seconds: dict[str, float], wrong: tuple[str, ...] = ()) -> list[str]:
+    def set_up(
+        seconds: dict[str, float], wrong: tuple[str, ...] = (), contexts: Mapping[str, float] = MappingProxyType({})
+    ) -> list[str]:
         asked: list[str] = []
 
         def run(bundle: Bundle, candidate: Candidate, threads: int | None) -> tuple[np.ndarray, Speed]:
@@ -101,7 +104,8 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> Timed:
             asked.append(name)
             if name not in seconds:
                 raise BackendError(f"{name} does not start")
-            return np.full((3, 8, 8), 0.9 if name in wrong else 0.5, np.float32), Speed(seconds[name], 1.0, 2.0)
+            speed = Speed(seconds[name], contexts.get(name, 1.0), 2.0)
+            return np.full((3, 8, 8), 0.9 if name in wrong else 0.5, np.float32), speed
 
         monkeypatch.setattr(measure, "_run", run)
         return asked
@@ -223,6 +227,18 @@ def test_auto_takes_the_fastest_and_says_why(bundle: Path, several: dict, timed:
     assert asked.count("onnxruntime fp32") == 1
 
 
+def test_the_fastest_is_who_has_a_picture_of_twice_the_size_first(bundle: Path, several: dict, timed: Timed) -> None:
+    """Most of the work may be in the context rather than in the tiles."""
+    slow = {"onnxruntime fp32": 0.9, "other fp32": 0.95}
+    timed({"onnxruntime fp32": 0.5, "other fp32": 0.4, "other bf16": 0.6}, contexts=slow | {"other bf16": 0.8})
+    opened = Bundle.open(bundle)
+    assert choose(opened)[0].arithmetic == "bf16"
+    # 0.9 + 0.5 / 4 against 0.95 + 0.4 / 4.
+    assert choose(opened, precision="exact")[0].backend.name == "onnxruntime"
+    facts = [(fact.backend, fact.arithmetic) for fact in describe_devices(opened) if fact.speed]
+    assert facts == [("other", "bf16"), ("onnxruntime", "fp32"), ("other", "fp32")]
+
+
 def test_what_was_measured_is_remembered_until_something_changes(
     bundle: Path, several: dict, timed: Timed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -316,8 +332,9 @@ def test_what_is_compared_does_not_depend_on_how_tiles_are_decoded(
     assert measure._psnr(images[0], images[1]) > 100
 
 
-def test_measuring_runs_the_graphs(bundle: Path, several: dict) -> None:
-    opened = Bundle.open(bundle)
+@pytest.mark.parametrize("enlargements", [(), tiny.ENLARGEMENTS], ids=["one context", "enlargements"])
+def test_measuring_runs_the_graphs(several: dict, tmp_path: Path, enlargements: tuple[Enlargement, ...]) -> None:
+    opened = Bundle.open(tiny.write_bundle(tmp_path / "bundle", enlargements))
     results = measure.measure(opened, Survey.of(opened.manifest).candidates, 1)
     assert [(result.backend, result.arithmetic) for result in results] == [
         *(("onnxruntime", "fp32"), ("other", "fp32"), ("other", "bf16"))
@@ -433,7 +450,8 @@ def test_a_plugin_of_onnxruntime_is_found_and_a_broken_one_told(
 
 def test_compiled_graphs_are_kept_and_a_damaged_one_is_made_anew(tmp_path: Path) -> None:
     default = Bundle.open()
-    files = default.read_graph("openvino-fp16/decode")
+    recipe = next(each for each in default.manifest.recipes if each.name == "openvino-fp16")
+    files = default.read_graph(recipe.graphs[default.manifest.contexts[0].graph("decode")])
     from infgen_runtimes.openvino import Backend
 
     options = Options(cache=tmp_path / "cache")
@@ -531,6 +549,30 @@ def test_what_overflows_is_computed_again_in_float32(
         assert np.abs(pixels - expected.astype(int)).max() <= 1
     with pytest.raises(infgen_rt.DecodeError, match="closed"):
         decoder.picture(latent).read()
+
+
+@pytest.mark.parametrize(
+    "graphs", [("decode4",), ("refine4",), ("prefill", "refine4", "decode4"), ("decode1", "decode4")]
+)
+def test_what_overflows_of_an_enlargement_is_computed_again_by_its_own_graphs(
+    several: dict, timed: Timed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graphs: tuple[str, ...]
+) -> None:
+    bundle = tiny.write_bundle(tmp_path / "bundle", tiny.ENLARGEMENTS)
+    several["other"] = entry("other", f"{__name__}:Overflowing")
+    monkeypatch.setattr(Overflowing, "graphs", graphs)
+    timed({"onnxruntime fp32": 0.5, "other fp32": 0.4, "other bf16": 0.3})
+    latent = tiny.random_latent(6, 7)
+    with infgen_rt.open(bundle, "other") as decoder:
+        assert decoder.backend.arithmetic == "bf16"
+        with pytest.warns(InfGenWarning, match="again in float32"):
+            picture = decoder.picture(latent, "2x", tile=64)
+            pixels = picture.read(dtype=np.float32)
+            smaller = picture.at("1x").read(dtype=np.float32)
+        assert np.abs(pixels - tiny.decode_whole(latent, (112, 96), tiny.ENLARGEMENTS[1])).max() < 1e-5
+        assert np.abs(smaller - tiny.decode_whole(latent, (56, 48), tiny.ENLARGEMENTS[0])).max() < 1e-5
+        exact = decoder._engine._exact
+        # No more of the other model than was needed.
+        assert exact is not None and ("decode1" in exact._sessions) == ("decode1" in graphs)
 
 
 def test_what_overflows_everywhere_names_the_tile(

@@ -95,4 +95,6 @@ def test_closing_lets_go_of_what_pictures_hold(bundle: Path) -> None:
         decoder.close()
         with pytest.raises(DecodeError, match="the decoder is closed"):
             picture.read()
-    assert not picture._stage._cache._tiles and picture._stage._context._features is None
+    context = picture._stage._context
+    assert not picture._stage._cache._tiles and not context._tiles._tiles
+    assert context._features is context._latent is context._moments is None

@@ -157,16 +157,18 @@ def test_a_picture_in_little_memory_is_the_same_picture(bundle: Path, refined: l
         assert np.abs(picture.at("x111").read((30, 20, 50, 60)).mean() - 255 * expected.mean()) < 60
 
 
-@pytest.mark.parametrize("form", [1, 2])
+@pytest.mark.parametrize("form", [1, 2, 3])
 def test_bundles_of_earlier_formats_are_read(tmp_path: Path, form: int) -> None:
-    """Their prefill sees the whole latent, and in the first it gives the context."""
+    """They have one context for all scales. Prefill sees the whole latent in two of them, and in the first makes it."""
     bundle = tiny.write_bundle(tmp_path)
     manifest = json.loads((bundle / "manifest.json").read_text()) | {"format": form}
     graphs = manifest["recipes"][0]["graphs"]
-    made = tiny.global_prefill_graph() if form == 2 else tiny.global_prefill_graph("context", tiny.CONTEXT)
-    (bundle / graphs["prefill"]).write_bytes(made)
-    manifest["files"][graphs["prefill"]] = {"sha256": hashlib.sha256(made).hexdigest(), "bytes": len(made)}
-    del graphs["statistics"], manifest["moments"], manifest["halo"]["prefill"]
+    del manifest["enlargements"]
+    if form < 3:
+        made = tiny.global_prefill_graph() if form == 2 else tiny.global_prefill_graph("context", tiny.CONTEXT)
+        (bundle / graphs["prefill"]).write_bytes(made)
+        manifest["files"][graphs["prefill"]] = {"sha256": hashlib.sha256(made).hexdigest(), "bytes": len(made)}
+        del graphs["statistics"], manifest["moments"], manifest["halo"]["prefill"]
     if form == 1:
         del graphs["refine"], manifest["feature_channels"]
     (bundle / "manifest.json").write_text(json.dumps(manifest))
@@ -174,15 +176,19 @@ def test_bundles_of_earlier_formats_are_read(tmp_path: Path, form: int) -> None:
         whole, tiled = (decoder.picture(LATENT, "2x", tile=tile) for tile in (None, 64))
         assert (whole.plan.stages[0].context is None) == (form == 1)
         assert np.abs(whole.read(dtype=np.float32) - tiled.read(dtype=np.float32)).max() < 1e-5
+        if form == 3:
+            assert np.abs(whole.read(dtype=np.float32) - tiny.decode_whole(LATENT, whole.size)).max() < 1e-5
 
 
-@pytest.mark.parametrize("factor", [1, 2, 4])
+CONTEXTS = Bundle.open().manifest.contexts
+
+
+@pytest.mark.parametrize("enlargement", CONTEXTS, ids=lambda each: f"x{each.factor}")
 @pytest.mark.parametrize("megabytes", [500, 700, 1_000, 2_000, 4_000])
-def test_a_large_latents_context_takes_half_of_the_memory_at_most(megabytes: int, factor: int) -> None:
+def test_a_large_latents_context_takes_half_of_the_memory_at_most(megabytes: int, enlargement: Enlargement) -> None:
     """With the figures of the model that ships."""
     manifest, cells, budget = Bundle.open().manifest, Size(256, 256), megabytes * 10**6
     recipe = manifest.recipes[0]
-    enlargement = next(each for each in manifest.contexts if each.factor == factor)
     plan, figures = plan_context(cells, enlargement, manifest, recipe, budget), manifest.memory(recipe)
     assert plan is not None and plan.tiles.halo == enlargement.halo and plan.gathering is not None
     room = (budget - figures.base) // 2

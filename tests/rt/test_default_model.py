@@ -35,17 +35,19 @@ def test_samples_look_like_their_photographs(
     assert np.abs(shrunk.mean((0, 1)) - thumbnail.mean((0, 1))).max() < 4
 
 
-def test_pixels_do_not_depend_on_the_tiling(decoder: infgen_rt.Decoder) -> None:
+@pytest.mark.parametrize("size", [(320, 240), (601, 443), (941, 703)], ids=lambda size: f"{size[0]}x{size[1]}")
+def test_pixels_do_not_depend_on_the_tiling(decoder: infgen_rt.Decoder, size: tuple[int, int]) -> None:
+    """With each of the enlargements."""
     latent = infgen_rt.load_sample("osprey").latent[:, :30, :40]
-    size = (601, 443)
     whole = decoder.picture(latent, size, tile=1024)
     assert whole.plan.stages[0].count == 1
     expected = whole.read(None, np.float32)
     tiled = decoder.picture(latent, size, tile=64)
-    assert tiled.plan.stages[0].count > 50
+    assert tiled.plan.stages[0].count == -(-size[0] // 64) * -(-size[1] // 64)
     assert np.abs(tiled.read(None, np.float32) - expected).max() < 1e-4
     assert np.abs(tiled.read().astype(int) - whole.read()).max() <= 1
-    for x, y, width, height in [(0, 0, 1, 1), (600, 442, 1, 1), (123, 61, 200, 77), (5, 300, 590, 30)]:
+    right, bottom = size[0] - 1, size[1] - 1
+    for x, y, width, height in [(0, 0, 1, 1), (right, bottom, 1, 1), (113, 61, 180, 77), (5, 200, right - 9, 30)]:
         region = decoder.picture(latent, size).read((x, y, width, height), np.float32)
         assert np.abs(region - expected[y : y + height, x : x + width]).max() < 1e-4
 
@@ -71,13 +73,13 @@ def test_the_manifest_says_what_the_model_is(decoder: infgen_rt.Decoder) -> None
     manifest = decoder.manifest
     assert manifest.latent_space == "flux2" and manifest.scale_range == (1.0, 4.0)
     assert manifest.model.licence == "Apache-2.0 AND MIT"
-    assert {entry["graph"] for entry in manifest.verification} == {
-        "statistics",
-        "prefill",
-        "refine",
-        "decode",
-        "encode",
-    }
+    assert [each.factor for each in manifest.enlargements] == [1, 2, 4]
+    kinds = {each.graph(kind) for each in manifest.enlargements for kind in ("refine", "decode")}
+    graphs = {"statistics", "prefill", "encode", *kinds}
+    assert {entry["graph"] for entry in manifest.verification} == graphs
+    assert all(recipe.graphs.keys() == graphs for recipe in manifest.recipes)
+    works = [each.work for each in manifest.enlargements]
+    assert works == sorted(works) and works[0] > 0
     assert [recipe.name for recipe in manifest.recipes] == ["onnx-fp32", "openvino-fp16", "coreml-fp16", "torch-fp16"]
     for entry in manifest.verification:
         checks = entry["checks"]

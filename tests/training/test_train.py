@@ -4,10 +4,11 @@ import dataclasses
 import json
 import math
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -15,485 +16,621 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from infgen_export.checkpoint import load_checkpoint, save_checkpoint
-from infgen_export.model import PRESETS, Grid, InfGen
-from infgen_training.config import PARTS, TrainConfig
-from infgen_training.data import Batch, LatentCache, random_view
-from infgen_training.optimizer import TRUNK, make_optimizer, set_learning_rate
-from infgen_training.train import Trainer, lesson, lessons, main, make_sampler
+from infgen_export.model import PRESETS, InfGen
+from infgen_training import train
+from infgen_training.batches import Batch, Batches
+from infgen_training.config import PARTS, Lesson, TrainConfig
+from infgen_training.losses import Vgg
+from infgen_training.precision import has_bfloat16
+from infgen_training.teacher import load_function
+from infgen_training.train import Trainer, drawn, main, make_optimizer
+from infgen_training.views import View, save_shards
+from infgen_training.warmstart import COPIED
 
-from ..export import tiny
-from .conftest import gradient
+from .conftest import TINY, some_views, tiny_model, view
+from .test_warmstart import PAPER
 
-OPTIMIZERS = ["muon", "adamw"]
-CONFIG = TrainConfig(steps=6, trunk_rest=0, warmup=2, bfloat16=False, ema=0.9, encoder_every=4)
-
-
-def trainer(seed: int, **changes: object) -> Trainer:
-    torch.manual_seed(seed)
-    return Trainer(dataclasses.replace(CONFIG, **changes), InfGen(tiny.EDGE), torch.device("cpu"))
-
-
-def batch(seed: int) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    latent, target = torch.randn(2, 32, 5, 4, generator=generator), torch.rand(2, 3, 40, 32, generator=generator)
-    return Batch(latent, Grid.whole((5, 4), (40, 32)), target)
+CPU = torch.device("cpu")
+LESSONS = tuple(Lesson(factor, 1.0, 1, 0.4, 0.4) for factor in (1, 2, 4))
+CONFIG = TrainConfig(cells=6, lessons=LESSONS, warmup=2, ema=0.9, bfloat16=False, noise=0.0)
 
 
-def advance(trained: Trainer, steps: int) -> None:
-    for _ in range(steps):
-        native = batch(100 + trained.step) if trained.step % trained.config.encoder_every == 0 else None
-        trained.train_step(batch(trained.step), native)
+def trainer(seed: int = 0, vgg: Vgg | None = None, step: int = 0, **changes: Any) -> Trainer:
+    return Trainer(dataclasses.replace(CONFIG, **changes), tiny_model(seed), vgg, CPU, step)
 
 
-def everything(trained: Trainer) -> dict[str, Tensor]:
-    """All that decides how a run goes on, by name."""
-    state = {f"model.{name}": value for name, value in trained.model.state_dict().items()}
-    state |= {f"average.{name}": value for name, value in trained.average.state_dict().items()}
-    if trained.adversary:
-        judge = trained.adversary.discriminator.state_dict()
-        state |= {f"discriminator.{name}": value for name, value in judge.items()}
-    for index, slots in trained.optimizer.state_dict()["state"].items():
-        state |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in slots.items()}
-    for index, group in enumerate(trained.optimizer.param_groups):
-        state |= {f"group.{index}.step": torch.tensor(group["step"])} if "step" in group else {}
-    return {name: value.clone() for name, value in state.items()}
+def batch(factor: int, views: list[View] | None = None, **changes: Any) -> Batch:
+    """Of one enlargement, at exactly that scale unless ``between`` is given."""
+    lesson = next(each for each in LESSONS if each.factor == factor)
+    lessons = (dataclasses.replace(lesson, batch=changes.pop("batch", 1)),)
+    values: dict[str, Any] = {"between": 0.0, "lessons": lessons} | changes
+    config = dataclasses.replace(CONFIG, **values)
+    return Batches(some_views() if views is None else views, config, TINY.enlargements).draw(0)
 
 
-PUBLISHED: dict[str, Any] = {
-    "optimizer": "adamw",
-    "perceptual": "ms_ssim",
-    "perceptual_weight": 0.1,
-    "adversarial_weight": 0.1,
-    "pyramid_weight": 0.5,
-    "round_trip_weight": 1.0,
+def state(model: InfGen) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def changed(model: InfGen, before: dict[str, Tensor]) -> set[str]:
+    return {name for name, value in model.state_dict().items() if not value.equal(before[name])}
+
+
+# One step after another.
+
+
+@pytest.mark.parametrize(("factor", "bfloat16"), [(1, False), (1, True), (4, False)])
+def test_a_decoder_learns_a_single_batch(factor: int, bfloat16: bool) -> None:
+    if bfloat16 and not has_bfloat16(CPU):
+        pytest.skip("this processor imitates bfloat16")
+    trained = trainer(lr=1e-2, copied_share=1.0, bfloat16=bfloat16)
+    one = batch(factor, [view(0, cells=6, sharp=True)], sharp=1.0)
+    losses = [trained.train_step(one, 0.0) for _ in range(15)]
+    assert set(losses[0]) == {"pixels", "gradient", *(["reduced"] if factor > 1 else [])}
+    assert losses[-1]["pixels"] < 0.5 * losses[0]["pixels"]
+    assert all(loss.dtype == torch.float32 for loss in losses[-1].values())
+
+
+def test_an_encoder_learns_a_single_batch() -> None:
+    trained = trainer(part="encoder", lr=1e-2, copied_share=1.0)
+    one = batch(1, part="encoder")
+    losses = [trained.train_step(one, 0.0) for _ in range(15)]
+    assert set(losses[0]) == {"latent", "pixels"}
+    assert losses[-1]["latent"] < 0.5 * losses[0]["latent"]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_what_is_not_of_the_part_stays_as_it_is(part: str) -> None:
+    trained = trainer(part=part)
+    before = state(trained.model)
+    for _ in range(2):
+        trained.train_step(batch(2, part=part), 0.0)
+    for model in (trained.model, trained.average):
+        found = {name.split(".")[0] for name in changed(model, before)}
+        assert found == ({"encode"} if part == "encoder" else {"prefill", "refine", "decode"})
+
+
+def test_a_smaller_enlargement_leaves_what_only_larger_ones_need() -> None:
+    trained = trainer()
+    before = state(trained.model)
+    trained.train_step(batch(2, sharp=1.0), 0.0)
+    found = {name.rpartition(".")[0] for name in changed(trained.model, before)}
+    assert "refine.enlarger.leave.2" in found and "refine.enlarger.leave.4" not in found
+
+
+@pytest.mark.parametrize(("between", "factor"), [(0.0, 2), (0.0, 4), (1.0, 2), (1.0, 4)])
+def test_a_scale_is_learnt_with_the_enlargement_that_it_is_decoded_with(between: float, factor: int) -> None:
+    one = batch(factor, between=between)
+    enlargement = trainer().enlargement(one)
+    assert enlargement == TINY.enlargement_for((one.scale, one.scale)) and enlargement is not None
+    assert enlargement.factor == factor
+
+
+def test_photographs_count_less_than_what_the_latent_tells() -> None:
+    """What is not in the latent is not to be averaged away, but for a little."""
+    views = [view(0, cells=6, sharp=True)]
+    soft, sharp = (trainer().train_step(batch(4, views, sharp=share), 0.0) for share in (0.0, 1.0))
+    assert set(soft) == {"pixels", "reduced"} and set(sharp) == {"pixels", "gradient", "reduced"}
+    full = trainer(soft=1.0).train_step(batch(4, views, sharp=0.0), 0.0)
+    assert soft["pixels"].item() == pytest.approx(CONFIG.soft * full["pixels"].item(), rel=1e-5)
+
+
+def test_no_loss_sees_the_margin() -> None:
+    one = batch(4, [view(0, cells=6, sharp=True)], sharp=1.0)
+    assert one.sharp is not None
+    frame = torch.ones(32 * 6, 32 * 6, dtype=torch.bool)
+    frame[32:-32, 32:-32] = False
+    other = dataclasses.replace(one, sharp=torch.where(frame, 255 - one.sharp, one.sharp))
+    assert trainer().train_step(one, 0.0) == trainer().train_step(other, 0.0)
+    seen = dataclasses.replace(one, sharp=255 - one.sharp)
+    assert trainer().train_step(one, 0.0)["pixels"] != trainer().train_step(seen, 0.0)["pixels"]
+
+
+def test_statistics_are_those_of_the_whole_latent() -> None:
+    one = batch(1, [view(0, cells=8)])
+    assert one.latents[0].shape[-1] == 8 > one.cells
+    outside = one.latents[0].clone()
+    row, column = one.corners[0]
+    outside[:3] += 1
+    outside[:3, row : row + 6, column : column + 6] -= 1
+    other = dataclasses.replace(one, latents=(outside,))
+    assert trainer().train_step(one, 0.0)["pixels"] != trainer().train_step(other, 0.0)["pixels"]
+
+
+EVERY: dict[str, tuple[str, dict[str, Any]]] = {
+    "pixels": ("decoder", {"soft": 0.0}),
+    "gradient": ("decoder", {"gradient": 0.0}),
+    "reduced": ("decoder", {"reduced": 0.0}),
+    "perceptual": ("decoder", {"perceptual": 0.0}),
+    "adversarial": ("decoder", {"adversarial": 0.0}),
+    "round trip": ("encoder", {"round_trip": 0.0}),
+    "encoder's perceptual": ("encoder", {"perceptual": 0.0}),
 }
 
 
-@pytest.mark.parametrize("changes", [{"optimizer": "muon"}, {"optimizer": "adamw"}, PUBLISHED, {"part": "decoder"}])
-def test_an_interrupted_run_ends_where_it_would_have(tmp_path: Path, changes: dict[str, Any]) -> None:
-    changes = {**changes, "trunk_rest": 2}
-    whole = trainer(0, **changes)
-    advance(whole, 6)
+@pytest.mark.parametrize("name", EVERY)
+def test_every_loss_of_the_config_reaches_the_model(name: str, vgg: Vgg) -> None:
+    """Each weight, set to 0, leads to other gradients."""
+    part, changes = EVERY[name]
+    gradients = []
+    for given in ({}, changes):
+        torch.manual_seed(0)
+        one = batch(2, [view(0, cells=6, sharp=True)], sharp=0.0 if name == "pixels" else 1.0)
+        of_lesson = {key: value for key, value in given.items() if key in ("perceptual", "adversarial")}
+        one = dataclasses.replace(one, lesson=dataclasses.replace(one.lesson, **of_lesson))
+        of_run = {key: value for key, value in given.items() if key not in of_lesson}
+        trained = trainer(vgg=vgg, part=part, adversary_from=0.0, **of_run)
+        with torch.no_grad():  # a new model's tokens change nothing yet
+            trained.model.decode.upsampler.to_pixels.weight.normal_(0, 0.1)
+        losses = trained.train_step(one, 0.5)
+        assert all(math.isfinite(loss) for loss in losses.values())
+        leaf = trained.model.encode.leave if part == "encoder" else trained.model.prefill.enter
+        assert leaf is not None
+        gradients.append(trained.optimizer.state[leaf.weight]["exp_avg"])
+    assert gradients[0].abs().max() > 0
+    assert (gradients[0] - gradients[1]).norm() > 1e-3 * gradients[0].norm()
 
-    first = trainer(0, **changes)
-    advance(first, 3)
-    first.save(tmp_path)
-    saved = everything(first)
-    second = trainer(1, **changes)
-    second.load(tmp_path)
-    assert second.step == 3
-    assert [name for name, value in everything(second).items() if name in saved and not value.equal(saved[name])] == []
-    advance(second, 3)
 
-    expected, actual = everything(whole), everything(second)
-    # What a group counts is set on loading, before its optimiser would.
-    assert expected.keys() - actual.keys() == set()
-    assert [name for name, value in expected.items() if not value.equal(actual[name])] == []
-    assert not actual["model.prefill.enter.weight"].equal(saved["model.prefill.enter.weight"])
+def test_the_adversary_learns_first_and_is_heard_later(vgg: Vgg) -> None:
+    torch.manual_seed(0)
+    trained = trainer(vgg=vgg, adversary_from=0.4)
+    for done, learns, heard in ((0.0, False, False), (0.31, False, False), (0.33, True, False), (0.41, True, True)):
+        before = [parameter.clone() for parameter in trained.adversary.parameters()]
+        losses = trained.train_step(batch(1), done)
+        after = list(trained.adversary.parameters())
+        assert ("adversarial" in losses) == heard, done
+        assert all(a.equal(b) for a, b in zip(before, after, strict=True)) != learns, done
+    assert trained.balance is not None and trained.balance > 0
+
+
+def test_the_adversary_is_listened_to_more_and_more_in_proportion_to_lpips(vgg: Vgg) -> None:
+    found = []
+    for done in (0.42, 0.46, 0.48, 0.9):
+        torch.manual_seed(0)
+        trained = trainer(vgg=vgg)
+        trained.balance = 7.0  # as if it had been weighed before
+        trained.step = 1
+        found.append(trained.train_step(batch(1), done)["adversarial"].item())
+    assert [each / found[-1] for each in found] == pytest.approx([0.25, 0.75, 1, 1], rel=1e-3)
+
+
+def test_what_is_sharp_alone_does_not_teach_the_adversary(vgg: Vgg) -> None:
+    """It is what an enlarger made, not a photograph."""
+    trained = trainer(vgg=vgg)
+    before = [parameter.clone() for parameter in trained.adversary.parameters()]
+    losses = trained.train_step(batch(2, [view(0, sharp=True, photo=False)], sharp=1.0), 0.9)
+    assert "adversarial" in losses
+    assert all(a.equal(b) for a, b in zip(before, trained.adversary.parameters(), strict=True))
+    assert all(parameter.grad is None for parameter in trained.adversary.parameters())
+
+
+def test_lpips_sees_a_crop(vgg: Vgg, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    forward = Vgg.forward
+
+    def seeing(self: Vgg, image: Tensor) -> list[Tensor]:
+        sizes.append(tuple(image.shape[-2:]))
+        return forward(self, image)
+
+    monkeypatch.setattr(Vgg, "forward", seeing)
+    trained = trainer(vgg=vgg, crop=48)
+    for factor in (4, 1):
+        trained.train_step(batch(factor), 0.0)
+    assert sizes == [(48, 48)] * 2 + [(32, 32)] * 2
 
 
 @pytest.mark.parametrize(("ema", "shares"), [(0.999, (10 / 11, 10 / 12)), (0.01, (0.99, 0.99))])
 def test_the_checkpoint_is_an_average_that_forgets_the_start(
     tmp_path: Path, ema: float, shares: tuple[float, float]
 ) -> None:
-    trained = trainer(0, ema=ema)
+    trained = trainer(ema=ema, lr=0.02, copied_share=1.0)
     weights = []
     for _ in range(3):
-        advance(trained, 1)
-        weights.append(trained.model.state_dict()["decode.inpe.mlp.0.weight"].clone())
-    trained.save(tmp_path)
+        trained.train_step(batch(1), 0.0)
+        weights.append(trained.model.state_dict()["prefill.enter.weight"].clone())
+    trained.save(tmp_path, 0.5)
     expected = weights[0]
     for share, weight in zip(shares, weights[1:], strict=True):
         expected = (1 - share) * expected + share * weight
-    saved = load_checkpoint(tmp_path / "checkpoint").state_dict()["decode.inpe.mlp.0.weight"]
-    assert torch.allclose(saved, expected, atol=1e-6) and not torch.allclose(saved, weights[2], atol=1e-6)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "state.safetensors"]
+    average = trained.average.state_dict()["prefill.enter.weight"]
+    assert torch.allclose(average, expected, atol=1e-6) and not torch.allclose(average, weights[2], atol=1e-5)
+    saved = load_checkpoint(tmp_path / "checkpoint").state_dict()
+    assert all(value.equal(saved[name].half().float()) for name, value in saved.items())
+    assert saved["prefill.enter.weight"].equal(average.half().float())
 
 
-@pytest.mark.parametrize("bfloat16", [False, True])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_single_batch_is_learnt(optimizer: str, bfloat16: bool) -> None:
-    rates = {"lr": 1e-2, "muon_lr": 0.05, "copied_share": 1.0}
-    trained = trainer(0, optimizer=optimizer, steps=30, warmup=3, bfloat16=bfloat16, **rates)
-    latent = tiny.latent(5, 4)
-    target = torch.nn.functional.interpolate(0.5 + 0.15 * latent[:, :3], scale_factor=8, mode="bilinear")
-    lesson = Batch(latent, Grid.whole((5, 4), (40, 32)), target)
-    losses = [trained.train_step(lesson, lesson) for _ in range(30)]
-    assert losses[-1]["l1"] < 0.5 * losses[0]["l1"]
-    assert losses[-1]["encoder"] < 0.8 * losses[0]["encoder"]
+@pytest.mark.parametrize(("warmup", "began"), [(0, 0), (10, 0), (10, 500)])
+def test_the_learning_rate_rises_and_falls(warmup: int, began: int) -> None:
+    trained = trainer(warmup=warmup, final=0.05, lr=2e-3, copied_share=0.25, step=began)
+    shares = []
+    one = batch(1, cells=3)
+    for step in range(20):
+        trained.train_step(one, step / 16)
+        new, copied = (group["lr"] for group in trained.optimizer.param_groups)
+        assert copied == pytest.approx(0.25 * new)
+        shares.append(new / 2e-3)
+    cosine = [max(0.05, (1 + math.cos(math.pi * min(1, step / 16))) / 2) for step in range(20)]
+    warm = [min(1, (step + 1) / max(1, warmup)) for step in range(20)]
+    assert shares == pytest.approx([a * b for a, b in zip(cosine, warm, strict=True)])
+    assert shares[-3:] == pytest.approx([0.05] * 3)
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_lessons_are_the_same_and_in_order_whatever_the_number_of_loaders(part: str) -> None:
-    """From any step on, to the last one."""
-    photos = [gradient(300, 200, 0.25)]
-    rng = np.random.default_rng(0)
-    views = [random_view(rng, photos, (4, 5), 4.0) for _ in range(6)]
-    cache = LatentCache(views, [torch.randn(32, 4, 5).half() for _ in views])
-    config = dataclasses.replace(CONFIG, part=part, steps=13, cells=60, tile=4, encoder_every=2)
-    sampler = make_sampler(config, photos, cache)
-    expected = [lesson(sampler, config, step) for step in range(2, 13)]
-    for loaders in (1, 4, 30):
-        made = list(lessons(sampler, dataclasses.replace(config, loaders=loaders), 2))
-        assert len(made) == len(expected)
-        for mine, truth in zip(made, expected, strict=True):
-            for a, b in zip(mine, truth, strict=True):
-                assert (a is None) == (b is None)
-                if a is not None and b is not None:
-                    assert a.latent.equal(b.latent) and a.target.equal(b.target)
-                    assert a.grid.token_y.equal(b.grid.token_y) and a.grid.token_x.equal(b.grid.token_x)
-    turns = [(batch is not None, native is not None) for batch, native in expected]
-    alternating = [(True, step % 2 == 0) for step in range(2, 13)]
-    assert turns == {"all": alternating, "decoder": [(True, False)] * 11, "encoder": [(False, True)] * 11}[part]
+@pytest.mark.parametrize("config", [TINY, PAPER], ids=["edge", "paper"])
+def test_every_parameter_that_learns_is_optimised_once(config: Any, part: str) -> None:
+    run = dataclasses.replace(CONFIG, part=part)
+    trained = Trainer(run, InfGen(config), None, CPU)
+    names = {id(value): name for name, value in trained.model.named_parameters()}
+    found = [(names[id(value)], group["peak"]) for group in trained.optimizer.param_groups for value in group["params"]]
+    learning = [name for name in names.values() if name.startswith("encode.") == (part == "encoder")]
+    assert sorted(name for name, _ in found) == sorted(learning)
+    for name, peak in found:
+        assert peak == (run.copied_share * run.lr if name.startswith(COPIED) else run.lr)
+    copied = {name for name, _ in found if name.startswith(COPIED)}
+    assert bool(copied) == (part == "encoder" or config is TINY)
+    assert not any(name.startswith("decode.") for name in copied)
+
+
+def test_copied_layers_are_those_that_a_warm_start_fills() -> None:
+    model = tiny_model()
+    groups = make_optimizer(model, dataclasses.replace(CONFIG, copied_share=0.5)).param_groups
+    names = {id(value): name for name, value in model.named_parameters()}
+    slow = {names[id(value)] for value in groups[1]["params"]}
+    assert {
+        "prefill.enter.weight",
+        "refine.grow.2.weight",
+        "refine.enlarger.to_picture.bias",
+        "encode.leave.bias",
+    } < slow
+    assert not any(
+        name.startswith(("refine.enlarger.leave", "refine.enlarger.blocks", "encode.enter")) for name in slow
+    )
+
+
+def test_batches_that_are_made_ahead_are_in_order() -> None:
+    batches = Batches(some_views(), CONFIG, TINY.enlargements)
+    ahead: Iterator[Batch] = drawn(batches, 7)
+    for step in range(7, 15):
+        mine, expected = next(ahead), batches.draw(step)
+        assert mine.corners == expected.corners and mine.small.equal(expected.small)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a compiler")
 def test_a_compiled_model_learns_the_same(tmp_path: Path) -> None:
     """Shapes that change included; its state has the names of any other model's."""
-    plain, compiled = trainer(0), trainer(0, compile=True)
-    assert everything(plain).keys() == everything(compiled).keys()
-    wide = Batch(tiny.latent(6, 4, batch=3), Grid.whole((6, 4), (60, 40)), torch.rand(3, 3, 64, 40))
-    native = Batch(tiny.latent(6, 4, batch=3), Grid.whole((6, 4), (48, 32)), torch.rand(3, 3, 48, 32))
-    for given in ((batch(0), batch(1)), (wide, native)):
-        losses = [trained.train_step(*given) for trained in (plain, compiled)]
+    plain, compiled = trainer(), trainer(compile=True)
+    for one in (batch(1), batch(2), batch(4, batch=2), batch(4, between=1.0)):
+        losses = [each.train_step(one, 0.0) for each in (plain, compiled)]
         assert losses[0].keys() == losses[1].keys()
         for name, loss in losses[0].items():
             assert torch.allclose(loss, losses[1][name], rtol=1e-3), name
-    compiled.save(tmp_path)
-    resumed = trainer(1)
-    resumed.load(tmp_path)
-    expected = {name: value for name, value in everything(compiled).items() if not name.startswith("group.")}
-    assert [name for name, value in expected.items() if not value.equal(everything(resumed)[name])] == []
+    compiled.save(tmp_path, 0.0)
+    assert load_checkpoint(tmp_path / "checkpoint").state_dict().keys() == plain.model.state_dict().keys()
 
 
-def test_every_loss_of_the_published_recipe_moves_the_model() -> None:
-    """Each weight, set to 0, leads to other weights after a step."""
-    ends = {}
-    for name in (None, "perceptual_weight", "pyramid_weight", "adversarial_weight", "round_trip_weight"):
-        trained = trainer(0, **{**PUBLISHED, **({name: 0.0} if name else {})})
-        losses = trained.train_step(batch(0), batch(1))
-        assert all(math.isfinite(loss) for loss in losses.values())
-        ends[name] = (len(losses), trained.model.state_dict()["decode.upsampler.to_pixels.weight"].clone())
-    assert ends[None][0] == 6
-    for name in list(ends)[1:]:
-        assert ends[name][0] == 5 and not ends[name][1].equal(ends[None][1]), name
+# The config.
 
 
-def test_an_encoder_that_learns_alone_leaves_the_decoder_as_it_is(photos: Path, teacher: Path, start: Path) -> None:
-    assert run(photos, teacher, start, part="encoder", round_trip_weight=0.5).exit_code == 0
-    before = load_checkpoint(start).state_dict()
-    after = load_checkpoint(photos.parent / "run" / "checkpoint").state_dict()
-    changed = {name.split(".")[0] for name, value in after.items() if not value.equal(before[name])}
-    assert changed == {"encode"}
-    log = [line.split(",") for line in (photos.parent / "run" / "log.csv").read_text().splitlines()]
-    assert all(row[1] == "nan" and math.isfinite(float(row[5])) and math.isfinite(float(row[6])) for row in log)
-
-
-def test_a_decoder_that_learns_alone_leaves_the_encoder_as_it_is(photos: Path, teacher: Path, start: Path) -> None:
-    assert run(photos, teacher, start, part="decoder").exit_code == 0
-    before = load_checkpoint(start).state_dict()
-    after = load_checkpoint(photos.parent / "run" / "checkpoint").state_dict()
-    changed = {name.split(".")[0] for name, value in after.items() if not value.equal(before[name])}
-    assert changed == {"prefill", "refine", "decode"}
-
-
-def test_what_is_named_learns_and_nothing_else(photos: Path, teacher: Path, start: Path) -> None:
-    name = "decode.upsampler."
-    result = run(photos, teacher, start, part="decoder", learns=(name,))
-    assert result.exit_code == 0, result.output
-    before = load_checkpoint(start).state_dict()
-    after = load_checkpoint(photos.parent / "run" / "checkpoint").state_dict()
-    changed = {key for key in before if not torch.equal(before[key], after[key])}
-    assert changed and all(key.startswith(name) for key in changed)
-    # What does not learn is in the checkpoint and need not be in the state too.
-    state = load_file(photos.parent / "run" / "state.safetensors")
-    assert all(key.split("/")[1].startswith(name) for key in state if not key.startswith("optimizer/"))
-
-
-def test_the_trunk_rests_while_the_rest_of_the_model_is_untrained() -> None:
-    trained = trainer(0, trunk_rest=2)
-    before = everything(trained)
-    advance(trained, 2)
-    rested = everything(trained)
-    advance(trained, 1)
-    after = everything(trained)
-    trunk = [name for name in before if name.removeprefix("model.").startswith(TRUNK)]
-    assert trunk and all(rested[name].equal(before[name]) for name in trunk)
-    assert not any(after[name].equal(rested[name]) for name in trunk)
-    assert not rested["model.refine.to_detail.weight"].equal(before["model.refine.to_detail.weight"])
-
-
-def test_the_encoder_learns_on_its_turns_only() -> None:
-    trained = trainer(0)
-    before = everything(trained)
-    advance(trained, 1)
-    after = everything(trained)
-    assert not after["model.encode.enter.weight"].equal(before["model.encode.enter.weight"])
-    trained.train_step(batch(1), None)
-    last = everything(trained)
-    for name, value in last.items():
-        if name.startswith("model.encode."):
-            assert value.equal(after[name]), name
-    assert not last["model.decode.upsampler.to_pixels.weight"].equal(after["model.decode.upsampler.to_pixels.weight"])
-
-
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("kind", tiny.CONFIGS)
-def test_every_parameter_is_optimised_once(kind: str, optimizer: str) -> None:
-    model = InfGen(tiny.CONFIGS[kind])
-    groups = make_optimizer(model, dataclasses.replace(CONFIG, optimizer=optimizer)).param_groups
-    given = [parameter for group in groups for parameter in group["params"]]
-    assert len(given) == len({id(parameter) for parameter in given}) == len(list(model.parameters()))
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    for group in groups:
-        inside = {names[id(parameter)] for parameter in group["params"]}
-        if group.get("use_muon"):
-            assert all(parameter.ndim >= 2 for parameter in group["params"])
-            assert "decode.upsampler.to_pixels.weight" not in inside
-            first = (
-                "decode.blocks.0.attention.query",
-                "prefill.blocks.0.convolve.0",
-                "encode.levels.0.0.convolve.0",
-            )
-            assert {f"{name}.weight" for name in first} & inside
-        share = CONFIG.copied_share if any(name.startswith("encode.levels.") for name in inside) else 1.0
-        if share == 1.0:
-            assert not any(name.startswith(TRUNK) for name in inside)
-        assert group["peak"] == share * (CONFIG.muon_lr if group.get("use_muon") else CONFIG.lr)
-
-
-@pytest.mark.parametrize("warmup", [0, 10])
-def test_the_learning_rate_rises_and_falls(warmup: int) -> None:
-    config = TrainConfig(steps=110, warmup=warmup, lr=2e-3, muon_lr=0.05, final=0.02)
-    optimizer = make_optimizer(InfGen(tiny.EDGE), config)
-    shares = []
-    for step in range(config.steps + 5):
-        set_learning_rate(optimizer, config, step)
-        muon, adamw = (group["lr"] for group in optimizer.param_groups[:2])
-        assert muon / 0.05 == pytest.approx(adamw / 2e-3)
-        shares.append(adamw / 2e-3)
-    assert shares[:warmup] == pytest.approx([(step + 1) / 10 for step in range(warmup)])
-    assert shares[warmup] == max(shares) == pytest.approx(1)
-    assert shares[warmup:111] == sorted(shares[warmup:111], reverse=True)
-    assert shares[(110 + warmup) // 2] == pytest.approx(0.51)
-    assert shares[110:] == pytest.approx([0.02] * 5)
-
-
-def test_the_schedule_is_whole_even_when_all_of_it_is_warm_up() -> None:
-    config = TrainConfig(steps=5, warmup=5)
-    optimizer = make_optimizer(InfGen(tiny.EDGE), config)
-    set_learning_rate(optimizer, config, 5)
-    assert all(math.isfinite(group["lr"]) for group in optimizer.param_groups)
-
-
-@pytest.mark.parametrize("changes", [{"preset": "huge"}, {"optimizer": "sgd"}, {"perceptual": "vgg"}, {"part": "head"}])
-def test_unknown_names_in_a_config_are_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="is unknown: expected one of"):
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"preset": "huge"}, "preset 'huge' is unknown: expected one of edge, paper"),
+        ({"part": "head"}, "part 'head' is unknown: expected one of decoder, encoder"),
+        ({"lessons": ()}, "lessons must have shares"),
+        ({"lessons": (Lesson(1, 0.0, 1, 0, 0),)}, "lessons must have shares"),
+        ({"lessons": (Lesson(1, 2.0, 1, 0, 0), Lesson(2, -1.0, 1, 0, 0))}, "lessons must have shares"),
+        ({"lessons": (Lesson(8, 1.0, 1, 0, 0),)}, "a factor from 1 to 4 and a batch of 1 or more, not 8 and 1"),
+        ({"lessons": (Lesson(2, 1.0, 0, 0, 0),)}, "a factor from 1 to 4 and a batch of 1 or more, not 2 and 0"),
+        ({"cells": 4, "margin": 2}, "a margin of 2 cells leaves nothing of 4"),
+        ({"minutes": 0.0}, "minutes must be above 0"),
+        ({"sharp": 1.5}, r"sharp is a share, in \[0, 1\], not 1.5"),
+    ],
+)
+def test_impossible_configs_are_refused(changes: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
         TrainConfig(**changes)
-
-
-def test_loaders_are_at_least_one() -> None:
-    with pytest.raises(ValueError, match="loaders must be 1 or more, not 0"):
-        TrainConfig(loaders=0)
-
-
-@pytest.mark.parametrize("scales", [(4.0, 0.5), (0.0, 1.0), (-1.0, 2.0)])
-def test_impossible_scales_are_refused(scales: tuple[float, float]) -> None:
-    with pytest.raises(ValueError, match="scales must be two rising positive numbers"):
-        TrainConfig(scales=scales)
 
 
 # The command.
 
 SETTINGS = {
-    "steps": 3,
-    "trunk_rest": 0,
+    "minutes": 0.1,
     "warmup": 1,
-    "shapes": [[4, 4], [4, 6]],
-    "views": 6,
-    "cells": 32,
-    "tile": 4,
-    "save_every": 2,
+    "cells": 3,
     "bfloat16": False,
-    "exclude": [],
-    "encoder_every": 2,
+    "lessons": [dataclasses.asdict(each) for each in LESSONS],
 }
+SECONDS = 6
+"""That a run of those settings takes, a second a step."""
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    save_shards(folder, some_views(), "some")
+    return folder
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Path:
-    """A checkpoint of a tiny model to start from: presets take minutes."""
-    save_checkpoint(tmp_path / "start", tiny.model(tiny.EDGE))
-    return tmp_path / "start"
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a run of a tiny preset goes; on a clock on which every step takes a second and nothing else any time."""
+    monkeypatch.setitem(PRESETS, "edge", lambda space, channels: dataclasses.replace(TINY, latent_channels=channels))
+    now, train_step = [100.0], Trainer.train_step
+
+    def timed(self: Trainer, one: Batch, done: float) -> dict[str, Tensor]:
+        now[0] += 1
+        return train_step(self, one, done)
+
+    monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(Trainer, "train_step", timed)
+    return tmp_path / "run"
 
 
-def run(photos: Path, teacher: Path, start: Path | None, **changes: object) -> Result:
-    """Trains in the folder `run` beside the photographs."""
-    options = ["--photos", photos, "--teacher", teacher, "-o", photos.parent / "run"]
-    options += ["--start", start] if start else []
-    for name, value in (SETTINGS | changes).items():
-        options += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
-    return CliRunner().invoke(main, [*map(str, options), "--device", "cpu"])
+def run(shards: Path, folder: Path, *options: object, **changes: object) -> Result:
+    given = ["--shards", shards, "-o", folder, *options, "--device", "cpu"]
+    settings = changes if (folder / "train.json").exists() else SETTINGS | changes
+    for name, value in settings.items():
+        given += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
+    return CliRunner().invoke(main, [*map(str, given)])
 
 
-def steps_of(folder: Path) -> list[int]:
-    return [int(line.split(",")[0]) for line in (folder / "log.csv").read_text().splitlines()]
+def progress(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "progress.json").read_text())
+    return found
 
 
-def test_a_run_from_photographs_to_a_checkpoint(photos: Path, teacher: Path, start: Path) -> None:
-    folder = photos.parent / "run"
-    result = run(photos, teacher, start)
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_from_shards_to_a_checkpoint(
+    shards: Path, folder: Path, vgg_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "_SAY_EVERY", 3)
+    result = run(shards, folder, "--vgg", vgg_file, cells=6, adversary_from=0.4)
     assert result.exit_code == 0, result.output
-    names = {path.name for path in folder.iterdir()}
-    assert names == {"checkpoint", "state.safetensors", "latents.safetensors", "train.json", "log.csv"}
-    assert steps_of(folder) == [1, 2, 3]
-    log = [line.split(",") for line in (folder / "log.csv").read_text().splitlines()]
-    assert [row[5] == "nan" for row in log] == [False, True, False]
-    assert all(math.isfinite(float(row[1])) and row[2] == row[3] == row[4] == row[6] == "nan" for row in log)
-    assert json.loads((folder / "train.json").read_text())["views"] == 6
-    trained, before = load_checkpoint(folder / "checkpoint"), load_checkpoint(start)
-    assert trained.config == before.config
-    assert not trained.state_dict()["prefill.enter.weight"].equal(before.state_dict()["prefill.enter.weight"])
+    assert set(contents(folder)) == {
+        "checkpoint/config.json",
+        "checkpoint/model.safetensors",
+        "adversary.safetensors",
+        "train.json",
+        "progress.json",
+        "log.jsonl",
+    }
+    weights = load_file(folder / "checkpoint" / "model.safetensors")
+    assert all(value.dtype == torch.float16 for value in weights.values())
+    judge = load_file(folder / "adversary.safetensors")
+    assert all(value.dtype == torch.float16 for name, value in judge.items() if name != "scales")
+    assert judge["scales"].min() > 0
+    assert progress(folder) == {
+        "step": SECONDS,
+        "minutes": pytest.approx(0.1),
+        "balance": pytest.approx(progress(folder)["balance"], abs=0),
+    }
+    assert progress(folder)["balance"] > 0
+    config = json.loads((folder / "train.json").read_text())
+    assert set(config) == {field.name for field in dataclasses.fields(TrainConfig)} and config["cells"] == 6
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [3, 6] and log[1]["minutes"] == pytest.approx(5 / 60)
+    names = {name for line in log for name in line} - {"step", "minutes"}
+    assert {name.split(" ")[1] for name in names} >= {"pixels", "perceptual", "adversarial"}
+    assert all(math.isfinite(value) for line in log for value in line.values())
+    assert "step 3, 0.0 min: " in result.output and "step 6, 0.1 min: " in result.output
+    assert load_checkpoint(folder / "checkpoint").config == TINY
+    # All of it is taken up again.
+    again = run(shards, folder, "--vgg", vgg_file, minutes=0.12)
+    assert again.exit_code == 0, again.output
+    assert progress(folder)["step"] in (7, 8) and load_file(folder / "adversary.safetensors")["scales"].equal(
+        judge["scales"]
+    )
 
 
-def test_a_preset_and_a_seed_decide_all_of_a_run(photos: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PRESETS, "paper", lambda *_: tiny.PAPER)
-    folder, states = photos.parent / "run", []
+def test_a_slice_stops_in_time_and_the_next_one_goes_on(
+    shards: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, float, list[float]]] = []
+    train_step = Trainer.train_step
+
+    def watched(self: Trainer, one: Batch, done: float) -> dict[str, Tensor]:
+        losses = train_step(self, one, done)
+        seen.append((self.step, done, [group["lr"] for group in self.optimizer.param_groups]))
+        return losses
+
+    monkeypatch.setattr(Trainer, "train_step", watched)
+    for steps in (2, 4):
+        assert run(shards, folder, "--minutes", 2 / 60).exit_code == 0
+        assert progress(folder) == {"step": steps, "minutes": pytest.approx(steps / 60), "balance": None}
+    assert run(shards, folder).exit_code == 0
+    assert progress(folder)["step"] == SECONDS
+    assert [step for step, *_ in seen] == [1, 2, 3, 4, 5, 6]
+    assert [done for _, done, _ in seen] == pytest.approx([step / SECONDS for step in range(SECONDS)])
+    # The schedule is that of a run that was not interrupted.
+    lr = TrainConfig.lr
+    cosine = [lr * (1 + math.cos(math.pi * step / SECONDS)) / 2 for step in range(SECONDS)]
+    assert [rates[0] for *_, rates in seen] == pytest.approx(cosine)
+    before = contents(folder)
+    assert run(shards, folder).exit_code == 0  # done
+    assert contents(folder) == before
+    assert run(shards, folder, minutes=0.15).exit_code == 0
+    assert progress(folder)["step"] == 9
+
+
+def test_a_pause_is_not_training(shards: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_step = Trainer.train_step
+
+    def stopped(self: Trainer, one: Batch, done: float) -> dict[str, Tensor]:
+        if self.step == 1:
+            for _ in range(1000):
+                train_step.__closure__[0].cell_contents[0] += 1  # type: ignore[index]
+        return train_step(self, one, done)
+
+    monkeypatch.setattr(Trainer, "train_step", stopped)
+    assert run(shards, folder, minutes=0.2).exit_code == 0
+    assert progress(folder)["step"] == 12 - 4  # the second took five
+
+
+def test_a_run_is_saved_now_and_then_and_goes_on_from_there(
+    shards: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_step = Trainer.train_step
+
+    def killed(self: Trainer, one: Batch, done: float) -> dict[str, Tensor]:
+        if self.step == 5:
+            raise KeyboardInterrupt
+        return train_step(self, one, done)
+
+    monkeypatch.setattr(Trainer, "train_step", killed)
+    assert run(shards, folder, save_every=1.5 / 60).exit_code != 0
+    assert progress(folder) == {"step": 4, "minutes": pytest.approx(4 / 60), "balance": None}
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    assert run(shards, folder).exit_code == 0
+    assert progress(folder)["step"] == SECONDS
+    assert not list(folder.rglob("*.partial"))
+
+
+def test_a_preset_and_a_seed_decide_all_of_a_run(shards: Path, folder: Path) -> None:
+    states = []
     for number, seed in enumerate((5, 5, 6)):
-        assert run(photos, teacher, None, preset="paper", seed=seed, warm_start=False).exit_code == 0
-        assert load_checkpoint(folder / "checkpoint").config == tiny.PAPER
-        states.append((folder / "state.safetensors").read_bytes())
-        folder.rename(photos.parent / f"run{number}")
+        assert run(shards, folder, seed=seed).exit_code == 0
+        states.append(contents(folder / "checkpoint"))
+        folder.rename(folder.parent / f"run{number}")
     assert states[0] == states[1] != states[2]
 
 
-def test_a_finished_run_goes_on_when_it_is_given_more_steps(photos: Path, teacher: Path, start: Path) -> None:
-    folder = photos.parent / "run"
-    run(photos, teacher, start)
-    cache = (folder / "latents.safetensors").read_bytes()
-    teacher.write_text("raise RuntimeError('the cache is there: nobody needs a teacher')")
-
-    before = (folder / "checkpoint" / "model.safetensors").read_bytes()
-    again = run(photos, teacher, start)
-    assert again.exit_code == 0 and steps_of(folder) == [1, 2, 3]
-    assert (folder / "checkpoint" / "model.safetensors").read_bytes() == before
-
-    more = run(photos, teacher, start, steps=5)
-    assert more.exit_code == 0, more.output
-    assert steps_of(folder) == [1, 2, 3, 4, 5]
-    assert (folder / "checkpoint" / "model.safetensors").read_bytes() != before
-    assert (folder / "latents.safetensors").read_bytes() == cache
-
-
-def test_a_run_goes_on_from_checkpoint_state_and_config_alone(photos: Path, teacher: Path, start: Path) -> None:
-    """Which is what is kept of a run: photographs are encoded anew, and settings need not be told again."""
-    folder = photos.parent / "run"
-    assert run(photos, teacher, start).exit_code == 0
-    kept = photos.parent / "kept"
-    shutil.copytree(folder, kept, ignore=shutil.ignore_patterns("latents.safetensors", "log.csv"))
-    assert run(photos, teacher, start, steps=5).exit_code == 0
-    options = ["--photos", photos, "--teacher", teacher, "-o", kept, "--set", "steps=5", "--device", "cpu"]
-    result = CliRunner().invoke(main, list(map(str, options)))
+def test_a_model_without_enlargements_is_trained_too(
+    shards: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PRESETS, "paper", lambda space, channels: PAPER)
+    result = run(shards, folder, preset="paper", between=0.5)
     assert result.exit_code == 0, result.output
-    for name in ("state.safetensors", "train.json", "checkpoint/model.safetensors", "checkpoint/config.json"):
-        assert (kept / name).read_bytes() == (folder / name).read_bytes(), name
-    assert steps_of(kept) == [4, 5]
+    assert load_checkpoint(folder / "checkpoint").config == PAPER
 
 
-def test_a_run_that_was_killed_ends_where_it_would_have(
-    photos: Path, teacher: Path, start: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("part", PARTS)
+def test_a_run_starts_from_a_checkpoint(shards: Path, folder: Path, part: str) -> None:
+    start = folder.parent / "start"
+    model = tiny_model(7)
+    for value in model.state_dict().values():
+        value.copy_(value.half())
+    save_checkpoint(start, model)
+    result = run(shards, folder, "--start", start, part=part)
+    assert result.exit_code == 0, result.output
+    trained = load_checkpoint(folder / "checkpoint")
+    found = {name.split(".")[0] for name in changed(trained, state(model))}
+    assert found == ({"encode"} if part == "encoder" else {"prefill", "refine", "decode"})
+    # Only a new run starts there.
+    shutil.rmtree(start)
+    start.mkdir()
+    assert run(shards, folder, "--start", start, minutes=0.12).exit_code == 0
+    result = run(shards, folder.parent / "other", "--start", start)
+    assert result.exit_code == 1 and "start lacks config.json" in result.output
+
+
+def test_a_new_run_starts_from_the_networks_of_others(
+    shards: Path, folder: Path, enlarger: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = photos.parent / "run"
-    assert run(photos, teacher, start, steps=5).exit_code == 0
-    expected = (folder / "state.safetensors").read_bytes()
-    folder.rename(photos.parent / "uninterrupted")
-
-    train_step = Trainer.train_step
-
-    def killed(self: Trainer, *batches: Batch) -> dict[str, Tensor]:
-        if self.step == 3:
-            raise KeyboardInterrupt
-        return train_step(self, *batches)
-
-    monkeypatch.setattr(Trainer, "train_step", killed)
-    assert run(photos, teacher, start, steps=5).exit_code != 0
-    monkeypatch.setattr(Trainer, "train_step", train_step)
-    assert run(photos, teacher, start, steps=5).exit_code == 0
-    assert (folder / "state.safetensors").read_bytes() == expected
-    assert steps_of(folder) == [1, 2, 3, 4, 5]
-
-
-def test_a_run_that_diverges_stops_and_keeps_what_was_saved(
-    photos: Path, teacher: Path, start: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = photos.parent / "run"
-    assert run(photos, teacher, start, steps=3).exit_code == 0
-    saved = [folder / "checkpoint" / "model.safetensors", folder / "state.safetensors"]
-    before = [file.read_bytes() for file in saved]
-    train_step = Trainer.train_step
-
-    def diverging(self: Trainer, *batches: Batch) -> dict[str, Tensor]:
-        return {name: loss * math.inf for name, loss in train_step(self, *batches).items()}
-
-    monkeypatch.setattr(Trainer, "train_step", diverging)
-    result = run(photos, teacher, start, steps=5)
-    assert result.exit_code == 1 and "at step 4 a loss is no longer finite" in result.output
-    assert "with lower lr and muon_lr" in result.output
-    assert [file.read_bytes() for file in saved] == before
+    """Trunk, encoder and enlarger are copied, and what leaves the enlarger is fitted to the views."""
+    teacher = folder.parent / "autoencoder.py"
+    teacher.write_text(
+        "from tests.training.test_warmstart import decoder, encoder\n"
+        "import torch\n"
+        "torch.manual_seed(1)\n"
+        "DECODER, ENCODER = decoder(blocks=1), encoder(blocks=1)\n"
+        "def load_decoder():\n    return DECODER\n"
+        "def load_encoder():\n    return ENCODER\n"
+    )
+    result = run(shards, folder, "--teacher", teacher, "--enlarger", enlarger, "--minutes", 0)
+    assert result.exit_code == 0, result.output
+    assert progress(folder) == {"step": 0, "minutes": 0, "balance": None}
+    model, expected = load_checkpoint(folder / "checkpoint"), tiny_model()
+    origin = load_function(teacher, "load_decoder")()
+    latent = torch.randn(1, 32, 4, 5)
+    with torch.inference_mode():
+        assert torch.allclose(model(latent, (32, 40)), origin(latent), atol=0.01)
+    assert model.refine is not None and expected.refine is not None
+    network = load_function(enlarger, "load_animevideo")()
+    assert torch.allclose(model.refine.enlarger.enter.weight, network.body[0].weight, atol=1e-3)
+    assert all(value.abs().max() > 0 for value in model.refine.enlarger.leave.parameters())
+    assert not torch.allclose(model.encode.leave.weight, expected.encode.leave.weight, atol=1e-3)
+    # A run that goes on needs neither.
+    for file in (teacher, enlarger):
+        file.write_text("raise RuntimeError('nobody needs this')")
+    assert run(shards, folder, "--teacher", teacher, "--enlarger", enlarger).exit_code == 0
+    assert progress(folder)["step"] == SECONDS
 
 
-def test_drawn_pictures_join_the_photographs(photos: Path, teacher: Path, start: Path) -> None:
-    assert run(photos, teacher, start, drawn=2, views=40).exit_code == 0
-    views = LatentCache.load(photos.parent / "run" / "latents.safetensors").views
-    assert {view.photo for view in views} == {0, 1, 2, 3}
-    assert run(photos, teacher, start, drawn=2, views=40, steps=4).exit_code == 0
-
-
-def test_a_run_keeps_the_settings_that_its_cache_was_made_with(photos: Path, teacher: Path, start: Path) -> None:
-    """With a photograph less, every view after it would show another picture than its latent."""
-    folder = photos.parent / "run"
-    run(photos, teacher, start)
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    for changes in (
-        {"exclude": ["a"]},
-        {"views": 7},
-        {"drawn": 1},
-        {"shapes": [[4, 4]]},
-        {"optimizer": "adamw"},
-        {"seed": 1},
-        {"part": "decoder"},
+def test_networks_that_do_not_fit_are_named(shards: Path, folder: Path, teacher: Path, enlarger: Path) -> None:
+    for options, text in (
+        (["--teacher", teacher], "the teacher is not one that this model can start from: 1.weight should have shape"),
+        (["--teacher", enlarger], "enlarger.py defines no function load_encoder()"),
+        (["--enlarger", teacher], "teacher.py defines no function load_animevideo()"),
+        (["--vgg", teacher], "teacher.py does not hold VGG16 and LPIPS's weights"),
     ):
-        result = run(photos, teacher, start, steps=5, **changes)
-        (name,) = changes
-        assert result.exit_code == 1 and f"was made with {name} " in result.output, changes
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+        result = run(shards, folder, *options)
+        assert result.exit_code == 1 and text in result.output, result.output
+        assert not folder.exists()
 
 
-BAD = {
+def test_a_run_that_diverges_stops_and_keeps_what_was_saved(shards: Path, folder: Path) -> None:
+    assert run(shards, folder).exit_code == 0
+    before = {name: value for name, value in contents(folder).items() if name != "train.json"}
+    result = run(shards, folder, minutes=0.3, lr=1e30)
+    assert result.exit_code == 1
+    assert "at step 7 the loss is " in result.output and "the same command with a lower lr goes on" in result.output
+    assert {name: value for name, value in contents(folder).items() if name != "train.json"} == before
+    assert run(shards, folder, minutes=0.15, lr=1e-4).exit_code == 0
+    assert progress(folder)["step"] == 9
+
+
+def test_a_run_keeps_what_its_weights_were_made_with(shards: Path, folder: Path) -> None:
+    assert run(shards, folder, part="decoder").exit_code == 0
+    before = contents(folder)
+    for name, value in {
+        "preset": "paper", "part": "encoder", "latent_space": "sdxl", "latent_channels": 16,
+    }.items():  # fmt: skip
+        result = run(shards, folder, **{name: value})
+        assert result.exit_code == 1 and f"was made with {name} " in result.output, result.output
+        assert f"not {value}: use another folder for a new run" in " ".join(result.output.split())
+    assert contents(folder) == before
+    # All else may change, and is kept in turn.
+    assert run(shards, folder, lr=1e-3, minutes=0.12).exit_code == 0
+    assert run(shards, folder).exit_code == 0
+    config = json.loads((folder / "train.json").read_text())
+    assert (config["lr"], config["minutes"], config["cells"]) == (1e-3, 0.12, 3)
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
     "field": ({"colour": "red"}, "unknown field 'colour'"),
-    "type": ({"steps": "many"}, "config.steps is str, expected int"),
-    "shape": ({"shapes": [[4]]}, "config.shapes[0] has 1 items, expected 2"),
+    "type": ({"minutes": "many"}, "config.minutes is str, expected float"),
+    "lesson": ({"lessons": [{"factor": 2}]}, "config.lessons[0] lacks 'share'"),
     "preset": ({"preset": "huge"}, "preset 'huge' is unknown: expected one of edge, paper"),
-    "optimiser": ({"optimizer": "sgd"}, "optimizer 'sgd' is unknown: expected one of muon, adamw"),
+    "cells": ({"cells": 2}, "a margin of 1 cells leaves nothing of 2"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_settings_are_named(photos: Path, teacher: Path, start: Path, name: str) -> None:
+def test_bad_settings_are_named(shards: Path, folder: Path, name: str) -> None:
     changes, text = BAD[name]
-    result = run(photos, teacher, start, **changes)
+    result = run(shards, folder, **changes)
     assert result.exit_code == 2 and text in result.output
-    assert not (photos.parent / "run").exists()
+    assert not folder.exists()
 
 
-def test_a_folder_without_photographs_is_named(teacher: Path, start: Path, tmp_path: Path) -> None:
+def test_views_that_do_not_fit_are_named(shards: Path, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    result = run(tmp_path / "empty", teacher, start)
-    assert result.exit_code == 1 and "Error: no photographs (.webp, .jpg, .png) in " in result.output
+    for options, changes, text in (
+        ((tmp_path / "empty", folder), {}, "no shards (*.safetensors) in "),
+        ((shards, folder), {"cells": 20}, "none of 6 views has 20 cells a side"),
+        ((shards, folder), {"latent_channels": 16}, "the views' latents have 32 channels, those of the model 16"),
+    ):
+        result = run(*options, **changes)  # type: ignore[arg-type]
+        assert result.exit_code == 1 and text in " ".join(result.output.split()), result.output
+        assert not folder.exists()
 
 
-def test_a_checkpoint_that_cannot_be_started_from_is_named(photos: Path, teacher: Path, start: Path) -> None:
-    (start / "model.safetensors").unlink()
-    result = run(photos, teacher, start)
-    assert result.exit_code == 1 and "lacks model.safetensors" in result.output
+def test_a_config_that_cannot_be_read_is_named(shards: Path, folder: Path) -> None:
+    folder.mkdir()
+    (folder / "train.json").write_text("{")
+    result = run(shards, folder)
+    assert result.exit_code == 1 and "train.json does not hold the config of a run" in result.output

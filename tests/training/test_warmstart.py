@@ -1,16 +1,30 @@
-"""What starts as a tiny autoencoder's layers computes what they compute."""
+"""What starts as layers of other networks computes what they compute."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from infgen_export.model import InfGen, Level
+from infgen_export.model import Enlargement, InfGen, Level, edge, paper
 from infgen_rt.errors import InputError
-from infgen_training.warmstart import copy_encoder, copy_trunk
+from infgen_training.teacher import load_function
+from infgen_training.views import View, to_tensor
+from infgen_training.warmstart import COPIED, copy_encoder, copy_enlarger, copy_trunk, fit_readout, rescale_enlarger
 
-from ..export import tiny
+from .conftest import TINY, tiny_model, view
+
+PAPER = dataclasses.replace(
+    paper("flux2", 32),
+    width=16,
+    inpe_features=8,
+    blocks=1,
+    heads=2,
+    key_width=16,
+    mlp_ratio=1,
+    levels=(Level(8, 1), Level(8, 1), Level(8, 0)),
+)
 
 
 class Block(nn.Module):
@@ -48,29 +62,57 @@ def decoder(width: int = 8, levels: int = 3, blocks: int = 2, pooled: bool = Tru
     return nn.Sequential(*layers, Block(width, False), nn.Conv2d(width, 3, 3, padding=1))
 
 
-def model(*trunk: Level) -> InfGen:
-    return InfGen(dataclasses.replace(tiny.EDGE, trunk=trunk))
+FITTING = dataclasses.replace(TINY, trunk=(*[Level(8, 2)] * 3, Level(8, 1)))
+"""A model whose trunk is that decoder's."""
 
 
-def trunk(model: InfGen, latent: torch.Tensor) -> list[torch.Tensor]:
+def latent(height: int, width: int) -> Tensor:
+    return torch.randn(1, 32, height, width, generator=torch.Generator().manual_seed(0))
+
+
+def trunk(model: InfGen, latent: Tensor) -> list[Tensor]:
     """Features at each of the trunk's resolutions."""
     features = [model.prefill(latent)]
+    assert model.refine is not None
     for grow, level in zip(model.refine.grow, model.refine.levels, strict=True):
         features.append(level(grow(nn.functional.interpolate(features[-1], scale_factor=2))))
     return features
 
 
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def changed(model: nn.Module, before: dict[str, Tensor]) -> set[str]:
+    return {name for name, value in model.state_dict().items() if not value.equal(before[name])}
+
+
 @pytest.mark.parametrize("pooled", [True, False])
-@pytest.mark.parametrize("levels", [1, 2, 3])
-def test_the_trunk_computes_what_the_decoder_does(levels: int, pooled: bool) -> None:
+def test_the_trunk_computes_what_the_decoder_does(pooled: bool) -> None:
     torch.manual_seed(0)
-    teacher, student = decoder(pooled=pooled), model(*[Level(8, 2)] * levels)
-    latent = tiny.latent(6, 5)
-    for index, features in enumerate(trunk(student, latent)):
-        assert not torch.allclose(features, teacher[: 5 + 4 * index](latent))
+    teacher, student = decoder(pooled=pooled), InfGen(FITTING)
+    ends = (5, 9, 13, 16)
+    for end, features in zip(ends, trunk(student, latent(6, 5)), strict=True):
+        assert not torch.allclose(features, teacher[:end](latent(6, 5)))
+    before = state(student)
     copy_trunk(teacher, student)
-    for index, features in enumerate(trunk(student, latent)):
-        assert torch.equal(features, teacher[: 5 + 4 * index](latent))
+    for end, features in zip(ends, trunk(student, latent(6, 5)), strict=True):
+        assert torch.equal(features, teacher[:end](latent(6, 5)))
+    assert all(name.startswith(COPIED) for name in changed(student, before))
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_the_picture_at_scale_1_is_the_decoders(pooled: bool) -> None:
+    torch.manual_seed(0)
+    teacher, student = decoder(pooled=pooled), InfGen(FITTING)
+    copy_trunk(teacher, student)
+    with torch.inference_mode():
+        expected = teacher(latent(6, 5))
+        assert torch.allclose(student(latent(6, 5), (48, 40)), expected, atol=1e-5)
+        # Nothing leaves the enlarger yet: every pixel is repeated.
+        for factor in (2, 4):
+            made = student(latent(6, 5), (factor * 48, factor * 40))
+            assert torch.allclose(made, nn.functional.interpolate(expected, scale_factor=factor), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -78,15 +120,17 @@ def test_the_trunk_computes_what_the_decoder_does(levels: int, pooled: bool) -> 
     [
         (decoder(width=4), r"1.weight should have shape \[8, 32, 3, 3\], the teacher has shape \[4, 32, 3, 3\]"),
         (decoder(blocks=1), r"4.conv.0.weight should have shape .* the teacher lacks it"),
-        (nn.Sequential(nn.Conv2d(32, 3, 1)), "set warm_start=false to start at random"),
+        (decoder(levels=2), r"12.conv.0.weight should have shape .* the teacher lacks it"),
+        (decoder()[:-1], r"16.weight should have shape .* the teacher lacks it"),
+        (nn.Sequential(nn.Conv2d(32, 3, 1)), "leave it out to start at random"),
     ],
 )
 def test_another_kind_of_decoder_is_refused_and_nothing_copied(teacher: nn.Module, text: str) -> None:
-    student = model(Level(8, 2), Level(8, 2))
-    before = {name: value.clone() for name, value in student.state_dict().items()}
+    student = InfGen(FITTING)
+    before = state(student)
     with pytest.raises(InputError, match=text):
         copy_trunk(teacher, student)
-    assert all(value.equal(before[name]) for name, value in student.state_dict().items())
+    assert not changed(student, before)
 
 
 def encoder(width: int = 8, blocks: int = 2) -> nn.Sequential:
@@ -101,7 +145,7 @@ def encoder(width: int = 8, blocks: int = 2) -> nn.Sequential:
 def test_the_encoder_computes_what_the_teachers_last_layers_do(levels: int) -> None:
     torch.manual_seed(0)
     teacher = encoder()
-    student = InfGen(dataclasses.replace(tiny.EDGE, encoder=(Level(8, 2),) * levels))
+    student = InfGen(dataclasses.replace(TINY, encoder=(Level(8, 2),) * levels))
     copy_encoder(teacher, student)
     begin = len(teacher) - 1 - 3 * levels + 1  # behind the convolution that leads to the first level
     x = torch.randn(1, 8, 16, 24)
@@ -113,12 +157,182 @@ def test_the_encoder_computes_what_the_teachers_last_layers_do(levels: int) -> N
 
 @pytest.mark.parametrize("teacher", [encoder(width=4), encoder(blocks=1), nn.Identity()])
 def test_another_kind_of_encoder_is_refused_and_nothing_copied(teacher: nn.Module) -> None:
-    student = InfGen(dataclasses.replace(tiny.EDGE, encoder=(Level(8, 2),) * 2))
-    before = {name: value.clone() for name, value in student.state_dict().items()}
-    with pytest.raises(InputError, match="set warm_start=false to start at random"):
+    student = InfGen(dataclasses.replace(TINY, encoder=(Level(8, 2),) * 2))
+    before = state(student)
+    with pytest.raises(InputError, match="leave it out to start at random"):
         copy_encoder(teacher, student)
-    assert all(value.equal(before[name]) for name, value in student.state_dict().items())
+    assert not changed(student, before)
 
 
-def test_a_model_without_a_trunk_needs_no_decoder() -> None:
-    copy_trunk(nn.Identity(), InfGen(tiny.PAPER))
+def test_a_model_without_trunk_and_enlarger_needs_no_others() -> None:
+    student = InfGen(PAPER)
+    before = state(student)
+    copy_trunk(nn.Identity(), student)
+    copy_enlarger(nn.Identity(), student)
+    fit_readout(student, [view(0)])
+    assert not changed(student, before)
+
+
+def test_a_model_that_enlarges_nothing_needs_no_enlarger() -> None:
+    student = InfGen(dataclasses.replace(TINY, enlargements=(Enlargement(1, 0),)))
+    before = state(student)
+    copy_enlarger(nn.Identity(), student)
+    fit_readout(student, [view(0)])
+    assert not changed(student, before)
+
+
+class Compact(nn.Module):
+    """SRVGGNetCompact, as far as a model takes from it."""
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*layers)
+
+
+def compact(width: int = 8, inner: int = 3, activation: type[nn.Module] = nn.PReLU) -> Compact:
+    """All of its numbers are random."""
+    layers: list[nn.Module] = []
+    for index in range(1 + inner):
+        layers += [nn.Conv2d(width if index else 3, width, 3, padding=1)]
+        layers += [nn.PReLU(width) if activation is nn.PReLU else activation()]
+    network = Compact([*layers, nn.Conv2d(width, 48, 3, padding=1)])
+    for parameter in network.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return network
+
+
+@pytest.mark.parametrize("inner", [2, 3])
+def test_the_enlarger_sees_what_the_network_does(inner: int) -> None:
+    torch.manual_seed(0)
+    network, student = compact(inner=inner), tiny_model()
+    before = state(student)
+    copy_enlarger(network, student)
+    parts = ("enter", "activate", "blocks", "mix")
+    assert {name.split(".")[2] for name in changed(student, before)} == {*parts}
+    assert student.refine is not None
+    enlarger = student.refine.enlarger
+    reached: list[Tensor] = []
+    for leave in enlarger.leave.values():
+        leave.register_forward_pre_hook(lambda _, given: reached.append(given[0]))
+    features = torch.randn(1, 8, 12, 9)
+    for each in TINY.enlargements[1:]:
+        enlarger(features, each)
+    picture = enlarger.to_picture(features).clamp(0, 1)
+    for each, mine in zip(TINY.enlargements[1:], reached, strict=True):
+        assert torch.allclose(mine, network.body[: 2 + 2 * each.blocks](picture), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("network", "text"),
+    [
+        (nn.Identity(), "is not SRVGGNetCompact: expected 3 convolutions or more"),
+        (compact(inner=0), "is not SRVGGNetCompact"),
+        (compact(width=4), r"does not fit: body.0 should have {'weight': \[8, 3, 3, 3\], 'bias': \[8\]}, not "),
+        (compact(activation=nn.ReLU), r"does not fit: body.1 should have {'weight': \[8\]}, not {}"),
+    ],
+)
+def test_another_kind_of_enlarger_is_refused_and_nothing_copied(network: nn.Module, text: str) -> None:
+    student = tiny_model()
+    before = state(student)
+    with pytest.raises(InputError, match=text):
+        copy_enlarger(network, student)
+    assert not changed(student, before)
+
+
+def test_a_last_layer_that_does_not_fit_leaves_the_first_ones_alone() -> None:
+    student, network = tiny_model(), compact(inner=2)
+    network.body[5] = nn.PReLU(3)
+    before = state(student)
+    with pytest.raises(InputError, match=r"body\.5 should have"):
+        copy_enlarger(network, student)
+    assert not changed(student, before)
+
+
+@torch.no_grad()
+def errors(model: InfGen, views: list[View], name: str) -> dict[int, float]:
+    """Mean squared errors of enlarged pictures, by the factor."""
+    found = {}
+    for factor in (2, 4):
+        parts = []
+        for each in views:
+            truth = to_tensor(getattr(each, name))[None]
+            size = (8 * factor * each.cells,) * 2
+            truth = nn.functional.interpolate(truth, size=size, mode="bicubic", antialias=True)
+            parts.append((model(each.latent[None].float(), size) - truth)[..., 8:-8, 8:-8].square().mean())
+        found[factor] = float(torch.stack(parts).mean())
+    return found
+
+
+def test_a_fitted_readout_is_nearer_to_its_targets(enlarger: Path) -> None:
+    student = tiny_model()
+    copy_enlarger(load_function(enlarger, "load_animevideo")(), student)
+    views = [view(0), *(view(seed, sharp=True, photo=seed % 2 == 0) for seed in (1, 2, 3))]
+    before, zeros = state(student), errors(student, views[1:], "sharp")
+    fit_readout(student, views, count=8, cells=6)
+    assert {name.rsplit(".", 2)[0] for name in changed(student, before)} == {"refine.enlarger.leave"}
+    assert len(changed(student, before)) == 4
+    fitted = errors(student, views[1:], "sharp")
+    for factor in (2, 4):
+        assert fitted[factor] < 0.8 * zeros[factor]
+    # It leaves nothing behind, and is always the same.
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in student.modules())
+    again = tiny_model()
+    copy_enlarger(load_function(enlarger, "load_animevideo")(), again)
+    fit_readout(again, views, count=8, cells=6)
+    assert not changed(again, student.state_dict())
+    # Other weights near by are worse: it is the best there is.
+    assert student.refine is not None
+    torch.manual_seed(0)
+    for factor in (2, 4):
+        leave = student.refine.enlarger.leave[str(factor)]
+        assert isinstance(leave, nn.Conv2d)
+        for _ in range(3):
+            change = 0.2 * torch.randn_like(leave.weight) * leave.weight.std()
+            leave.weight.data += change
+            assert errors(student, views[1:], "sharp")[factor] > fitted[factor]
+            leave.weight.data -= change
+
+
+def test_a_readout_is_fitted_to_photographs_where_nothing_is_sharp(enlarger: Path) -> None:
+    student = tiny_model()
+    copy_enlarger(load_function(enlarger, "load_animevideo")(), student)
+    views = [view(seed, cells=cells) for seed, cells in ((0, 2), (1, 5), (2, 8))]
+    zeros = errors(student, views, "photo")
+    fit_readout(student, views, count=12)
+    fitted = errors(student, views, "photo")
+    assert all(fitted[factor] < 0.8 * zeros[factor] for factor in (2, 4))
+
+
+def test_without_pictures_a_readout_stays_as_it_is() -> None:
+    student = tiny_model()
+    before = state(student)
+    fit_readout(student, [view(0, photo=False)])
+    assert not changed(student, before)
+
+
+def test_the_preset_fits_the_networks_that_it_is_for() -> None:
+    """TAEF2's widths and Real-ESRGAN's."""
+    student = InfGen(edge())
+    copy_trunk(decoder(width=64, blocks=3), student)
+    copy_enlarger(compact(width=64, inner=16), student)
+
+
+def test_rescaled_layers_give_values_of_about_1_and_the_same_picture() -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        for block in model.refine.enlarger.blocks:
+            block[0].weight.mul_(7.0)
+    views, deepest = [view(seed=seed) for seed in range(3)], model.config.enlargements[-1]
+    with torch.inference_mode():
+        before = [model(each.latent[None].float(), (64, 64)) for each in views]
+    rescale_enlarger(model, views, count=3)
+    lengths: list[float] = []
+    for block in model.refine.enlarger.blocks:
+        block.register_forward_hook(lambda _, __, output: lengths.append(output.square().mean().item()))
+    with torch.inference_mode():
+        for each in views:
+            model.context(each.latent[None].float(), deepest)
+        after = [model(each.latent[None].float(), (64, 64)) for each in views]
+    count = len(model.refine.enlarger.blocks)
+    assert all(0.9 < sum(lengths[index::count]) / 3 < 1.1 for index in range(count))
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(before, after, strict=True))

@@ -62,7 +62,7 @@ class TrainConfig:
         final: Learning rates at the end, as a share of the highest.
         clip: Largest gradient norm.
         ema: Decay of the averaged weights, which are what is saved and evaluated.
-        noise: Largest standard deviation of noise on the latents that a decoder sees: in use they are no encoder outputs.
+        noise: Largest standard deviation of noise on a decoder's latents, which in use are not encoder outputs.
         seed: Of weights and batches.
         bfloat16: Mixed precision, where the device computes in bfloat16.
         compile: Compiles the model's larger parts (``torch.compile``), for a GPU.

@@ -26,6 +26,8 @@ _TAPS = (3, 8, 15, 22, 29)
 """Layers after which features are compared."""
 _JUDGED = slice(1, 4)
 """Of those, the ones that the adversary sees: texture, not single edges and not objects."""
+_JUDGED_WIDTHS = (128, 256, 512)
+"""Their channels."""
 
 Features = Sequence[Tensor]
 
@@ -91,7 +93,7 @@ class _UnitDistance(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, made: Tensor, true: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, made: Tensor, true: Tensor, weight: Tensor) -> Tensor:
         a, inverse = _unit(made)
         difference = a - _unit(true)[0]
         weighted = difference * weight
@@ -99,7 +101,7 @@ class _UnitDistance(torch.autograd.Function):
         return (weighted * difference).sum(dtype=torch.float32) / (made.numel() // made.shape[1])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         a, inverse, weighted = ctx.saved_tensors
         share = (2 * gradient / (a.numel() // a.shape[1])).to(a.dtype)
         along = (weighted * a).sum(1, keepdim=True)
@@ -131,7 +133,7 @@ class Adversary(nn.Module):
 
     def __init__(self, device: torch.device, lr: float) -> None:
         super().__init__()
-        self.heads = nn.ModuleList(_head(width) for width in (128, 256, 512))
+        self.heads = nn.ModuleList(_head(width) for width in _JUDGED_WIDTHS)
         self.register_buffer("scales", torch.zeros(3))
         self.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.AdamW(self.parameters(), lr, betas=(0.5, 0.98), weight_decay=0.0)

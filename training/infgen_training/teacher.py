@@ -31,7 +31,7 @@ def load_function(file: Path, name: str) -> Callable[[], Any]:
     function = getattr(module, name, None)
     if not callable(function):
         raise InputError(f"{file} defines no function {name}()")
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 @dataclass(frozen=True)

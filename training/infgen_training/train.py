@@ -1,9 +1,9 @@
 """Trains a model: ``python -m infgen_training.train --shards DIR --teacher FILE --vgg FILE -o RUN``.
 
 A run is a folder: ``checkpoint/`` (averaged weights in float16, what is exported), ``adversary.safetensors``,
-``train.json`` (the config), ``progress.json`` and ``log.jsonl``. Running the command again continues it from its averaged
-weights, with a short warm-up and a new optimiser state, where its schedule stood: nothing else has to be kept, and no
-file is larger than the weights.
+``train.json`` (the config), ``progress.json`` and ``log.jsonl``. Running the command again continues it from its
+averaged weights, with a short warm-up and a new optimiser state, where its schedule stood: nothing else has to be kept,
+and no file is larger than the weights.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from infgen_export.checkpoint import load_checkpoint, save_checkpoint
-from infgen_export.model import PRESETS, Enlargement, Grid, InfGen
+from infgen_export.model import PRESETS, DecoderConfig, Enlargement, Grid, InfGen
 from infgen_rt.errors import InputError
 from infgen_rt.schema import parse
 from infgen_training.batches import Batch, Batches
@@ -36,7 +36,7 @@ from infgen_training.losses import Adversary, Vgg, gradient_distance
 from infgen_training.precision import mixed
 from infgen_training.teacher import Teacher, load_function
 from infgen_training.views import View, load_shards
-from infgen_training.warmstart import COPIED, copy_encoder, copy_enlarger, copy_trunk, fit_readout
+from infgen_training.warmstart import COPIED, copy_encoder, copy_enlarger, copy_trunk, fit_readout, rescale_enlarger
 
 _FIXED = ("preset", "part", "latent_space", "latent_channels")
 """Fields that a run keeps."""
@@ -115,7 +115,8 @@ class Trainer:
 
     def enlargement(self, batch: Batch) -> Enlargement | None:
         """Of a batch."""
-        return self.model.config.enlargement_for((batch.scale, batch.scale))
+        config: DecoderConfig = self.model.config
+        return config.enlargement_for((batch.scale, batch.scale))
 
     def _decoder(self, batch: Batch, done: float) -> dict[str, Tensor]:
         config, enlargement, cells, side = self.config, self.enlargement(batch), batch.cells, batch.side
@@ -327,6 +328,7 @@ def _new(config: TrainConfig, teacher: Path | None, enlarger: Path | None, views
         copy_encoder(origin.encoder, model)
     if enlarger is not None:
         copy_enlarger(load_function(enlarger, "load_animevideo")(), model)
+        rescale_enlarger(model, views)
         fit_readout(model, views)
     return model
 

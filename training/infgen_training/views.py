@@ -240,7 +240,7 @@ def load_shards(folder: Path) -> list[View]:
         for file in tqdm(files, desc="shards", disable=None):
             tensors = load_file(file)
             keys = sorted({name.partition("/")[0] for name in tensors})
-            views += pool.map(lambda key, found=tensors: _view(found, key), keys)  # type: ignore[misc]
+            views += pool.map(lambda key, found=tensors: _view(found, key), keys)
     return views
 
 

@@ -7,7 +7,7 @@ that are right.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -38,8 +38,7 @@ def copy_trunk(decoder: nn.Module, model: InfGen) -> None:
 
     Args:
         decoder: A sequence of modules: soft clamp, convolution, ReLU, then blocks, an upsampling and a convolution for
-            every resolution, and last of all a convolution to a picture. Layers beyond the trunk's last resolution are
-            left out, and then that convolution is too.
+            every resolution, and last of all a convolution to the picture.
         model: Its trunk, in ``prefill`` and ``refine``, has the same widths.
 
     Raises:
@@ -56,8 +55,7 @@ def copy_trunk(decoder: nn.Module, model: InfGen) -> None:
         place += 2
         names.update(_names(level, f"refine.levels.{index}", place))
         place += len(list(level.children()))
-    ends = f"{place + 1}.weight" not in decoder.state_dict()  # elsewhere an upsampling and a convolution follow
-    if model.refine is not None and ends:
+    if model.refine is not None:
         for name in ("weight", "bias"):
             names[f"refine.enlarger.to_picture.{name}"] = f"{place}.{name}"
     if not any(".pool." in name for name in decoder.state_dict()):
@@ -114,7 +112,8 @@ def copy_enlarger(network: nn.Module, model: InfGen) -> None:
     ours = [enlarger.enter, enlarger.activate, *(layer for block in enlarger.blocks for layer in block.children())]
     if not isinstance(body, nn.Sequential) or len(body) < len(ours):
         raise InputError(
-            f"the enlarger's network is not SRVGGNetCompact with {1 + len(enlarger.blocks)} convolutions or more in `body`"
+            f"the enlarger's network is not SRVGGNetCompact: expected {1 + len(enlarger.blocks)} convolutions or more, "
+            "with PReLUs between them, in `body`"
         )
     states = [theirs.state_dict() for theirs in list(body)[: len(ours)]]
     for place, (layer, state) in enumerate(zip(ours, states, strict=True)):
@@ -129,6 +128,52 @@ def copy_enlarger(network: nn.Module, model: InfGen) -> None:
         # At first it sees the picture alone, as it always did.
         for parameter in enlarger.mix.parameters():
             parameter.zero_()
+
+
+@torch.no_grad()
+def rescale_enlarger(model: InfGen, views: Sequence[View], count: int = 8) -> None:
+    """Scales the layers of a model's enlarger so that what each gives has a root mean square of 1, in place.
+
+    What comes out stays what it was: a PReLU of twice as much gives twice as much, so a layer can be scaled and the
+    next one scaled back. Without it layers differ so much in scale that no learning rate fits them all.
+
+    Args:
+        model: Its trunk and the chain of its enlarger compute something already.
+        views: Of which some are looked at.
+        count: How many.
+    """
+    if model.refine is None or not model.refine.enlarger.leave:
+        return
+    enlarger = model.refine.enlarger
+    activations = [enlarger.activate, *(block[-1] for block in enlarger.blocks)]
+    sums = [torch.zeros(()) for _ in activations]
+
+    def watch(index: int) -> Callable[..., None]:
+        def hook(_: nn.Module, __: object, output: Tensor) -> None:
+            sums[index] += output.square().mean()
+
+        return hook
+
+    hooks = [layer.register_forward_hook(watch(index)) for index, layer in enumerate(activations)]
+    deepest = max(model.config.enlargements, key=lambda each: each.blocks)
+    try:
+        for view in views[:count]:
+            model.context(view.latent[None].float(), deepest)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    lengths = [(each / max(1, min(count, len(views)))).sqrt().clamp(min=1e-6) for each in sums]
+    for layer in (enlarger.enter, enlarger.mix):
+        for parameter in layer.parameters():
+            parameter.div_(lengths[0])
+    for block, before, after in zip(enlarger.blocks, lengths, lengths[1:], strict=False):
+        block[0].weight.mul_(before / after)
+        block[0].bias.div_(after)
+    for each in model.config.enlargements:
+        if each.factor > 1:
+            leave = enlarger.leave[str(each.factor)]
+            assert isinstance(leave, nn.Conv2d)
+            leave.weight.mul_(lengths[each.blocks])
 
 
 @torch.no_grad()
@@ -150,8 +195,10 @@ def fit_readout(model: InfGen, views: Sequence[View], count: int = 24, cells: in
     refine, rng = model.refine, np.random.default_rng(0)
     seen: dict[str, Tensor] = {}
     hooks = [refine.enlarger.to_picture.register_forward_hook(lambda *given: seen.update(picture=given[2]))]
-    for leave in refine.enlarger.leave.values():
-        hooks.append(leave.register_forward_pre_hook(lambda _, given: seen.update(reached=given[0])))
+    hooks += [
+        leave.register_forward_pre_hook(lambda _, given: seen.update(reached=given[0]))
+        for leave in refine.enlarger.leave.values()
+    ]
     larger = [each for each in model.config.enlargements if each.factor > 1]
     sums: dict[int, tuple[Tensor, Tensor]] = {}
     try:

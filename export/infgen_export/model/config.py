@@ -115,7 +115,7 @@ class DecoderConfig:
         if bool(self.enlargements) != bool(self.detail):
             problems.append("enlargements and detail need each other")
         if self.enlargements and self.detail_factor != self.PATCH:
-            problems.append(f"enlargements need a trunk of 4 levels, up to the latent's own size, not {len(self.trunk)}")
+            problems.append(f"enlargements need a trunk of 4 levels, to the latent's own size, not {len(self.trunk)}")
         factors = [each.factor for each in self.enlargements]
         if factors != sorted(set(factors)):
             problems.append(f"enlargements must have rising factors, not {factors}")

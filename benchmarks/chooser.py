@@ -1,0 +1,185 @@
+"""Pictures to choose from without knowing whose they are: ``python -m benchmarks.chooser CHECKPOINT --photos DIR ...``.
+
+For each place in a photograph, one image: the truth on the left, and beside it, as A and B in random order, what the
+model makes of the reduced photograph's latent and what TAEF2 and Real-ESRGAN make of it, at 100 %. Write down which of
+the two to keep, place by place, and only then open ``key.json``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import nn
+
+from infgen_export.checkpoint import load_checkpoint
+from infgen_export.model import InfGen
+from infgen_rt.errors import InputError
+from infgen_rt.schema import parse
+from infgen_training.config import PATCH
+from infgen_training.evaluate import ENLARGER, OURS, TEACHER, Task, methods
+from infgen_training.teacher import Teacher, load_function
+from infgen_training.views import Pixels, photo_files
+
+CROP = 320
+"""Side of what is shown, pixels."""
+MARGIN = 64
+"""Pixels at the latent's own size, at least, around what is shown: so far the methods look."""
+SCALES = (2, 4)
+RIVALS = (OURS, f"{TEACHER} + {ENLARGER}")
+"""What is to be chosen from, as the evaluation calls it."""
+GAP, BAND = 8, 24
+"""Pixels between pictures, and above them for their names."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """What is looked at.
+
+    Attributes:
+        photo: Stem of the photograph.
+        x: Middle of what is shown, as a share of the photograph's width.
+        y: Likewise of its height.
+        scale: How many times the photograph is reduced, and enlarged again.
+        name: Of the image that is written.
+    """
+
+    photo: str
+    x: float
+    y: float
+    scale: int
+    name: str
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.x <= 1 and 0 <= self.y <= 1):
+            raise ValueError(f"{self.name}: x and y are shares from 0 to 1, not {self.x:g} and {self.y:g}")
+        if self.scale not in SCALES:
+            raise ValueError(f"{self.name}: scale must be one of {', '.join(map(str, SCALES))}, not {self.scale}")
+        if not self.name or Path(self.name).name != self.name:
+            raise ValueError(f"{self.name!r} is no name for a file")
+
+
+def read_places(file: Path) -> list[Place]:
+    """Reads a JSON list of places.
+
+    Raises:
+        InputError: It is something else, or two places have one name.
+    """
+    try:
+        places = [
+            parse(Place, value, f"place {number}") for number, value in enumerate(json.loads(file.read_text()), 1)
+        ]
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{file} is no list of places: {error}") from error
+    if twice := [name for name, count in Counter(place.name for place in places).items() if count > 1]:
+        raise InputError(f"{file} has several places of the name {twice[0]!r}")
+    return places
+
+
+def cut(photo: Image.Image, place: Place) -> tuple[Image.Image, tuple[int, int, int, int]]:
+    """What has to be encoded for a place, in whole cells of the whole photograph's latent.
+
+    Returns:
+        That part of the photograph, and what is shown of it: left, top, width, height.
+    """
+    cell = PATCH * place.scale
+    part, shown = [], []
+    for share, length in zip((place.x, place.y), photo.size, strict=True):
+        whole = length // cell * cell
+        side = min(CROP, whole)
+        start = round(min(max(0.0, share * length - side / 2), whole - side))
+        first = max(0, start - MARGIN * place.scale) // cell * cell
+        last = min(whole, -(-(start + side + MARGIN * place.scale) // cell) * cell)
+        part.append((first, last))
+        shown.append((start - first, side))
+    (left, right), (top, bottom) = part
+    (x, width), (y, height) = shown
+    return photo.crop((left, top, right, bottom)), (x, y, width, height)
+
+
+def pictures_of(
+    photo: Image.Image, place: Place, model: InfGen, teacher: Teacher, enlarge: nn.Module
+) -> dict[str, Pixels]:
+    """What is shown of a place: the ``truth``, and each rival's."""
+    part, (x, y, width, height) = cut(photo, place)
+    task = Task.of(part, float(place.scale), teacher)
+    made = methods(task, model, teacher, enlarge, ours=False)
+    found = {"truth": task.truth} | {name: made[name] for name in RIVALS}
+    return {name: pixels[y : y + height, x : x + width] for name, pixels in found.items()}
+
+
+def sheet(pictures: Mapping[str, Pixels]) -> Image.Image:
+    """Pictures of one size beside one another, their names above them."""
+    height, width = next(iter(pictures.values())).shape[:2]
+    image = Image.new("RGB", ((width + GAP) * len(pictures) - GAP, height + BAND), "white")
+    draw = ImageDraw.Draw(image)
+    for index, (name, pixels) in enumerate(pictures.items()):
+        left = index * (width + GAP)
+        draw.text((left + width // 2, BAND // 2), name, "black", anchor="mm", font_size=16)
+        image.paste(Image.fromarray(pixels), (left, BAND))
+    return image
+
+
+def lay_out(
+    places: Sequence[Place], files: Mapping[str, Path], model: InfGen, teacher: Teacher, enlarge: nn.Module,
+    seed: int, output: Path,
+) -> dict[str, dict[str, str]]:  # fmt: skip
+    """Writes an image a place.
+
+    Returns:
+        The key: whose A and B are, by place.
+    """
+    rng = np.random.default_rng(seed)
+    key = {}
+    for place in places:
+        order = dict(zip("AB", (RIVALS[index] for index in rng.permutation(len(RIVALS))), strict=True))
+        found = pictures_of(Image.open(files[place.photo]).convert("RGB"), place, model, teacher, enlarge)
+        shown = {"truth": found["truth"]} | {letter: found[name] for letter, name in order.items()}
+        sheet(shown).save(output / f"{place.name}.png")
+        key[place.name] = order
+    return key
+
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("checkpoint", type=_FOLDER)
+@click.option("--photos", type=_FOLDER, required=True, help="Folder of photographs, not trained on.")
+@click.option("--teacher", type=_FILE, required=True)
+@click.option("--enlarger", type=_FILE, required=True, help="Python file with a network for 4 times.")
+@click.option("--function", default="load_x4plus", show_default=True, help="Of the enlarger's file.")
+@click.option("--places", type=_FILE, required=True, help='JSON: [{"photo": STEM, "x", "y", "scale", "name"}, ...].')
+@click.option("--seed", default=0, show_default=True, help="Of the order.")
+@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True)
+def main(
+    checkpoint: Path, photos: Path, teacher: Path, enlarger: Path, function: str, places: Path, seed: int, output: Path
+) -> None:
+    """Writes an image for each place, and key.json."""
+    try:
+        wanted = read_places(places)
+        files = {file.stem: file for file in photo_files(photos)}
+        if missing := sorted({place.photo for place in wanted} - files.keys()):
+            raise InputError(f"{photos} has no photograph {missing[0]!r}")
+        model, maker = load_checkpoint(checkpoint), Teacher.load(teacher)
+        enlarge = load_function(enlarger, function)()
+    except (InputError, FileNotFoundError) as error:
+        raise click.ClickException(str(error)) from error
+    output.mkdir(parents=True, exist_ok=True)
+    key = lay_out(wanted, files, model, maker, enlarge.to(memory_format=torch.channels_last), seed, output)
+    told: dict[str, Any] = {"seed": seed, "checkpoint": str(checkpoint), "places": [asdict(place) for place in wanted]}
+    (output / "key.json").write_text(json.dumps({"key": key, **told}, indent=2) + "\n")
+    click.echo(f"{len(key)} images in {output}: write down which to keep, A or B, before you open key.json")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Patterns that pixel shuffles leave in the picture: ``python -m benchmarks.comb [--model BUNDLE]``.
+
+A shuffle makes neighbouring pixels of different channels. What the channels do not agree on comes back every two or
+four pixels, like the teeth of a comb: flat areas (sky) show it as a grid, straight edges as steps. Measured is the mean
+absolute difference between pixels half a period apart, so of even and odd ones for a period of two, in levels of 255.
+
+Grain and texture give a number too. How much is told by a picture of the same latent that no shuffle makes at these
+periods: the model's 1x picture, enlarged by Lanczos. The 4x picture enlarged on to 8x is what the runtime gives there.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+import infgen_rt
+from infgen_rt.bundle import DEFAULT_BUNDLE
+from infgen_rt.samples import load_sample, sample_names
+
+Levels = NDArray[np.float32]
+"""A picture [H, W, 3] in levels of 255, not rounded: rounding would hide a comb of half a level."""
+SCALE = 4
+BLOCK = 16
+"""Side of a block, pixels of the 4x picture."""
+PERIODS = (2, 4)
+"""Of a comb, pixels of the 4x picture."""
+FLAT = 4.0
+"""Standard deviation that every channel of a flat block stays below, levels."""
+EDGE = 20.0
+"""Standard deviation across an edge, at least."""
+HEADER = (
+    "sample",
+    "picture",
+    "place",
+    "blocks across",
+    "down",
+    *(f"{n} px, {a}" for n in PERIODS for a in ("across", "down")),
+)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Blocks in which a comb is looked for, each [rows, columns].
+
+    Attributes:
+        flat: Without texture.
+        across: With a straight edge that goes across.
+        down: With a straight edge that goes down.
+    """
+
+    flat: NDArray[np.bool_]
+    across: NDArray[np.bool_]
+    down: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, picture: Levels) -> Places:
+        """Finds them in a picture, which should have no comb itself."""
+        blocks = _blocks(picture, BLOCK)
+        # How much a block varies from row to row, and from column to column.
+        rows, columns = (blocks.mean(axis).std(2).max(-1) for axis in (3, 2))
+        edges = ((rows > EDGE) & (columns < FLAT), (columns > EDGE) & (rows < FLAT))
+        return cls(blocks.std((2, 3)).max(-1) < FLAT, *edges)
+
+
+def comb(lines: NDArray[np.float32], period: int) -> NDArray[np.float32]:
+    """Mean absolute difference between positions half a period apart, of each line [..., n].
+
+    A position is compared with the mean of both that are half a period away, so that a gradient counts as nothing.
+    """
+    half = period // 2
+    difference = lines[..., half:-half] - (lines[..., : -2 * half] + lines[..., 2 * half :]) / 2
+    phase = np.arange(difference.shape[-1]) % period
+    means = np.stack([difference[..., phase == each].mean(-1) for each in range(period)])
+    found: NDArray[np.float32] = np.abs(means - means.mean(0)).mean(0)
+    return found
+
+
+def combs(picture: Levels, places: Places, enlarged: int = 1) -> dict[tuple[str, int, str], float]:
+    """What is measured of a picture, by place, period and axis; NaN where there is no such place.
+
+    Args:
+        picture: Of the same view as the one that places were found in.
+        places: Where to look.
+        enlarged: How many times larger than that one it is.
+    """
+    blocks = _blocks(picture, enlarged * BLOCK)
+    found = {}
+    for period in PERIODS:
+        for axis, edges in (("across", places.across), ("down", places.down)):
+            # Blocks of lines [.., side, 3, side], the last axis that along which teeth follow one another.
+            lines = np.moveaxis(blocks, 3 if axis == "across" else 2, -1)
+            # A grid is in all lines of a flat block, so their mean shows it best; steps are at the edge alone.
+            flat = comb(lines[places.flat].mean(1), enlarged * period)
+            steps = comb(lines[edges], enlarged * period)
+            found["flat", period, axis] = float(flat.mean()) if flat.size else np.nan
+            found["edge", period, axis] = float(steps.mean()) if steps.size else np.nan
+    return found
+
+
+def enlarge(picture: Levels, factor: int) -> Levels:
+    """By Lanczos."""
+    size = (factor * picture.shape[1], factor * picture.shape[0])
+    planes = (Image.fromarray(np.ascontiguousarray(picture[..., index])) for index in range(3))
+    return np.stack([np.asarray(plane.resize(size, Image.Resampling.LANCZOS)) for plane in planes], -1)
+
+
+def rows(name: str, decoder: infgen_rt.Decoder) -> Iterator[tuple[str, ...]]:
+    """Of a sample: its 1x picture enlarged, its 4x picture, and that enlarged on to 8x, each in both kinds of place."""
+    latent = load_sample(name).latent
+    own, large = (_levels(decoder.picture(latent, scale)) for scale in (1.0, float(SCALE)))
+    smooth = enlarge(own, SCALE)
+    places = Places.of(smooth)
+    pictures = {
+        f"1x, Lanczos to {SCALE}x": combs(smooth, places),
+        f"{SCALE}x": combs(large, places),
+        f"{SCALE}x, Lanczos to {2 * SCALE}x": combs(enlarge(large, 2), places, 2),
+    }
+    counts = {"flat": (places.flat, places.flat), "edge": (places.across, places.down)}
+    for picture, found in pictures.items():
+        for place, chosen in counts.items():
+            values = (found[place, period, axis] for period in PERIODS for axis in ("across", "down"))
+            cells = ("" if np.isnan(value) else f"{value:.3f}" for value in values)
+            yield name, picture, place, *(str(int(each.sum())) for each in chosen), *cells
+
+
+def _levels(picture: infgen_rt.Picture) -> Levels:
+    levels: Levels = 255 * np.clip(picture.read(dtype=np.float32), 0, 1)
+    return levels
+
+
+def _blocks(picture: Levels, side: int) -> NDArray[np.float32]:
+    """[rows, columns, side, side, 3] of the whole blocks of a picture."""
+    rows, columns = (length // side for length in picture.shape[:2])
+    whole = picture[: rows * side, : columns * side]
+    return whole.reshape(rows, side, columns, side, 3).transpose(0, 2, 1, 3, 4)
+
+
+@click.command()
+@click.option(
+    "--model", type=click.Path(path_type=Path), default=DEFAULT_BUNDLE, help="Bundle; default the shipped one."
+)
+@click.option("--sample", "names", multiple=True, help="Names of shipped samples; all by default.")
+@click.option("--backend", default="onnxruntime", show_default=True)
+@click.option("--threads", type=int, help="CPU threads; the backend's own choice by default.")
+def main(model: Path, names: tuple[str, ...], backend: str, threads: int | None) -> None:
+    """Prints the comb of each sample's picture, in levels of 255."""
+    click.echo(f"| {' | '.join(HEADER)} |\n{'|---' * len(HEADER)}|")
+    with warnings.catch_warnings(), infgen_rt.open(model, backend, precision="exact", threads=threads) as decoder:
+        warnings.simplefilter("ignore", infgen_rt.InfGenWarning)
+        for name in names or sample_names():
+            for row in rows(name, decoder):
+                click.echo(f"| {' | '.join(row)} |")
+
+
+if __name__ == "__main__":
+    main()
