@@ -4,8 +4,10 @@ A shuffle makes neighbouring pixels of different channels. What the channels do 
 four pixels, like the teeth of a comb: flat areas (sky) show it as a grid, straight edges as steps. Measured is the mean
 absolute difference between pixels half a period apart, so of even and odd ones for a period of two, in levels of 255.
 
-Grain and texture give a number too. How much is told by a picture of the same latent that no shuffle makes at these
-periods: the model's 1x picture, enlarged by Lanczos. The 4x picture enlarged on to 8x is what the runtime gives there.
+Detail gives a number too, the more the sharper a picture is. Two things tell it from a comb. A comb has its teeth at the
+same pixels everywhere, so that it is also in the mean of all blocks, where detail averages out; that is the number in
+brackets. And the model's 1x picture, enlarged by Lanczos, has neither. The 4x picture enlarged on to 8x is what the
+runtime gives there.
 """
 
 from __future__ import annotations
@@ -69,21 +71,46 @@ class Places:
         return cls(blocks.std((2, 3)).max(-1) < FLAT, *edges)
 
 
-def comb(lines: NDArray[np.float32], period: int) -> NDArray[np.float32]:
-    """Mean absolute difference between positions half a period apart, of each line [..., n].
+@dataclass(frozen=True)
+class Comb:
+    """A pattern of one period, levels; NaN where there was no place to look at.
 
-    A position is compared with the mean of both that are half a period away, so that a gradient counts as nothing.
+    Attributes:
+        each: Mean absolute difference of positions half a period apart, block by block.
+        shared: The same of the mean of all blocks.
+    """
+
+    each: float
+    shared: float
+
+    @classmethod
+    def of(cls, teeth: NDArray[np.float32]) -> Comb:
+        """Of differences [blocks, ..., period]."""
+        if not teeth.size:
+            return cls(np.nan, np.nan)
+        return cls(float(np.abs(teeth).mean()), float(np.abs(teeth.mean(tuple(range(teeth.ndim - 2)))).mean()))
+
+    def __str__(self) -> str:
+        return "" if np.isnan(self.each) else f"{self.each:.3f} ({self.shared:.3f})"
+
+
+def teeth(lines: NDArray[np.float32], period: int, longest: int) -> NDArray[np.float32]:
+    """Lines [..., n] to how much higher each position of a period is than those half a period away [..., period].
+
+    A position is compared with the mean of both that are half a period away, so that a gradient counts as nothing, and
+    over whole multiples of the longest period that is measured, so that no period is taken for another.
     """
     half = period // 2
     difference = lines[..., half:-half] - (lines[..., : -2 * half] + lines[..., 2 * half :]) / 2
+    difference = difference[..., : difference.shape[-1] // longest * longest]
     phase = np.arange(difference.shape[-1]) % period
-    means = np.stack([difference[..., phase == each].mean(-1) for each in range(period)])
-    found: NDArray[np.float32] = np.abs(means - means.mean(0)).mean(0)
+    means = np.stack([difference[..., phase == each].mean(-1) for each in range(period)], -1)
+    found: NDArray[np.float32] = means - means.mean(-1, keepdims=True)
     return found
 
 
-def combs(picture: Levels, places: Places, enlarged: int = 1) -> dict[tuple[str, int, str], float]:
-    """What is measured of a picture, by place, period and axis; NaN where there is no such place.
+def combs(picture: Levels, places: Places, enlarged: int = 1) -> dict[tuple[str, int, str], Comb]:
+    """What is measured of a picture, by place, period and axis.
 
     Args:
         picture: Of the same view as the one that places were found in.
@@ -97,10 +124,9 @@ def combs(picture: Levels, places: Places, enlarged: int = 1) -> dict[tuple[str,
             # Blocks of lines [.., side, 3, side], the last axis that along which teeth follow one another.
             lines = np.moveaxis(blocks, 3 if axis == "across" else 2, -1)
             # A grid is in all lines of a flat block, so their mean shows it best; steps are at the edge alone.
-            flat = comb(lines[places.flat].mean(1), enlarged * period)
-            steps = comb(lines[edges], enlarged * period)
-            found["flat", period, axis] = float(flat.mean()) if flat.size else np.nan
-            found["edge", period, axis] = float(steps.mean()) if steps.size else np.nan
+            periods = (enlarged * period, enlarged * PERIODS[-1])
+            found["flat", period, axis] = Comb.of(teeth(lines[places.flat].mean(1), *periods))
+            found["edge", period, axis] = Comb.of(teeth(lines[edges], *periods))
     return found
 
 
@@ -125,8 +151,7 @@ def rows(name: str, decoder: infgen_rt.Decoder) -> Iterator[tuple[str, ...]]:
     counts = {"flat": (places.flat, places.flat), "edge": (places.across, places.down)}
     for picture, found in pictures.items():
         for place, chosen in counts.items():
-            values = (found[place, period, axis] for period in PERIODS for axis in ("across", "down"))
-            cells = ("" if np.isnan(value) else f"{value:.3f}" for value in values)
+            cells = (str(found[place, period, axis]) for period in PERIODS for axis in ("across", "down"))
             yield name, picture, place, *(str(int(each.sum())) for each in chosen), *cells
 
 
@@ -150,7 +175,7 @@ def _blocks(picture: Levels, side: int) -> NDArray[np.float32]:
 @click.option("--backend", default="onnxruntime", show_default=True)
 @click.option("--threads", type=int, help="CPU threads; the backend's own choice by default.")
 def main(model: Path, names: tuple[str, ...], backend: str, threads: int | None) -> None:
-    """Prints the comb of each sample's picture, in levels of 255."""
+    """Prints the comb of each sample's picture, in levels of 255, and in brackets what of it all blocks share."""
     click.echo(f"| {' | '.join(HEADER)} |\n{'|---' * len(HEADER)}|")
     with warnings.catch_warnings(), infgen_rt.open(model, backend, precision="exact", threads=threads) as decoder:
         warnings.simplefilter("ignore", infgen_rt.InfGenWarning)

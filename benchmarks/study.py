@@ -30,7 +30,7 @@ from infgen_training.perception import Eye
 from infgen_training.teacher import Teacher, load_function
 from infgen_training.train import Trainer, drawn
 from infgen_training.views import View, load_shards, photo_files
-from infgen_training.warmstart import copy_encoder, copy_enlarger, copy_trunk, fit_readout
+from infgen_training.warmstart import copy_encoder, copy_enlarger, copy_trunk, fit_readout, rescale_enlarger
 
 CROP = (1024, 768)
 """Middle of a photograph that is measured, so that a variant takes a minute."""
@@ -78,6 +78,7 @@ def new_model(config: DecoderConfig, teacher: Path, enlarger: Path | None, views
     copy_encoder(origin.encoder, model)
     if enlarger is not None:
         copy_enlarger(load_function(enlarger, "load_animevideo")(), model)
+        rescale_enlarger(model, views)
         fit_readout(model, views)
     return model
 
@@ -106,7 +107,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 def draw(results: Mapping[str, Mapping[str, Any]], file: Path) -> None:
     """Plots LPIPS against cost, a panel each scale; better is higher."""
-    figure, panels = plt.subplots(1, len(SCALES), figsize=(6 * len(SCALES), 5))
+    figure, panels = plt.subplots(1, len(SCALES), figsize=(6 * len(SCALES), 5), layout="tight")
     for panel, scale in zip(panels, SCALES, strict=True):
         for variant, result in results.items():
             place = (result["costs"][f"{scale:g}"]["pixel"] / 1e3, result["scales"][f"{scale:g}"]["lpips"])
@@ -114,7 +115,6 @@ def draw(results: Mapping[str, Mapping[str, Any]], file: Path) -> None:
             panel.annotate(variant, place, xytext=(4, 4), textcoords="offset points", fontsize=7)
         panel.set(title=f"scale {scale:g}", xlabel="thousand multiply-adds a pixel", ylabel="LPIPS")
         panel.invert_yaxis()
-    figure.tight_layout()
     figure.savefig(file, dpi=110)
     plt.close(figure)
 

@@ -1,4 +1,3 @@
-import dataclasses
 import itertools
 import json
 from collections.abc import Iterator
@@ -36,14 +35,13 @@ from benchmarks import (
 )
 from infgen_export.checkpoint import load_checkpoint, save_checkpoint
 from infgen_export.model import PRESETS, InfGen, edge
-from infgen_export.pipeline import export
 from infgen_export.work import multiply_adds
 from infgen_rt.geometry import Size
 from infgen_training.evaluate import Task
 from infgen_training.teacher import Teacher, load_function
 from infgen_training.views import save_shards
 
-from .training.conftest import ENLARGER, TEACHER, TINY, some_views, texture
+from .training.conftest import ENLARGER, TEACHER, TINY, texture, view
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +66,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("checkpoint")
     save_checkpoint(folder, InfGen(TINY))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def enlarging(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same as a bundle."""
-    folder = tmp_path_factory.mktemp("bundle") / "tiny"
-    export(checkpoint, folder, recipes=["onnx-fp32"], validate=False)
     return folder
 
 
@@ -287,18 +277,18 @@ def test_a_quick_run_measures_every_method(monkeypatch: pytest.MonkeyPatch, tmp_
 
 def test_memory_is_measured_against_what_was_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     promises = (
-        memory.Promise((640, 360), "png", 900),
-        memory.Promise((640, 360), "tif", 900),
-        memory.Promise((640, 360), "png", 10),
+        memory.Promise((240, 160), "png", 900, (24, 16)),
+        memory.Promise((240, 160), "tif", 900, (24, 16)),
+        memory.Promise((240, 160), "png", 10, (24, 16)),
     )
     monkeypatch.setattr(memory, "PROMISES", promises)
     result = CliRunner().invoke(memory.main, [])
     assert result.exit_code == 0, result.output
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in result.output.splitlines()[2:]]
     assert [row[:3] for row in rows] == [
-        ["64x64 cells -> 640x360", "png", "900"],
-        ["64x64 cells -> 640x360", "tif", "900"],
-        ["64x64 cells -> 640x360", "png", "10"],
+        ["24x16 cells -> 240x160", "png", "900"],
+        ["24x16 cells -> 240x160", "tif", "900"],
+        ["24x16 cells -> 240x160", "png", "10"],
     ]
     refused = rows.pop()
     assert refused[3] == "" and refused[4].startswith("NO: ") and "too small" in refused[4]
@@ -306,13 +296,13 @@ def test_memory_is_measured_against_what_was_allowed(monkeypatch: pytest.MonkeyP
 
 
 def test_cancelling_and_closing_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stopping, "PICTURES", (((40, 40), (1280, 1280), None),))
+    monkeypatch.setattr(stopping, "PICTURES", (((24, 24), (768, 768), None),))
     monkeypatch.setattr(stopping, "MOMENTS", (0.0, 0.01, 3600.0))  # of which the last never comes
     monkeypatch.setattr(stopping, "CLOSED", ((16, 16), (256, 256)))
     result = CliRunner().invoke(stopping.main, ["--backend", "onnxruntime"])
     assert result.exit_code == 0, result.output
     cancelled, closed = (line.split("|")[2:-1] for line in result.output.splitlines() if line.startswith("| onnx"))
-    assert cancelled[0].strip() == "40x40 cells -> 1280x1280" and int(cancelled[1]) == 2
+    assert cancelled[0].strip() == "24x24 cells -> 768x768" and int(cancelled[1]) == 2
     assert 0 <= float(cancelled[2]) <= float(cancelled[3])
     before, after, left, kept = map(float, closed)
     assert before < after and left < after and abs(left - before - kept) <= 1
@@ -352,19 +342,10 @@ def test_a_form_of_attention_is_measured() -> None:
     assert cells[:4] == ["| openvino", "within a radius", "4", "shifted copies"] and float(cells[4]) > 0
 
 
-def test_tiles_are_decoded_both_ways(enlarging: Path) -> None:
-    options = [
-        "--model",
-        str(enlarging),
-        "--backend",
-        "onnxruntime",
-        "--threads",
-        "2",
-        "--scales",
-        "1,3",
-        "--runs",
-        "1",
-    ]
+def test_tiles_are_decoded_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CELLS", "TILE"):
+        monkeypatch.setattr(parallel, name, Size(12, 12))
+    options = ["--backend", "onnxruntime", "--threads", "2", "--scales", "1,3", "--runs", "1"]
     result = CliRunner().invoke(parallel.main, options)
     assert result.exit_code == 0, result.output
     rows = [row for row in table_of(result.output) if row[0] == "onnxruntime"]
@@ -388,11 +369,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("small")
-def test_a_profile_tells_of_the_graphs_of_every_enlargement(enlarging: Path) -> None:
-    options = ["--model", str(enlarging), "--threads", "1", "--scales", "1,3", "--runs", "2"]
+def test_a_profile_tells_of_the_graphs_of_every_enlargement() -> None:
+    options = ["--threads", "1", "--scales", "1,3", "--runs", "2", "--backend", "onnxruntime"]
     result = CliRunner().invoke(profile.main, options)
     assert result.exit_code == 0, result.output
-    assert "openvino is left out" in result.output  # the bundle has no graphs for it
     graphs = ["statistics", "prefill", "refine1", "decode1 at 1", "refine4", "decode4 at 3"]
     rows = [row for row in table_of(result.output) if row[1] == "onnxruntime, fp32"]
     assert [row[0] for row in rows] == graphs
@@ -401,23 +381,27 @@ def test_a_profile_tells_of_the_graphs_of_every_enlargement(enlarging: Path) -> 
         assert total[0] == "**all**" and f": {graph}, {count} operations after optimisation\n" in result.output
         assert sum(float(cells[2]) for cells in kinds) == pytest.approx(float(total[2]), abs=0.3)
         assert most.startswith(f"{kinds[0][0]} ") and float(milliseconds) == pytest.approx(float(total[2]), abs=0.1)
-    # The runtime merges operations, so that fewer are left than the file has.
-    file = enlarging / "onnx-fp32" / "refine4.onnx"
-    assert 10 < int(rows[4][2]) < len(profile.onnx.load(file).graph.node)
+        assert int(count) >= int(total[1]) > 10  # constants take no time
 
 
 @pytest.mark.usefixtures("small")
-def test_a_profile_tells_of_openvino_too() -> None:
-    result = CliRunner().invoke(
-        profile.main, ["--threads", "1", "--scales", "2", "--runs", "1", "--backend", "openvino"]
-    )
+def test_a_profile_tells_of_openvino_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    candidates = profile._candidates
+    monkeypatch.setattr(profile, "_candidates", lambda *given: candidates(*given)[:1])  # in float32
+    options = ["--threads", "1", "--scales", "2", "--runs", "1", "--backend", "openvino"]
+    result = CliRunner().invoke(profile.main, options)
     assert result.exit_code == 0, result.output
     rows = [row for row in table_of(result.output) if row[1] == "openvino, fp32"]
-    assert any(row[0].startswith("refine") for row in rows) and any(row[0].startswith("decode") for row in rows)
+    assert [row[0] for row in rows] == ["statistics", "prefill", "refine2", "decode2 at 2"]
     for graph, way, count, *_ in rows:
         total, kinds = profiled(result.output, f"{way}, 1 threads: {graph}")
         assert total[4] == "" and 10 < int(count) <= 3 * int(total[1])
         assert any("Convolution" in kind for kind, *_ in kinds)
+
+
+def test_a_bundle_without_graphs_for_a_runtime_is_profiled_without_it(bundle: Path) -> None:
+    result = CliRunner().invoke(profile.main, ["--model", str(bundle), "--backend", "openvino"])
+    assert result.exit_code == 0 and "openvino is left out: " in result.output and len(table_of(result.output)) == 1
 
 
 def test_extrapolation_compares_every_way(
@@ -456,21 +440,20 @@ def striped(period: int, axis: int, height: float, picture: comb.Levels) -> comb
 
 @pytest.fixture
 def plain() -> comb.Levels:
-    """A sky that grows lighter on the left, an edge that goes down and one that goes across on the right."""
+    """A sky that grows lighter on the left, and edges that go down and across on the right."""
     picture = np.empty((96, 160, 3), np.float32)
     picture[...] = 100 + 0.15 * np.arange(160, dtype=np.float32)[None, :, None]
-    picture[:48, 103:] += 90
-    picture[69:, 112:] -= 80
+    picture[:51, 103:] += 90
+    picture[69:, 119:] -= 80
     return picture
 
 
 def test_a_plain_picture_has_no_comb(plain: comb.Levels) -> None:
     places = comb.Places.of(plain)
-    assert places.flat[:, :6].all() and places.down[:3, 6].all() and places.across[4, 7:].all()
-    assert (
-        places.down.sum() == 3 and places.across.sum() == 3 and not (places.flat & (places.down | places.across)).any()
-    )
-    assert all(value < 1e-3 for value in comb.combs(plain, places).values())
+    assert places.flat[:, :6].all() and not (places.flat & (places.down | places.across)).any()
+    assert places.down[:3, 6].all() and places.down[5, 7] and places.down.sum() == 4
+    assert places.across[3, 7:].all() and places.across[4, 8:].all() and places.across.sum() == 5
+    assert all(found.each < 1e-3 for found in comb.combs(plain, places).values())
 
 
 @pytest.mark.parametrize("axis", ["across", "down"])
@@ -483,31 +466,36 @@ def test_a_comb_is_measured_by_its_height_along_its_own_axis(plain: comb.Levels,
         for (where, each, along), value in found.items():
             if where == place:
                 expected = 0.8 if (each, along) == (period, axis) else 0.0
-                assert value == pytest.approx(expected, abs=1e-3), (where, each, along)
+                assert value.each == pytest.approx(expected, abs=1e-3), (where, each, along)
+                assert value.shared == pytest.approx(expected, abs=1e-3), (where, each, along)
     # Enlarged, it is still there, and a little lower.
     large = comb.combs(comb.enlarge(striped(period, number, 0.8, plain), 2), places, 2)
-    assert 0.2 < large["flat", period, axis] < 0.9
+    assert 0.2 < large["flat", period, axis].each < 0.9
     other = "down" if axis == "across" else "across"
-    assert large["flat", period, other] < 0.05
+    assert large["flat", period, other].each < 0.05
 
 
-def test_noise_is_no_comb(plain: comb.Levels) -> None:
+def test_detail_is_told_from_a_comb_by_what_all_blocks_share(plain: comb.Levels) -> None:
     places = comb.Places.of(plain)
-    noisy = plain + np.random.default_rng(0).normal(0, 1, plain.shape).astype(np.float32)
-    found = comb.combs(noisy, places)
-    assert all(value < 0.25 for (where, _, _), value in found.items() if where == "flat")
-    nowhere = comb.Places(*(np.zeros_like(places.flat) for _ in range(3)))
-    assert all(np.isnan(value) for value in comb.combs(plain, nowhere).values())
+    noise = np.random.default_rng(0).normal(0, 1, plain.shape).astype(np.float32)
+    for height in (0.0, 0.8):
+        found = comb.combs(striped(2, 1, height, plain + noise), places)["flat", 2, "across"]
+        assert found.shared == pytest.approx(height, abs=0.05)
+        assert found.each > found.shared + (0.05 if height == 0 else -0.05)
 
 
-def test_the_comb_of_samples_is_told(monkeypatch: pytest.MonkeyPatch, enlarging: Path) -> None:
+def test_where_nothing_is_to_be_looked_at_there_is_no_comb(plain: comb.Levels) -> None:
+    nowhere = comb.Places(*(np.zeros_like(comb.Places.of(plain).flat) for _ in range(3)))
+    assert {str(found) for found in comb.combs(plain, nowhere).values()} == {""}
+
+
+def test_the_comb_of_samples_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_sample(name: str) -> SimpleNamespace:
         sample = infgen_rt.load_sample(name)
         return SimpleNamespace(latent=sample.latent[:, 20:28, 30:40])
 
     monkeypatch.setattr(comb, "load_sample", load_sample)
-    options = ["--model", str(enlarging), "--sample", "osprey", "--threads", "1"]
-    result = CliRunner().invoke(comb.main, options)
+    result = CliRunner().invoke(comb.main, ["--sample", "osprey", "--threads", "1"])
     assert result.exit_code == 0, result.output
     rows = table_of(result.output)[1:]
     assert [row[1:3] for row in rows] == [
@@ -621,15 +609,22 @@ def test_every_variant_of_a_study_is_a_model_that_can_be_trained() -> None:
 
 
 def test_a_study_trains_every_variant_and_measures_it(
-    tmp_path: Path, teacher: Path, enlarger: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, enlarger: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(PRESETS, "edge", lambda *_: dataclasses.replace(TINY))
+    monkeypatch.setitem(PRESETS, "edge", lambda *_: TINY)
+    teacher = tmp_path / "teacher.py"
+    teacher.write_text(
+        "from tests.training.test_warmstart import decoder, encoder\n"
+        "load_decoder, load_encoder = (lambda make=make: make(blocks=1) for make in (decoder, encoder))\n"
+    )
     for name, value in {"CROP": (192, 160), "Eye": StandIn, "HELD_OUT": ("a",)}.items():
         monkeypatch.setattr(study, name, value)
     (tmp_path / "photos").mkdir()
     for photo in ("a", "b"):  # one that is kept out of training, and one that is not
         Image.fromarray(texture(256, 5)).save(tmp_path / "photos" / f"{photo}.png")
-    save_shards(tmp_path / "shards", some_views(), "views")
+    save_shards(
+        tmp_path / "shards", [view(0, 16), view(1, 16, sharp=True), view(2, 16, sharp=True, photo=False)], "views"
+    )
     options = ["--shards", str(tmp_path / "shards"), "--photos", str(tmp_path / "photos"), "--teacher", str(teacher)]
     options += ["--enlarger", str(enlarger), "--steps", "2", "-o", str(tmp_path / "o"), "--device", "cpu"]
     names = [study.FIRST, "no attention", "photographs only"]

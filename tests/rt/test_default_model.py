@@ -72,7 +72,7 @@ def test_openvino_gives_the_pixels_that_onnx_runtime_gives(decoder: infgen_rt.De
 def test_the_manifest_says_what_the_model_is(decoder: infgen_rt.Decoder) -> None:
     manifest = decoder.manifest
     assert manifest.latent_space == "flux2" and manifest.scale_range == (1.0, 4.0)
-    assert manifest.model.licence == "Apache-2.0 AND MIT"
+    assert manifest.model.licence == "Apache-2.0 AND MIT AND BSD-3-Clause"
     assert [each.factor for each in manifest.enlargements] == [1, 2, 4]
     kinds = {each.graph(kind) for each in manifest.enlargements for kind in ("refine", "decode")}
     graphs = {"statistics", "prefill", "encode", *kinds}

@@ -293,6 +293,33 @@ def test_a_fitted_readout_is_nearer_to_its_targets(enlarger: Path) -> None:
             leave.weight.data -= change
 
 
+@torch.no_grad()
+def transparent_model() -> InfGen:
+    """Its trunk's picture is the known teacher's latent, enlarged."""
+    model = tiny_model()
+    assert model.refine is not None and model.prefill.enter is not None
+    for part in (model.prefill, model.refine):
+        for parameter in part.parameters():
+            parameter.zero_()
+    for layer in (model.prefill.enter, *model.refine.grow, model.refine.enlarger.to_picture):
+        assert isinstance(layer, nn.Conv2d)
+        for channel in range(3):
+            layer.weight[channel, channel, 1, 1] = 1
+    return model
+
+
+def test_squares_tell_a_readout_what_whole_views_do(enlarger: Path) -> None:
+    views, found = [view(seed) for seed in range(3)], []
+    for count, cells in ((12, 8), (60, 4)):
+        student = transparent_model()
+        copy_enlarger(load_function(enlarger, "load_animevideo")(), student)
+        fit_readout(student, views, count, cells)
+        found.append(errors(student, views, "photo"))
+    for factor in (2, 4):
+        whole, squares = (each[factor] for each in found)
+        assert squares < 1.03 * whole
+
+
 def test_a_readout_is_fitted_to_photographs_where_nothing_is_sharp(enlarger: Path) -> None:
     student = tiny_model()
     copy_enlarger(load_function(enlarger, "load_animevideo")(), student)
@@ -319,12 +346,16 @@ def test_the_preset_fits_the_networks_that_it_is_for() -> None:
 
 def test_rescaled_layers_give_values_of_about_1_and_the_same_picture() -> None:
     model = tiny_model()
+    assert model.refine is not None
     with torch.no_grad():
         for block in model.refine.enlarger.blocks:
-            block[0].weight.mul_(7.0)
+            for parameter in block.parameters():
+                parameter.mul_(7.0 if parameter.ndim > 1 else 1.0)
+        for parameter in model.refine.enlarger.leave.parameters():
+            parameter.normal_(0, 0.1)  # a new model's are 0, and would hide what reaches them
     views, deepest = [view(seed=seed) for seed in range(3)], model.config.enlargements[-1]
     with torch.inference_mode():
-        before = [model(each.latent[None].float(), (64, 64)) for each in views]
+        before = [model(each.latent[None].float(), (side, side)) for each in views for side in (128, 256)]
     rescale_enlarger(model, views, count=3)
     lengths: list[float] = []
     for block in model.refine.enlarger.blocks:
@@ -332,7 +363,8 @@ def test_rescaled_layers_give_values_of_about_1_and_the_same_picture() -> None:
     with torch.inference_mode():
         for each in views:
             model.context(each.latent[None].float(), deepest)
-        after = [model(each.latent[None].float(), (64, 64)) for each in views]
+        seen = [*lengths]
+        after = [model(each.latent[None].float(), (side, side)) for each in views for side in (128, 256)]
     count = len(model.refine.enlarger.blocks)
-    assert all(0.9 < sum(lengths[index::count]) / 3 < 1.1 for index in range(count))
+    assert all(0.9 < sum(seen[index::count]) / 3 < 1.1 for index in range(count))
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(before, after, strict=True))

@@ -145,7 +145,8 @@ def rescale_enlarger(model: InfGen, views: Sequence[View], count: int = 8) -> No
     if model.refine is None or not model.refine.enlarger.leave:
         return
     enlarger = model.refine.enlarger
-    activations = [enlarger.activate, *(block[-1] for block in enlarger.blocks)]
+    blocks = [list(block.children()) for block in enlarger.blocks]
+    activations = [enlarger.activate, *(block[-1] for block in blocks)]
     sums = [torch.zeros(()) for _ in activations]
 
     def watch(index: int) -> Callable[..., None]:
@@ -166,9 +167,10 @@ def rescale_enlarger(model: InfGen, views: Sequence[View], count: int = 8) -> No
     for layer in (enlarger.enter, enlarger.mix):
         for parameter in layer.parameters():
             parameter.div_(lengths[0])
-    for block, before, after in zip(enlarger.blocks, lengths, lengths[1:], strict=False):
-        block[0].weight.mul_(before / after)
-        block[0].bias.div_(after)
+    for (convolve, _), before, after in zip(blocks, lengths, lengths[1:], strict=False):
+        assert isinstance(convolve, nn.Conv2d) and convolve.bias is not None
+        convolve.weight.mul_(before / after)
+        convolve.bias.div_(after)
     for each in model.config.enlargements:
         if each.factor > 1:
             leave = enlarger.leave[str(each.factor)]
