@@ -4,9 +4,9 @@ A shuffle makes neighbouring pixels of different channels. What the channels do 
 four pixels, like the teeth of a comb: flat areas (sky) show it as a grid, straight edges as steps. Measured is the mean
 absolute difference between pixels half a period apart, so of even and odd ones for a period of two, in levels of 255.
 
-Detail gives a number too, the more the sharper a picture is. Two things tell it from a comb. A comb has its teeth at the
-same pixels everywhere, so that it is also in the mean of all blocks, where detail averages out; that is the number in
-brackets. And the model's 1x picture, enlarged by Lanczos, has neither. The 4x picture enlarged on to 8x is what the
+Detail gives a number too, the more the sharper a picture is. Two things tell it from a comb. A comb has its teeth at
+the same pixels everywhere, so that it is also in the mean of all blocks, where detail averages out: that is the number
+in brackets. And the model's 1x picture, enlarged by Lanczos, has neither. The 4x picture enlarged on to 8x is what the
 runtime gives there.
 """
 
