@@ -27,10 +27,10 @@ from infgen_training.config import HELD_OUT, TrainConfig
 from infgen_training.evaluate import OURS, evaluate
 from infgen_training.losses import Vgg
 from infgen_training.perception import Eye
-from infgen_training.teacher import Teacher, load_function
+from infgen_training.teacher import Teacher
 from infgen_training.train import Trainer, drawn
-from infgen_training.views import View, load_shards, photo_files
-from infgen_training.warmstart import copy_encoder, copy_enlarger, copy_trunk, fit_readout, rescale_enlarger
+from infgen_training.views import load_shards, photo_files
+from infgen_training.warmstart import warm_start
 
 CROP = (1024, 768)
 """Middle of a photograph that is measured, so that a variant takes a minute."""
@@ -69,18 +69,6 @@ TRAININGS: dict[str, Callable[[TrainConfig], TrainConfig]] = {
 }
 """Variants of the training, from the usual one."""
 VARIANTS = (*SHAPES, *TRAININGS)
-
-
-def new_model(config: DecoderConfig, teacher: Path, enlarger: Path | None, views: Sequence[View]) -> InfGen:
-    """A model that starts as the teacher's and the enlarger's networks, as far as they go."""
-    model, origin = InfGen(config), Teacher.load(teacher)
-    copy_trunk(origin.decoder, model)
-    copy_encoder(origin.encoder, model)
-    if enlarger is not None:
-        copy_enlarger(load_function(enlarger, "load_animevideo")(), model)
-        rescale_enlarger(model, views)
-        fit_readout(model, views)
-    return model
 
 
 def middles(files: Sequence[Path], folder: Path) -> list[Path]:
@@ -151,7 +139,8 @@ def main(
         torch.manual_seed(config.seed)
         usual = PRESETS[config.preset](config.latent_space, config.latent_channels)
         shape = SHAPES[name](usual) if name in SHAPES else usual
-        model = new_model(shape, teacher, enlarger, views)
+        model = InfGen(shape)
+        warm_start(model, teacher, enlarger, views)
         trainer = Trainer(config, model, Vgg(vgg) if vgg else None, torch.device(device))
         for step, batch in zip(range(steps), drawn(Batches(views, config, shape.enlargements), 0), strict=False):
             trainer.train_step(batch, step / steps)

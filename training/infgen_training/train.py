@@ -34,9 +34,8 @@ from infgen_training.batches import Batch, Batches
 from infgen_training.config import PATCH, TrainConfig
 from infgen_training.losses import Adversary, Vgg, gradient_distance
 from infgen_training.precision import mixed
-from infgen_training.teacher import Teacher, load_function
 from infgen_training.views import View, load_shards
-from infgen_training.warmstart import COPIED, copy_encoder, copy_enlarger, copy_trunk, fit_readout, rescale_enlarger
+from infgen_training.warmstart import COPIED, warm_start
 
 _FIXED = ("preset", "part", "latent_space", "latent_channels")
 """Fields that a run keeps."""
@@ -322,14 +321,7 @@ def train(
 def _new(config: TrainConfig, teacher: Path | None, enlarger: Path | None, views: Sequence[View]) -> InfGen:
     model = InfGen(PRESETS[config.preset](config.latent_space, config.latent_channels))
     _check_latents(model, views)
-    if teacher is not None:
-        origin = Teacher.load(teacher)
-        copy_trunk(origin.decoder, model)
-        copy_encoder(origin.encoder, model)
-    if enlarger is not None:
-        copy_enlarger(load_function(enlarger, "load_animevideo")(), model)
-        rescale_enlarger(model, views)
-        fit_readout(model, views)
+    warm_start(model, teacher, enlarger, views)
     return model
 
 

@@ -8,6 +8,7 @@ that are right.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from infgen_export.model import InfGen
 from infgen_rt.errors import InputError
 from infgen_training.config import FACTOR, PATCH
+from infgen_training.teacher import Teacher, load_function
 from infgen_training.views import View, to_tensor
 
 COPIED = (
@@ -28,6 +30,29 @@ _PARTS = {"convolve": "conv", "pool": "pool"}
 """Names of a block's branches here and there."""
 _RIDGE = 1e-4
 """What is added to the diagonal of the normal equations of a readout, over its mean."""
+
+
+def warm_start(model: InfGen, teacher: Path | None, enlarger: Path | None, views: Sequence[View]) -> None:
+    """Starts a new model as the networks of others, as far as they go, in place.
+
+    Args:
+        model: With random weights.
+        teacher: Python file of a tiny autoencoder, for the trunk and the encoder; None leaves them as they are.
+        enlarger: Python file with ``load_animevideo()``, for the enlarger; None leaves it as it is.
+        views: What the enlarger is fitted to.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        InputError: A file lacks a function, or a network is built in another way.
+    """
+    if teacher is not None:
+        origin = Teacher.load(teacher)
+        copy_trunk(origin.decoder, model)
+        copy_encoder(origin.encoder, model)
+    if enlarger is not None:
+        copy_enlarger(load_function(enlarger, "load_animevideo")(), model)
+        rescale_enlarger(model, views)
+        fit_readout(model, views)
 
 
 def copy_trunk(decoder: nn.Module, model: InfGen) -> None:
