@@ -286,6 +286,9 @@ def _pad(x: Tensor, pad: Tensor, mode: str = "constant", constant_val: Tensor | 
     pairs = [margins[index : index + 2] for index in range(0, len(margins), 2)]
     if mode == "constant":
         return F.pad(x, [side for pair in reversed(pairs) for side in pair], value=float(constant_val))
+    # Of fewer dimensions than it has: torch repeats edges in no more than the last three.
+    while len(pairs) > 1 and not any(pairs[0]):
+        pairs = pairs[1:]
     return F.pad(x, [side for pair in reversed(pairs) for side in pair], mode=mode)
 
 

@@ -107,6 +107,11 @@ CASES: dict[str, tuple[Callable[..., Any], Tensor, Tensor]] = {
         IMAGE,
         F.pad(IMAGE, (0, 2, 1, 0), mode="replicate"),
     ),
+    "padding of all axes, most of it nothing": (
+        lambda a: mb.pad(x=a, pad=[0, 0, 0, 0, 1, 0, 0, 2], mode="replicate"),
+        IMAGE,
+        F.pad(IMAGE, (0, 2, 1, 0), mode="replicate"),
+    ),
     "a slope for each channel": (
         lambda a: mb.prelu(x=a, alpha=np.linspace(-0.2, 0.5, 8, dtype=np.float32)),
         IMAGE,

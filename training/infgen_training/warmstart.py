@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from infgen_export.model import InfGen
+from infgen_export.model.enlarger import smooth
 from infgen_rt.errors import InputError
 from infgen_training.config import FACTOR, PATCH
 from infgen_training.teacher import Teacher, load_function
@@ -245,7 +246,7 @@ def fit_readout(model: InfGen, views: Sequence[View], count: int = 24, cells: in
                 picture, reached = seen["picture"], seen["reached"]
                 size = each.factor * picture.shape[-1]
                 wanted = F.interpolate(truth, size=(size, size), mode="bicubic", antialias=True)
-                missing = F.pixel_unshuffle(wanted - F.interpolate(picture, scale_factor=each.factor), each.factor)
+                missing = F.pixel_unshuffle(wanted, each.factor) - smooth(picture, each.factor)
                 near = F.unfold(reached, 3, padding=1).unflatten(2, picture.shape[-2:])
                 a, b = (value[inner][0].flatten(1).double() for value in (near, missing))
                 a = torch.cat([a, a.new_ones(1, a.shape[1])])

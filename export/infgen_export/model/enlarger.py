@@ -11,11 +11,16 @@ from torch import Tensor, nn
 from infgen_export.model.config import Enlargement
 
 
+_CUBIC_REACH = 2
+"""Positions that cubic convolution looks beyond its own."""
+
+
 class Enlarger(nn.Module):
     """A chain of 3x3 convolutions at the latent's own resolution, which each enlargement leaves where it may.
 
     All of its work is done where a multiply-add is paid once for all the pixels that a position is enlarged to. What it
-    adds to is the trunk's own picture, with every pixel repeated. The shape of it is Real-ESRGAN's smallest network
+    adds to is the trunk's own picture, enlarged by cubic convolution: were its pixels repeated, as in that network, blocks
+    would be left wherever the chain does not undo them. The shape of it is Real-ESRGAN's smallest network
     (``SRVGGNetCompact``), so that it can start from its weights.
     """
 
@@ -49,4 +54,22 @@ class Enlarger(nn.Module):
         x = self.activate(self.enter(picture.clamp(0, 1)) + self.mix(features))
         for block in self.blocks[: enlargement.blocks]:
             x = block(x)
-        return F.pixel_shuffle(self.leave[str(factor)](x), factor) + F.interpolate(picture, scale_factor=factor)
+        return F.pixel_shuffle(self.leave[str(factor)](x) + smooth(picture, factor), factor)
+
+
+def smooth(picture: Tensor, factor: int) -> Tensor:
+    """A picture [B, 3, H, W], enlarged by cubic convolution and folded: [B, 3 factor**2, H, W]."""
+    padded = F.pad(picture, (_CUBIC_REACH,) * 4, mode="replicate")
+    return F.conv2d(padded, _cubic(factor, padded), groups=3)
+
+
+def _cubic(factor: int, like: Tensor) -> Tensor:
+    """Kernels [3 * factor**2, 1, 5, 5] of cubic convolution (Keys 1981): what becomes of a position of each channel."""
+    offset = (torch.arange(factor, dtype=torch.float32, device=like.device) + 0.5) / factor - 0.5
+    taps = torch.arange(-_CUBIC_REACH, _CUBIC_REACH + 1, dtype=torch.float32, device=like.device)
+    distance = torch.abs(offset[:, None] - taps)
+    near = 1.5 * distance**3 - 2.5 * distance**2 + 1
+    far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
+    weights = torch.where(distance <= 1, near, torch.where(distance < 2, far, torch.zeros_like(distance)))
+    kernels = (weights[:, None, :, None] * weights[None, :, None, :]).reshape(factor**2, 1, *(len(taps),) * 2)
+    return kernels.repeat(3, 1, 1, 1).to(like.dtype)
