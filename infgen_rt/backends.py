@@ -75,15 +75,7 @@ class Options:
     cache: Path | None = None
 
 
-class Croppable(Protocol):
-    """What can be sliced as a NumPy array is."""
-
-    def __getitem__(self, index: Any) -> Any:
-        """A part of it, in the same place."""
-        ...
-
-
-class Values(Croppable, Protocol):
+class Values(Protocol):
     """float32 numbers where a backend computes: a NumPy array, or one that can be sliced alike.
 
     Its library must have a function `concatenate(arrays, axis=)` as NumPy's, or NumPy's must take it
@@ -93,6 +85,10 @@ class Values(Croppable, Protocol):
     @property
     def shape(self) -> tuple[int, ...]:
         """Its sides."""
+        ...
+
+    def __getitem__(self, index: Any) -> Any:
+        """A part of it, in the same place."""
         ...
 
 
