@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from infgen_export.model.config import Enlargement
 
-
 _CUBIC_REACH = 2
 """Positions that cubic convolution looks beyond its own."""
 
