@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from infgen_rt.errors import InputError
-from infgen_training.losses import _TAPS, Adversary, Vgg, gradient_distance
+from infgen_training.losses import _TAPS, Adversary, Vgg, gradient_distance, grid_distance
 
 from .conftest import JUDGED, WIDTHS
 
@@ -137,6 +137,17 @@ DEPTHS = tuple(zip((1, 2, 4), JUDGED, strict=True))
 def verdicts(adversary: Adversary, given: Sequence[Tensor]) -> Tensor:
     with torch.no_grad():
         return torch.stack([each.mean() for each in adversary(given)])
+
+
+def test_a_grid_is_seen_and_noise_of_the_same_size_is_not() -> None:
+    truth = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    grid = torch.zeros(1, 3, 64, 64)
+    grid[..., ::4, ::4] = 0.1
+    noise = grid.flatten()[torch.randperm(grid.numel(), generator=torch.Generator().manual_seed(2))].view_as(grid)
+    assert grid_distance(truth, truth, 4) == 0
+    assert grid_distance(truth + 0.1, truth, 4) < 1e-6, "a colour that is off is no grid"
+    of_grid, of_noise = (grid_distance(truth + each, truth, 4).item() for each in (grid, noise))
+    assert of_grid > 1.5 * of_noise
 
 
 def test_the_adversary_learns_to_tell(vgg: Vgg) -> None:

@@ -51,6 +51,7 @@ class TrainConfig:
         margin: Cells around it that no loss sees: there the decoder lacks what it would see of a whole latent.
         crop: Pixels a side of what LPIPS and the adversary see of a picture.
         gradient: Weight of L1 between differences of neighbouring pixels, of sharp pictures.
+        grid: Weight of what is wrong alike in the blocks of pixels that the enlarger makes of a position.
         reduced: Weight of L1 between the reduced picture and what was encoded.
         soft: Weight of L1 between an enlarged picture and a photograph: what the latent does not tell it averages away.
         round_trip: For the encoder, weight of L1 between a picture and what its own latent decodes to.
@@ -85,6 +86,7 @@ class TrainConfig:
     margin: int = 1
     crop: int = 192
     gradient: float = 0.5
+    grid: float = 2.0
     reduced: float = 0.5
     soft: float = 0.15
     round_trip: float = 5.0

@@ -122,6 +122,25 @@ def gradient_distance(image: Tensor, truth: Tensor) -> Tensor:
     return F.l1_loss(across, true_across) + F.l1_loss(down, true_down)
 
 
+_NEAR = 4
+"""Positions of the latent's own picture, each way, over which a grid is looked for."""
+
+
+def grid_distance(image: Tensor, truth: Tensor, factor: int) -> Tensor:
+    """L1 of a grid: of what is wrong alike at the same place in all the blocks of ``factor`` pixels of a neighbourhood.
+
+    The eye sees a grid long before it changes another loss: it is small, and the same everywhere.
+
+    Args:
+        image: [B, 3, factor h, factor w], with h and w of 4 or more.
+        truth: The same.
+        factor: Pixels of a block, each way, which is made of one position.
+    """
+    wrong = F.pixel_unshuffle(image - truth, factor).unflatten(1, (image.shape[1], -1))
+    alike = F.avg_pool2d(wrong.flatten(1, 2), _NEAR, stride=_NEAR // 2).unflatten(1, wrong.shape[1:3])
+    return (alike - alike.mean(2, keepdim=True)).abs().mean()
+
+
 class Adversary(nn.Module):
     """Tells decoded pictures from photographs by VGG16's features at three depths; hinge loss, spectral norms.
 

@@ -32,7 +32,7 @@ from infgen_rt.errors import InputError
 from infgen_rt.schema import parse
 from infgen_training.batches import Batch, Batches
 from infgen_training.config import PATCH, TrainConfig
-from infgen_training.losses import Adversary, Vgg, gradient_distance
+from infgen_training.losses import Adversary, Vgg, gradient_distance, grid_distance
 from infgen_training.precision import mixed
 from infgen_training.views import View, load_shards
 from infgen_training.warmstart import COPIED, warm_start
@@ -81,9 +81,8 @@ class Trainer:
         self.balance: float | None = None
         self._began = step
         if config.compile:
-            for part in (self.model.prefill, self.model.refine, *self.model.decode.blocks, self.model.encode):
-                if part is not None:
-                    part.compile(dynamic=True)
+            for part in _compiled(self.model):
+                part.compile(dynamic=True)
 
     def train_step(self, batch: Batch, done: float) -> dict[str, Tensor]:
         """One step of the optimiser.
@@ -137,6 +136,8 @@ class Trainer:
         losses = {"pixels": (1.0 if certain else config.soft) * F.l1_loss(made, true)}
         if certain:
             losses["gradient"] = config.gradient * gradient_distance(made, true)
+        if enlargement is not None and batch.scale == enlargement.factor > 1:
+            losses["grid"] = config.grid * grid_distance(made, true, enlargement.factor)
         if not batch.is_native:
             encoded = batch.encoded(self.device)
             reduced, inner = F.interpolate(image, size=encoded.shape[-2:], mode="area"), PATCH * config.margin
@@ -226,6 +227,16 @@ class Trainer:
 def _inner(image: Tensor, edge: int) -> Tensor:
     """Without so many pixels at each side."""
     return image[..., edge : image.shape[-2] - edge, edge : image.shape[-1] - edge]
+
+
+def _compiled(model: InfGen) -> Iterator[nn.Module]:
+    """The larger parts, which are worth compiling.
+
+    Not all of refine at once: PyTorch 2.13 cannot compile the gradient of replicating padding for channels-last.
+    """
+    yield from (model.prefill, *model.decode.blocks, model.encode)
+    if model.refine is not None:
+        yield from (*model.refine.levels, *model.refine.enlarger.blocks)
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

@@ -17,10 +17,10 @@ _CUBIC_REACH = 2
 class Enlarger(nn.Module):
     """A chain of 3x3 convolutions at the latent's own resolution, which each enlargement leaves where it may.
 
-    All of its work is done where a multiply-add is paid once for all the pixels that a position is enlarged to. What it
-    adds to is the trunk's own picture, enlarged by cubic convolution: were its pixels repeated, as in that network, blocks
-    would be left wherever the chain does not undo them. The shape of it is Real-ESRGAN's smallest network
-    (``SRVGGNetCompact``), so that it can start from its weights.
+    All of its work is done where a multiply-add is paid once for all the pixels that a position is enlarged to. Its
+    shape is that of Real-ESRGAN's smallest network (``SRVGGNetCompact``), so that it can start from its weights. That
+    network adds to a picture whose pixels are repeated, and blocks are left wherever it does not undo them; this one
+    adds to a picture that cubic convolution enlarges.
     """
 
     def __init__(self, width: int, enlargements: Sequence[Enlargement]) -> None:
