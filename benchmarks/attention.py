@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from infgen_export.model import attention, edge, paper
 from infgen_export.model.grid import Grid
-from infgen_rt.memory import peak_memory
+from infgen_rt.common.memory import peak_memory
 
 TOKENS = 64
 FORMS = {

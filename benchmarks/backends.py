@@ -21,11 +21,11 @@ import numpy as np
 
 import infgen_rt
 from benchmarks.process import Order, median, run, start
-from infgen_rt.backends import KNOWN
-from infgen_rt.bundle import DEFAULT_BUNDLE, Bundle
-from infgen_rt.choice import Survey
+from infgen_rt.backend.candidates import Survey
+from infgen_rt.backend.protocol import KNOWN
+from infgen_rt.bundle.folder import DEFAULT_BUNDLE, Bundle
+from infgen_rt.common.folders import VARIABLE
 from infgen_rt.errors import BackendError
-from infgen_rt.folders import VARIABLE
 
 SCALES = (1, 2, 4)
 CELLS = 64

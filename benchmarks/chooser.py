@@ -22,8 +22,8 @@ from torch import nn
 
 from infgen_export.checkpoint import load_checkpoint
 from infgen_export.model import InfGen
+from infgen_rt.common.schema import parse
 from infgen_rt.errors import InputError
-from infgen_rt.schema import parse
 from infgen_training.config import PATCH
 from infgen_training.evaluate import ENLARGER, OURS, TEACHER, Task, methods
 from infgen_training.teacher import Teacher, load_function

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import infgen_rt
-from infgen_rt.bundle import DEFAULT_BUNDLE
-from infgen_rt.samples import load_sample, sample_names
+from infgen_rt.bundle.folder import DEFAULT_BUNDLE
+from infgen_rt.latent.samples import load_sample, sample_names
 
 Levels = NDArray[np.float32]
 """A picture [H, W, 3] in levels of 255, not rounded: rounding would hide a comb of half a level."""

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import infgen_rt
-from infgen_rt.backends import load_backend
-from infgen_rt.memory import peak_memory
-from infgen_rt.pixels import to_bytes
+from infgen_rt.backend.protocol import load_backend
+from infgen_rt.common.memory import peak_memory
+from infgen_rt.common.pixels import to_bytes
 
 Values = NDArray[np.float32]
 BOX = 1024

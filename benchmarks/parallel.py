@@ -17,13 +17,15 @@ from typing import Any
 import click
 import numpy as np
 
-from infgen_rt.backends import Values
-from infgen_rt.bundle import DEFAULT_BUNDLE, Bundle, Enlargement
-from infgen_rt.choice import Survey
-from infgen_rt.engine import Engine
-from infgen_rt.geometry import Box, Size
-from infgen_rt.grid import Grid
-from infgen_rt.tiling import Tiling
+from infgen_rt.backend.candidates import Survey
+from infgen_rt.backend.engine import Engine
+from infgen_rt.backend.inputs import tile_inputs
+from infgen_rt.backend.protocol import Values
+from infgen_rt.bundle.folder import DEFAULT_BUNDLE, Bundle
+from infgen_rt.bundle.manifest import Enlargement
+from infgen_rt.geometry.grid import Grid
+from infgen_rt.geometry.shapes import Box, Size
+from infgen_rt.geometry.tiling import Tiling
 
 CELLS = Size(64, 64)
 TILE = Size(64, 64)
@@ -36,10 +38,10 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def tile_inputs(grid: Grid, context: Values, tokens: Box, radius: float | None) -> dict[str, Any]:
+def inputs_of(grid: Grid, context: Values, tokens: Box, radius: float | None) -> dict[str, Any]:
     """Inputs of decode for a tile with its halo, cut out of a whole context as the runtime does it."""
     cells = grid.context_of(tokens, radius)
-    return grid.decode_inputs(context[:, :, *cells.slices], cells, tokens)
+    return tile_inputs(grid, context[:, :, *cells.slices], cells, tokens)
 
 
 def one_after_another(engine: Engine, inputs: Sequence[dict[str, Any]], enlargement: Enlargement) -> None:
@@ -87,7 +89,7 @@ def main(model: Path, names: tuple[str, ...], threads: int, scales: str, runs: i
             # The first tiles, two for each thread; the same again if there are fewer.
             tiles = list(Tiling.of(grid.tokens, TILE).touching(grid.tokens.box))
             tiles = (2 * threads * tiles)[: 2 * threads]
-            inputs = [tile_inputs(grid, context, tile.grow(halo.tokens, grid.tokens.box), halo.cells) for tile in tiles]
+            inputs = [inputs_of(grid, context, tile.grow(halo.tokens, grid.tokens.box), halo.cells) for tile in tiles]
             ways = (
                 partial(one_after_another, whole, inputs, enlargement),
                 partial(side_by_side, single, inputs, enlargement),

@@ -24,15 +24,15 @@ import onnx
 import onnxruntime
 import openvino
 
-from benchmarks.parallel import tile_inputs
-from infgen_rt.backends import Backend, Options, Session
-from infgen_rt.bundle import DEFAULT_BUNDLE, Bundle
-from infgen_rt.choice import Candidate, Survey
-from infgen_rt.engine import Engine
+from benchmarks.parallel import inputs_of
+from infgen_rt.backend.candidates import Candidate, Survey
+from infgen_rt.backend.engine import Engine
+from infgen_rt.backend.protocol import Backend, Options, Session
+from infgen_rt.bundle.folder import DEFAULT_BUNDLE, Bundle
 from infgen_rt.errors import BackendError
-from infgen_rt.geometry import Size
-from infgen_rt.grid import Grid
-from infgen_rt.tiling import Tiling
+from infgen_rt.geometry.grid import Grid
+from infgen_rt.geometry.shapes import Size
+from infgen_rt.geometry.tiling import Tiling
 from infgen_runtimes.openvino import Session as OpenVinoSession
 
 CELLS = Size(64, 64)
@@ -93,7 +93,7 @@ class Recorder:
         return getattr(self.backend, name)
 
     def load(self, graph: str, files: Mapping[str, bytes], options: Options) -> Session:
-        """See ``infgen_rt.backends.Backend``."""
+        """See ``infgen_rt.backend.protocol.Backend``."""
         self.files[graph] = files
         return _Recording(self, graph, self.backend.load(graph, files, options))
 
@@ -192,7 +192,7 @@ def cases(bundle: Bundle, candidate: Candidate, threads: int, scales: Sequence[f
         enlargement = bundle.manifest.context_for(grid.scale)
         engine.load_for(enlargement)
         context = engine.context(latent, enlargement)
-        engine.decode(tile_inputs(grid, context, tile, halo.cells), enlargement)
+        engine.decode(inputs_of(grid, context, tile, halo.cells), enlargement)
         for graph in ("statistics", "prefill", enlargement.graph("refine"), enlargement.graph("decode")):
             if graph in recorder.inputs:
                 # One decode is for several scales, the others run once a latent.

@@ -15,7 +15,7 @@ import click
 
 from benchmarks.process import Order, run
 from benchmarks.suite import latent_file
-from infgen_rt.bundle import DEFAULT_BUNDLE
+from infgen_rt.bundle.folder import DEFAULT_BUNDLE
 
 ALLOWED = 0.3
 """Seconds from cancelling to its error, on a CPU."""

@@ -9,11 +9,12 @@ with infgen_rt.open() as decoder:
     pixels = picture.read((100, 200, 640, 480))
 """
 
-from .bundle import Bundle, Manifest
-from .choice import Choice
-from .decoder import Decoder, open
-from .displays import Display, display_size, named_displays
-from .errors import (
+from infgen_rt.backend.choice import Choice
+from infgen_rt.bundle.folder import Bundle
+from infgen_rt.bundle.manifest import Manifest
+from infgen_rt.decoder import Decoder, open
+from infgen_rt.display.named import Display, display_size, named_displays
+from infgen_rt.errors import (
     BackendError,
     BundleError,
     Cancelled,
@@ -26,15 +27,15 @@ from .errors import (
     PlanError,
     WriteError,
 )
-from .geometry import Box, Fit, Size, fit
-from .latents import load_latent
-from .picture import Picture, Progress
-from .plan import Plan
-from .samples import Sample, load_sample, sample_names
-
-__version__ = "0.1.0"
+from infgen_rt.geometry.shapes import Box, Fit, Size, fit
+from infgen_rt.latent.arrays import load_latent
+from infgen_rt.latent.samples import Sample, load_sample, sample_names
+from infgen_rt.picture import Picture, Progress
+from infgen_rt.plan.plan import Plan
+from infgen_rt.version import __version__
 
 __all__ = [
+    "__version__",
     "BackendError",
     "Box",
     "Bundle",

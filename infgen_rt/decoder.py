@@ -7,21 +7,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .bundle import Bundle, Manifest
-from .chain import chain
-from .choice import AUTO, Choice, Precision, choose
-from .context import Context, given
-from .engine import Engine
-from .errors import BackendError, InfGenWarning
-from .geometry import Size, parse_size
-from .grid import Grid
-from .latents import Normalisation, as_latent, native_size
-from .memory import default_budget, parse_bytes
-from .picture import Picture
-from .plan import make_plan
-from .reencode import reencoded
-from .spaces import latent_space
-from .stage import Stage
+from infgen_rt.backend.candidates import AUTO, Precision
+from infgen_rt.backend.choice import Choice, choose
+from infgen_rt.backend.engine import Engine
+from infgen_rt.bundle.folder import Bundle
+from infgen_rt.bundle.manifest import Manifest
+from infgen_rt.common.memory import default_budget, parse_bytes
+from infgen_rt.errors import BackendError, InfGenWarning
+from infgen_rt.geometry.grid import Grid
+from infgen_rt.geometry.shapes import Size, parse_size
+from infgen_rt.geometry.stages import chain
+from infgen_rt.latent.arrays import Normalisation, as_latent, native_size
+from infgen_rt.latent.spaces import latent_space
+from infgen_rt.nodes.context import Context, given
+from infgen_rt.nodes.decoded import Stage
+from infgen_rt.nodes.reencode import reencoded
+from infgen_rt.picture import Picture
+from infgen_rt.plan.plan import make_plan
 
 # A stretch that nobody sees, such as that of rounding a side to whole cells.
 _UNSEEN_STRETCH = 1.02

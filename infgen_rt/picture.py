@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 
-from .cancellation import Cancel, Cancellation
-from .context import Step
-from .errors import OutputError, PlanError
-from .geometry import Box, Size, parse_box
-from .memory import format_bytes
-from .pixels import Bits, ByteArray, FloatArray, LevelArray, level_type, to_floats
-from .plan import Plan
-from .stage import Stage
-from .writers import Format, Layer, TileFormat, check_output, write
+from infgen_rt.common.cancellation import Cancel, Cancellation
+from infgen_rt.common.memory import format_bytes
+from infgen_rt.common.pixels import Bits, ByteArray, FloatArray, LevelArray, level_type, to_floats
+from infgen_rt.errors import OutputError, PlanError
+from infgen_rt.geometry.shapes import Box, Size, parse_box
+from infgen_rt.nodes.context import Step
+from infgen_rt.nodes.decoded import Stage
+from infgen_rt.plan.plan import Plan
+from infgen_rt.writers import Format, Layer, TileFormat, check_output, write
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -36,7 +36,7 @@ from benchmarks import (
 from infgen_export.checkpoint import load_checkpoint, save_checkpoint
 from infgen_export.model import PRESETS, InfGen, edge
 from infgen_export.work import multiply_adds
-from infgen_rt.geometry import Size
+from infgen_rt.geometry.shapes import Size
 from infgen_training.evaluate import Task
 from infgen_training.teacher import Teacher, load_function
 from infgen_training.views import save_shards

@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from infgen_export.errors import ExportError
-from infgen_rt.bundle import Bundle, Memory
-from infgen_rt.choice import Survey
-from infgen_rt.engine import Engine
-from infgen_rt.geometry import Size
-from infgen_rt.grid import Grid
-from infgen_rt.memory import peak_memory
+from infgen_rt.backend.candidates import Survey
+from infgen_rt.backend.engine import Engine
+from infgen_rt.backend.inputs import tile_inputs
+from infgen_rt.bundle.folder import Bundle
+from infgen_rt.bundle.manifest import Memory
+from infgen_rt.common.memory import peak_memory
+from infgen_rt.geometry.grid import Grid
+from infgen_rt.geometry.shapes import Size
 
 CELLS = Size(96, 96)
 TOKENS = Size(72, 72)
@@ -87,7 +89,7 @@ def _main(bundle: str, backend: str, graph: str) -> None:
         picture = Size(TOKENS.width * manifest.patch, TOKENS.height * manifest.patch)
         grid = Grid(Size(TOKENS.width // 2, TOKENS.height // 2), picture, manifest.patch)
         context = np.zeros((1, enlargement.channels, grid.cells.height, grid.cells.width), np.float32)
-        engine.decode(grid.decode_inputs(context, grid.cells.box, grid.tokens.box), enlargement)
+        engine.decode(tile_inputs(grid, context, grid.cells.box, grid.tokens.box), enlargement)
     json.dump([loaded, (peak_memory() or 0) - loaded], sys.stdout)
 
 

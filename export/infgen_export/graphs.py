@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from infgen_export.model import DecoderConfig, Enlargement, Grid, InfGen
-from infgen_rt import grid as coordinates
-from infgen_rt.bundle import FixedShape
-from infgen_rt.geometry import Box, Size
+from infgen_rt.backend.inputs import fill, tile_inputs
+from infgen_rt.bundle.manifest import FixedShape
+from infgen_rt.geometry import grid as coordinates
+from infgen_rt.geometry.shapes import Box, Size
 
 MAX_CELLS = 1024
 """Largest side of a latent or a context crop, in cells."""
@@ -88,7 +89,7 @@ class Graph:
         for shape in self.shapes:
             context, tokens = (Size(width, height) for height, width in (shape.context, shape.tokens))
             with contextlib.suppress(ValueError):
-                filled = coordinates.fill(arrays, context, tokens)
+                filled = fill(arrays, context, tokens)
                 return {name: torch.from_numpy(value) for name, value in filled.items()}
         raise ValueError(f"inputs are larger than {self.shapes[-1]}")
 
@@ -244,7 +245,7 @@ def decode_inputs(
         context = model.context(latent, graph.enlargement).numpy()
     tokens = tile or grid.tokens.box
     cells = grid.context_of(tokens, config.halo_cells)
-    inputs = grid.decode_inputs(context[:, :, *cells.slices], cells, tokens)
+    inputs = tile_inputs(grid, context[:, :, *cells.slices], cells, tokens)
     return {name: torch.from_numpy(value) for name, value in inputs.items()}
 
 

@@ -27,9 +27,9 @@ from infgen_export.report import GraphReport, Report
 from infgen_export.targets import DEPLOYMENT_TARGETS, OPSETS, Options, Session, Target, target_of
 from infgen_export.verify import Case, Check, case_inputs, verify
 from infgen_export.work import context_work
-from infgen_rt import bundle
-from infgen_rt.bundle import MANIFEST, FileInfo, Halo, Manifest, Memory, ModelInfo, Shapes
-from infgen_rt.geometry import Size
+from infgen_rt.bundle import manifest as bundle
+from infgen_rt.bundle.manifest import MANIFEST, FileInfo, Halo, Manifest, Memory, ModelInfo, Shapes
+from infgen_rt.geometry.shapes import Size
 
 _UNMEASURED = Memory(0, 0, 0)
 _TILE = Case("one tile", Size(64, 64), Size(512, 512))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from infgen_export.errors import RequestError
-from infgen_rt.bundle import FixedShape
+from infgen_rt.bundle.manifest import FixedShape
 
 TARGETS = ("onnx", "openvino", "coreml", "torch")
 PRECISIONS = ("fp32", "fp16", "int8")

@@ -12,8 +12,8 @@ from torch import Tensor
 from infgen_export.errors import ExportError, one_line
 from infgen_export.graphs import Graph, context_inputs, decode_inputs
 from infgen_export.model import InfGen
-from infgen_rt import grid as coordinates
-from infgen_rt.geometry import Box, Size
+from infgen_rt.geometry import grid as coordinates
+from infgen_rt.geometry.shapes import Box, Size
 
 TOLERANCE = 1e-4
 """Largest error of a float32 graph, as a share of the output's full scale."""

@@ -3,15 +3,15 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..errors import OutputError, WriteError
-from ..geometry import Size
-from ..pixels import Bits
-from .deepzoom import DeepZoom
-from .formats import Format, Layer, TileFormat
-from .png import Png
-from .staging import staged
-from .tiff import Tiff
-from .whole import Avif, Jpeg, WebP
+from infgen_rt.common.pixels import Bits
+from infgen_rt.errors import OutputError, WriteError
+from infgen_rt.geometry.shapes import Size
+from infgen_rt.writers.deepzoom import DeepZoom
+from infgen_rt.writers.formats import Format, Layer, TileFormat
+from infgen_rt.writers.png import Png
+from infgen_rt.writers.staging import staged
+from infgen_rt.writers.tiff import Tiff
+from infgen_rt.writers.whole import Avif, Jpeg, WebP
 
 __all__ = ["FORMATS", "Format", "Layer", "TileFormat", "check_output", "write"]
 

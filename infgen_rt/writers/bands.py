@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..pixels import LevelArray, level_type
-from .formats import Layer
+from infgen_rt.common.pixels import LevelArray, level_type
+from infgen_rt.writers.formats import Layer
 
 
 def cut(layer: Layer, rows: int, overlap: int = 0) -> Iterator[LevelArray]:

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from ..geometry import Size
-from ..pixels import Bits, LevelArray
-from .bands import cut, exhaust
-from .formats import Format, Layer, TileFormat
-from .srgb import srgb_profile
-from .whole import Jpeg, save_image
+from infgen_rt.common.pixels import Bits, LevelArray
+from infgen_rt.geometry.shapes import Size
+from infgen_rt.writers.bands import cut, exhaust
+from infgen_rt.writers.formats import Format, Layer, TileFormat
+from infgen_rt.writers.srgb import srgb_profile
+from infgen_rt.writers.whole import Jpeg, save_image
 
 # Even, so that the pixels that are shrunk to one are never in two tiles.
 _TILE = 254

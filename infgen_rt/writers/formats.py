@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..geometry import Size
-from ..pixels import Bits, LevelArray
+from infgen_rt.common.pixels import Bits, LevelArray
+from infgen_rt.geometry.shapes import Size
 
 TileFormat = Literal["jpg", "png"]
 

@@ -10,10 +10,10 @@ from typing import BinaryIO
 
 import numpy as np
 
-from ..cancellation import current
-from ..geometry import Size
-from ..pixels import Bits, ByteArray, LevelArray
-from .formats import Format, Layer
+from infgen_rt.common.cancellation import current
+from infgen_rt.common.pixels import Bits, ByteArray, LevelArray
+from infgen_rt.geometry.shapes import Size
+from infgen_rt.writers.formats import Format, Layer
 
 _PAETH = 4  # the number of the filter
 # Pixels filtered at once: enough to keep NumPy busy, few enough that temporaries stay small.

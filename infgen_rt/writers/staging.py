@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from ..errors import OutputError
+from infgen_rt.errors import OutputError
 
 
 @contextmanager

@@ -4,11 +4,11 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ..geometry import Size
-from ..pixels import Bits, LevelArray, level_type
-from .bands import cut, exhaust
-from .formats import Format, Layer
-from .srgb import srgb_profile
+from infgen_rt.common.pixels import Bits, LevelArray, level_type
+from infgen_rt.geometry.shapes import Size
+from infgen_rt.writers.bands import cut, exhaust
+from infgen_rt.writers.formats import Format, Layer
+from infgen_rt.writers.srgb import srgb_profile
 
 _TILE = 256
 # Bytes of tiles that are compressed together, each in one thread.

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..cancellation import current
-from ..geometry import Size
-from ..pixels import Bits, LevelArray
-from .formats import Format, Layer
-from .srgb import srgb_profile
+from infgen_rt.common.cancellation import current
+from infgen_rt.common.pixels import Bits, LevelArray
+from infgen_rt.geometry.shapes import Size
+from infgen_rt.writers.formats import Format, Layer
+from infgen_rt.writers.srgb import srgb_profile
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer

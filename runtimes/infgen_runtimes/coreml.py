@@ -12,10 +12,10 @@ from typing import Protocol
 
 import numpy as np
 
-from infgen_rt.backends import Device, Options, require_version
-from infgen_rt.bundle import Recipe
+from infgen_rt.backend.protocol import Device, Options, require_version
+from infgen_rt.bundle.manifest import Recipe
+from infgen_rt.common.pixels import FloatArray
 from infgen_rt.errors import BackendError, DecodeError
-from infgen_rt.pixels import FloatArray
 
 _DEVICES = {"ane": "Apple Neural Engine", "gpu": "Apple GPU", "cpu": "Apple CPU"}
 _UNITS = {"ane": "CPU_AND_NE", "gpu": "CPU_AND_GPU", "cpu": "CPU_ONLY"}
@@ -45,7 +45,7 @@ class Backend:
         require_version("coremltools", self.version, (8, 0))
 
     def devices(self) -> Sequence[Device]:
-        """A Mac's three; see `infgen_rt.backends.Backend`."""
+        """A Mac's three; see `infgen_rt.backend.protocol.Backend`."""
         problem = None if sys.platform == "darwin" else "Core ML exists on macOS only"
         return [Device(name, about, problem) for name, about in _DEVICES.items()]
 
@@ -57,7 +57,7 @@ class Backend:
         return (arithmetic,)
 
     def load(self, graph: str, files: Mapping[str, bytes], options: Options) -> "Session":
-        """Compile and load an `.mlpackage`; see `infgen_rt.backends.Backend`."""
+        """Compile and load an `.mlpackage`; see `infgen_rt.backend.protocol.Backend`."""
         try:
             with tempfile.TemporaryDirectory() as folder:
                 package = Path(folder) / f"{graph}.mlpackage"
@@ -78,7 +78,7 @@ class Session:
         self._model: Model | None = model
 
     def run(self, inputs: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
-        """Run the graph; see `infgen_rt.backends.Session`."""
+        """Run the graph; see `infgen_rt.backend.protocol.Session`."""
         model = self._model
         if model is None:
             raise DecodeError("the session is closed")

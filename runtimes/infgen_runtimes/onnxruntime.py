@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from infgen_rt.backends import Device, Options, Values, require_version
-from infgen_rt.bundle import Recipe
-from infgen_rt.cancellation import current
+from infgen_rt.backend.protocol import Device, Options, Values, require_version
+from infgen_rt.bundle.manifest import Recipe
+from infgen_rt.common.cancellation import current
 from infgen_rt.errors import BackendError, DecodeError, InfGenWarning
 
 from .ort_arrays import Array, Place
@@ -56,7 +56,7 @@ class Backend:
         require_version("onnxruntime", ort.__version__, (1, 20))
 
     def devices(self) -> Sequence[Device]:
-        """The CPU, providers of this build, and plug-in providers; see `infgen_rt.backends.Backend`."""
+        """The CPU, providers of this build, and plug-in providers; see `infgen_rt.backend.protocol.Backend`."""
         here = ort.get_available_providers()
         found = [Device("cpu", "CPU")]
         for name, (provider, about) in _PROVIDERS.items():
@@ -76,7 +76,7 @@ class Backend:
         return ("fp16",) if recipe.precision == "fp16" else ("fp32",)
 
     def load(self, graph: str, files: Mapping[str, bytes], options: Options) -> "Session":
-        """Load an ONNX graph, which is one file; see `infgen_rt.backends.Backend`."""
+        """Load an ONNX graph, which is one file; see `infgen_rt.backend.protocol.Backend`."""
         try:
             (content,) = files.values()
             session = _session(content, options)
@@ -106,7 +106,7 @@ class Session:
         self._outputs = [output.name for output in session.get_outputs()]
 
     def run(self, inputs: Mapping[str, Values]) -> dict[str, Values]:
-        """Run the graph; see `infgen_rt.backends.Session`."""
+        """Run the graph; see `infgen_rt.backend.protocol.Session`."""
         session = self._session
         if session is None:
             raise DecodeError("the session is closed")

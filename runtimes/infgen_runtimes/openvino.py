@@ -7,11 +7,11 @@ from functools import cache
 import numpy as np
 import openvino as ov
 
-from infgen_rt.backends import Device, Options, require_version
-from infgen_rt.bundle import Recipe
-from infgen_rt.cancellation import current
+from infgen_rt.backend.protocol import Device, Options, require_version
+from infgen_rt.bundle.manifest import Recipe
+from infgen_rt.common.cancellation import current
+from infgen_rt.common.pixels import FloatArray
 from infgen_rt.errors import BackendError, DecodeError
-from infgen_rt.pixels import FloatArray
 
 MODEL = "model.xml"
 WEIGHTS = "model.bin"
@@ -35,7 +35,7 @@ class Backend:
         require_version("openvino", ov.__version__, (2025, 0))
 
     def devices(self) -> Sequence[Device]:
-        """What OpenVINO sees, and the kinds that it does not; see `infgen_rt.backends.Backend`."""
+        """What OpenVINO sees, and the kinds that it does not; see `infgen_rt.backend.protocol.Backend`."""
         core = _core()
         found = [Device(_id(name), core.get_property(name, "FULL_DEVICE_NAME")) for name in core.available_devices]
         kinds = {device.id.partition(":")[0] for device in found}
@@ -54,7 +54,7 @@ class Backend:
         return ("fp32", "bf16") if "BF16" in capabilities else ("fp32",)
 
     def load(self, graph: str, files: Mapping[str, bytes], options: Options) -> "Session":
-        """Load a graph's `model.xml` and `model.bin`; see `infgen_rt.backends.Backend`."""
+        """Load a graph's `model.xml` and `model.bin`; see `infgen_rt.backend.protocol.Backend`."""
         settings: dict[str, object] = {}
         if options.threads is not None and options.device == "cpu":
             settings["INFERENCE_NUM_THREADS"] = options.threads
@@ -107,7 +107,7 @@ class Session:
         self._parts = self._compile()
 
     def run(self, inputs: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
-        """Run the graph; see `infgen_rt.backends.Session`."""
+        """Run the graph; see `infgen_rt.backend.protocol.Session`."""
         if self._compile is None:
             raise DecodeError("the session is closed")
         values: dict[str, object] = dict(inputs)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from infgen_rt.pixels import Number
+from infgen_rt.common.pixels import Number
 
 _OUT = "out"
 
@@ -104,7 +104,8 @@ class _View(NamedTuple):
 class Array:
     """float32 numbers on a device; a part is cut out when it is used, and until then keeps the whole alive.
 
-    Serves as `infgen_rt.backends.Values` and `infgen_rt.pixels.DevicePixels`, and for `numpy.concatenate`.
+    Serves as `infgen_rt.backend.protocol.Values` and `infgen_rt.common.pixels.DevicePixels`, and for
+    `numpy.concatenate`.
 
     Args:
         place: where they are.
@@ -141,7 +142,7 @@ class Array:
         return np.isfinite(zero)
 
     def fetch(self, number: Number) -> npt.NDArray[Any]:
-        """As NumPy's: rounded to levels here, or as it is; see `infgen_rt.pixels.fetch`."""
+        """As NumPy's: rounded to levels here, or as it is; see `infgen_rt.common.pixels.fetch`."""
         value = self.value()
         if number is not np.float32:
             value = self._place.apply(np.dtype(number).name, keep=False, data=value)

@@ -14,11 +14,11 @@ from torch.overrides import TorchFunctionMode
 from infgen_export.checkpoint import CONFIG, WEIGHTS
 from infgen_export.graphs import graphs_of
 from infgen_export.model import DecoderConfig, InfGen
-from infgen_rt.backends import EXACT, Device, Options, Values, require_version
-from infgen_rt.bundle import Recipe
-from infgen_rt.cancellation import current
+from infgen_rt.backend.protocol import EXACT, Device, Options, Values, require_version
+from infgen_rt.bundle.manifest import Recipe
+from infgen_rt.common.cancellation import current
+from infgen_rt.common.pixels import LARGEST, Number
 from infgen_rt.errors import BackendError, DecodeError
-from infgen_rt.pixels import LARGEST, Number
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _LEVELS: dict[Number, torch.dtype] = {np.uint8: torch.uint8, np.uint16: torch.uint16}
@@ -37,7 +37,7 @@ class Backend:
         require_version("torch", torch.__version__, (2, 4))
 
     def devices(self) -> Sequence[Device]:
-        """GPUs first; see `infgen_rt.backends.Backend`."""
+        """GPUs first; see `infgen_rt.backend.protocol.Backend`."""
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         found = [Device(f"cuda:{index}", torch.cuda.get_device_name(index)) for index in range(count)]
         if torch.backends.mps.is_available():
@@ -57,7 +57,7 @@ class Backend:
         return ("fp32", "bf16") if torch.backends.mkldnn.is_available() and _has_bf16() else ("fp32",)
 
     def load(self, graph: str, files: Mapping[str, bytes], options: Options) -> "Session":
-        """Load `config.json` and a graph's part of `model.safetensors`; see `infgen_rt.backends.Backend`."""
+        """Load `config.json` and a graph's part of `model.safetensors`; see `infgen_rt.backend.protocol.Backend`."""
         try:
             model = InfGen(DecoderConfig.from_json(json.loads(files[CONFIG])))
             part = part_of(graph)
@@ -98,7 +98,7 @@ class Session:
         self._inputs, self._output, self._device, self._options = inputs, output, device, options
 
     def run(self, inputs: Mapping[str, Values]) -> dict[str, Values]:
-        """Run the graph; features, contexts and pixels stay on the device; see `infgen_rt.backends.Session`."""
+        """Run the graph; features, contexts and pixels stay on the device; see `infgen_rt.backend.protocol.Session`."""
         module = self._module
         if module is None:
             raise DecodeError("the session is closed")
@@ -134,7 +134,7 @@ class Session:
 
 
 class Pixels:
-    """Planes on the device; see `infgen_rt.pixels.DevicePixels`."""
+    """Planes on the device; see `infgen_rt.common.pixels.DevicePixels`."""
 
     def __init__(self, planes: torch.Tensor) -> None:
         self._planes = planes

@@ -18,8 +18,8 @@ from infgen_export.recipes import PRECISIONS  # noqa: E402
 from infgen_export.targets import Options, coreml  # noqa: E402
 from infgen_export.targets.dims import sizes  # noqa: E402
 from infgen_export.verify import LEAST_PSNR, compare  # noqa: E402
-from infgen_rt.bundle import FixedShape  # noqa: E402
-from infgen_rt.geometry import Box, Size  # noqa: E402
+from infgen_rt.bundle.manifest import FixedShape  # noqa: E402
+from infgen_rt.geometry.shapes import Box, Size  # noqa: E402
 
 from . import tiny  # noqa: E402
 

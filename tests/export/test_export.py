@@ -29,7 +29,7 @@ from infgen_export.targets import Options
 from infgen_export.targets.dims import dynamic_shapes
 from infgen_export.targets.onnx import Session
 from infgen_export.verify import CASES, TOLERANCE, compare
-from infgen_rt.bundle import Bundle
+from infgen_rt.bundle.folder import Bundle
 
 from . import tiny
 from .conftest import CARD, Exported

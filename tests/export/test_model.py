@@ -17,8 +17,9 @@ from infgen_export.model.attention import CrossAttention, Neighbours, window_att
 from infgen_export.model.inpe import INPE, sphere
 from infgen_export.model.sampling import bilinear, lanczos
 from infgen_export.work import context_work, multiply_adds
-from infgen_rt import grid as coordinates
-from infgen_rt.geometry import Box, Size
+from infgen_rt.backend.inputs import tile_inputs
+from infgen_rt.geometry import grid as coordinates
+from infgen_rt.geometry.shapes import Box, Size
 
 from . import tiny
 
@@ -507,7 +508,7 @@ def test_the_edge_preset_keeps_its_budget(scale: int, most: float) -> None:
         context = torch.zeros(1, config.context_channels(enlargement), cells + 4, cells + 4)
     grid = coordinates.Grid(Size(256, 256), Size(2048 * scale, 2048 * scale), 8)
     seen, tokens = Box(100, 100, cells + 4, cells + 4), Box(102 * scale, 102 * scale, 64, 64)
-    inputs = grid.decode_inputs(context.numpy(), seen, tokens)
+    inputs = tile_inputs(grid, context.numpy(), seen, tokens)
     tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
     decode = multiply_adds(lambda: model.decode(tensors.pop("context"), Grid(**tensors), enlargement))
     assert context_work(model, enlargement) / (8 * scale) ** 2 + decode / 512**2 <= most
@@ -570,7 +571,7 @@ def test_what_fills_a_fixed_shape_changes_nothing(
         tokens = tile or grid.tokens.box
         seen = grid.context_of(tokens, model.config.radius)
         context = model.context(tiny.latent(*cells), enlargement).numpy()[:, :, *seen.slices]
-        inputs = grid.decode_inputs(context, seen, tokens)
+        inputs = tile_inputs(grid, context, seen, tokens)
         filled = coordinates.fill(inputs, Size(20, 21), Size(13, 14))
         expected, actual = (
             model.decode(tensors.pop("context"), Grid(**tensors, padded=padded), enlargement)

@@ -25,8 +25,8 @@ from infgen_export.recipes import RECIPES, TARGETS, select, tile
 from infgen_export.report import Report
 from infgen_export.targets.openvino import Session
 from infgen_export.verify import CASES, LEAST_PSNR, TOLERANCE, cases_of
-from infgen_rt.bundle import Bundle
-from infgen_rt.geometry import Box, Size
+from infgen_rt.bundle.folder import Bundle
+from infgen_rt.geometry.shapes import Box, Size
 from infgen_runtimes.openvino import _cut
 
 from . import tiny

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from infgen_export.graphs import Graph, graphs_of
 from infgen_export.model import DecoderConfig, Enlargement, Grid, InfGen, Level, edge, paper
-from infgen_rt import grid as coordinates
-from infgen_rt.bundle import FixedShape
-from infgen_rt.geometry import Box
+from infgen_rt.backend.inputs import tile_inputs
+from infgen_rt.bundle.manifest import FixedShape
+from infgen_rt.geometry import grid as coordinates
+from infgen_rt.geometry.shapes import Box
 
 _SMALL = {
     "width": 16,
@@ -74,6 +75,6 @@ def decode(
 ) -> Tensor:
     """Decodes some tokens as the runtime does: from a crop of the context."""
     cells = grid.context_of(tokens, radius)
-    inputs = grid.decode_inputs(context.numpy()[:, :, *cells.slices], cells, tokens)
+    inputs = tile_inputs(grid, context.numpy()[:, :, *cells.slices], cells, tokens)
     tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
     return model.decode(tensors.pop("context"), Grid(**tensors), enlargement)

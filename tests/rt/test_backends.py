@@ -13,12 +13,15 @@ import numpy as np
 import pytest
 
 import infgen_rt
-from infgen_rt import backends, choice, measure
-from infgen_rt.backends import Device, Options, Session, require_version
-from infgen_rt.bundle import Bundle, Enlargement, Recipe
-from infgen_rt.choice import Candidate, Speed, Survey, choose
-from infgen_rt.cli import main
-from infgen_rt.devices import describe_devices
+from infgen_rt.backend import candidates, measuring, protocol
+from infgen_rt.backend.candidates import Candidate, Survey
+from infgen_rt.backend.choice import choose
+from infgen_rt.backend.measuring import Speed
+from infgen_rt.backend.protocol import Device, Options, Session, require_version
+from infgen_rt.backend.report import describe_devices
+from infgen_rt.bundle.folder import Bundle
+from infgen_rt.bundle.manifest import Enlargement, Recipe
+from infgen_rt.cli.main import main
 from infgen_rt.errors import BackendError, InfGenWarning
 
 from . import tiny
@@ -73,7 +76,7 @@ class Exploding(Other):
 def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, EntryPoint]:
     """The table of backends, open to change, and an empty cache folder."""
     table: dict[str, EntryPoint] = {}
-    for module in (backends, choice, sys.modules["infgen_rt.devices"]):
+    for module in (protocol, candidates, sys.modules["infgen_rt.backend.report"]):
         monkeypatch.setattr(module, "installed_backends", lambda: table)
     monkeypatch.setenv("INFGEN_RT_CACHE", str(tmp_path / "cache"))
     return table
@@ -107,21 +110,21 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> Timed:
             speed = Speed(seconds[name], contexts.get(name, 1.0), 2.0)
             return np.full((3, 8, 8), 0.9 if name in wrong else 0.5, np.float32), speed
 
-        monkeypatch.setattr(measure, "_run", run)
+        monkeypatch.setattr(measuring, "_run", run)
         return asked
 
     return set_up
 
 
 def entry(name: str, value: str) -> EntryPoint:
-    return EntryPoint(name, value, backends.GROUP)
+    return EntryPoint(name, value, protocol.GROUP)
 
 
 # Found or not.
 
 
 def test_this_projects_backends_announce_themselves(decoder: infgen_rt.Decoder) -> None:
-    assert list(backends.installed_backends())[:4] == ["onnxruntime", "openvino", "coreml", "torch"]
+    assert list(protocol.installed_backends())[:4] == ["onnxruntime", "openvino", "coreml", "torch"]
     found = decoder.backend
     assert (found.name, found.device, found.recipe, found.arithmetic) == ("onnxruntime", "cpu", "onnx-fp32", "fp32")
     assert found.reason == "the only one that suits"
@@ -251,7 +254,7 @@ def test_what_was_measured_is_remembered_until_something_changes(
     assert len(asked) == 3
     choose(opened, threads=1)
     assert len(asked) == 6
-    monkeypatch.setattr(measure.metadata, "version", lambda name: "9.9")
+    monkeypatch.setattr(measuring.metadata, "version", lambda name: "9.9")
     choose(opened)
     assert len(asked) == 9
 
@@ -272,10 +275,10 @@ def test_a_device_that_went_away_is_measured_anew(bundle: Path, several: dict, t
 def test_damaged_measurements_are_made_anew(
     bundle: Path, several: dict, timed: Timed, tmp_path: Path, content: str
 ) -> None:
-    file = tmp_path / "cache" / measure.FILE
+    file = tmp_path / "cache" / measuring.FILE
     file.parent.mkdir()
     opened = Bundle.open(bundle)
-    key = measure.key(opened, None)
+    key = measuring.key(opened, None)
     file.write_text(content.replace('"a"', json.dumps(key)))
     asked = timed({"onnxruntime fp32": 0.1, "other fp32": 0.4, "other bf16": 0.3})
     for _ in range(2):
@@ -327,15 +330,15 @@ def test_what_is_compared_does_not_depend_on_how_tiles_are_decoded(
     images = []
     for parallel in ((), ("cpu",)):
         monkeypatch.setattr(type(candidate.backend), "parallel_on", parallel)
-        images.append(measure._run(opened, candidate, 2)[0])
+        images.append(measuring._run(opened, candidate, 2)[0])
     assert images[0].shape != images[1].shape  # the tiles differ
-    assert measure._psnr(images[0], images[1]) > 100
+    assert measuring._psnr(images[0], images[1]) > 100
 
 
 @pytest.mark.parametrize("enlargements", [(), tiny.ENLARGEMENTS], ids=["one context", "enlargements"])
 def test_measuring_runs_the_graphs(several: dict, tmp_path: Path, enlargements: tuple[Enlargement, ...]) -> None:
     opened = Bundle.open(tiny.write_bundle(tmp_path / "bundle", enlargements))
-    results = measure.measure(opened, Survey.of(opened.manifest).candidates, 1)
+    results = measuring.measure(opened, Survey.of(opened.manifest).candidates, 1)
     assert [(result.backend, result.arithmetic) for result in results] == [
         *(("onnxruntime", "fp32"), ("other", "fp32"), ("other", "bf16"))
     ]
@@ -350,7 +353,7 @@ def test_exact_leaves_out_what_is_not_float32(bundle: Path, installed: dict) -> 
 
     installed["other"] = entry("other", "unused")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choice, "load_backend", lambda name: Half())
+        patch.setattr(candidates, "load_backend", lambda name: Half())
         with pytest.raises(BackendError, match="in 'exact' precision on 'other': infgen-export .*onnx-fp32"):
             choose(Bundle.open(bundle), precision="exact")
 
@@ -390,7 +393,7 @@ def test_the_commands(bundle: Path, several: dict, timed: Timed, capsys: pytest.
     assert main(["devices", "--model", str(bundle), "--json"]) == 0
     facts: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
     assert facts[0]["speed"]["decode"] == 0.3
-    assert main(["cache"]) == 0 and measure.FILE in capsys.readouterr().out
+    assert main(["cache"]) == 0 and measuring.FILE in capsys.readouterr().out
     assert main(["cache", "--clear"]) == 0 and "(cleared)" in capsys.readouterr().out
     assert main(["cache", "--json"]) == 0 and json.loads(capsys.readouterr().out)["bytes"] == {}
 
@@ -468,7 +471,7 @@ def test_a_package_that_announces_a_backend_is_found(
 ) -> None:
     """As pip would have installed it: no table is patched here."""
     (tmp_path / "abacus_backend.py").write_text(
-        "from infgen_rt.backends import Device\n"
+        "from infgen_rt.backend.protocol import Device\n"
         "from infgen_runtimes.onnxruntime import Backend as Onnx\n\n\n"
         "class Backend(Onnx):\n"
         "    name = 'abacus'\n\n"
@@ -478,9 +481,9 @@ def test_a_package_that_announces_a_backend_is_found(
     info = tmp_path / "abacus_backend-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: abacus-backend\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[{backends.GROUP}]\nabacus = abacus_backend:Backend\n")
+    (info / "entry_points.txt").write_text(f"[{protocol.GROUP}]\nabacus = abacus_backend:Backend\n")
     monkeypatch.syspath_prepend(tmp_path)
-    assert "abacus" in backends.installed_backends()
+    assert "abacus" in protocol.installed_backends()
     with infgen_rt.open(bundle, "abacus") as decoder:
         assert decoder.backend.device_name == "Abacus"
         assert decoder.picture(tiny.random_latent(4, 4)).read().shape == (32, 32, 3)
@@ -504,7 +507,7 @@ def test_a_driver_that_fails_in_the_middle_leaves_no_file(bundle: Path, several:
     folder = tmp_path / "out"
     folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choice, "load_backend", lambda name: Flaky())
+        patch.setattr(candidates, "load_backend", lambda name: Flaky())
         with infgen_rt.open(bundle, "other", precision="exact") as decoder:
             picture = decoder.picture(tiny.random_latent(12, 12), "2x", tile=64)
             with pytest.raises(infgen_rt.DecodeError, match="the tile .* could not be decoded: the device was lost"):

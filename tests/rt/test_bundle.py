@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import infgen_rt
-from infgen_rt.bundle import Bundle, Manifest
+from infgen_rt.bundle.folder import Bundle
+from infgen_rt.bundle.manifest import Manifest
 from infgen_rt.errors import BundleError, DecodeError
 
 from . import tiny
@@ -122,7 +123,7 @@ def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_installation_without_a_model_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infgen_rt.bundle.DEFAULT_BUNDLE", tmp_path / "model")
+    monkeypatch.setattr("infgen_rt.bundle.folder.DEFAULT_BUNDLE", tmp_path / "model")
     with pytest.raises(BundleError, match="ships no model"):
         infgen_rt.open()
 

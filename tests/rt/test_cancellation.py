@@ -8,7 +8,7 @@ from threading import Event
 import pytest
 
 import infgen_rt
-from infgen_rt.cancellation import Cancellation, current
+from infgen_rt.common.cancellation import Cancellation, current
 from infgen_rt.errors import Cancelled, DecodeError
 
 from . import tiny

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infgen_rt.chain import chain
 from infgen_rt.errors import PlanError
-from infgen_rt.geometry import Size
-from infgen_rt.grid import Grid
+from infgen_rt.geometry.grid import Grid
+from infgen_rt.geometry.shapes import Size
+from infgen_rt.geometry.stages import chain
 
 SIDE = st.integers(1, 300)
 

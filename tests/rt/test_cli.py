@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from infgen_rt.cli import main
-from infgen_rt.geometry import Size
+from infgen_rt.cli.main import main
+from infgen_rt.geometry.shapes import Size
 
 from . import tiny
 from .test_writers import small_disk
@@ -113,7 +113,7 @@ def test_fits_to_a_size(folder: Path, decode: list[str], capsys: pytest.CaptureF
 
 
 def test_this_machines_screen_is_asked_for(folder: Path, decode: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infgen_rt.displays.screen_size", lambda: Size(200, 100))
+    monkeypatch.setattr("infgen_rt.display.named.screen_size", lambda: Size(200, 100))
     assert main([*decode, "--display", "auto"]) == 0
     assert read("out.png").shape == (100, 200, 3)
 

@@ -14,15 +14,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import infgen_rt
-from infgen_rt.bundle import Bundle, Enlargement
-from infgen_rt.context import Context, ContextPlan
-from infgen_rt.context import given as latent_of
-from infgen_rt.engine import Engine
-from infgen_rt.geometry import Box, Size
-from infgen_rt.memory import MIB
-from infgen_rt.plan import plan_context
-from infgen_rt.statistics import Gathering, merged
-from infgen_rt.tiling import HaloTiling, Tiling
+from infgen_rt.backend.engine import Engine
+from infgen_rt.bundle.folder import Bundle
+from infgen_rt.bundle.manifest import Enlargement
+from infgen_rt.common.memory import MIB
+from infgen_rt.geometry.shapes import Box, Size
+from infgen_rt.geometry.tiling import HaloTiling, Tiling
+from infgen_rt.nodes.context import Context, ContextPlan
+from infgen_rt.nodes.context import given as latent_of
+from infgen_rt.nodes.moments import Gathering, merged
+from infgen_rt.plan.plan import plan_context
 
 from . import tiny
 

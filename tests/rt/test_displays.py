@@ -1,7 +1,7 @@
 import pytest
 
 import infgen_rt
-from infgen_rt.displays import display_size, named_displays
+from infgen_rt.display.named import display_size, named_displays
 from infgen_rt.errors import PlanError
 
 

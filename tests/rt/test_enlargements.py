@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import infgen_rt
-from infgen_rt.bundle import Bundle, Enlargement, Manifest
-from infgen_rt.engine import Engine
+from infgen_rt.backend.engine import Engine
+from infgen_rt.bundle.folder import Bundle
+from infgen_rt.bundle.manifest import Enlargement, Manifest
+from infgen_rt.common.pixels import FloatArray
 from infgen_rt.errors import BundleError, DecodeError
-from infgen_rt.geometry import Size
-from infgen_rt.pixels import FloatArray
+from infgen_rt.geometry.shapes import Size
 
 from . import tiny
 from .test_bundle import changed

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import infgen_rt
-from infgen_rt.pixels import FloatArray
+from infgen_rt.common.pixels import FloatArray
 
 from . import tiny
 

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from infgen_rt.common.memory import format_bytes, parse_bytes
 from infgen_rt.errors import PlanError
-from infgen_rt.geometry import MAX_SIDE, Box, Fit, Size, fit, fixed_size, parse_box, parse_size, split
-from infgen_rt.memory import format_bytes, parse_bytes
+from infgen_rt.geometry.shapes import MAX_SIDE, Box, Fit, Size, fit, fixed_size, parse_box, parse_size, split
 
 NATIVE = Size(1024, 512)
 

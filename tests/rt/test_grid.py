@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infgen_rt.geometry import Box, Size
-from infgen_rt.grid import Grid
+from infgen_rt.geometry.grid import Grid
+from infgen_rt.geometry.shapes import Box, Size
 
 sides = st.integers(1, 40)
 

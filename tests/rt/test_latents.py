@@ -11,8 +11,8 @@ from safetensors.numpy import save_file
 
 import infgen_rt
 from infgen_rt.errors import InfGenWarning, LatentError
-from infgen_rt.latents import as_latent, load_latent
-from infgen_rt.spaces import latent_space
+from infgen_rt.latent.arrays import as_latent, load_latent
+from infgen_rt.latent.spaces import latent_space
 
 from . import tiny
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import infgen_rt
-from infgen_rt.bundle import Bundle
-from infgen_rt.engine import Engine, cores
-from infgen_rt.gate import Gate
-from infgen_rt.geometry import Box
-from infgen_rt.stage import Stage
+from infgen_rt.backend.engine import Engine, cores
+from infgen_rt.backend.gate import Gate
+from infgen_rt.bundle.folder import Bundle
+from infgen_rt.geometry.shapes import Box
+from infgen_rt.nodes.decoded import Stage
 
 from . import tiny
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import infgen_rt
-from infgen_rt.engine import Engine
+from infgen_rt.backend.engine import Engine
+from infgen_rt.common.pixels import to_bytes, to_floats
 from infgen_rt.errors import DecodeError, PlanError
-from infgen_rt.pixels import to_bytes, to_floats
 
 from . import tiny
 

@@ -6,13 +6,16 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import infgen_rt
-from infgen_rt.bundle import Bundle, FixedShape, Manifest
-from infgen_rt.choice import Choice, Speed
+from infgen_rt.backend.choice import Choice
+from infgen_rt.backend.measuring import Speed
+from infgen_rt.bundle.folder import Bundle
+from infgen_rt.bundle.manifest import FixedShape, Manifest
+from infgen_rt.common.memory import GIB, MIB
 from infgen_rt.errors import InfGenWarning, PlanError
-from infgen_rt.geometry import Box, Size
-from infgen_rt.grid import Grid
-from infgen_rt.memory import GIB, MIB
-from infgen_rt.plan import LARGEST_TILE, SMALLEST_TILE, Plan, make_plan
+from infgen_rt.geometry.grid import Grid
+from infgen_rt.geometry.shapes import Box, Size
+from infgen_rt.geometry.tiling import LARGEST_TILE, SMALLEST_TILE
+from infgen_rt.plan.plan import Plan, make_plan
 
 from . import tiny
 

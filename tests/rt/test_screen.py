@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from infgen_rt.display.screen import ask_core_graphics, ask_user32, screen_size
 from infgen_rt.errors import PlanError
-from infgen_rt.screen import ask_core_graphics, ask_user32, screen_size
 
 # A laptop whose desktop is drawn twice as large, and a main screen turned upright.
 XRANDR = """\
@@ -71,7 +71,7 @@ def desktop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desktop:
     if os.name == "nt":
         pytest.skip("the tools are shell scripts")
     monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr("infgen_rt.screen._DRM", tmp_path / "drm")
+    monkeypatch.setattr("infgen_rt.display.screen._DRM", tmp_path / "drm")
     monkeypatch.delenv(WAYLAND, raising=False)
     monkeypatch.delenv(X11, raising=False)
     tools = tmp_path / "tools"
@@ -153,7 +153,7 @@ def core_graphics(modes: list[tuple[int, int, int]] | None, current: int | None)
 
 
 def mac_size(library: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
-    monkeypatch.setattr("infgen_rt.screen._screens", lambda: ask_core_graphics(library))
+    monkeypatch.setattr("infgen_rt.display.screen._screens", lambda: ask_core_graphics(library))
     return screen_size()
 
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import infgen_rt
-from infgen_rt.engine import Engine
+from infgen_rt.backend.engine import Engine
 from infgen_rt.errors import BundleError, Cancelled, DecodeError, PlanError
 
 from . import tiny

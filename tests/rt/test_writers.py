@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 import infgen_rt
+from infgen_rt.common.memory import MIB
 from infgen_rt.errors import Cancelled, OutputError, WriteError
-from infgen_rt.geometry import Size
-from infgen_rt.memory import MIB
+from infgen_rt.geometry.shapes import Size
 from infgen_rt.writers import FORMATS, Layer, check_output, write
 from infgen_rt.writers.bands import cut
 

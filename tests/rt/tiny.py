@@ -19,8 +19,8 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from infgen_rt.bundle import Enlargement, FileInfo, Halo, Manifest, Memory, ModelInfo, Recipe, Shapes
-from infgen_rt.pixels import FloatArray
+from infgen_rt.bundle.manifest import Enlargement, FileInfo, Halo, Manifest, Memory, ModelInfo, Recipe, Shapes
+from infgen_rt.common.pixels import FloatArray
 
 CHANNELS, FEATURES, CONTEXT, PATCH = 32, 5, 6, 8
 RADIUS = 2

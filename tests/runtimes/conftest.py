@@ -11,7 +11,7 @@ import infgen_rt
 from infgen_export.checkpoint import save_checkpoint
 from infgen_export.mil import Program
 from infgen_export.pipeline import export
-from infgen_rt.backends import Options
+from infgen_rt.backend.protocol import Options
 from infgen_runtimes import coreml
 
 from ..export import tiny

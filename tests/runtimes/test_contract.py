@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 import infgen_rt
-from infgen_rt import cancellation
-from infgen_rt.engine import is_finite
+from infgen_rt.backend.engine import is_finite
+from infgen_rt.common import cancellation
+from infgen_rt.common.pixels import Number, fetch
 from infgen_rt.errors import BackendError, Cancelled, DecodeError, PlanError
-from infgen_rt.geometry import Box, Size
-from infgen_rt.pixels import Number, fetch
+from infgen_rt.geometry.shapes import Box, Size
 
 from ..export import tiny
 from .conftest import Open
@@ -234,7 +234,7 @@ def test_pytorchs_graphs_share_their_weights(every_target: Path) -> None:
     """Those of several enlargements are in the bundle once."""
     from safetensors.numpy import load_file
 
-    from infgen_rt.bundle import Bundle
+    from infgen_rt.bundle.folder import Bundle
 
     manifest = Bundle.open(every_target).manifest
     recipe = next(each for each in manifest.recipes if each.target == "torch")
@@ -251,12 +251,12 @@ def test_pytorchs_graphs_share_their_weights(every_target: Path) -> None:
 def test_pytorch_keeps_a_context_where_decode_wants_it(every_target: Path) -> None:
     import torch
 
-    from infgen_rt.bundle import Bundle
-    from infgen_rt.choice import choose
-    from infgen_rt.context import Context, ContextPlan, given
-    from infgen_rt.engine import Engine
-    from infgen_rt.statistics import Gathering
-    from infgen_rt.tiling import HaloTiling, Tiling
+    from infgen_rt.backend.choice import choose
+    from infgen_rt.backend.engine import Engine
+    from infgen_rt.bundle.folder import Bundle
+    from infgen_rt.geometry.tiling import HaloTiling, Tiling
+    from infgen_rt.nodes.context import Context, ContextPlan, given
+    from infgen_rt.nodes.moments import Gathering
 
     opened = Bundle.open(every_target)
     engine = Engine(opened, choose(opened, "torch", precision="exact")[0])

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import infgen_rt
-from infgen_rt.geometry import Box
-from infgen_rt.pixels import fetch
+from infgen_rt.common.pixels import fetch
+from infgen_rt.geometry.shapes import Box
 from infgen_runtimes import onnxruntime as backend
 from infgen_runtimes.ort_arrays import Array, Place
 

@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 from infgen_export.checkpoint import load_checkpoint
 from infgen_export.model import InfGen
+from infgen_rt.common.pixels import to_bytes
 from infgen_rt.errors import InputError
-from infgen_rt.pixels import to_bytes
 from infgen_training.config import PATCH
 from infgen_training.metrics import compare, mean, psnr
 from infgen_training.perception import Eye, frechet_distance

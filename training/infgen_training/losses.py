@@ -138,7 +138,8 @@ def grid_distance(image: Tensor, truth: Tensor, factor: int) -> Tensor:
     """
     wrong = F.pixel_unshuffle(image - truth, factor).unflatten(1, (image.shape[1], -1))
     alike = F.avg_pool2d(wrong.flatten(1, 2), _NEAR, stride=_NEAR // 2).unflatten(1, wrong.shape[1:3])
-    return (alike - alike.mean(2, keepdim=True)).abs().mean()
+    apart: Tensor = alike - alike.mean(2, keepdim=True)
+    return apart.abs().mean()
 
 
 class Adversary(nn.Module):

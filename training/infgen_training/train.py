@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from infgen_export.checkpoint import load_checkpoint, save_checkpoint
 from infgen_export.model import PRESETS, DecoderConfig, Enlargement, Grid, InfGen
+from infgen_rt.common.schema import parse
 from infgen_rt.errors import InputError
-from infgen_rt.schema import parse
 from infgen_training.batches import Batch, Batches
 from infgen_training.config import PATCH, TrainConfig
 from infgen_training.losses import Adversary, Vgg, gradient_distance, grid_distance

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from infgen_export.model.layers import PooledBranch, TripleBlock
-from infgen_rt.schema import parse
+from infgen_rt.common.schema import parse
 
 FRAMES = ("image", "cell")
 STARTS = ("mask", "sampled")

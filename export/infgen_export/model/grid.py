@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from infgen_rt import grid as coordinates
-from infgen_rt.geometry import Size
+from infgen_rt.geometry import grid as coordinates
+from infgen_rt.geometry.shapes import Size
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from infgen_export.checkpoint import CONFIG, WEIGHTS
 from infgen_export.graphs import Graph
 from infgen_export.recipes import Recipe
 from infgen_export.targets import Options
-from infgen_rt.backends import Options as RunOptions
-from infgen_rt.bundle import Recipe as BundleRecipe
+from infgen_rt.backend.protocol import Options as RunOptions
+from infgen_rt.bundle.manifest import Recipe as BundleRecipe
 from infgen_runtimes.torch import Backend, Pixels, part_of
 
 SUFFIX = ""

@@ -1,0 +1,138 @@
+"""Choosing what runs a bundle: the fastest that verifies, or what the user named and nothing else."""
+
+import contextlib
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from infgen_rt.backend import measuring
+from infgen_rt.backend.candidates import AUTO, PRECISIONS, Candidate, Precision, Survey, worth_importing
+from infgen_rt.backend.measuring import Result, Speed
+from infgen_rt.backend.protocol import ALIASES, EXACT, KNOWN, Device
+from infgen_rt.bundle.folder import Bundle
+from infgen_rt.bundle.manifest import Manifest
+from infgen_rt.errors import BackendError, InfGenWarning
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What runs a bundle, and why.
+
+    Attributes:
+        name: of the backend.
+        device: id of its device.
+        device_name: the same for people.
+        recipe: name of the graphs.
+        arithmetic: what they are computed in: `fp32`, `bf16`, `fp16`.
+        psnr: of prefill and decode against float32 in decibels, None where it was not measured.
+        speed: None where it was not measured.
+        reason: why this one.
+    """
+
+    name: str
+    device: str
+    device_name: str
+    recipe: str
+    arithmetic: str
+    psnr: float | None
+    speed: Speed | None
+    reason: str
+
+    def __str__(self) -> str:
+        cost = "" if self.arithmetic == EXACT or self.psnr is None else f", {self.psnr:.0f} dB against float32"
+        return f"{self.name} on {self.device_name}, {self.arithmetic}{cost} ({self.reason})"
+
+
+def choose(
+    bundle: Bundle,
+    name: str = AUTO,
+    device: str | None = None,
+    precision: Precision = "fast",
+    threads: int | None = None,
+) -> tuple[Candidate, Choice]:
+    """Find what runs a bundle.
+
+    A backend or a device that the user named is used or refused, never replaced. Where several ways remain, each is
+    measured once, and remembered in the user's cache folder.
+
+    Args:
+        bundle: opened.
+        name: a backend's name, `auto` for any, or one of `ALIASES`.
+        device: id of a device, or None for any of the backend's.
+        precision: `exact` for float32 throughout, `fast` for what the device does natively.
+        threads: CPU threads that it will have.
+
+    Raises:
+        BackendError: what was named is unknown, not installed or cannot run the bundle, or nothing can.
+    """
+    if precision not in PRECISIONS:
+        raise BackendError(f"precision {precision!r} is unknown: expected one of {', '.join(PRECISIONS)}")
+    if name in ALIASES and device is None:
+        name, device = ALIASES[name]
+    key, question = measuring.key(bundle, threads), name if device is None else f"{name} {device}"
+    record = measuring.recall(key)
+    if question in record.asked:
+        known = [result for result in record.results if _answers(result, name, device, bundle.manifest)]
+        if found := _fastest(known, precision):
+            with contextlib.suppress(BackendError, StopIteration):  # it was here when it was measured
+                survey = Survey.of(bundle.manifest, found.backend, found.device)
+                candidate = next(each for each in survey.candidates if found.is_of(each))
+                return candidate, _choice(candidate, found, known, precision)
+    survey = Survey.of(bundle.manifest, name, device)
+    suitable = [candidate for candidate in survey.candidates if candidate.suits(precision)]
+    if not suitable:
+        raise BackendError(_refusal(survey, bundle.manifest, precision))
+    for line in survey.broken:
+        warnings.warn(line, InfGenWarning, stacklevel=3)
+    if len(suitable) == 1:
+        before = next((result for result in record.results if result.is_of(suitable[0])), None)
+        return suitable[0], _choice(suitable[0], before, (), precision)
+    results = measuring.measure(bundle, survey.candidates, threads)
+    measuring.remember(key, record.add(results, question))
+    for result in results:
+        if result.error:
+            warnings.warn(f"{result} is left out: {result.error}", InfGenWarning, stacklevel=3)
+    best = _fastest(results, precision)
+    if best is None:
+        raise BackendError("nothing here runs the bundle: " + "; ".join(f"{each}: {each.error}" for each in results))
+    candidate = next(each for each in survey.candidates if best.is_of(each))
+    return candidate, _choice(candidate, best, results, precision)
+
+
+def _answers(result: Result, name: str, device: str | None, manifest: Manifest) -> bool:
+    """Whether a measurement is of what was asked for."""
+    named = result.backend == name or (name == AUTO and worth_importing(result.backend, manifest))
+    return named and (device is None or Device(result.device, "").answers_to(device))
+
+
+def _fastest(results: Iterable[Result], precision: Precision) -> Result | None:
+    suitable = (result for result in results if result.suits(precision))
+    return min(suitable, key=lambda result: result.speed.typical if result.speed else 0.0, default=None)
+
+
+def _choice(candidate: Candidate, result: Result | None, among: Iterable[Result], precision: Precision) -> Choice:
+    count = sum(each.suits(precision) for each in among)
+    return Choice(
+        name=candidate.backend.name,
+        device=candidate.device.id,
+        device_name=candidate.device.name,
+        recipe=candidate.recipe.name,
+        arithmetic=candidate.arithmetic,
+        psnr=candidate.psnr if candidate.psnr is not None or result is None else result.psnr,
+        speed=result.speed if result else None,
+        reason=f"fastest of {count} measured" if count > 1 else "the only one that suits",
+    )
+
+
+def _refusal(survey: Survey, manifest: Manifest, precision: Precision) -> str:
+    if survey.candidates:
+        backend = survey.candidates[0].backend
+        return (
+            f"nothing runs the bundle {manifest.model.name!r} in {precision!r} precision on {backend.name!r}: "
+            f"infgen-export CHECKPOINT --recipe {backend.target}-fp32 -o BUNDLE makes graphs in float32"
+        )
+    targets = ", ".join(sorted({recipe.target for recipe in manifest.recipes})) or "none"
+    nothing = f"no backend here runs the bundle {manifest.model.name!r}, which has graphs for {targets}"
+    remedies = [known.extra for known in KNOWN.values() if any(r.target == known.target for r in manifest.recipes)]
+    remedy = f"pip install 'infgen-rt[{remedies[0]}]'" if remedies else "install a backend for them"
+    return "; ".join([*survey.absent, *survey.broken, f"{nothing}: {remedy}"])

@@ -1,0 +1,62 @@
+"""What a decode graph is fed with."""
+
+from typing import Any
+
+import numpy as np
+
+from infgen_rt.backend.protocol import Values
+from infgen_rt.common.pixels import FloatArray
+from infgen_rt.geometry.grid import Grid
+from infgen_rt.geometry.shapes import Box, Size
+
+
+def tile_inputs(grid: Grid, crop: Values, cells: Box, tokens: Box) -> dict[str, Any]:
+    """Inputs of the decode graph for a box of tokens.
+
+    Args:
+        grid: the picture over the latent.
+        crop: [1, D, h, w], the context of the cells; it stays where it is.
+        cells: those that `context_of` tells for the tokens.
+        tokens: the tokens to decode, halo included.
+    """
+    key_y, key_x = grid.cell_centres(cells)
+    token_y, token_x = grid.token_centres(tokens)
+    return {
+        "context": np.ascontiguousarray(crop) if isinstance(crop, np.ndarray) else crop,
+        "key_y": key_y,
+        "key_x": key_x,
+        "token_y": token_y,
+        "token_x": token_x,
+        "extent": np.array([grid.cells.height, grid.cells.width], np.float32),
+        "scale": np.array(grid.scale, np.float32),
+    }
+
+
+def fill(inputs: dict[str, FloatArray], context: Size, tokens: Size) -> dict[str, FloatArray]:
+    """Pads the inputs of a decode graph to the one shape that it takes; coordinates go on beyond the end.
+
+    Args:
+        inputs: as `tile_inputs` makes them.
+        context: cells that the graph takes.
+        tokens: tokens that the graph takes.
+
+    Returns:
+        Inputs whose image has the tile's pixels in its top-left corner.
+
+    Raises:
+        ValueError: the tile or its context is larger than the shape.
+    """
+    spacing = {"key_y": 1.0, "key_x": 1.0, "token_y": 1.0 / inputs["scale"][0], "token_x": 1.0 / inputs["scale"][1]}
+    counts = {"key_y": context.height, "key_x": context.width, "token_y": tokens.height, "token_x": tokens.width}
+    filled = dict(inputs)
+    for name, count in counts.items():
+        vector = inputs[name]
+        missing = count - len(vector)
+        if missing < 0:
+            raise ValueError(f"{name} has {len(vector)} entries, the graph takes {count}")
+        beyond = vector[-1] + np.arange(1, missing + 1) * spacing[name]
+        filled[name] = np.concatenate([vector, beyond.astype(np.float32)])
+    height, width = inputs["context"].shape[2:]
+    margins = ((0, 0), (0, 0), (0, context.height - height), (0, context.width - width))
+    filled["context"] = np.pad(inputs["context"], margins)
+    return filled

@@ -1,0 +1,242 @@
+"""Measuring ways of running a bundle against one another, and remembering what came of it."""
+
+import contextlib
+import hashlib
+import json
+import math
+import platform
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from infgen_rt.backend import protocol
+from infgen_rt.backend.candidates import LEAST_PSNR, Candidate, Precision
+from infgen_rt.backend.engine import Engine
+from infgen_rt.backend.inputs import tile_inputs
+from infgen_rt.bundle.folder import Bundle
+from infgen_rt.bundle.manifest import Enlargement
+from infgen_rt.common.folders import cache_folder, write_cached
+from infgen_rt.common.pixels import FloatArray, fetch
+from infgen_rt.common.schema import SchemaError, parse
+from infgen_rt.errors import InfGenWarning
+from infgen_rt.geometry.grid import Grid
+from infgen_rt.geometry.shapes import Size
+from infgen_rt.geometry.tiling import LARGEST_SHARED_TILE, LARGEST_TILE
+
+FILE = "measurements.json"
+# What is measured: a noise latent, and of its picture at twice the size tiles such as a plan has.
+_CELLS, _RUNS = 32, 3
+_EXACT_PSNR = 60.0
+"""What two libraries that compute in float32 agree to at least; one level of 255 is 48 dB."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What was measured of a way of running a bundle.
+
+    Attributes:
+        decode: seconds for a megapixel of tiles, with as many at a time as are decoded so.
+        context: seconds for the context of a thousand cells.
+        encode: seconds for the encoding of a thousand cells; None without an encode graph.
+    """
+
+    decode: float
+    context: float
+    encode: float | None
+
+    @property
+    def typical(self) -> float:
+        """Seconds for a thousand cells and their picture at twice the size, a quarter of a megapixel."""
+        return self.context + self.decode / 4
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured of a candidate.
+
+    Attributes:
+        backend: its name.
+        device: id of its device.
+        recipe: name of its graphs.
+        arithmetic: what they were computed in.
+        exact: whether that is float32 throughout.
+        speed: medians; None if it did not run.
+        psnr: against the first exact candidate, in decibels; None for that one, or if it did not run.
+        error: why it cannot be used, in one line, or None.
+    """
+
+    backend: str
+    device: str
+    recipe: str
+    arithmetic: str
+    exact: bool
+    speed: Speed | None
+    psnr: float | None
+    error: str | None
+
+    def is_of(self, candidate: Candidate) -> bool:
+        """Whether it was measured of a candidate."""
+        return (self.backend, self.device, self.recipe, self.arithmetic) == (
+            *(candidate.backend.name, candidate.device.id, candidate.recipe.name, candidate.arithmetic),
+        )
+
+    def suits(self, precision: Precision) -> bool:
+        """Whether it ran, verified, and is as exact as asked for."""
+        return self.error is None and (self.exact or precision == "fast")
+
+    def __str__(self) -> str:
+        return f"{self.backend} on {self.device}, {self.recipe} in {self.arithmetic}"
+
+
+def measure(bundle: Bundle, candidates: Sequence[Candidate], threads: int | None) -> list[Result]:
+    """Run each candidate on one tile, and compare what it gives with the first exact one's."""
+    results, reference = [], None
+    for candidate in sorted(candidates, key=lambda each: not each.exact):
+        speed = psnr = error = None
+        try:
+            image, speed = _run(bundle, candidate, threads)
+        # A driver may raise anything; what cannot run is not chosen.
+        except Exception as failure:
+            error = " ".join(str(failure).split()) or type(failure).__name__
+        else:
+            reference = image if reference is None else reference
+            if image is not reference:
+                psnr = _psnr(image, reference)
+                least = _EXACT_PSNR if candidate.exact else LEAST_PSNR
+                error = None if psnr >= least else f"its picture has {psnr:.0f} dB, {least:.0f} are needed"
+        names = (candidate.backend.name, candidate.device.id, candidate.recipe.name, candidate.arithmetic)
+        results.append(Result(*names, candidate.exact, speed, psnr, error))
+    return results
+
+
+def key(bundle: Bundle, threads: int | None) -> str:
+    """What measurements hold for: the bundle, the threads, and the versions of all that could run it."""
+    files = sorted((name, info.sha256) for name, info in bundle.manifest.files.items())
+    versions = []
+    for known in protocol.KNOWN.values():
+        for distribution in known.distributions:
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                versions.append((distribution, metadata.version(distribution)))
+    others = sorted(
+        (name, entry.dist.version if entry.dist else "") for name, entry in protocol.installed_backends().items()
+    )
+    text = json.dumps([files, threads, versions, others, platform.platform()])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is remembered under a key.
+
+    Attributes:
+        results: of every candidate that was measured.
+        asked: questions (`auto`, `openvino`, `onnxruntime cuda`) whose candidates are all among them.
+    """
+
+    results: tuple[Result, ...] = ()
+    asked: tuple[str, ...] = ()
+
+    def add(self, results: Sequence[Result], *questions: str) -> "Record":
+        """With newer results in place of older ones."""
+        newer = {str(result) for result in results}
+        kept = (result for result in self.results if str(result) not in newer)
+        return Record((*kept, *results), tuple(dict.fromkeys((*self.asked, *questions))))
+
+
+def recall(key: str) -> Record:
+    """What was measured before under a key; nothing if that is missing or damaged."""
+    try:
+        return parse(Record, _records()[key], FILE)
+    except (KeyError, SchemaError):
+        return Record()
+
+
+def remember(key: str, record: Record) -> None:
+    """Keep a record for the next start; a folder that cannot be written in is a warning."""
+    try:
+        write_cached(cache_folder() / FILE, json.dumps(_records() | {key: asdict(record)}, indent=1) + "\n")
+    except OSError as error:
+        text = f"measurements cannot be kept in {cache_folder()} ({error.strerror}): every start will measure again"
+        warnings.warn(text, InfGenWarning, stacklevel=4)
+
+
+def _records() -> dict[str, Any]:
+    try:
+        records = json.loads((cache_folder() / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return records if isinstance(records, dict) else {}
+
+
+def _run(bundle: Bundle, candidate: Candidate, threads: int | None) -> tuple[FloatArray, Speed]:
+    """The tile's pixels, and how fast all was."""
+    manifest = bundle.manifest
+    latent = np.random.default_rng(0).normal(0, 0.8, (manifest.latent_channels, _CELLS, _CELLS)).astype(np.float32)
+    side = 2 * _CELLS * manifest.patch
+    grid = Grid(Size(_CELLS, _CELLS), Size(side, side), manifest.patch)
+    halo = manifest.halo.tokens
+    engine = Engine(bundle, candidate, threads)
+    largest = LARGEST_TILE if engine.workers == 1 else LARGEST_SHARED_TILE
+    # Its context is the least there is, of which others are reckoned: see `plan.estimate_seconds`.
+    enlargement = manifest.contexts[0]
+    largest = min([largest, *(min(shape.tokens) - 2 * halo for shape in candidate.recipe.shapes)])
+    tokens = Size(largest, largest).box
+    # Towards the rest of the picture the tile has no halo: its last pixels are not what any tiling gives.
+    final = manifest.patch * (largest if tokens == grid.tokens.box else max(1, largest - halo))
+    try:
+        engine.load_for(enlargement)
+        cells = grid.context_of(tokens, manifest.halo.cells)
+        crop = engine.context(latent, enlargement)[:, :, *cells.slices]
+        inputs = tile_inputs(grid, crop, cells, tokens)
+        image = fetch(engine.decode(inputs, enlargement)[:, :final, :final], np.float32)
+        megapixels, kilocells = tokens.size.area * manifest.patch**2 / 1e6, _CELLS**2 / 1e3
+        decode = _seconds(partial(_decode_each, engine, inputs, enlargement), _RUNS) / megapixels / engine.workers
+        context = _seconds(lambda: engine.context(latent, enlargement), _RUNS) / kilocells
+        # Once: this is for estimates, and chooses nothing.
+        encode = None
+        if "encode" in candidate.recipe.graphs and not candidate.recipe.shapes:
+            engine.load("encode")
+            picture = np.zeros((3, _CELLS * manifest.patch, _CELLS * manifest.patch), np.float32)
+            engine.encode(picture)
+            encode = _seconds(lambda: engine.encode(picture)) / kilocells
+    finally:
+        engine.close()
+    return image, Speed(decode, context, encode)
+
+
+def _decode_each(engine: Engine, inputs: Mapping[str, Any], enlargement: Enlargement) -> None:
+    """A tile for each of the engine's workers, all at a time."""
+    if engine.workers == 1:
+        engine.decode(inputs, enlargement)
+        return
+    engine.load_shared(enlargement)
+    with ThreadPoolExecutor(engine.workers) as pool:
+        list(pool.map(lambda _: engine.decode(inputs, enlargement, shared=True), range(engine.workers)))
+
+
+def _seconds(run: Callable[[], object], count: int = 1) -> float:
+    """Median of some runs."""
+    times = []
+    for _ in range(count):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def _psnr(image: FloatArray, reference: FloatArray) -> float:
+    if image.shape != reference.shape:
+        rows, columns = (min(sides) for sides in zip(image.shape[1:], reference.shape[1:], strict=True))
+        image, reference = image[:, :rows, :columns], reference[:, :rows, :columns]
+    error = float(np.square(image - reference, dtype=np.float64).mean())
+    if not math.isfinite(error):
+        return -math.inf
+    return 200.0 if error == 0 else -10 * math.log10(error)

@@ -1,0 +1,87 @@
+"""Bundles: one model's graphs with the manifest that describes them, in a folder or a zip."""
+
+import hashlib
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from infgen_rt.bundle.manifest import MANIFEST, Manifest
+from infgen_rt.errors import BundleError
+
+DEFAULT_BUNDLE = Path(__file__).parents[1] / "model"
+
+
+class Bundle:
+    """An opened bundle; files are read, and their digests checked, when they are asked for."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, path: str | Path | None = None) -> "Bundle":
+        """Open a bundle and check that every file it lists is there, at its full length.
+
+        Args:
+            path: a folder or a zip with a `manifest.json`; None for the model that the package ships.
+
+        Raises:
+            BundleError: there is no bundle, or it is damaged.
+        """
+        if path is None and not DEFAULT_BUNDLE.is_dir():
+            raise BundleError("this installation ships no model: pass the path of a bundle")
+        root = Path(path) if path is not None else DEFAULT_BUNDLE
+        lengths = _lengths(root)
+        if MANIFEST not in lengths:
+            raise BundleError(f"{root} is not a bundle: it has no {MANIFEST}; infgen-export writes bundles")
+        bundle = cls(root, Manifest.from_json(_read(root, MANIFEST)))
+        for name, info in bundle.manifest.files.items():
+            if lengths.get(name) != info.bytes:
+                found = f"has {lengths[name]:,} bytes" if name in lengths else "is missing"
+                raise BundleError(f"{root} is damaged: {name} {found}, expected {info.bytes:,} bytes; fetch it again")
+        return bundle
+
+    def read_graph(self, graph: str) -> dict[str, bytes]:
+        """The content of a graph's files: one by its own name, or those of its folder by their names in it.
+
+        Raises:
+            BundleError: a digest is not the manifest's.
+        """
+        names = self.manifest.files_of(graph)
+        return {name.removeprefix(f"{graph}/"): self.read(name) for name in names}
+
+    def read(self, name: str) -> bytes:
+        """The content of a listed file.
+
+        Raises:
+            BundleError: its digest is not the manifest's.
+        """
+        content = _read(self.path, name)
+        if hashlib.sha256(content).hexdigest() != self.manifest.files[name].sha256:
+            raise BundleError(f"{self.path} is damaged: the sha256 of {name} does not match; fetch it again")
+        return content
+
+
+def _lengths(root: Path) -> Mapping[str, int]:
+    """Length in bytes of every file of a bundle, by its name with forward slashes."""
+    try:
+        if root.is_dir():
+            files = (file for file in root.rglob("*") if file.is_file())
+            return {file.relative_to(root).as_posix(): file.stat().st_size for file in files}
+        with zipfile.ZipFile(root) as archive:
+            return {entry.filename: entry.file_size for entry in archive.infolist()}
+    except FileNotFoundError:
+        raise BundleError(f"{root} does not exist: expected a bundle, a folder or a zip with a {MANIFEST}") from None
+    except (OSError, zipfile.BadZipFile) as error:
+        raise BundleError(f"{root} is not a bundle, a folder or a zip with a {MANIFEST}: {error}") from None
+
+
+def _read(root: Path, name: str) -> bytes:
+    try:
+        if root.is_dir():
+            return (root / name).read_bytes()
+        with zipfile.ZipFile(root) as archive:
+            return archive.read(name)
+    # zipfile reports damage as any of these, zlib.error included.
+    except Exception as error:
+        raise BundleError(f"{root} is damaged: {name} cannot be read: {error}") from None

@@ -1,0 +1,255 @@
+"""Manifests: all that is known of a model before any of its graphs is loaded."""
+
+import json
+import re
+from dataclasses import asdict, astuple, dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from infgen_rt.common.schema import SchemaError, parse
+from infgen_rt.errors import BundleError
+
+FORMAT = 4
+# Format 1 had no refine, format 2 no statistics, format 3 no enlargements.
+_READABLE = (1, 2, 3, FORMAT)
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What the model is: name, version, licence, how it was trained, parameters of each kind of graph."""
+
+    name: str
+    version: str
+    licence: str
+    training: str
+    parameters: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Halo:
+    """How far a graph looks: decode in tokens and context cells (None: all), encode in pixels, the others in cells."""
+
+    tokens: int
+    cells: float | None
+    encode_pixels: int
+    refine: int = 0
+    prefill: int = 0
+
+
+@dataclass(frozen=True)
+class Enlargement:
+    """A context for pictures up to a scale: how much larger than the latent's own size the picture in it is.
+
+    Attributes:
+        factor: how many times, which is the largest scale that it is for; None if it is for all.
+        channels: of the context.
+        halo: cells beyond a cell whose features its context depends on.
+        work: multiply-adds a cell of prefill and refine; 0 if that was not counted.
+    """
+
+    factor: int | None
+    channels: int
+    halo: int
+    work: int = 0
+
+    def graph(self, kind: str) -> str:
+        """The name of its graph of a kind, `refine` or `decode`."""
+        return kind if self.factor is None else f"{kind}{self.factor}"
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Least and most a side that the graphs take: latent and context in cells, tokens in tokens."""
+
+    latent: tuple[int, int]
+    context: tuple[int, int]
+    tokens: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Measured working set in bytes: fixed, and a cell or a token of what a graph runs on, halos included.
+
+    The defaults are for bundles of which a figure was not measured, and for those without refine or statistics.
+    """
+
+    base: int
+    prefill_per_cell: int
+    decode_per_token: int
+    encode_per_cell: int = 64 * 2**10
+    refine_per_cell: int = 32 * 2**10
+    statistics_per_cell: int = 8 * 2**10
+
+
+# Twice what the first model that shipped needs, for bundles of which nothing was measured.
+_TYPICAL = Memory(base=256 * 2**20, prefill_per_cell=64 * 2**10, decode_per_token=256 * 2**10)
+
+
+@dataclass(frozen=True)
+class FixedShape:
+    """A shape that decode (tokens, context cells) and encode (pixels) take: height and width each."""
+
+    tokens: tuple[int, int]
+    context: tuple[int, int]
+    image: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One export of the model.
+
+    `graphs` maps prefill, decode, and if there are any statistics, refine and encode, to a file or a folder of files;
+    refine and decode of a model with enlargements have their factor behind their name. Without refine, prefill's
+    features are the context; without statistics, it sees the whole latent. `memory` is None where the graphs were not
+    run in their own runtime. `shapes` are the only ones that decode and encode take; any if there are none.
+    """
+
+    name: str
+    target: str
+    precision: str
+    graphs: dict[str, str]
+    memory: Memory | None
+    shapes: tuple[FixedShape, ...] = ()
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """Digest (hexadecimal) and length in bytes of one file."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that the runtime knows of a model before it loads a graph."""
+
+    model: ModelInfo
+    latent_space: str
+    latent_channels: int
+    context_channels: int
+    patch: int
+    scale_range: tuple[float, float]
+    halo: Halo
+    shapes: Shapes
+    recipes: tuple[Recipe, ...]
+    files: dict[str, FileInfo]
+    verification: tuple[dict[str, Any], ...] = ()
+    format: int = FORMAT
+    feature_channels: int | None = None
+    moments: tuple[int, int] | None = None
+    enlargements: tuple[Enlargement, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check what types alone cannot say.
+
+        Raises:
+            BundleError: a value is out of range, or a recipe names a file that is not listed.
+        """
+        for name, info in self.files.items():
+            if not _is_safe(name):
+                raise BundleError(f"manifest: file name {name!r} does not stay inside the bundle")
+            if info.bytes < 0 or not re.fullmatch(r"[0-9a-f]{64}", info.sha256):
+                raise BundleError(f"manifest: file {name!r} has no valid sha256 and length")
+        factors = [each.factor for each in self.enlargements]
+        if None in factors or factors != sorted(set(factors), key=lambda factor: factor or 0):
+            raise BundleError(f"manifest: enlargements must have rising factors, not {factors}")
+        for recipe in self.recipes:
+            needed = {"prefill", *(each.graph("decode") for each in self.contexts)}
+            if refines := bool(self.enlargements) or "refine" in recipe.graphs:
+                needed |= {each.graph("refine") for each in self.contexts}
+            if missing := needed - recipe.graphs.keys():
+                raise BundleError(f"manifest: recipe {recipe.name!r} lacks the graph {min(missing)!r}")
+            if refines and not self.feature_channels:
+                raise BundleError(f"manifest: recipe {recipe.name!r} refines, and 'feature_channels' is missing")
+            if "statistics" in recipe.graphs and not (self.moments and min(self.moments) > 0):
+                raise BundleError(
+                    f"manifest: recipe {recipe.name!r} has statistics, and 'moments' gives no shape of them"
+                )
+            for name in recipe.graphs.values():
+                if not self.files_of(name):
+                    raise BundleError(f"manifest: recipe {recipe.name!r} names {name!r}, which is not in 'files'")
+        channels = min(each.channels for each in self.contexts)
+        counts = (self.latent_channels, channels, self.patch, self.scale_range[0], *(f or 0 for f in factors))
+        ranges = (self.scale_range, self.shapes.latent, self.shapes.context, self.shapes.tokens)
+        if min(counts) <= 0 or any(low > high for low, high in ranges):
+            raise BundleError("manifest: channels, patch and scale must be above 0 and ranges ascend")
+        halos = (each.halo for each in self.contexts)
+        if min(self.halo.tokens, self.halo.encode_pixels, self.halo.prefill, *halos) < 0 or (
+            self.halo.cells is not None and self.halo.cells < 0
+        ):
+            raise BundleError("manifest: halos must not be negative")
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Manifest":
+        """Read a manifest.
+
+        Raises:
+            BundleError: it is not JSON, of a newer format, or lacks something.
+        """
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"{MANIFEST} is not valid JSON: {error}") from None
+        version = data.get("format") if isinstance(data, dict) else None
+        if version not in _READABLE:
+            raise BundleError(f"{MANIFEST} has format {version!r}, this version reads 1 to {FORMAT}: upgrade infgen-rt")
+        try:
+            return parse(cls, data, "manifest")
+        except SchemaError as error:
+            raise BundleError(str(error)) from None
+
+    def to_json(self) -> str:
+        """The manifest as indented JSON, ready to be written to `manifest.json`."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    def files_of(self, graph: str) -> list[str]:
+        """Names of the files that make a graph: its own, or all in its folder."""
+        return [name for name in self.files if name == graph or name.startswith(f"{graph}/")]
+
+    def psnr(self, recipe: str, arithmetic: str) -> float | None:
+        """Least PSNR of what makes a picture against float32, in decibels; None if the exporter does not tell."""
+        found = []
+        precision, graphs = next(
+            ((each.precision, each.graphs) for each in self.recipes if each.name == recipe), ("", {})
+        )
+        for graph in graphs:
+            if graph == "encode":
+                continue
+            try:
+                entry = next(e for e in self.verification if e["recipe"] == recipe and e["graph"] == graph)
+                native = entry["native"].get(arithmetic)
+                if native is None and arithmetic not in ("fp32", precision):
+                    return None  # the exporter's machine does not compute in it
+                found.append(float(min(check["psnr"] for check in entry["checks"]) if native is None else native))
+            except (StopIteration, KeyError, TypeError, ValueError, AttributeError):  # other exporters, other words
+                return None
+        return min(found, default=None)
+
+    @property
+    def contexts(self) -> tuple[Enlargement, ...]:
+        """Its enlargements by rising factor, or the one context that a model without any has for all scales."""
+        return self.enlargements or (Enlargement(None, self.context_channels, self.halo.refine),)
+
+    def context_for(self, scale: tuple[float, float]) -> Enlargement:
+        """The least enlargement that a scale (vertical, horizontal) is not beyond, or the largest there is."""
+        able = (each for each in self.contexts if each.factor is None or max(scale) <= each.factor + 1e-6)
+        return next(able, self.contexts[-1])
+
+    @property
+    def encode_halo(self) -> int:
+        """Cells beyond a cell whose pixels its encoding depends on."""
+        return -(-self.halo.encode_pixels // self.patch)
+
+    def memory(self, recipe: Recipe) -> Memory:
+        """What a recipe needs; where that was not measured, the most that any other of the bundle does."""
+        if recipe.memory is not None:
+            return recipe.memory
+        measured = [each.memory for each in self.recipes if each.memory is not None] or [_TYPICAL]
+        return Memory(*(max(values) for values in zip(*(astuple(figures) for figures in measured), strict=True)))
+
+
+def _is_safe(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not (name == "" or path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name)

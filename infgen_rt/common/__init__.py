@@ -1,0 +1,1 @@
+"""What every room stands on: number types, amounts of memory, cancellation, the cache folder, typed JSON."""

@@ -1,0 +1,76 @@
+"""Amounts of memory: reading, printing, and what the machine has."""
+
+import contextlib
+import ctypes
+import os
+import re
+import sys
+
+from infgen_rt.errors import PlanError
+
+_UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_UNITS |= {f"{unit}b": size for unit, size in _UNITS.items() if unit not in ("", "b")}
+_UNITS |= {f"{unit}ib": 1024**power for power, unit in enumerate("kmgt", start=1)}
+MIB = 2**20
+GIB = 2**30
+
+
+def parse_bytes(value: str | int) -> int:
+    """Read an amount of memory, such as `1GiB`, `512 MB` or a plain number of bytes.
+
+    Raises:
+        PlanError: the text is not understood or the amount is not above 0.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(value).lower())
+    unit = _UNITS.get(match[2]) if match else None
+    if match is None or unit is None:
+        raise PlanError(f"memory {value!r} is not understood: expected an amount such as 1GiB, 512MiB or 800MB")
+    amount = int(float(match[1]) * unit)
+    if amount < 1:
+        raise PlanError(f"memory {value!r} is not usable: expected an amount above 0")
+    return amount
+
+
+def format_bytes(amount: int) -> str:
+    """Print an amount of memory for people, in MiB or GiB."""
+    return f"{amount / GIB:.2f} GiB" if amount >= GIB else f"{amount / MIB:.1f} MiB"
+
+
+def default_budget() -> int:
+    """What a decode may use when the caller does not say: 4 GiB, or half of what is free if that is less."""
+    available = _available_memory()
+    return GIB if available is None else min(4 * GIB, available // 2)
+
+
+def peak_memory() -> int | None:
+    """The most memory this process has had resident so far, in bytes; None where the system does not tell."""
+    try:
+        # Unlike getrusage's figure, not inflated by the process that started this one.
+        with open("/proc/self/status", encoding="ascii") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def give_back() -> None:
+    """Return freed memory to the system, where the C library would keep it for later (glibc)."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _available_memory() -> int | None:
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None

@@ -1,0 +1,65 @@
+"""Displays by name, with their native sizes."""
+
+import json
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+
+from infgen_rt.common.schema import parse
+from infgen_rt.display.screen import screen_size
+from infgen_rt.errors import PlanError
+from infgen_rt.geometry.shapes import Size
+
+_TABLE = Path(__file__).parents[1] / "data" / "displays.json"
+
+
+@dataclass(frozen=True)
+class Display:
+    """A display, held as people hold it: phones upright, all others lying.
+
+    Attributes:
+        title: what people call it.
+        kind: laptop, phone, tablet, monitor or tv.
+        width: in physical pixels.
+        height: in physical pixels.
+    """
+
+    title: str
+    kind: str
+    width: int
+    height: int
+
+    @property
+    def size(self) -> Size:
+        """Width and height in physical pixels."""
+        return Size(self.width, self.height)
+
+
+@cache
+def named_displays() -> dict[str, Display]:
+    """All displays that have a name, by name."""
+    table = json.loads(_TABLE.read_text(encoding="utf-8"))
+    return {name: parse(Display, value, name) for name, value in table.items()}
+
+
+def display_size(name: str) -> Size:
+    """The native size of a display.
+
+    Args:
+        name: one of `named_displays`, or `auto` for this machine's main screen.
+
+    Returns:
+        Width and height in physical pixels.
+
+    Raises:
+        PlanError: the name is unknown, or there is no screen to ask for its size.
+    """
+    key = "-".join(name.lower().split())
+    if key == "auto":
+        return screen_size()
+    if key not in named_displays():
+        near = get_close_matches(key, named_displays())
+        hint = f"did you mean {', '.join(near)}? " if near else ""
+        raise PlanError(f"display {name!r} is unknown: {hint}`infgen-rt displays` lists all, and auto is this screen")
+    return named_displays()[key].size

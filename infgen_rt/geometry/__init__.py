@@ -1,0 +1,1 @@
+"""Where things are: boxes, sizes, tokens over cells, tiles and stages, as frozen values and pure functions."""

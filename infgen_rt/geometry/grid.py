@@ -1,0 +1,107 @@
+"""Where tokens and cells lie: the coordinates that every decode is fed with."""
+
+from dataclasses import dataclass
+from math import ceil, floor
+
+import numpy as np
+
+from infgen_rt.common.pixels import FloatArray
+from infgen_rt.geometry.shapes import Box, Size
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The tokens of a picture over the cells of a latent.
+
+    Coordinates are in cells, origin at the latent's top-left corner; cell i covers [i, i + 1).
+
+    Attributes:
+        cells: the latent's width and height in cells.
+        picture: the picture's width and height in pixels.
+        patch: pixels a token covers each way, and pixels a cell covers at scale 1.
+    """
+
+    cells: Size
+    picture: Size
+    patch: int
+
+    @property
+    def tokens(self) -> Size:
+        """Width and height of the token grid, which may reach past the picture's right and bottom edges."""
+        return Size(-(-self.picture.width // self.patch), -(-self.picture.height // self.patch))
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Picture pixels a cell, over those at scale 1: (vertical, horizontal)."""
+        return (
+            self.picture.height / (self.patch * self.cells.height),
+            self.picture.width / (self.patch * self.cells.width),
+        )
+
+    def tokens_of(self, pixels: Box) -> Box:
+        """The tokens that cover a box of pixels."""
+        x, y = pixels.x // self.patch, pixels.y // self.patch
+        return Box(x, y, -(-pixels.right // self.patch) - x, -(-pixels.bottom // self.patch) - y)
+
+    def pixels_of(self, tokens: Box) -> Box:
+        """The pixels that a box of tokens covers, clipped to the picture."""
+        scaled = Box(*(side * self.patch for side in tokens))
+        return scaled.intersect(self.picture.box)
+
+    def token_centres(self, tokens: Box) -> tuple[FloatArray, FloatArray]:
+        """Centres of a box of tokens, in cells: (y float32 [h], x float32 [w])."""
+        step_y, step_x = self._steps
+        return _centres(tokens.y, tokens.height, step_y), _centres(tokens.x, tokens.width, step_x)
+
+    def cell_centres(self, cells: Box) -> tuple[FloatArray, FloatArray]:
+        """Centres of a box of cells, in cells: (y float32 [h], x float32 [w])."""
+        return _centres(cells.y, cells.height, 1.0), _centres(cells.x, cells.width, 1.0)
+
+    def context_of(self, tokens: Box, radius: float | None) -> Box:
+        """The cells that a box of tokens looks at.
+
+        Args:
+            tokens: the tokens that are decoded, halo included.
+            radius: how far from its centre a token looks, in cells; None for the whole latent.
+        """
+        if radius is None:
+            return self.cells.box
+        step_y, step_x = self._steps
+        y, bottom = _cells_near(tokens.y, tokens.bottom, step_y, radius, self.cells.height)
+        x, right = _cells_near(tokens.x, tokens.right, step_x, radius, self.cells.width)
+        return Box(x, y, right - x, bottom - y)
+
+    def most_context(self, tokens: Size, radius: float | None) -> Size:
+        """Width and height in cells that no box of so many tokens exceeds, wherever it lies (see `context_of`)."""
+        if radius is None:
+            return self.cells
+        steps = reversed(self._steps)
+        reach = (
+            ceil((count - 1) * step + 2 * _reach(step, radius)) + 2 for count, step in zip(tokens, steps, strict=True)
+        )
+        return Size(*(min(most, cells) for most, cells in zip(reach, self.cells, strict=True)))
+
+    @property
+    def _steps(self) -> tuple[float, float]:
+        scale_y, scale_x = self.scale
+        return 1.0 / scale_y, 1.0 / scale_x
+
+
+def _centres(start: int, count: int, step: float) -> FloatArray:
+    # In float64 first: a tile far from the origin must get the very coordinates the whole picture has.
+    return ((np.arange(start, start + count, dtype=np.float64) + 0.5) * step).astype(np.float32)
+
+
+def _cells_near(start: int, stop: int, step: float, radius: float, limit: int) -> tuple[int, int]:
+    """First and past-the-last cell whose centre is within reach of the tokens' centres, rounded outwards."""
+    reach = _reach(step, radius)
+    first = floor((start + 0.5) * step - reach - 0.5)
+    last = ceil((stop - 0.5) * step + reach - 0.5)
+    first = min(max(first, 0), limit - 1)
+    return first, max(min(last + 1, limit), first + 1)
+
+
+def _reach(step: float, radius: float) -> float:
+    # Whatever the radius, samples are taken anywhere under a token: bilinear ones reach up to a cell further, those of
+    # Lanczos three pixels, of which a token has eight.
+    return max(radius, step / 2 + max(1.0, 3 / 8 * step))

@@ -1,0 +1,213 @@
+"""Sizes and boxes, in whichever unit (pixels, tokens, cells) the caller counts."""
+
+import re
+from collections.abc import Sequence
+from math import isfinite
+from typing import Literal, NamedTuple
+
+from infgen_rt.errors import PlanError
+
+MAX_SIDE = 2**18
+Fit = Literal["cover", "contain", "stretch"]
+NAMED_SIZES = {"1080p": (1920, 1080), "1440p": (2560, 1440), "4k": (3840, 2160), "8k": (7680, 4320)}
+
+
+class Size(NamedTuple):
+    """Width and height; equal to the plain tuple, as Pillow's sizes are."""
+
+    width: int
+    height: int
+
+    @property
+    def area(self) -> int:
+        """Width times height."""
+        return self.width * self.height
+
+    @property
+    def box(self) -> "Box":
+        """The box of this size at the origin."""
+        return Box(0, 0, self.width, self.height)
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+class Box(NamedTuple):
+    """A rectangle: left edge, top edge, width, height."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+    @property
+    def right(self) -> int:
+        """First column to the right of the box."""
+        return self.x + self.width
+
+    @property
+    def bottom(self) -> int:
+        """First row below the box."""
+        return self.y + self.height
+
+    @property
+    def size(self) -> Size:
+        """Width and height."""
+        return Size(self.width, self.height)
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Index of the box in the last two axes (rows, columns) of an array."""
+        return slice(self.y, self.bottom), slice(self.x, self.right)
+
+    def intersect(self, other: "Box") -> "Box":
+        """The common part of two boxes; its width or height is 0 when there is none."""
+        x, y = max(self.x, other.x), max(self.y, other.y)
+        right, bottom = min(self.right, other.right), min(self.bottom, other.bottom)
+        return Box(x, y, max(0, right - x), max(0, bottom - y))
+
+    def grow(self, margin: int, within: "Box") -> "Box":
+        """This box with a margin on every side, clipped to another box."""
+        return Box(self.x - margin, self.y - margin, self.width + 2 * margin, self.height + 2 * margin).intersect(
+            within
+        )
+
+    def relative_to(self, origin: "Box") -> "Box":
+        """The same box counted from another box's top-left corner."""
+        return self._replace(x=self.x - origin.x, y=self.y - origin.y)
+
+    def placed_in(self, outer: "Box") -> "Box":
+        """This box, counted from another's top-left corner, counted from where the other is counted from."""
+        return self._replace(x=self.x + outer.x, y=self.y + outer.y)
+
+    def __str__(self) -> str:
+        return f"{self.x},{self.y},{self.width},{self.height}"
+
+
+def split(length: int, longest: int) -> tuple[int, ...]:
+    """Edges that cut a length into parts no longer than `longest`, as few as there can be of even length.
+
+    All but the last are even: OpenVINO takes a quarter longer for odd ones in bfloat16. They differ by three at most,
+    so there is never a sliver at the end.
+
+    Returns:
+        Ascending edges, from 0 to `length`.
+    """
+    if length <= longest:
+        return 0, length
+    step = min(2, longest)
+    parts = -(-length // (longest - longest % step))
+    # Up to the next multiple: so the last part is no longer than the others.
+    return (*(step * -(-index * length // (parts * step)) for index in range(parts)), length)
+
+
+def parse_box(value: str | Sequence[int], within: Size) -> Box:
+    """Read a region and check it against the picture it is a part of.
+
+    Args:
+        value: a `Box`, four integers or the text `x,y,width,height`, in pixels.
+        within: the picture's size in pixels.
+
+    Raises:
+        PlanError: it is not four integers, or it is empty or reaches outside the picture.
+    """
+    try:
+        x, y, width, height = (int(part) for part in (value.split(",") if isinstance(value, str) else value))
+    except (TypeError, ValueError):
+        raise PlanError(f"region {value!r} is not understood: expected four whole numbers x,y,width,height") from None
+    box = Box(x, y, width, height)
+    if width < 1 or height < 1 or box.intersect(within.box) != box:
+        raise PlanError(f"region {box} is empty or reaches outside the picture, which is {within}")
+    return box
+
+
+def parse_size(value: "str | float | tuple[int, int] | None", native: Size) -> Size:
+    """Work out a picture's size.
+
+    Args:
+        value: (width, height); the text `3840x2160`; one side as `3840x` or `x2160`, where the other keeps
+            the latent's shape; a name of `NAMED_SIZES`; a factor of the native size, as a number or as `2x`;
+            or None for the native size.
+        native: the picture's size at scale 1, in pixels.
+
+    Raises:
+        PlanError: the value is not understood, or a side is below 1 or above `MAX_SIDE` pixels.
+    """
+    if value is None:
+        size = native
+    elif isinstance(value, str):
+        size = _parse_size_text(value.strip().lower(), native)
+    elif isinstance(value, (int, float)):
+        size = _scaled(float(value), native)
+    else:
+        try:
+            width, height = value
+            size = Size(int(width), int(height))
+        except (TypeError, ValueError):
+            raise PlanError(f"size {value!r} is not understood: expected (width, height) in pixels") from None
+        if size != (width, height):
+            raise PlanError(f"size {value!r} is not in whole pixels")
+    if min(size) < 1 or max(size) > MAX_SIDE:
+        raise PlanError(f"size {size} is out of bounds: each side must be from 1 to {MAX_SIDE:,} pixels")
+    return size
+
+
+def fixed_size(text: str) -> Size | None:
+    """The size that a text names whatever the latent: `3840x2160` or a name of `NAMED_SIZES`; None for others."""
+    text = text.strip().lower()
+    if text in NAMED_SIZES:
+        return Size(*NAMED_SIZES[text])
+    sides = re.fullmatch(r"(-?\d{1,9})x(-?\d{1,9})", text)
+    return Size(int(sides[1]), int(sides[2])) if sides else None
+
+
+def fit(native: Size, target: tuple[int, int], how: Fit) -> tuple[Size, Box]:
+    """Fit a picture to a display.
+
+    Args:
+        native: the picture's size at scale 1, in pixels, which gives its shape.
+        target: the display's width and height in pixels.
+        how: `cover` for the smallest picture of the shape that leaves no part of the display empty, of which the
+            middle is seen; `contain` for the largest of the shape that is seen whole; `stretch` for the display's
+            own size, whatever the shape.
+
+    Returns:
+        The picture's size, and the part of it that is seen, in pixels.
+
+    Raises:
+        PlanError: the display or the picture has a side below 1 or above `MAX_SIDE` pixels, or `how` is unknown.
+    """
+    display = parse_size(target, native)
+    if how == "stretch":
+        return display, display.box
+    if how not in ("cover", "contain"):
+        raise PlanError(f"fit {how!r} is unknown: expected cover, contain or stretch")
+    wider = native.width * display.height > display.width * native.height
+    if wider == (how == "cover"):
+        size = Size(max(1, round(display.height * native.width / native.height)), display.height)
+    else:
+        size = Size(display.width, max(1, round(display.width * native.height / native.width)))
+    size = parse_size(size, native)
+    seen = Size(min(size.width, display.width), min(size.height, display.height))
+    return size, Box((size.width - seen.width) // 2, (size.height - seen.height) // 2, *seen)
+
+
+def _parse_size_text(text: str, native: Size) -> Size:
+    if fixed := fixed_size(text):
+        return fixed
+    if height := re.fullmatch(r"x(\d{1,9})", text):
+        return Size(max(1, round(int(height[1]) * native.width / native.height)), int(height[1]))
+    # "3x" is a factor and "3840x" a width: nobody asks for a picture 64 pixels wide, or 64 times the size.
+    if factor := re.fullmatch(r"(-?\d+(?:\.\d+)?)x", text):
+        number = float(factor[1])
+        if "." in factor[1] or number < 64:
+            return _scaled(number, native)
+        return Size(int(number), max(1, round(number * native.height / native.width)))
+    names = ", ".join(NAMED_SIZES)
+    raise PlanError(f"size {text!r} is not understood: expected 3840x2160, {names}, x2160 or a factor such as 2x")
+
+
+def _scaled(factor: float, native: Size) -> Size:
+    if not (isfinite(factor) and factor > 0):
+        raise PlanError(f"size factor {factor:g} is not usable: expected a number above 0")
+    return Size(round(native.width * factor), round(native.height * factor))

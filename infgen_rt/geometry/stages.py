@@ -1,0 +1,84 @@
+"""Chains: the stages in which iterative extrapolation reaches a size."""
+
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from math import ceil, isfinite, log, prod
+from operator import mul
+
+from infgen_rt.errors import PlanError
+from infgen_rt.geometry.grid import Grid
+from infgen_rt.geometry.shapes import Size
+
+LEAST_MAX_SCALE = 1.1
+# What rounding a picture's sides to whole cells and pixels changes, and nobody sees.
+_ROUNDING = 1.02
+
+
+def chain(whole: Grid, stages: Sequence[float] | None = None, max_scale: float | None = None) -> tuple[Grid, ...]:
+    """Divide the way from a latent to a picture.
+
+    All pictures but the last are whole cells of the next latent in size; the last has exactly the size asked for,
+    and takes what rounding, and a stretch in one direction, leave.
+
+    Args:
+        whole: the way in one stage, which is what comes of neither of the others.
+        stages: the stages' scales, which multiply to the whole's.
+        max_scale: what a stage enlarges at most, to the rounding of sizes to whole cells: the fewest stages, equal on
+            a logarithmic scale.
+
+    Returns:
+        The stages' grids, first to last; the picture of each is 1 pixel for 1 / patch cells of the next.
+
+    Raises:
+        PlanError: both are given, or one is not usable, or the scales do not multiply to the whole's.
+    """
+    if stages is not None and max_scale is not None:
+        raise PlanError("stages and max_scale exclude each other: expected one of them")
+    if stages is not None:
+        return _by_scales(whole, stages)
+    if max_scale is not None:
+        return _by_largest(whole, max_scale)
+    return (whole,)
+
+
+def _by_scales(whole: Grid, stages: Sequence[float]) -> tuple[Grid, ...]:
+    try:
+        scales = [float(scale) for scale in stages]
+    except (TypeError, ValueError):
+        scales = []
+    if not scales or not all(isfinite(scale) and scale > 0 for scale in scales):
+        raise PlanError(f"stages {stages!r} are not usable: expected their scales, numbers above 0, as (2, 2)")
+    low, high = sorted(whole.scale)
+    product = prod(scales)
+    if not low / _ROUNDING <= product <= high * _ROUNDING:
+        needed = f"{low:.4g}" if high - low < 5e-4 * low else f"{low:.4g} to {high:.4g}"
+        last = (low * high) ** 0.5 * scales[-1] / product
+        text = " x ".join(f"{scale:g}" for scale in scales)
+        raise PlanError(
+            f"stages {text} multiply to {product:.4g}, and {whole.picture} needs {needed}: make the last one {last:.4g}"
+        )
+    factors = list(accumulate(scales[:-1], mul))
+    return _through(whole, zip(factors, factors, strict=True))
+
+
+def _by_largest(whole: Grid, largest: float) -> tuple[Grid, ...]:
+    if not (isfinite(largest) and largest >= LEAST_MAX_SCALE):
+        raise PlanError(f"max_scale {largest:g} is not usable: expected {LEAST_MAX_SCALE:g} or more")
+    down, across = whole.scale
+    # A hair less, so that 16 with at most 4 a stage is two of them.
+    count = max(1, ceil(log(max(down, across)) / log(largest) - 1e-9))
+    shares = [number / count for number in range(1, count)]
+    return _through(whole, ((across**share, down**share) for share in shares))
+
+
+def _through(whole: Grid, factors: Iterable[tuple[float, float]]) -> tuple[Grid, ...]:
+    """The chain through latents that are so many times the first one's width and height."""
+    latents = [whole.cells]
+    for pair in factors:
+        # Half a cell is rounded up, whether the number before it is odd or even.
+        sides = (max(1, int(side * factor + 0.5)) for side, factor in zip(whole.cells, pair, strict=True))
+        latents.append(Size(*sides))
+    pictures = [Size(*(side * whole.patch for side in cells)) for cells in latents[1:]]
+    return tuple(
+        Grid(cells, picture, whole.patch) for cells, picture in zip(latents, [*pictures, whole.picture], strict=True)
+    )

@@ -1,0 +1,102 @@
+"""Tilings: how tokens or cells are cut into tiles, and what a tile needs around it."""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from infgen_rt.geometry.shapes import Box, Size, split
+
+# Larger tiles fall out of the processor's caches; smaller ones decode mostly halo.
+LARGEST_TILE = 64
+SMALLEST_TILE = 8
+# Tiles that are decoded at the same time: who cancels waits for one thread's work on the largest, and with smaller than
+# the smallest, several at a time cost more in halos than they win.
+LARGEST_SHARED_TILE = 48
+SMALLEST_SHARED_TILE = 32
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """A grid cut into columns and rows.
+
+    Attributes:
+        columns: edges of the tile columns, ascending from 0 to the grid's width.
+        rows: edges of the tile rows.
+    """
+
+    columns: tuple[int, ...]
+    rows: tuple[int, ...]
+
+    @classmethod
+    def of(cls, size: Size, longest: Size) -> "Tiling":
+        """The fewest tiles no larger than `longest`, balanced so that none is a sliver."""
+        return cls(split(size.width, longest.width), split(size.height, longest.height))
+
+    @property
+    def box(self) -> Box:
+        """All that is cut."""
+        return Box(0, 0, self.columns[-1], self.rows[-1])
+
+    @property
+    def largest(self) -> Size:
+        """Width and height that no tile exceeds."""
+        return Size(*(max(stop - start for start, stop in pairwise(edges)) for edges in (self.columns, self.rows)))
+
+    @property
+    def across(self) -> int:
+        """How many tiles a row has."""
+        return len(self.columns) - 1
+
+    @property
+    def count(self) -> int:
+        """How many tiles there are."""
+        return self.across * (len(self.rows) - 1)
+
+    def touching(self, box: Box) -> Iterator[Box]:
+        """The whole tiles that a box touches, row by row."""
+        for top, bottom in _parts(self.rows, box.y, box.bottom):
+            for left, right in _parts(self.columns, box.x, box.right):
+                yield Box(left, top, right - left, bottom - top)
+
+
+@dataclass(frozen=True)
+class HaloTiling:
+    """A tiling of cells of which each tile is computed with what its cells depend on around it.
+
+    Attributes:
+        tiling: in cells.
+        halo: cells all around a tile that its own depend on.
+    """
+
+    tiling: Tiling
+    halo: int
+
+    @property
+    def window(self) -> Size:
+        """Width and height in cells that no tile with its halo exceeds."""
+        sides = zip(self.tiling.largest, self.tiling.box.size, strict=True)
+        return Size(*(min(side + 2 * self.halo, whole) for side, whole in sides))
+
+    @property
+    def computed(self) -> int:
+        """Cells that are computed for all tiles, halos included."""
+        return sum(window.size.area for _, window in self.windows())
+
+    def window_of(self, tile: Box) -> Box:
+        """The cells that have to be computed for a tile: its halo with it, clipped to the grid."""
+        return tile.grow(self.halo, self.tiling.box)
+
+    def windows(self) -> Iterator[tuple[Box, Box]]:
+        """Each tile and its window."""
+        for tile in self.tiling.touching(self.tiling.box):
+            yield tile, self.window_of(tile)
+
+    def __str__(self) -> str:
+        count = self.tiling.count
+        return f"{self.tiling.box.size} cells in {'1 tile' if count == 1 else f'{count} tiles'}"
+
+
+def _parts(edges: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """The parts between edges that the half-open range start to stop touches."""
+    return pairwise(edges[bisect_right(edges, start) - 1 : bisect_left(edges, stop) + 1])

@@ -1,0 +1,122 @@
+"""Arrays out of .npy, .npz and .safetensors files, without pickle and without trusting a header."""
+
+import io
+import json
+import math
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib import format as npy
+
+from infgen_rt.common.memory import GIB, format_bytes
+from infgen_rt.errors import LatentError
+
+MAX_FILE = GIB
+# What diffusers users, ComfyUI and this package call the tensor.
+USUAL_NAMES = ("latent", "latents", "latent_tensor", "samples")
+
+Array = npt.NDArray[np.generic]
+_SAFETENSORS_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+
+
+def read_array(path: str | Path, key: str | None = None) -> tuple[Array, dict[str, str]]:
+    """Read one floating-point array from a file, whatever the file's name ends in.
+
+    Args:
+        path: a .npy, .npz or .safetensors file (ComfyUI's .latent is one too).
+        key: the array's name in a file of several; by default the only one, or one of `USUAL_NAMES`.
+
+    Returns:
+        The array, bfloat16 widened to float32, and the text metadata that a safetensors file carries.
+
+    Raises:
+        LatentError: the file is missing, damaged, of another kind or holds no such array.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > MAX_FILE:
+            raise LatentError(f"{path} is larger than {format_bytes(MAX_FILE)}: no latent is")
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise LatentError(f"{path} does not exist: expected a .npy, .npz or .safetensors file") from None
+    except OSError as error:
+        raise LatentError(f"{path} cannot be read: {error.strerror}") from None
+    read = _reader(data)
+    try:
+        return read(data, key)
+    except LatentError as error:
+        raise LatentError(f"{path}: {error}") from None
+    # Damage shows as whatever the parser trips over (zlib, struct, JSON, ...); all of it means the same.
+    except Exception as error:
+        raise LatentError(f"{path} is damaged or not a .npy, .npz or .safetensors file: {error}") from None
+
+
+def _reader(data: bytes) -> Callable[[bytes, str | None], tuple[Array, dict[str, str]]]:
+    if data.startswith(npy.MAGIC_PREFIX):
+        return lambda content, key: (_read_npy(content), {})
+    return _read_npz if data.startswith(b"PK") else _read_safetensors
+
+
+def _read_npy(data: bytes) -> Array:
+    stream = io.BytesIO(data)
+    version = npy.read_magic(stream)
+    read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, fortran, dtype = read_header(stream)
+    if dtype.hasobject:
+        raise LatentError("holds Python objects (pickle), which are never loaded: save plain float32 numbers")
+    _expect_length(len(data) - stream.tell(), math.prod(shape) * dtype.itemsize)
+    array = np.frombuffer(data, dtype, offset=stream.tell()).reshape(shape, order="F" if fortran else "C")
+    # NumPy has no bfloat16 of its own; ml_dtypes' is saved as two opaque bytes.
+    return _widen(array.view("<u2")) if dtype == np.dtype("V2") else array
+
+
+def _read_npz(data: bytes, key: str | None) -> tuple[Array, dict[str, str]]:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
+        if any(name.endswith("data.pkl") for name in entries):
+            raise LatentError("is a PyTorch pickle, which is never loaded: save it with safetensors or numpy.save")
+        entry = entries[_choose(list(entries), key)]
+        if entry.file_size > MAX_FILE:
+            raise LatentError(f"holds an array larger than {format_bytes(MAX_FILE)}: no latent is")
+        return _read_npy(archive.read(entry)), {}
+
+
+def _read_safetensors(data: bytes, key: str | None) -> tuple[Array, dict[str, str]]:
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or length > len(data) - 8:
+        raise LatentError("is damaged or not a .npy, .npz or .safetensors file")
+    header = json.loads(data[8 : 8 + length])
+    metadata = header.pop("__metadata__", {})
+    name = _choose(list(header), key)
+    entry = header[name]
+    if entry["dtype"] not in _SAFETENSORS_DTYPES:
+        raise LatentError(f"tensor {name!r} is {entry['dtype']}: a latent is float16, bfloat16, float32 or float64")
+    start, stop = entry["data_offsets"]
+    dtype = np.dtype(_SAFETENSORS_DTYPES[entry["dtype"]])
+    content = memoryview(data)[8 + length :]
+    if not 0 <= start <= stop <= len(content):
+        raise LatentError(f"is truncated: tensor {name!r} ends at byte {stop:,} of {len(content):,}")
+    _expect_length(stop - start, math.prod(entry["shape"]) * dtype.itemsize)
+    array = np.frombuffer(content[start:stop], dtype).reshape(entry["shape"])
+    return (_widen(array) if entry["dtype"] == "BF16" else array), {str(k): str(v) for k, v in metadata.items()}
+
+
+def _choose(names: list[str], key: str | None) -> str:
+    wanted = [key] if key is not None else names if len(names) == 1 else USUAL_NAMES
+    for name in wanted:
+        if name in names:
+            return name
+    raise LatentError(f"holds {', '.join(names) or 'no array'}; say which to read by its name (key)")
+
+
+def _expect_length(found: int, expected: int) -> None:
+    if found != expected:
+        raise LatentError(f"is truncated or damaged: {found:,} bytes of numbers, expected {expected:,}")
+
+
+def _widen(halves: Array) -> Array:
+    """bfloat16, seen as uint16, to float32: its bits are the upper half."""
+    return (halves.astype(np.uint32) << 16).view(np.float32)

@@ -1,0 +1,56 @@
+"""The sample latents in the package, to try the decoder with."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from infgen_rt.common.pixels import FloatArray
+from infgen_rt.errors import LatentError
+from infgen_rt.latent.arrays import as_latent
+from infgen_rt.latent.files import read_array
+from infgen_rt.latent.spaces import latent_space
+
+FOLDER = Path(__file__).parents[1] / "samples"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A latent made of a freely licensed photograph.
+
+    Attributes:
+        name: what to ask for it by.
+        title: what it shows.
+        source: the photograph's origin.
+        licence: the photograph's licence.
+        latent: float32 [channels, h, w].
+    """
+
+    name: str
+    title: str
+    source: str
+    licence: str
+    latent: FloatArray
+
+
+def sample_names() -> tuple[str, ...]:
+    """Names of the samples, in alphabetical order."""
+    return tuple(sorted(_index()))
+
+
+def load_sample(name: str) -> Sample:
+    """Load a sample.
+
+    Raises:
+        LatentError: there is none of that name.
+    """
+    index = _index()
+    if name not in index:
+        raise LatentError(f"sample {name!r} is unknown: there are {', '.join(sorted(index))}")
+    array, _ = read_array(FOLDER / f"{name}.npz")
+    return Sample(name, **index[name], latent=as_latent(array, latent_space("flux2")))
+
+
+def _index() -> dict[str, dict[str, str]]:
+    """Title, source and licence of each sample, by name."""
+    index: dict[str, dict[str, str]] = json.loads((FOLDER / "index.json").read_text(encoding="utf-8"))
+    return index

@@ -1,0 +1,45 @@
+"""Resampling what was decoded, beyond the scales that a model was trained for: Lanczos, exact for any region."""
+
+from math import ceil, floor
+
+import numpy as np
+
+from infgen_rt.common.pixels import FloatArray
+from infgen_rt.geometry.shapes import Box, Size
+
+# Pixels on either side of a position that Pillow's Lanczos filter weighs; of the result when that is smaller.
+SUPPORT = 3
+
+
+def source_of(box: Box, resampled: Size, source: Size) -> Box:
+    """The pixels of a picture that a box of its resampled copy depends on."""
+    edges = []
+    for start, length, side, count in zip(box[:2], box[2:], resampled, source, strict=True):
+        step = count / side
+        reach = SUPPORT * max(1.0, step) + 1
+        first = max(0, floor((start + 0.5) * step - reach))
+        edges.append((first, min(count, ceil((start + length - 0.5) * step + reach))))
+    (left, right), (top, bottom) = edges
+    return Box(left, top, right - left, bottom - top)
+
+
+def resample(pixels: FloatArray, part: Box, box: Box, resampled: Size, source: Size) -> FloatArray:
+    """A box of a resampled picture.
+
+    Args:
+        pixels: float32 [3, h, w], the part of the picture that `source_of` tells.
+        part: where in the picture that is.
+        box: what is wanted, in pixels of the result.
+        resampled: width and height of the whole result.
+        source: width and height of the whole picture.
+
+    Returns:
+        float32 [3, height, width] of the box.
+    """
+    from PIL import Image
+
+    steps = [count / side for side, count in zip(resampled, source, strict=True)]
+    left, top = box.x * steps[0] - part.x, box.y * steps[1] - part.y
+    window = (left, top, left + box.width * steps[0], top + box.height * steps[1])
+    planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in pixels]
+    return np.stack([np.asarray(plane.resize(box.size, Image.Resampling.LANCZOS, window)) for plane in planes])
