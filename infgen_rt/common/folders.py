@@ -1,7 +1,6 @@
 """The folder of this user in which things may be kept that can be made again: measurements, compiled graphs."""
 
 import os
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -39,26 +38,3 @@ def write_cached(file: Path, text: str) -> None:
     with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as part:
         part.write(text)
     os.replace(part.name, file)
-
-
-def cached_bytes() -> dict[str, int]:
-    """Bytes of each thing in the cache, by its name there."""
-    folder = cache_folder()
-    if not folder.is_dir():
-        return {}
-    sizes = {}
-    for entry in sorted(folder.iterdir()):
-        files = entry.rglob("*") if entry.is_dir() else [entry]
-        sizes[entry.name] = sum(file.stat().st_size for file in files if file.is_file())
-    return sizes
-
-
-def clear_cache() -> None:
-    """Remove all of it.
-
-    Raises:
-        OSError: something cannot be removed.
-    """
-    folder = cache_folder()
-    if folder.is_dir():
-        shutil.rmtree(folder)

@@ -1,0 +1,32 @@
+"""`infgen-rt devices`."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from infgen_rt.backend.report import describe_devices
+from infgen_rt.bundle.folder import Bundle
+from infgen_rt.cli import options
+from infgen_rt.cli.console import warnings_to_stderr
+
+
+@click.command(
+    cls=options.Command,
+    epilog="""Examples:
+  infgen-rt devices
+  infgen-rt devices --measure --threads 2""",
+)
+@click.option("--measure", "fresh", is_flag=True, help="Measure all that is usable now, and remember it.")
+@options.model
+@options.threads
+@options.as_json
+def devices(fresh: bool, model: Path | None, threads: int | None, as_json: bool) -> None:
+    """List what can run a model here and how fast, and say what to install for the rest."""
+    with warnings_to_stderr():
+        facts = describe_devices(Bundle.open(model), threads, fresh)
+    if as_json:
+        click.echo(json.dumps([asdict(fact) for fact in facts]))
+    else:
+        click.echo("\n".join(str(fact) for fact in facts))

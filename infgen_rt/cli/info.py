@@ -1,0 +1,118 @@
+"""`infgen-rt info`."""
+
+import json
+import zipfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from infgen_rt.backend.protocol import installed_backends
+from infgen_rt.bundle.folder import DEFAULT_BUNDLE, Bundle
+from infgen_rt.bundle.manifest import MANIFEST
+from infgen_rt.cli import options
+from infgen_rt.cli.console import print_facts, warnings_to_stderr
+from infgen_rt.common.memory import format_bytes
+from infgen_rt.errors import LatentError
+from infgen_rt.latent.arrays import Normalisation, as_latent
+from infgen_rt.latent.files import read_array
+from infgen_rt.latent.samples import load_sample, sample_names
+from infgen_rt.latent.spaces import LatentSpace, latent_space
+from infgen_rt.version import __version__
+
+
+@click.command(
+    cls=options.Command,
+    epilog="""Examples:
+  infgen-rt info
+  infgen-rt info latent.safetensors
+  infgen-rt info model.zip --json""",
+)
+@click.argument("path", required=False, type=click.Path(path_type=Path))
+@click.option("--space", default="flux2", show_default=True, help="The latent space of a latent.")
+@options.normalisation
+@options.latent_size
+@options.key
+@options.as_json
+def info(
+    path: Path | None,
+    space: str,
+    normalisation: Normalisation,
+    latent_size: tuple[int, int] | None,
+    key: str | None,
+    as_json: bool,
+) -> None:
+    """Describe PATH, which is a model bundle or a latent.
+
+    Without PATH, describe this installation.
+    """
+    with warnings_to_stderr():
+        if path is None:
+            facts = _describe_installation()
+        elif _is_bundle(path):
+            facts = _describe_bundle(path)
+        else:
+            facts = _describe_latent(path, key, latent_space(space), normalisation, latent_size)
+    if as_json:
+        click.echo(json.dumps(facts))
+    else:
+        print_facts(facts)
+
+
+def _is_bundle(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return path.is_dir()
+    with zipfile.ZipFile(path) as archive:
+        return MANIFEST in archive.namelist()
+
+
+def _describe_installation() -> dict[str, Any]:
+    return {
+        "version": __version__,
+        "backends": list(installed_backends()),
+        "samples": {name: load_sample(name).title for name in sample_names()},
+        "model": _describe_bundle(DEFAULT_BUNDLE) if DEFAULT_BUNDLE.is_dir() else None,
+    }
+
+
+def _describe_bundle(path: Path) -> dict[str, Any]:
+    manifest = Bundle.open(path).manifest
+    return {
+        "bundle": str(path),
+        **asdict(manifest.model),
+        "latent_space": manifest.latent_space,
+        "scale_range": manifest.scale_range,
+        "recipes": [f"{recipe.name} ({recipe.target}, {recipe.precision})" for recipe in manifest.recipes],
+        "size": format_bytes(sum(file.bytes for file in manifest.files.values())),
+        "verification": [_describe_verification(entry) for entry in manifest.verification],
+    }
+
+
+def _describe_verification(entry: dict[str, Any]) -> str:
+    """One line of what the exporter proved; bundles of other exporters may say it in other words."""
+    try:
+        errors = [check["max_error"] for check in entry["checks"]]
+        return f"{entry['recipe']} {entry['graph']}: error {max(errors):.1e} at most in {len(errors)} shapes"
+    except (KeyError, TypeError, ValueError):
+        return json.dumps(entry)
+
+
+def _describe_latent(
+    path: Path, key: str | None, space: LatentSpace, normalisation: Normalisation, latent_size: tuple[int, int] | None
+) -> dict[str, Any]:
+    array, metadata = read_array(path, key)
+    try:
+        latent = as_latent(array, space, normalisation=normalisation, latent_size=latent_size)
+    except LatentError as error:
+        raise LatentError(f"{path}: {error}") from None
+    return {
+        "latent": str(path),
+        "stored_shape": array.shape,
+        "channels": space.channels,
+        "cells": latent.shape[:0:-1],
+        "native_size": space.native_size(latent),
+        "mean": round(float(latent.mean()), 4),
+        "std": round(float(latent.std()), 4),
+        **metadata,
+    }

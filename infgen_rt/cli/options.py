@@ -1,0 +1,159 @@
+"""Options and parameter types of the commands, and the command class that they all have."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+import click
+
+from infgen_rt.backend.candidates import PRECISIONS
+from infgen_rt.errors import LatentError, PlanError
+from infgen_rt.geometry.shapes import Fit
+from infgen_rt.latent.arrays import Normalisation
+from infgen_rt.writers import FORMATS, TileFormat
+
+Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+class Command(click.Command):
+    """A command whose epilog keeps its line breaks."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if self.epilog:
+            formatter.write(f"\n{self.epilog}\n")
+
+
+# Parameter types. They raise this package's errors, whose text is shown as it is.
+
+
+def pixel_pair(text: str) -> tuple[int, int]:
+    """Read a width and a height, as 1024x1024."""
+    match = re.fullmatch(r"(\d{1,6})x(\d{1,6})", text.lower())
+    if match is None:
+        raise LatentError(f"latent size {text!r} is not understood: expected pixels as 1024x1024")
+    return int(match[1]), int(match[2])
+
+
+def scales(text: str) -> tuple[float, ...]:
+    """Read the scales of stages, as 2,2."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise PlanError(f"stages {text!r} are not understood: expected their scales, as 2,2") from None
+
+
+def _number(context: click.Context, parameter: click.Parameter, value: str) -> int:
+    """Turn a choice, which click 8.1 keeps as text, into a number."""
+    return int(value)
+
+
+# Options of several commands.
+
+model = click.option(
+    "--model", type=click.Path(path_type=Path), help="The model bundle to use.  [default: the one in the package]"
+)
+threads = click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the backend's choice]")
+normalisation = click.option(
+    "--normalisation",
+    type=click.Choice(get_args(Normalisation)),
+    default="model",
+    show_default=True,
+    help="The latent's normalisation: the diffusion model's, or the VAE's own, which diffusers returns for "
+    "output_type='latent'.",
+)
+latent_size = click.option(
+    "--latent-size",
+    type=pixel_pair,
+    metavar="WxH",
+    help="The size in pixels that the pipeline was asked for. Only packed latents need it.",
+)
+key = click.option("--key", help="The name of the array, if the file has several.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+# Options of `decode` and `plan`, in the order of the help.
+_PICTURE_OPTIONS: tuple[Decorator, ...] = (
+    click.argument("latents", nargs=-1, metavar="[LATENT]...", type=click.Path(path_type=Path)),
+    click.option(
+        "-o",
+        "--output",
+        required=True,
+        type=click.Path(path_type=Path),
+        help="The picture to write: .png, .jpg, .webp, .avif, .tif or .dzi. For several latents, the folder for them.",
+    ),
+    click.option(
+        "--format",
+        "ending",
+        type=click.Choice([ending.removeprefix(".") for ending in FORMATS]),
+        default="png",
+        show_default=True,
+        help="The format of the pictures in a folder.",
+    ),
+    click.option("--resume", is_flag=True, help="Leave out latents whose pictures are in the folder already."),
+    click.option("--size", help="3840x2160, 1080p, 1440p, 4k, 8k, x2160 (keeps the shape) or 2x.  [default: 1x]"),
+    click.option(
+        "--display",
+        help="Take the size of a display: a name that `infgen-rt displays` lists, or auto for this machine's screen.",
+    ),
+    click.option(
+        "--fit",
+        type=click.Choice(get_args(Fit)),
+        help="How a picture fits a display, or a size as 3840x2160, of another shape. cover: it fills the display, "
+        "and only the middle that is seen is written. contain: all of it is seen. stretch: its shape is changed.  "
+        "[default: cover for a display, else stretch]",
+    ),
+    click.option("--region", help="Write only this part of what is seen: x,y,width,height in pixels."),
+    click.option("--sample", help="Decode a latent that the package ships. `infgen-rt info` lists them."),
+    model,
+    click.option("--backend", default="auto", show_default=True, help="auto, a backend's name, or cuda."),
+    click.option("--device", help="The backend's device, as `infgen-rt devices` lists them.  [default: the fastest]"),
+    click.option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        default="fast",
+        show_default=True,
+        help="exact: float32 throughout. fast: what the device does natively.",
+    ),
+    threads,
+    click.option(
+        "--memory", help="The memory to stay within, as 1GiB.  [default: 4GiB, or half of what is free if less]"
+    ),
+    click.option(
+        "--stages",
+        type=scales,
+        metavar="SCALES",
+        help="Decode in stages of these scales, as 2,2. The picture is encoded again between two stages.",
+    ),
+    click.option(
+        "--max-scale", type=float, help="Take the fewest stages that enlarge so much at most.  [default: one stage]"
+    ),
+    click.option("--tile", type=int, help="The largest tile's side in pixels.  [default: what memory allows]"),
+    normalisation,
+    latent_size,
+    key,
+    click.option(
+        "--bits",
+        type=click.Choice(["8", "16"]),
+        default="8",
+        show_default=True,
+        callback=_number,
+        help="Bits a channel. .png and .tif can hold 16.",
+    ),
+    click.option(
+        "--tile-format",
+        type=click.Choice(get_args(TileFormat)),
+        default="jpg",
+        show_default=True,
+        help="The format of a .dzi's tiles.",
+    ),
+    click.option("--force", is_flag=True, help="Replace an existing file."),
+    click.option("--quiet", is_flag=True, help="Print errors only."),
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object a picture."),
+)
+
+
+def picture_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that `decode` and `plan` share."""
+    for option in reversed(_PICTURE_OPTIONS):
+        command = option(command)
+    return command
