@@ -30,8 +30,9 @@ from infgen_rt.errors import (
 from infgen_rt.geometry.shapes import Box, Fit, Size, fit
 from infgen_rt.latent.arrays import load_latent
 from infgen_rt.latent.samples import Sample, load_sample, sample_names
-from infgen_rt.picture import Picture, Progress
+from infgen_rt.picture import Picture
 from infgen_rt.plan.plan import Plan
+from infgen_rt.saving import Progress
 from infgen_rt.version import __version__
 
 __all__ = [

@@ -1,8 +1,6 @@
 """Opening a model and making pictures with it."""
 
-import warnings
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,20 +11,14 @@ from infgen_rt.backend.engine import Engine
 from infgen_rt.bundle.folder import Bundle
 from infgen_rt.bundle.manifest import Manifest
 from infgen_rt.common.memory import default_budget, parse_bytes
-from infgen_rt.errors import BackendError, InfGenWarning
-from infgen_rt.geometry.grid import Grid
-from infgen_rt.geometry.shapes import Size, parse_size
-from infgen_rt.geometry.stages import chain
+from infgen_rt.errors import BackendError
+from infgen_rt.geometry.shapes import Size
 from infgen_rt.latent.arrays import Normalisation, as_latent, native_size
 from infgen_rt.latent.spaces import latent_space
-from infgen_rt.nodes.context import Context, given
-from infgen_rt.nodes.decoded import Stage
-from infgen_rt.nodes.reencode import reencoded
+from infgen_rt.nodes.context import Contexts
+from infgen_rt.nodes.latents import Given
 from infgen_rt.picture import Picture
-from infgen_rt.plan.plan import make_plan
-
-# A stretch that nobody sees, such as that of rounding a side to whole cells.
-_UNSEEN_STRETCH = 1.02
+from infgen_rt.source import Source
 
 
 def open(
@@ -131,49 +123,12 @@ class Decoder:
             PlanError: the size, the stages or the tile are not possible, or the memory budget is too small.
             BackendError: the graph that several stages need cannot be loaded.
         """
-        manifest = self.manifest
-        space = latent_space(manifest.latent_space)
+        space = latent_space(self.manifest.latent_space)
         array = as_latent(latent, space, normalisation=normalisation, latent_size=latent_size)
-        cells = Size(*array.shape[:0:-1])
-        context = Context(partial(given, array), self._engine)
-        return self._picture(context, cells, space.native_size(array), tile, size, stages, max_scale)
-
-    def _picture(
-        self,
-        context: Context,
-        cells: Size,
-        native: Size,
-        tile: int | None,
-        size: str | float | tuple[int, int] | None,
-        stages: Sequence[float] | None = None,
-        max_scale: float | None = None,
-    ) -> Picture:
-        grids = chain(Grid(cells, parse_size(size, native), self.manifest.patch), stages, max_scale)
-        # Beyond what it was trained for the model leaves patterns; stages that were asked for are done as asked.
-        scales = self.manifest.scale_range if stages is None and max_scale is None else None
-        plan = make_plan(
-            grids,
-            self.manifest,
-            self._engine.recipe,
-            runs=self._choice,
-            budget=self._budget,
-            tile=tile,
-            scales=scales,
-            made=context.planned,
-            workers=self._engine.workers,
-        )
-        for each in plan.stages:
-            self._engine.load_for(each.enlargement)
-        context.plan(plan.stages[0].context, plan.stages[0].enlargement, plan.budget - plan.memory)
-        _warn_of_scale(grids, self.manifest, native, plan.stages[0].decoded != grids[0])
-        if plan.encodings:
-            self._engine.load("encode")
-        stage = Stage(context, plan.stages[0], self._engine, plan.cache, plan.workers)
-        for encoding, each in zip(plan.encodings, plan.stages[1:], strict=True):
-            later = Context(partial(reencoded, stage, encoding, self._engine), self._engine)
-            later.plan(each.context, each.enlargement)
-            stage = Stage(later, each, self._engine, plan.cache, plan.workers)
-        return Picture(stage, plan, partial(self._picture, context, cells, native, tile))
+        given = Given(array, self._engine)
+        contexts, native = Contexts(given, self._engine), space.native_size(array)
+        source = Source(contexts, given.size, native, self._engine, self._choice, self._budget, tile)
+        return Picture.of(source, size, stages, max_scale)
 
     def close(self) -> None:
         """Free the model, and what its pictures hold: those that are still open can no longer be read."""
@@ -186,31 +141,3 @@ class Decoder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _warn_of_scale(grids: Sequence[Grid], manifest: Manifest, native: Size, resamples: bool) -> None:
-    low, high = manifest.scale_range
-    beyond = ", what is beyond is enlarged by Lanczos" if resamples else ""
-    for number, grid in enumerate(grids, start=1):
-        scale_y, scale_x = grid.scale
-        # What is reduced by resampling is as good as what it is reduced from.
-        if max(scale_y, scale_x) > high or (min(scale_y, scale_x) < low and not resamples):
-            which = f"stage {number}: " if len(grids) > 1 else ""
-            own = f"the latent's own {native}" if number == 1 else f"{grids[number - 2].picture}"
-            warnings.warn(
-                f"{which}{grid.picture} is {scale_x:.2f}x{scale_y:.2f} times {own}; "
-                f"the model was trained for {low:g} to {high:g} times" + beyond,
-                InfGenWarning,
-                stacklevel=4,
-            )
-    size = grids[-1].picture
-    stretch = size.width * native.height / (size.height * native.width)
-    stretch = max(stretch, 1 / stretch)
-    if stretch > _UNSEEN_STRETCH:
-        fitting = parse_size(f"x{size.height}", native)
-        warnings.warn(
-            f"{size} stretches the latent's own {native} by {stretch:.2f} in one direction; "
-            f"{fitting} would keep its shape",
-            InfGenWarning,
-            stacklevel=4,
-        )

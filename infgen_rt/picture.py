@@ -1,54 +1,26 @@
 """A picture: the latent's pixels at one size, decoded where and when they are wanted."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
-from itertools import chain, groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from infgen_rt.common.cancellation import Cancel, Cancellation
 from infgen_rt.common.memory import format_bytes
-from infgen_rt.common.pixels import Bits, ByteArray, FloatArray, LevelArray, level_type, to_floats
+from infgen_rt.common.pixels import Bits, ByteArray, FloatArray, to_floats
 from infgen_rt.errors import OutputError, PlanError
 from infgen_rt.geometry.shapes import Box, Size, parse_box
-from infgen_rt.nodes.context import Step
-from infgen_rt.nodes.decoded import Stage
 from infgen_rt.plan.plan import Plan
-from infgen_rt.writers import Format, Layer, TileFormat, check_output, write
+from infgen_rt.saving import Progress, save
+from infgen_rt.source import Source, Stage
+from infgen_rt.writers import Format, TileFormat, check_output
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-_StepStage = Step | Literal["encode"]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a `save` is; `print` shows it.
-
-    Attributes:
-        stage: what was just done: `prefill`, `decode`, `encode` of the file, or between two stages of a plan
-            `reencode`, a tile of the later one's latent.
-        done: steps done.
-        total: steps in all; the last is done when the file is complete under its name.
-    """
-
-    stage: _StepStage
-    done: int
-    total: int
-
-    @property
-    def fraction(self) -> float:
-        """Share of the steps done, in [0, 1]."""
-        return self.done / self.total
-
-    def __str__(self) -> str:
-        return f"{self.stage} {self.done}/{self.total} ({self.fraction:.0%})"
 
 
 class Picture:
@@ -57,15 +29,24 @@ class Picture:
     NumPy and Pillow take it as it is: `np.asarray(picture)` is uint8 [H, W, 3].
     """
 
-    def __init__(self, stage: Stage, plan: Plan, resize: Callable[[Size | str | float], "Picture"]) -> None:
-        self._stage = stage
-        self._plan = plan
-        self._resize = resize
+    def __init__(self, source: Source, plan: Plan, stage: Stage) -> None:
+        self._source, self._plan, self._stage = source, plan, stage
+
+    @classmethod
+    def of(
+        cls,
+        source: Source,
+        size: str | float | tuple[int, int] | None,
+        stages: Sequence[float] | None = None,
+        max_scale: float | None = None,
+    ) -> "Picture":
+        """Plan a picture of a latent; arguments as `Decoder.picture`'s, and it raises what that does."""
+        return cls(source, *source.picture(size, stages, max_scale))
 
     @property
     def size(self) -> Size:
         """Width and height in pixels."""
-        return self._stage.size
+        return self._stage.tiles.size
 
     @property
     def plan(self) -> Plan:
@@ -118,7 +99,7 @@ class Picture:
         pixels: npt.NDArray[Any] = np.empty((box.height, box.width, 3), dtype)
         parts = list(self.parts(box))
         cancellation = Cancellation(cancel)
-        with cancellation.watched(), closing(self._stage.read_each(parts, dtype)) as pictures:
+        with cancellation.watched(), closing(self._stage.tiles.read_each(parts, dtype)) as pictures:
             for part, planes in zip(parts, pictures, strict=True):
                 cancellation.check()
                 values = planes.transpose(1, 2, 0) if dtype is np.uint8 else to_floats(planes)
@@ -139,8 +120,8 @@ class Picture:
         def distance(tile: Box) -> float:
             return (tile.x + tile.width / 2 - x) ** 2 + (tile.y + tile.height / 2 - y) ** 2
 
-        tiles = sorted(self._plan.stages[-1].tiles(self.size.box), key=distance)
-        with closing(self._stage.read_each(tiles, np.uint8, waits=False)) as pictures:
+        tiles = sorted(self._stage.plan.tiles(self.size.box), key=distance)
+        with closing(self._stage.tiles.read_each(tiles, np.uint8, waits=False)) as pictures:
             for tile, planes in zip(tiles, pictures, strict=True):
                 yield tile, np.ascontiguousarray(planes.transpose(1, 2, 0))
 
@@ -153,7 +134,7 @@ class Picture:
         Raises:
             PlanError: the size is not possible, or the memory budget is too small.
         """
-        return self._resize(Size(*size) if isinstance(size, tuple) else size)
+        return Picture.of(self._source, Size(*size) if isinstance(size, tuple) else size)
 
     def preview(self, longest: int = 512) -> ByteArray:
         """The whole picture, small, for a window to show while the rest is decoded; costs little more than prefill.
@@ -229,40 +210,14 @@ class Picture:
             WriteError: writing failed.
             Cancelled: `cancel` said so. As after any error, no file is left.
         """
-        box, path, cancellation = self._box(region), Path(path), Cancellation(cancel)
+        box, path = self._box(region), Path(path)
         form = self.check_save(path, region=box, bits=bits, tile_format=tile_format, force=force)
-        sources = [_Source(self._stage, box)]
+        stages = [self._stage]
         for size in form.sizes(self.size)[1:] if box == self.size.box else []:
-            if (smaller := self._stage.resized(size)) is None:
+            if (smaller := self._stage.resized(size, self._plan.workers)) is None:
                 break
-            sources.append(_Source(smaller, size.box))
-        # Steps: the preparation, each part that is decoded and each row that is encoded, and completing the file.
-        done, total = 0, self._plan.preparation + sum(len(row) + 1 for source in sources for row in source.rows) + 1
-
-        def step(stage: _StepStage) -> None:
-            nonlocal done
-            done += 1
-            if progress is not None:
-                progress(Progress(stage, done, total))
-            # What is complete cannot be cancelled.
-            if done < total:
-                cancellation.check()
-
-        def prefilled(bands: Iterator[LevelArray]) -> Iterator[LevelArray]:
-            nonlocal done
-            cancellation.check()
-            for stage in self._stage.prepare():
-                step(stage)
-            # An earlier read, or another thread, may have done some of it.
-            done = self._plan.preparation - 1
-            step("prefill")
-            yield from bands
-
-        layers = [Layer(source.box.size, bits, source.bands(bits, step)) for source in sources]
-        layers[0] = replace(layers[0], bands=prefilled(layers[0].bands))
-        with cancellation.watched():
-            write(path, form, layers, force, confirm=cancellation.check)
-        step("encode")
+            stages.append(smaller)
+        save(path, form, stages, box, self._plan.preparation, bits, force, progress, Cancellation(cancel))
 
     def check_save(
         self,
@@ -292,7 +247,7 @@ class Picture:
 
     def parts(self, box: Box) -> Iterator[Box]:
         """What a region is decoded in: itself if it fits in a tile, otherwise cut at the tiles' edges, row by row."""
-        return self._stage.parts(box)
+        return self._stage.plan.parts(box)
 
     def _check_memory(self, form: Format, size: Size, bits: Bits) -> None:
         plan = self._plan
@@ -302,25 +257,3 @@ class Picture:
                 f"writing {form.name} needs {format_bytes(needed)} for {size}, of {format_bytes(plan.budget)}: "
                 "allow more memory, or write 8-bit .png"
             )
-
-
-class _Source:
-    """A box of a stage, decoded row by row of its tiles."""
-
-    def __init__(self, stage: Stage, box: Box) -> None:
-        self.box = box
-        self.rows = [list(row) for _, row in groupby(stage.parts(box), key=lambda part: part.y)]
-        self._stage = stage
-
-    def bands(self, bits: Bits, step: Callable[[_StepStage], None]) -> Iterator[LevelArray]:
-        """The rows of tiles, uint8 or uint16 [rows, width, 3]; `step` is called after each part and each row."""
-        number = level_type(bits)
-        with closing(self._stage.read_each(list(chain.from_iterable(self.rows)), number)) as pixels:
-            for row in self.rows:
-                band = np.empty((row[0].height, self.box.width, 3), number)
-                for part in row:
-                    left = part.x - self.box.x
-                    band[:, left : left + part.width] = next(pixels).transpose(1, 2, 0)
-                    step("decode")
-                yield band
-                step("encode")

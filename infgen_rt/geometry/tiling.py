@@ -4,6 +4,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from math import prod
 
 from infgen_rt.geometry.shapes import Box, Size, split
 
@@ -81,7 +82,11 @@ class HaloTiling:
     @property
     def computed(self) -> int:
         """Cells that are computed for all tiles, halos included."""
-        return sum(window.size.area for _, window in self.windows())
+        sides = zip((self.tiling.columns, self.tiling.rows), self.tiling.box.size, strict=True)
+        return prod(
+            sum(min(stop + self.halo, whole) - max(start - self.halo, 0) for start, stop in pairwise(edges))
+            for edges, whole in sides
+        )
 
     def window_of(self, tile: Box) -> Box:
         """The cells that have to be computed for a tile: its halo with it, clipped to the grid."""

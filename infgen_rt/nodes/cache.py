@@ -1,7 +1,7 @@
 """What was computed last, up to a number of bytes."""
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from threading import Lock
 from typing import Generic, TypeVar
 
@@ -20,7 +20,7 @@ class TileCache(Generic[K, V]):
         self._capacity = capacity
         self._size = 0
         self._tiles: OrderedDict[K, tuple[V, int]] = OrderedDict()
-        self._lock = Lock()
+        self._lock, self._making = Lock(), Lock()
 
     def resize(self, capacity: int) -> None:
         """Keep up to so many bytes from now on."""
@@ -40,6 +40,20 @@ class TileCache(Generic[K, V]):
                 return None
             self._tiles.move_to_end(tile)
             return self._tiles[tile][0]
+
+    def get_or_make(self, tile: K, make: Callable[[], tuple[V, int]]) -> V:
+        """A tile that is made if it is not here, by one thread at a time.
+
+        Args:
+            tile: what tells it apart.
+            make: gives it and its bytes.
+        """
+        with self._making:
+            found = self.get(tile)
+            if found is None:
+                found, size = make()
+                self.put(tile, found, size)
+            return found
 
     def clear(self) -> None:
         """Keep nothing."""

@@ -1,37 +1,22 @@
-"""Contexts: what all tiles of a picture are decoded from, computed when and where it is needed."""
+"""Contexts: what all tiles of a picture are decoded from, refined where it is needed, and shared among pictures."""
 
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from math import prod
-from threading import Lock
-from typing import Any, Literal, cast
-
-import numpy as np
+from typing import cast
 
 from infgen_rt.backend.engine import Engine
 from infgen_rt.backend.protocol import Values
-from infgen_rt.bundle.manifest import Enlargement
+from infgen_rt.bundle.manifest import Enlargement, Manifest, Memory
 from infgen_rt.common.pixels import FloatArray
-from infgen_rt.geometry.shapes import Box
+from infgen_rt.geometry.shapes import Box, Size
 from infgen_rt.geometry.tiling import HaloTiling
 from infgen_rt.nodes.cache import TileCache
-from infgen_rt.nodes.moments import Gathering, gathered
-
-Step = Literal["prefill", "decode", "reencode"]
-"""What was just done: a stage's prefill or a part of it, a part of its picture, or a tile of the latent that is encoded
-from it."""
-Making = Generator[Step, None, FloatArray]
-"""Yields after each step on the way to a latent, float32 [C, h, w], and returns it."""
-
-_FLOAT = 4
-
-
-def given(latent: FloatArray) -> Making:
-    """A latent that is there."""
-    yield from ()
-    return latent
+from infgen_rt.nodes.features import LocalFeatures, WholeFeatures, cut, joined
+from infgen_rt.nodes.moments import Gathering, Moments
+from infgen_rt.nodes.node import FLOAT, Cost, Node, Step
 
 
 @dataclass(frozen=True)
@@ -48,38 +33,97 @@ class ContextPlan:
     cache: int
     gathering: Gathering | None = None
 
+    def cost(self, enlargement: Enlargement, refines: bool, manifest: Manifest, figures: Memory) -> Cost:
+        """A tile at a time, and those that are kept.
 
-class Context:
-    """A latent's contexts, one an enlargement, of which parts are cut out; threads share the work.
+        Args:
+            enlargement: what it is for.
+            refines: whether the recipe has a refine graph.
+            manifest: the model's.
+            figures: the recipe's.
+        """
+        reading = figures.refine_per_cell * self.tiles.window.area if refines else 0
+        return Cost(held=self.cache, reading=reading, cells=self.tiles.computed * effort(enlargement, manifest))
 
-    What the whole latent has to be seen for is computed the first time that any of it is wanted, the rest tile by tile.
+
+class Refined:
+    """The context [1, D, h, w] for one enlargement, made a tile at a time.
 
     Args:
-        making: starts the making of the latent; called again if a step failed. It is let go of when the latent is
-            there, and with it the stage that it may read from.
+        features: what it is refined from.
+        tiles: with the halo of refine.
+        enlargement: what it is for.
+        kept: tiles of this context and of others of the same latent.
+        engine: with the refine graph.
+    """
+
+    def __init__(
+        self,
+        features: Node[Values],
+        tiles: HaloTiling,
+        enlargement: Enlargement,
+        kept: TileCache[tuple[Enlargement, Box], Values],
+        engine: Engine,
+    ) -> None:
+        self._features, self._tiles, self._enlargement = features, tiles, enlargement
+        self._kept, self._engine = kept, engine
+
+    @property
+    def size(self) -> Size:
+        """Width and height in cells."""
+        return self._features.size
+
+    def prepare(self) -> Iterator[Step]:
+        """Prepare the features; see `Node`."""
+        return self._features.prepare()
+
+    def read(self, box: Box) -> Values:
+        """The context of some cells, where the backend computes."""
+        for _ in self.prepare():
+            pass
+        self._engine.check_open()
+        rows_of_parts = [
+            [self._tile(tile)[:, :, *tile.intersect(box).relative_to(tile).slices] for tile in row]
+            for _, row in groupby(self._tiles.tiling.touching(box), key=lambda tile: tile.y)
+        ]
+        if len(rows_of_parts) == len(rows_of_parts[0]) == 1:
+            return cast(Values, rows_of_parts[0][0])
+        return cast(Values, joined([joined(parts, axis=3) for parts in rows_of_parts]))
+
+    def _tile(self, tile: Box) -> Values:
+        def made() -> tuple[Values, int]:
+            window = self._tiles.window_of(tile)
+            context = cut(self._engine.refine(self._features.read(window), self._enlargement), tile, window)
+            return context, FLOAT * prod(context.shape)
+
+        return self._kept.get_or_make((self._enlargement, tile), made)
+
+
+class Contexts:
+    """A latent's contexts, one per enlargement: the nodes that all pictures of the latent share.
+
+    Args:
+        latent: float32 [C, h, w].
         engine: the loaded model.
     """
 
-    def __init__(self, making: Callable[[], Making], engine: Engine) -> None:
-        self._making: Callable[[], Making] | None = making
+    def __init__(self, latent: Node[FloatArray], engine: Engine) -> None:
         self._engine = engine
-        self._work: Iterator[Step] | None = None
-        # What tiles are made of: prefill's features, or the latent and its statistics.
-        self._features: Values | None = None
-        self._latent: FloatArray | None = None
-        self._moments: FloatArray | None = None
-        self._lock = Lock()
+        # Let go of once features are made of it, which may not need it for long.
+        self._latent: Node[FloatArray] | None = latent
+        self._features: Node[Values] | None = None
+        self._refined: dict[Enlargement, Refined] = {}
         self._planned: dict[Enlargement, ContextPlan] = {}
         # One for all, or those of a picture and of its preview would together be more than either was planned with.
         self._tiles: TileCache[tuple[Enlargement, Box], Values] = TileCache(0)
         self._room = sys.maxsize
-        self._tile_lock = Lock()
         engine.lends_to(self)
 
     def let_go(self) -> None:
         """See `engine.Borrower`."""
         self._tiles.clear()
-        self._making = self._work = self._features = self._latent = self._moments = None
+        self._refined.clear()
+        self._latent = self._features = None
 
     def planned(self, enlargement: Enlargement) -> ContextPlan | None:
         """How that of an enlargement is made, by the first picture with it; None where nobody has said."""
@@ -95,91 +139,32 @@ class Context:
             enlargement: the picture's.
             room: bytes that the picture leaves for those of other enlargements.
         """
-        if plan is None:
+        if self._latent is not None:
+            self._features = self._features_of(self._latent, plan.gathering if plan else None)
+            self._latent = None
+        if plan is None or self._features is None:
             return
         self._planned.setdefault(enlargement, plan)
+        if enlargement not in self._refined:
+            tiles = self._planned[enlargement].tiles
+            self._refined[enlargement] = Refined(self._features, tiles, enlargement, self._tiles, self._engine)
         caches = [each.cache for each in self._planned.values()]
         self._room = min(self._room, plan.cache + room)
         self._tiles.resize(max(*caches, min(sum(caches), self._room)))
 
-    def prepare(self) -> Iterator[Step]:
-        """Do what is left to do before the first tile, yielding after each step but the last, which is a prefill.
+    def of(self, enlargement: Enlargement) -> Node[Values]:
+        """The context for an enlargement, which is planned; without a refine graph, the features."""
+        node = self._refined.get(enlargement, self._features)
+        assert node is not None, "a context is planned before it is used"
+        return node
 
-        Between two steps nothing is locked: another thread may go on with the work, and a caller that stops leaves it
-        where it is.
-        """
-        while (step := self._advance()) is not None:
-            yield step
-
-    def read(self, box: Box, enlargement: Enlargement) -> Values:
-        """All channels [1, D, h, w] of some cells, where the backend computes."""
-        for _ in self.prepare():
-            pass
-        self._engine.check_open()
-        plan = self._planned.get(enlargement)
-        if plan is None:
-            assert self._features is not None
-            part: Values = self._features[:, :, *box.slices]
-            return part
-        rows_of_parts = [
-            [self._tile(tile, plan, enlargement)[:, :, *tile.intersect(box).relative_to(tile).slices] for tile in row]
-            for _, row in groupby(plan.tiles.tiling.touching(box), key=lambda tile: tile.y)
-        ]
-        if len(rows_of_parts) == len(rows_of_parts[0]) == 1:
-            return cast(Values, rows_of_parts[0][0])
-        return cast(Values, _joined([_joined(parts, axis=3) for parts in rows_of_parts]))
-
-    def _tile(self, tile: Box, plan: ContextPlan, enlargement: Enlargement) -> Values:
-        with self._tile_lock:
-            context = self._tiles.get((enlargement, tile))
-            if context is None:
-                window = plan.tiles.window_of(tile)
-                features = self._features_of(window, plan.tiles.tiling.box)
-                context = _cut(self._engine.refine(features, enlargement), tile, window)
-                self._tiles.put((enlargement, tile), context, _FLOAT * prod(context.shape))
-            return context
-
-    def _features_of(self, window: Box, cells: Box) -> Values:
-        """The features of some of the latent's cells."""
-        if self._features is not None:
-            return _cut(self._features, window, cells)
-        assert self._latent is not None
-        seen = window.grow(self._engine.manifest.halo.prefill, cells)
-        latent = np.ascontiguousarray(self._latent[:, *seen.slices])
-        return _cut(self._engine.prefill(latent, self._moments), window, seen)
-
-    def _advance(self) -> Step | None:
-        with self._lock:
-            if self._making is None:
-                return None
-            self._work = self._work or self._compute(self._making)
-            try:
-                return next(self._work, None)
-            except BaseException:
-                # A generator that has raised is over: the next one who comes begins again.
-                self._work = None
-                raise
-
-    def _compute(self, making: Callable[[], Making]) -> Iterator[Step]:
-        latent = yield from making()
-        gathering = next((plan.gathering for plan in self._planned.values()), None)
+    def _features_of(self, latent: Node[FloatArray], gathering: Gathering | None) -> Node[Values]:
         if gathering is None:
-            self._features = self._engine.prefill(latent)
-        else:
-            self._moments = yield from gathered(latent, gathering, self._engine)
-            self._latent = latent
-        self._making = None
+            return WholeFeatures(latent, self._engine)
+        return LocalFeatures(latent, Moments(latent, gathering, self._engine), self._engine)
 
 
-def _cut(values: Values, box: Box, whole: Box) -> Values:
-    """The cells of a box out of those of a larger one that holds it; a copy, unless it is all of them.
-
-    A backend wants its inputs in one piece, and a view would keep what is around it alive.
-    """
-    return values if box == whole else cast(Values, _joined([values[:, :, *box.relative_to(whole).slices]]))
-
-
-def _joined(parts: list[Any], axis: int = 2) -> Any:
-    """Parts of an array one after another, or a copy of a single one, by the library that they are of."""
-    library = sys.modules[type(parts[0]).__module__.partition(".")[0]]
-    return getattr(library, "concatenate", np.concatenate)(parts, axis=axis)
+def effort(enlargement: Enlargement, manifest: Manifest) -> float:
+    """How much more there is to multiply for a context than for the smallest enlargement's, which is measured."""
+    measured = manifest.contexts[0].work
+    return enlargement.work / measured if enlargement.work and measured else 1.0

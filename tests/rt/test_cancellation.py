@@ -95,6 +95,6 @@ def test_closing_lets_go_of_what_pictures_hold(bundle: Path) -> None:
         decoder.close()
         with pytest.raises(DecodeError, match="the decoder is closed"):
             picture.read()
-    context = picture._stage._context
-    assert not picture._stage._cache._tiles and not context._tiles._tiles
-    assert context._features is context._latent is context._moments is None
+    contexts, features = picture._stage.contexts, picture._stage.tiles._source._context._features
+    assert not picture._stage.tiles._cache._tiles and not contexts._tiles._tiles
+    assert contexts._features is features._latent._latent is features._moments._made._made is None

@@ -5,7 +5,6 @@ import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +19,10 @@ from infgen_rt.bundle.manifest import Enlargement
 from infgen_rt.common.memory import MIB
 from infgen_rt.geometry.shapes import Box, Size
 from infgen_rt.geometry.tiling import HaloTiling, Tiling
-from infgen_rt.nodes.context import Context, ContextPlan
-from infgen_rt.nodes.context import given as latent_of
-from infgen_rt.nodes.moments import Gathering, merged
-from infgen_rt.plan.plan import plan_context
+from infgen_rt.nodes.context import ContextPlan, Contexts
+from infgen_rt.nodes.latents import Given
+from infgen_rt.nodes.moments import Gathering, Moments, merged
+from infgen_rt.plan.making import plan_context
 
 from . import tiny
 
@@ -51,15 +50,15 @@ def tiles_of(side: int, halo: int) -> HaloTiling:
 
 def context_of(
     decoder: infgen_rt.Decoder, side: int, halo: int = tiny.REFINE, cache: int = MIB, parts: int = 60
-) -> Context:
-    context = Context(lambda: latent_of(LATENT), decoder._engine)
+) -> Contexts:
+    context = Contexts(Given(LATENT, decoder._engine), decoder._engine)
     gathering = Gathering(tiles_of(parts, tiny.PREFILL), tiny.BLOCKS)
     context.plan(ContextPlan(tiles_of(side, halo), cache, gathering), tiny.ONE)
     return context
 
 
-def cut(context: Context, box: Box) -> np.ndarray:
-    return context.read(box, tiny.ONE)
+def cut(context: Contexts, box: Box) -> np.ndarray:
+    return context.of(tiny.ONE).read(box)
 
 
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -91,19 +90,20 @@ def test_the_tiny_model_needs_prefills_halo(tmp_path: Path, halo: str) -> None:
         if halo == "refine":
             context = context_of(decoder, 16)
         else:
-            context = context_of(decoder, 60)
-            plan = replace(context._planned[tiny.ONE], gathering=Gathering(tiles_of(16, 1), tiny.BLOCKS))
-            context._planned[tiny.ONE] = plan
+            context = Contexts(Given(LATENT, decoder._engine), decoder._engine)
+            gathering = Gathering(tiles_of(16, 1), tiny.BLOCKS)
+            context.plan(ContextPlan(tiles_of(60, tiny.REFINE), MIB, gathering), tiny.ONE)
         assert np.abs(cut(context, Box(0, 0, 53, 37)) - whole).max() > 1e-3
 
 
 def test_statistics_of_a_large_latent_take_a_pass_a_block(decoder: infgen_rt.Decoder) -> None:
     gathering = Gathering(tiles_of(16, tiny.PREFILL), tiny.BLOCKS)
-    assert gathering.runs == 2 * 12 and Gathering(tiles_of(60, tiny.PREFILL), tiny.BLOCKS).runs == 1
-    once, whole = (context_of(decoder, 16, parts=parts) for parts in (16, 60))
+    at_once = Gathering(tiles_of(60, tiny.PREFILL), tiny.BLOCKS)
+    assert gathering.runs == 2 * 12 and at_once.runs == 1
+    once, whole = (Moments(Given(LATENT, decoder._engine), each, decoder._engine) for each in (gathering, at_once))
     # Between two runs it can be stopped.
     assert list(once.prepare()) == ["prefill"] * (gathering.runs - 1) and list(whole.prepare()) == []
-    assert once._moments is not None and np.allclose(once._moments, whole._moments, atol=1e-6)
+    assert np.allclose(*(each.read(each.size.box) for each in (once, whole)), atol=1e-6)
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=6), st.integers(0, 2**32 - 1))

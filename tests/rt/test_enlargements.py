@@ -190,8 +190,8 @@ def test_contexts_of_one_latent_share_what_memory_the_largest_was_planned_with(b
     with infgen_rt.open(bundle, memory=8 * 10**6) as decoder:
         picture = decoder.picture(LARGE, (1060, 740), tile=64)
         other = picture.at("1x")
-        context = picture._stage._context
-        assert context is other._stage._context
+        context = picture._stage.contexts
+        assert context is other._stage.contexts
         caches = [each.plan.stages[0].context.cache for each in (picture, other)]
         for each in (other, picture, other):
             each.read((0, 0, 300, 200))
@@ -209,8 +209,8 @@ def test_the_smaller_sizes_of_a_pyramid_keep_their_pictures_enlargement(
     picture = decoder.picture(LATENT, scaled(4))
     for size in (scaled(2), NATIVE, (52, 28)):
         smaller = picture._stage.resized(Size(*size))
-        assert smaller is not None and smaller._plan.enlargement == FOUR
-        pixels = smaller.read(smaller.size.box, np.float32).transpose(1, 2, 0)
+        assert smaller is not None and smaller.plan.enlargement == FOUR
+        pixels = smaller.tiles.read(smaller.tiles.size.box, np.float32).transpose(1, 2, 0)
         assert error(pixels, tiny.decode_whole(LATENT, size, FOUR)) < 1e-5
     picture.save(tmp_path / "a.dzi", tile_format="png")
     levels = sorted((tmp_path / "a_files").iterdir(), key=lambda level: int(level.name))
@@ -259,7 +259,7 @@ def test_a_closed_decoder_says_so(bundle: Path) -> None:
     for read in (picture.read, lambda: picture.at("2x")):
         with pytest.raises(DecodeError, match="the decoder is closed"):
             read()
-    context = picture._stage._context
+    context = picture._stage.contexts
     assert context._features is None and context._latent is None and not context._tiles._tiles
 
 

@@ -14,7 +14,7 @@ from infgen_rt.backend.engine import Engine, cores
 from infgen_rt.backend.gate import Gate
 from infgen_rt.bundle.folder import Bundle
 from infgen_rt.geometry.shapes import Box
-from infgen_rt.nodes.decoded import Stage
+from infgen_rt.nodes.tiles import Tiles
 
 from . import tiny
 
@@ -241,20 +241,20 @@ def test_what_is_left_in_the_middle_is_closed_without_waiting(
 ) -> None:
     """The garbage collector may close it while its thread holds what the end of another one needs."""
     picture = parallel.picture(LATENT, SIZE, tile=256, stages=stages)
-    left = picture._stage.prepare() if stages else picture.tiles(start=(0, 0))
-    blocked, free, read = threading.Event(), threading.Event(), Stage.read
+    left = picture._stage.tiles.prepare() if stages else picture.tiles(start=(0, 0))
+    blocked, free, read = threading.Event(), threading.Event(), Tiles.read
 
-    def slow(stage: Stage, box: Box, *options: Any, **named: Any) -> Any:
+    def slow(tiles: Tiles, box: Box, *options: Any, **named: Any) -> Any:
         if (box.x, box.y) != (0, 0):
             blocked.set()
             assert free.wait(60)
-        return read(stage, box, *options, **named)
+        return read(tiles, box, *options, **named)
 
-    monkeypatch.setattr(Stage, "read", slow)
+    monkeypatch.setattr(Tiles, "read", slow)
     while next(left) == "prefill":  # what is decoded first is given, and more of it is under way then
         pass
     assert blocked.wait(60)
-    closing = threading.Thread(target=left.close if stages is None else picture._stage._context.let_go)
+    closing = threading.Thread(target=left.close if stages is None else picture._stage.contexts.let_go)
     closing.start()
     closing.join(10)
     stuck = closing.is_alive()

@@ -15,7 +15,8 @@ from infgen_rt.errors import InfGenWarning, PlanError
 from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.shapes import Box, Size
 from infgen_rt.geometry.tiling import LARGEST_TILE, SMALLEST_TILE
-from infgen_rt.plan.plan import Plan, make_plan
+from infgen_rt.plan.making import make_plan
+from infgen_rt.plan.plan import Plan
 
 from . import tiny
 

@@ -255,7 +255,8 @@ def test_pytorch_keeps_a_context_where_decode_wants_it(every_target: Path) -> No
     from infgen_rt.backend.engine import Engine
     from infgen_rt.bundle.folder import Bundle
     from infgen_rt.geometry.tiling import HaloTiling, Tiling
-    from infgen_rt.nodes.context import Context, ContextPlan, given
+    from infgen_rt.nodes.context import ContextPlan, Contexts
+    from infgen_rt.nodes.latents import Given
     from infgen_rt.nodes.moments import Gathering
 
     opened = Bundle.open(every_target)
@@ -267,9 +268,9 @@ def test_pytorch_keeps_a_context_where_decode_wants_it(every_target: Path) -> No
     tiling, halo = Tiling.of(Size(17, 15), Size(6, 6)), opened.manifest.halo
     assert opened.manifest.moments is not None
     gathering = Gathering(HaloTiling(tiling, halo.prefill), opened.manifest.moments[0])
-    context = Context(lambda: given(latent((15, 17))), engine)
+    context = Contexts(Given(latent((15, 17)), engine), engine)
     context.plan(ContextPlan(HaloTiling(tiling, enlargement.halo), 10**6, gathering), enlargement)
-    joined = context.read(Box(4, 2, 13, 13), enlargement)
+    joined = context.of(enlargement).read(Box(4, 2, 13, 13))
     assert isinstance(joined, torch.Tensor) and torch.allclose(joined, whole[:, :, 2:15, 4:17], atol=1e-5)
     engine.close()
 

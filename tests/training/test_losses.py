@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from infgen_rt.errors import InputError
-from infgen_training.losses import _TAPS, Adversary, Vgg, gradient_distance, grid_distance
+from infgen_training.losses import _TAPS, LEAST_LENGTH, Adversary, Vgg, gradient_distance, grid_distance
 
 from .conftest import JUDGED, WIDTHS
 
@@ -37,7 +37,7 @@ def plain_lpips(vgg: Vgg, made: Tensor, true: Tensor) -> Tensor:
     for index, layer in enumerate(vgg.layers):
         x, y = layer(x), layer(y)
         if index in _TAPS:
-            a, b = (each / (each.square().sum(1, keepdim=True).sqrt() + 1e-10) for each in (x, y))
+            a, b = (each / (each.square().sum(1, keepdim=True).sqrt() + LEAST_LENGTH) for each in (x, y))
             weight = vgg.get_buffer(f"lin{_TAPS.index(index)}")
             total = total + ((a - b).square() * weight).sum(1).mean()
     return total
@@ -78,7 +78,7 @@ def test_the_gradient_is_right_for_features_of_any_direction(vgg: Vgg) -> None:
     vgg.distance(ours, true).backward()
     parts = []
     for index, (a, b) in enumerate(zip(theirs, true, strict=True)):
-        a, b = (each / (torch.linalg.vector_norm(each, dim=1, keepdim=True) + 1e-10) for each in (a, b))
+        a, b = (each / (torch.linalg.vector_norm(each, dim=1, keepdim=True) + LEAST_LENGTH) for each in (a, b))
         parts.append(((a - b).square() * vgg.get_buffer(f"lin{index}")).sum(1).mean())
     torch.stack(parts).sum().backward()
     for a, b in zip(ours, theirs, strict=True):

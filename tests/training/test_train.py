@@ -23,7 +23,7 @@ from infgen_training.config import PARTS, Lesson, TrainConfig
 from infgen_training.losses import Vgg
 from infgen_training.precision import has_bfloat16
 from infgen_training.teacher import load_function
-from infgen_training.train import Trainer, drawn, main, make_optimizer
+from infgen_training.train import Diverged, Trainer, drawn, main, make_optimizer
 from infgen_training.views import View, save_shards
 from infgen_training.warmstart import COPIED
 
@@ -285,6 +285,19 @@ def test_copied_layers_are_those_that_a_warm_start_fills() -> None:
     assert not any(
         name.startswith(("refine.enlarger.leave", "refine.enlarger.blocks", "encode.enter")) for name in slow
     )
+
+
+def test_a_step_without_a_finite_gradient_is_left_out_and_many_in_a_row_end_the_run() -> None:
+    learner, one = trainer(), batch(4)
+    broken = dataclasses.replace(one, latents=tuple(torch.full_like(each, float("nan")) for each in one.latents))
+    before = state(learner.model)
+    learner.train_step(broken, 0.0)
+    assert all(value.equal(before[name]) for name, value in learner.model.state_dict().items())
+    learner.train_step(one, 0.0)
+    assert any(not value.equal(before[name]) for name, value in learner.model.state_dict().items())
+    with pytest.raises(Diverged, match="no gradient was finite"):
+        for _ in range(20):
+            learner.train_step(broken, 0.0)
 
 
 def test_batches_that_are_made_ahead_are_in_order() -> None:

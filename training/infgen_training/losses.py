@@ -29,6 +29,9 @@ _JUDGED = slice(1, 4)
 _JUDGED_WIDTHS = (128, 256, 512)
 """Their channels."""
 
+LEAST_LENGTH = 1e-3
+"""Added to features' lengths: where hardly anything is seen, as in black, gradients are as large as this is small."""
+
 Features = Sequence[Tensor]
 
 
@@ -111,7 +114,7 @@ class _UnitDistance(torch.autograd.Function):
 def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
     """Each position's features at unit length, and what they were multiplied by."""
     length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
-    inverse = (1 / (length + 1e-10)).to(x.dtype)
+    inverse = (1 / (length + LEAST_LENGTH)).to(x.dtype)
     return x * inverse, inverse
 
 

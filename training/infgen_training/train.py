@@ -47,12 +47,14 @@ _BALANCE_EVERY = 25
 """Steps between looks at how the adversary's gradient compares with that of LPIPS."""
 _PAUSE = 5.0
 """Seconds that a step counts at most: a process that was stopped did not train meanwhile."""
+_BAD_STEPS = 10
+"""Steps in a row whose gradient is not finite that are left out; after more, the run has diverged."""
 _LEARNS_BEFORE = 0.08
 """Share of the run that the adversary learns before it is listened to, and over which it is listened to more."""
 
 
 class Diverged(RuntimeError):
-    """A loss is no longer a finite number."""
+    """Gradients are no longer finite numbers."""
 
 
 class Trainer:
@@ -80,6 +82,7 @@ class Trainer:
         self.adversary = Adversary(device, config.adversary_lr)
         self.balance: float | None = None
         self._began = step
+        self._bad = 0
         if config.compile:
             for part in _compiled(self.model):
                 part.compile(dynamic=True)
@@ -100,14 +103,16 @@ class Trainer:
             group["lr"] = share * group["peak"]
         losses = self._decoder(batch, done) if self.config.part == "decoder" else self._encoder(batch)
         total = torch.stack(list(losses.values())).sum()
-        if not math.isfinite(total.item()):
-            raise Diverged(f"at step {self.step} the loss is {total.item()}")
         total.backward()
         learning = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        torch.nn.utils.clip_grad_norm_(learning, self.config.clip)
-        self.optimizer.step()
+        norm = torch.nn.utils.clip_grad_norm_(learning, self.config.clip)
+        self._bad = 0 if torch.isfinite(norm) else self._bad + 1
+        if self._bad > _BAD_STEPS:
+            raise Diverged(f"at step {self.step} the loss is {total.item()}, and no gradient was finite for a while")
+        if not self._bad:
+            self.optimizer.step()
+            self._update_average()
         self.optimizer.zero_grad(set_to_none=True)
-        self._update_average()
         self.step += 1
         return {name: loss.detach() for name, loss in losses.items()}
 
@@ -295,7 +300,7 @@ def train(
     Raises:
         InputError: The run was made with settings that the config contradicts, or something is unusable.
         FileNotFoundError: There are no shards, or no teacher.
-        Diverged: A loss is no longer finite; what was saved last is from before.
+        Diverged: Gradients are no longer finite; what was saved last is from before.
     """
     began = time.monotonic()
     _check_same_run(config, run / "train.json")

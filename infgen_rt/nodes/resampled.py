@@ -1,14 +1,48 @@
-"""Resampling what was decoded, beyond the scales that a model was trained for: Lanczos, exact for any region."""
+"""Resampled pixels, beyond the scales that a model was trained for: Lanczos, exact for any region."""
 
+from collections.abc import Iterator
 from math import ceil, floor
 
 import numpy as np
 
-from infgen_rt.common.pixels import FloatArray
+from infgen_rt.common.pixels import FloatArray, fetch
 from infgen_rt.geometry.shapes import Box, Size
+from infgen_rt.nodes.decoded import Decoded
+from infgen_rt.nodes.node import Step
 
 # Pixels on either side of a position that Pillow's Lanczos filter weighs; of the result when that is smaller.
 SUPPORT = 3
+
+
+class Resampled:
+    """A decoded picture at another size, float32 planes [3, h, w], about [0, 1].
+
+    Args:
+        source: what is resampled.
+        size: width and height of the result, in pixels.
+    """
+
+    def __init__(self, source: Decoded, size: Size) -> None:
+        self._source, self._size = source, size
+
+    @property
+    def size(self) -> Size:
+        """Width and height in pixels."""
+        return self._size
+
+    def prepare(self) -> Iterator[Step]:
+        """Prepare what is resampled; see `Node`."""
+        return self._source.prepare()
+
+    def load_shared(self) -> None:
+        """See `Decoded.load_shared`."""
+        self._source.load_shared()
+
+    def read(self, box: Box, shared: bool = False) -> FloatArray:
+        """The pixels of a box; see `Decoded.read`."""
+        part = source_of(box, self._size, self._source.size)
+        pixels: FloatArray = fetch(self._source.read(part, shared), np.float32)
+        return resample(pixels, part, box, self._size, self._source.size)
 
 
 def source_of(box: Box, resampled: Size, source: Size) -> Box:

@@ -1,0 +1,65 @@
+"""How a picture is cut into tiles of tokens."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+from infgen_rt.geometry.grid import Grid
+from infgen_rt.geometry.shapes import Box, Size
+from infgen_rt.geometry.tiling import Tiling
+
+
+@dataclass(frozen=True)
+class PictureTiles:
+    """A picture and its tiles, in pixels.
+
+    Attributes:
+        grid: the picture over the cells of a latent.
+        tiling: of the picture, in tokens.
+    """
+
+    grid: Grid
+    tiling: Tiling
+
+    @property
+    def tile(self) -> Size:
+        """The largest tile, in tokens."""
+        return self.tiling.largest
+
+    @property
+    def count(self) -> int:
+        """How many tiles there are."""
+        return self.tiling.count
+
+    @property
+    def bands(self) -> int:
+        """Bytes of two rows of tiles, of 8 bits: a writer compresses one while the next is decoded."""
+        return 2 * 3 * self.grid.picture.width * min(self.tile.height * self.grid.patch, self.grid.picture.height)
+
+    def tiles(self, region: Box) -> Iterator[Box]:
+        """The tiles that a region touches.
+
+        Args:
+            region: in pixels, inside the picture.
+
+        Yields:
+            Whole tiles in pixels, row by row.
+        """
+        for tile in self.tiling.touching(self.grid.tokens_of(region)):
+            yield self.grid.pixels_of(tile)
+
+    def fits_a_tile(self, box: Box) -> bool:
+        """Whether a box of pixels can be decoded at once within the plan's memory."""
+        tokens, tile = self.grid.tokens_of(box), self.tile
+        return tokens.width <= tile.width and tokens.height <= tile.height
+
+    def parts(self, box: Box) -> Iterator[Box]:
+        """What a box of pixels is decoded in: itself if it fits in a tile, else cut at the tiles' edges, row by row."""
+        if self.fits_a_tile(box):
+            yield box
+        else:
+            yield from (tile.intersect(box) for tile in self.tiles(box))
+
+    def rows(self, box: Box) -> list[list[Box]]:
+        """The parts of a box, a list for each row of tiles."""
+        return [list(row) for _, row in groupby(self.parts(box), key=lambda part: part.y)]

@@ -1,0 +1,114 @@
+"""Latents: one that is given, and one that is encoded from a picture for the next stage."""
+
+from collections.abc import Generator, Iterator
+from contextlib import closing
+
+import numpy as np
+
+from infgen_rt.backend.engine import Engine
+from infgen_rt.bundle.manifest import Manifest, Memory
+from infgen_rt.common.pixels import FloatArray
+from infgen_rt.geometry.pictures import PictureTiles
+from infgen_rt.geometry.shapes import Box, Size
+from infgen_rt.geometry.tiling import HaloTiling
+from infgen_rt.nodes.node import FLOAT, Cost, Once, Step
+from infgen_rt.nodes.tiles import Tiles
+
+
+class Given:
+    """A latent, float32 [C, h, w], that is there from the start.
+
+    Args:
+        latent: its values.
+        engine: at whose end it is let go of.
+    """
+
+    def __init__(self, latent: FloatArray, engine: Engine) -> None:
+        self._latent: FloatArray | None = latent
+        self._size, self._engine = Size(*latent.shape[:0:-1]), engine
+        engine.lends_to(self)
+
+    @staticmethod
+    def cost(cells: Size, manifest: Manifest) -> Cost:
+        """It is there twice: the caller's own, and as it was taken over."""
+        held = 2 * latent_bytes(cells, manifest)
+        return Cost(making=held, held=held)
+
+    @property
+    def size(self) -> Size:
+        """Width and height in cells."""
+        return self._size
+
+    def let_go(self) -> None:
+        """See `engine.Borrower`."""
+        self._latent = None
+
+    def prepare(self) -> Iterator[Step]:
+        """Nothing is left to do."""
+        yield from ()
+
+    def read(self, box: Box) -> FloatArray:
+        """Some of its cells: float32 [C, h, w]."""
+        self._engine.check_open()
+        assert self._latent is not None
+        return self._latent[:, *box.slices]
+
+
+class Reencoded:
+    """The latent of a picture, float32 [C, h, w]; no more of the picture is held than one tile needs.
+
+    Args:
+        picture: has as many tokens as the latent has cells.
+        tiles: how the latent is cut.
+        engine: with encode loaded.
+    """
+
+    def __init__(self, picture: Tiles, tiles: HaloTiling, engine: Engine) -> None:
+        self._tiles = tiles
+        self._made = Once(lambda: _encode(picture, tiles, engine), engine)
+
+    @staticmethod
+    def cost(tiles: HaloTiling, picture: PictureTiles, manifest: Manifest, figures: Memory) -> Cost:
+        """A tile at a time, with the part of the picture that it is encoded from."""
+        held, steps = latent_bytes(tiles.tiling.box.size, manifest), 0
+        for _, window in tiles.windows():
+            steps += 1 + sum(1 for _ in picture.parts(picture.grid.pixels_of(window)))
+        working = (3 * FLOAT * manifest.patch**2 + figures.encode_per_cell) * tiles.window.area
+        return Cost(steps=steps, making=held + working, held=held, encoded=tiles.computed)
+
+    @property
+    def size(self) -> Size:
+        """Width and height in cells."""
+        return self._tiles.tiling.box.size
+
+    def prepare(self) -> Iterator[Step]:
+        """Encode it; see `Node`."""
+        return self._made.steps()
+
+    def read(self, box: Box) -> FloatArray:
+        """Some of its cells: float32 [C, h, w]."""
+        return self._made.get()[:, *box.slices]
+
+
+def latent_bytes(cells: Size, manifest: Manifest) -> int:
+    """Bytes of a latent of so many cells."""
+    return manifest.latent_channels * FLOAT * cells.area
+
+
+def _encode(picture: Tiles, tiles: HaloTiling, engine: Engine) -> Generator[Step, None, FloatArray]:
+    """Encodes a picture, as floats in [0, 1], tile by tile."""
+    yield from picture.prepare()
+    yield "prefill"
+    cells = tiles.tiling.box
+    latent = np.empty((engine.manifest.latent_channels, cells.height, cells.width), np.float32)
+    for tile, window in tiles.windows():
+        pixels = picture.cut.grid.pixels_of(window)
+        image = np.empty((3, pixels.height, pixels.width), np.float32)
+        parts = list(picture.cut.parts(pixels))
+        with closing(picture.read_each(parts, np.float32, waits=False)) as planes_of_parts:
+            for part, planes in zip(parts, planes_of_parts, strict=True):
+                np.clip(planes, 0.0, 1.0, out=image[:, *part.relative_to(pixels).slices])
+                yield "decode"
+        latent[:, *tile.slices] = engine.encode(image)[:, *tile.relative_to(window).slices]
+        yield "reencode"
+    return latent

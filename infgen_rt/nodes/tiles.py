@@ -1,0 +1,133 @@
+"""Tiles: the last node of a picture, which cuts what is wanted into tiles, keeps them and shares the work."""
+
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from infgen_rt.backend.engine import Engine
+from infgen_rt.common.pixels import Number, fetch
+from infgen_rt.geometry.pictures import PictureTiles
+from infgen_rt.geometry.shapes import Box, Size
+from infgen_rt.nodes.cache import TileCache
+from infgen_rt.nodes.decoded import Decoded
+from infgen_rt.nodes.node import FLOAT, Cost, Step
+from infgen_rt.nodes.resampled import Resampled
+
+# Bytes per pixel of a tile on its way out: decoded, kept, handed over and being rounded, three floats each.
+_HANDLING = 4 * 3 * FLOAT
+
+
+class Tiles:
+    """A picture's pixels as planes [3, h, w], in numbers of any kind; serves several threads.
+
+    Attributes:
+        cut: how the picture is cut into tiles.
+
+    Args:
+        source: the picture.
+        cut: how it is cut.
+        engine: whose end is the cache's end too.
+        cache: bytes of decoded tiles to keep.
+        workers: tiles that may be decoded at the same time.
+    """
+
+    def __init__(
+        self, source: Decoded | Resampled, cut: PictureTiles, engine: Engine, cache: int, workers: int = 1
+    ) -> None:
+        self.cut = cut
+        self._source = source
+        self._workers = workers
+        self._cache: TileCache[tuple[Box, Number], npt.NDArray[Any]] = TileCache(cache)
+        engine.lends_to(self)
+
+    @staticmethod
+    def cost(cut: PictureTiles, at_once: int) -> Cost:
+        """Of handing over tiles that are decoded several at once; what is kept is not counted."""
+        return Cost(reading=at_once * _HANDLING * cut.tile.area * cut.grid.patch**2)
+
+    def let_go(self) -> None:
+        """See `engine.Borrower`."""
+        self._cache.clear()
+
+    @property
+    def size(self) -> Size:
+        """Width and height in pixels."""
+        return self._source.size
+
+    def prepare(self) -> Iterator[Step]:
+        """Prepare the picture; see `Node`."""
+        return self._source.prepare()
+
+    def read(self, box: Box, number: Number, shared: bool = False) -> npt.NDArray[Any]:
+        """Planes [3, h, w] of a box inside the picture, in numbers of a kind.
+
+        A box that fits in a tile is decoded by itself; a larger one tile by tile, and of a tile no more than is seen.
+        What was decoded is kept.
+
+        Args:
+            box: in pixels.
+            number: kind of the numbers.
+            shared: whether others are read at the same time; see `read_each`.
+        """
+        tiles = list(self.cut.tiles(box))
+        if len(tiles) > 1 and self.cut.fits_a_tile(box) and not self._cache.holds((tile, number) for tile in tiles):
+            return self._decode_once(box, number, shared)
+        pixels = np.empty((3, box.height, box.width), number)
+        for tile in tiles:
+            part = tile.intersect(box)
+            pixels[:, *part.relative_to(box).slices] = self._read_part(part, tile, number, shared)
+        return pixels
+
+    def read_each(
+        self, boxes: Sequence[Box], number: Number, waits: bool = True
+    ) -> Generator[npt.NDArray[Any], None, None]:
+        """What `read` gives for each box, in order; where the plan has several workers, so many are read at a time.
+
+        They read ahead of who takes the results, by one box each. To stop them, close the iterator.
+
+        Args:
+            boxes: in pixels.
+            number: kind of the numbers.
+            waits: whether closing it waits for what is being read. Not where it is held in a generator that may be left
+                in the middle: the garbage collector closes that one anywhere, in the middle of a thread's start
+                perhaps, which holds the lock that joining the workers would take.
+        """
+        workers = min(self._workers, len(boxes))
+        if workers < 2:
+            yield from (self.read(box, number) for box in boxes)
+            return
+        # Not when the picture is planned: who reads one tile does without.
+        self._source.load_shared()
+        # In this thread: the making of a latent may itself have workers.
+        for _ in self.prepare():
+            pass
+        pool = ThreadPoolExecutor(workers, "infgen-tile")
+        ahead: deque[Future[npt.NDArray[Any]]] = deque()
+        try:
+            for box in boxes:
+                ahead.append(pool.submit(copy_context().run, self.read, box, number, shared=True))
+                if len(ahead) > workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(waits, cancel_futures=True)
+
+    def _read_part(self, part: Box, tile: Box, number: Number, shared: bool) -> npt.NDArray[Any]:
+        if self._cache.holds([(tile, number)]):
+            return self._decode_once(tile, number, shared)[:, *part.relative_to(tile).slices]
+        return self._decode_once(part, number, shared)
+
+    def _decode_once(self, box: Box, number: Number, shared: bool) -> npt.NDArray[Any]:
+        pixels = self._cache.get((box, number))
+        if pixels is None:
+            pixels = fetch(self._source.read(box, shared), number)
+            # What was decoded may be a view that would keep its halo alive.
+            kept = pixels if pixels.base is None else pixels.copy()
+            self._cache.put((box, number), kept, kept.nbytes)
+        return pixels

@@ -1,0 +1,217 @@
+"""Planning: from sizes and a memory budget to tiles, before anything runs."""
+
+from collections.abc import Callable, Sequence
+from itertools import product
+
+from infgen_rt.backend.choice import Choice
+from infgen_rt.bundle.manifest import Enlargement, Manifest, Recipe
+from infgen_rt.common.memory import MIB, format_bytes
+from infgen_rt.errors import PlanError
+from infgen_rt.geometry.grid import Grid
+from infgen_rt.geometry.shapes import Size
+from infgen_rt.geometry.tiling import (
+    LARGEST_SHARED_TILE,
+    LARGEST_TILE,
+    SMALLEST_SHARED_TILE,
+    SMALLEST_TILE,
+    HaloTiling,
+    Tiling,
+)
+from infgen_rt.nodes.context import ContextPlan
+from infgen_rt.nodes.features import LocalFeatures
+from infgen_rt.nodes.moments import Gathering
+from infgen_rt.nodes.node import FLOAT
+from infgen_rt.plan.costs import chain_costs, padded_tokens, peaks, preparation, seconds
+from infgen_rt.plan.plan import LEAST_SCALE, Plan, StagePlan, decoded_grid
+
+# Where what is decoded is enlarged, tiles are larger by as much, up to so many times.
+_ENLARGED = 2
+# Encode looks further than decode: the side of its tiles, over that of decode's.
+_ENCODED = 2
+# Sides in cells of the tiles in which a context is made: the smaller they are, the more of the work is halo.
+_CONTEXT_TILES = (128, 96, 64, 48, 32, 24, 16, 8)
+CACHE = 64 * MIB
+"""Bytes of decoded tiles that are kept at most."""
+
+
+def make_plan(
+    grids: Sequence[Grid],
+    manifest: Manifest,
+    recipe: Recipe,
+    *,
+    runs: Choice,
+    budget: int,
+    tile: int | None = None,
+    scales: tuple[float, float] | None = None,
+    made: Callable[[Enlargement], ContextPlan | None] = lambda _: None,
+    workers: int = 1,
+) -> Plan:
+    """Plan one decode.
+
+    Args:
+        grids: the latent and the picture of each stage, first to last (see `geometry.stages.chain`).
+        manifest: the model's bounds and halos.
+        recipe: the recipe that will run, for its memory figures and its shapes.
+        runs: what will run it.
+        budget: bytes that may be used.
+        tile: the largest tile's side in pixels, a multiple of the patch; None to let the budget decide. Between two
+            stages, tiles of twice the side are encoded.
+        scales: the smallest and the largest scale that a stage decodes; what is beyond is resampled by Lanczos. None
+            for any.
+        made: how the first latent's context for an enlargement is made already, if it is.
+        workers: tiles that are best decoded at the same time, if memory allows.
+
+    Raises:
+        PlanError: a latent or a picture is out of bounds, the recipe cannot encode for a second stage, or the budget
+            is too small.
+    """
+    for number, grid in enumerate(grids, start=1):
+        _check_bounds(grid, manifest, f"stage {number}: " if len(grids) > 1 else "")
+    if len(grids) > 1:
+        _check_encodes(recipe, len(grids))
+    if tile is None:
+        # Fixed shapes may leave room for small tiles only.
+        least = 1 if recipe.shapes else SMALLEST_TILE
+        sides = range(min(LARGEST_TILE, _largest_tile(manifest, recipe)), least - 1, -1)
+    else:
+        sides = range(_tile_tokens(tile, grids[0].patch, manifest, recipe), 0, -1)[:1]
+    # With what the budget allows, then with the least there is.
+    enlargements = [manifest.context_for(decoded_grid(g, scales).scale) for g in grids]
+    ways: list[tuple[ContextPlan | None, ...]] = [
+        tuple(
+            (made(enlargement) if number == 0 else None)
+            or plan_context(grid.cells, enlargement, manifest, recipe, amount)
+            for number, (grid, enlargement) in enumerate(zip(grids, enlargements, strict=True))
+        )
+        for amount in (budget, 0)
+    ]
+    needs: tuple[int, ...] = ()
+    for contexts, count, side in product(dict.fromkeys(ways), dict.fromkeys((workers, workers // 2 or 1, 1)), sides):
+        if count > 1 and tile is None and not SMALLEST_SHARED_TILE <= side <= LARGEST_SHARED_TILE:
+            continue
+        stages = tuple(
+            StagePlan(
+                grid,
+                Tiling.of(grid.tokens, _longest(side, grid, scales if tile is None else None)),
+                enlargement,
+                context,
+                scales,
+            )
+            for grid, enlargement, context in zip(grids, enlargements, contexts, strict=True)
+        )
+        if not all(_fits_a_shape(stage, manifest, recipe) for stage in stages):
+            continue
+        longest = Size(_ENCODED * side, _ENCODED * side)
+        encodings = tuple(HaloTiling(Tiling.of(grid.cells, longest), manifest.encode_halo) for grid in grids[1:])
+        chain = chain_costs(stages, encodings, manifest, recipe, count)
+        needs = peaks(chain, manifest.memory(recipe).base)
+        memory = max(needs)
+        if memory <= budget:
+            largest = max(grid.picture.area for grid in grids)
+            # The other half of what is left is for what the system does not give back.
+            cache = min(CACHE, (budget - memory) // 2, 3 * FLOAT * largest)
+            took = seconds(chain, runs.speed)
+            return Plan(stages, encodings, runs, preparation(chain), budget, memory + cache, cache, count, took)
+    if not needs:
+        pictures = " or ".join(str(grid.picture) for grid in grids)
+        raise PlanError(f"the fixed shapes of {recipe.name!r} hold no tile of a {pictures} picture at this scale")
+    number = needs.index(max(needs))
+    which = f"stage {number + 1}, " if len(grids) > 1 else ""
+    raise PlanError(
+        f"memory of {format_bytes(budget)} is too small: {which}a {grids[number].picture} picture from a "
+        f"{grids[number].cells} latent needs at least {format_bytes(needs[number])}"
+        + (f" with tiles of {tile} pixels" if tile else "")
+    )
+
+
+def plan_context(
+    cells: Size, enlargement: Enlargement, manifest: Manifest, recipe: Recipe, budget: int
+) -> ContextPlan | None:
+    """Plan how a latent's context is made.
+
+    Args:
+        cells: the latent's width and height.
+        enlargement: what it is for.
+        manifest: the model's halos and channels.
+        recipe: the recipe that will run.
+        budget: bytes that may be used. This takes up to half of what loaded graphs leave, or as little as it can.
+
+    Returns:
+        None if the recipe has no graphs for it: prefill's features of the whole latent are the context.
+    """
+    if recipe.graphs.keys().isdisjoint(("statistics", enlargement.graph("refine"))):
+        return None
+    figures = manifest.memory(recipe)
+    room = (budget - figures.base) // 2
+    gathering = None
+    if "statistics" in recipe.graphs and manifest.moments:
+        # At once if there is room for it: parts take a pass for each of prefill's blocks.
+        for side in (max(cells), *_CONTEXT_TILES):
+            parts = HaloTiling(Tiling.of(cells, Size(side, side)), manifest.halo.prefill)
+            if figures.statistics_per_cell * parts.window.area <= room:
+                break
+        gathering = Gathering(parts, manifest.moments[0])
+    for side in _CONTEXT_TILES:
+        tiles = HaloTiling(Tiling.of(cells, Size(side, side)), enlargement.halo)
+        tile = enlargement.channels * FLOAT * tiles.tiling.largest.area
+        # All of them, or for a picture that is decoded row by row those that two rows of tiles touch.
+        for kept in sorted({tiles.tiling.count, min(tiles.tiling.count, 2 * tiles.tiling.across)}, reverse=True):
+            plan = ContextPlan(tiles, kept * tile, gathering)
+            if plan.cache + _working(plan, enlargement, manifest, recipe) <= room:
+                return plan
+    return plan
+
+
+def _working(plan: ContextPlan, enlargement: Enlargement, manifest: Manifest, recipe: Recipe) -> int:
+    """Bytes that making a tile of a context takes."""
+    figures, refines = manifest.memory(recipe), enlargement.graph("refine") in recipe.graphs
+    refining = plan.cost(enlargement, refines, manifest, figures).reading
+    return max(refining, LocalFeatures.cost(plan.tiles, manifest, figures).reading if plan.gathering else 0)
+
+
+def _longest(side: int, grid: Grid, scales: tuple[float, float] | None) -> Size:
+    """Largest tile of a picture of which so many tokens a side are decoded."""
+    resampled = zip(grid.picture, decoded_grid(grid, scales).picture, strict=True)
+    return Size(*(int(side * max(1.0, min(_ENLARGED, whole / made))) for whole, made in resampled))
+
+
+def _check_bounds(grid: Grid, manifest: Manifest, which: str) -> None:
+    low, high = manifest.shapes.latent
+    if min(grid.cells) < low or max(grid.cells) > high:
+        raise PlanError(f"{which}latent of {grid.cells} cells is out of bounds: the model takes {low} to {high} a side")
+    if min(grid.scale) < LEAST_SCALE:
+        least = Size(*(-(-side * grid.patch // round(1 / LEAST_SCALE)) for side in grid.cells))
+        raise PlanError(f"{which}size {grid.picture} is too small for a latent of {grid.cells} cells: at least {least}")
+
+
+def _check_encodes(recipe: Recipe, stages: int) -> None:
+    if "encode" not in recipe.graphs:
+        raise PlanError(f"{stages} stages need an encode graph, and the recipe {recipe.name!r} has none: use one stage")
+    if recipe.shapes:
+        # A picture cannot be padded to a shape without changing its latent.
+        raise PlanError(f"{stages} stages need shapes of any size, and {recipe.name!r} has fixed ones: use one stage")
+
+
+def _largest_tile(manifest: Manifest, recipe: Recipe) -> int:
+    side = max((min(shape.tokens) for shape in recipe.shapes), default=manifest.shapes.tokens[1])
+    return max(1, side - 2 * manifest.halo.tokens)
+
+
+def _fits_a_shape(stage: StagePlan, manifest: Manifest, recipe: Recipe) -> bool:
+    """Whether any region of a tile's size, halo and context included, fits a shape of the recipe, if it has any."""
+    padded = padded_tokens(stage, manifest)
+    context = stage.decoded.most_context(padded, manifest.halo.cells)
+    return not recipe.shapes or any(
+        all(
+            need <= side
+            for need, side in zip((*padded, *context), (*shape.tokens[::-1], *shape.context[::-1]), strict=True)
+        )
+        for shape in recipe.shapes
+    )
+
+
+def _tile_tokens(tile: int, patch: int, manifest: Manifest, recipe: Recipe) -> int:
+    largest = _largest_tile(manifest, recipe) * patch
+    if tile % patch or not patch <= tile <= largest:
+        raise PlanError(f"tile of {tile} pixels is not possible: expected a multiple of {patch}, up to {largest}")
+    return tile // patch

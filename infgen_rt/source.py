@@ -1,0 +1,150 @@
+"""A latent that pictures are made of, and the stages from it to a picture of some size."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from infgen_rt.backend.choice import Choice
+from infgen_rt.backend.engine import Engine
+from infgen_rt.bundle.manifest import Manifest
+from infgen_rt.errors import InfGenWarning
+from infgen_rt.geometry.grid import Grid
+from infgen_rt.geometry.shapes import Size, parse_size
+from infgen_rt.geometry.stages import chain
+from infgen_rt.nodes.chain import next_latent, picture_of
+from infgen_rt.nodes.context import Contexts
+from infgen_rt.nodes.tiles import Tiles
+from infgen_rt.plan.making import make_plan
+from infgen_rt.plan.plan import LEAST_SCALE, Plan, StagePlan
+
+# A stretch that nobody sees, such as that of rounding a side to whole cells.
+_UNSEEN_STRETCH = 1.02
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One latent at one size.
+
+    Attributes:
+        contexts: of the latent; stages of one latent may share them.
+        plan: how its picture is decoded.
+        tiles: the picture, the last node of the stage.
+        engine: the loaded model.
+    """
+
+    contexts: Contexts
+    plan: StagePlan
+    tiles: Tiles
+    engine: Engine
+
+    @classmethod
+    def of(cls, contexts: Contexts, plan: StagePlan, engine: Engine, cache: int = 0, workers: int = 1) -> "Stage":
+        """Links the nodes of a stage, whose context is planned; arguments as `nodes.chain.picture_of`'s."""
+        tiles = picture_of(contexts, plan.enlargement, plan.decoded, plan, engine, cache, workers)
+        return cls(contexts, plan, tiles, engine)
+
+    @property
+    def least_scale(self) -> float:
+        """The smallest scale that the model was trained for."""
+        return max(LEAST_SCALE, self.engine.manifest.scale_range[0])
+
+    def resized(self, size: Size, workers: int = 1) -> "Stage | None":
+        """A stage for the same latent at another size, or None if the model was not trained for one so small.
+
+        It shares the contexts and keeps no tiles.
+        """
+        plan = self.plan.resized(size)
+        if min(plan.grid.scale) < self.least_scale:
+            return None
+        return Stage.of(self.contexts, plan, self.engine, workers=workers)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A latent and all that its pictures share.
+
+    Attributes:
+        contexts: of the latent.
+        cells: width and height of the latent.
+        native: its picture's at scale 1, in pixels.
+        engine: the loaded model.
+        runs: what runs it, and why.
+        budget: bytes that a decode may use.
+        tile: the largest tile's side in pixels; None to let the budget decide.
+    """
+
+    contexts: Contexts
+    cells: Size
+    native: Size
+    engine: Engine
+    runs: Choice
+    budget: int
+    tile: int | None
+
+    def picture(
+        self,
+        size: str | float | Size | tuple[int, int] | None,
+        stages: Sequence[float] | None = None,
+        max_scale: float | None = None,
+    ) -> tuple[Plan, Stage]:
+        """Plan a picture and link its nodes; arguments as `Decoder.picture`'s, and it raises what that does.
+
+        Returns:
+            The plan, and the last stage.
+        """
+        manifest, engine = self.engine.manifest, self.engine
+        grids = chain(Grid(self.cells, parse_size(size, self.native), manifest.patch), stages, max_scale)
+        # Beyond what it was trained for the model leaves patterns; stages that were asked for are done as asked.
+        scales = manifest.scale_range if stages is None and max_scale is None else None
+        plan = make_plan(
+            grids,
+            manifest,
+            engine.recipe,
+            runs=self.runs,
+            budget=self.budget,
+            tile=self.tile,
+            scales=scales,
+            made=self.contexts.planned,
+            workers=engine.workers,
+        )
+        for each in plan.stages:
+            engine.load_for(each.enlargement)
+        first = plan.stages[0]
+        self.contexts.plan(first.context, first.enlargement, plan.budget - plan.memory)
+        _warn_of_scale(grids, manifest, self.native, first.decoded != grids[0])
+        if plan.encodings:
+            engine.load("encode")
+        stage = Stage.of(self.contexts, first, engine, plan.cache, plan.workers)
+        for encoding, each in zip(plan.encodings, plan.stages[1:], strict=True):
+            later = next_latent(stage.tiles, encoding, engine)
+            later.plan(each.context, each.enlargement)
+            stage = Stage.of(later, each, engine, plan.cache, plan.workers)
+        return plan, stage
+
+
+def _warn_of_scale(grids: Sequence[Grid], manifest: Manifest, native: Size, resamples: bool) -> None:
+    low, high = manifest.scale_range
+    beyond = ", what is beyond is enlarged by Lanczos" if resamples else ""
+    for number, grid in enumerate(grids, start=1):
+        scale_y, scale_x = grid.scale
+        # What is reduced by resampling is as good as what it is reduced from.
+        if max(scale_y, scale_x) > high or (min(scale_y, scale_x) < low and not resamples):
+            which = f"stage {number}: " if len(grids) > 1 else ""
+            own = f"the latent's own {native}" if number == 1 else f"{grids[number - 2].picture}"
+            warnings.warn(
+                f"{which}{grid.picture} is {scale_x:.2f}x{scale_y:.2f} times {own}; "
+                f"the model was trained for {low:g} to {high:g} times" + beyond,
+                InfGenWarning,
+                stacklevel=5,
+            )
+    size = grids[-1].picture
+    stretch = size.width * native.height / (size.height * native.width)
+    stretch = max(stretch, 1 / stretch)
+    if stretch > _UNSEEN_STRETCH:
+        fitting = parse_size(f"x{size.height}", native)
+        warnings.warn(
+            f"{size} stretches the latent's own {native} by {stretch:.2f} in one direction; "
+            f"{fitting} would keep its shape",
+            InfGenWarning,
+            stacklevel=5,
+        )
