@@ -34,7 +34,10 @@ class _Command(click.Command):
 )
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option(
-    "--target", "targets", multiple=True, help="onnx, openvino, coreml, torch or all; repeatable.  [default: onnx]"
+    "--target",
+    "targets",
+    multiple=True,
+    help="A target that 'infgen-export recipes' lists, or all; repeatable.  [default: onnx]",
 )
 @click.option(
     "--recipe",

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from infgen_export.errors import RequestError
 from infgen_rt.bundle.manifest import FixedShape
 
-TARGETS = ("onnx", "openvino", "coreml", "torch")
 PRECISIONS = ("fp32", "fp16", "int8")
 
 
@@ -23,7 +22,7 @@ class Recipe:
 
     Attributes:
         name: Unique; the folder of the graphs in a bundle.
-        target: Which converter and runtime.
+        target: Which converter and runtime: the name of a module in ``infgen_export.targets``.
         precision: ``"fp32"``; ``"fp16"``, arithmetic or at least weights in float16; ``"int8"``, weights in 8 bits.
         about: Who wants it.
         default: Whether a target that is asked for without a recipe gets it.
@@ -61,6 +60,7 @@ RECIPES = (
     Recipe("torch-fp32", "torch", "fp32", "PyTorch anywhere, float32 weights"),
     Recipe("torch-fp16", "torch", "fp16", "PyTorch anywhere, float16 weights", default=True),
 )
+TARGETS = tuple(dict.fromkeys(recipe.target for recipe in RECIPES))
 
 
 def select(targets: Sequence[str], names: Sequence[str] = ()) -> tuple[Recipe, ...]:

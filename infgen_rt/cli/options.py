@@ -79,7 +79,7 @@ _PICTURE_OPTIONS: tuple[Decorator, ...] = (
         "--output",
         required=True,
         type=click.Path(path_type=Path),
-        help="The picture to write: .png, .jpg, .webp, .avif, .tif or .dzi. For several latents, the folder for them.",
+        help=f"The picture to write: {', '.join(FORMATS)}. For several latents, the folder for them.",
     ),
     click.option(
         "--format",
@@ -137,7 +137,7 @@ _PICTURE_OPTIONS: tuple[Decorator, ...] = (
         default="8",
         show_default=True,
         callback=_number,
-        help="Bits a channel. .png and .tif can hold 16.",
+        help=f"Bits a channel. {', '.join(ending for ending, form in FORMATS.items() if 16 in form.bits)} can hold 16.",
     ),
     click.option(
         "--tile-format",

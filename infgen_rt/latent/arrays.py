@@ -75,7 +75,7 @@ def as_latent(
     Raises:
         LatentError: shape, channels, dtype or numbers rule it out.
     """
-    latent = _unpack(_as_float32(value), space.channels, latent_size)
+    latent = _unpack(_as_float32(value), space, latent_size)
     _check_finite(latent)
     if normalisation == "vae":
         latent = space.normalise(latent)
@@ -87,7 +87,7 @@ def as_latent(
 
 def native_size(value: Any, space: LatentSpace, *, latent_size: tuple[int, int] | None = None) -> Size:
     """Size in pixels of the picture that a latent is at scale 1; arguments and errors as `as_latent`'s."""
-    return space.native_size(_unpack(_as_float32(value), space.channels, latent_size))
+    return space.native_size(_unpack(_as_float32(value), space, latent_size))
 
 
 def _as_float32(value: Any) -> FloatArray:
@@ -101,9 +101,9 @@ def _as_float32(value: Any) -> FloatArray:
         return array.astype(np.float32)
 
 
-def _unpack(array: FloatArray, channels: int, latent_size: tuple[int, int] | None) -> FloatArray:
+def _unpack(array: FloatArray, space: LatentSpace, latent_size: tuple[int, int] | None) -> FloatArray:
     """Drop the batch axis and undo packing: [C, h, w] whatever came in."""
-    packed = 4 * channels
+    channels, packed = space.channels, 4 * space.channels
     shape = list(array.shape)
     if array.ndim == 4 or (array.ndim == 3 and shape[2] == packed and shape[0] not in (channels, packed)):
         if shape[0] != 1:
@@ -111,7 +111,7 @@ def _unpack(array: FloatArray, channels: int, latent_size: tuple[int, int] | Non
         array = array[0]
     if 0 not in shape:
         if array.ndim == 2 and array.shape[1] == packed:
-            array = _unpack_sequence(array, latent_size)
+            array = _unpack_sequence(array, 2 * space.cell_pixels, latent_size)
         if array.ndim == 3 and array.shape[0] == packed:
             return _unpatchify(array)
         if array.ndim == 3 and array.shape[0] == channels:
@@ -122,17 +122,17 @@ def _unpack(array: FloatArray, channels: int, latent_size: tuple[int, int] | Non
     )
 
 
-def _unpack_sequence(array: FloatArray, latent_size: Sequence[int] | None) -> FloatArray:
-    """[h/2 * w/2, 4C] to [4C, h/2, w/2]; pipelines floor their size to whole tokens of 16 pixels."""
+def _unpack_sequence(array: FloatArray, token: int, latent_size: Sequence[int] | None) -> FloatArray:
+    """[h/2 * w/2, 4C] to [4C, h/2, w/2]; pipelines floor their size to whole tokens of so many pixels."""
     count = len(array)
     if latent_size is None:
         side = isqrt(count)
-        guess = f", which a {16 * side}x{16 * side} picture gives" if side * side == count else ""
+        guess = f", which a {token * side}x{token * side} picture gives" if side * side == count else ""
         raise LatentError(
             f"{count} packed tokens{guess}: say the pipeline's width and height in pixels "
             "(latent_size=(w, h), or --latent-size WxH)"
         )
-    width, height = (side // 16 for side in latent_size)
+    width, height = (side // token for side in latent_size)
     if width < 1 or height < 1 or width * height != count:
         sizes = f"{latent_size[0]}x{latent_size[1]}"
         raise LatentError(f"{count} packed tokens do not make a latent of {sizes} pixels, which has {width * height}")

@@ -20,8 +20,8 @@ class LatentSpace:
     """One convention: what a latent's numbers mean.
 
     A latent *in* the space is normalised, as the diffusion transformer sees it. `vae_mean` and `vae_std` lead there
-    from the VAE's own latents: one number for all, or one a channel of the 2x2-patchified latent, in the order
-    channel * 4 + row * 2 + column.
+    from the VAE's own latents: one number for all, one a channel, or one a channel of the 2x2-patchified latent, in the
+    order channel * 4 + row * 2 + column.
 
     Attributes:
         channels: channels of an unpatchified latent.
@@ -41,6 +41,16 @@ class LatentSpace:
     vae_std: tuple[float, ...]
     source: str
 
+    def __post_init__(self) -> None:
+        """Check what types alone cannot say.
+
+        Raises:
+            ValueError: the statistics are not of this many channels.
+        """
+        for values in (self.vae_mean, self.vae_std):
+            if len(values) not in (1, self.channels, 4 * self.channels):
+                raise ValueError(f"{len(values)} statistics are not of {self.channels} channels")
+
     def native_size(self, latent: FloatArray) -> Size:
         """Size in pixels of the picture that a latent [channels, h, w] is at scale 1."""
         _, height, width = latent.shape
@@ -56,9 +66,9 @@ class LatentSpace:
         return (latent - mean) / std
 
     def _pattern(self, values: tuple[float, ...], latent: FloatArray) -> FloatArray:
-        """One number a cell: the patchified channels' values, repeated over the latent."""
-        if len(values) == 1:
-            return np.full((1, 1, 1), values[0], np.float32)
+        """What is broadcast over a latent: one number, one a channel, or the patchified channels' repeated."""
+        if len(values) in (1, self.channels):
+            return np.asarray(values, np.float32)[:, None, None]
         height, width = latent.shape[1:]
         square = np.asarray(values, np.float32).reshape(self.channels, 2, 2)
         return np.tile(square, (1, -(-height // 2), -(-width // 2)))[:, :height, :width]

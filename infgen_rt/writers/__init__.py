@@ -44,8 +44,7 @@ def check_output(path: Path, size: Size, force: bool, bits: Bits = 8, tile_forma
     form = FORMATS.get(path.suffix.lower())
     if form is None:
         raise OutputError(f"{path} has no known picture format: expected a name ending in {', '.join(FORMATS)}")
-    if isinstance(form, DeepZoom):
-        form = DeepZoom(tile_format)
+    form = form.with_tiles(tile_format)
     if not form.available():
         raise OutputError(f"Pillow was built without {form.name}: install it from PyPI, or write .png")
     if bits not in form.bits:

@@ -37,6 +37,9 @@ class DeepZoom(Format):
     def __init__(self, tiles: TileFormat) -> None:
         self._tiles = tiles
 
+    def with_tiles(self, tile_format: TileFormat) -> "DeepZoom":
+        return DeepZoom(tile_format)
+
     def outputs(self, path: Path) -> tuple[Path, ...]:
         return path, path.with_name(f"{path.stem}_files")
 

@@ -45,6 +45,10 @@ class Format(ABC):
         """Whether this installation can write it."""
         return True
 
+    def with_tiles(self, tile_format: TileFormat) -> "Format":
+        """The same format with tiles of another; itself if it has none that are pictures of their own."""
+        return self
+
     def outputs(self, path: Path) -> tuple[Path, ...]:
         """What is written for a file of this name; the first is the file, which refers to the others."""
         return (path,)
