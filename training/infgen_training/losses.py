@@ -107,7 +107,8 @@ class _UnitDistance(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         a, inverse, weighted = ctx.saved_tensors
         share = (2 * gradient / (a.numel() // a.shape[1])).to(a.dtype)
-        along = (weighted * a).sum(1, keepdim=True)
+        # What is added to a length does not turn with the features.
+        along = (weighted * a).sum(1, keepdim=True) / (1 - LEAST_LENGTH * inverse).clamp(min=1e-6)
         return torch.addcmul(weighted, a, along, value=-1) * (inverse * share), None, None
 
 
