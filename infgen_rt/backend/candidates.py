@@ -18,6 +18,26 @@ AUTO = "auto"
 
 
 @dataclass(frozen=True)
+class Way:
+    """What tells one way of running a bundle from another, by names.
+
+    Attributes:
+        backend: what loads the graphs.
+        device: id of what runs them.
+        recipe: the graphs.
+        arithmetic: what they are computed in.
+    """
+
+    backend: str
+    device: str
+    recipe: str
+    arithmetic: str
+
+    def __str__(self) -> str:
+        return f"{self.backend} on {self.device}, {self.recipe} in {self.arithmetic}"
+
+
+@dataclass(frozen=True)
 class Candidate:
     """One way of running a bundle here.
 
@@ -36,6 +56,11 @@ class Candidate:
     arithmetic: str
     exact: bool
     psnr: float | None
+
+    @property
+    def way(self) -> Way:
+        """What tells it from others."""
+        return Way(self.backend.name, self.device.id, self.recipe.name, self.arithmetic)
 
     def suits(self, precision: Precision) -> bool:
         """Whether it is as exact as asked for, as far as the exporter knows."""

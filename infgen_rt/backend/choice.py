@@ -75,8 +75,8 @@ def choose(
         known = [result for result in record.results if _answers(result, name, device, bundle.manifest)]
         if found := _fastest(known, precision):
             with contextlib.suppress(BackendError, StopIteration):  # it was here when it was measured
-                survey = Survey.of(bundle.manifest, found.backend, found.device)
-                candidate = next(each for each in survey.candidates if found.is_of(each))
+                survey = Survey.of(bundle.manifest, found.way.backend, found.way.device)
+                candidate = next(each for each in survey.candidates if each.way == found.way)
                 return candidate, _choice(candidate, found, known, precision)
     survey = Survey.of(bundle.manifest, name, device)
     suitable = [candidate for candidate in survey.candidates if candidate.suits(precision)]
@@ -85,7 +85,7 @@ def choose(
     for line in survey.broken:
         warnings.warn(line, InfGenWarning, stacklevel=3)
     if len(suitable) == 1:
-        before = next((result for result in record.results if result.is_of(suitable[0])), None)
+        before = next((result for result in record.results if result.way == suitable[0].way), None)
         return suitable[0], _choice(suitable[0], before, (), precision)
     results = measuring.measure(bundle, survey.candidates, threads)
     measuring.remember(key, record.add(results, question))
@@ -95,14 +95,15 @@ def choose(
     best = _fastest(results, precision)
     if best is None:
         raise BackendError("nothing here runs the bundle: " + "; ".join(f"{each}: {each.error}" for each in results))
-    candidate = next(each for each in survey.candidates if best.is_of(each))
+    candidate = next(each for each in survey.candidates if each.way == best.way)
     return candidate, _choice(candidate, best, results, precision)
 
 
 def _answers(result: Result, name: str, device: str | None, manifest: Manifest) -> bool:
     """Whether a measurement is of what was asked for."""
-    named = result.backend == name or (name == AUTO and worth_importing(result.backend, manifest))
-    return named and (device is None or Device(result.device, "").answers_to(device))
+    way = result.way
+    named = way.backend == name or (name == AUTO and worth_importing(way.backend, manifest))
+    return named and (device is None or Device(way.device, "").answers_to(device))
 
 
 def _fastest(results: Iterable[Result], precision: Precision) -> Result | None:
@@ -113,10 +114,10 @@ def _fastest(results: Iterable[Result], precision: Precision) -> Result | None:
 def _choice(candidate: Candidate, result: Result | None, among: Iterable[Result], precision: Precision) -> Choice:
     count = sum(each.suits(precision) for each in among)
     return Choice(
-        name=candidate.backend.name,
-        device=candidate.device.id,
+        name=candidate.way.backend,
+        device=candidate.way.device,
         device_name=candidate.device.name,
-        recipe=candidate.recipe.name,
+        recipe=candidate.way.recipe,
         arithmetic=candidate.arithmetic,
         psnr=candidate.psnr if candidate.psnr is not None or result is None else result.psnr,
         speed=result.speed if result else None,

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from infgen_rt.backend import protocol
-from infgen_rt.backend.candidates import LEAST_PSNR, Candidate, Precision
+from infgen_rt.backend.candidates import LEAST_PSNR, Candidate, Precision, Way
 from infgen_rt.backend.engine import Engine
 from infgen_rt.backend.inputs import tile_inputs
 from infgen_rt.bundle.folder import Bundle
@@ -63,37 +63,25 @@ class Result:
     """What was measured of a candidate.
 
     Attributes:
-        backend: its name.
-        device: id of its device.
-        recipe: name of its graphs.
-        arithmetic: what they were computed in.
+        way: which one it is.
         exact: whether that is float32 throughout.
         speed: medians; None if it did not run.
         psnr: against the first exact candidate, in decibels; None for that one, or if it did not run.
         error: why it cannot be used, in one line, or None.
     """
 
-    backend: str
-    device: str
-    recipe: str
-    arithmetic: str
+    way: Way
     exact: bool
     speed: Speed | None
     psnr: float | None
     error: str | None
-
-    def is_of(self, candidate: Candidate) -> bool:
-        """Whether it was measured of a candidate."""
-        return (self.backend, self.device, self.recipe, self.arithmetic) == (
-            *(candidate.backend.name, candidate.device.id, candidate.recipe.name, candidate.arithmetic),
-        )
 
     def suits(self, precision: Precision) -> bool:
         """Whether it ran, verified, and is as exact as asked for."""
         return self.error is None and (self.exact or precision == "fast")
 
     def __str__(self) -> str:
-        return f"{self.backend} on {self.device}, {self.recipe} in {self.arithmetic}"
+        return str(self.way)
 
 
 def measure(bundle: Bundle, candidates: Sequence[Candidate], threads: int | None) -> list[Result]:
@@ -112,8 +100,7 @@ def measure(bundle: Bundle, candidates: Sequence[Candidate], threads: int | None
                 psnr = _psnr(image, reference)
                 least = _EXACT_PSNR if candidate.exact else LEAST_PSNR
                 error = None if psnr >= least else f"its picture has {psnr:.0f} dB, {least:.0f} are needed"
-        names = (candidate.backend.name, candidate.device.id, candidate.recipe.name, candidate.arithmetic)
-        results.append(Result(*names, candidate.exact, speed, psnr, error))
+        results.append(Result(candidate.way, candidate.exact, speed, psnr, error))
     return results
 
 
@@ -146,8 +133,8 @@ class Record:
 
     def add(self, results: Sequence[Result], *questions: str) -> "Record":
         """With newer results in place of older ones."""
-        newer = {str(result) for result in results}
-        kept = (result for result in self.results if str(result) not in newer)
+        newer = {result.way for result in results}
+        kept = (result for result in self.results if result.way not in newer)
         return Record((*kept, *results), tuple(dict.fromkeys((*self.asked, *questions))))
 
 
@@ -185,7 +172,7 @@ def _run(bundle: Bundle, candidate: Candidate, threads: int | None) -> tuple[Flo
     halo = manifest.halo.tokens
     engine = Engine(bundle, candidate, threads)
     largest = LARGEST_TILE if engine.workers == 1 else LARGEST_SHARED_TILE
-    # Its context is the least there is, of which others are reckoned: see `plan.estimate_seconds`.
+    # Its context is the least there is, of which others are reckoned: see `plan.costs.seconds`.
     enlargement = manifest.contexts[0]
     largest = min([largest, *(min(shape.tokens) - 2 * halo for shape in candidate.recipe.shapes)])
     tokens = Size(largest, largest).box

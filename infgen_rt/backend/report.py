@@ -79,13 +79,14 @@ def describe_devices(bundle: Bundle, threads: int | None = None, fresh: bool = F
 
 
 def _fact(candidate: Candidate, results: Sequence[measuring.Result]) -> Fact:
-    result = next((result for result in results if result.is_of(candidate)), None)
+    way = candidate.way
+    result = next((result for result in results if result.way == way), None)
     return Fact(
-        backend=candidate.backend.name,
-        device=candidate.device.id,
-        device_name=candidate.device.name,
-        recipe=candidate.recipe.name,
-        arithmetic=candidate.arithmetic,
+        way.backend,
+        way.device,
+        candidate.device.name,
+        way.recipe,
+        way.arithmetic,
         speed=result.speed if result else None,
         psnr=candidate.psnr,
         problem=result.error if result else None,
