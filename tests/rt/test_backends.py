@@ -339,7 +339,7 @@ def test_what_is_compared_does_not_depend_on_how_tiles_are_decoded(
 def test_measuring_runs_the_graphs(several: dict, tmp_path: Path, enlargements: tuple[Enlargement, ...]) -> None:
     opened = Bundle.open(tiny.write_bundle(tmp_path / "bundle", enlargements))
     results = measuring.measure(opened, Survey.of(opened.manifest).candidates, 1)
-    assert [(result.backend, result.arithmetic) for result in results] == [
+    assert [(result.way.backend, result.way.arithmetic) for result in results] == [
         *(("onnxruntime", "fp32"), ("other", "fp32"), ("other", "bf16"))
     ]
     assert all(result.speed and min(asdict(result.speed).values()) > 0 and result.error is None for result in results)
