@@ -1,7 +1,10 @@
 """What several files of the repository say alike."""
 
 import re
+from importlib import import_module
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 
@@ -10,3 +13,10 @@ def test_pre_commit_has_the_ruff_that_the_constraints_pin() -> None:
     pinned = re.search(r"^ruff==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     hook = re.search(r"ruff-pre-commit\n(?:\s*#.*\n)*\s*rev: v(.+)", (ROOT / ".pre-commit-config.yaml").read_text())
     assert pinned and hook and hook[1] == pinned[1]
+
+
+@pytest.mark.parametrize(("module", "page"), [("infgen_rt", "runtime"), ("infgen_export", "export")])
+def test_the_documentation_has_every_public_name(module: str, page: str) -> None:
+    text = (ROOT / "docs" / "api" / f"{page}.md").read_text(encoding="utf-8")
+    names = re.findall(rf"^::: {module}\.(\w+)$", text, re.MULTILINE)
+    assert sorted(names) == sorted(set(import_module(module).__all__) - {"__version__"})
