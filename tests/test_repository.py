@@ -1,6 +1,8 @@
 """What several files of the repository say alike."""
 
+import itertools
 import re
+import tomllib
 from importlib import import_module
 from pathlib import Path
 
@@ -20,3 +22,13 @@ def test_the_documentation_has_every_public_name(module: str, page: str) -> None
     text = (ROOT / "docs" / "api" / f"{page}.md").read_text(encoding="utf-8")
     names = re.findall(rf"^::: {module}\.(\w+)$", text, re.MULTILINE)
     assert sorted(names) == sorted(set(import_module(module).__all__) - {"__version__"})
+
+
+def test_a_librarys_lowest_version_is_the_same_wherever_it_is_required() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    found = [re.match(r"([\w-]+)>=([\d.]+)", requirement) for requirement in itertools.chain(*extras.values())]
+    lowest: dict[str, set[str]] = {}
+    for name, version in (match.groups() for match in found if match):
+        lowest.setdefault(name.removesuffix("-gpu"), set()).add(version)
+    assert {"onnxruntime", "coremltools"} <= lowest.keys()
+    assert all(len(versions) == 1 for versions in lowest.values()), lowest

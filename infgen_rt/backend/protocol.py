@@ -1,5 +1,6 @@
 """Backends: what one is, and which there are."""
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,16 +194,32 @@ def load_backend(name: str) -> Backend:
     return backend
 
 
-def require_version(name: str, version: str, least: tuple[int, int]) -> None:
-    """Refuse a library that is older than what a backend was written for.
+def require_version(name: str, version: str) -> None:
+    """Refuse a library that is older than this package's metadata allows.
+
+    Args:
+        name: its distribution.
+        version: what is here.
 
     Raises:
-        BackendError: it is.
+        BackendError: it is too old.
     """
-    parts = tuple(int("".join(filter(str.isdigit, part)) or 0) for part in version.split(".")[:2])
-    if parts < least:
-        needed = ".".join(str(part) for part in least)
-        raise BackendError(f"{name} {version} is too old: expected {needed} or newer; pip install --upgrade {name}")
+    if least := _lowest_version(name):
+        needed, here = (tuple(int(part) for part in re.findall(r"(?:^|\.)(\d+)", text)) for text in (least, version))
+        if here[: len(needed)] < needed:
+            raise BackendError(f"{name} {version} is too old: expected {least} or newer; pip install --upgrade {name}")
+
+
+def _lowest_version(name: str) -> str | None:
+    """The lowest version of a library in this package's metadata; None if it does not say."""
+    from importlib import metadata
+
+    try:
+        requirements = metadata.requires("infgen-rt") or []
+    except metadata.PackageNotFoundError:  # an app may bring the code without the metadata
+        return None
+    found = (re.match(rf"{re.escape(name)}\s*>=\s*([\d.]+)", requirement) for requirement in requirements)
+    return next((match[1] for match in found if match), None)
 
 
 def _one_line(error: Exception) -> str:

@@ -42,7 +42,7 @@ class Backend:
             self.version = metadata.version("coremltools")
         except metadata.PackageNotFoundError as error:
             raise ImportError("No module named 'coremltools'") from error
-        require_version("coremltools", self.version, (8, 0))
+        require_version("coremltools", self.version)
 
     def devices(self) -> Sequence[Device]:
         """A Mac's three; see `infgen_rt.backend.protocol.Backend`."""

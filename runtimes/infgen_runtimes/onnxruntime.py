@@ -53,7 +53,7 @@ class Backend:
     parallel_on = ("cpu",)
 
     def __init__(self) -> None:
-        require_version("onnxruntime", ort.__version__, (1, 20))
+        require_version("onnxruntime", ort.__version__)
 
     def devices(self) -> Sequence[Device]:
         """The CPU, providers of this build, and plug-in providers; see `infgen_rt.backend.protocol.Backend`."""

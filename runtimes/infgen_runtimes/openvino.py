@@ -32,7 +32,7 @@ class Backend:
     parallel_on = ()
 
     def __init__(self) -> None:
-        require_version("openvino", ov.__version__, (2025, 0))
+        require_version("openvino", ov.__version__)
 
     def devices(self) -> Sequence[Device]:
         """What OpenVINO sees, and the kinds that it does not; see `infgen_rt.backend.protocol.Backend`."""

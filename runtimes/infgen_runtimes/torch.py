@@ -34,7 +34,7 @@ class Backend:
     parallel_on = ()
 
     def __init__(self) -> None:
-        require_version("torch", torch.__version__, (2, 4))
+        require_version("torch", torch.__version__)
 
     def devices(self) -> Sequence[Device]:
         """GPUs first; see `infgen_rt.backend.protocol.Backend`."""

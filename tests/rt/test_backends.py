@@ -180,10 +180,21 @@ def test_a_half_installed_backend_is_one_line_and_auto_goes_on(bundle: Path, sev
         assert decoder.backend.name == "onnxruntime"
 
 
-def test_old_libraries_are_refused() -> None:
-    require_version("thing", "2.10.1rc1", (2, 9))
+def test_libraries_that_are_older_than_the_metadata_say_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    requirements = ["numpy>=1", "thing-gpu>=9", "thing>=1.20; extra == 'cpu'", "whole >=9.0"]
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: requirements)
+    for version in ("1.20", "1.20.0rc1", "1.100.3+cpu", "2", "2.0.0-21000-abc.9"):
+        require_version("thing", version)
+    require_version("whole", "9.1")
+    require_version("unlisted", "0")
     with pytest.raises(BackendError, match="thing 1.19.2 is too old: expected 1.20 or newer"):
-        require_version("thing", "1.19.2", (1, 20))
+        require_version("thing", "1.19.2")
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "coremltools", "torch"])
+def test_every_backends_library_has_a_lowest_version(name: str) -> None:
+    with pytest.raises(BackendError, match=f"{name} 0.1 is too old"):
+        require_version(name, "0.1")
 
 
 def test_a_bundle_without_the_backends_graphs_says_what_makes_them(bundle: Path, installed: dict) -> None:
