@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from infgen_rt.picture import Progress
+from infgen_rt.saving import Progress
 
 FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 

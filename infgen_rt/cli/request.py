@@ -24,7 +24,8 @@ from infgen_rt.geometry.shapes import Box, Fit, Size, fit, fixed_size, parse_box
 from infgen_rt.latent.arrays import Normalisation
 from infgen_rt.latent.files import read_array
 from infgen_rt.latent.samples import load_sample
-from infgen_rt.picture import Picture, Progress
+from infgen_rt.picture import Picture
+from infgen_rt.saving import Progress
 from infgen_rt.writers import Format, TileFormat
 
 # Seconds between two looks at signals where waiting cannot be interrupted (Windows).
