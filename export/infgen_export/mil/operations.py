@@ -1,31 +1,19 @@
-"""Core ML programs run by torch, so that a conversion can be proven where Core ML itself does not exist.
-
-What is interpreted is the saved package: its program and its weight file. Half-precision operations are computed in
-float32 and their results rounded to float16, so the rounding between operations is Core ML's while the rounding inside
-one, which differs from one Apple device to the next, is not modelled.
-"""
+"""The operations of Core ML programs, each as a function of torch."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import coremltools as ct
-import numpy as np
 import torch
 import torch.nn.functional as F
-from coremltools.converters.mil.frontend.milproto.load import load as load_program
 from coremltools.converters.mil.mil import types
 from torch import Tensor
 
-Value = Tensor | str
 Kind = Callable[..., Tensor | tuple[Tensor, ...]]
 
-_DTYPES = {
+DTYPES = {
     types.fp16: torch.float16,
     types.fp32: torch.float32,
     types.int8: torch.int8,
@@ -35,151 +23,8 @@ _DTYPES = {
     types.int32: torch.int32,
     types.bool: torch.bool,
 }
-_NAMED = {types.builtin_to_string(kind): dtype for kind, dtype in _DTYPES.items()}
-# torch has few or slow kernels for these, so operations get the wider type; their results are rounded afterwards.
-_WIDER = {
-    torch.float16: torch.float32,
-    torch.int8: torch.int32,
-    torch.uint8: torch.int32,
-    torch.int16: torch.int32,
-    torch.uint16: torch.int32,
-}
-
-
-@dataclass(frozen=True)
-class _Step:
-    """One operation, by the names of its values."""
-
-    kind: str
-    name: str
-    inputs: Mapping[str, str | list[str]]
-    outputs: tuple[_Result, ...]
-
-
-@dataclass(frozen=True)
-class _Result:
-    """A value that an operation makes; the program fixes its type and those of its dimensions that are numbers."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int | None, ...]
-
-
-class Program:
-    """The only function of a saved package."""
-
-    def __init__(self, package: Path) -> None:
-        """Reads a package.
-
-        Raises:
-            NotImplementedError: It has operations that this interpreter does not know.
-        """
-        model = ct.models.MLModel(str(package), skip_model_load=True)
-        spec = model.get_spec()
-        program = load_program(spec, spec.specificationVersion, model.weights_dir)
-        (function,) = program.functions.values()
-        constants = [op for op in function.operations if op.op_type == "const"]
-        steps = [op for op in function.operations if op.op_type != "const"]
-        if unknown := sorted({op.op_type for op in steps} - set(KINDS)):
-            raise NotImplementedError(f"{package.name}: cannot interpret {', '.join(unknown)}")
-        self._inputs = tuple(_result(value) for value in function.inputs.values())
-        self._outputs = tuple(value.name for value in function.outputs)
-        self._constants = {op.outputs[0].name: _constant(op.val.val) for op in constants}
-        self._steps = [_step(op) for op in steps]
-        self._last = _last_uses(self._steps, keep={*self._constants, *self._outputs})
-
-    @property
-    def operations(self) -> Counter[str]:
-        """How many operations of every kind there are, constants aside."""
-        return Counter(step.kind for step in self._steps)
-
-    @property
-    def precisions(self) -> Counter[tuple[str, torch.dtype]]:
-        """How many operations of every kind give results of every type."""
-        return Counter((step.kind, result.dtype) for step in self._steps for result in step.outputs)
-
-    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Runs it.
-
-        Args:
-            inputs: By name; converted to the types that the package declares.
-
-        Raises:
-            ValueError: An input is missing, unknown or of a shape that the package does not take, or an operation
-                makes a shape that is not what the program says.
-        """
-        if set(inputs) != {value.name for value in self._inputs}:
-            raise ValueError(f"inputs must be {[value.name for value in self._inputs]}, not {list(inputs)}")
-        values: dict[str, Value] = {}
-        for value in self._inputs:
-            values[value.name] = _checked(inputs[value.name].to(value.dtype), value, "input")
-        with torch.inference_mode():
-            for step, finished in zip(self._steps, self._last, strict=True):
-                values |= self._results(step, values)
-                for name in finished:
-                    del values[name]
-        known = self._constants | values
-        return {name: output for name in self._outputs if isinstance(output := known[name], Tensor)}
-
-    def _results(self, step: _Step, values: Mapping[str, Value]) -> dict[str, Value]:
-        def wide(name: str) -> Value:
-            value = values[name] if name in values else self._constants[name]
-            return value if isinstance(value, str) else value.to(_WIDER.get(value.dtype, value.dtype))
-
-        arguments = {
-            parameter: [wide(name) for name in names] if isinstance(names, list) else wide(names)
-            for parameter, names in step.inputs.items()
-        }
-        results = KINDS[step.kind](**arguments)
-        several = results if isinstance(results, tuple) else (results,)
-        pairs = zip(step.outputs, several, strict=True)
-        return {to.name: _checked(value.to(to.dtype), to, f"{step.kind} {step.name}") for to, value in pairs}
-
-
-def _step(op: Any) -> _Step:
-    inputs = {
-        parameter: [part.name for part in value] if isinstance(value, (list, tuple)) else value.name
-        for parameter, value in op.inputs.items()
-        if value is not None
-    }
-    return _Step(op.op_type, op.name, inputs, tuple(_result(value) for value in op.outputs))
-
-
-def _result(value: Any) -> _Result:
-    shape = tuple(int(side) if isinstance(side, (int, np.integer)) else None for side in value.shape)
-    return _Result(value.name, _DTYPES[value.dtype], shape)
-
-
-def _constant(value: Any) -> Value:
-    if isinstance(value, str):
-        return value
-    array = np.asarray(value)
-    # Integers without a type of their own are int64 in numpy; Core ML has none.
-    return torch.from_numpy(np.array(array, dtype=np.int32) if array.dtype == np.int64 else array.copy())
-
-
-def _last_uses(steps: list[_Step], keep: set[str]) -> list[list[str]]:
-    """For every step, the values that nothing needs after it."""
-    last: dict[str, int] = {}
-    for index, step in enumerate(steps):
-        last |= dict.fromkeys((result.name for result in step.outputs), index)
-        for names in step.inputs.values():
-            last |= dict.fromkeys(names if isinstance(names, list) else [names], index)
-    finished: list[list[str]] = [[] for _ in steps]
-    for name, index in last.items():
-        if name not in keep:
-            finished[index].append(name)
-    return finished
-
-
-def _checked(value: Tensor, to: _Result, what: str) -> Tensor:
-    # A dimension that tracing has baked in shows here rather than as a broadcast further on.
-    if len(value.shape) != len(to.shape) or any(
-        side not in (None, actual) for side, actual in zip(to.shape, value.shape, strict=True)
-    ):
-        shape = ["?" if side is None else side for side in to.shape]
-        raise ValueError(f"{what}: {to.name} has shape {list(value.shape)}, the program says {shape}")
-    return value
+"""What Core ML's types are in torch."""
+_NAMED = {types.builtin_to_string(kind): dtype for kind, dtype in DTYPES.items()}
 
 
 # Parameters, which Core ML has as tensors too.
