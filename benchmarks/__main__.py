@@ -15,7 +15,7 @@ import click
 
 from benchmarks import plots, report, suite
 from benchmarks.cost import decoder_cost
-from infgen_export.errors import CheckpointError
+from infgen_model.checkpoint import CheckpointError
 from infgen_rt.bundle.folder import DEFAULT_BUNDLE
 
 CHECKPOINT = Path(__file__).parents[1] / "training" / "checkpoints" / "edge-flux2"

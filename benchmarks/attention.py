@@ -25,8 +25,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from infgen_export.model import attention, edge, paper
-from infgen_export.model.grid import Grid
+from infgen_model import attention, edge, paper
+from infgen_model.grid import Grid
 from infgen_rt.common.memory import peak_memory
 
 TOKENS = 64

@@ -20,8 +20,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import nn
 
-from infgen_export.checkpoint import load_checkpoint
-from infgen_export.model import InfGen
+from infgen_model import InfGen
+from infgen_model.checkpoint import load_checkpoint
 from infgen_rt.common.schema import parse
 from infgen_rt.errors import InputError
 from infgen_training.config import PATCH

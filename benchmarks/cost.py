@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 import torch
 
-from infgen_export.checkpoint import load_checkpoint
-from infgen_export.model import Grid
 from infgen_export.work import context_work, multiply_adds
+from infgen_model import Grid
+from infgen_model.checkpoint import load_checkpoint
 from infgen_training.teacher import Teacher
 
 CELLS = 32

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from infgen_export.model.layers import TripleBlock
 from infgen_export.work import multiply_adds
+from infgen_model.layers import TripleBlock
 from infgen_training.teacher import Teacher, load_function
 
 CHANNELS = 32

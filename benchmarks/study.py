@@ -19,8 +19,8 @@ import torch
 from PIL import Image
 
 from benchmarks.cost import decoder_cost
-from infgen_export.checkpoint import load_checkpoint, save_checkpoint
-from infgen_export.model import PRESETS, DecoderConfig, Enlargement, InfGen, Level
+from infgen_model import PRESETS, DecoderConfig, Enlargement, InfGen, Level
+from infgen_model.checkpoint import load_checkpoint, save_checkpoint
 from infgen_rt.errors import InputError
 from infgen_training.batches import Batches
 from infgen_training.config import HELD_OUT, TrainConfig

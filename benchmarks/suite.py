@@ -23,7 +23,7 @@ ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "torch": "PyTo
 PROJECT = "infgen-rt"
 ENLARGED = "TAEF2 + Real-ESRGAN"
 """A tiny decoder and a strong enlarger: what comes near this project's picture."""
-PACKAGES = ("infgen_rt", "infgen_runtimes", "infgen_export", "infgen_training")
+PACKAGES = ("infgen_rt", "infgen_model", "infgen_runtimes", "infgen_export", "infgen_training")
 LIBRARIES = (PROJECT, "numpy", "pillow", "onnxruntime", "openvino", "torch", "diffusers")
 
 

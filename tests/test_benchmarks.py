@@ -33,9 +33,9 @@ from benchmarks import (
     study,
     suite,
 )
-from infgen_export.checkpoint import load_checkpoint, save_checkpoint
-from infgen_export.model import PRESETS, InfGen, edge
 from infgen_export.work import multiply_adds
+from infgen_model import PRESETS, InfGen, edge
+from infgen_model.checkpoint import load_checkpoint, save_checkpoint
 from infgen_rt.geometry.shapes import Size
 from infgen_training.evaluate import Task
 from infgen_training.teacher import Teacher, load_function

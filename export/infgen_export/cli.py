@@ -140,7 +140,7 @@ def _recipes() -> str:
 
     rows = [("recipe", "target", "precision", "shapes", "for")]
     for recipe in RECIPES:
-        shapes = ("dynamic", "fixed", "enumerated")[min(2, len(recipe.shapes))]
+        shapes = ("dynamic", "fixed", "enumerated")[min(2, len(recipe.tiles))]
         about = recipe.about + (" (default)" if recipe.default else "")
         rows.append((recipe.name, recipe.target, recipe.precision, shapes, about))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]

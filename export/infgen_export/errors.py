@@ -10,10 +10,6 @@ if TYPE_CHECKING:
     from infgen_export.report import Report
 
 
-class CheckpointError(InputError):
-    """A checkpoint is missing, unreadable or does not fit its config."""
-
-
 class RequestError(InputError):
     """An export that was asked for is not possible; found before any work starts."""
 

@@ -14,6 +14,7 @@ from infgen_rt.backend.candidates import Survey
 from infgen_rt.backend.engine import Engine
 from infgen_rt.backend.inputs import tile_inputs
 from infgen_rt.bundle.folder import Bundle
+from infgen_rt.bundle.graphs import ENCODE, KINDS, PREFILL, REFINE, STATISTICS, kind_of
 from infgen_rt.bundle.manifest import Memory
 from infgen_rt.common.memory import peak_memory
 from infgen_rt.geometry.grid import Grid
@@ -33,7 +34,7 @@ def measure(bundle: Path, backend: str) -> Memory | None:
     Raises:
         ExportError: A measuring process failed.
     """
-    loaded, growth = {}, {}
+    bases, growth = [], dict.fromkeys((kind.memory for kind in KINDS), 0)
     graphs = next(iter(Bundle.open(bundle).manifest.recipes)).graphs
     for graph in graphs:
         command = [sys.executable, "-m", "infgen_export.footprint", str(bundle), backend, graph]
@@ -44,21 +45,12 @@ def measure(bundle: Path, backend: str) -> Memory | None:
         figures = json.loads(process.stdout)
         if figures is None:
             return None
-        loaded[graph], growth[graph] = figures
-
-    def most(kind: str, positions: Size) -> int:
-        """Bytes a position of the graphs of a kind, of which a model with enlargements has several."""
-        amounts = [amount for graph, amount in growth.items() if graph.rstrip("0123456789") == kind]
-        return -(-max(amounts, default=0) // positions.area)
-
-    return Memory(
-        base=max(loaded.values()),
-        prefill_per_cell=most("prefill", CELLS),
-        decode_per_token=most("decode", TOKENS),
-        encode_per_cell=most("encode", CELLS),
-        refine_per_cell=most("refine", CELLS),
-        statistics_per_cell=most("statistics", CELLS),
-    )
+        loaded, grown = figures
+        bases.append(loaded)
+        # A model with enlargements has several of a kind.
+        kind, positions = kind_of(graph), {"cell": CELLS.area, "token": TOKENS.area}
+        growth[kind.memory] = max(growth[kind.memory], -(-grown // positions[kind.unit]))
+    return Memory(base=max(bases), **growth)
 
 
 def _main(bundle: str, backend: str, graph: str) -> None:
@@ -69,27 +61,29 @@ def _main(bundle: str, backend: str, graph: str) -> None:
         return
     engine = Engine(opened, candidates[0])
     manifest = engine.manifest
-    own = (each for each in manifest.contexts if graph in (each.graph("refine"), each.graph("decode")))
+    kind = kind_of(graph)
+    own = (each for each in manifest.contexts if graph == each.graph(kind.name))
     enlargement = next(own, manifest.contexts[-1])
     # All that a picture needs, as when one is decoded.
     engine.load_for(enlargement)
     engine.load(graph)
     loaded = peak_memory() or 0
-    latent = np.zeros((manifest.latent_channels, CELLS.height, CELLS.width), np.float32)
-    if graph == "statistics":
-        engine.statistics(latent)
-    elif graph == "prefill":
-        engine.prefill(latent, None if manifest.moments is None else np.ones((2, *manifest.moments), np.float32))
-    elif graph == enlargement.graph("refine"):
-        features = np.zeros((1, manifest.feature_channels or 0, CELLS.height, CELLS.width), np.float32)
-        engine.refine(features, enlargement)
-    elif graph == "encode":
-        engine.encode(np.zeros((3, CELLS.height * manifest.patch, CELLS.width * manifest.patch), np.float32))
+    # Decode is measured at twice the latent's own size.
+    sides = {"h": CELLS.height, "w": CELLS.width, "hk": TOKENS.height // 2, "wk": TOKENS.width // 2}
+    sizes = manifest.sizes(enlargement) | sides
+    values = np.zeros(kind.inputs[0].at(sizes), np.float32)
+    if kind == STATISTICS:
+        engine.statistics(values[0])
+    elif kind == PREFILL:
+        engine.prefill(values[0], np.ones(STATISTICS.output.at(sizes), np.float32) if engine.gathers else None)
+    elif kind == REFINE:
+        engine.refine(values, enlargement)
+    elif kind == ENCODE:
+        engine.encode(values[0])
     else:
         picture = Size(TOKENS.width * manifest.patch, TOKENS.height * manifest.patch)
-        grid = Grid(Size(TOKENS.width // 2, TOKENS.height // 2), picture, manifest.patch)
-        context = np.zeros((1, enlargement.channels, grid.cells.height, grid.cells.width), np.float32)
-        engine.decode(tile_inputs(grid, context, grid.cells.box, grid.tokens.box), enlargement)
+        grid = Grid(Size(sides["wk"], sides["hk"]), picture, manifest.patch)
+        engine.decode(tile_inputs(grid, values, grid.cells.box, grid.tokens.box), enlargement)
     json.dump([loaded, (peak_memory() or 0) - loaded], sys.stdout)
 
 

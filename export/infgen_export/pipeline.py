@@ -17,17 +17,19 @@ from typing import Any
 import torch
 
 from infgen_export import footprint
-from infgen_export.checkpoint import load_checkpoint
 from infgen_export.errors import ExportError, RequestError, one_line
-from infgen_export.graphs import MAX_CELLS, MAX_TOKENS, Graph, graphs_of, trace_inputs
-from infgen_export.model import InfGen
+from infgen_export.inputs import trace_inputs
 from infgen_export.quiet import quiet
 from infgen_export.recipes import Recipe, select
 from infgen_export.report import GraphReport, Report
 from infgen_export.targets import DEPLOYMENT_TARGETS, OPSETS, Options, Session, Target, target_of
 from infgen_export.verify import Case, Check, case_inputs, verify
 from infgen_export.work import context_work
+from infgen_model import InfGen
+from infgen_model.checkpoint import load_checkpoint
+from infgen_model.graphs import MAX_CELLS, MAX_TOKENS, Graph, graphs_of
 from infgen_rt.bundle import manifest as bundle
+from infgen_rt.bundle.graphs import kind_of
 from infgen_rt.bundle.manifest import MANIFEST, FileInfo, Halo, Manifest, Memory, ModelInfo, Shapes
 from infgen_rt.geometry.shapes import Size
 
@@ -100,7 +102,7 @@ def export(
     with _beside(output) as folder:
         building = folder / "bundle"
         work = _Work(model, building, card, options, validate, say)
-        jobs = [(recipe, target, graph) for recipe, target in converters for graph in graphs_of(model, recipe.shapes)]
+        jobs = [(recipe, target, graph) for recipe, target in converters for graph in work.graphs_of(recipe)]
         entries: list[GraphReport] = []
         failures: list[str] = []
         for number, (recipe, target, graph) in enumerate(jobs, start=1):
@@ -136,6 +138,10 @@ class _Work:
     say: Callable[[str], None]
     traced: dict[tuple[Any, ...], Any] = dataclasses.field(default_factory=dict)
 
+    def graphs_of(self, recipe: Recipe) -> tuple[Graph, ...]:
+        """The model's graphs as a recipe has them."""
+        return graphs_of(self.model, recipe.shapes(self.model.config))
+
     def export_graph(self, recipe: Recipe, target: Target, graph: Graph) -> GraphReport:
         path = self._path(recipe, target, graph)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,7 +174,7 @@ class _Work:
         try:
             checks = tuple(self._told(verify(self.model, graph, session, recipe.precision)))
             # Fixed shapes are for other devices than this CPU.
-            general = all(check.passed for check in checks) and not recipe.shapes
+            general = all(check.passed for check in checks) and not recipe.tiles
             native = self._native(target, path, graph, recipe) if general else {}
         except ExportError as error:
             raise ExportError(f"{recipe.name} {error}") from error
@@ -179,17 +185,11 @@ class _Work:
         """Writes the manifest, memory figures included."""
         described = []
         for recipe, target in recipes:
-            paths = {graph.name: self._path(recipe, target, graph) for graph in graphs_of(self.model, recipe.shapes)}
+            paths = {graph.name: self._path(recipe, target, graph) for graph in self.graphs_of(recipe)}
             names = {graph: path.relative_to(self.folder).as_posix() for graph, path in paths.items()}
-            entry = bundle.Recipe(
-                recipe.name,
-                recipe.target,
-                recipe.precision,
-                names,
-                None,
-                recipe.shapes,
-            )
-            if target.BACKEND and not recipe.shapes:
+            shapes = recipe.shapes(self.model.config)
+            entry = bundle.Recipe(recipe.name, recipe.target, recipe.precision, names, None, shapes)
+            if target.BACKEND and not shapes:
                 self.say(f"{recipe.name}: measuring memory")
                 self._write(dataclasses.replace(entry, memory=_UNMEASURED), entries=entries)
                 entry = dataclasses.replace(entry, memory=footprint.measure(self.folder, target.BACKEND))
@@ -205,8 +205,8 @@ class _Work:
                     content = file.read_bytes()
                     key = file.relative_to(self.folder).as_posix()
                     files[key] = FileInfo(hashlib.sha256(content).hexdigest(), len(content))
-        # Those of statistics are prefill's, and graphs of a kind have theirs in common.
-        parts = {graph.kind: graph.module for graph in graphs_of(self.model) if graph.kind != "statistics"}
+        # Graphs of a kind have theirs in common, and those of statistics are prefill's.
+        parts = {graph.kind: graph.module for graph in graphs_of(self.model) if graph.kind == kind_of(graph.kind).part}
         parameters = {kind: sum(p.numel() for p in module.parameters()) for kind, module in parts.items()}
         card = self.card
         manifest = Manifest(

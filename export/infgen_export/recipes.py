@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from infgen_export.errors import RequestError
 from infgen_rt.bundle.manifest import FixedShape
+from infgen_rt.geometry.grid import Grid
+from infgen_rt.geometry.shapes import Size
+
+if TYPE_CHECKING:
+    from infgen_model import DecoderConfig
 
 PRECISIONS = ("fp32", "fp16", "int8")
 
 
-def tile(tokens: int) -> FixedShape:
-    """A square tile, and the cells that it needs at scale 1, with a radius of 1.5."""
-    return FixedShape((tokens, tokens), (tokens + 4, tokens + 4), (8 * tokens, 8 * tokens))
+def tile(tokens: int, config: DecoderConfig) -> FixedShape:
+    """A square tile, and the cells that it needs at scale 1; a model that sees every cell sees no more of them here."""
+    pixels = config.PATCH * tokens
+    grid = Grid(Size(2 * tokens, 2 * tokens), Size(2 * pixels, 2 * pixels), config.PATCH)
+    cells = grid.most_context(Size(tokens, tokens), config.radius or 0)
+    return FixedShape((tokens, tokens), (cells.height, cells.width), (pixels, pixels))
 
 
 @dataclass(frozen=True)
@@ -26,8 +35,8 @@ class Recipe:
         precision: ``"fp32"``; ``"fp16"``, arithmetic or at least weights in float16; ``"int8"``, weights in 8 bits.
         about: Who wants it.
         default: Whether a target that is asked for without a recipe gets it.
-        shapes: The only shapes that decode and encode take, smallest first; any if empty. Prefill stays dynamic: it
-            sees whole latents, whose statistics padding would change.
+        tiles: Tokens a side of the only tiles that decode and encode take, smallest first; any if empty. Prefill stays
+            dynamic: it sees whole latents, whose statistics padding would change.
     """
 
     name: str
@@ -35,7 +44,11 @@ class Recipe:
     precision: str
     about: str
     default: bool = False
-    shapes: tuple[FixedShape, ...] = ()
+    tiles: tuple[int, ...] = ()
+
+    def shapes(self, config: DecoderConfig) -> tuple[FixedShape, ...]:
+        """The only shapes that decode and encode of a model take, smallest first; any if empty."""
+        return tuple(tile(side, config) for side in self.tiles)
 
 
 RECIPES = (
@@ -45,17 +58,17 @@ RECIPES = (
     Recipe("openvino-fp32", "openvino", "fp32", "Intel CPUs and GPUs, float32 weights"),
     Recipe("openvino-fp16", "openvino", "fp16", "Intel CPUs and GPUs, float16 weights", default=True),
     Recipe("openvino-int8", "openvino", "int8", "small downloads, weights in 8 bits"),
-    Recipe("openvino-npu", "openvino", "fp16", "Intel NPUs: one tile of 512x512 pixels", shapes=(tile(64),)),
+    Recipe("openvino-npu", "openvino", "fp16", "Intel NPUs: one tile of 512x512 pixels", tiles=(64,)),
     Recipe("coreml-fp32", "coreml", "fp32", "Apple CPUs and GPUs, float32"),
     Recipe("coreml-fp16", "coreml", "fp16", "Apple GPUs and CPUs, any tile", default=True),
     Recipe("coreml-int8", "coreml", "int8", "small downloads, weights in 8 bits"),
-    Recipe("coreml-ane", "coreml", "fp16", "Apple Neural Engine: one tile of 512x512 pixels", shapes=(tile(64),)),
+    Recipe("coreml-ane", "coreml", "fp16", "Apple Neural Engine: one tile of 512x512 pixels", tiles=(64,)),
     Recipe(
         "coreml-enum",
         "coreml",
         "fp16",
         "Apple GPUs, compiled for a few tile sizes",
-        shapes=(tile(32), tile(64), tile(96)),
+        tiles=(32, 64, 96),
     ),
     Recipe("torch-fp32", "torch", "fp32", "PyTorch anywhere, float32 weights"),
     Recipe("torch-fp16", "torch", "fp16", "PyTorch anywhere, float16 weights", default=True),

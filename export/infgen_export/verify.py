@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from infgen_export.errors import ExportError, one_line
-from infgen_export.graphs import Graph, context_inputs, decode_inputs
-from infgen_export.model import InfGen
+from infgen_export.inputs import context_inputs, decode_inputs, fit, image_inputs
+from infgen_model import InfGen
+from infgen_model.graphs import Graph
+from infgen_rt.bundle.graphs import DECODE, ENCODE
 from infgen_rt.geometry import grid as coordinates
 from infgen_rt.geometry.shapes import Box, Size
 
@@ -109,7 +111,7 @@ def verify(
 
 def cases_of(graph: Graph, model: InfGen) -> list[Case]:
     """The cases that fit into a graph's shape."""
-    if not graph.shapes or graph.kind != "decode":
+    if not graph.shapes or graph.kind != DECODE.name:
         return list(CASES)
     (height, width), (rows, columns) = graph.shapes[-1].tokens, graph.shapes[-1].context
     fitting = []
@@ -126,10 +128,10 @@ def case_inputs(model: InfGen, graph: Graph, case: Case, generator: torch.Genera
     """Inputs of a graph at a case: normally distributed latents, uniformly random images."""
     latent = torch.randn(1, model.config.latent_channels, case.cells.height, case.cells.width, generator=generator)
     latent = case.deviation * latent
-    if graph.kind == "encode":
-        return graph.fit({"image": torch.rand(1, 3, 8 * case.cells.height, 8 * case.cells.width, generator=generator)})
-    if graph.kind == "decode":
-        return graph.fit(decode_inputs(graph, model, latent, case.size, case.tile))
+    if graph.kind == ENCODE.name:
+        return fit(graph, image_inputs(graph, case.cells, generator))
+    if graph.kind == DECODE.name:
+        return fit(graph, decode_inputs(graph, model, latent, case.size, case.tile))
     # A part of a latent has a halo that does not count, and something may be known of the whole.
     part = case.tile is not None
     return context_inputs(graph, model, latent, halo=model.config.prefill_halo if part else 0, known=int(part))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from infgen_export.model import Enlargement, InfGen
+from infgen_model import Enlargement, InfGen
 
 _CELLS = 16
 

@@ -14,6 +14,7 @@ from infgen_rt.backend.gate import Gate
 from infgen_rt.backend.inputs import fill
 from infgen_rt.backend.protocol import Options, Session, Values
 from infgen_rt.bundle.folder import Bundle
+from infgen_rt.bundle.graphs import DECODE, ENCODE, PREFILL, REFINE, STATISTICS, kind_of
 from infgen_rt.bundle.manifest import Enlargement
 from infgen_rt.common.cancellation import current
 from infgen_rt.common.folders import writable_cache
@@ -23,8 +24,6 @@ from infgen_rt.errors import DecodeError, InfGenWarning
 from infgen_rt.geometry.shapes import Box, Size
 
 _SHARED = "shared "
-# Runs for every tile: working memory is better left to it than to the other graphs.
-_KEPT = "decode"
 
 V = TypeVar("V", bound=Values)
 
@@ -62,6 +61,7 @@ class Engine:
         self.recipe = candidate.recipe
         self._bundle, self._candidate, self._threads = bundle, candidate, threads
         self._sessions: dict[str, Session] = {}
+        self._kinds = {kind.name: kind for kind in self.manifest.kinds(self.recipe)}
         self._closed = False
         self._exact: Engine | None = None
         self._borrowers: WeakSet[Borrower] = WeakSet()
@@ -70,9 +70,9 @@ class Engine:
         # A run with all threads is alone: two at once would only double the memory.
         self._gate = Gate(self.workers)
         self._lock = Lock()
-        for graph in ("statistics", "prefill"):
-            if graph in self.recipe.graphs:
-                self.load(graph)
+        for kind in self._kinds.values():
+            if kind.picture and not kind.enlarged:
+                self.load(kind.name)
         if not self.manifest.enlargements:
             self.load_for(self.manifest.contexts[0])
 
@@ -87,13 +87,13 @@ class Engine:
 
     def load_for(self, enlargement: Enlargement) -> None:
         """Load what makes a context and decodes it; raises what `load` does."""
-        for graph in map(enlargement.graph, ("refine", "decode")):
-            if graph in self.recipe.graphs:
-                self.load(graph)
+        for kind in self._kinds.values():
+            if kind.enlarged:
+                self.load(enlargement.graph(kind.name))
 
     def load_shared(self, enlargement: Enlargement) -> None:
         """Load decode for runs with a thread each; raises what `load` does."""
-        graph = enlargement.graph("decode")
+        graph = enlargement.graph(DECODE.name)
         self._load(_SHARED + graph, graph, 1)
 
     def _load(self, key: str, graph: str, threads: int | None) -> None:
@@ -102,7 +102,7 @@ class Engine:
                 return
             self.check_open()
             backend, device = self._candidate.backend, self._candidate.device
-            keep, cache = graph.startswith(_KEPT), writable_cache(backend.name)
+            keep, cache = kind_of(graph).kept, writable_cache(backend.name)
             options = Options(device.id, self._candidate.arithmetic, threads, keep, cache)
             files = self._bundle.read_graph(self.recipe.graphs[graph])
             self._sessions[key] = backend.load(graph, files, options)
@@ -110,12 +110,12 @@ class Engine:
     @property
     def gathers(self) -> bool:
         """Whether prefill is local, given a latent's statistics; else it sees the whole latent."""
-        return "statistics" in self.recipe.graphs
+        return STATISTICS.name in self._kinds
 
     @property
     def refines(self) -> bool:
         """Whether features are refined to a context; else they are it."""
-        return any(each.graph("refine") in self.recipe.graphs for each in self.manifest.contexts)
+        return REFINE.name in self._kinds
 
     def statistics(self, latent: FloatArray, inner: Box | None = None, known: FloatArray | None = None) -> FloatArray:
         """Moments of a latent, or of a part of one.
@@ -129,7 +129,7 @@ class Engine:
         Returns:
             float32 [2, blocks, groups]: means and variances.
         """
-        shape = (2, *(self.manifest.moments or ()))
+        shape = STATISTICS.output.at(self.manifest.sizes())
         box = inner or Size(*latent.shape[:0:-1]).box
         inputs = {
             "latent": latent[None],
@@ -137,7 +137,7 @@ class Engine:
             "share_x": _shares(latent.shape[2], box.x, box.width),
             "known": np.full(shape, -1, np.float32) if known is None else known,
         }
-        moments = self._run("statistics", inputs, "moments", shape)
+        moments = self._run(STATISTICS.name, inputs)
         return self._finite(cast(FloatArray, moments), lambda exact: exact.statistics(latent, inner, known))
 
     def prefill(self, latent: FloatArray, moments: FloatArray | None = None) -> Values:
@@ -149,18 +149,15 @@ class Engine:
             latent: the whole, or with moments any part; sees no further than the manifest's halo.
             moments: of the whole latent, float32 [2, blocks, groups], if the recipe has a graph for them.
         """
-        channels = self.manifest.feature_channels if self.refines else self.manifest.contexts[0].channels
-        name = "features" if self.refines else "context"
         inputs = {"latent": latent[None]} | ({} if moments is None else {"moments": moments})
-        features = self._run("prefill", inputs, name, (1, channels or 0, *latent.shape[1:]))
+        features = self._run(PREFILL.name, inputs)
         return self._finite(features, lambda exact: exact.prefill(latent, moments))
 
     def refine(self, features: Values, enlargement: Enlargement) -> Values:
         """Features [1, F, h, w] to context [1, D, h, w]; sees no further than the enlargement's halo."""
         if not self.refines:
             return features
-        expected = (1, enlargement.channels, *features.shape[2:])
-        context = self._run(enlargement.graph("refine"), {"features": features}, "context", expected)
+        context = self._run(enlargement.graph(REFINE.name), {"features": features}, enlargement)
 
         def again(exact: Engine) -> Values:
             exact.load_for(enlargement)
@@ -188,10 +185,8 @@ class Engine:
         """
         patch = self.manifest.patch
         rows, columns = patch * len(inputs["token_y"]), patch * len(inputs["token_x"])
-        filled = self._filled(inputs)
-        expected = (1, 3, patch * len(filled["token_y"]), patch * len(filled["token_x"]))
-        graph = (_SHARED if shared else "") + enlargement.graph("decode")
-        image: FloatArray | DevicePixels = self._run(graph, filled, "image", expected)[0]
+        graph = (_SHARED if shared else "") + enlargement.graph(DECODE.name)
+        image: FloatArray | DevicePixels = self._run(graph, self._filled(inputs), enlargement)[0]
 
         def again(exact: Engine) -> FloatArray | DevicePixels:
             exact.load_for(enlargement)
@@ -201,13 +196,10 @@ class Engine:
 
     def encode(self, image: FloatArray) -> FloatArray:
         """Image [3, patch * h, patch * w] in [0, 1] to latent [C, h, w]; sees no further than the manifest's halo."""
-        cells = (side // self.manifest.patch for side in image.shape[1:])
-        latent: FloatArray = self._run(
-            "encode", {"image": image[None]}, "latent", (1, self.manifest.latent_channels, *cells)
-        )[0]
+        latent: FloatArray = self._run(ENCODE.name, {"image": image[None]})[0]
 
         def again(exact: Engine) -> FloatArray:
-            exact.load("encode")
+            exact.load(ENCODE.name)
             return exact.encode(image)
 
         return self._finite(latent, again)
@@ -269,22 +261,24 @@ class Engine:
             raise DecodeError(f"a tile of {needed} tokens and cells fits no shape of the recipe {self.recipe.name!r}")
         return inputs
 
-    def _run(self, kind: str, inputs: Mapping[str, Any], output: str, expected: tuple[int, ...]) -> Values:
-        with self._gate.enter(alone=not kind.startswith(_SHARED)):
+    def _run(self, graph: str, inputs: Mapping[str, Any], enlargement: Enlargement | None = None) -> Values:
+        with self._gate.enter(alone=not graph.startswith(_SHARED)):
             self.check_open()
             cancellation = current()
             cancellation.check()
             try:
-                results = self._sessions[kind].run(inputs)
+                results = self._sessions[graph].run(inputs)
             except DecodeError:
                 # A run that was interrupted fails, in words of the backend's own.
                 cancellation.check()
                 raise
-        if not kind.removeprefix(_SHARED).startswith(_KEPT):
+        kind = self._kinds[kind_of(graph.removeprefix(_SHARED)).name]
+        if not kind.kept:
             give_back()
+        output, expected = kind.output.name, kind.output_shape(inputs, self.manifest.sizes(enlargement))
         shapes = {name: result.shape for name, result in results.items()}
         if shapes != {output: expected}:
-            raise DecodeError(f"{kind} gave {shapes}, expected {output} {expected}: is the model damaged?")
+            raise DecodeError(f"{graph} gave {shapes}, expected {output} {expected}: is the model damaged?")
         return results[output]
 
 

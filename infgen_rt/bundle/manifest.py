@@ -6,6 +6,7 @@ from dataclasses import asdict, astuple, dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from infgen_rt.bundle.graphs import REFINE, STATISTICS, Kind, graph_name, kinds, model_sizes
 from infgen_rt.common.schema import SchemaError, parse
 from infgen_rt.errors import BundleError
 
@@ -55,7 +56,7 @@ class Enlargement:
 
     def graph(self, kind: str) -> str:
         """The name of its graph of a kind, `refine` or `decode`."""
-        return kind if self.factor is None else f"{kind}{self.factor}"
+        return graph_name(kind, self.factor)
 
 
 @dataclass(frozen=True)
@@ -156,14 +157,12 @@ class Manifest:
         if None in factors or factors != sorted(set(factors), key=lambda factor: factor or 0):
             raise BundleError(f"manifest: enlargements must have rising factors, not {factors}")
         for recipe in self.recipes:
-            needed = {"prefill", *(each.graph("decode") for each in self.contexts)}
-            if refines := bool(self.enlargements) or "refine" in recipe.graphs:
-                needed |= {each.graph("refine") for each in self.contexts}
-            if missing := needed - recipe.graphs.keys():
+            if missing := self._for_pictures(recipe) - recipe.graphs.keys():
                 raise BundleError(f"manifest: recipe {recipe.name!r} lacks the graph {min(missing)!r}")
-            if refines and not self.feature_channels:
+            has = self.kinds(recipe)
+            if REFINE in has and not self.feature_channels:
                 raise BundleError(f"manifest: recipe {recipe.name!r} refines, and 'feature_channels' is missing")
-            if "statistics" in recipe.graphs and not (self.moments and min(self.moments) > 0):
+            if STATISTICS in has and not (self.moments and min(self.moments) > 0):
                 raise BundleError(
                     f"manifest: recipe {recipe.name!r} has statistics, and 'moments' gives no shape of them"
                 )
@@ -211,21 +210,33 @@ class Manifest:
     def psnr(self, recipe: str, arithmetic: str) -> float | None:
         """Least PSNR of what makes a picture against float32, in decibels; None if the exporter does not tell."""
         found = []
-        precision, graphs = next(
-            ((each.precision, each.graphs) for each in self.recipes if each.name == recipe), ("", {})
-        )
-        for graph in graphs:
-            if graph == "encode":
-                continue
+        chosen = next((each for each in self.recipes if each.name == recipe), None)
+        if chosen is None:
+            return None
+        for graph in self._for_pictures(chosen):
             try:
                 entry = next(e for e in self.verification if e["recipe"] == recipe and e["graph"] == graph)
                 native = entry["native"].get(arithmetic)
-                if native is None and arithmetic not in ("fp32", precision):
+                if native is None and arithmetic not in ("fp32", chosen.precision):
                     return None  # the exporter's machine does not compute in it
                 found.append(float(min(check["psnr"] for check in entry["checks"]) if native is None else native))
             except (StopIteration, KeyError, TypeError, ValueError, AttributeError):  # other exporters, other words
                 return None
         return min(found, default=None)
+
+    def kinds(self, recipe: Recipe) -> tuple[Kind, ...]:
+        """The kinds of graph that a recipe has, encode even where it is missing."""
+        return kinds(STATISTICS.name in recipe.graphs, bool(self.enlargements) or REFINE.name in recipe.graphs)
+
+    def sizes(self, enlargement: Enlargement | None = None) -> dict[str, int]:
+        """The model's sizes, by the letters that shapes of graphs have for them."""
+        context = (enlargement or self.contexts[0]).channels
+        return model_sizes(self.patch, self.latent_channels, self.feature_channels, context, self.moments)
+
+    def _for_pictures(self, recipe: Recipe) -> set[str]:
+        """The graphs that a picture needs, whether the recipe has them or not."""
+        needed = [kind for kind in self.kinds(recipe) if kind.picture]
+        return {each.graph(kind.name) if kind.enlarged else kind.name for kind in needed for each in self.contexts}
 
     @property
     def contexts(self) -> tuple[Enlargement, ...]:

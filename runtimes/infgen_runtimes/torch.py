@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load
 from torch.overrides import TorchFunctionMode
 
-from infgen_export.checkpoint import CONFIG, WEIGHTS
-from infgen_export.graphs import graphs_of
-from infgen_export.model import DecoderConfig, InfGen
+from infgen_model import DecoderConfig, InfGen
+from infgen_model.checkpoint import CONFIG, WEIGHTS
+from infgen_model.graphs import graphs_of
 from infgen_rt.backend.protocol import EXACT, Device, Options, Values, require_version
+from infgen_rt.bundle.graphs import kind_of
 from infgen_rt.bundle.manifest import Recipe
 from infgen_rt.common.cancellation import current
 from infgen_rt.common.pixels import LARGEST, Number
@@ -60,7 +61,7 @@ class Backend:
         """Load `config.json` and a graph's part of `model.safetensors`; see `infgen_rt.backend.protocol.Backend`."""
         try:
             model = InfGen(DecoderConfig.from_json(json.loads(files[CONFIG])))
-            part = part_of(graph)
+            part = kind_of(graph).part
             weights = {name: tensor.float() for name, tensor in load(files[WEIGHTS]).items()}
             own = {name.removeprefix(f"{part}."): each for name, each in weights.items() if name.startswith(f"{part}.")}
             getattr(model, part).load_state_dict(own)
@@ -73,11 +74,6 @@ class Backend:
             text = f"torch {torch.__version__} cannot load the graph on {options.device}: {_one_line(error)}"
             raise BackendError(text) from error
         return Session(moved, [spec.name for spec in entry.inputs], entry.output.name, device, options)
-
-
-def part_of(graph: str) -> str:
-    """The part of a model that holds a graph's weights: statistics are of prefill's, enlargements share theirs."""
-    return {"statistics": "prefill"}.get(graph, graph.rstrip("0123456789"))
 
 
 class Session:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from infgen_export.checkpoint import save_checkpoint
-from infgen_export.model import InfGen
 from infgen_export.pipeline import Card, export
 from infgen_export.report import Report
+from infgen_model import InfGen
+from infgen_model.checkpoint import save_checkpoint
 
 from . import tiny
 

@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from infgen_export.checkpoint import CONFIG, WEIGHTS, load_checkpoint, save_checkpoint
-from infgen_export.errors import CheckpointError
+from infgen_model.checkpoint import CONFIG, WEIGHTS, CheckpointError, load_checkpoint, save_checkpoint
 
 from . import tiny
 
@@ -189,7 +188,7 @@ def test_a_failed_save_leaves_the_old_weights(folder: Path, monkeypatch: pytest.
         file.write_bytes(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("infgen_export.checkpoint.save_file", full)
+    monkeypatch.setattr("infgen_model.checkpoint.save_file", full)
     with pytest.raises(OSError, match="No space"):
         save_checkpoint(folder, tiny.model(tiny.EDGE, seed=1))
     assert (folder / WEIGHTS).read_bytes() == before

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 ct = pytest.importorskip("coremltools")
 
 from infgen_export import mil  # noqa: E402
-from infgen_export.graphs import Graph, Tensorspec, context_inputs, decode_inputs, graphs_of, trace_inputs  # noqa: E402
-from infgen_export.model.inpe import INPE  # noqa: E402
+from infgen_export.inputs import context_inputs, decode_inputs, fit, trace_inputs  # noqa: E402
 from infgen_export.recipes import PRECISIONS  # noqa: E402
 from infgen_export.targets import Options, coreml  # noqa: E402
 from infgen_export.targets.dims import sizes  # noqa: E402
 from infgen_export.verify import LEAST_PSNR, compare  # noqa: E402
+from infgen_model.graphs import Graph, graphs_of  # noqa: E402
+from infgen_model.inpe import INPE  # noqa: E402
+from infgen_rt.bundle.graphs import Tensorspec  # noqa: E402
 from infgen_rt.bundle.manifest import FixedShape  # noqa: E402
 from infgen_rt.geometry.shapes import Box, Size  # noqa: E402
 
@@ -315,7 +317,7 @@ def test_a_fixed_shape_may_be_filled(tmp_path: Path, kind: str, precision: str) 
     write(graph, trace_inputs(graph, MODELS[kind]), path, {}, precision=precision)
     session = coreml.Session(path)
     for cells, size in ((Size(16, 16), Size(256, 256)), (Size(9, 7), Size(101, 77)), (Size(1, 1), Size(8, 8))):
-        inputs = graph.fit(inputs_of(kind, graph.name, (cells, size, None)))
+        inputs = fit(graph, inputs_of(kind, graph.name, (cells, size, None)))
         check = compare("decode", str(size), session(inputs), expected_of(graph, inputs))
         assert check.psnr >= {"fp32": 100, "fp16": 50, "int8": 40}[precision], check
 

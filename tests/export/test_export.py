@@ -20,15 +20,15 @@ from onnx import numpy_helper
 from torch.export import Dim
 
 import infgen_rt
-from infgen_export.checkpoint import save_checkpoint
 from infgen_export.cli import main
 from infgen_export.errors import ExportError, RequestError
-from infgen_export.graphs import MAX_CELLS, MAX_TOKENS, Graph
 from infgen_export.pipeline import export
 from infgen_export.targets import Options
 from infgen_export.targets.dims import dynamic_shapes
 from infgen_export.targets.onnx import Session
 from infgen_export.verify import CASES, TOLERANCE, compare
+from infgen_model.checkpoint import save_checkpoint
+from infgen_model.graphs import MAX_CELLS, MAX_TOKENS, Graph
 from infgen_rt.bundle.folder import Bundle
 
 from . import tiny

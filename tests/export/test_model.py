@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from infgen_export.model import PRESETS, DecoderConfig, Enlargement, Grid, InfGen, Level
-from infgen_export.model.attention import CrossAttention, Neighbours, window_attention
-from infgen_export.model.inpe import INPE, sphere
-from infgen_export.model.sampling import bilinear, lanczos
 from infgen_export.work import context_work, multiply_adds
-from infgen_rt.backend.inputs import tile_inputs
+from infgen_model import PRESETS, DecoderConfig, Enlargement, Grid, InfGen, Level
+from infgen_model.attention import CrossAttention, Neighbours, window_attention
+from infgen_model.inpe import INPE, sphere
+from infgen_model.sampling import bilinear, lanczos
+from infgen_rt.backend.inputs import fill, tile_inputs
 from infgen_rt.geometry import grid as coordinates
 from infgen_rt.geometry.shapes import Box, Size
 
@@ -572,7 +572,7 @@ def test_what_fills_a_fixed_shape_changes_nothing(
         seen = grid.context_of(tokens, model.config.radius)
         context = model.context(tiny.latent(*cells), enlargement).numpy()[:, :, *seen.slices]
         inputs = tile_inputs(grid, context, seen, tokens)
-        filled = coordinates.fill(inputs, Size(20, 21), Size(13, 14))
+        filled = fill(inputs, Size(20, 21), Size(13, 14))
         expected, actual = (
             model.decode(tensors.pop("context"), Grid(**tensors, padded=padded), enlargement)
             for padded, tensors in (

@@ -15,21 +15,22 @@ from onnx import numpy_helper
 from torch import Tensor
 
 import infgen_rt
-from infgen_export.checkpoint import save_checkpoint
 from infgen_export.cli import main
 from infgen_export.errors import ExportError, RequestError
-from infgen_export.graphs import decode_inputs
-from infgen_export.model import InfGen
+from infgen_export.inputs import decode_inputs, fit
 from infgen_export.pipeline import export
-from infgen_export.recipes import RECIPES, TARGETS, select, tile
+from infgen_export.recipes import RECIPES, TARGETS, select
 from infgen_export.report import Report
 from infgen_export.targets.openvino import Session
 from infgen_export.verify import CASES, LEAST_PSNR, TOLERANCE, cases_of
+from infgen_model import InfGen
+from infgen_model.checkpoint import save_checkpoint
 from infgen_rt.bundle.folder import Bundle
 from infgen_rt.geometry.shapes import Box, Size
 from infgen_runtimes.openvino import _cut
 
 from . import tiny
+from .tiny import tile
 
 pytestmark = pytest.mark.filterwarnings("ignore::infgen_rt.InfGenWarning")
 NAMES = ("onnx-fp32", "onnx-fp16", "onnx-int8", "openvino-fp32", "openvino-fp16", "openvino-int8", "openvino-npu")
@@ -290,7 +291,7 @@ def test_native_precision_of_a_fixed_shape_agrees_with_the_dynamic_graph(exporte
     with torch.inference_mode():
         expected = dynamic.module(*inputs.values())
     height, width = expected.shape[2:]
-    assert torch.allclose(session(fixed.fit(inputs))[:, :, :height, :width], expected, atol=2e-3)
+    assert torch.allclose(session(fit(fixed, inputs))[:, :, :height, :width], expected, atol=2e-3)
 
 
 def test_the_package_offers_the_command_to_programs() -> None:

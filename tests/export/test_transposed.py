@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from infgen_export.graphs import graphs_of, trace_inputs
-from infgen_export.model import InfGen
+from infgen_export.inputs import trace_inputs
 from infgen_export.targets import Options, onnx
 from infgen_export.targets.transposed import TransposedConvolution, with_transposed_convolutions
+from infgen_model import InfGen
+from infgen_model.graphs import graphs_of
 
 from . import tiny
 

@@ -5,8 +5,9 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from infgen_export.graphs import Graph, graphs_of
-from infgen_export.model import DecoderConfig, Enlargement, Grid, InfGen, Level, edge, paper
+from infgen_export import recipes
+from infgen_model import DecoderConfig, Enlargement, Grid, InfGen, Level, edge, paper
+from infgen_model.graphs import Graph, graphs_of
 from infgen_rt.backend.inputs import tile_inputs
 from infgen_rt.bundle.manifest import FixedShape
 from infgen_rt.geometry import grid as coordinates
@@ -54,6 +55,10 @@ def model(config: DecoderConfig, seed: int = 0) -> InfGen:
 
 def graph_names(model: InfGen) -> list[str]:
     return [graph.name for graph in graphs_of(model)]
+
+
+def tile(tokens: int) -> FixedShape:
+    return recipes.tile(tokens, EDGE)
 
 
 def decode_graph(model: InfGen, *shapes: FixedShape) -> Graph:

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import infgen_rt
-from infgen_export.checkpoint import save_checkpoint
-from infgen_export.mil import Program
+from infgen_export.mil.program import Program
 from infgen_export.pipeline import export
+from infgen_model.checkpoint import save_checkpoint
 from infgen_rt.backend.protocol import Options
 from infgen_runtimes import coreml
 

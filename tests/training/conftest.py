@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from infgen_export.model import Enlargement, InfGen, Level, edge
+from infgen_model import Enlargement, InfGen, Level, edge
 from infgen_training import losses
 from infgen_training.views import View
 

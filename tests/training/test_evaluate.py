@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from numpy.typing import NDArray
 from PIL import Image
 
-from infgen_export.checkpoint import load_checkpoint, save_checkpoint
+from infgen_model.checkpoint import load_checkpoint, save_checkpoint
 from infgen_training import evaluate, metrics
 from infgen_training.teacher import Teacher, load_function
 

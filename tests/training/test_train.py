@@ -15,8 +15,8 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 from torch import Tensor
 
-from infgen_export.checkpoint import load_checkpoint, save_checkpoint
-from infgen_export.model import PRESETS, InfGen
+from infgen_model import PRESETS, InfGen
+from infgen_model.checkpoint import load_checkpoint, save_checkpoint
 from infgen_training import train
 from infgen_training.batches import Batch, Batches
 from infgen_training.config import PARTS, Lesson, TrainConfig

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from infgen_export.model import Enlargement, InfGen, Level, edge, paper
-from infgen_export.model.enlarger import smooth
+from infgen_model import Enlargement, InfGen, Level, edge, paper
+from infgen_model.enlarger import smooth
 from infgen_rt.errors import InputError
 from infgen_training.teacher import load_function
 from infgen_training.views import View, to_tensor

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from infgen_export.model import Enlargement
+from infgen_model import Enlargement
 from infgen_rt.errors import InputError
 from infgen_training.config import FACTOR, PATCH, Lesson, TrainConfig
 from infgen_training.views import Pixels, View

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from infgen_export.model import PRESETS, DecoderConfig
+from infgen_model import PRESETS, DecoderConfig
 
 PARTS = ("decoder", "encoder")
 PATCH = DecoderConfig.PATCH

@@ -24,8 +24,8 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from infgen_export.checkpoint import load_checkpoint
-from infgen_export.model import InfGen
+from infgen_model import InfGen
+from infgen_model.checkpoint import load_checkpoint
 from infgen_rt.common.pixels import to_bytes
 from infgen_rt.errors import InputError
 from infgen_training.config import PATCH

@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from infgen_export.checkpoint import load_checkpoint, save_checkpoint
-from infgen_export.model import PRESETS, DecoderConfig, Enlargement, Grid, InfGen
+from infgen_model import PRESETS, DecoderConfig, Enlargement, Grid, InfGen
+from infgen_model.checkpoint import load_checkpoint, save_checkpoint
 from infgen_rt.common.schema import parse
 from infgen_rt.errors import InputError
 from infgen_training.batches import Batch, Batches

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from infgen_export.model import InfGen
-from infgen_export.model.enlarger import smooth
+from infgen_model import InfGen
+from infgen_model.enlarger import smooth
 from infgen_rt.errors import InputError
 from infgen_training.config import FACTOR, PATCH
 from infgen_training.teacher import Teacher, load_function

@@ -12,9 +12,9 @@ from typing import Any, Protocol, cast
 from torch import Tensor
 
 from infgen_export.errors import RequestError
-from infgen_export.graphs import Graph
 from infgen_export.quiet import quiet
 from infgen_export.recipes import Recipe
+from infgen_model.graphs import Graph
 
 OPSETS = (18, 23)
 """Oldest and newest ONNX operator set that exports."""

@@ -17,10 +17,11 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from infgen_export import mil
-from infgen_export.graphs import Graph, Tensorspec
 from infgen_export.recipes import PRECISIONS, Recipe
 from infgen_export.targets import LEAST_WEIGHTS, Options
-from infgen_export.targets.dims import dynamic_shapes, shape_at, sizes
+from infgen_export.targets.dims import dynamic_shapes, sizes
+from infgen_model.graphs import Graph
+from infgen_rt.bundle.graphs import Tensorspec
 
 SUFFIX = ".mlpackage"
 SHARED = None
@@ -204,12 +205,12 @@ def _ranges(spec: Tensorspec, graph: Graph, default: Mapping[str, int]) -> tuple
     lows, highs = ({name: bound[i] for name, bound in graph.bounds.items()} for i in (0, 1))
     return tuple(
         ct.RangeDim(low, high, default=size) if low < high else size
-        for low, high, size in zip(shape_at(spec, lows), shape_at(spec, highs), shape_at(spec, default), strict=True)
+        for low, high, size in zip(spec.at(lows), spec.at(highs), spec.at(default), strict=True)
     )
 
 
 def _choices(spec: Tensorspec, enumerated: Sequence[Mapping[str, int]]) -> Any:
-    shapes = [shape_at(spec, choice) for choice in enumerated]
+    shapes = [spec.at(choice) for choice in enumerated]
     # Core ML pairs the choices of several inputs by their place in the list, so repeated ones stay.
     return ct.EnumeratedShapes(shapes, default=shapes[0]) if len(set(shapes)) > 1 else shapes[0]
 

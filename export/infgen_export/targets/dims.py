@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 from torch.export import Dim
 
-from infgen_export.graphs import Graph, Tensorspec
+from infgen_model.graphs import Graph
 
 
 def dynamic_shapes(graph: Graph) -> tuple[dict[int, Any], ...]:
     """The dynamic axes of every input, for ``torch.export``; a dimension with equal bounds is static."""
     dims = {name: Dim(name, min=low, max=high) for name, (low, high) in graph.bounds.items() if low < high}
     return tuple(
-        {axis: factor * dims[name] if factor > 1 else dims[name] for axis, factor, name in _named(spec) if name in dims}
+        {axis: factor * dims[name] if factor > 1 else dims[name] for axis, factor, name in spec.named() if name in dims}
         for spec in graph.inputs
     )
 
@@ -28,7 +27,7 @@ def sizes(graph: Graph, example: tuple[Tensor, ...]) -> dict[str, int]:
     """
     found: dict[str, int] = {}
     for spec, value in zip(graph.inputs, example, strict=True):
-        for axis, factor, name in _named(spec):
+        for axis, factor, name in spec.named():
             size, left = divmod(value.shape[axis], factor)
             if left or found.setdefault(name, size) != size:
                 raise ValueError(f"{spec.name}: {list(value.shape)} is not {list(spec.shape)} at {found}")
@@ -36,17 +35,3 @@ def sizes(graph: Graph, example: tuple[Tensor, ...]) -> dict[str, int]:
         if not low <= found[name] <= high:
             raise ValueError(f"{name} is {found[name]} in the example, outside its bounds {low}..{high}")
     return found
-
-
-def shape_at(spec: Tensorspec, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """The shape of an input or output with numbers for its named dimensions."""
-    shape = [dim if isinstance(dim, int) else 0 for dim in spec.shape]
-    for axis, factor, name in _named(spec):
-        shape[axis] = factor * sizes[name]
-    return tuple(shape)
-
-
-def _named(spec: Tensorspec) -> list[tuple[int, int, str]]:
-    """Axis, factor and name of every dimension that has a name."""
-    parts = [(axis, dim.rpartition("*")) for axis, dim in enumerate(spec.shape) if isinstance(dim, str)]
-    return [(axis, int(factor or 1), name) for axis, (factor, _, name) in parts]

@@ -13,11 +13,11 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
-from infgen_export.graphs import Graph
 from infgen_export.recipes import Recipe
 from infgen_export.targets import LEAST_WEIGHTS, Options, depends_on
 from infgen_export.targets.dims import dynamic_shapes
 from infgen_export.targets.transposed import with_transposed_convolutions
+from infgen_model.graphs import Graph
 
 SUFFIX = ".onnx"
 SHARED = None

@@ -12,10 +12,11 @@ import openvino as ov
 import torch
 from torch import Tensor
 
-from infgen_export.graphs import Graph, Tensorspec
 from infgen_export.recipes import Recipe
 from infgen_export.targets import Options, depends_on
 from infgen_export.targets.transposed import with_transposed_convolutions
+from infgen_model.graphs import Graph
+from infgen_rt.bundle.graphs import Tensorspec
 from infgen_runtimes import openvino
 from infgen_runtimes.openvino import MODEL
 

@@ -12,13 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from infgen_export.checkpoint import CONFIG, WEIGHTS
-from infgen_export.graphs import Graph
 from infgen_export.recipes import Recipe
 from infgen_export.targets import Options
+from infgen_model.checkpoint import CONFIG, WEIGHTS
+from infgen_model.graphs import Graph
 from infgen_rt.backend.protocol import Options as RunOptions
+from infgen_rt.bundle.graphs import kind_of
 from infgen_rt.bundle.manifest import Recipe as BundleRecipe
-from infgen_runtimes.torch import Backend, Pixels, part_of
+from infgen_runtimes.torch import Backend, Pixels
 
 SUFFIX = ""
 SHARED = "weights"
@@ -29,7 +30,7 @@ NATIVE = True
 
 def trace(graph: Graph, example: tuple[Tensor, ...], options: Options) -> dict[str, Tensor]:
     """The graph's weights, named as in a checkpoint; see ``Target``."""
-    part = part_of(graph.name)
+    part = kind_of(graph.kind).part
     names = ((name, value) for name, value in graph.module.state_dict().items())
     # Statistics, refine and decode hold a part of the model; prefill and encode are one.
     return {name if name.startswith(f"{part}.") else f"{part}.{name}": value.detach() for name, value in names}

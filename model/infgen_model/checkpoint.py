@@ -13,13 +13,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from infgen_export.errors import CheckpointError
-from infgen_export.model import DecoderConfig, InfGen
+from infgen_model import DecoderConfig, InfGen
+from infgen_rt.errors import InputError
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 
 T = TypeVar("T")
+
+
+class CheckpointError(InputError):
+    """A checkpoint is missing, unreadable or does not fit its config."""
 
 
 def save_checkpoint(folder: Path, model: InfGen, dtype: torch.dtype = torch.float32) -> None:

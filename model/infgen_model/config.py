@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from infgen_export.model.layers import PooledBranch, TripleBlock
+from infgen_model.layers import PooledBranch, TripleBlock
+from infgen_rt.bundle.graphs import model_sizes
 from infgen_rt.common.schema import parse
 
 FRAMES = ("image", "cell")
@@ -171,6 +172,11 @@ class DecoderConfig:
         """Channels D of the context: a cell's own, then its positions of the fine grid, then its enlarged pixels."""
         factor = enlargement.factor if enlargement else 0
         return self.width + (self.detail + 3 * factor**2) * self.detail_factor**2
+
+    def sizes(self, enlargement: Enlargement | None = None) -> dict[str, int]:
+        """The model's sizes, by the letters that shapes of graphs have for them (``infgen_rt.bundle.graphs``)."""
+        context = self.context_channels(enlargement)
+        return model_sizes(self.PATCH, self.latent_channels, self.feature_channels, context, self.moments)
 
     def enlargement_for(self, scale: tuple[float, float]) -> Enlargement | None:
         """The least enlargement that a scale (vertical, horizontal) is not beyond, or the largest there is."""

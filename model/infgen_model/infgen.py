@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from infgen_export.model.attention import CrossAttention
-from infgen_export.model.config import DecoderConfig, Enlargement
-from infgen_export.model.grid import Grid
-from infgen_export.model.inpe import INPE
-from infgen_export.model.layers import TripleBlock
-from infgen_export.model.prefill import Prefill, Refine, Statistics
-from infgen_export.model.sampling import bilinear, lanczos
-from infgen_export.model.upsampler import Upsampler
+from infgen_model.attention import CrossAttention
+from infgen_model.config import DecoderConfig, Enlargement
+from infgen_model.grid import Grid
+from infgen_model.inpe import INPE
+from infgen_model.layers import TripleBlock
+from infgen_model.prefill import Prefill, Refine, Statistics
+from infgen_model.sampling import bilinear, lanczos
+from infgen_model.upsampler import Upsampler
 
 
 class DecoderBlock(nn.Module):
@@ -164,5 +164,5 @@ class InfGen(nn.Module):
     def encode_image(self, image: Tensor) -> Tensor:
         """Encodes images [B, 3, H, W] of any size; edges are repeated up to whole cells."""
         height, width = image.shape[2:]
-        padded = F.pad(image, (0, -width % 8, 0, -height % 8), mode="replicate")
+        padded = F.pad(image, (0, -width % self.config.PATCH, 0, -height % self.config.PATCH), mode="replicate")
         return self.encode(padded)

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from infgen_export.model.config import DecoderConfig, Enlargement
-from infgen_export.model.enlarger import Enlarger
-from infgen_export.model.inpe import INPE
-from infgen_export.model.layers import TripleBlock
+from infgen_model.config import DecoderConfig, Enlargement
+from infgen_model.enlarger import Enlarger
+from infgen_model.inpe import INPE
+from infgen_model.layers import TripleBlock
 
 
 class Prefill(nn.Module):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from infgen_model.config import DecoderConfig
 from infgen_rt.geometry import grid as coordinates
 from infgen_rt.geometry.shapes import Size
 
@@ -43,7 +44,7 @@ class Grid:
             size: Pixels (H, W); tokens cover them, rounded up to whole patches of 8.
         """
         cells, picture = (Size(width, height) for height, width in (latent_size, size))
-        grid = coordinates.Grid(cells, picture, patch=8)
+        grid = coordinates.Grid(cells, picture, DecoderConfig.PATCH)
         vectors = (*grid.cell_centres(cells.box), *grid.token_centres(grid.tokens.box))
         key_y, key_x, token_y, token_x = (torch.from_numpy(vector) for vector in vectors)
         return cls(key_y, key_x, token_y, token_x, torch.tensor(latent_size).float(), torch.tensor(grid.scale))

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from infgen_export.model.grid import Grid
+from infgen_model.grid import Grid
 
 MASKED = -1e4
 """Score of a cell that must not be seen; its weight is exactly zero in float32 and it still fits float16."""

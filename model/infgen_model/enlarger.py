@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from infgen_export.model.config import Enlargement
+from infgen_model.config import Enlargement
 
 _CUBIC_REACH = 2
 """Positions that cubic convolution looks beyond its own."""

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from infgen_export.model.config import DecoderConfig
-from infgen_export.model.layers import ResidualBlocks, masked
+from infgen_model.config import DecoderConfig
+from infgen_model.layers import ResidualBlocks, masked
 
 
 class Upsampler(nn.Module):

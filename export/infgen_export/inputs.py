@@ -1,0 +1,107 @@
+"""What graphs are traced and proven with."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch import Tensor
+
+from infgen_model import InfGen
+from infgen_model.graphs import Graph
+from infgen_rt.backend.inputs import fill, tile_inputs
+from infgen_rt.bundle.graphs import DECODE, ENCODE, PREFILL, REFINE
+from infgen_rt.geometry import grid as coordinates
+from infgen_rt.geometry.shapes import Box, Size
+
+
+def fit(graph: Graph, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Brings inputs to the smallest shape of a graph that holds them, if not any will do.
+
+    An image is repeated or cut, since nothing can fill it without changing what the encoder sees.
+
+    Raises:
+        ValueError: They are larger than every shape.
+    """
+    if not graph.shapes:
+        return inputs
+    if graph.kind == ENCODE.name:
+        image = inputs["image"]
+        height, width = next((s.image for s in graph.shapes if s.image >= image.shape[2:]), graph.shapes[-1].image)
+        repeats = (-(-height // image.shape[2]), -(-width // image.shape[3]))
+        return {"image": image.repeat(1, 1, *repeats)[:, :, :height, :width].contiguous()}
+    arrays = {name: value.numpy() for name, value in inputs.items()}
+    for shape in graph.shapes:
+        context, tokens = (Size(width, height) for height, width in (shape.context, shape.tokens))
+        with contextlib.suppress(ValueError):
+            filled = fill(arrays, context, tokens)
+            return {name: torch.from_numpy(value) for name, value in filled.items()}
+    raise ValueError(f"inputs are larger than {graph.shapes[-1]}")
+
+
+def decode_inputs(
+    graph: Graph, model: InfGen, latent: Tensor, size: Size, tile: Box | None = None
+) -> dict[str, Tensor]:
+    """Inputs of a decode graph for one tile, with the context crop that a runtime would cut.
+
+    Args:
+        graph: Whose enlargement the context is made for.
+        model: What makes the context.
+        latent: [1, C, h, w].
+        size: The whole picture's, in pixels.
+        tile: In tokens; the whole picture if omitted.
+    """
+    config = model.config
+    grid = coordinates.Grid(Size(latent.shape[3], latent.shape[2]), size, config.PATCH)
+    with torch.no_grad():
+        context = model.context(latent, graph.enlargement).numpy()
+    tokens = tile or grid.tokens.box
+    cells = grid.context_of(tokens, config.halo_cells)
+    inputs = tile_inputs(grid, context[:, :, *cells.slices], cells, tokens)
+    return {name: torch.from_numpy(value) for name, value in inputs.items()}
+
+
+def image_inputs(graph: Graph, cells: Size, generator: torch.Generator) -> dict[str, Tensor]:
+    """Inputs of an encode graph: uniformly random pixels of so many cells."""
+    (image,) = graph.inputs
+    return {image.name: torch.rand(image.at({"h": cells.height, "w": cells.width}), generator=generator)}
+
+
+def context_inputs(graph: Graph, model: InfGen, latent: Tensor, halo: int = 0, known: int = 0) -> dict[str, Tensor]:
+    """Inputs of one of the graphs that a latent's context is made by.
+
+    Args:
+        graph: ``statistics``, ``prefill`` or ``refine``.
+        model: What it is of.
+        latent: [1, C, h, w].
+        halo: Rows and columns at the top and the left that do not count in statistics, as long as some do.
+        known: Blocks whose moments are given to statistics.
+    """
+    if graph.kind == REFINE.name:
+        with torch.no_grad():
+            return {"features": model.prefill(latent)}
+    if model.config.moments is None or model.statistics is None:
+        return {"latent": latent}
+    shares = []
+    for side in latent.shape[2:]:
+        share = (torch.arange(side) >= min(halo, side - 1)).float()
+        shares.append(share / share.sum())
+    with torch.no_grad():
+        moments = model.statistics(latent, *shares, torch.full((2, *model.config.moments), -1.0))
+    if graph.kind == PREFILL.name:
+        return {"latent": latent, "moments": moments}
+    moments[:, known:] = -1
+    return {"latent": latent, "share_y": shares[0], "share_x": shares[1], "known": moments}
+
+
+def trace_inputs(graph: Graph, model: InfGen) -> tuple[Tensor, ...]:
+    """Arguments to trace a graph with: every dynamic dimension another number, none of them special."""
+    generator = torch.Generator().manual_seed(0)
+    latent = torch.randn(1, model.config.latent_channels, 11, 13, generator=generator)
+    if graph.kind == ENCODE.name:
+        inputs = image_inputs(graph, Size(7, 6), generator)
+    elif graph.kind == DECODE.name:
+        inputs = decode_inputs(graph, model, latent, Size(257, 190), Box(3, 2, 17, 15))
+    else:
+        inputs = context_inputs(graph, model, latent)
+    return tuple(fit(graph, inputs).values())

@@ -1,0 +1,141 @@
+"""The graphs of a model, ready to be run or traced: its kinds of graph with modules, numbers and bounds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from infgen_model.config import DecoderConfig, Enlargement
+from infgen_model.grid import Grid
+from infgen_model.infgen import InfGen
+from infgen_rt.bundle.graphs import DECODE, REFINE, Kind, Tensorspec, graph_name, kinds
+from infgen_rt.bundle.manifest import FixedShape
+
+MAX_CELLS = 1024
+"""Largest side of a latent or a context crop, in cells."""
+MAX_TOKENS = 2048
+"""Largest side of a decoded tile, in tokens."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One of the functions of a model, ready to be traced.
+
+    Attributes:
+        kind: Name of its kind (``infgen_rt.bundle.graphs``).
+        config: Of the model.
+        module: Takes the inputs in order, returns the output.
+        inputs: Specifications, in the order of the module's arguments.
+        output: Specification of the only output.
+        bounds: Smallest and largest value of each named dimension; equal where it is fixed.
+        shapes: The only shapes it takes, smallest first; any within the bounds if empty.
+        enlargement: Of a model's several, that of a refine or a decode.
+    """
+
+    kind: str
+    config: DecoderConfig
+    module: nn.Module
+    inputs: tuple[Tensorspec, ...]
+    output: Tensorspec
+    bounds: Mapping[str, tuple[int, int]]
+    shapes: tuple[FixedShape, ...] = ()
+    enlargement: Enlargement | None = None
+
+    @property
+    def name(self) -> str:
+        """Unique in a bundle: the kind, and the factor of an enlargement behind it."""
+        return graph_name(self.kind, None if self.enlargement is None else self.enlargement.factor)
+
+    @property
+    def data(self) -> str:
+        """The input that holds values rather than coordinates."""
+        return self.inputs[0].name
+
+    def choices(self) -> list[dict[str, int]]:
+        """The named dimensions at each of the shapes."""
+        return [{name: _sides(shape)[name] for name in self.bounds} for shape in self.shapes]
+
+
+class _Decode(nn.Module):
+    """``Decode`` with plain tensors for arguments."""
+
+    def __init__(self, model: InfGen, padded: bool, enlargement: Enlargement | None) -> None:
+        super().__init__()
+        self.decode = model.decode
+        self.padded = padded
+        self.enlargement = enlargement
+
+    def forward(
+        self,
+        context: Tensor,
+        key_y: Tensor,
+        key_x: Tensor,
+        token_y: Tensor,
+        token_x: Tensor,
+        extent: Tensor,
+        scale: Tensor,
+    ) -> Tensor:
+        """See ``Decode``."""
+        grid = Grid(key_y, key_x, token_y, token_x, extent, scale, self.padded)
+        image: Tensor = self.decode(context, grid, self.enlargement)
+        return image
+
+
+class _Refine(nn.Module):
+    """``Refine`` for one enlargement."""
+
+    def __init__(self, refine: nn.Module, enlargement: Enlargement) -> None:
+        super().__init__()
+        self.refine = refine
+        self.enlargement = enlargement
+
+    def forward(self, features: Tensor) -> Tensor:
+        """See ``Refine``."""
+        context: Tensor = self.refine(features, self.enlargement)
+        return context
+
+
+def graphs_of(model: InfGen, shapes: tuple[FixedShape, ...] = ()) -> tuple[Graph, ...]:
+    """The graphs of a model: statistics and refine if it has them, prefill, decode, encode.
+
+    Args:
+        model: In evaluation mode.
+        shapes: The only shapes that decode and encode take, smallest first; any if empty.
+    """
+    several: tuple[Enlargement | None, ...] = model.config.enlargements or (None,)
+    return tuple(
+        _graph(model, kind, enlargement, shapes if kind.fixed else ())
+        for kind in kinds(model.statistics is not None, model.refine is not None)
+        for enlargement in (several if kind.enlarged else (None,))
+    )
+
+
+def _graph(model: InfGen, kind: Kind, enlargement: Enlargement | None, shapes: tuple[FixedShape, ...]) -> Graph:
+    config = model.config
+    sizes = config.sizes(enlargement)
+    *inputs, output = (
+        dataclasses.replace(spec.of(sizes), about=spec.about.format(space=config.latent_space))
+        for spec in (*kind.inputs, kind.output)
+    )
+    named = dict.fromkeys(name for spec in inputs for _, _, name in spec.named())
+    bounds = {name: (1, MAX_TOKENS if name in ("ht", "wt") else MAX_CELLS) for name in named}
+    if shapes:
+        least, most = _sides(shapes[0]), _sides(shapes[-1])
+        bounds = {name: (least[name], most[name]) for name in named}
+    module: nn.Module
+    if kind == DECODE:
+        module = _Decode(model, bool(shapes), enlargement)
+    elif kind == REFINE and enlargement and model.refine:
+        module = _Refine(model.refine, enlargement)
+    else:
+        module = getattr(model, kind.name)
+    return Graph(kind.name, config, module, tuple(inputs), output, bounds, shapes, enlargement)
+
+
+def _sides(shape: FixedShape) -> dict[str, int]:
+    """The named dimensions of decode and encode at one of a recipe's shapes."""
+    image = (side // DecoderConfig.PATCH for side in shape.image)
+    return dict(zip(("hk", "wk", "ht", "wt", "h", "w"), (*shape.context, *shape.tokens, *image), strict=True))
