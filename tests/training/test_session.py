@@ -1,0 +1,41 @@
+"""A whole session in miniature, on the CPU."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from infgen_model import PRESETS
+from infgen_model.checkpoint import save_checkpoint
+from infgen_training import session
+
+from .conftest import TINY, tiny_model
+
+
+def test_a_session_makes_shards_trains_and_evaluates_and_goes_on(
+    photos: Path, teacher: Path, enlarger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PRESETS, "edge", lambda space, channels: dataclasses.replace(TINY, latent_channels=channels))
+    save_checkpoint(tmp_path / "start", tiny_model())
+    folder = tmp_path / "session"
+    given = ["--photos", photos, "--val", photos, "--teacher", teacher, "--enlarger", enlarger, "--count", 3]
+    given += ["--set", "cells=2", "--set", "margin=0", "--device", "cpu", "--no-eye", "-o", folder]
+    given += ["--start", tmp_path / "start", "--set", "minutes=5", "--minutes", 0.1]
+    steps = []
+    for _ in range(2):
+        result = CliRunner().invoke(session.main, [*map(str, given)])
+        assert result.exit_code == 0, result.output
+        steps.append(json.loads((folder / "run" / "progress.json").read_text())["step"])
+    assert 0 < steps[0] < steps[1], "the second goes on where the first stopped"
+    assert sorted(file.name.partition("-")[0] for file in (folder / "shards").iterdir()) == ["photo", "sharp"]
+    report = json.loads((folder / "report" / "report.json").read_text())
+    assert set(report["scales"]["4"]) >= {"infgen", "teacher + Real-ESRGAN"}
+
+
+def test_time_that_is_over_before_training_is_said(photos: Path, teacher: Path, enlarger: Path, tmp_path: Path) -> None:
+    given = ["--photos", photos, "--val", photos, "--teacher", teacher, "--enlarger", enlarger, "--count", 1]
+    given += ["--no-eye", "--device", "cpu", "-o", tmp_path / "session", "--minutes", "0.0001"]
+    result = CliRunner().invoke(session.main, [*map(str, given)])
+    assert result.exit_code == 1 and "minutes are over before training starts" in result.output

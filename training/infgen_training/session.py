@@ -1,0 +1,76 @@
+"""All of it within a time: ``python -m infgen_training.session --photos DIR --val DIR ... -o SESSION --minutes 28``.
+
+A session makes shards, trains and evaluates, so that a device that is lent for half an hour is used to the last minute.
+Running the command again goes on where it stopped: shards that are there are used, and a run is continued. A schedule
+over several sessions is set with ``--set minutes=N``; otherwise the first session's training is all of it. On a CPU the
+same command with ``--minutes 3`` and a few photographs rehearses it.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+import torch
+
+from infgen_training import evaluate, train, views
+
+_MAKING = 0.2
+"""Share of the time in which views with sharp pictures are made."""
+_EVALUATING = 0.12
+"""Share of the time that is left for the evaluation."""
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+@click.command()
+@click.option("--photos", type=_FOLDER, required=True, help="Photographs to learn from.")
+@click.option("--val", type=_FOLDER, required=True, help="Photographs to evaluate on, which are not learnt from.")
+@click.option("--teacher", type=_FILE, required=True, help="Python file with load_encoder() and load_decoder().")
+@click.option("--enlarger", type=_FILE, required=True, help="Python file with load_x4plus() and load_animevideo().")
+@click.option("--vgg", type=_FILE, help="Weights of LPIPS with VGG16, for LPIPS and the adversary.")
+@click.option("--start", type=_FOLDER, help="Checkpoint to start from; the teacher and the enlarger if omitted.")
+@click.option("--count", default=340, show_default=True, help="Views of each kind at most.")
+@click.option("--minutes", default=28.0, show_default=True, help="Of the whole session.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="As for infgen_training.train.")
+@click.option("--eye/--no-eye", default=True, show_default=True, help="LPIPS and patch Frechet distances.")
+@click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
+@click.option("-o", "--session", type=click.Path(file_okay=False, path_type=Path), required=True)
+def main(
+    photos: Path, val: Path, teacher: Path, enlarger: Path, vgg: Path | None, start: Path | None, count: int,
+    minutes: float, settings: tuple[str, ...], eye: bool, device: str, session: Path,
+) -> None:  # fmt: skip
+    """Makes shards, trains and evaluates within a time."""
+    began = time.monotonic()
+    shards, run = session / "shards", session / "run"
+
+    def left() -> float:
+        return minutes - (time.monotonic() - began) / 60
+
+    if not shards.exists():
+        source = ("--photos", photos, "--teacher", teacher, "--count", count, "--device", device, "-o", shards)
+        _call(views.main, *source)
+        _call(views.main, *source, "--enlarger", enlarger, "--minutes", _MAKING * minutes)
+    options: list[object] = ["--shards", shards, "--device", device, "-o", run]
+    options += ["--start", start] if start else ["--teacher", teacher, "--enlarger", enlarger]
+    options += ["--vgg", vgg] if vgg else []
+    training = left() - _EVALUATING * minutes
+    if training <= 0:
+        raise click.ClickException(f"{minutes:g} minutes are over before training starts: use --minutes or --count")
+    schedule = () if (run / "train.json").exists() else (f"minutes={training}",)
+    for setting in (*schedule, *settings):
+        options += ["--set", setting]
+    _call(train.main, *options, "--minutes", training)
+    known = ("--photos", val, "--teacher", teacher, "--enlarger", enlarger, "-o", session / "report")
+    _call(evaluate.main, run / "checkpoint", *known, *(() if eye else ("--no-eye",)))
+    click.echo(f"{minutes - left():.1f} of {minutes:g} minutes")
+
+
+def _call(command: click.Command, *arguments: object) -> None:
+    command.main([str(each) for each in arguments], standalone_mode=False)
+
+
+if __name__ == "__main__":
+    main()
