@@ -25,6 +25,7 @@ from infgen_rt.backend.candidates import Survey
 from infgen_rt.backend.protocol import KNOWN
 from infgen_rt.bundle.folder import DEFAULT_BUNDLE, Bundle
 from infgen_rt.common.folders import VARIABLE
+from infgen_rt.common.pixels import psnr
 from infgen_rt.errors import BackendError
 
 SCALES = (1, 2, 4)
@@ -45,12 +46,6 @@ def ways(bundle: Path) -> list[tuple[str, str, str]]:
             found += [(name, device, "exact")] if any(candidate.exact for candidate in here) else []
             found += [(name, device, "fast")] if not all(candidate.exact for candidate in here) else []
     return found
-
-
-def psnr(picture: Path, reference: Path) -> float:
-    """In decibels; infinite when equal."""
-    error = np.square(np.load(picture).astype(float) - np.load(reference)).mean()
-    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 
 
 @click.command()
@@ -82,7 +77,7 @@ def main(model: Path, sample: str, threads: int, repeat: int, file: Path | None)
             samples.setdefault(f"{' '.join(way)} {scale}", []).append(result)
             if number == 0:
                 reference = folder / f"{'-'.join(REFERENCE)}-{scale}.npy"
-                quality[(*way, scale)] = psnr(output, reference)
+                quality[(*way, scale)] = psnr(np.load(output), np.load(reference), 255)
         click.echo(f"{latent.shape[2]}x{latent.shape[1]} cells, {threads} threads, {repeat} runs each, {_machine()}\n")
         header = ["backend", "device", "precision", "arithmetic", "s a megapixel at 1x", "2x", "4x"]
         header += ["peak MiB at 4x", "PSNR at 1x", "4x"]

@@ -43,3 +43,9 @@ class Cancelled(InfGenError):
 
 class InfGenWarning(UserWarning):
     """Something looks wrong, and the work goes on."""
+
+
+def one_line(error: Exception, longest: int | None = None) -> str:
+    """What a foreign error says, on one line, which is cut if it is longer than so many characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if longest is None or len(text) <= longest else text[:longest] + "..."

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from infgen_export.report import Report
 
 
+LONGEST = 300
+"""Characters that are told of what a converter or a runtime says: some print whole graphs."""
+
+
 class RequestError(InputError):
     """An export that was asked for is not possible; found before any work starts."""
 
@@ -24,9 +28,3 @@ class ExportError(InfGenError):
     def __init__(self, text: str, report: Report | None = None) -> None:
         super().__init__(text)
         self.report = report
-
-
-def one_line(error: Exception) -> str:
-    """What a foreign error says, on one line of bearable length."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:300] + "..."

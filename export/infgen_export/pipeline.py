@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from infgen_export import footprint
-from infgen_export.errors import ExportError, RequestError, one_line
+from infgen_export.errors import LONGEST, ExportError, RequestError
 from infgen_export.inputs import trace_inputs
 from infgen_export.quiet import quiet
 from infgen_export.recipes import Recipe, select
@@ -31,6 +31,7 @@ from infgen_model.graphs import MAX_CELLS, MAX_TOKENS, Graph, graphs_of
 from infgen_rt.bundle import manifest as bundle
 from infgen_rt.bundle.graphs import kind_of
 from infgen_rt.bundle.manifest import MANIFEST, FileInfo, Halo, Manifest, Memory, ModelInfo, Shapes
+from infgen_rt.errors import one_line
 from infgen_rt.geometry.shapes import Size
 
 _UNMEASURED = Memory(0, 0, 0)
@@ -156,7 +157,7 @@ class _Work:
                 session = target.load(path, graph.name)
         # Converters raise whatever they like.
         except Exception as error:
-            raise ExportError(f"{recipe.name} {graph.name} cannot be converted: {one_line(error)}") from error
+            raise ExportError(f"{recipe.name} {graph.name} cannot be converted: {one_line(error, LONGEST)}") from error
         entry = GraphReport(
             recipe=recipe.name,
             graph=graph.name,

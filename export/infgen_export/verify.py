@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from infgen_export.errors import ExportError, one_line
+from infgen_export.errors import LONGEST, ExportError
 from infgen_export.inputs import context_inputs, decode_inputs, fit, image_inputs
 from infgen_model import InfGen
 from infgen_model.graphs import Graph
 from infgen_rt.bundle.graphs import DECODE, ENCODE
+from infgen_rt.common.pixels import psnr
+from infgen_rt.errors import one_line
 from infgen_rt.geometry import grid as coordinates
 from infgen_rt.geometry.shapes import Box, Size
 
@@ -101,7 +103,7 @@ def verify(
             actual = run(inputs)
         # Runtimes raise whatever they like, most often for a dimension that was baked in.
         except Exception as error:
-            raise ExportError(f"{graph.name}, case {case.name}: {one_line(error)}") from error
+            raise ExportError(f"{graph.name}, case {case.name}: {one_line(error, LONGEST)}") from error
         if actual.shape != expected.shape:
             raise ExportError(
                 f"{graph.name}, case {case.name}: shape {list(actual.shape)}, expected {list(expected.shape)}"
@@ -141,9 +143,8 @@ def compare(graph: str, case: str, actual: Tensor, expected: Tensor, precision: 
     """Measures a result; full scale is 1, or the largest expected value if that is more."""
     scale = max(1.0, expected.abs().max().item())
     error = (actual.double() - expected.double()).abs().nan_to_num(math.inf) / scale
-    mean = error.square().mean().item()
     worst = tuple(int(i) for i in torch.unravel_index(error.argmax(), error.shape))
-    psnr = math.inf if mean == 0 else -10 * math.log10(mean)
+    ratio = psnr(actual.numpy(), expected.numpy(), scale)
     largest = error.max().item()
-    passed = largest <= TOLERANCE if precision == "fp32" else psnr >= LEAST_PSNR[precision]
-    return Check(graph, case, tuple(expected.shape), largest, psnr, worst, passed)
+    passed = largest <= TOLERANCE if precision == "fp32" else ratio >= LEAST_PSNR[precision]
+    return Check(graph, case, tuple(expected.shape), largest, ratio, worst, passed)

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import math
 import platform
 import statistics
 import time
@@ -24,9 +23,9 @@ from infgen_rt.backend.inputs import tile_inputs
 from infgen_rt.bundle.folder import Bundle
 from infgen_rt.bundle.manifest import Enlargement
 from infgen_rt.common.folders import cache_folder, write_cached
-from infgen_rt.common.pixels import FloatArray, fetch
+from infgen_rt.common.pixels import FloatArray, fetch, psnr
 from infgen_rt.common.schema import SchemaError, parse
-from infgen_rt.errors import InfGenWarning
+from infgen_rt.errors import InfGenWarning, one_line
 from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.shapes import Size
 from infgen_rt.geometry.tiling import LARGEST_SHARED_TILE, LARGEST_TILE
@@ -93,7 +92,7 @@ def measure(bundle: Bundle, candidates: Sequence[Candidate], threads: int | None
             image, speed = _run(bundle, candidate, threads)
         # A driver may raise anything; what cannot run is not chosen.
         except Exception as failure:
-            error = " ".join(str(failure).split()) or type(failure).__name__
+            error = one_line(failure)
         else:
             reference = image if reference is None else reference
             if image is not reference:
@@ -223,7 +222,5 @@ def _psnr(image: FloatArray, reference: FloatArray) -> float:
     if image.shape != reference.shape:
         rows, columns = (min(sides) for sides in zip(image.shape[1:], reference.shape[1:], strict=True))
         image, reference = image[:, :rows, :columns], reference[:, :rows, :columns]
-    error = float(np.square(image - reference, dtype=np.float64).mean())
-    if not math.isfinite(error):
-        return -math.inf
-    return 200.0 if error == 0 else -10 * math.log10(error)
+    # Equal pictures have a finite number too.
+    return min(200.0, psnr(image, reference))

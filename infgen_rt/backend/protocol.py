@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from infgen_rt.bundle.manifest import Recipe
-from infgen_rt.errors import BackendError
+from infgen_rt.errors import BackendError, one_line
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -185,12 +185,12 @@ def load_backend(name: str) -> Backend:
     try:
         backend: Backend = installed[name].load()()
     except ImportError as error:
-        raise AbsentError(f"backend {name!r} is not installed ({_one_line(error)}): {remedy}") from error
+        raise AbsentError(f"backend {name!r} is not installed ({one_line(error)}): {remedy}") from error
     except BackendError:
         raise
     # Whatever a half-installed library or a missing driver does when it is imported.
     except Exception as error:
-        raise BackendError(f"backend {name!r} is broken ({_one_line(error)}): reinstall it, {remedy}") from error
+        raise BackendError(f"backend {name!r} is broken ({one_line(error)}): reinstall it, {remedy}") from error
     return backend
 
 
@@ -220,7 +220,3 @@ def _lowest_version(name: str) -> str | None:
         return None
     found = (re.match(rf"{re.escape(name)}\s*>=\s*([\d.]+)", requirement) for requirement in requirements)
     return next((match[1] for match in found if match), None)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

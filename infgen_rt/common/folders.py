@@ -4,6 +4,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from infgen_rt.common.files import whole
+
 VARIABLE = "INFGEN_RT_CACHE"
 """Environment variable that names another folder."""
 
@@ -35,6 +37,5 @@ def write_cached(file: Path, text: str) -> None:
         OSError: it cannot be written.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as part:
-        part.write(text)
-    os.replace(part.name, file)
+    with whole(file) as partial:
+        partial.write_text(text, encoding="utf-8")

@@ -1,5 +1,6 @@
 """Array types, and the one place where decoded floats become colours."""
 
+import math
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -74,6 +75,24 @@ def to_floats(planes: FloatArray) -> FloatArray:
 def to_bytes(planes: FloatArray) -> ByteArray:
     """What `fetch` gives for 8 bits, as pixels: uint8 [h, w, 3]."""
     return fetch(planes, np.uint8).transpose(1, 2, 0)
+
+
+def psnr(picture: npt.NDArray[Any], truth: npt.NDArray[Any], largest: float = 1.0) -> float:
+    """Peak signal-to-noise ratio in decibels.
+
+    Args:
+        picture: of any shape.
+        truth: of the same.
+        largest: full scale, 255 for bytes.
+
+    Returns:
+        Infinity if they are equal, minus infinity if not all is finite.
+    """
+    with np.errstate(invalid="ignore"):
+        error = float(np.square(np.subtract(picture, truth, dtype=np.float64)).mean())
+    if not math.isfinite(error):
+        return -math.inf
+    return math.inf if error == 0 else 10 * math.log10(largest**2 / error)
 
 
 def level_type(bits: Bits) -> Level:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -14,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from infgen_model import DecoderConfig, InfGen
+from infgen_rt.common.files import whole
 from infgen_rt.errors import InputError
 
 CONFIG = "config.json"
@@ -37,9 +37,8 @@ def save_checkpoint(folder: Path, model: InfGen, dtype: torch.dtype = torch.floa
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(model.config.to_json(), indent=2) + "\n")
     state = {name: value.detach().to("cpu", dtype).contiguous() for name, value in model.state_dict().items()}
-    partial = folder / (WEIGHTS + ".partial")
-    save_file(state, partial)
-    os.replace(partial, folder / WEIGHTS)
+    with whole(folder / WEIGHTS) as partial:
+        save_file(state, partial)
 
 
 def load_checkpoint(folder: str | Path) -> InfGen:

@@ -15,7 +15,7 @@ import numpy as np
 from infgen_rt.backend.protocol import Device, Options, require_version
 from infgen_rt.bundle.manifest import Recipe
 from infgen_rt.common.pixels import FloatArray
-from infgen_rt.errors import BackendError, DecodeError
+from infgen_rt.errors import BackendError, DecodeError, one_line
 
 _DEVICES = {"ane": "Apple Neural Engine", "gpu": "Apple GPU", "cpu": "Apple CPU"}
 _UNITS = {"ane": "CPU_AND_NE", "gpu": "CPU_AND_GPU", "cpu": "CPU_ONLY"}
@@ -67,7 +67,7 @@ class Backend:
                 return Session(open_package(package, _digest(files), options))
         # coremltools raises plain RuntimeErrors, and whatever Core ML's bridge does.
         except Exception as error:
-            text = f"coremltools {self.version} cannot load the graph on {options.device}: {_one_line(error)}"
+            text = f"coremltools {self.version} cannot load the graph on {options.device}: {one_line(error)}"
             raise BackendError(text) from error
 
 
@@ -85,7 +85,7 @@ class Session:
         try:
             results = model.predict(dict(inputs))
         except Exception as error:
-            raise DecodeError(f"Core ML could not run the graph: {_one_line(error)}") from error
+            raise DecodeError(f"Core ML could not run the graph: {one_line(error)}") from error
         return {name: np.ascontiguousarray(result, np.float32) for name, result in results.items()}
 
     def close(self) -> None:
@@ -127,7 +127,3 @@ def _digest(files: Mapping[str, bytes]) -> str:
     for name in sorted(files):
         digest.update(name.encode() + b"\0" + hashlib.sha256(files[name]).digest())
     return digest.hexdigest()[:32]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

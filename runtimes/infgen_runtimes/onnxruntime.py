@@ -17,7 +17,7 @@ import onnxruntime as ort
 from infgen_rt.backend.protocol import Device, Options, Values, require_version
 from infgen_rt.bundle.manifest import Recipe
 from infgen_rt.common.cancellation import current
-from infgen_rt.errors import BackendError, DecodeError, InfGenWarning
+from infgen_rt.errors import BackendError, DecodeError, InfGenWarning, one_line
 
 from .ort_arrays import Array, Place
 
@@ -49,7 +49,7 @@ class Backend:
     name = "onnxruntime"
     target = "onnx"
     version = ort.__version__
-    # A tile a thread takes about 0.8 of the time, on two cores (`benchmarks.parallel`).
+    # A tile a thread takes about 0.8 of the time, on two cores (`benchmarks.studies.parallel`).
     parallel_on = ("cpu",)
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ class Backend:
             raise
         # ONNX Runtime's exceptions have no common base of their own.
         except Exception as error:
-            text = f"onnxruntime {ort.__version__} cannot load the graph on {options.device}: {_one_line(error)}"
+            text = f"onnxruntime {ort.__version__} cannot load the graph on {options.device}: {one_line(error)}"
             raise BackendError(text) from error
         if options.device != "cpu":
             _report_fallbacks(session, graph, options.device)
@@ -119,7 +119,7 @@ class Session:
                 else:
                     results = self._run_there(session, self._place, inputs, options)
         except Exception as error:
-            raise DecodeError(f"onnxruntime could not run the graph: {_one_line(error)}") from error
+            raise DecodeError(f"onnxruntime could not run the graph: {one_line(error)}") from error
         return dict(zip(self._outputs, results, strict=True))
 
     def _run_there(
@@ -321,9 +321,5 @@ def _plugins() -> "tuple[tuple[str, ort.OrtEpDevice], ...]":
             found += [(name, device) for device in ort.get_ep_devices()[before:]]
         # A plug-in for another machine or version must not take the CPU away.
         except Exception as error:
-            warnings.warn(f"{name} cannot be used: {_one_line(error)}", InfGenWarning, stacklevel=2)
+            warnings.warn(f"{name} cannot be used: {one_line(error)}", InfGenWarning, stacklevel=2)
     return tuple(found)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -11,7 +11,7 @@ from infgen_rt.backend.protocol import Device, Options, require_version
 from infgen_rt.bundle.manifest import Recipe
 from infgen_rt.common.cancellation import current
 from infgen_rt.common.pixels import FloatArray
-from infgen_rt.errors import BackendError, DecodeError
+from infgen_rt.errors import BackendError, DecodeError, one_line
 
 MODEL = "model.xml"
 WEIGHTS = "model.bin"
@@ -74,7 +74,7 @@ class Backend:
                 return Session(core, model, precision, {**settings, "CACHE_DIR": ""}, device)
         # OpenVINO raises plain RuntimeErrors; a KeyError is a bundle without one of the files.
         except Exception as error:
-            text = f"openvino {ov.__version__} cannot load the graph on {options.device}: {_one_line(error)}"
+            text = f"openvino {ov.__version__} cannot load the graph on {options.device}: {one_line(error)}"
             raise BackendError(text) from error
 
 
@@ -123,7 +123,7 @@ class Session:
             # A run that was stopped half way leaves some operations with its shapes, and others with those of the run
             # before: the next one would fail (OpenVINO 2026.4).
             self._parts = []
-            raise DecodeError(f"openvino could not run the graph: {_one_line(error)}") from error
+            raise DecodeError(f"openvino could not run the graph: {one_line(error)}") from error
         return {name: np.array(values[name], np.float32) for name in self._outputs}
 
     def close(self) -> None:
@@ -197,7 +197,3 @@ def _id(name: str) -> str:
 
 def _name(device: str) -> str:
     return device.upper().replace(":", ".")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -19,7 +19,7 @@ from infgen_rt.bundle.graphs import kind_of
 from infgen_rt.bundle.manifest import Recipe
 from infgen_rt.common.cancellation import current
 from infgen_rt.common.pixels import LARGEST, Number
-from infgen_rt.errors import BackendError, DecodeError
+from infgen_rt.errors import BackendError, DecodeError, one_line
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _LEVELS: dict[Number, torch.dtype] = {np.uint8: torch.uint8, np.uint16: torch.uint16}
@@ -71,7 +71,7 @@ class Backend:
             moved.requires_grad_(False)
         # A missing file, a config of another version, tensors that do not fit it, a device without memory.
         except Exception as error:
-            text = f"torch {torch.__version__} cannot load the graph on {options.device}: {_one_line(error)}"
+            text = f"torch {torch.__version__} cannot load the graph on {options.device}: {one_line(error)}"
             raise BackendError(text) from error
         return Session(moved, [spec.name for spec in entry.inputs], entry.output.name, device, options)
 
@@ -109,7 +109,7 @@ class Session:
                     values = result.cpu().contiguous().numpy()
         # Among others torch.cuda.OutOfMemoryError and whatever a driver reports.
         except Exception as error:
-            raise DecodeError(f"torch could not run the graph: {_one_line(error)}") from error
+            raise DecodeError(f"torch could not run the graph: {one_line(error)}") from error
         return {self._output: values}
 
     def close(self) -> None:
@@ -181,7 +181,3 @@ def _has_bf16() -> bool:
     """Whether the CPU computes in bfloat16; PyTorch has no public word for it, but oneDNN refuses where it cannot."""
     check = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return bool(check()) if check is not None else False
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -15,6 +15,8 @@ from PIL import Image
 from pytorch_msssim import ssim
 from ssimulacra2 import compute_ssimulacra2
 
+from infgen_rt.common import pixels
+
 _BLOCK = 16
 _FLAT = 8
 _VIVID = 100
@@ -22,8 +24,7 @@ _VIVID = 100
 
 def psnr(picture: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float:
     """Peak signal-to-noise ratio in decibels over all channels; infinite for equal pictures."""
-    error = np.square(picture.astype(np.float64) - truth).mean()
-    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+    return pixels.psnr(picture, truth, 255)
 
 
 def flat_errors(picture: NDArray[np.uint8], truth: NDArray[np.uint8]) -> dict[str, float]:
