@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import plots, report, suite
+from benchmarks import methods, plots, report, suite
 from benchmarks.cost import decoder_cost
 from infgen_model.checkpoint import CheckpointError
 from infgen_rt.bundle.folder import DEFAULT_BUNDLE
@@ -60,7 +60,7 @@ def main(
     if again:
         results = suite.Results.load(again)
     else:
-        extent = suite.QUICK if quick else suite.FULL
+        extent = methods.QUICK if quick else methods.FULL
         weights = {name: file for name, file in (("taef2", teacher), ("esrgan", enlarger)) if file}
         try:
             own = decoder_cost(checkpoint)  # first: a checkpoint that cannot be read is no end for a long run

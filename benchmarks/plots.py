@@ -14,9 +14,10 @@ from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from benchmarks.compare import LOWER  # noqa: E402
+from benchmarks.methods import METHODS, Job, Method
 from benchmarks.process import median  # noqa: E402
 from benchmarks.report import QUALITY, jobs, quality_of, scale_of  # noqa: E402
-from benchmarks.suite import METHODS, Job, Method, Results  # noqa: E402
+from benchmarks.suite import Results  # noqa: E402
 
 
 def draw(results: Results, folder: Path) -> list[Path]:

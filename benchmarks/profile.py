@@ -24,7 +24,7 @@ import onnx
 import onnxruntime
 import openvino
 
-from benchmarks.parallel import inputs_of
+from benchmarks.studies.parallel import inputs_of
 from infgen_rt.backend.candidates import Candidate, Survey
 from infgen_rt.backend.engine import Engine
 from infgen_rt.backend.protocol import Backend, Options, Session

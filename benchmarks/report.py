@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from benchmarks.methods import ENLARGED, METHODS, PROJECT, Job, Method
 from benchmarks.process import median, spread
-from benchmarks.suite import ENLARGED, METHODS, PROJECT, Job, Method, Results
+from benchmarks.suite import Results
 
 QUALITY = {
     "lpips": ("LPIPS", ".3f"),

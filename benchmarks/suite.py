@@ -1,210 +1,22 @@
-"""What is compared with what: methods, pictures, and how one run of all of it goes."""
+"""One run of all that is compared, and what came of it."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
+from benchmarks.machine import LIBRARIES, installed, machine
+from benchmarks.methods import Extent, Job, Method
 from benchmarks.peers import PEERS, write_peer
 from benchmarks.process import Order, median, run, start
 from infgen_export.quiet import quiet
 
-ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "torch": "PyTorch"}
-PROJECT = "infgen-rt"
-ENLARGED = "TAEF2 + Real-ESRGAN"
-"""A tiny decoder and a strong enlarger: what comes near this project's picture."""
-PACKAGES = ("infgen_rt", "infgen_model", "infgen_runtimes", "infgen_export", "infgen_training")
-LIBRARIES = (PROJECT, "numpy", "pillow", "onnxruntime", "openvino", "torch", "diffusers")
-
-
-@dataclass(frozen=True)
-class Method:
-    """One way to a picture.
-
-    Attributes:
-        name: For people.
-        kind: A function of ``benchmarks.contender``.
-        peer: Name of its network in ``peers.PEERS``; none for this project.
-        quality: What the evaluation command calls its result, where it measures that.
-        backend: Or engine.
-        precision: ``"exact"`` or ``"fast"``.
-        upscaler: Name of a second network, which takes tens of seconds: run once, and for few pictures.
-        tiling: See ``Order``.
-        native: Whether it decodes a latent as large as the picture / 8 instead of enlarging a small picture.
-        heavy: Minutes rather than seconds: run once, and for few pictures.
-        untiled: Whether this project decodes the picture as one tile: what tiling costs is the difference.
-        full: Whether it is for ``--full`` alone.
-    """
-
-    name: str
-    kind: str
-    peer: str | None = None
-    quality: str | None = None
-    backend: str = "onnxruntime"
-    precision: str = "exact"
-    upscaler: str | None = None
-    tiling: bool = False
-    native: bool = False
-    heavy: bool = False
-    untiled: bool = False
-    full: bool = False
-
-    @property
-    def label(self) -> str:
-        """Name and engine."""
-        return f"{self.name}, {self.engine}"
-
-    @property
-    def engine(self) -> str:
-        """What computes."""
-        return ENGINES[self.backend] + (" fast" if self.precision == "fast" else "")
-
-
-METHODS = (
-    Method("infgen-rt", "infgen", quality="infgen"),
-    Method("infgen-rt", "infgen", quality="infgen", backend="openvino"),
-    Method("infgen-rt", "infgen", quality="infgen", backend="openvino", precision="fast"),
-    Method("infgen-rt", "infgen", quality="infgen", backend="torch", full=True),
-    Method("infgen-rt, one tile", "infgen", quality="infgen", untiled=True),
-    Method("TAEF2 + bicubic", "graph", "taef2", "teacher + bicubic"),
-    Method("TAEF2 + bicubic", "graph", "taef2", "teacher + bicubic", backend="openvino"),
-    Method("TAEF2 + bicubic", "graph", "taef2", "teacher + bicubic", backend="openvino", precision="fast"),
-    Method("TAEF2 at full size", "graph", "taef2", native=True),
-    Method("TAEF2 at full size", "graph", "taef2", backend="openvino", native=True),
-    Method("TAEF2 at full size", "graph", "taef2", backend="openvino", precision="fast", native=True),
-    Method("FLUX.2 VAE + bicubic", "graph", "vae", heavy=True),
-    Method("FLUX.2 VAE + bicubic", "graph", "vae", backend="openvino", heavy=True),
-    Method("FLUX.2 VAE + bicubic", "diffusers", backend="torch", heavy=True),
-    Method("FLUX.2 VAE, tiling, + bicubic", "diffusers", backend="torch", tiling=True, heavy=True),
-    Method("FLUX.2 VAE at full size", "graph", "vae", native=True, heavy=True),
-    Method("FLUX.2 VAE at full size", "graph", "vae", backend="openvino", native=True, heavy=True, full=True),
-    Method(
-        "FLUX.2 VAE at full size",
-        "graph",
-        "vae",
-        backend="openvino",
-        precision="fast",
-        native=True,
-        heavy=True,
-        full=True,
-    ),
-    Method(
-        "FLUX.2 VAE, tiling, at full size",
-        "diffusers",
-        backend="torch",
-        tiling=True,
-        native=True,
-        heavy=True,
-        full=True,
-    ),
-    Method(ENLARGED, "graph", "taef2", "teacher + Real-ESRGAN", upscaler="esrgan"),
-    Method(ENLARGED, "graph", "taef2", "teacher + Real-ESRGAN", backend="openvino", upscaler="esrgan", full=True),
-    Method(
-        ENLARGED, "graph", "taef2", "teacher + Real-ESRGAN", backend="openvino", precision="fast", upscaler="esrgan"
-    ),
-    Method("FLUX.2 VAE + Real-ESRGAN", "graph", "vae", upscaler="esrgan", heavy=True, full=True),
-)
-
-
-@dataclass(frozen=True)
-class Job:
-    """A latent of ``cells`` (height, width) to a picture of ``size`` (width, height)."""
-
-    cells: tuple[int, int]
-    size: tuple[int, int]
-
-    @property
-    def pixels(self) -> int:
-        """Of the picture."""
-        return self.size[0] * self.size[1]
-
-    def __str__(self) -> str:
-        return f"{self.size[0]}x{self.size[1]} from {self.cells[1]}x{self.cells[0]} cells"
-
-
-@dataclass(frozen=True)
-class Extent:
-    """How much is measured.
-
-    Attributes:
-        jobs: Pictures that light methods make.
-        heavy: Those that heavy ones make too.
-        enlarged: Those that methods with an upscaler make; larger than their latent's own size.
-        viewport: Of which the middle is read.
-        start: To which a start is timed, from nothing; of heavy methods if they make pictures of such latents.
-        native: Pixels of the largest picture that peers decode from a latent of its size; heavy ones a quarter of it,
-            and the rest in tiles.
-        repeat: Runs of each; what takes minutes is run once.
-        full: Whether methods are measured that are for ``--full`` alone.
-    """
-
-    jobs: tuple[Job, ...]
-    heavy: tuple[Job, ...]
-    enlarged: tuple[Job, ...]
-    viewport: Job
-    start: Job
-    native: int
-    repeat: int
-    full: bool = True
-
-    @property
-    def methods(self) -> tuple[Method, ...]:
-        """Those that are measured at all."""
-        return tuple(method for method in METHODS if self.full or not method.full)
-
-    def includes(self, method: Method, job: Job) -> bool:
-        """Whether one of its methods makes a picture."""
-        if method.native:  # gigabytes a megapixel
-            whole = job.pixels <= (self.native // 4 if method.heavy else self.native)
-            return not whole and job.pixels <= self.native if method.tiling else whole
-        if method.upscaler and job not in self.enlarged:
-            return False
-        if method.untiled and job.pixels > SIZES[2][0] * SIZES[2][1]:
-            return False
-        return not method.heavy or job in self.heavy
-
-    def once(self, method: Method, job: Job) -> bool:
-        """Whether it takes so long that one run must do."""
-        return method.heavy or method.upscaler is not None or (method.native and job.pixels > self.native // 4)
-
-    def starts(self, method: Method) -> bool:
-        """Whether a method's start is timed: of those that decode the small latent, and do nothing more."""
-        seen = not method.heavy or self.start.cells in {job.cells for job in self.heavy}
-        return seen and not (method.native or method.untiled or method.upscaler)
-
-
-SIZES = ((1024, 1024), (1920, 1080), (3840, 2160), (7680, 4320))
-VIEWPORT = Job((64, 64), (16384, 16384))
-START = Job((64, 64), (512, 512))
-QUICK = Extent(
-    jobs=(Job((64, 64), SIZES[2]),),
-    heavy=(Job((32, 32), SIZES[0]),),
-    enlarged=(Job((32, 32), SIZES[0]),),
-    viewport=VIEWPORT,
-    start=START,
-    native=4 * 1024**2,
-    repeat=2,
-    full=False,
-)
-FULL = Extent(
-    jobs=tuple(Job(cells, size) for cells in ((64, 64), (128, 128)) for size in SIZES),
-    heavy=(Job((64, 64), SIZES[0]), Job((64, 64), SIZES[2])),
-    enlarged=tuple(Job((64, 64), size) for size in SIZES[:3]),
-    viewport=VIEWPORT,
-    start=START,
-    native=SIZES[2][0] * SIZES[2][1],
-    repeat=3,
-)
 Quality = dict[str, dict[str, dict[str, float | None]]]
 """Means by scale, method and metric, as the evaluation command writes them; None for what no picture has."""
 
@@ -275,7 +87,7 @@ def measure(
         folder: For graphs and latents.
         say: Told what is being done.
     """
-    results = Results(_machine(threads) | {"trained": sorted(weights)})
+    results = Results(machine(threads) | {"trained": sorted(weights)})
     for name in PEERS:
         say(f"building {name}")
         with quiet():
@@ -311,7 +123,7 @@ def measure(
             order = Order("products", product, latent_file(folder, (1, 1)), (1, 1), threads, engine, "cpu", precision)
             name = f"{engine} {precision}"
             results.peaks[name] = max(results.peaks.get(name, 0), run(order)["rate"])
-    results.installed = {name: size for name in LIBRARIES if (size := _installed(name))}
+    results.installed = {name: size for name in LIBRARIES if (size := installed(name))}
     return results
 
 
@@ -353,42 +165,3 @@ def _write_product(file: Path) -> None:
             external_data=False,
             verbose=False,
         )
-
-
-def _machine(threads: int) -> dict[str, Any]:
-    versions = {}
-    for name in LIBRARIES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return {
-        "processor": _processor(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "versions": versions,
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown"
-
-
-def _installed(name: str) -> int:
-    """Bytes of a distribution's files, or of this project's packages, which may be installed from their folders."""
-    if name == PROJECT:
-        found = (importlib.util.find_spec(package) for package in PACKAGES)
-        folders = [Path(spec.origin).parent for spec in found if spec is not None and spec.origin]
-        paths = [path for folder in folders for path in folder.rglob("*") if "__pycache__" not in path.parts]
-    else:
-        try:
-            paths = [Path(str(file.locate())) for file in metadata.files(name) or []]
-        except metadata.PackageNotFoundError:
-            return 0
-    return sum(path.stat().st_size for path in paths if path.is_file())

@@ -14,25 +14,8 @@ from PIL import Image
 
 import benchmarks.__main__
 import infgen_rt
-from benchmarks import (
-    attention,
-    backends,
-    chooser,
-    comb,
-    compare,
-    cost,
-    extrapolation,
-    memory,
-    parallel,
-    peers,
-    plots,
-    process,
-    profile,
-    report,
-    stopping,
-    study,
-    suite,
-)
+from benchmarks import backends, compare, cost, memory, methods, peers, plots, process, profile, report, suite
+from benchmarks.studies import attention, chooser, comb, extrapolation, parallel, stopping, study
 from infgen_export.work import multiply_adds
 from infgen_model import PRESETS, InfGen, edge
 from infgen_model.checkpoint import load_checkpoint, save_checkpoint
@@ -121,10 +104,10 @@ def results() -> suite.Results:
                 {"seconds": (20 if method.upscaler else 1) * factor * job.size[0] / 1e3, "peak": 2e8}
                 for factor in (1.0, 1.1, 1.2)
             ]
-            for method in suite.METHODS
-            if suite.FULL.includes(method, job)
+            for method in methods.METHODS
+            if methods.FULL.includes(method, job)
         }
-        for job in suite.FULL.jobs
+        for job in methods.FULL.jobs
     }
     viewport = {"infgen-rt, ONNX Runtime": [{"seconds": 1.0, "again": 0.1, "moved": 0.5, "peak": 2e8}]}
     peaks = {"onnxruntime exact": 1e11, "openvino exact": 1e11, "openvino fast": 2e11}
@@ -149,7 +132,7 @@ def test_results_become_a_table_and_plots(results: suite.Results, tmp_path: Path
     assert "abacus, 2 threads" in text and "With random weights, for what they cost: FLUX.2's VAE\n" in text
     assert "| infgen-rt, ONNX Runtime | 0.50 | 0.75 | 191 |" in text
     assert "| 1 | TAEF2 |  |  | 34.00 | 2.00 |" in text and "| 2 | infgen-rt | 0.210 | 12.3 | 31.00 | 1.50 |" in text
-    for width, height in suite.SIZES[:3]:
+    for width, height in methods.SIZES[:3]:
         mine = f"{1.1 * width / 1e3:.2f} | {22 * width / 1e3:.2f} | 20.0 |"
         assert f"| {width}x{height} from 64x64 cells | ONNX Runtime | {mine}" in text
     files = plots.draw(results, tmp_path)
@@ -158,7 +141,7 @@ def test_results_become_a_table_and_plots(results: suite.Results, tmp_path: Path
 
 
 def test_work_is_that_of_the_enlargement_of_a_job_s_scale(results: suite.Results) -> None:
-    method = next(each for each in suite.METHODS if each.name == suite.PROJECT)
+    method = next(each for each in methods.METHODS if each.name == methods.PROJECT)
     for size, context, decoded in (
         ((512, 512), 4e6, 512 * 512),
         ((768, 512), 8e6, 768 * 512),  # by the longer way
@@ -166,27 +149,29 @@ def test_work_is_that_of_the_enlargement_of_a_job_s_scale(results: suite.Results
         ((1032, 1024), 16e6, 1032 * 1024),
         ((3840, 2160), 16e6, 2048 * 2048),  # beyond all of them: resampled
     ):
-        work = report.work(method, suite.Job((64, 64), size), results)
+        work = report.work(method, methods.Job((64, 64), size), results)
         assert work == pytest.approx(context * 64 * 64 + 3e4 * decoded)
     # An earlier version's results do not tell.
     results.own = {}
-    assert report.work(method, suite.Job((64, 64), (512, 512)), results) is None
+    assert report.work(method, methods.Job((64, 64), (512, 512)), results) is None
     assert "| infgen-rt, ONNX Runtime | 1.13 |" in report.markdown(results)
 
 
 def test_what_does_not_fit_whole_is_decoded_in_tiles_and_no_other_picture() -> None:
     def sizes(tiling: bool) -> set[tuple[int, int]]:
-        heavy = [method for method in suite.METHODS if method.native and method.heavy and method.tiling == tiling]
-        return {job.size for job in suite.FULL.jobs for method in heavy if suite.FULL.includes(method, job)}
+        heavy = [method for method in methods.METHODS if method.native and method.heavy and method.tiling == tiling]
+        return {job.size for job in methods.FULL.jobs for method in heavy if methods.FULL.includes(method, job)}
 
     assert sizes(tiling=False) == {(1024, 1024), (1920, 1080)} and sizes(tiling=True) == {(3840, 2160)}
-    for extent, count in ((suite.FULL, 3), (suite.QUICK, 1)):
-        strong = [method for method in extent.methods if method.name == suite.ENLARGED]
+    for extent, count in ((methods.FULL, 3), (methods.QUICK, 1)):
+        strong = [method for method in extent.methods if method.name == methods.ENLARGED]
         made = {job for job in (*extent.heavy, *extent.jobs) for method in strong if extent.includes(method, job)}
         assert made == set(extent.enlarged) and len(made) == count
         assert all(job.pixels > 64 * job.cells[0] * job.cells[1] for job in made)
         assert all(extent.once(method, job) and not extent.starts(method) for method in strong for job in made)
-    assert not any(method.full for method in suite.QUICK.methods) and set(suite.FULL.methods) == set(suite.METHODS)
+    assert not any(method.full for method in methods.QUICK.methods) and set(methods.FULL.methods) == set(
+        methods.METHODS
+    )
 
 
 def test_a_slower_run_is_told_from_noise(results: suite.Results, tmp_path: Path) -> None:
@@ -194,7 +179,7 @@ def test_a_slower_run_is_told_from_noise(results: suite.Results, tmp_path: Path)
     results.save(old)
     results.save(new)
     assert CliRunner().invoke(compare.main, [str(old), str(new)]).exit_code == 0
-    job, method = str(suite.FULL.jobs[0]), suite.METHODS[0].label
+    job, method = str(methods.FULL.jobs[0]), methods.METHODS[0].label
     for factor, told, code in ((1.15, "nothing changed", 0), (1.5, "WORSE", 1), (0.5, "better", 0)):
         data = json.loads(old.read_text())
         data["runs"][job][method] = [
@@ -238,17 +223,17 @@ def test_an_enlarger_is_timed_with_the_weights_that_it_is_given(tmp_path: Path, 
 
 @pytest.mark.slow
 def test_a_quick_run_measures_every_method(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    job, view = suite.Job((8, 8), (256, 256)), suite.Job((8, 8), (512, 512))
-    extent = suite.Extent((), (job,), (job,), view, suite.Job((8, 8), (64, 64)), 10**6, repeat=1)
-    monkeypatch.setattr(suite, "QUICK", extent)
+    job, view = methods.Job((8, 8), (256, 256)), methods.Job((8, 8), (512, 512))
+    extent = methods.Extent((), (job,), (job,), view, methods.Job((8, 8), (64, 64)), 10**6, repeat=1)
+    monkeypatch.setattr(methods, "QUICK", extent)
     save_checkpoint(tmp_path / "checkpoint", InfGen(edge()))
     options = ["--quick", "--checkpoint", str(tmp_path / "checkpoint"), "-o", str(tmp_path / "o")]
     result = CliRunner().invoke(benchmarks.__main__.main, options)
     assert result.exit_code == 0, result.output
     found = json.loads((tmp_path / "o" / "results.json").read_text())
-    assert set(found["runs"][str(job)]) == {method.label for method in suite.METHODS if extent.includes(method, job)}
+    assert set(found["runs"][str(job)]) == {method.label for method in methods.METHODS if extent.includes(method, job)}
     assert all(entry["seconds"] > 0 for runs in found["runs"][str(job)].values() for entry in runs)
-    assert set(found["starts"]) == {method.label for method in suite.METHODS if extent.starts(method)}
+    assert set(found["starts"]) == {method.label for method in methods.METHODS if extent.starts(method)}
     assert all(0.1 < entry["first"] <= entry["finished"] for runs in found["starts"].values() for entry in runs)
     # What the literature says of them: 4.7 M and 271 thousand multiply-adds a pixel, 16.7 M parameters' worth a pixel.
     assert found["costs"]["vae"] / 64 == pytest.approx(4.73e6, rel=0.05)

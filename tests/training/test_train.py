@@ -23,7 +23,8 @@ from infgen_training.config import PARTS, Lesson, TrainConfig
 from infgen_training.losses import Vgg
 from infgen_training.precision import has_bfloat16
 from infgen_training.teacher import load_function
-from infgen_training.train import Diverged, Trainer, drawn, main, make_optimizer
+from infgen_training.train import drawn, main
+from infgen_training.trainer import Diverged, Trainer, make_optimizer
 from infgen_training.views import View, save_shards
 from infgen_training.warmstart import COPIED
 

@@ -1,4 +1,4 @@
-"""Pictures to choose from without knowing whose they are: ``python -m benchmarks.chooser CHECKPOINT --photos DIR ...``.
+"""Pictures to choose from without knowing whose they are: ``python -m benchmarks.studies.chooser``.
 
 For each place in a photograph, one image: the truth on the left, and beside it, as A and B in random order, what the
 model makes of the reduced photograph's latent and what TAEF2 and Real-ESRGAN make of it, at 100 %. Write down which of

@@ -1,4 +1,4 @@
-"""What it takes to stop: ``python -m benchmarks.stopping``.
+"""What it takes to stop: ``python -m benchmarks.studies.stopping``.
 
 How long a picture goes on after it was cancelled, at moments from its first graph to its last tiles, and what a process
 holds of its memory after a decoder is closed; every picture in a fresh process.

@@ -1,4 +1,4 @@
-"""Patterns that pixel shuffles leave in the picture: ``python -m benchmarks.comb [--model BUNDLE]``.
+"""Patterns that pixel shuffles leave in the picture: ``python -m benchmarks.studies.comb [--model BUNDLE]``.
 
 A shuffle makes neighbouring pixels of different channels. What the channels do not agree on comes back every two or
 four pixels, like the teeth of a comb: flat areas (sky) show it as a grid, straight edges as steps. Measured is the mean

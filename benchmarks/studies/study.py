@@ -1,4 +1,4 @@
-"""What a part of the model, or of its training, is worth: ``python -m benchmarks.study --shards DIR --photos DIR ...``.
+"""What a part of the model, or of its training, is worth: ``python -m benchmarks.studies.study``.
 
 Every variant starts as ``infgen_training.train`` starts a new model, learns for the same steps from the same batches,
 and is measured on photographs that were kept out of training: what it wins, beside what it costs. Steps are few, so
@@ -28,7 +28,8 @@ from infgen_training.evaluate import OURS, evaluate
 from infgen_training.losses import Vgg
 from infgen_training.perception import Eye
 from infgen_training.teacher import Teacher
-from infgen_training.train import Trainer, drawn
+from infgen_training.train import drawn
+from infgen_training.trainer import Trainer
 from infgen_training.views import load_shards, photo_files
 from infgen_training.warmstart import warm_start
 

@@ -1,4 +1,4 @@
-"""Tiles one after another with all threads, or side by side with a thread each: ``python -m benchmarks.parallel``.
+"""Tiles one after another, or side by side with a thread each: ``python -m benchmarks.studies.parallel``.
 
 Which is faster differs from one backend to another; the runtime does what this finds (`Backend.parallel_on`).
 """

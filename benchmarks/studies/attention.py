@@ -1,4 +1,4 @@
-"""Forms of cross-attention in each runtime: ``python -m benchmarks.attention``.
+"""Forms of cross-attention in each runtime: ``python -m benchmarks.studies.attention``.
 
 Measures one attention layer for a tile of 64x64 tokens, exported in every form that a target has for it, each in a
 process of its own: seconds (median) and how much the process grew. Global attention sees 64x64 cells; attention within
@@ -161,7 +161,7 @@ def row(target: str, kind: str, form: str, scale: int) -> str:
             warnings.simplefilter("ignore")
             export(layer, values, form, file)
         np.savez(file.with_name("values.npz"), *(value.numpy() for value in values))
-        command = [sys.executable, "-m", "benchmarks.attention", "--one", target, str(file)]
+        command = [sys.executable, "-m", "benchmarks.studies.attention", "--one", target, str(file)]
         result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise click.ClickException(result.stderr.strip().splitlines()[-1])

@@ -1,4 +1,4 @@
-"""Ways beyond the trained range: ``python -m benchmarks.extrapolation --photos DIR --teacher FILE``.
+"""Ways beyond the trained range: ``python -m benchmarks.studies.extrapolation --photos DIR --teacher FILE``.
 
 As in ``infgen_training.evaluate``, the true picture is the photograph, and the latent is made of its copy reduced by
 the scale, so every way has to bring back what the reduction took. That takes large photographs: of one of 2048x1152, 8

@@ -1,0 +1,55 @@
+"""What benchmarks run on: the machine, the versions, the bytes of what is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from benchmarks.methods import PROJECT
+
+PACKAGES = ("infgen_rt", "infgen_model", "infgen_runtimes", "infgen_export", "infgen_training")
+LIBRARIES = (PROJECT, "numpy", "pillow", "onnxruntime", "openvino", "torch", "diffusers")
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """What a report says of the machine."""
+    versions = {}
+    for name in LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "processor": _processor(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "versions": versions,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown"
+
+
+def installed(name: str) -> int:
+    """Bytes of a distribution's files, or of this project's packages, which may be installed from their folders."""
+    if name == PROJECT:
+        found = (importlib.util.find_spec(package) for package in PACKAGES)
+        folders = [Path(spec.origin).parent for spec in found if spec is not None and spec.origin]
+        paths = [path for folder in folders for path in folder.rglob("*") if "__pycache__" not in path.parts]
+    else:
+        try:
+            paths = [Path(str(file.locate())) for file in metadata.files(name) or []]
+        except metadata.PackageNotFoundError:
+            return 0
+    return sum(path.stat().st_size for path in paths if path.is_file())
