@@ -113,7 +113,7 @@ def train(
         log.add(trainer.step, batch, trainer.train_step(batch, done), spent)
         now = time.monotonic()
         spent, last = spent + min(now - last, _PAUSE), now
-        if now - saved > 60 * config.save_every:
+        if now - saved > 60 * config.save_every and not trainer.bad:
             trainer.save(run, spent / 60)
             saved = now
     trainer.save(run, spent / 60)

@@ -37,6 +37,9 @@ class Diverged(RuntimeError):
 class Trainer:
     """A model, its average and what teaches them.
 
+    Attributes:
+        bad: Steps in a row, up to now, whose gradient was not finite.
+
     Args:
         config: Of the run.
         model: Trained in place.
@@ -59,7 +62,7 @@ class Trainer:
         self.adversary = Adversary(device, config.adversary_lr)
         self.balance: float | None = None
         self._began = step
-        self._bad = 0
+        self.bad = 0
         if config.compile:
             for part in _compiled(self.model):
                 part.compile(dynamic=True)
@@ -83,10 +86,10 @@ class Trainer:
         total.backward()
         learning = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(learning, self.config.clip)
-        self._bad = 0 if torch.isfinite(norm) else self._bad + 1
-        if self._bad > _BAD_STEPS:
+        self.bad = 0 if torch.isfinite(norm) else self.bad + 1
+        if self.bad > _BAD_STEPS:
             raise Diverged(f"at step {self.step} the loss is {total.item()}, and no gradient was finite for a while")
-        if not self._bad:
+        if not self.bad:
             self.optimizer.step()
             self._update_average()
         self.optimizer.zero_grad(set_to_none=True)
