@@ -18,7 +18,7 @@ SCALES = (1, 2, 4)
 
 
 def decoder_cost(checkpoint: Path) -> dict[str, dict[str, float]]:
-    """Multiply-adds by scale: of the context a cell, of decode a pixel, and of both together a pixel."""
+    """Multiply-adds by scale: of the context per cell, of decode per pixel, and of both per pixel."""
     model, costs = load_checkpoint(checkpoint), {}
     latent = torch.zeros(1, model.config.latent_channels, CELLS, CELLS)
     for scale in SCALES:
@@ -48,18 +48,18 @@ def main(checkpoint: Path, teacher: Path | None) -> None:
         click.echo(f"{name}: {parameters / 1e6:.2f} M parameters")
     for scale, cost in decoder_cost(checkpoint).items():
         click.echo(
-            f"scale {scale}: {cost['pixel'] / 1e3:.1f} thousand multiply-adds a pixel: the context "
-            f"{cost['context'] / 1e6:.2f} M a cell, decode {cost['decode'] / 1e3:.1f} thousand a pixel"
+            f"scale {scale}: {cost['pixel'] / 1e3:.1f} thousand multiply-adds per pixel: the context "
+            f"{cost['context'] / 1e6:.2f} M per cell, decode {cost['decode'] / 1e3:.1f} thousand per pixel"
         )
     latent = torch.zeros(1, model.config.latent_channels, CELLS, CELLS)
     image = torch.zeros(1, 3, 8 * CELLS, 8 * CELLS)
     encode = multiply_adds(lambda: model.encode(image)) / (8 * CELLS) ** 2
-    click.echo(f"encode: {encode / 1e3:.1f} thousand multiply-adds a pixel")
+    click.echo(f"encode: {encode / 1e3:.1f} thousand multiply-adds per pixel")
     if teacher:
         pair = Teacher.load(teacher)
         for name, run in (("decoder", lambda: pair.decode(latent)), ("encoder", lambda: pair.encode(image))):
             work = multiply_adds(run) / (8 * CELLS) ** 2
-            click.echo(f"teacher's {name}: {work / 1e3:.1f} thousand multiply-adds a pixel")
+            click.echo(f"teacher's {name}: {work / 1e3:.1f} thousand multiply-adds per pixel")
 
 
 if __name__ == "__main__":

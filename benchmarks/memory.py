@@ -1,7 +1,7 @@
 """What ``memory=`` promises, beside what a process has at its peak: ``python -m benchmarks.memory``.
 
 Large pictures, and pictures of large latents, are decoded into files, each in a fresh process and in the amount of
-memory that it is given; seconds a megapixel show whether time grows with the pixels.
+memory that it is given; seconds per megapixel show whether time grows with the pixels.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ PROMISES = (
 def main(model: Path, backend: str, precision: str, threads: int) -> None:
     """Decodes pictures into files and prints what that took."""
     click.echo(
-        "| picture | file | allowed MB | peak MB | kept | seconds | s a megapixel |\n|---|---|---|---|---|---|---|"
+        "| picture | file | allowed MB | peak MB | kept | seconds | s per megapixel |\n|---|---|---|---|---|---|---|"
     )
     with tempfile.TemporaryDirectory() as name:
         for promise in PROMISES:

@@ -147,7 +147,7 @@ class Extent:
 
     def includes(self, method: Method, job: Job) -> bool:
         """Whether one of its methods makes a picture."""
-        if method.native:  # gigabytes a megapixel
+        if method.native:  # gigabytes per megapixel
             whole = job.pixels <= (self.native // 4 if method.heavy else self.native)
             return not whole and job.pixels <= self.native if method.tiling else whole
         if method.upscaler and job not in self.enlarged:

@@ -71,7 +71,7 @@ def _quality(results: Results, file: Path) -> Path:
             text = f"{method.name}, {scale_of(job):.1f}x"
             axes.annotate(text, place, xytext=(0, 7), textcoords="offset points", fontsize=7, ha="center")
         told |= {method, (method.name, value)}
-    axes.set(xscale="log", xlabel="seconds a megapixel", ylabel=QUALITY[name][0])
+    axes.set(xscale="log", xlabel="seconds per megapixel", ylabel=QUALITY[name][0])
     if name in LOWER:
         axes.invert_yaxis()
     return _finish(figure, axes, file)

@@ -245,7 +245,7 @@ def summary(way: str, case: str, profile: Profile) -> str:
 @click.option("--backend", "names", multiple=True, default=("onnxruntime", "openvino"), show_default=True)
 @click.option("--runs", default=7, show_default=True, help="Of which the medians are printed.")
 def main(model: Path, threads: int, scales: str, names: tuple[str, ...], runs: int) -> None:
-    """Prints, for each graph and runtime, milliseconds and thousand million multiply-adds a second by kind.
+    """Prints, for each graph and runtime, milliseconds and thousand million multiply-adds per second by kind.
 
     Last of all, in one table: the operations that are left of each graph, its time, and what takes most of it.
     """

@@ -109,7 +109,7 @@ def markdown(results: Results) -> str:
     for name, runs in results.starts.items():
         cells = [f"{median(runs, key):.2f}" for key in ("first", "finished")]
         lines.append(_row(name, *cells, f"{median(runs, 'peak') / 2**20:.0f}"))
-    lines += ["", "Largest matrix products, thousand million multiply-adds a second: " + _rates(results)]
+    lines += ["", "Largest matrix products, thousand million multiply-adds per second: " + _rates(results)]
     sizes = ", ".join(f"{name} {size / 1e6:.0f}" for name, size in results.installed.items())
     lines += ["", f"Installed, MB: {sizes}"]
     return "\n".join(lines)
@@ -119,7 +119,7 @@ def _job(job: Job, results: Results) -> list[str]:
     megapixels = job.pixels / 1e6
     runs = results.runs[str(job)]
     lines = [f"**{job}**", ""]
-    header = ("method", "median s", "least - most", "s a megapixel", "of ours", "peak MiB", "of the peak")
+    header = ("method", "median s", "least - most", "s per megapixel", "of ours", "peak MiB", "of the peak")
     lines += _table((*header, *(name for name, _ in QUALITY.values())))
     for method in METHODS:
         if method.label not in runs:

@@ -235,7 +235,7 @@ def test_a_quick_run_measures_every_method(monkeypatch: pytest.MonkeyPatch, tmp_
     assert all(entry["seconds"] > 0 for runs in found["runs"][str(job)].values() for entry in runs)
     assert set(found["starts"]) == {method.label for method in methods.METHODS if extent.starts(method)}
     assert all(0.1 < entry["first"] <= entry["finished"] for runs in found["starts"].values() for entry in runs)
-    # What the literature says of them: 4.7 M and 271 thousand multiply-adds a pixel, 16.7 M parameters' worth a pixel.
+    # What the literature says of them: 4.7 M and 271 thousand multiply-adds per pixel, and 16.7 M parameters' worth.
     assert found["costs"]["vae"] / 64 == pytest.approx(4.73e6, rel=0.05)
     assert found["costs"]["taef2"] / 64 == pytest.approx(271e3, rel=0.01)
     assert found["costs"]["esrgan"] == pytest.approx(17.9e6, rel=0.05)

@@ -83,7 +83,7 @@ def middles(files: Sequence[Path], folder: Path) -> list[Path]:
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Thousand multiply-adds a pixel, and LPIPS / PSNR, at each scale; a line each variant."""
+    """Thousand multiply-adds per pixel, and LPIPS / PSNR, at each scale; a line per variant."""
     names = [f"{scale:g}" for scale in SCALES]
     heads = [f"thousand a pixel at {name}" for name in names] + [f"LPIPS / PSNR at {name}" for name in names]
     lines = [f"| variant | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
@@ -102,7 +102,7 @@ def draw(results: Mapping[str, Mapping[str, Any]], file: Path) -> None:
             place = (result["costs"][f"{scale:g}"]["pixel"] / 1e3, result["scales"][f"{scale:g}"]["lpips"])
             panel.plot(*place, "o", color="tab:red" if variant == FIRST else "tab:blue")
             panel.annotate(variant, place, xytext=(4, 4), textcoords="offset points", fontsize=7)
-        panel.set(title=f"scale {scale:g}", xlabel="thousand multiply-adds a pixel", ylabel="LPIPS")
+        panel.set(title=f"scale {scale:g}", xlabel="thousand multiply-adds per pixel", ylabel="LPIPS")
         panel.invert_yaxis()
     figure.savefig(file, dpi=110)
     plt.close(figure)

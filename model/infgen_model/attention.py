@@ -102,7 +102,7 @@ def _fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Global attention as one node of ONNX Runtime's own, which never holds the scores of all tokens and cells.
 
     Standard ONNX does, as products and as ``Attention`` alike: for 64x64 cells and a tile of 64x64 tokens that is more
-    than a gigabyte, against a tenth of it here (``benchmarks.attention``). Only for tracing: computes nothing.
+    than a gigabyte, against a tenth of it here (``benchmarks.studies.attention``). Only for tracing: computes nothing.
     """
     batch, height, width, heads, depth = query.shape
     flat = [part.flatten(3).flatten(1, 2) for part in (query.to(value.dtype), key.to(value.dtype), value)]
@@ -121,7 +121,7 @@ def window_attention(query: Tensor, key: Tensor, value: Tensor, rows: Neighbours
     """Every token sees the K x K cells around it.
 
     Each cell is first given the keys and values of all K x K around it, as shifted copies, so that tokens fetch what
-    they see in one gather an axis, however many cells it is. Heads are summed over by a product with ones.
+    they see in one gather per axis, however many cells it is. Heads are summed over by a product with ones.
     """
     heads, depth = query.shape[3:]
     across, down = columns.count // 2, rows.count // 2

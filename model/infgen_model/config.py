@@ -52,7 +52,7 @@ class DecoderConfig:
         latent_space: Named convention of its latents, for example ``"flux2"``.
         latent_channels: Channels C of a latent [C, h, w].
         width: Channels of a token, and of what the context holds of a cell for attention.
-        trunk: Prefill's resolutions, from one position a cell on, each twice the one before; global statistics at the
+        trunk: Prefill's resolutions, from one position per cell on, each twice the one before; global statistics at the
             first only. Empty for a prefill that does no more than project.
         enlargements: By rising factor. The context carries the enlarged picture, and tokens correct it. Empty for a
             model whose tokens make the whole picture.
@@ -67,13 +67,13 @@ class DecoderConfig:
         key_width: Channels of queries and keys, all heads together; a multiple of ``4 * heads``.
         mlp_ratio: Hidden width of a block's MLP over ``width``.
         radius: Cells, along each axis, that a token attends to around its centre; ``None`` attends to every cell.
-        rotary: Lowest and highest angular frequency of the rotary embedding, radians a cell.
-        token_blocks: Residual 3x3 blocks at one token a position, before the upsampler.
+        rotary: Lowest and highest angular frequency of the rotary embedding, radians per cell.
+        token_blocks: Residual 3x3 blocks at one token per position, before the upsampler.
         levels: The upsampler's resolutions, each twice the one before; what is left to a patch of 8 is one last
             pixel shuffle. The last of them sees the context's detail.
         channel_norm: Whether the upsampler's blocks normalise each position over its channels.
-        encoder: The encoder's resolutions, each half the one before; the last has one position a cell.
-        scale_range: Output pixels a cell / 8, smallest and largest that the model is trained for.
+        encoder: The encoder's resolutions, each half the one before; the last has one position per cell.
+        scale_range: Output pixels per cell / 8, smallest and largest that the model is trained for.
     """
 
     name: str
@@ -160,7 +160,7 @@ class DecoderConfig:
 
     @property
     def detail_factor(self) -> int:
-        """Positions of the context's fine grid a cell, each way."""
+        """Positions of the context's fine grid per cell, each way."""
         return 1 << max(0, len(self.trunk) - 1)
 
     @property

@@ -22,7 +22,7 @@ class Grid:
         token_y: [ht] centres of the token rows.
         token_x: [wt] likewise for columns.
         extent: [2] cells of the whole latent, height and width.
-        scale: [2] output pixels a cell / 8, vertical and horizontal.
+        scale: [2] output pixels per cell / 8, vertical and horizontal.
         padded: Whether keys and tokens may lie beyond the latent, to fill a fixed shape. They then change nothing of
             the others, which costs some masking.
     """
@@ -53,7 +53,7 @@ class Grid:
         """Where the tokens are in the context crop, in cells from its top-left corner.
 
         Args:
-            factor: Positions a token, each way.
+            factor: Positions per token, each way.
 
         Returns:
             y [factor ht] and x [factor wt].

@@ -92,7 +92,7 @@ class Decode(nn.Module):
 
     @staticmethod
     def _picture(folded: Tensor, grid: Grid, pixels: int) -> Tensor:
-        """The enlarged picture, so many pixels a cell, at the tile's own pixels."""
+        """The enlarged picture, so many pixels per cell, at the tile's own pixels."""
         y, x = grid.places(DecoderConfig.PATCH)
         ends, shape = grid.finer(pixels)
         reduction = pixels / DecoderConfig.PATCH / grid.scale

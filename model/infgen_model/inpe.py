@@ -45,7 +45,7 @@ class INPE(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(2 * features + 2, width), nn.GELU(), nn.Linear(width, width))
 
     def forward(self, y: Tensor, x: Tensor, scale: Tensor) -> Tensor:
-        """Embeds the grid of positions y [n] by x [m] in [0, 1], at ``scale`` [2] (1 is one token a cell)."""
+        """Embeds the grid of positions y [n] by x [m] in [0, 1], at ``scale`` [2] (1 is one token per cell)."""
         with torch.autocast(y.device.type, enabled=False):
             angles = sphere(y.float(), x.float()) @ self.frequencies
             log_scale = torch.log2(scale.float()).expand(y.shape[0], x.shape[0], 2)

@@ -15,7 +15,7 @@ class ChannelNorm(nn.Module):
         self.gain = nn.Parameter(torch.ones(width, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns x over its root mean square, scaled a channel."""
+        """Returns x over its root mean square, scaled per channel."""
         return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-6) * self.gain
 
 

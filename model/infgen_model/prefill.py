@@ -60,7 +60,7 @@ class Statistics(nn.Module):
     """Global statistics of a latent [1, C, h, w], or a part's share of them: moments [2, blocks, groups].
 
     They are the means and variances that the groups of each of prefill's blocks are normalised by. A block's depend on
-    those of the blocks before: a large latent takes a pass a block, in each of which its parts' moments are merged.
+    those of the blocks before: a large latent takes a pass per block, in each of which its parts' moments are merged.
     """
 
     def __init__(self, prefill: Prefill) -> None:

@@ -13,8 +13,8 @@ def bilinear(
 ) -> Tensor:
     """Samples a grid at positions; its outermost values extend outwards.
 
-    A product with a matrix of hat functions an axis rather than a gather: runtimes are good at products, and values out
-    of reach are multiplied by exactly zero, so a crop of the grid gives what the whole grid gives.
+    It is a product with a matrix of hat functions per axis rather than a gather. Runtimes are good at products. Values
+    out of reach are multiplied by exactly zero, so a crop of the grid gives what the whole grid gives.
 
     Args:
         grid: [B, C, h, w], value i of an axis at position i + 0.5.
@@ -63,7 +63,7 @@ def lanczos(
         y: [n] positions.
         x: [m] positions.
         ends: Rows and columns up to which values count, [] each.
-        reduction: The grid's values a position, vertically and horizontally, [] each; less than 1 counts as 1.
+        reduction: The grid's values per position, vertically and horizontally, [] each; less than 1 counts as 1.
         shape: (h, w).
 
     Returns:

@@ -118,7 +118,7 @@ CASES: dict[str, tuple[Callable[..., Any], Tensor, Tensor]] = {
         F.prelu(IMAGE, torch.linspace(-0.2, 0.5, 8)),
     ),
     "unpadded convolution": (lambda a: mb.conv(x=a, weight=KERNEL.numpy()), IMAGE, F.conv2d(IMAGE, KERNEL)),
-    "convolution with a margin a side": (
+    "convolution with a margin per side": (
         lambda a: mb.conv(x=a, weight=KERNEL.numpy(), pad_type="custom", pad=[0, 1, 2, 3]),
         IMAGE,
         F.conv2d(F.pad(IMAGE, (2, 3, 0, 1)), KERNEL),

@@ -167,7 +167,7 @@ def test_the_command_reports_every_method_and_metric(
     assert (output / "report.md").read_text() == result.output[-len((output / "report.md").read_text()) :]
     assert set(report["extras"]) == {"consistency", "round_trip", "round_trip_teacher"}
     assert "Means over 2 pictures." in result.output
-    # A row a photograph and a scale: the truth, and at most three methods.
+    # A row per photograph and a scale: the truth, and at most three methods.
     assert Image.open(output / "sheet.png").size == (4 * evaluate.CROP, 6 * evaluate.CROP)
 
 

@@ -356,7 +356,7 @@ SETTINGS = {
     "lessons": [dataclasses.asdict(each) for each in LESSONS],
 }
 SECONDS = 6
-"""That a run of those settings takes, a second a step."""
+"""That a run of those settings takes, a second per step."""
 
 
 @pytest.fixture(scope="module")
@@ -636,7 +636,7 @@ def test_views_that_do_not_fit_are_named(shards: Path, folder: Path, tmp_path: P
     (tmp_path / "empty").mkdir()
     for options, changes, text in (
         ((tmp_path / "empty", folder), {}, "no shards (*.safetensors) in "),
-        ((shards, folder), {"cells": 20}, "none of 6 views has 20 cells a side"),
+        ((shards, folder), {"cells": 20}, "none of 6 views has 20 cells per side"),
         ((shards, folder), {"latent_channels": 16}, "the views' latents have 32 channels, those of the model 16"),
     ):
         result = run(*options, **changes)  # type: ignore[arg-type]

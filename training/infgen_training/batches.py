@@ -22,7 +22,7 @@ class Batch:
 
     Attributes:
         lesson: Of the config.
-        scale: Output pixels a cell / 8, the same both ways.
+        scale: Output pixels per cell / 8, the same both ways.
         latents: [C, n, n] float32, the whole of each view's: statistics are of all of it.
         corners: Top and left cell of the square that is decoded, of each.
         cells: Its side.
@@ -89,7 +89,7 @@ class Batches:
         if not self.views:
             most = max((view.cells for view in views), default=0)
             raise InputError(
-                f"none of {len(views)} views has {config.cells} cells a side: make some of larger photographs with "
+                f"none of {len(views)} views has {config.cells} cells per side: make some of larger photographs with "
                 f"infgen_training.views, or learn from smaller squares with --set cells={most}"
             )
         self.sharp = [view for view in self.views if view.sharp is not None]

@@ -21,7 +21,7 @@ class Lesson:
     Attributes:
         factor: Of the enlargement; 1 for the latent's own size.
         share: Of the steps.
-        batch: Views a step.
+        batch: Views per step.
         perceptual: Weight of LPIPS.
         adversarial: Weight of the adversary, over that of LPIPS: their gradients are brought to that ratio.
     """

@@ -193,7 +193,7 @@ def evaluate(
         model: In evaluation mode.
         teacher: Makes the latents and is the baseline.
         photos: Files.
-        scales: Output pixels a cell / 8.
+        scales: Output pixels per cell / 8.
         enlarge: A network for 4 times behind the teacher; see ``methods``.
         eye: Measures LPIPS and patch Frechet distances; None leaves them out.
         places: Photographs' stems, and where in them the contact sheet shows a crop; the first ones' middle if omitted.

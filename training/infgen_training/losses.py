@@ -70,7 +70,7 @@ class Vgg(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Pictures [B, 3, H, W] in [0, 1], of 32 pixels or more a side, to their features, finest first."""
+        """Pictures [B, 3, H, W] in [0, 1], of 32 pixels or more per side, to their features, finest first."""
         x = (2 * image - 1 - self.shift) / self.scale
         taken = []
         for index, layer in enumerate(self.layers):

@@ -36,7 +36,7 @@ def load_function(file: Path, name: str) -> Callable[[], Any]:
 
 @dataclass(frozen=True)
 class Teacher:
-    """An autoencoder of some latent space, 8 px a cell.
+    """An autoencoder of some latent space, 8 px per cell.
 
     Attributes:
         encoder: Image [B, 3, 8h, 8w] in [0, 1] to latent [B, C, h, w].

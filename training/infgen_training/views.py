@@ -283,7 +283,7 @@ def main(
 ) -> None:  # fmt: skip
     """Makes views of photographs and packs them into shards; with an enlarger, views with sharp pictures.
 
-    An enlarger takes seconds a view on a CPU. Views without are made in a moment and show many more photographs: make
+    An enlarger takes seconds per view on a CPU. Views without are made in a moment and show many more photographs: make
     some of both.
     """
     where = torch.device(device)

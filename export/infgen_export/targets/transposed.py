@@ -14,8 +14,8 @@ class TransposedConvolution(nn.Module):
     """What a 1x1 convolution and a pixel shuffle compute, as one product.
 
     A shuffle is a copy that jumps through memory: all of them were an eighth of a tile's time in ONNX Runtime with one
-    thread, and a fifth with two (``benchmarks.profile``). A transposed convolution has one bias a channel, the pair one
-    for every place in a patch, so here biases are the weights of a channel of ones.
+    thread, and a fifth with two (``benchmarks.profile``). A transposed convolution has one bias per channel. The pair has
+    one for every place in a patch, so here biases are the weights of a channel of ones.
     """
 
     def __init__(self, convolve: nn.Conv2d, shuffle: nn.PixelShuffle) -> None:
