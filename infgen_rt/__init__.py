@@ -28,7 +28,7 @@ from infgen_rt.errors import (
     WriteError,
 )
 from infgen_rt.geometry.shapes import Box, Fit, Size, fit
-from infgen_rt.latent.arrays import load_latent
+from infgen_rt.latent.arrays import load_latent, load_latents
 from infgen_rt.latent.samples import Sample, load_sample, sample_names
 from infgen_rt.picture import Picture
 from infgen_rt.plan.plan import Plan
@@ -63,6 +63,7 @@ __all__ = [
     "display_size",
     "fit",
     "load_latent",
+    "load_latents",
     "load_sample",
     "named_displays",
     "open",

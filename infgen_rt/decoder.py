@@ -3,18 +3,20 @@
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from infgen_rt.backend.candidates import AUTO, Precision
 from infgen_rt.backend.choice import Choice, choose
 from infgen_rt.backend.engine import Engine
 from infgen_rt.bundle.folder import Bundle
 from infgen_rt.bundle.manifest import Manifest
-from infgen_rt.common.memory import default_budget, parse_bytes
+from infgen_rt.common.memory import default_budget, format_bytes, parse_bytes
+from infgen_rt.common.notices import Notices
+from infgen_rt.common.pixels import FloatArray
 from infgen_rt.errors import BackendError
 from infgen_rt.geometry.shapes import Size
-from infgen_rt.latent.arrays import Normalisation, as_latent, native_size
-from infgen_rt.latent.spaces import latent_space
+from infgen_rt.latent.arrays import Normalisation, as_latent, as_latents, native_size
+from infgen_rt.latent.spaces import LatentSpace, latent_space
 from infgen_rt.nodes.context import Contexts
 from infgen_rt.nodes.latents import Given
 from infgen_rt.picture import Picture
@@ -60,12 +62,17 @@ def open(
 
 
 class Decoder:
-    """An opened model; one serves several threads. Made by `open`."""
+    """An opened model; one serves several threads. Made by `open`.
+
+    Attributes:
+        notices: the warnings that it gives: by default the first of each cause.
+    """
 
     def __init__(self, engine: Engine, choice: Choice, budget: int) -> None:
         self._engine = engine
         self._choice = choice
         self._budget = budget
+        self.notices = Notices()
 
     @property
     def manifest(self) -> Manifest:
@@ -100,14 +107,14 @@ class Decoder:
         stages: Sequence[float] | None = None,
         max_scale: float | None = None,
         tile: int | None = None,
-        normalisation: Normalisation = "model",
+        normalisation: Normalisation | None = None,
         latent_size: tuple[int, int] | None = None,
     ) -> Picture:
         """Plan a picture; nothing is decoded yet.
 
         Args:
             latent: a NumPy array or torch tensor: [C, h, w], patchified [4C, h/2, w/2] or packed
-                [tokens, 4C], with or without a batch axis of 1.
+                [tokens, 4C], with or without a batch axis of 1. `pictures` takes larger batches.
             size: (width, height) in pixels, a name such as `4k`, a factor such as `2x`, `x2160`; None for the
                 latent's native size. See `geometry.parse_size`.
             stages: reach the size by iterative extrapolation: decode at the first scale, encode that picture, decode it
@@ -115,7 +122,9 @@ class Decoder:
                 model was trained for; what is beyond is enlarged by Lanczos.
             max_scale: the same in the fewest stages that enlarge no more than so many times each.
             tile: the largest tile's side in pixels; None to let the memory budget decide.
-            normalisation: `vae` for what diffusers' Flux2Pipeline returns with `output_type="latent"`.
+            normalisation: `vae` for the VAE's own latents, as diffusers' Flux2KleinPipeline returns with
+                `output_type="latent"`; `model` for the diffusion model's, as its Flux2Pipeline returns. None takes the
+                model's, and a warning asks where the numbers say otherwise or cannot tell. See `spaces.as_latents`.
             latent_size: width and height in pixels that the pipeline was asked for; only for packed latents.
 
         Raises:
@@ -123,16 +132,66 @@ class Decoder:
             PlanError: the size, the stages or the tile are not possible, or the memory budget is too small.
             BackendError: the graph that several stages need cannot be loaded.
         """
-        space = latent_space(self.manifest.latent_space)
-        array = as_latent(latent, space, normalisation=normalisation, latent_size=latent_size)
-        given = Given(array, self._engine)
-        contexts, native = Contexts(given, self._engine), space.native_size(array)
-        source = Source(contexts, given.size, native, self._engine, self._choice, self._budget, tile)
-        return Picture.of(source, size, stages, max_scale)
+        array = as_latent(
+            latent, self._space, normalisation=normalisation, latent_size=latent_size, notices=self.notices
+        )
+        return Picture.of(self._source(array, tile), size, stages, max_scale)
+
+    def pictures(
+        self,
+        latents: Any,
+        size: str | float | tuple[int, int] | None = None,
+        *,
+        stages: Sequence[float] | None = None,
+        max_scale: float | None = None,
+        tile: int | None = None,
+        normalisation: Normalisation | None = None,
+        latent_size: tuple[int, int] | None = None,
+    ) -> list[Picture]:
+        """Plan a picture of each latent in a batch; nothing is decoded yet. Arguments and errors as `picture`'s.
+
+        Args:
+            latents: as for `picture`, with a batch axis of any length: [N, C, h, w], [N, C, 1, h, w],
+                [N, 4C, h/2, w/2] or [N, tokens, 4C].
+            size: as for `picture`, of each.
+            stages: as for `picture`.
+            max_scale: as for `picture`.
+            tile: as for `picture`.
+            normalisation: as for `picture`.
+            latent_size: as for `picture`.
+
+        Returns:
+            N pictures; one for a latent without a batch axis. Each may use the memory budget: decode one after
+            another.
+        """
+        arrays = as_latents(
+            latents, self._space, normalisation=normalisation, latent_size=latent_size, notices=self.notices
+        )
+        return [Picture.of(self._source(array, tile), size, stages, max_scale) for array in arrays]
+
+    @property
+    def _space(self) -> LatentSpace:
+        return latent_space(self.manifest.latent_space)
+
+    def _source(self, latent: FloatArray, tile: int | None) -> Source:
+        """What all pictures of a plain latent [C, h, w] share."""
+        given, native = Given(latent, self._engine), self._space.native_size(latent)
+        contexts = Contexts(given, self._engine)
+        return Source(contexts, given.size, native, self._engine, self._choice, self._budget, tile, self.notices)
 
     def close(self) -> None:
         """Free the model, and what its pictures hold: those that are still open can no longer be read."""
         self._engine.close()
+
+    def __repr__(self) -> str:
+        model, runs = self.manifest.model, self._choice
+        return (
+            f"<Decoder of {model.name} {model.version}, {self.manifest.latent_space} latents, on {runs.name} "
+            f"{runs.device} in {runs.arithmetic}, {format_bytes(self._budget)}>"
+        )
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Decoder cannot be copied or pickled: call infgen_rt.open in each process that needs one")
 
     def __enter__(self) -> "Decoder":
         return self

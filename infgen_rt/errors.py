@@ -42,7 +42,15 @@ class Cancelled(InfGenError):
 
 
 class InfGenWarning(UserWarning):
-    """Something looks wrong, and the work goes on."""
+    """Something looks wrong, and the work goes on.
+
+    Attributes:
+        cause: what is wrong, as a word that is the same in every warning of it; may be empty.
+    """
+
+    def __init__(self, text: str = "", cause: str = "") -> None:
+        super().__init__(text)
+        self.cause = cause
 
 
 def one_line(error: Exception, longest: int | None = None) -> str:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -169,6 +169,17 @@ class Picture:
         from PIL import Image
 
         return Image.fromarray(self.read())
+
+    def __repr__(self) -> str:
+        native, runs = self._source.native, self._source.runs
+        return (
+            f"<Picture {self.size} of a latent of {self._source.cells} cells ({native}), on {runs.name} {runs.device}>"
+        )
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Picture cannot be copied or pickled: pass its latent and size and make it there, or pass read()"
+        )
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         """The whole picture, uint8 [H, W, 3], cast to `dtype` if one is given."""

@@ -1,13 +1,12 @@
 """A latent that pictures are made of, and the stages from it to a picture of some size."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from infgen_rt.backend.choice import Choice
 from infgen_rt.backend.engine import Engine
 from infgen_rt.bundle.manifest import Manifest
-from infgen_rt.errors import InfGenWarning
+from infgen_rt.common.notices import Notices
 from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.shapes import Size, parse_size
 from infgen_rt.geometry.stages import chain
@@ -71,6 +70,7 @@ class Source:
         runs: what runs it, and why.
         budget: bytes that a decode may use.
         tile: the largest tile's side in pixels; None to let the budget decide.
+        notices: gives warnings of sizes.
     """
 
     contexts: Contexts
@@ -80,6 +80,7 @@ class Source:
     runs: Choice
     budget: int
     tile: int | None
+    notices: Notices
 
     def picture(
         self,
@@ -111,7 +112,7 @@ class Source:
             engine.load_for(each.enlargement)
         first = plan.stages[0]
         self.contexts.plan(first.context, first.enlargement, plan.budget - plan.memory)
-        _warn_of_scale(grids, manifest, self.native, first.decoded != grids[0])
+        _warn_of_scale(grids, manifest, self.native, first.decoded != grids[0], self.notices)
         if plan.encodings:
             engine.load("encode")
         stage = Stage.of(self.contexts, first, engine, plan.cache, plan.workers)
@@ -122,7 +123,7 @@ class Source:
         return plan, stage
 
 
-def _warn_of_scale(grids: Sequence[Grid], manifest: Manifest, native: Size, resamples: bool) -> None:
+def _warn_of_scale(grids: Sequence[Grid], manifest: Manifest, native: Size, resamples: bool, notices: Notices) -> None:
     low, high = manifest.scale_range
     beyond = ", what is beyond is enlarged by Lanczos" if resamples else ""
     for number, grid in enumerate(grids, start=1):
@@ -131,20 +132,18 @@ def _warn_of_scale(grids: Sequence[Grid], manifest: Manifest, native: Size, resa
         if max(scale_y, scale_x) > high or (min(scale_y, scale_x) < low and not resamples):
             which = f"stage {number}: " if len(grids) > 1 else ""
             own = f"the latent's own {native}" if number == 1 else f"{grids[number - 2].picture}"
-            warnings.warn(
+            notices.warn(
+                "scale",
                 f"{which}{grid.picture} is {scale_x:.2f}x{scale_y:.2f} times {own}; "
                 f"the model was trained for {low:g} to {high:g} times" + beyond,
-                InfGenWarning,
-                stacklevel=5,
             )
     size = grids[-1].picture
     stretch = size.width * native.height / (size.height * native.width)
     stretch = max(stretch, 1 / stretch)
     if stretch > _UNSEEN_STRETCH:
         fitting = parse_size(f"x{size.height}", native)
-        warnings.warn(
+        notices.warn(
+            "shape",
             f"{size} stretches the latent's own {native} by {stretch:.2f} in one direction; "
             f"{fitting} would keep its shape",
-            InfGenWarning,
-            stacklevel=5,
         )

@@ -1,20 +1,21 @@
 """Latents as they come from pipelines and files, checked and turned into float32 [channels, h, w]."""
 
-import warnings
-from collections.abc import Sequence
-from math import isqrt
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from infgen_rt.common.notices import Notices
 from infgen_rt.common.pixels import FloatArray
-from infgen_rt.errors import InfGenWarning, LatentError
+from infgen_rt.errors import LatentError
 from infgen_rt.geometry.shapes import Size
+from infgen_rt.latent.evidence import Normalisation, is_foreign, normalisation_of
 from infgen_rt.latent.files import read_array
+from infgen_rt.latent.layout import plain_latents
 from infgen_rt.latent.spaces import LatentSpace, latent_space
 
-Normalisation = Literal["model", "vae"]
+__all__ = ["Normalisation", "as_latent", "as_latents", "load_latent", "load_latents", "native_size"]
+
 IMPOSSIBLE_STD = 5.0
 
 
@@ -23,156 +24,217 @@ def load_latent(
     *,
     key: str | None = None,
     space: str = "flux2",
-    normalisation: Normalisation = "model",
+    normalisation: Normalisation | None = None,
     latent_size: tuple[int, int] | None = None,
 ) -> FloatArray:
-    """Read a latent from a file.
+    """Read the latent of one picture from a file.
 
     Args:
         path: a .npy, .npz or .safetensors file of float16, bfloat16, float32 or float64 numbers.
         key: the array's name in a file of several; not needed for one, or for the usual names.
         space: the latent space it is in.
-        normalisation: see `as_latent`.
-        latent_size: see `as_latent`.
+        normalisation: see `as_latents`.
+        latent_size: see `as_latents`.
 
     Returns:
         float32 [channels, h, w].
 
     Raises:
-        LatentError: the file or the latent is not usable.
+        LatentError: the file or the latent is not usable, or there are several.
+    """
+    latents = load_latents(path, key=key, space=space, normalisation=normalisation, latent_size=latent_size)
+    if len(latents) != 1:
+        raise LatentError(f"{path} holds a batch of {len(latents)}: load_latents reads them all")
+    return latents[0]
+
+
+def load_latents(
+    path: str | Path,
+    *,
+    key: str | None = None,
+    space: str = "flux2",
+    normalisation: Normalisation | None = None,
+    latent_size: tuple[int, int] | None = None,
+) -> list[FloatArray]:
+    """Read the latents of all pictures in a file's array; arguments and errors as `load_latent`'s.
+
+    Returns:
+        float32 [channels, h, w] for each.
     """
     array, _ = read_array(path, key)
     try:
-        return as_latent(array, latent_space(space), normalisation=normalisation, latent_size=latent_size)
+        return as_latents(array, latent_space(space), normalisation=normalisation, latent_size=latent_size)
     except LatentError as error:
         raise LatentError(f"{path}: {error}") from None
+
+
+def as_latents(
+    value: Any,
+    space: LatentSpace,
+    *,
+    normalisation: Normalisation | None = None,
+    latent_size: tuple[int, int] | None = None,
+    notices: Notices | None = None,
+) -> list[FloatArray]:
+    """Turn what a pipeline returns into latents that can be decoded.
+
+    Args:
+        value: a NumPy array, a torch tensor or anything that NumPy reads, in one of the shapes (each with or
+            without a batch axis, and the first two with or without an axis of one frame before h)
+            [C, h, w], the latent itself;
+            [4C, h/2, w/2], patchified 2x2, as ComfyUI has FLUX.2's;
+            [h/2 * w/2, 4C], packed into a sequence, which needs `latent_size`.
+        space: the latent space it is in.
+        normalisation: `model` when the numbers are what the diffusion transformer works on, `vae` when they
+            are the VAE's own (for FLUX.2, batch norm undone). With `output_type="latent"`, diffusers' Flux2Pipeline
+            (0.36 to 0.42.1) returns packed latents of the model's normalisation, and its Flux2KleinPipeline (0.37 to
+            0.42.1) plain ones of the VAE's own. None takes them as the model's, and a warning asks where the numbers
+            say otherwise or cannot tell.
+        latent_size: width and height in pixels that the pipeline was asked for; only for packed latents.
+        notices: gives the warnings; by default each cause once a call.
+
+    Returns:
+        float32 [C, h, w] for each picture, finite, contiguous. Numbers that are not those of a latent give a warning.
+
+    Raises:
+        LatentError: shape, channels, dtype or numbers rule it out.
+    """
+    if normalisation not in (None, "model", "vae"):
+        raise LatentError(f"normalisation {normalisation!r} is unknown: expected 'model' or 'vae'")
+    notices = notices or Notices()
+    plain, patched = plain_latents(_as_float32(value), space, latent_size)
+    return [_checked(latent, space, normalisation, patched, notices) for latent in plain]
 
 
 def as_latent(
     value: Any,
     space: LatentSpace,
     *,
-    normalisation: Normalisation = "model",
+    normalisation: Normalisation | None = None,
     latent_size: tuple[int, int] | None = None,
+    notices: Notices | None = None,
 ) -> FloatArray:
-    """Turn what a pipeline returns into a latent that can be decoded.
-
-    Args:
-        value: a NumPy array, a torch tensor or anything that NumPy reads, in one of the shapes (each with or
-            without a batch axis of 1)
-            [C, h, w], the latent itself;
-            [4C, h/2, w/2], patchified 2x2, as the transformer's VAE side has it;
-            [h/2 * w/2, 4C], packed into a sequence, which needs `latent_size`.
-        space: the latent space it is in.
-        normalisation: `model` when the numbers are what the diffusion transformer works on, `vae` when they
-            are the VAE's own (batch norm undone), as diffusers' Flux2Pipeline returns them with
-            `output_type="latent"`.
-        latent_size: width and height in pixels that the pipeline was asked for; only for packed latents.
-
-    Returns:
-        float32 [C, h, w], finite, contiguous. Statistics that are not those of a latent give a warning.
+    """The latent of one picture; arguments and errors as `as_latents`'.
 
     Raises:
-        LatentError: shape, channels, dtype or numbers rule it out.
+        LatentError: it is not usable, or a batch of several.
     """
-    latent = _unpack(_as_float32(value), space, latent_size)
-    _check_finite(latent)
-    if normalisation == "vae":
-        latent = space.normalise(latent)
-    elif normalisation != "model":
-        raise LatentError(f"normalisation {normalisation!r} is unknown: expected 'model' or 'vae'")
-    _check_statistics(latent, space, normalisation)
-    return np.ascontiguousarray(latent)
+    latents = as_latents(value, space, normalisation=normalisation, latent_size=latent_size, notices=notices)
+    if len(latents) != 1:
+        raise LatentError(
+            f"shape {list(np.shape(value))} is a batch of {len(latents)}: Decoder.pictures makes a picture of each"
+        )
+    return latents[0]
 
 
 def native_size(value: Any, space: LatentSpace, *, latent_size: tuple[int, int] | None = None) -> Size:
-    """Size in pixels of the picture that a latent is at scale 1; arguments and errors as `as_latent`'s."""
-    return space.native_size(_unpack(_as_float32(value), space, latent_size))
+    """Size in pixels of the picture, or each of several, that a latent is at scale 1; arguments as `as_latents`'."""
+    plain, _ = plain_latents(_as_float32(value), space, latent_size)
+    return space.native_size(plain[0])
 
 
 def _as_float32(value: Any) -> FloatArray:
     if hasattr(value, "detach"):  # a torch tensor, known by its manners: this package never imports torch
         value = value.detach().cpu()
         value = (value.float() if value.is_floating_point() else value).numpy()
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise LatentError("the latent's parts have different shapes: pass each by itself") from None
     if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
-        raise LatentError(f"numbers are {array.dtype}: a latent is float16, bfloat16, float32 or float64")
+        raise LatentError(f"numbers are {_dtype_name(array)}: a latent is float16, bfloat16, float32 or float64")
     with np.errstate(over="ignore"):
         return array.astype(np.float32)
 
 
-def _unpack(array: FloatArray, space: LatentSpace, latent_size: tuple[int, int] | None) -> FloatArray:
-    """Drop the batch axis and undo packing: [C, h, w] whatever came in."""
-    channels, packed = space.channels, 4 * space.channels
-    shape = list(array.shape)
-    if array.ndim == 4 or (array.ndim == 3 and shape[2] == packed and shape[0] not in (channels, packed)):
-        if shape[0] != 1:
-            raise LatentError(f"shape {shape} is a batch of {shape[0]}: decode one at a time, as latent[i]")
-        array = array[0]
-    if 0 not in shape:
-        if array.ndim == 2 and array.shape[1] == packed:
-            array = _unpack_sequence(array, 2 * space.cell_pixels, latent_size)
-        if array.ndim == 3 and array.shape[0] == packed:
-            return _unpatchify(array)
-        if array.ndim == 3 and array.shape[0] == channels:
-            return array
-    raise LatentError(
-        f"shape {shape} is not a latent's: expected [{channels}, h, w], [{packed}, h/2, w/2] or "
-        f"[tokens, {packed}], with or without a batch axis of 1"
-    )
+def _dtype_name(array: np.ndarray) -> str:
+    """What people call a dtype; NumPy has no names for float8, which .npy keeps as bytes."""
+    if array.dtype.kind == "V" and array.dtype.names is None and array.dtype.itemsize == 1:
+        return "of one byte each, as float8 is in .npy"
+    return str(array.dtype)
 
 
-def _unpack_sequence(array: FloatArray, token: int, latent_size: Sequence[int] | None) -> FloatArray:
-    """[h/2 * w/2, 4C] to [4C, h/2, w/2]; pipelines floor their size to whole tokens of so many pixels."""
-    count = len(array)
-    if latent_size is None:
-        side = isqrt(count)
-        guess = f", which a {token * side}x{token * side} picture gives" if side * side == count else ""
-        raise LatentError(
-            f"{count} packed tokens{guess}: say the pipeline's width and height in pixels "
-            "(latent_size=(w, h), or --latent-size WxH)"
-        )
-    width, height = (side // token for side in latent_size)
-    if width < 1 or height < 1 or width * height != count:
-        sizes = f"{latent_size[0]}x{latent_size[1]}"
-        raise LatentError(f"{count} packed tokens do not make a latent of {sizes} pixels, which has {width * height}")
-    return array.T.reshape(-1, height, width)
-
-
-def _unpatchify(array: FloatArray) -> FloatArray:
-    """[4C, h, w] to [C, 2h, 2w], where patchified channel = channel * 4 + row * 2 + column."""
-    channels, height, width = array.shape
-    blocks = array.reshape(channels // 4, 2, 2, height, width)
-    return blocks.transpose(0, 3, 1, 4, 2).reshape(channels // 4, 2 * height, 2 * width)
-
-
-def _check_finite(latent: FloatArray) -> None:
+def _checked(
+    latent: FloatArray, space: LatentSpace, normalisation: Normalisation | None, patched: bool, notices: Notices
+) -> FloatArray:
+    """A plain latent that is finite, of the model's normalisation, and warned of if it is odd."""
     bad = ~np.isfinite(latent)
     if bad.any():
         first = ", ".join(str(int(index)) for index in np.argwhere(bad)[0])
         raise LatentError(f"{int(bad.sum()):,} of {latent.size:,} numbers are NaN or infinite, the first at [{first}]")
+    doubtful = _check_normalisation(latent, space, normalisation, patched, notices)
+    if is_foreign(latent, space):
+        notices.warn(
+            "foreign",
+            f"the latent's {space.channels} channels do not go together as those of this latent space do: if it is of "
+            "another model, expect a picture of nothing",
+        )
+    if normalisation == "vae":
+        latent = space.normalise(latent)
+    _check_values(latent, space, normalisation, doubtful, notices)
+    return np.ascontiguousarray(latent)
 
 
-def _check_statistics(latent: FloatArray, space: LatentSpace, normalisation: Normalisation) -> None:
+_USE_VAE = (
+    "if it is of the VAE's own, as diffusers' Flux2KleinPipeline returns, "
+    "pass normalisation='vae' (--normalisation vae)"
+)
+_LEAVE_OUT = "leave out normalisation='vae' (--normalisation vae)"
+
+
+def _check_normalisation(
+    latent: FloatArray, space: LatentSpace, said: Normalisation | None, patched: bool, notices: Notices
+) -> bool:
+    """Warn of a normalisation that the numbers or their packing speak against, and ask for one that they leave open.
+
+    Returns:
+        Whether there was something to warn of.
+    """
+    if space.usual_std is None:
+        return False
+    likely = normalisation_of(latent, space)
+    std = float(latent.std(dtype=np.float64))
+    low, high = space.usual_std
+    if said == "vae" and likely == "model":
+        notices.warn(
+            "normalised twice", f"the latent is normalised already (standard deviation {std:.2f}): {_LEAVE_OUT}"
+        )
+    elif said == "vae" and patched and low <= std <= high:
+        notices.warn(
+            "normalised packed",
+            f"a packed or patchified latent is normalised already as diffusers' Flux2Pipeline and ComfyUI return it: "
+            f"if it is from one of them, {_LEAVE_OUT}",
+        )
+    elif said != "vae" and likely == "vae":
+        notices.warn(
+            "not normalised",
+            f"the latent's numbers (standard deviation {std:.2f}, where {low:g} to {high:g} is usual) look like those "
+            f"of the VAE's own normalisation: {_USE_VAE}",
+        )
+    elif said is None and likely is None and not patched and low <= std <= high:
+        notices.warn(
+            "normalisation",
+            "the latent's normalisation cannot be told from its numbers, and the diffusion model's is taken: "
+            f"{_USE_VAE}, otherwise normalisation='model' (--normalisation model) to say so",
+        )
+    else:
+        return False
+    return True
+
+
+def _check_values(
+    latent: FloatArray, space: LatentSpace, said: Normalisation | None, doubtful: bool, notices: Notices
+) -> None:
+    """Refuse what is not a latent's in the model's normalisation, and warn of it unless that was done already."""
     mean, std = float(latent.mean(dtype=np.float64)), float(latent.std(dtype=np.float64))
     low, high = space.usual_std or (0.0, IMPOSSIBLE_STD)
     found = f"the latent's standard deviation is {std:.2f}, where {low:g} to {high:g} is usual"
-    other_way = {
-        "model": "if it has the VAE's own normalisation, as diffusers' output_type='latent' returns for FLUX.2, "
-        "pass normalisation='vae' (--normalisation vae)",
-        "vae": "if it is already normalised, leave out normalisation='vae' (--normalisation vae)",
-    }
     if std > IMPOSSIBLE_STD:
-        raise LatentError(f"{found}: these are not a latent's numbers; {other_way['model']}")
-    if std > high and normalisation == "model":
-        _warn(f"{found}: {other_way['model']}")
-    elif std < low and normalisation == "vae":
-        _warn(f"{found}: {other_way['vae']}")
-    elif not low <= std <= high:
-        _warn(f"{found}: expect a poor picture")
+        of_vae = said != "vae" and low <= std / float(np.mean(space.vae_std)) <= high
+        raise LatentError(f"{found}: these are not a latent's numbers" + (f"; {_USE_VAE}" if of_vae else ""))
+    if doubtful:
+        return
+    if not low <= std <= high:
+        notices.warn("deviation", f"{found}: expect a poor picture")
     elif space.usual_mean is not None and abs(mean) > space.usual_mean:
-        _warn(f"the latent's mean is {mean:.2f}, where 0 is usual: expect wrong colours")
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text, InfGenWarning, stacklevel=5)
+        notices.warn("mean", f"the latent's mean is {mean:.2f}, where 0 is usual: expect wrong colours")

@@ -31,6 +31,7 @@ class LatentSpace:
         vae_mean: what is subtracted from the VAE's own latents.
         vae_std: what they are then divided by.
         source: where the table was taken from.
+        correlations: of each two channels over pictures, the upper triangle row by row; None if not measured.
     """
 
     channels: int
@@ -40,16 +41,19 @@ class LatentSpace:
     vae_mean: tuple[float, ...]
     vae_std: tuple[float, ...]
     source: str
+    correlations: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         """Check what types alone cannot say.
 
         Raises:
-            ValueError: the statistics are not of this many channels.
+            ValueError: the statistics or the correlations are not of this many channels.
         """
         for values in (self.vae_mean, self.vae_std):
             if len(values) not in (1, self.channels, 4 * self.channels):
                 raise ValueError(f"{len(values)} statistics are not of {self.channels} channels")
+        if self.correlations is not None and len(self.correlations) != self.channels * (self.channels - 1) // 2:
+            raise ValueError(f"{len(self.correlations)} correlations are not of {self.channels} channels")
 
     def native_size(self, latent: FloatArray) -> Size:
         """Size in pixels of the picture that a latent [channels, h, w] is at scale 1."""
@@ -64,6 +68,14 @@ class LatentSpace:
         """
         mean, std = self._pattern(self.vae_mean, latent), self._pattern(self.vae_std, latent)
         return (latent - mean) / std
+
+    def denormalise(self, latent: FloatArray) -> FloatArray:
+        """Undo `normalise`: what the VAE's own decoder takes.
+
+        Args:
+            latent: float32 [channels, h, w].
+        """
+        return latent * self._pattern(self.vae_std, latent) + self._pattern(self.vae_mean, latent)
 
     def _pattern(self, values: tuple[float, ...], latent: FloatArray) -> FloatArray:
         """What is broadcast over a latent: one number, one a channel, or the patchified channels' repeated."""

@@ -86,7 +86,7 @@ def test_odd_statistics_are_warned_of_and_go_on(value: np.ndarray) -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_noise_is_a_plausible_latent() -> None:
-    as_latent(np.random.default_rng(0).normal(size=(32, 16, 16)), FLUX2)
+    as_latent(np.random.default_rng(0).normal(size=(32, 16, 16)), FLUX2, normalisation="model")
 
 
 class Tensor:
@@ -126,8 +126,8 @@ def nan_at(*index: int) -> np.ndarray:
     ("value", "text"),
     [
         (LATENT[:16], r"shape \[16, 6, 10\] is not a latent's: expected \[32, h, w\]"),
-        (np.stack([LATENT] * 3), "a batch of 3: decode one at a time"),
-        (np.zeros((2, 16, 128)), "a batch of 2"),
+        (np.stack([LATENT] * 3), "a batch of 3: Decoder.pictures"),
+        (np.zeros((2, 16, 128)), "16 packed tokens, which a 64x64 picture gives"),
         (LATENT[:, :0], "not a latent's"),
         (LATENT[0, 0], "not a latent's"),
         (np.float32(3), "not a latent's"),

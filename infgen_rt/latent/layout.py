@@ -1,0 +1,131 @@
+"""The shapes that latents come in, and the plain latents [C, h, w] in them."""
+
+from collections.abc import Sequence
+from math import isqrt
+
+import numpy as np
+
+from infgen_rt.common.pixels import FloatArray
+from infgen_rt.errors import LatentError
+from infgen_rt.latent.spaces import LatentSpace, latent_spaces
+
+# How much less alike neighbours are along one axis than along the other where that axis is not a side of a picture.
+_UNLIKE_SIDES = 0.25
+
+
+def plain_latents(
+    array: FloatArray, space: LatentSpace, latent_size: tuple[int, int] | None
+) -> tuple[list[FloatArray], bool]:
+    """Drop the axes of batch and time, and undo packing.
+
+    Args:
+        array: float32, in one of the shapes that `as_latents` takes.
+        space: its latent space.
+        latent_size: width and height in pixels that the pipeline was asked for; only for packed latents.
+
+    Returns:
+        The latents, each float32 [C, h, w], and whether they had four times the channels: patchified or packed.
+
+    Raises:
+        LatentError: the shape is not a latent's, or does not say enough.
+    """
+    channels, packed = space.channels, 4 * space.channels
+    if 0 in array.shape:
+        raise _not_a_latent(array, space)
+    array = _one_frame(array, channels)
+    batch = array if _is_batch(array, space, latent_size) else array[None]
+    if batch.ndim == 3 and batch.shape[2] == packed:
+        return [_unpatchify(_grid(each, 2 * space.cell_pixels, latent_size)) for each in batch], True
+    if batch.ndim == 4 and batch.shape[1] == packed:
+        return [_unpatchify(each) for each in batch], True
+    if batch.ndim == 4 and batch.shape[1] == channels:
+        return list(batch), False
+    raise _not_a_latent(array, space)
+
+
+def _one_frame(array: FloatArray, channels: int) -> FloatArray:
+    """[N, C, 1, h, w] and [C, 1, h, w], as video models have their pictures, without the axis of time."""
+    known = (channels, 4 * channels)
+    if array.ndim == 5 and array.shape[1] in known:
+        axis = 2
+    elif array.ndim == 4 and array.shape[0] in known and array.shape[1] not in known:
+        axis = 1
+    else:
+        return array
+    frames = array.shape[axis]
+    if frames != 1:
+        raise LatentError(
+            f"shape {list(array.shape)} is a video's latent of {frames} frames, and this model decodes pictures: pass "
+            f"one frame, [{array.shape[axis - 1]}, h, w]"
+        )
+    return array.squeeze(axis)
+
+
+def _is_batch(array: FloatArray, space: LatentSpace, latent_size: tuple[int, int] | None) -> bool:
+    """Whether the first axis counts pictures."""
+    channels, packed = space.channels, 4 * space.channels
+    if array.ndim != 3 or array.shape[2] != packed:
+        return array.ndim == 4
+    if array.shape[0] not in (channels, packed):
+        return True
+    # As many packed pictures as a plain latent has channels, or one picture that is `packed` cells wide.
+    _, tokens, _ = array.shape
+    if latent_size is not None:
+        width, height = (side // (2 * space.cell_pixels) for side in latent_size)
+        return bool(tokens == width * height)
+    down, across = (_likeness(array, axis) for axis in (1, 2))
+    if down - across > _UNLIKE_SIDES:
+        raise LatentError(
+            f"shape {list(array.shape)} may be {array.shape[0]} packed pictures of {tokens} tokens or one latent "
+            f"{packed} cells wide, and looks like the first: say the pipeline's width and height in pixels "
+            "(latent_size=(w, h), or --latent-size WxH)"
+        )
+    return False
+
+
+def _likeness(array: FloatArray, axis: int) -> float:
+    """Correlation of neighbours along an axis, each of the first axis' parts about its own mean; 0 if all are equal."""
+    centred = array - array.mean(axis=(1, 2), keepdims=True)
+    first, second = np.delete(centred, -1, axis), np.delete(centred, 0, axis)
+    square = float(np.square(centred).mean(dtype=np.float64))
+    return float((first * second).mean(dtype=np.float64)) / square if first.size and square > 0 else 0.0
+
+
+def _not_a_latent(array: FloatArray, space: LatentSpace) -> LatentError:
+    channels, packed, shape = space.channels, 4 * space.channels, list(array.shape)
+    hint = ""
+    if array.ndim >= 3 and 0 not in shape:
+        found = shape[-3]
+        others = [name for name, other in latent_spaces().items() if found in (other.channels, 4 * other.channels)]
+        if shape[-1] in (channels, packed):
+            hint = f"; with its last axis first, [{shape[-1]}, h, w], it would be one"
+        elif others and found not in (channels, packed):
+            hint = f"; {found} channels are those of {', '.join(others)}, which needs another model"
+    return LatentError(
+        f"shape {shape} is not a latent's: expected [{channels}, h, w], [{packed}, h/2, w/2] or "
+        f"[tokens, {packed}], with or without a batch axis{hint}"
+    )
+
+
+def _grid(tokens: FloatArray, token: int, latent_size: Sequence[int] | None) -> FloatArray:
+    """[h/2 * w/2, 4C] to [4C, h/2, w/2]; pipelines floor their size to whole tokens of so many pixels."""
+    count = len(tokens)
+    if latent_size is None:
+        side = isqrt(count)
+        guess = f", which a {token * side}x{token * side} picture gives" if side * side == count else ""
+        raise LatentError(
+            f"{count} packed tokens{guess}: say the pipeline's width and height in pixels "
+            "(latent_size=(w, h), or --latent-size WxH)"
+        )
+    width, height = (side // token for side in latent_size)
+    if width < 1 or height < 1 or width * height != count:
+        sizes = f"{latent_size[0]}x{latent_size[1]}"
+        raise LatentError(f"{count} packed tokens do not make a latent of {sizes} pixels, which has {width * height}")
+    return tokens.T.reshape(-1, height, width)
+
+
+def _unpatchify(array: FloatArray) -> FloatArray:
+    """[4C, h, w] to [C, 2h, 2w], where patchified channel = channel * 4 + row * 2 + column."""
+    channels, height, width = array.shape
+    blocks = array.reshape(channels // 4, 2, 2, height, width)
+    return blocks.transpose(0, 3, 1, 4, 2).reshape(channels // 4, 2 * height, 2 * width)

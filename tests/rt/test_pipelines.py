@@ -1,0 +1,142 @@
+"""What the pipelines that the documentation names return: run for real, with tiny random networks."""
+
+import sys
+import types
+from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
+from typing import Any
+
+import numpy as np
+import pytest
+
+from infgen_rt.errors import InfGenWarning
+from infgen_rt.latent.arrays import as_latents
+from infgen_rt.latent.spaces import latent_space
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("diffusers.loaders")
+
+FLUX2 = latent_space("flux2")
+WIDTH, HEIGHT = 96, 64
+# Module, class, and whether the batch norm is undone in what it returns.
+PIPELINES = {
+    "Flux2Pipeline": ("pipeline_flux2", False),
+    "Flux2KleinPipeline": ("pipeline_flux2_klein", True),
+    "Flux2KleinKVPipeline": ("pipeline_flux2_klein_kv", True),
+}
+
+
+class _Stub(types.ModuleType):
+    """Stands for transformers, whose text encoders the pipelines only annotate with: prompts are given embedded."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {})
+
+
+@pytest.fixture(scope="module")
+def transformers() -> Iterator[None]:
+    if "transformers" in sys.modules:
+        yield
+        return
+    stub = _Stub("transformers")
+    stub.__spec__ = ModuleSpec("transformers", None)
+    before = set(sys.modules)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "transformers", stub)
+        patch.setattr(diffusers.loaders, "Flux2LoraLoaderMixin", type("Loader", (), {}), raising=False)
+        yield
+    for name in set(sys.modules) - before:
+        if name.startswith("diffusers.pipelines.flux2"):
+            del sys.modules[name]
+
+
+def vae() -> Any:
+    torch.manual_seed(0)
+    vae = diffusers.AutoencoderKLFlux2(
+        block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4, mid_block_add_attention=False
+    ).eval()
+    # The batch norm of FLUX.2's, as the table has it.
+    vae.bn.running_mean.copy_(torch.tensor(FLUX2.vae_mean))
+    vae.bn.running_var.copy_(torch.tensor(FLUX2.vae_std) ** 2 - vae.config.batch_norm_eps)
+    return vae
+
+
+def transformer() -> Any:
+    torch.manual_seed(1)
+    return diffusers.Flux2Transformer2DModel(
+        in_channels=128,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        timestep_guidance_channels=16,
+        axes_dims_rope=(4, 4, 4, 4),
+    ).eval()
+
+
+@pytest.fixture(scope="module", params=PIPELINES)
+def pipeline(request: pytest.FixtureRequest, transformers: None) -> Any:
+    import importlib
+
+    module, _ = PIPELINES[request.param]
+    kind = getattr(importlib.import_module(f"diffusers.pipelines.flux2.{module}"), request.param)
+    pipe = kind(diffusers.FlowMatchEulerDiscreteScheduler(), vae(), None, None, transformer())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def run(pipeline: Any, output_type: str, count: int = 1) -> Any:
+    return pipeline(
+        prompt_embeds=torch.zeros(1, 4, 16),
+        width=WIDTH,
+        height=HEIGHT,
+        num_inference_steps=2,
+        **({"guidance_scale": 1.0} if type(pipeline).__name__ == "Flux2KleinPipeline" else {}),  # needs no other prompt
+        num_images_per_prompt=count,
+        generator=torch.Generator().manual_seed(2),
+        output_type=output_type,
+        return_dict=False,
+    )[0]
+
+
+def is_raw(pipeline: Any) -> bool:
+    return PIPELINES[type(pipeline).__name__][1]
+
+
+@pytest.mark.filterwarnings("ignore::infgen_rt.InfGenWarning")
+def test_what_a_pipeline_returns_is_decoded_into_the_pipelines_own_picture(pipeline: Any) -> None:
+    returned = run(pipeline, "latent", count=2)
+    raw = is_raw(pipeline)
+    assert tuple(returned.shape) == ((2, 32, HEIGHT // 8, WIDTH // 8) if raw else (2, 24, 128))
+    latents = as_latents(
+        returned, FLUX2, normalisation="vae" if raw else "model", latent_size=None if raw else (WIDTH, HEIGHT)
+    )
+    own = torch.from_numpy(np.stack([FLUX2.denormalise(latent) for latent in latents]))
+    with torch.no_grad():
+        decoded = (pipeline.vae.decode(own).sample / 2 + 0.5).clamp(0, 1)
+    assert torch.allclose(decoded, run(pipeline, "pt", count=2), atol=1e-4)
+
+
+def test_the_other_normalisation_is_warned_of(pipeline: Any) -> None:
+    # Numbers of unit variance, as the transformer's are, through the pipeline's own packing and batch norm.
+    torch.manual_seed(3)
+    patchified = pipeline._patchify_latents(0.7 * torch.randn(1, 32, HEIGHT // 8, WIDTH // 8))
+    if not is_raw(pipeline):
+        tokens = pipeline._pack_latents(patchified)
+        with pytest.warns(InfGenWarning, match="Flux2Pipeline and ComfyUI|normalised already"):
+            as_latents(tokens, FLUX2, normalisation="vae", latent_size=(WIDTH, HEIGHT))
+        (latent,) = as_latents(tokens, FLUX2, latent_size=(WIDTH, HEIGHT))
+        unpacked = pipeline._unpack_latents_with_ids(tokens, pipeline._prepare_latent_ids(patchified))
+        assert np.array_equal(latent, pipeline._unpatchify_latents(unpacked)[0].numpy())
+        return
+    bn = pipeline.vae.bn
+    std = torch.sqrt(bn.running_var + pipeline.vae.config.batch_norm_eps).view(1, -1, 1, 1)
+    raw = pipeline._unpatchify_latents(patchified * std + bn.running_mean.view(1, -1, 1, 1))
+    with pytest.warns(InfGenWarning, match="Flux2KleinPipeline returns, pass normalisation='vae'"):
+        as_latents(raw, FLUX2)
+    (latent,) = as_latents(raw, FLUX2, normalisation="vae")
+    assert np.abs(latent - pipeline._unpatchify_latents(patchified)[0].numpy()).max() < 1e-5
