@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from infgen_rt.backend import measuring
 from infgen_rt.backend.candidates import AUTO, PRECISIONS, Candidate, Precision, Survey, worth_importing
 from infgen_rt.backend.measuring import Result, Speed
-from infgen_rt.backend.protocol import ALIASES, EXACT, KNOWN, Device
+from infgen_rt.backend.protocol import ALIASES, EXACT, KNOWN, Device, installing
 from infgen_rt.bundle.folder import Bundle
 from infgen_rt.bundle.manifest import Manifest
 from infgen_rt.errors import BackendError, InfGenWarning
@@ -70,14 +70,19 @@ def choose(
     if name in ALIASES and device is None:
         name, device = ALIASES[name]
     key, question = measuring.key(bundle, threads), name if device is None else f"{name} {device}"
-    record = measuring.recall(key)
-    if question in record.asked:
-        known = [result for result in record.results if _answers(result, name, device, bundle.manifest)]
-        if found := _fastest(known, precision):
-            with contextlib.suppress(BackendError, StopIteration):  # it was here when it was measured
-                survey = Survey.of(bundle.manifest, found.way.backend, found.way.device)
-                candidate = next(each for each in survey.candidates if each.way == found.way)
-                return candidate, _choice(candidate, found, known, precision)
+
+    def remembered() -> tuple[Candidate, Choice] | None:
+        if question in (record := measuring.recall(key)).asked:
+            known = [result for result in record.results if _answers(result, name, device, bundle.manifest)]
+            if found := _fastest(known, precision):
+                with contextlib.suppress(BackendError, StopIteration):  # it was here when it was measured
+                    survey = Survey.of(bundle.manifest, found.way.backend, found.way.device)
+                    candidate = next(each for each in survey.candidates if each.way == found.way)
+                    return candidate, _choice(candidate, found, known, precision)
+        return None
+
+    if before := remembered():
+        return before
     survey = Survey.of(bundle.manifest, name, device)
     suitable = [candidate for candidate in survey.candidates if candidate.suits(precision)]
     if not suitable:
@@ -85,10 +90,15 @@ def choose(
     for line in survey.broken:
         warnings.warn(line, InfGenWarning, stacklevel=3)
     if len(suitable) == 1:
-        before = next((result for result in record.results if result.way == suitable[0].way), None)
-        return suitable[0], _choice(suitable[0], before, (), precision)
-    results = measuring.measure(bundle, survey.candidates, threads)
-    measuring.remember(key, record.add(results, question))
+        known = measuring.recall(key).results
+        result = next((result for result in known if result.way == suitable[0].way), None)
+        return suitable[0], _choice(suitable[0], result, (), precision)
+    with measuring.turn():
+        # Another process may have measured while this one waited.
+        if before := remembered():
+            return before
+        results = measuring.measure(bundle, survey.candidates, threads)
+        measuring.remember(key, results, question)
     for result in results:
         if result.error:
             warnings.warn(f"{result} is left out: {result.error}", InfGenWarning, stacklevel=3)
@@ -135,5 +145,5 @@ def _refusal(survey: Survey, manifest: Manifest, precision: Precision) -> str:
     targets = ", ".join(sorted({recipe.target for recipe in manifest.recipes})) or "none"
     nothing = f"no backend here runs the bundle {manifest.model.name!r}, which has graphs for {targets}"
     remedies = [known.extra for known in KNOWN.values() if any(r.target == known.target for r in manifest.recipes)]
-    remedy = f"pip install 'infgen-rt[{remedies[0]}]'" if remedies else "install a backend for them"
+    remedy = installing(remedies[0]) if remedies else "install a backend for them"
     return "; ".join([*survey.absent, *survey.broken, f"{nothing}: {remedy}"])

@@ -9,6 +9,7 @@ from weakref import WeakSet
 
 import numpy as np
 
+from infgen_rt.backend import forks
 from infgen_rt.backend.candidates import Candidate, Survey
 from infgen_rt.backend.gate import Gate
 from infgen_rt.backend.inputs import fill
@@ -62,7 +63,8 @@ class Engine:
         self._bundle, self._candidate, self._threads = bundle, candidate, threads
         self._sessions: dict[str, Session] = {}
         self._kinds = {kind.name: kind for kind in self.manifest.kinds(self.recipe)}
-        self._closed = False
+        self._closed, self._birthplace = False, forks.Birthplace()
+        forks.keep_in_children(self)
         self._exact: Engine | None = None
         self._borrowers: WeakSet[Borrower] = WeakSet()
         parallel = candidate.device.id in getattr(candidate.backend, "parallel_on", ())
@@ -97,6 +99,7 @@ class Engine:
         self._load(_SHARED + graph, graph, 1)
 
     def _load(self, key: str, graph: str, threads: int | None) -> None:
+        self._birthplace.check()
         with self._lock:
             if key in self._sessions:
                 return
@@ -106,6 +109,8 @@ class Engine:
             options = Options(device.id, self._candidate.arithmetic, threads, keep, cache)
             files = self._bundle.read_graph(self.recipe.graphs[graph])
             self._sessions[key] = backend.load(graph, files, options)
+            if not getattr(backend, "survives_fork", True):
+                forks.note_use(backend.name)
 
     @property
     def gathers(self) -> bool:
@@ -205,17 +210,21 @@ class Engine:
         return self._finite(latent, again)
 
     def lends_to(self, borrower: Borrower) -> None:
-        """Have something let go of what this engine computed when it is closed."""
+        """Have something let go of what this engine computed when it is closed; raises what `check_open` does."""
+        self._birthplace.check()
         with self._lock:
             self._borrowers.add(borrower)
 
     def check_open(self) -> None:
-        """Raises DecodeError: the engine is closed."""
+        """Raises DecodeError: the engine is closed, or another process's."""
+        self._birthplace.check()
         if self._closed:
             raise DecodeError("the decoder is closed: read what you need before close()")
 
     def close(self) -> None:
-        """Free the graphs and what they have computed, after the run in progress."""
+        """Free the graphs and what they have computed, after the run in progress; nothing in a forked child."""
+        if not self._birthplace.here:
+            return
         with self._gate.enter(alone=True), self._lock:
             self._closed = True
             # Before the graphs: results may lie in what a backend gives back with its last one.
@@ -262,6 +271,8 @@ class Engine:
         return inputs
 
     def _run(self, graph: str, inputs: Mapping[str, Any], enlargement: Enlargement | None = None) -> Values:
+        # Before any lock: who holds it may be a thread that is not in this process.
+        self._birthplace.check()
         with self._gate.enter(alone=not graph.startswith(_SHARED)):
             self.check_open()
             cancellation = current()

@@ -1,6 +1,7 @@
 """Measuring ways of running a bundle against one another, and remembering what came of it."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import platform
@@ -9,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import metadata
@@ -22,7 +24,7 @@ from infgen_rt.backend.engine import Engine
 from infgen_rt.backend.inputs import tile_inputs
 from infgen_rt.bundle.folder import Bundle
 from infgen_rt.bundle.manifest import Enlargement
-from infgen_rt.common.folders import cache_folder, write_cached
+from infgen_rt.common.folders import VARIABLE, alone, cache_folder, write_cached
 from infgen_rt.common.pixels import FloatArray, fetch, psnr
 from infgen_rt.common.schema import SchemaError, parse
 from infgen_rt.errors import InfGenWarning, one_line
@@ -31,6 +33,8 @@ from infgen_rt.geometry.shapes import Size
 from infgen_rt.geometry.tiling import LARGEST_SHARED_TILE, LARGEST_TILE
 
 FILE = "measurements.json"
+# Seconds to wait for other processes: several times what measuring takes.
+_PATIENCE = 60.0
 # What is measured: a noise latent, and of its picture at twice the size tiles such as a plan has.
 _CELLS, _RUNS = 32, 3
 _EXACT_PSNR = 60.0
@@ -145,18 +149,39 @@ def recall(key: str) -> Record:
         return Record()
 
 
-def remember(key: str, record: Record) -> None:
-    """Keep a record for the next start; a folder that cannot be written in is a warning."""
+def turn() -> AbstractContextManager[None]:
+    """Wait until no other process measures, which would make both slower than they are."""
+    return alone("measuring", _PATIENCE)
+
+
+def remember(key: str, results: Sequence[Result], *questions: str) -> None:
+    """Keep results for the next start; a folder that cannot be written in is a warning.
+
+    Args:
+        key: what they hold for.
+        results: newer ones than those that are kept.
+        questions: whose candidates are all among them.
+    """
+    folder = cache_folder()
     try:
-        write_cached(cache_folder() / FILE, json.dumps(_records() | {key: asdict(record)}, indent=1) + "\n")
+        if folder is None:
+            raise OSError(errno.ENOENT, f"this user has no home: set {VARIABLE}")
+        with alone("measurements", _PATIENCE):
+            record = recall(key).add(results, *questions)
+            text = json.dumps(_records() | {key: asdict(record)}, indent=1) + "\n"
+            write_cached(folder / FILE, text.encode())
     except OSError as error:
-        text = f"measurements cannot be kept in {cache_folder()} ({error.strerror}): every start will measure again"
+        place = folder or "the user's cache folder"
+        text = f"measurements cannot be kept in {place} ({error.strerror}): every start will measure again"
         warnings.warn(text, InfGenWarning, stacklevel=4)
 
 
 def _records() -> dict[str, Any]:
+    folder = cache_folder()
+    if folder is None:
+        return {}
     try:
-        records = json.loads((cache_folder() / FILE).read_text(encoding="utf-8"))
+        records = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return records if isinstance(records, dict) else {}

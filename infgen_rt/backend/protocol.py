@@ -1,11 +1,14 @@
 """Backends: what one is, and which there are."""
 
 import re
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from infgen_rt.backend import forks
 from infgen_rt.bundle.manifest import Recipe
 from infgen_rt.errors import BackendError, one_line
 
@@ -13,6 +16,7 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 GROUP = "infgen_rt.backends"
+_OWN = "infgen_runtimes"
 
 
 class AbsentError(BackendError):
@@ -128,6 +132,8 @@ class Backend(Protocol):
         version: of the library behind it.
         parallel_on: ids of devices on which several runs at a time with a thread each are faster than one after another
             with all threads; may be missing, as none.
+        survives_fork: whether a process can load graphs although the one that it was forked from has done so; may be
+            missing, as True.
     """
 
     name: str
@@ -163,9 +169,12 @@ class Backend(Protocol):
 
 def installed_backends() -> dict[str, "EntryPoint"]:
     """Backends that packages here announce in the entry-point group `infgen_rt.backends`, this project's first."""
-    from importlib.metadata import entry_points  # slow to import, and only needed here
+    from importlib.metadata import EntryPoint, entry_points  # slow to import, and only needed here
 
     found = {entry.name: entry for entry in entry_points(group=GROUP)}
+    # A frozen app may have the code without the metadata.
+    if found.keys().isdisjoint(KNOWN) and find_spec(_OWN) is not None:
+        found |= {name: EntryPoint(name, f"{_OWN}.{name}:Backend", GROUP) for name in KNOWN}
     order = list(KNOWN)
     return dict(sorted(found.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
 
@@ -175,13 +184,14 @@ def load_backend(name: str) -> Backend:
 
     Raises:
         AbsentError: it is not installed.
-        BackendError: it is unknown, or its library is broken or too old.
+        BackendError: it is unknown, its library is broken or too old, or it was in use before this process was forked.
     """
+    forks.check_backend(name)
     installed = installed_backends()
     if name not in installed:
         here = ", ".join(["auto", *ALIASES, *installed])
         raise BackendError(f"backend {name!r} is unknown: available here are {here}")
-    remedy = f"pip install 'infgen-rt[{KNOWN[name].extra}]'" if name in KNOWN else "install what it needs"
+    remedy = installing(KNOWN[name].extra) if name in KNOWN else "install what it needs"
     try:
         backend: Backend = installed[name].load()()
     except ImportError as error:
@@ -192,6 +202,13 @@ def load_backend(name: str) -> Backend:
     except Exception as error:
         raise BackendError(f"backend {name!r} is broken ({one_line(error)}): reinstall it, {remedy}") from error
     return backend
+
+
+def installing(extra: str) -> str:
+    """What a user does to have one of this package's extras."""
+    if getattr(sys, "frozen", False):
+        return f"this app was built without it, and must be built with infgen-rt[{extra}]"
+    return f"pip install 'infgen-rt[{extra}]'"
 
 
 def require_version(name: str, version: str) -> None:

@@ -43,7 +43,7 @@ class Fact:
         where = self.backend if self.device is None else f"{self.backend} {self.device} ({self.device_name})"
         if self.problem:
             return f"- {where}: {self.problem}"
-        speed = "not measured" if self.speed is None else f"{self.speed.decode:.3f} s a megapixel"
+        speed = "not measured" if self.speed is None else f"{self.speed.decode:.3f} s per megapixel"
         quality = "" if self.psnr is None else f", {self.psnr:.0f} dB against float32"
         return f"+ {where}: {self.recipe} in {self.arithmetic}, {speed}{quality}"
 
@@ -72,8 +72,8 @@ def describe_devices(bundle: Bundle, threads: int | None = None, fresh: bool = F
         except BackendError as error:
             facts.append(Fact(name, problem=str(error)))
     if fresh and candidates:
-        record = measuring.Record().add(measuring.measure(bundle, candidates, threads), AUTO, *names)
-        measuring.remember(key, record)
+        with measuring.turn():
+            measuring.remember(key, measuring.measure(bundle, candidates, threads), AUTO, *names)
     results = measuring.recall(key).results
     return sorted([*(_fact(candidate, results) for candidate in candidates), *facts], key=Fact.order)
 

@@ -1,12 +1,16 @@
 """`infgen-rt cache`."""
 
+import contextlib
+import errno
 import json
-import shutil
+import os
+from pathlib import Path
 
 import click
 
 from infgen_rt.cli import options
-from infgen_rt.common.folders import cache_folder
+from infgen_rt.cli.console import say
+from infgen_rt.common.folders import VARIABLE, cache_folder
 from infgen_rt.common.memory import format_bytes
 
 
@@ -15,38 +19,46 @@ from infgen_rt.common.memory import format_bytes
 @options.as_json
 def cache(clear: bool, as_json: bool) -> None:
     """Show what is kept in this user's cache folder: measurements and compiled graphs."""
-    sizes, folder = _cached_bytes(), cache_folder()
+    folder = cache_folder()
+    if folder is None:
+        raise click.ClickException(f"this user has no home, and so no cache: set {VARIABLE} to a folder for it")
+    sizes = _cached_bytes(folder)
     if clear:
         try:
-            _clear_cache()
+            _clear_cache(folder)
         except OSError as error:
             raise click.ClickException(f"{folder} cannot be cleared: {error.strerror}") from error
     if as_json:
-        click.echo(json.dumps({"folder": str(folder), "bytes": sizes, "cleared": clear}))
+        say(json.dumps({"folder": str(folder), "bytes": sizes, "cleared": clear}), needed=True)
         return
-    click.echo(f"{folder}{' (cleared)' if clear else ''}")
+    say(f"{folder}{' (cleared)' if clear else ''}", needed=True)
     for name, size in sizes.items():
-        click.echo(f"{name}: {format_bytes(size)}")
+        say(f"{name}: {format_bytes(size)}", needed=True)
 
 
-def _cached_bytes() -> dict[str, int]:
-    """Bytes of each thing in the cache, by its name there."""
-    folder = cache_folder()
-    if not folder.is_dir():
-        return {}
-    sizes = {}
-    for entry in sorted(folder.iterdir()):
-        files = entry.rglob("*") if entry.is_dir() else [entry]
-        sizes[entry.name] = sum(file.stat().st_size for file in files if file.is_file())
-    return sizes
+def _cached_bytes(root: Path) -> dict[str, int]:
+    """Bytes of each thing in the cache, by its name there; what other processes remove meanwhile does not count."""
+    sizes: dict[str, int] = {}
+    for folder, _, files in os.walk(root):
+        for file in files:
+            path = Path(folder, file)
+            with contextlib.suppress(OSError):
+                entry = path.relative_to(root).parts[0]
+                sizes[entry] = sizes.get(entry, 0) + path.stat().st_size
+    return dict(sorted(sizes.items()))
 
 
-def _clear_cache() -> None:
-    """Remove all of it.
+def _clear_cache(root: Path) -> None:
+    """Remove all of it. Other processes may write in it meanwhile: what they make stays, and so does its folder.
 
     Raises:
         OSError: something cannot be removed.
     """
-    folder = cache_folder()
-    if folder.is_dir():
-        shutil.rmtree(folder)
+    for folder, _, files in os.walk(root, topdown=False):
+        for file in files:
+            Path(folder, file).unlink(missing_ok=True)
+        try:
+            Path(folder).rmdir()
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+                raise

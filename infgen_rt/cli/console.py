@@ -1,14 +1,17 @@
 """What the commands say: errors, warnings, progress and facts; and the exit codes."""
 
+import contextlib
+import errno
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO, cast
 
 import click
 
+from infgen_rt.errors import InfGenError
 from infgen_rt.saving import Progress
 
 FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
@@ -16,8 +19,61 @@ FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
 def complain(text: str, code: int) -> int:
     """Print an error as one line and return its exit code."""
-    click.echo(f"Error: {' '.join(text.split())}", err=True)
+    say(f"Error: {' '.join(text.split())}", err=True)
     return code
+
+
+def say(text: str, err: bool = False, needed: bool = False) -> None:
+    """Print a line, if there is something to print on: a windowed app has nothing, and a terminal may be gone.
+
+    Args:
+        text: of the line.
+        err: print it on standard error.
+        needed: whether the line is all that was asked for.
+
+    Raises:
+        InfGenError: it is needed and cannot be printed, because the disk is full for example.
+    """
+    try:
+        try:
+            click.echo(text, err=err)
+        except UnicodeEncodeError:  # a file name that is none of the terminal's
+            click.echo(text.encode("ascii", "backslashreplace").decode(), err=err)
+    except ValueError:  # closed
+        pass
+    except OSError as error:
+        if error.errno == errno.EPIPE and needed:
+            raise  # click ends the command
+        if needed:
+            raise InfGenError(f"cannot print: {error.strerror}") from error
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether somebody sees what is written there."""
+    return stream is not None and not stream.closed and stream.isatty()
+
+
+class _Patient:
+    """A stream whose failures cost what is written on it, and nothing else.
+
+    Args:
+        stream: to write on.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class Stopwatch:
@@ -37,13 +93,16 @@ class Stopwatch:
 
 @contextmanager
 def warnings_to_stderr(quiet: bool = False) -> Iterator[list[str]]:
-    """Print warnings as one line each, as they come, and gather them."""
+    """Print warnings as one line each, as they come and each cause once, and gather them all."""
     notes: list[str] = []
+    causes: set[str] = set()
 
     def show(message: Warning | str, *args: Any, **options: Any) -> None:
         notes.append(str(message))
-        if not quiet:
-            click.echo(f"Warning: {message}", err=True)
+        cause = getattr(message, "cause", "") or str(message)
+        if not quiet and cause not in causes:
+            causes.add(cause)
+            say(f"Warning: {message}", err=True)
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")
@@ -53,11 +112,11 @@ def warnings_to_stderr(quiet: bool = False) -> Iterator[list[str]]:
 
 @contextmanager
 def progress_bar(wanted: bool) -> Iterator[Callable[[Progress], None]]:
-    """Show a bar on standard error; what it yields moves it."""
-    if not wanted:
+    """Show a bar on standard error, if that is a terminal; what it yields moves it."""
+    if not wanted or not is_terminal(sys.stderr):
         yield lambda progress: None
         return
-    with click.progressbar(length=1, file=sys.stderr, width=40) as bar:
+    with click.progressbar(length=1, file=cast(TextIO, _Patient(sys.stderr)), width=40) as bar:
 
         def show(progress: Progress) -> None:
             bar.length = progress.total
@@ -71,10 +130,10 @@ def print_facts(facts: dict[str, Any], indent: str = "") -> None:
     """Print a line a fact, those inside others indented."""
     for name, value in facts.items():
         if isinstance(value, dict):
-            click.echo(f"{indent}{name}:")
+            say(f"{indent}{name}:", needed=True)
             print_facts(value, indent + "  ")
         elif isinstance(value, (list, tuple)):
             items = [str(item) for item in value]
-            click.echo(f"{indent}{name}: {', '.join(items) or 'none'}")
+            say(f"{indent}{name}: {', '.join(items) or 'none'}", needed=True)
         else:
-            click.echo(f"{indent}{name}: {value}")
+            say(f"{indent}{name}: {value}", needed=True)

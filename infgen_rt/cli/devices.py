@@ -9,7 +9,7 @@ import click
 from infgen_rt.backend.report import describe_devices
 from infgen_rt.bundle.folder import Bundle
 from infgen_rt.cli import options
-from infgen_rt.cli.console import warnings_to_stderr
+from infgen_rt.cli.console import say, warnings_to_stderr
 
 
 @click.command(
@@ -27,6 +27,6 @@ def devices(fresh: bool, model: Path | None, threads: int | None, as_json: bool)
     with warnings_to_stderr():
         facts = describe_devices(Bundle.open(model), threads, fresh)
     if as_json:
-        click.echo(json.dumps([asdict(fact) for fact in facts]))
+        say(json.dumps([asdict(fact) for fact in facts]), needed=True)
     else:
-        click.echo("\n".join(str(fact) for fact in facts))
+        say("\n".join(str(fact) for fact in facts), needed=True)

@@ -6,6 +6,7 @@ from dataclasses import asdict
 import click
 
 from infgen_rt.cli import options
+from infgen_rt.cli.console import say
 from infgen_rt.display.named import named_displays
 
 
@@ -20,7 +21,7 @@ def displays(as_json: bool) -> None:
     """List the displays that `--display` knows by name, with their sizes in pixels."""
     known = named_displays()
     if as_json:
-        click.echo(json.dumps({name: asdict(display) for name, display in known.items()}))
+        say(json.dumps({name: asdict(display) for name, display in known.items()}), needed=True)
         return
     for name, display in known.items():
-        click.echo(f"{name:24}{display.size!s:>10}  {display.kind:8}{display.title}")
+        say(f"{name:24}{display.size!s:>10}  {display.kind:8}{display.title}", needed=True)

@@ -2,7 +2,9 @@
 
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 import click
@@ -44,10 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    # An app that stops its helper sends SIGTERM; as with Ctrl-C, nothing half-written is to stay behind.
-    signal.signal(signal.SIGTERM, _on_terminate)
     try:
-        return cli.main(arguments, prog_name="infgen-rt", standalone_mode=False) or 0
+        with _terminating():
+            return cli.main(arguments, prog_name="infgen-rt", standalone_mode=False) or 0
     except click.Abort:
         return complain("interrupted", INTERRUPTED)
     except click.ClickException as error:
@@ -58,6 +59,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return complain(str(error), FAILED)
     except MemoryError:
         return complain("out of memory: pass a smaller --memory", FAILED)
+
+
+@contextmanager
+def _terminating() -> Iterator[None]:
+    """End as after Ctrl-C when an app that stops its helper sends SIGTERM: nothing half-written is to stay behind.
+
+    In a thread of an app that calls `main` it is the app that attends to signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _on_terminate)
+    try:
+        yield
+    finally:
+        # None: it was set by other than Python, and cannot be set by Python.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def _on_terminate(number: int, frame: object) -> NoReturn:

@@ -40,7 +40,7 @@ class Tiles:
         self, source: Decoded | Resampled, cut: PictureTiles, engine: Engine, cache: int, workers: int = 1
     ) -> None:
         self.cut = cut
-        self._source = source
+        self._source, self._engine = source, engine
         self._workers = workers
         self._cache: TileCache[tuple[Box, Number], npt.NDArray[Any]] = TileCache(cache)
         engine.lends_to(self)
@@ -97,6 +97,8 @@ class Tiles:
                 in the middle: the garbage collector closes that one anywhere, in the middle of a thread's start
                 perhaps, which holds the lock that joining the workers would take.
         """
+        # Before any lock: see `Engine`.
+        self._engine.check_open()
         workers = min(self._workers, len(boxes))
         if workers < 2:
             yield from (self.read(box, number) for box in boxes)

@@ -1,4 +1,4 @@
-"""Writing pictures: a module a format, and files that appear whole or not at all."""
+"""Writing pictures: a module per format, and files that appear whole or not at all."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ from infgen_rt.errors import OutputError, WriteError
 from infgen_rt.geometry.shapes import Size
 from infgen_rt.writers.deepzoom import DeepZoom
 from infgen_rt.writers.formats import Format, Layer, TileFormat
+from infgen_rt.writers.names import check_name
 from infgen_rt.writers.png import Png
 from infgen_rt.writers.staging import staged
 from infgen_rt.writers.tiff import Tiff
@@ -54,8 +55,10 @@ def check_output(path: Path, size: Size, force: bool, bits: Bits = 8, tile_forma
         )
     if max(size) > form.max_side:
         raise OutputError(
-            f"{form.name} holds at most {form.max_side:,} pixels a side and the picture is {size}: write .png or .tif"
+            f"{form.name} holds at most {form.max_side:,} pixels per side and the picture is {size}: write .png or .tif"
         )
+    for output in form.outputs(path):
+        check_name(output)
     if not path.parent.is_dir():
         raise OutputError(f"cannot write in {path.parent}: there is no such folder")
     _check_free(path, form, force)

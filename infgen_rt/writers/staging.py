@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from infgen_rt.errors import OutputError
+from infgen_rt.writers.names import hidden_name
 
 
 @contextmanager
@@ -22,7 +23,7 @@ def staged(outputs: Sequence[Path]) -> Iterator[Path]:
         OutputError: the folder of the outputs cannot be written in.
     """
     main = outputs[0]
-    folder = main.with_name(f".{main.name[:200]}.{secrets.token_hex(4)}.part")
+    folder = main.with_name(hidden_name(main, f"{secrets.token_hex(4)}.part"))
     try:
         folder.mkdir()
     except OSError as error:

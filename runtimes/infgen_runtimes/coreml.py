@@ -1,7 +1,9 @@
 """Core ML: the Neural Engine, GPU and CPU of a Mac."""
 
+import contextlib
 import hashlib
 import platform
+import secrets
 import shutil
 import sys
 import tempfile
@@ -111,15 +113,25 @@ def open_package(package: Path, digest: str, options: Options) -> Model:
         return model
     # A compiled program is of one version of the system.
     kept = options.cache / f"{digest}-{platform.mac_ver()[0]}.mlmodelc"
+    own = kept.with_stem(f"{kept.stem}-{secrets.token_hex(4)}")
     if kept.exists():
         try:
             model = CompiledMLModel(str(kept), units)
             return model
         except Exception:  # damaged: made anew
-            shutil.rmtree(kept, ignore_errors=True)
-    compile_model(str(package), str(kept))
-    model = CompiledMLModel(str(kept), units)
+            _move(kept, own)
+            shutil.rmtree(own, ignore_errors=True)
+    # Another process may do the same: each writes a folder of its own, and the first takes the place.
+    compile_model(str(package), str(own))
+    _move(own, kept)
+    model = CompiledMLModel(str(kept if kept.exists() else own), units)
+    shutil.rmtree(own, ignore_errors=True)
     return model
+
+
+def _move(source: Path, target: Path) -> None:
+    with contextlib.suppress(OSError):  # another process was first
+        source.rename(target)
 
 
 def _digest(files: Mapping[str, bytes]) -> str:

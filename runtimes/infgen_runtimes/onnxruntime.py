@@ -17,6 +17,7 @@ import onnxruntime as ort
 from infgen_rt.backend.protocol import Device, Options, Values, require_version
 from infgen_rt.bundle.manifest import Recipe
 from infgen_rt.common.cancellation import current
+from infgen_rt.common.folders import private_folder
 from infgen_rt.errors import BackendError, DecodeError, InfGenWarning, one_line
 
 from .ort_arrays import Array, Place
@@ -235,8 +236,9 @@ def _provider_options(kind: str, index: int, options: Options) -> dict[str, str]
         settings |= {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
         # Otherwise products in float32 are rounded to 10 bits.
         settings |= {"use_tf32": "0"}
-    elif kind == "tensorrt" and options.cache is not None:
-        settings |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(options.cache)}
+    # TensorRT's engines are written in place, whenever a shape is new.
+    elif kind == "tensorrt" and options.cache is not None and (own := private_folder(options.cache)):
+        settings |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(own)}
     return settings if kind not in {"webgpu", "qnn"} else {}
 
 
@@ -311,7 +313,7 @@ def _plugin_names() -> list[str]:
 
 @cache
 def _plugins() -> "tuple[tuple[str, ort.OrtEpDevice], ...]":
-    """Devices of plug-in providers, each with its distribution; a library may be registered once a process."""
+    """Devices of plug-in providers, each with its distribution; a library may be registered once per process."""
     found = []
     for name in _plugin_names():
         try:

@@ -1,17 +1,25 @@
 """OpenVINO: Intel CPUs, GPUs and NPUs, and any other x86 or Arm CPU."""
 
-import shutil
+import contextlib
+import hashlib
+import io
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 
 import numpy as np
-import openvino as ov
 
+from infgen_rt.backend.forks import keep_in_children
 from infgen_rt.backend.protocol import Device, Options, require_version
 from infgen_rt.bundle.manifest import Recipe
 from infgen_rt.common.cancellation import current
+from infgen_rt.common.folders import read_checked, write_checked
 from infgen_rt.common.pixels import FloatArray
 from infgen_rt.errors import BackendError, DecodeError, one_line
+from infgen_runtimes.telemetry import without_openvino_telemetry
+
+with without_openvino_telemetry():
+    import openvino as ov
 
 MODEL = "model.xml"
 WEIGHTS = "model.bin"
@@ -30,6 +38,8 @@ class Backend:
     version = ov.__version__
     # It ties a model's threads to cores, the same ones for each model.
     parallel_on = ()
+    # A child that opens it anew crashes at its end (OpenVINO 2026.4).
+    survives_fork = False
 
     def __init__(self) -> None:
         require_version("openvino", ov.__version__)
@@ -58,20 +68,18 @@ class Backend:
         settings: dict[str, object] = {}
         if options.threads is not None and options.device == "cpu":
             settings["INFERENCE_NUM_THREADS"] = options.threads
-        if options.cache is not None:
-            settings["CACHE_DIR"] = str(options.cache)
         try:
-            core = ov.Core()
+            core = _core()
             model = core.read_model(files[MODEL], ov.Tensor(np.frombuffer(files[WEIGHTS], np.uint8)))
             precision, device = _HINTS[options.arithmetic], _name(options.device)
-            try:
-                return Session(core, model, precision, settings, device)
-            except RuntimeError:
-                if options.cache is None:
-                    raise
-                # An entry of the cache may be damaged, or of a version whose mark it does not carry.
-                shutil.rmtree(options.cache, ignore_errors=True)
-                return Session(core, model, precision, {**settings, "CACHE_DIR": ""}, device)
+            kept = None
+            if options.cache is not None and "EXPORT_IMPORT" in core.get_property(device, "OPTIMIZATION_CAPABILITIES"):
+                about = [ov.get_version(), device, core.get_property(device, "FULL_DEVICE_NAME"), precision, settings]
+                digest = hashlib.sha256(repr(about).encode())
+                for name in (MODEL, WEIGHTS):
+                    digest.update(hashlib.sha256(files[name]).digest())
+                kept = options.cache / digest.hexdigest()[:32]
+            return Session(core, model, precision, settings, device, kept)
         # OpenVINO raises plain RuntimeErrors; a KeyError is a bundle without one of the files.
         except Exception as error:
             text = f"openvino {ov.__version__} cannot load the graph on {options.device}: {one_line(error)}"
@@ -91,18 +99,35 @@ class Session:
         precision: Of the arithmetic, as `INFERENCE_PRECISION_HINT` wants it.
         settings: Further properties of the device's plug-in.
         device: As OpenVINO calls it.
+        kept: What the names of files start with in which the compiled graph is kept; None to keep none.
     """
 
     def __init__(
-        self, core: ov.Core, model: ov.Model, precision: str, settings: Mapping[str, object], device: str = "CPU"
+        self,
+        core: ov.Core,
+        model: ov.Model,
+        precision: str,
+        settings: Mapping[str, object],
+        device: str = "CPU",
+        kept: Path | None = None,
     ) -> None:
         parts = [(model, precision)]
         if precision != "f32" and (halves := _cut(model)):
             parts = [(halves[0], "f32"), (halves[1], precision)]
         self._outputs = [port.any_name for port in model.outputs]
+        compiling = [
+            partial(
+                _compiled,
+                core,
+                part,
+                device,
+                {**settings, "INFERENCE_PRECISION_HINT": hint},
+                kept and kept.with_name(f"{kept.name}-{number}.blob"),
+            )
+            for number, (part, hint) in enumerate(parts)
+        ]
         self._compile: Callable[[], list[ov.InferRequest]] | None = lambda: [
-            core.compile_model(part, device, {**settings, "INFERENCE_PRECISION_HINT": hint}).create_infer_request()
-            for part, hint in parts
+            compiled().create_infer_request() for compiled in compiling
         ]
         self._parts = self._compile()
 
@@ -129,6 +154,26 @@ class Session:
     def close(self) -> None:
         """Free the graph."""
         self._parts, self._compile = [], None
+
+
+def _compiled(
+    core: ov.Core, model: ov.Model, device: str, settings: Mapping[str, object], file: Path | None
+) -> ov.CompiledModel:
+    """A model that is compiled, or was before and is kept in a file.
+
+    OpenVINO's own cache writes in place and reads by mapping: of several processes that find it empty some die.
+    """
+    if file is None:
+        return core.compile_model(model, device, settings)
+    if content := read_checked(file):
+        with contextlib.suppress(RuntimeError):  # of another version, whose mark the name does not have
+            return core.import_model(content, device, settings)
+    compiled = core.compile_model(model, device, settings)
+    with contextlib.suppress(OSError, RuntimeError):  # made again at the next start
+        blob = io.BytesIO()
+        compiled.export_model(blob)
+        write_checked(file, blob.getvalue())
+    return compiled
 
 
 def _cut(model: ov.Model) -> tuple[ov.Model, ov.Model] | None:
@@ -187,7 +232,9 @@ def _sources(operation: ov.Node) -> list[str]:
 
 @cache
 def _core() -> ov.Core:
-    return ov.Core()
+    core = ov.Core()
+    keep_in_children(core)
+    return core
 
 
 def _id(name: str) -> str:

@@ -33,6 +33,8 @@ class Backend:
     version = torch.__version__
     # Its number of threads is the process's.
     parallel_on = ()
+    # A child that computes waits for its parent's threads.
+    survives_fork = False
 
     def __init__(self) -> None:
         require_version("torch", torch.__version__)

@@ -1,0 +1,37 @@
+"""Names of files, as the file system that they are for takes them: a prompt is often one."""
+
+import errno
+import os
+from pathlib import Path
+
+from infgen_rt.errors import OutputError
+
+_SHOWN = 60
+
+
+def check_name(path: Path) -> None:
+    """Ask the file system whether a file may have a name.
+
+    Raises:
+        OutputError: it may not.
+    """
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        pass
+    except ValueError as error:  # a NUL
+        raise OutputError(f"{str(path)[:_SHOWN]!r} cannot be a file's name: {error}") from None
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise OutputError(f"{path} cannot be a file here: {error.strerror}") from None
+        name, whole = (len(os.fsencode(each)) for each in (path.name, path))
+        raise OutputError(
+            f"{path.name[:_SHOWN]}... is too long for the file system, with {name} bytes of {whole} in the whole path "
+            "(most take 255 in a name): shorten it"
+        ) from None
+
+
+def hidden_name(path: Path, mark: str) -> str:
+    """A hidden file's name that tells of another's, and is short whatever that one is."""
+    # Bytes count, and not characters.
+    return f".{path.name.encode(errors='ignore')[:_SHOWN].decode(errors='ignore')}.{mark}"
