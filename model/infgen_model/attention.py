@@ -1,7 +1,7 @@
-"""Cross-attention of tokens to latent cells, to all of them or to those within a radius.
+"""Cross-attention from tokens to latent cells, either to all of them or to those within a radius.
 
-Tokens and cells lie on two grids over the same coordinates, in which cell i has its centre at i + 0.5. Both forms share
-projections and a continuous two-dimensional rotary embedding of those coordinates.
+Tokens and cells lie on two grids in the same coordinates, in which cell i has its centre at i + 0.5. Both forms of
+attention use the same projections and a continuous two-dimensional rotary embedding of the coordinates.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from infgen_model.grid import Grid
 
 MASKED = -1e4
-"""Score of a cell that must not be seen; its weight is exactly zero in float32 and it still fits float16."""
+"""Score of a cell that must not be seen. Its weight is exactly zero in float32, and the score still fits float16."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,10 @@ class Neighbours:
     """For each token along one axis, the K cells around it.
 
     Attributes:
-        centre: [n] int64, position in the context crop of the cell that the token is in. The centre of a picture's last
-            token may lie beyond the latent: so may this, by no more than half of K, where all K are outside.
-        bias: [n, K] added to the scores: the logarithm of a window that fades out at the radius.
+        centre: [n] int64, the position in the context crop of the cell that contains the token. The centre of a
+            picture's last token may lie beyond the latent. This position then does too, by at most half of K, where all
+            K cells are outside.
+        bias: [n, K], added to the scores: the logarithm of a window that fades out at the radius.
     """
 
     centre: Tensor
@@ -34,12 +35,12 @@ class Neighbours:
 
     @classmethod
     def of(cls, token: Tensor, key: Tensor, extent: Tensor, radius: float) -> Neighbours:
-        """Finds them.
+        """Finds the neighbours of each token.
 
         Args:
-            token: [n] centres, in cells.
+            token: [n] centres of the tokens, in cells.
             key: [m] centres of the context crop's cells.
-            extent: [] cells of the whole latent along this axis.
+            extent: [] number of cells of the whole latent along this axis.
             radius: In cells.
         """
         reach = math.ceil(radius - 0.5)
@@ -47,7 +48,7 @@ class Neighbours:
         cell = torch.floor(token)[:, None] + offsets
         inside = (cell >= 0) & (cell < extent)
         distance = torch.abs(cell + 0.5 - token[:, None])
-        # Fading over the last half cell keeps the picture continuous where the set of neighbours changes.
+        # The window fades over the last half cell, so the picture stays continuous where the set of neighbours changes.
         fade = torch.clamp((radius - distance) / min(0.5, radius), 1e-6, 1.0)
         bias = torch.where(inside, torch.log(fade), MASKED)
         centre = (torch.floor(token) - torch.floor(key[0])).clamp(min=0).to(torch.int64)
@@ -55,12 +56,12 @@ class Neighbours:
 
     @property
     def count(self) -> int:
-        """K."""
+        """The number of neighbours K."""
         return self.bias.shape[1]
 
 
 class Rotary(nn.Module):
-    """Rotates channels by angles proportional to y (first half of the pairs) and x (second half), in cells."""
+    """Rotates pairs of channels by angles proportional to y (first half of the pairs) or x (second half), in cells."""
 
     frequencies: Tensor
 
@@ -85,7 +86,10 @@ class Rotary(nn.Module):
 
 
 def global_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Every token [B, ht, wt, heads, d] sees every cell [B, hk, wk, heads, d] that ``mask`` [hk, wk] does not hide."""
+    """Every token [B, ht, wt, heads, d] sees every cell [B, hk, wk, heads, d], except those that ``mask`` hides.
+
+    The mask is [hk, wk] and True where a cell is seen.
+    """
     batch, height, width = query.shape[:3]
     if mask is None and torch.onnx.is_in_onnx_export():
         return _fused(query, key, value)
@@ -99,10 +103,11 @@ def global_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Global attention as one node of ONNX Runtime's own, which never holds the scores of all tokens and cells.
+    """Global attention as one of ONNX Runtime's own operators, which never holds the scores of all tokens and cells.
 
-    Standard ONNX does, as products and as ``Attention`` alike: for 64x64 cells and a tile of 64x64 tokens that is more
-    than a gigabyte, against a tenth of it here (``benchmarks.studies.attention``). Only for tracing: computes nothing.
+    Standard ONNX does hold them, both as products and as ``Attention``. For 64x64 cells and a tile of 64x64 tokens, that
+    takes more than a gigabyte, and this operator takes a tenth of it (``benchmarks.studies.attention``). The function
+    is for tracing only and computes nothing.
     """
     batch, height, width, heads, depth = query.shape
     flat = [part.flatten(3).flatten(1, 2) for part in (query.to(value.dtype), key.to(value.dtype), value)]
@@ -120,8 +125,8 @@ def _fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 def window_attention(query: Tensor, key: Tensor, value: Tensor, rows: Neighbours, columns: Neighbours) -> Tensor:
     """Every token sees the K x K cells around it.
 
-    Each cell is first given the keys and values of all K x K around it, as shifted copies, so that tokens fetch what
-    they see in one gather per axis, however many cells it is. Heads are summed over by a product with ones.
+    First, shifted copies give each cell the keys and values of all K x K cells around it. A token then fetches
+    everything it sees with one gather per axis, however large K is. A product with ones sums over each head's channels.
     """
     heads, depth = query.shape[3:]
     across, down = columns.count // 2, rows.count // 2
@@ -139,13 +144,13 @@ def window_attention(query: Tensor, key: Tensor, value: Tensor, rows: Neighbours
 
 
 def _by_head(heads: int, depth: int, like: Tensor) -> Tensor:
-    """[heads * depth, heads] ones where a channel is a head's."""
+    """[heads * depth, heads]: 1 where the channel belongs to the head, 0 elsewhere."""
     channel = torch.arange(heads * depth, device=like.device) // depth
     return (channel[:, None] == torch.arange(heads, device=like.device)).to(like.dtype)
 
 
 class CrossAttention(nn.Module):
-    """Queries from tokens, keys and values from the context."""
+    """Cross-attention with queries from the tokens, and keys and values from the context."""
 
     def __init__(
         self, width: int, key_width: int, heads: int, rotary: tuple[float, float], radius: float | None

@@ -27,12 +27,12 @@ class CheckpointError(InputError):
 
 
 def save_checkpoint(folder: Path, model: InfGen, dtype: torch.dtype = torch.float32) -> None:
-    """Writes a checkpoint; the weights appear whole or not at all.
+    """Writes a checkpoint. The file of weights is written atomically.
 
     Args:
-        folder: Made if missing.
-        model: What is saved.
-        dtype: How floating-point weights are stored; float16 halves the file at no visible cost.
+        folder: Created if missing.
+        model: The model to save.
+        dtype: Type that the weights are stored in. float16 halves the file at no visible cost.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(model.config.to_json(), indent=2) + "\n")
@@ -45,8 +45,8 @@ def load_checkpoint(folder: str | Path) -> InfGen:
     """Reads a checkpoint as a float32 model in evaluation mode.
 
     Raises:
-        CheckpointError: A file is missing or unreadable, or the tensors are not those of the config; the message
-            lists what is missing, unknown, of another shape or not finite.
+        CheckpointError: A file is missing or unreadable, or the tensors do not fit the config. The message lists the
+            tensors that are missing, unknown, of the wrong shape or not finite.
     """
     folder = Path(folder)
     if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""What a model is: a frozen description that is saved beside its weights."""
+"""The configuration of a model: a frozen description that is saved with its weights."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Level:
     """One resolution of the trunk, the upsampler or the encoder.
 
     Attributes:
-        width: Channels at this resolution.
-        blocks: Residual blocks.
+        width: Number of channels at this resolution.
+        blocks: Number of residual blocks.
     """
 
     width: int
@@ -32,11 +32,11 @@ class Level:
 
 @dataclass(frozen=True)
 class Enlargement:
-    """One of the enlargements of the trunk's picture, for pictures up to a scale.
+    """One enlargement of the trunk's picture, used for pictures up to a certain scale.
 
     Attributes:
-        factor: How many times it enlarges, which is the largest scale it is for.
-        blocks: How many of the enlarger's convolutions it goes through; none for the trunk's own picture.
+        factor: The factor of enlargement, which is also the largest scale that it is used for.
+        blocks: How many of the enlarger's convolutions it uses. The trunk's own picture uses none.
     """
 
     factor: int
@@ -48,32 +48,35 @@ class DecoderConfig:
     """Architecture of one InfGen decoder (arXiv 2509.10441) and of the encoder that goes with it.
 
     Attributes:
-        name: What the model is called in manifests.
-        latent_space: Named convention of its latents, for example ``"flux2"``.
-        latent_channels: Channels C of a latent [C, h, w].
-        width: Channels of a token, and of what the context holds of a cell for attention.
-        trunk: Prefill's resolutions, from one position per cell on, each twice the one before; global statistics at the
-            first only. Empty for a prefill that does no more than project.
-        enlargements: By rising factor. The context carries the enlarged picture, and tokens correct it. Empty for a
-            model whose tokens make the whole picture.
-        detail: Channels of the fine grid that the context carries too, at the trunk's last resolution; 0 for none.
-        frame: What the implicit positional embedding sees: the token's place in the whole ``"image"``, or in its
-            ``"cell"``.
-        start: What a token is before attention: a learned ``"mask"`` token, or the bilinearly ``"sampled"`` context.
-        inpe_features: Fourier features F of the embedding.
-        inpe_sigma: Standard deviation of the Fourier frequencies, radians over the unit sphere's radius.
-        blocks: Cross-attention blocks.
-        heads: Attention heads.
-        key_width: Channels of queries and keys, all heads together; a multiple of ``4 * heads``.
-        mlp_ratio: Hidden width of a block's MLP over ``width``.
-        radius: Cells, along each axis, that a token attends to around its centre; ``None`` attends to every cell.
-        rotary: Lowest and highest angular frequency of the rotary embedding, radians per cell.
-        token_blocks: Residual 3x3 blocks at one token per position, before the upsampler.
-        levels: The upsampler's resolutions, each twice the one before; what is left to a patch of 8 is one last
-            pixel shuffle. The last of them sees the context's detail.
+        name: The model's name in manifests.
+        latent_space: Name of its latent space, for example ``"flux2"``.
+        latent_channels: Number of channels C of a latent [C, h, w].
+        width: Number of channels of a token, and of the part of the context that attention uses.
+        trunk: Resolutions of the trunk. The first has one position per cell, and each of the others has twice the
+            resolution of the one before. Only the first uses global statistics. If empty, prefill only projects.
+        enlargements: Enlargements by rising factor. The context carries the enlarged picture, and the tokens correct
+            it. If empty, the tokens make the whole picture.
+        detail: Number of channels of the fine grid that the context also carries, at the trunk's last resolution;
+            0 for none.
+        frame: The position that the implicit positional embedding sees: the token's place in the whole ``"image"``, or
+            in its ``"cell"``.
+        start: The value of a token before attention: a learned ``"mask"`` token, or the bilinearly ``"sampled"``
+            context.
+        inpe_features: Number of Fourier features F of the embedding.
+        inpe_sigma: Standard deviation of the Fourier frequencies, in radians per radius of the unit sphere.
+        blocks: Number of cross-attention blocks.
+        heads: Number of attention heads.
+        key_width: Number of channels of queries and keys over all heads; a multiple of ``4 * heads``.
+        mlp_ratio: Hidden width of a block's MLP divided by ``width``.
+        radius: Distance in cells along each axis, from the token's centre, within which it attends to cells. ``None``
+            attends to every cell.
+        rotary: Lowest and highest angular frequency of the rotary embedding, in radians per cell.
+        token_blocks: Number of residual 3x3 blocks at one position per token, before the upsampler.
+        levels: Resolutions of the upsampler, each twice the one before. A last pixel shuffle enlarges to the patch of
+            8. The last level sees the context's detail.
         channel_norm: Whether the upsampler's blocks normalise each position over its channels.
-        encoder: The encoder's resolutions, each half the one before; the last has one position per cell.
-        scale_range: Output pixels per cell / 8, smallest and largest that the model is trained for.
+        encoder: Resolutions of the encoder, each half the one before. The last has one position per cell.
+        scale_range: Smallest and largest scale that the model is trained for, as output pixels per cell / 8.
     """
 
     name: str
@@ -100,7 +103,7 @@ class DecoderConfig:
     scale_range: tuple[float, float] = (0.5, 4.0)
 
     PATCH = 8
-    """Output pixels a token covers, each way."""
+    """Side of a token in output pixels."""
 
     def __post_init__(self) -> None:
         problems = [f"{name} must be {least} or more, not {n}" for name, n, least in self._counts() if n < least]
@@ -138,7 +141,7 @@ class DecoderConfig:
             raise ValueError("impossible model config: " + "; ".join(problems))
 
     def _counts(self) -> Iterator[tuple[str, int, int]]:
-        """Name, value and least value of every field that counts something."""
+        """Name, value and smallest allowed value of every field that is a count."""
         for name in ("latent_channels", "width", "inpe_features", "heads", "key_width", "mlp_ratio"):
             yield name, getattr(self, name), 1
         for name in ("detail", "blocks", "token_blocks"):
@@ -155,50 +158,50 @@ class DecoderConfig:
 
     @property
     def final_factor(self) -> int:
-        """Enlargement of the last pixel shuffle."""
+        """Factor of the last pixel shuffle."""
         return self.PATCH >> len(self.levels)
 
     @property
     def detail_factor(self) -> int:
-        """Positions of the context's fine grid per cell, each way."""
+        """Positions of the context's fine grid per cell, along each axis."""
         return 1 << max(0, len(self.trunk) - 1)
 
     @property
     def feature_channels(self) -> int:
-        """Channels F of what prefill gives: the trunk's first resolution, or without detail the context."""
+        """Channels F of prefill's output: those of the trunk's first resolution, or without detail the context's."""
         return self.trunk[0].width if self.detail else self.width
 
     def context_channels(self, enlargement: Enlargement | None = None) -> int:
-        """Channels D of the context: a cell's own, then its positions of the fine grid, then its enlarged pixels."""
+        """Channels D of the context: for each cell those for attention, then its fine grid, then its enlarged pixels."""
         factor = enlargement.factor if enlargement else 0
         return self.width + (self.detail + 3 * factor**2) * self.detail_factor**2
 
     def sizes(self, enlargement: Enlargement | None = None) -> dict[str, int]:
-        """The model's sizes, by the letters that shapes of graphs have for them (``infgen_rt.bundle.graphs``)."""
+        """The model's sizes, by the letters used in the shapes of graphs (``infgen_rt.bundle.graphs``)."""
         context = self.context_channels(enlargement)
         return model_sizes(self.PATCH, self.latent_channels, self.feature_channels, context, self.moments)
 
     def enlargement_for(self, scale: tuple[float, float]) -> Enlargement | None:
-        """The least enlargement that a scale (vertical, horizontal) is not beyond, or the largest there is."""
+        """The smallest enlargement for a scale (vertical, horizontal), or the largest one if the scale is beyond all."""
         able = (each for each in self.enlargements if each.factor >= max(scale) - 1e-6)
         return next(able, self.enlargements[-1] if self.enlargements else None)
 
     @property
     def moments(self) -> tuple[int, int] | None:
-        """Blocks and groups of the global statistics that make prefill local; ``None`` if it sees the whole latent."""
-        # Without blocks there is nothing to gather; in the image frame every cell has to know where it is.
+        """Blocks and groups of the global statistics; ``None`` if prefill has to see the whole latent."""
+        # Without blocks there are no statistics. In the image frame, every cell has to know its place in the image.
         if not self.trunk or not self.trunk[0].blocks or self.frame == "image":
             return None
         return self.trunk[0].blocks, PooledBranch.GROUPS
 
     @property
     def prefill_halo(self) -> int:
-        """Cells beyond a cell whose latent its features depend on, global statistics aside."""
+        """Reach of prefill in cells: how far a cell's features depend on the latent, global statistics aside."""
         return 1 + TripleBlock.REACH * self.trunk[0].blocks if self.trunk else 0
 
     def refine_halo(self, enlargement: Enlargement | None = None) -> int:
-        """Cells beyond a cell whose features its context depends on."""
-        # The trunk's picture, what enters the enlarger, its convolutions, what leaves it.
+        """Reach of refine in cells: how far a cell's context depends on the features."""
+        # The reach of the trunk's picture, of entering the enlarger, of its convolutions, and of leaving it.
         reach = 0 if enlargement is None else 1 if enlargement.factor == 1 else 3 + enlargement.blocks
         for level in reversed(self.trunk[1:]) if self.detail else ():
             reach = math.ceil((reach + 1 + TripleBlock.REACH * level.blocks) / 2)
@@ -206,7 +209,7 @@ class DecoderConfig:
 
     @property
     def halo_tokens(self) -> int:
-        """Tokens beyond a tile's border that its pixels depend on."""
+        """Reach of the upsampler: how many tokens beyond a tile's border its pixels depend on."""
         reach = 2.0 * self.token_blocks
         for depth, level in enumerate(self.levels, start=1):
             reach += 2 * level.blocks / 2**depth
@@ -215,15 +218,15 @@ class DecoderConfig:
 
     @property
     def halo_cells(self) -> float | None:
-        """Cells from a token's centre that its attention reaches, or ``None`` for the whole latent."""
+        """Distance in cells that attention reaches from a token's centre, or ``None`` for the whole latent."""
         return self.radius
 
     @property
     def encode_halo(self) -> int:
-        """Image pixels beyond a cell's border that the encoded cell depends on."""
-        pixels = [self.PATCH >> depth for depth in reversed(range(len(self.encoder)))]  # a position, each way
+        """Reach of encode: how many image pixels beyond a cell's border the encoded cell depends on."""
+        pixels = [self.PATCH >> depth for depth in reversed(range(len(self.encoder)))]  # side of a position
         blocks = sum(3 * size * level.blocks for size, level in zip(pixels, self.encoder, strict=True))
-        # The first convolution, one before every level but the first, and the last.
+        # The other convolutions are the first, one before every level except the first, and the last.
         return blocks + pixels[0] + sum(pixels[:-1]) + self.PATCH
 
     def to_json(self) -> dict[str, Any]:
@@ -233,7 +236,7 @@ class DecoderConfig:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> DecoderConfig:
-        """Reads what ``to_json`` wrote.
+        """Makes a config from the values that ``to_json`` returns.
 
         Raises:
             ValueError: A field is missing, unknown or impossible.
@@ -246,7 +249,7 @@ class DecoderConfig:
 
 
 def edge(latent_space: str = "flux2", latent_channels: int = 32) -> DecoderConfig:
-    """The default that ships: a tiny decoder's trunk, an enlarger after it, and light tokens at any scale."""
+    """The default, which ships: the trunk of a tiny decoder, an enlarger after it, and light tokens for any scale."""
     return DecoderConfig(
         name=f"infgen-edge-{latent_space}",
         latent_space=latent_space,
@@ -273,7 +276,7 @@ def edge(latent_space: str = "flux2", latent_channels: int = 32) -> DecoderConfi
 
 
 def paper(latent_space: str = "sdxl", latent_channels: int = 4) -> DecoderConfig:
-    """InfGen as published: mask tokens, whole-image positions, attention to every latent cell."""
+    """InfGen as published: mask tokens, positions in the whole image, and attention to every latent cell."""
     return DecoderConfig(
         name=f"infgen-paper-{latent_space}",
         latent_space=latent_space,

@@ -1,4 +1,4 @@
-"""The trunk's features to a picture at the latent's own size or several times that."""
+"""The enlarger: makes a picture from the trunk's features, at the latent's own size or several times that."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from infgen_model.config import Enlargement
 
 _CUBIC_REACH = 2
-"""Positions that cubic convolution looks beyond its own."""
+"""Reach of cubic convolution, in positions."""
 
 
 class Enlarger(nn.Module):
-    """A chain of 3x3 convolutions at the latent's own resolution, which each enlargement leaves where it may.
+    """A chain of 3x3 convolutions at the latent's own size. Each enlargement uses as many of them as it has blocks.
 
-    All of its work is done where a multiply-add is paid once for all the pixels that a position is enlarged to. Its
-    shape is that of Real-ESRGAN's smallest network (``SRVGGNetCompact``), so that it can start from its weights. That
-    network adds to a picture whose pixels are repeated, and blocks are left wherever it does not undo them; this one
-    adds to a picture that cubic convolution enlarges.
+    Its cost is independent of the factor, except for the last convolution. Its shape is that of Real-ESRGAN's smallest
+    network (``SRVGGNetCompact``), so that it can start from those weights. That network adds to a picture enlarged
+    by repeating pixels, and wherever it does not correct the repetition, blocks remain. This one adds to a picture
+    enlarged by cubic convolution.
     """
 
     def __init__(self, width: int, enlargements: Sequence[Enlargement]) -> None:
@@ -40,12 +40,12 @@ class Enlarger(nn.Module):
         with torch.no_grad():
             for leave in self.leave.values():
                 assert isinstance(leave, nn.Conv2d) and leave.bias is not None
-                # One and the same start for all pixels that a position becomes: no pattern of period two to unlearn.
+                # All pixels of a position start the same, so there is no periodic pattern to unlearn.
                 leave.weight.zero_()
                 leave.bias.zero_()
 
     def forward(self, features: Tensor, enlargement: Enlargement) -> Tensor:
-        """Features [B, F, H, W] to a picture [B, 3, factor H, factor W], about [0, 1], not clamped."""
+        """Makes a picture [B, 3, factor H, factor W], about [0, 1] and not clamped, from features [B, F, H, W]."""
         picture: Tensor = self.to_picture(features)
         factor = enlargement.factor
         if factor == 1:
@@ -57,13 +57,13 @@ class Enlarger(nn.Module):
 
 
 def smooth(picture: Tensor, factor: int) -> Tensor:
-    """A picture [B, 3, H, W], enlarged by cubic convolution and folded: [B, 3 factor**2, H, W]."""
+    """Enlarges a picture [B, 3, H, W] by cubic convolution and returns it folded: [B, 3 factor**2, H, W]."""
     padded = F.pad(picture, (_CUBIC_REACH,) * 4, mode="replicate")
     return F.conv2d(padded, _cubic(factor, padded), groups=3)
 
 
 def _cubic(factor: int, like: Tensor) -> Tensor:
-    """Kernels [3 * factor**2, 1, 5, 5] of cubic convolution (Keys 1981): what becomes of a position of each channel."""
+    """Kernels [3 * factor**2, 1, 5, 5] of cubic convolution (Keys 1981), one per channel and pixel of a position."""
     offset = (torch.arange(factor, dtype=torch.float32, device=like.device) + 0.5) / factor - 0.5
     taps = torch.arange(-_CUBIC_REACH, _CUBIC_REACH + 1, dtype=torch.float32, device=like.device)
     distance = torch.abs(offset[:, None] - taps)

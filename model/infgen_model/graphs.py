@@ -1,4 +1,4 @@
-"""The graphs of a model, ready to be run or traced: its kinds of graph with modules, numbers and bounds."""
+"""The graphs of a model, ready to be run or traced, with their modules, shapes and bounds."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Graph:
 
     Attributes:
         kind: Name of its kind (``infgen_rt.bundle.graphs``).
-        config: Of the model.
-        module: Takes the inputs in order, returns the output.
+        config: The model's config.
+        module: Takes the inputs in order and returns the output.
         inputs: Specifications, in the order of the module's arguments.
         output: Specification of the only output.
-        bounds: Smallest and largest value of each named dimension; equal where it is fixed.
-        shapes: The only shapes it takes, smallest first; any within the bounds if empty.
-        enlargement: Of a model's several, that of a refine or a decode.
+        bounds: Smallest and largest value of each named dimension, which are equal if it is fixed.
+        shapes: The only shapes it takes, smallest first. If empty, it takes any shape within the bounds.
+        enlargement: The enlargement that a refine or decode graph belongs to, if the model has any.
     """
 
     kind: str
@@ -46,21 +46,21 @@ class Graph:
 
     @property
     def name(self) -> str:
-        """Unique in a bundle: the kind, and the factor of an enlargement behind it."""
+        """The graph's name, unique in a bundle: its kind, followed by the factor of its enlargement if it has one."""
         return graph_name(self.kind, None if self.enlargement is None else self.enlargement.factor)
 
     @property
     def data(self) -> str:
-        """The input that holds values rather than coordinates."""
+        """The name of the input that holds values rather than coordinates."""
         return self.inputs[0].name
 
     def choices(self) -> list[dict[str, int]]:
-        """The named dimensions at each of the shapes."""
+        """The values of the named dimensions for each of the shapes."""
         return [{name: _sides(shape)[name] for name in self.bounds} for shape in self.shapes]
 
 
 class _Decode(nn.Module):
-    """``Decode`` with plain tensors for arguments."""
+    """``Decode`` with plain tensors as arguments."""
 
     def __init__(self, model: InfGen, padded: bool, enlargement: Enlargement | None) -> None:
         super().__init__()
@@ -99,11 +99,11 @@ class _Refine(nn.Module):
 
 
 def graphs_of(model: InfGen, shapes: tuple[FixedShape, ...] = ()) -> tuple[Graph, ...]:
-    """The graphs of a model: statistics and refine if it has them, prefill, decode, encode.
+    """The graphs of a model: prefill, decode and encode, and statistics and refine if it has them.
 
     Args:
-        model: In evaluation mode.
-        shapes: The only shapes that decode and encode take, smallest first; any if empty.
+        model: The model, in evaluation mode.
+        shapes: The only shapes that decode and encode take, smallest first. If empty, they take any.
     """
     several: tuple[Enlargement | None, ...] = model.config.enlargements or (None,)
     return tuple(
@@ -136,6 +136,6 @@ def _graph(model: InfGen, kind: Kind, enlargement: Enlargement | None, shapes: t
 
 
 def _sides(shape: FixedShape) -> dict[str, int]:
-    """The named dimensions of decode and encode at one of a recipe's shapes."""
+    """The values of the named dimensions of decode and encode for one of a recipe's shapes."""
     image = (side // DecoderConfig.PATCH for side in shape.image)
     return dict(zip(("hk", "wk", "ht", "wt", "h", "w"), (*shape.context, *shape.tokens, *image), strict=True))

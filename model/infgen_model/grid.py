@@ -1,4 +1,4 @@
-"""Where the tokens and cells of one decode call lie, as tensors."""
+"""The positions of the tokens and cells of one decode call, as tensors."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from infgen_rt.geometry.shapes import Size
 
 @dataclass(frozen=True)
 class Grid:
-    """Coordinates of a tile of tokens and of the context crop it looks at.
+    """Coordinates of a tile of tokens and of the context crop that it sees.
 
     Attributes:
         key_y: [hk] centres of the crop's cell rows, in cells of the whole latent.
-        key_x: [wk] likewise for columns.
-        token_y: [ht] centres of the token rows.
-        token_x: [wt] likewise for columns.
-        extent: [2] cells of the whole latent, height and width.
+        key_x: [wk] centres of the crop's cell columns.
+        token_y: [ht] centres of the token rows, in cells of the whole latent.
+        token_x: [wt] centres of the token columns.
+        extent: [2] height and width of the whole latent, in cells.
         scale: [2] output pixels per cell / 8, vertical and horizontal.
-        padded: Whether keys and tokens may lie beyond the latent, to fill a fixed shape. They then change nothing of
-            the others, which costs some masking.
+        padded: Whether keys and tokens may lie beyond the latent, to fill a fixed shape. Masking then keeps them from
+            changing the others, at some cost.
     """
 
     key_y: Tensor
@@ -40,8 +40,8 @@ class Grid:
         """The grid of a whole picture, on the CPU.
 
         Args:
-            latent_size: Cells (h, w).
-            size: Pixels (H, W); tokens cover them, rounded up to whole patches of 8.
+            latent_size: Height and width of the latent, in cells.
+            size: Height and width of the picture, in pixels. The tokens cover it, rounded up to whole patches of 8.
         """
         cells, picture = (Size(width, height) for height, width in (latent_size, size))
         grid = coordinates.Grid(cells, picture, DecoderConfig.PATCH)
@@ -50,10 +50,10 @@ class Grid:
         return cls(key_y, key_x, token_y, token_x, torch.tensor(latent_size).float(), torch.tensor(grid.scale))
 
     def places(self, factor: int = 1) -> tuple[Tensor, Tensor]:
-        """Where the tokens are in the context crop, in cells from its top-left corner.
+        """Positions of the tokens in the context crop, in cells from its top-left corner.
 
         Args:
-            factor: Positions per token, each way.
+            factor: Positions per token, along each axis.
 
         Returns:
             y [factor ht] and x [factor wt].
@@ -70,25 +70,25 @@ class Grid:
 
     @property
     def keys(self) -> tuple[int, int]:
-        """Rows and columns of the context crop."""
+        """Number of rows and columns of the context crop."""
         return self.key_y.shape[0], self.key_x.shape[0]
 
     def ends(self) -> tuple[Tensor, Tensor]:
-        """Rows and columns of the latent from the context crop's top-left corner on, [] each."""
+        """Rows and columns from the context crop's top-left corner to the latent's end, [] each."""
         return self.extent[0] - torch.floor(self.key_y[0]), self.extent[1] - torch.floor(self.key_x[0])
 
     def finer(self, factor: int) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-        """What ``ends`` and ``keys`` are where a cell has so many positions each way."""
+        """``ends`` and ``keys`` of a finer grid with ``factor`` positions per cell along each axis."""
         rows, columns = self.ends()
         return (factor * rows, factor * columns), (factor * self.keys[0], factor * self.keys[1])
 
     def keys_inside(self) -> Tensor:
-        """[hk, wk] bool: the keys that are cells of the latent."""
+        """[hk, wk] bool: whether each key is a cell of the latent."""
         return (self.key_y < self.extent[0])[:, None] & (self.key_x < self.extent[1])
 
     def tokens_inside(self) -> Tensor:
-        """[ht, wt] bool: the tokens that have a pixel in the picture."""
-        # By their top-left corners; half a pixel keeps rounding out of it.
+        """[ht, wt] bool: whether each token has a pixel in the picture."""
+        # Compares the tokens' top-left corners, plus half a pixel so that rounding does not matter.
         y, x = (
             token - (0.5 - 1 / 16) / scale < extent
             for token, scale, extent in zip((self.token_y, self.token_x), self.scale, self.extent, strict=True)
@@ -96,10 +96,10 @@ class Grid:
         return y[:, None] & x
 
     def to(self, device: torch.device) -> Grid:
-        """The same on a device."""
+        """The same grid on a device."""
         tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return Grid(**tensors, padded=self.padded)
 
     def tile(self, rows: slice, columns: slice) -> Grid:
-        """A part of the tokens over the same cells."""
+        """The grid of a part of the tokens over the same cells."""
         return replace(self, token_y=self.token_y[rows], token_x=self.token_x[columns])

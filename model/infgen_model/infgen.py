@@ -17,7 +17,7 @@ from infgen_model.upsampler import Upsampler
 
 
 class DecoderBlock(nn.Module):
-    """Cross-attention to the context, then an MLP; tokens never see one another."""
+    """Cross-attention to the context, then an MLP. Tokens never see each other."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -32,13 +32,13 @@ class DecoderBlock(nn.Module):
         )
 
     def forward(self, tokens: Tensor, context: Tensor, grid: Grid) -> Tensor:
-        """Tokens [B, ht, wt, D] to the same."""
+        """Returns the updated tokens [B, ht, wt, D]."""
         tokens = tokens + self.attention(self.norm(tokens), context, grid)
         return tokens + self.mlp(tokens)
 
 
 class Decode(nn.Module):
-    """A context crop and coordinates to the pixels of one tile of tokens."""
+    """Makes the pixels of one tile of tokens from a context crop and coordinates."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -57,8 +57,8 @@ class Decode(nn.Module):
 
         Args:
             context: [B, D, hk, wk], the crop of the context that the tile needs.
-            grid: Coordinates of crop and tile.
-            enlargement: That the context was refined with, if it was.
+            grid: Coordinates of the crop and the tile.
+            enlargement: The enlargement that the context was refined for, if any.
 
         Returns:
             [B, 3, 8 ht, 8 wt], about [0, 1], not clamped.
@@ -92,7 +92,7 @@ class Decode(nn.Module):
 
     @staticmethod
     def _picture(folded: Tensor, grid: Grid, pixels: int) -> Tensor:
-        """The enlarged picture, so many pixels per cell, at the tile's own pixels."""
+        """Resamples the enlarged picture, which has ``pixels`` pixels per cell along each axis, to the tile's pixels."""
         y, x = grid.places(DecoderConfig.PATCH)
         ends, shape = grid.finer(pixels)
         reduction = pixels / DecoderConfig.PATCH / grid.scale
@@ -101,7 +101,7 @@ class Decode(nn.Module):
 
 
 class Encode(nn.Module):
-    """Image [B, 3, 8h, 8w] in [0, 1] to latent [B, C, h, w], with a bounded reach so that it tiles exactly."""
+    """Encodes an image [B, 3, 8h, 8w] in [0, 1] to a latent [B, C, h, w]. Its reach is bounded, so it tiles exactly."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -127,14 +127,14 @@ class Encode(nn.Module):
 
 
 class InfGen(nn.Module):
-    """A decoder in its two halves and the encoder that closes the loop of iterative extrapolation.
+    """The decoder, and the encoder that iterative extrapolation needs.
 
     Attributes:
-        config: What it is.
-        prefill: Latent to features; sees the whole latent, or is given its statistics.
-        refine: Features to context; local. None where the features are the context.
-        decode: Context crop to one tile of pixels; local.
-        encode: Image to latent; local.
+        config: The model's config.
+        prefill: Makes features from a latent. It sees the whole latent or is given its statistics.
+        refine: Makes the context from features. It is local. ``None`` if the features are the context.
+        decode: Makes one tile of pixels from a context crop. It is local.
+        encode: Makes a latent from an image. It is local.
     """
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -147,11 +147,11 @@ class InfGen(nn.Module):
 
     @property
     def statistics(self) -> Statistics | None:
-        """Latent to its statistics, by prefill's weights. None where prefill cannot do with them."""
+        """Computes a latent's statistics with prefill's weights. ``None`` if prefill has to see the whole latent."""
         return Statistics(self.prefill) if self.config.moments else None
 
     def context(self, latent: Tensor, enlargement: Enlargement | None = None) -> Tensor:
-        """What all tiles of a picture are decoded from: [B, D, h, w] of latents [B, C, h, w]."""
+        """The context [B, D, h, w] of latents [B, C, h, w], from which all tiles of a picture are decoded."""
         features: Tensor = self.prefill(latent)
         return features if self.refine is None else self.refine(features, enlargement)
 
@@ -162,7 +162,7 @@ class InfGen(nn.Module):
         return self.decode(self.context(latent, enlargement), grid, enlargement)[:, :, : size[0], : size[1]]
 
     def encode_image(self, image: Tensor) -> Tensor:
-        """Encodes images [B, 3, H, W] of any size; edges are repeated up to whole cells."""
+        """Encodes images [B, 3, H, W] of any size. The last rows and columns are repeated to fill whole cells."""
         height, width = image.shape[2:]
         padded = F.pad(image, (0, -width % self.config.PATCH, 0, -height % self.config.PATCH), mode="replicate")
         return self.encode(padded)

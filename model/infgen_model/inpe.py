@@ -1,4 +1,4 @@
-"""Implicit neural positional embedding: coordinates to a point on the sphere, Fourier features, a small MLP."""
+"""Implicit neural positional embedding: a point on the sphere, its Fourier features, and a small MLP."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 def sphere(y: Tensor, x: Tensor) -> Tensor:
     """Places coordinates on the unit sphere.
 
-    A quarter of a turn north to south and half a turn around keep clear of the poles and of a full turn, so no two
-    positions meet.
+    They cover a quarter of a turn from north to south and half a turn around. This avoids the poles and a full turn, so
+    no two positions coincide.
 
     Args:
         y: [n] in [0, 1].
@@ -31,10 +31,10 @@ def sphere(y: Tensor, x: Tensor) -> Tensor:
 
 
 class INPE(nn.Module):
-    """Positions and scale to embeddings [n, m, width], in float32 whatever precision surrounds it.
+    """Embeds positions and scale as [n, m, width]. It always computes in float32.
 
-    Reduced precision ruins Fourier features of coordinates (relative errors of tens of percent at bf16), so autocast
-    is switched off inside.
+    Reduced precision ruins Fourier features of coordinates (relative errors of tens of percent in bfloat16), so
+    autocast is switched off here.
     """
 
     frequencies: Tensor
@@ -45,7 +45,7 @@ class INPE(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(2 * features + 2, width), nn.GELU(), nn.Linear(width, width))
 
     def forward(self, y: Tensor, x: Tensor, scale: Tensor) -> Tensor:
-        """Embeds the grid of positions y [n] by x [m] in [0, 1], at ``scale`` [2] (1 is one token per cell)."""
+        """Embeds the grid of positions y [n] by x [m] in [0, 1], at a ``scale`` [2] where 1 is one token per cell."""
         with torch.autocast(y.device.type, enabled=False):
             angles = sphere(y.float(), x.float()) @ self.frequencies
             log_scale = torch.log2(scale.float()).expand(y.shape[0], x.shape[0], 2)

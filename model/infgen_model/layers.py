@@ -1,4 +1,4 @@
-"""Convolutional pieces that more than one part of the model is made of."""
+"""Convolutional blocks that several parts of the model use."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from torch import Tensor, nn
 
 
 class ChannelNorm(nn.Module):
-    """Normalises each position of [B, C, H, W] over its channels: exact under tiling, unlike GroupNorm."""
+    """Normalises each position of [B, C, H, W] over its channels. Unlike GroupNorm, it is exact under tiling."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.gain = nn.Parameter(torch.ones(width, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns x over its root mean square, scaled per channel."""
+        """Returns x divided by its root mean square and scaled per channel."""
         return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-6) * self.gain
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside an identity."""
+    """Two 3x3 convolutions with a skip connection."""
 
     def __init__(self, width: int, channel_norm: bool = False) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class ResidualBlock(nn.Module):
             self.second.weight.mul_(0.3)  # starts close to the identity
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """[B, width, H, W] to the same; where ``mask`` [1, 1, H, W] is 0, convolutions see zeros."""
+        """Returns a tensor of x's shape [B, width, H, W]. Convolutions see zeros where ``mask`` [1, 1, H, W] is 0."""
         hidden = F.relu(self.first(masked(self.norm(x), mask)))
         return x + self.second(masked(hidden, mask))
 
@@ -50,14 +50,14 @@ class ResidualBlocks(nn.ModuleList):
 
 
 def masked(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Zero where the mask is."""
+    """Returns x with zeros where the mask is 0."""
     return x if mask is None else x * mask
 
 
 class PooledBranch(nn.Sequential):
-    """A 1x1 bottleneck inside out, whose GroupNorm spans the whole latent.
+    """An inverted 1x1 bottleneck, whose GroupNorm spans the whole latent.
 
-    FLUX.2's and SD's autoencoders carry global statistics, and a decoder that cannot see them stays many dB behind.
+    FLUX.2's and SD's autoencoders carry global statistics, and a decoder that cannot see them is many dB worse.
     """
 
     GROUPS = 4
@@ -67,11 +67,11 @@ class PooledBranch(nn.Sequential):
         super().__init__(widen, nn.GroupNorm(self.GROUPS, 4 * width), nn.ReLU(), narrow)
 
     def forward(self, x: Tensor, moments: Tensor | None = None) -> Tensor:
-        """[B, width, H, W] to the same.
+        """Returns a tensor of x's shape [B, width, H, W].
 
         Args:
-            x: All of a latent, or a part of one of which the moments are given.
-            moments: [2, groups], means and variances over the whole latent, of a batch of one.
+            x: The whole latent, or a part of it if the moments are given.
+            moments: [2, groups], means and variances over the whole latent, for a batch of one.
         """
         widen, norm, relu, narrow = self
         wide: Tensor = widen(x)
@@ -88,20 +88,20 @@ class PooledBranch(nn.Sequential):
     def moments(self, x: Tensor, share_y: Tensor, share_x: Tensor) -> Tensor:
         """Means and variances of the groups: [2, groups].
 
-        Those of linear combinations follow from the means and covariances of what is combined: what is four times as
-        wide need not be made for them.
+        The moments of linear combinations follow from the means and covariances of their inputs, so the tensor that is
+        four times as wide is not needed.
 
         Args:
             x: [1, width, H, W].
-            share_y: [H], what each row counts for; they add up to 1.
-            share_x: [W], the same of columns.
+            share_y: [H], the weight of each row in the means. The weights add up to 1.
+            share_x: [W], the same for columns.
         """
         widen = self[0]
         assert isinstance(widen, nn.Conv2d)
         combine = widen.weight.flatten(1)
         means = share_y[None] @ (x[0] @ share_x[:, None])  # [width, 1, 1]
         rows = (x[0] - means).transpose(0, 1)  # [H, width, W]
-        # A row's first, then their mean: shares of single cells would be lost in half precision.
+        # First per row, then their mean, because the shares of single cells would be lost in half precision.
         of_rows = (rows * share_x) @ rows.transpose(1, 2)
         covariances = (share_y[None] @ of_rows.flatten(1)).reshape(means.shape[0], -1)
         centres = (combine @ means.flatten(1)).reshape(self.GROUPS, -1)
@@ -112,13 +112,13 @@ class PooledBranch(nn.Sequential):
 
 
 class TripleBlock(nn.Module):
-    """Three 3x3 convolutions beside an identity, the block of TAESD's autoencoders.
+    """Three 3x3 convolutions with a skip connection, the block of TAESD's autoencoders.
 
-    A pooled block has a ``PooledBranch`` before them.
+    A pooled block has a ``PooledBranch`` before the convolutions.
     """
 
     REACH = 3
-    """Positions that it looks beyond its own."""
+    """Reach in positions."""
 
     def __init__(self, width: int, pooled: bool = False) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class TripleBlock(nn.Module):
             last.weight.mul_(0.3)  # starts close to the identity
 
     def forward(self, x: Tensor, moments: Tensor | None = None) -> Tensor:
-        """[B, width, H, W] to the same; ``moments`` as ``PooledBranch`` takes them."""
+        """Returns a tensor of x's shape [B, width, H, W]. ``moments`` are as in ``PooledBranch``."""
         if self.pool is not None:
             x = x + self.pool(x, moments)
         return F.relu(x + self.convolve(x))

@@ -1,4 +1,4 @@
-"""Latent to context, in three parts: what the whole latent has to be seen for, and two that are local."""
+"""From latent to context in three parts: statistics of the whole latent, and prefill and refine, which are local."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from infgen_model.layers import TripleBlock
 
 
 class Prefill(nn.Module):
-    """Latent [B, C, h, w] to features [B, F, h, w]. Global statistics live here and nowhere else.
+    """Makes features [B, F, h, w] from a latent [B, C, h, w]. No other part uses global statistics.
 
-    The trunk's first resolution; without detail, the context itself. Given the statistics it is local, with a reach of
-    ``DecoderConfig.prefill_halo`` cells.
+    The features are those of the trunk's first resolution. Without detail, they are the context. Given the statistics,
+    prefill is local, with a reach of ``DecoderConfig.prefill_halo`` cells.
     """
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -27,12 +27,12 @@ class Prefill(nn.Module):
             self.enter = nn.Conv2d(config.latent_channels, channels, 3, padding=1)
             self.blocks.extend(TripleBlock(channels, pooled=True) for _ in range(config.trunk[0].blocks))
         self.to_context = None if config.detail else nn.Conv2d(channels, config.width, 1)
-        # In the cell frame every cell's centre has the same place, so there is nothing to embed.
+        # In the cell frame, every cell's centre has the same position, so there is nothing to embed.
         self.inpe = INPE(config.inpe_features, config.inpe_sigma, config.width) if config.frame == "image" else None
 
     def first(self, latent: Tensor) -> Tensor:
-        """What the blocks start from: [B, F, h, w], or [B, C, h, w] without a trunk."""
-        # Latents reach 4 standard deviations and more; far outliers must not blow up what follows.
+        """The input of the blocks: [B, F, h, w], or [B, C, h, w] without a trunk."""
+        # Latents reach 4 standard deviations and more. Far outliers must not make the following layers overflow.
         x = 3 * torch.tanh(latent / 3)
         return x if self.enter is None else F.relu(self.enter(x))
 
@@ -40,8 +40,8 @@ class Prefill(nn.Module):
         """See the class.
 
         Args:
-            latent: All of it, or with its statistics a part.
-            moments: [2, blocks, groups], what ``Statistics`` gives; a whole latent's own if omitted.
+            latent: The whole latent, or a part of it if the moments are given.
+            moments: [2, blocks, groups] from ``Statistics``. If omitted, the latent's own are used.
         """
         features = self.first(latent)
         for index, block in enumerate(self.blocks):
@@ -57,10 +57,11 @@ class Prefill(nn.Module):
 
 
 class Statistics(nn.Module):
-    """Global statistics of a latent [1, C, h, w], or a part's share of them: moments [2, blocks, groups].
+    """Computes the moments [2, blocks, groups] of a latent [1, C, h, w] or of a part of one.
 
-    They are the means and variances that the groups of each of prefill's blocks are normalised by. A block's depend on
-    those of the blocks before: a large latent takes a pass per block, in each of which its parts' moments are merged.
+    They are the means and variances that normalise the groups of each of prefill's blocks. A block's moments depend on
+    those of the blocks before it. A latent in several parts therefore takes one pass per block, and after each pass the
+    moments of the parts are merged.
     """
 
     def __init__(self, prefill: Prefill) -> None:
@@ -71,11 +72,11 @@ class Statistics(nn.Module):
         """See the class.
 
         Args:
-            latent: [1, C, h, w], the whole or a part with ``DecoderConfig.prefill_halo`` cells around it.
-            share_y: [h], what each row counts for: 1 / rows, or 0 in the halo.
-            share_x: [w], the same of columns.
-            known: [2, blocks, groups], moments of the whole latent; where a variance is negative they are not known,
-                and what the following blocks are made with are this part's own.
+            latent: [1, C, h, w], the whole latent, or a part with ``DecoderConfig.prefill_halo`` cells around it.
+            share_y: [h], the weight of each row in the means: 1 / rows, or 0 in the halo.
+            share_x: [w], the same for columns.
+            known: [2, blocks, groups], moments of the whole latent. A negative variance means that they are not known;
+                the following blocks are then computed with this part's own moments.
         """
         x, found = self.prefill.first(latent), []
         for index, block in enumerate(self.prefill.blocks):
@@ -87,10 +88,11 @@ class Statistics(nn.Module):
 
 
 class Refine(nn.Module):
-    """Features [B, F, h, w] to context [B, D, h, w]: channels for attention, fine grid and picture, folded into cells.
+    """Makes the context [B, D, h, w] from features [B, F, h, w].
 
-    The trunk's finer resolutions and the enlarger after them. Local, with a reach of ``DecoderConfig.refine_halo``
-    cells, so that a large latent's context can be made a part at a time, where and when it is needed.
+    The context is the channels for attention, the fine grid and the picture, folded into cells. Refine consists of the
+    trunk's finer resolutions and the enlarger after them. It is local, with a reach of ``DecoderConfig.refine_halo``
+    cells, so the context of a large latent can be made in parts, where and when they are needed.
     """
 
     def __init__(self, config: DecoderConfig) -> None:

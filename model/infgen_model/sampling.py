@@ -1,4 +1,4 @@
-"""Values of a grid between its positions."""
+"""Sampling and resampling of grids at any positions."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch import Tensor
 def bilinear(
     grid: Tensor, y: Tensor, x: Tensor, ends: tuple[Tensor, Tensor], shape: tuple[int, int] | None = None
 ) -> Tensor:
-    """Samples a grid at positions; its outermost values extend outwards.
+    """Samples a grid bilinearly at positions. Its outermost values extend outwards.
 
-    It is a product with a matrix of hat functions per axis rather than a gather. Runtimes are good at products. Values
-    out of reach are multiplied by exactly zero, so a crop of the grid gives what the whole grid gives.
+    It multiplies by a matrix of hat functions per axis instead of gathering, because runtimes are good at products.
+    Values out of reach are multiplied by exactly zero, so a crop of the grid gives the same result as the whole grid.
 
     Args:
-        grid: [B, C, h, w], value i of an axis at position i + 0.5.
+        grid: [B, C, h, w], with value i of an axis at position i + 0.5.
         y: [n] positions.
         x: [m] positions.
-        ends: Rows and columns up to which values count, [] each; a grid may be padded beyond, or be a crop that ends
-            before.
-        shape: (h, w), from what gave the positions: weights that do not depend on the grid, not even on its shape, can
-            be computed apart from it, in higher precision.
+        ends: Rows and columns at which the valid values end, [] each. The grid may be padded beyond them, or be a crop
+            that ends before them.
+        shape: (h, w), if it is known from the source of the positions. The weights then do not depend on the grid, not
+            even on its shape, and can be computed separately in higher precision.
 
     Returns:
         [B, C, n, m].
@@ -43,7 +43,7 @@ def _hats(place: Tensor, count: int, end: Tensor) -> Tensor:
 
 
 LOBES = 3
-"""Lobes of the Lanczos window, as Pillow's filter has."""
+"""Number of lobes of the Lanczos window, the same as Pillow's filter has."""
 
 
 def lanczos(
@@ -54,22 +54,22 @@ def lanczos(
     reduction: tuple[Tensor, Tensor],
     shape: tuple[int, int],
 ) -> Tensor:
-    """Resamples a picture at positions by Lanczos, in products as ``bilinear`` does.
+    """Resamples a picture at positions by Lanczos, as products like ``bilinear``.
 
-    At a reduction of 1 and positions on the grid's own values, those are what comes out.
+    If the reduction is 1 and the positions are those of the grid's values, the result is these values.
 
     Args:
-        grid: [B, C, h, w], value i of an axis at position i + 0.5.
+        grid: [B, C, h, w], with value i of an axis at position i + 0.5.
         y: [n] positions.
         x: [m] positions.
-        ends: Rows and columns up to which values count, [] each.
-        reduction: The grid's values per position, vertically and horizontally, [] each; less than 1 counts as 1.
+        ends: Rows and columns at which the valid values end, [] each.
+        reduction: Values of the grid per position, vertically and horizontally, [] each. Less than 1 counts as 1.
         shape: (h, w).
 
     Returns:
         [B, C, n, m].
     """
-    # In float32 under autocast too: these are the picture's own values, not features of it.
+    # In float32 even under autocast, because these are the picture's pixels and not features.
     with torch.autocast(grid.device.type, enabled=False):
         rows, columns = (
             _windows(place, count, end, step)
@@ -79,12 +79,12 @@ def lanczos(
 
 
 def _windows(place: Tensor, count: int, end: Tensor, reduction: Tensor) -> Tensor:
-    """Weights [n, count] of the Lanczos window around each place, which add up to 1."""
+    """Weights [n, count] of the Lanczos window around each place. They add up to 1."""
     centre = torch.arange(count, device=place.device, dtype=torch.float32) + 0.5
-    # What lies beyond the last value is cut off later, and has to be finite until then.
+    # Positions beyond the last value are cropped later, but have to stay finite until then.
     place = torch.minimum(torch.clamp(place, min=0.5), end - 0.5)
     distance = (place[:, None] - centre) / torch.clamp(reduction, min=1.0)
-    # Where the distance is 0 a tiny angle gives the same weight as none, without a division by 0.
+    # Where the distance is 0, a tiny angle gives the same weight without a division by 0.
     angle = torch.clamp(torch.abs(distance), min=1e-4) * math.pi
     window = torch.sin(angle) * torch.sin(angle / LOBES) * LOBES / (angle * angle)
     window = torch.where((torch.abs(distance) < LOBES) & (centre < end), window, torch.zeros_like(window))

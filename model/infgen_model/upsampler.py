@@ -1,4 +1,4 @@
-"""Tokens to pixels: convolutions and pixel shuffles with a bounded reach."""
+"""From tokens to pixels by convolutions and pixel shuffles with a bounded reach."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from infgen_model.layers import ResidualBlocks, masked
 
 
 class Upsampler(nn.Module):
-    """Tokens [B, D, ht, wt] to an image [B, 3, 8 ht, 8 wt], about [0, 1].
+    """Makes an image [B, 3, 8 ht, 8 wt], about [0, 1], from tokens [B, D, ht, wt].
 
-    No normalisation across positions and a reach of ``DecoderConfig.halo_tokens``: the same pixels whatever the tile.
+    There is no normalisation across positions, and the reach is ``DecoderConfig.halo_tokens``, so the pixels are the
+    same for every tiling.
 
     Attributes:
-        factor: Positions a token at the last level, each way, where the detail is added.
+        factor: Positions per token along each axis at the last level, where the detail is added.
     """
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -36,7 +37,7 @@ class Upsampler(nn.Module):
         self.shuffle = nn.PixelShuffle(config.final_factor)
         assert self.to_pixels.bias is not None
         with torch.no_grad():
-            # Tokens that correct a picture start by leaving it alone; others start close to mid-grey.
+            # Tokens that correct a picture start without changing it. Others start close to mid-grey.
             self.to_pixels.weight.mul_(0.0 if config.enlargements else 0.3)
             self.to_pixels.bias.fill_(0.0 if config.enlargements else 0.5)
 
@@ -45,8 +46,8 @@ class Upsampler(nn.Module):
 
         Args:
             tokens: [B, D, ht, wt].
-            detail: [B, detail, factor ht, factor wt], the context's fine grid where the last level's positions are.
-            mask: [1, 1, ht, wt], 0 for tokens that only fill a fixed shape, before which the others seem to end.
+            detail: [B, detail, factor ht, factor wt], the context's fine grid at the last level's positions.
+            mask: [1, 1, ht, wt], 0 for tokens that only fill a fixed shape. The picture then seems to end before them.
         """
         x = self.first(tokens, mask)
         for index, (enlarge, blocks) in enumerate(zip(self.enlarge, self.levels, strict=True), start=1):
