@@ -93,12 +93,13 @@ class Stopwatch:
 
 @contextmanager
 def warnings_to_stderr(quiet: bool = False) -> Iterator[list[str]]:
-    """Print warnings as one line each, as they come and each cause once, and gather them all."""
+    """Print warnings as one line each, as they come and each cause once, and gather all that differ."""
     notes: list[str] = []
     causes: set[str] = set()
 
     def show(message: Warning | str, *args: Any, **options: Any) -> None:
-        notes.append(str(message))
+        if str(message) not in notes:
+            notes.append(str(message))
         cause = getattr(message, "cause", "") or str(message)
         if not quiet and cause not in causes:
             causes.add(cause)

@@ -1,15 +1,16 @@
 """`infgen-rt decode`."""
 
 import json
+import os
 from typing import Any
 
 import click
 
-from infgen_rt.cli.console import FAILED, Stopwatch, complain, warnings_to_stderr
+from infgen_rt.cli.console import FAILED, Stopwatch, complain, say, warnings_to_stderr
+from infgen_rt.cli.latents import read_latent
 from infgen_rt.cli.options import Command, picture_options
 from infgen_rt.cli.request import Request
 from infgen_rt.errors import InfGenError
-from infgen_rt.latent.files import read_array
 
 
 @click.command(
@@ -20,12 +21,16 @@ from infgen_rt.latent.files import read_array
   infgen-rt decode latent.npy -o picture.jpg --size 2x --memory 512MiB
   infgen-rt decode latent.npy -o large.png --size 8x --max-scale 4
   infgen-rt decode *.npy -o pictures --size 4k --resume
-  infgen-rt decode pipeline.npy -o picture.png --normalisation vae
+  infgen-rt decode klein.npy -o picture.png --normalisation vae
+  infgen-rt decode latents -o pictures --size 2x
+  cat latent.npy | infgen-rt decode - -o - --format png > picture.png
   infgen-rt decode --sample NAME -o corner.png --size 8k --region 0,0,1024,1024""",
 )
 @picture_options
 def decode(**options: Any) -> None:
-    """Decode LATENT, a .npy, .npz or .safetensors file, into a picture.
+    """Decode LATENT, a .npy, .npz or .safetensors file, a folder of them or - for standard input, into a picture.
+
+    A batch in one array becomes one picture each, numbered: picture-1.png, picture-2.png and so on.
 
     With several latents, or if -o is a folder, each becomes a picture of its name in that folder, and --json prints a
     line for each. A latent that fails is reported and skipped, and the exit code is then 1.
@@ -36,9 +41,11 @@ def decode(**options: Any) -> None:
         if request.several:
             _decode_several(request, notes)
             return
-        with request.open() as job:
-            stopwatch.lap("open")
-            job.run(request, stopwatch, notes)
+        with request.open() as jobs:
+            for job in jobs:
+                stopwatch.lap("open")
+                job.run(request, stopwatch, notes)
+                stopwatch = Stopwatch()
 
 
 def _decode_several(request: Request, notes: list[str]) -> None:
@@ -46,18 +53,19 @@ def _decode_several(request: Request, notes: list[str]) -> None:
     outputs, failed = request.outputs(), 0
     with request.decoder() as decoder:
         for latent, output in outputs.items():
-            if request.resume and output.exists():
+            if request.resume and os.path.exists(output):
                 continue
             stopwatch = Stopwatch()
             notes.clear()
             try:
-                job = request.job(decoder, read_array(latent, request.key)[0], output)
-                stopwatch.lap("open")
-                job.run(request, stopwatch, notes)
+                for job in request.jobs(decoder, read_latent(latent, request.key)[0], output):
+                    stopwatch.lap("open")
+                    job.run(request, stopwatch, notes)
+                    stopwatch = Stopwatch()
             except InfGenError as error:
                 failed += 1
                 complain(str(error), FAILED)
                 if request.as_json:
-                    click.echo(json.dumps({"output": str(output), "error": str(error)}))
+                    say(json.dumps({"output": str(output), "error": str(error)}))
     if failed:
         raise InfGenError(f"{failed} of {len(outputs)} latents failed")

@@ -1,6 +1,7 @@
 """`infgen-rt info`."""
 
 import json
+import os
 import zipfile
 from dataclasses import asdict
 from pathlib import Path
@@ -12,11 +13,12 @@ from infgen_rt.backend.protocol import installed_backends
 from infgen_rt.bundle.folder import DEFAULT_BUNDLE, Bundle
 from infgen_rt.bundle.manifest import MANIFEST
 from infgen_rt.cli import options
-from infgen_rt.cli.console import print_facts, warnings_to_stderr
+from infgen_rt.cli.console import print_facts, say, warnings_to_stderr
+from infgen_rt.cli.latents import read_latent
 from infgen_rt.common.memory import format_bytes
 from infgen_rt.errors import LatentError
-from infgen_rt.latent.arrays import Normalisation, as_latent
-from infgen_rt.latent.files import read_array
+from infgen_rt.latent.arrays import Normalisation, as_latents
+from infgen_rt.latent.evidence import normalisation_of
 from infgen_rt.latent.samples import load_sample, sample_names
 from infgen_rt.latent.spaces import LatentSpace, latent_space
 from infgen_rt.version import __version__
@@ -38,7 +40,7 @@ from infgen_rt.version import __version__
 def info(
     path: Path | None,
     space: str,
-    normalisation: Normalisation,
+    normalisation: Normalisation | None,
     latent_size: tuple[int, int] | None,
     key: str | None,
     as_json: bool,
@@ -55,14 +57,14 @@ def info(
         else:
             facts = _describe_latent(path, key, latent_space(space), normalisation, latent_size)
     if as_json:
-        click.echo(json.dumps(facts))
+        say(json.dumps(facts), needed=True)
     else:
         print_facts(facts)
 
 
 def _is_bundle(path: Path) -> bool:
     if not zipfile.is_zipfile(path):
-        return path.is_dir()
+        return os.path.isdir(path)  # a name may be too long for `Path.is_dir`
     with zipfile.ZipFile(path) as archive:
         return MANIFEST in archive.namelist()
 
@@ -99,20 +101,27 @@ def _describe_verification(entry: dict[str, Any]) -> str:
 
 
 def _describe_latent(
-    path: Path, key: str | None, space: LatentSpace, normalisation: Normalisation, latent_size: tuple[int, int] | None
+    path: Path,
+    key: str | None,
+    space: LatentSpace,
+    normalisation: Normalisation | None,
+    latent_size: tuple[int, int] | None,
 ) -> dict[str, Any]:
-    array, metadata = read_array(path, key)
+    array, metadata = read_latent(path, key)
     try:
-        latent = as_latent(array, space, normalisation=normalisation, latent_size=latent_size)
+        latents = as_latents(array, space, normalisation=normalisation, latent_size=latent_size)
     except LatentError as error:
         raise LatentError(f"{path}: {error}") from None
+    latent = latents[0]
     return {
         "latent": str(path),
+        "pictures": len(latents),
         "stored_shape": array.shape,
         "channels": space.channels,
         "cells": latent.shape[:0:-1],
         "native_size": space.native_size(latent),
         "mean": round(float(latent.mean()), 4),
         "std": round(float(latent.std()), 4),
+        "likely_normalisation": normalisation_of(latent, space) if normalisation is None else normalisation,
         **metadata,
     }

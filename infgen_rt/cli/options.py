@@ -57,10 +57,9 @@ threads = click.option("--threads", type=click.IntRange(min=1), help="CPU thread
 normalisation = click.option(
     "--normalisation",
     type=click.Choice(get_args(Normalisation)),
-    default="model",
-    show_default=True,
-    help="The latent's normalisation: the diffusion model's, or the VAE's own, which diffusers returns for "
-    "output_type='latent'.",
+    help="The latent's normalisation: the diffusion model's, or the VAE's own. With output_type='latent' diffusers' "
+    "Flux2Pipeline (0.36 to 0.42.1) returns the model's, and its Flux2KleinPipeline (0.37 to 0.42.1) the VAE's own.  "
+    "[default: model, with a warning if the numbers say otherwise or cannot tell]",
 )
 latent_size = click.option(
     "--latent-size",
@@ -79,7 +78,8 @@ _PICTURE_OPTIONS: tuple[Decorator, ...] = (
         "--output",
         required=True,
         type=click.Path(path_type=Path),
-        help=f"The picture to write: {', '.join(FORMATS)}. For several latents, the folder for them.",
+        help=f"The picture to write: {', '.join(FORMATS)}. For several latents, the folder for them. "
+        "- is standard output, in the format of --format.",
     ),
     click.option(
         "--format",
@@ -87,7 +87,7 @@ _PICTURE_OPTIONS: tuple[Decorator, ...] = (
         type=click.Choice([ending.removeprefix(".") for ending in FORMATS]),
         default="png",
         show_default=True,
-        help="The format of the pictures in a folder.",
+        help="The format of the pictures in a folder, or of standard output.",
     ),
     click.option("--resume", is_flag=True, help="Leave out latents whose pictures are in the folder already."),
     click.option("--size", help="3840x2160, 1080p, 1440p, 4k, 8k, x2160 (keeps the shape) or 2x.  [default: 1x]"),

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from infgen_rt.cli.console import warnings_to_stderr
+from infgen_rt.cli.console import say, warnings_to_stderr
 from infgen_rt.cli.options import Command, picture_options
 from infgen_rt.cli.request import Request
 from infgen_rt.common.memory import format_bytes
@@ -24,12 +24,15 @@ def plan(**options: Any) -> None:
     `plan` refuses what `decode` would refuse before it starts.
     """
     request = Request(**options)
-    with warnings_to_stderr(request.quiet) as notes, request.open() as job:
-        facts = job.describe()
+    with warnings_to_stderr(request.quiet) as notes, request.open() as jobs:
+        described = [(job, job.describe()) for job in jobs]
+    job, facts = described[0]
     if request.as_json:
-        click.echo(json.dumps(facts | {"warnings": notes}))
+        for _, each in described:
+            say(json.dumps(each | {"warnings": notes}), needed=True)
     elif not request.quiet:
         parts = "1 part" if facts["parts"] == 1 else f"{facts['parts']} parts"
-        click.echo(job.picture.plan)
-        click.echo(f"region: {job.box}, decoded in {parts}, {format_bytes(facts['array_bytes'])} of pixels")
-        click.echo(f"output: {request.output}, {job.box.size}, {job.form.name}")
+        say(str(job.picture.plan), needed=True)
+        say(f"region: {job.box}, decoded in {parts}, {format_bytes(facts['array_bytes'])} of pixels", needed=True)
+        count = "" if len(jobs) == 1 else f", {len(jobs)} of these, to {jobs[-1].output}"
+        say(f"output: {job.output}, {job.box.size}, {job.form.name}{count}", needed=True)

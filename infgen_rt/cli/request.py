@@ -1,7 +1,7 @@
 """A request to decode, as `decode` and `plan` are given it, and the work that it comes to."""
 
 import json
-import sys
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -10,10 +10,10 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-import click
-
 from infgen_rt.backend.candidates import Precision
-from infgen_rt.cli.console import Stopwatch, progress_bar
+from infgen_rt.cli.console import Stopwatch, progress_bar, say
+from infgen_rt.cli.latents import STREAM, expand, read_one
+from infgen_rt.cli.stream import pour, target_of
 from infgen_rt.common.memory import peak_memory
 from infgen_rt.common.pixels import Bits
 from infgen_rt.decoder import Decoder
@@ -22,8 +22,6 @@ from infgen_rt.display.named import display_size
 from infgen_rt.errors import LatentError, OutputError, PlanError
 from infgen_rt.geometry.shapes import Box, Fit, Size, fit, fixed_size, parse_box
 from infgen_rt.latent.arrays import Normalisation
-from infgen_rt.latent.files import read_array
-from infgen_rt.latent.samples import load_sample
 from infgen_rt.picture import Picture
 from infgen_rt.saving import Progress
 from infgen_rt.writers import Format, TileFormat
@@ -54,7 +52,7 @@ class Request:
     stages: tuple[float, ...] | None
     max_scale: float | None
     tile: int | None
-    normalisation: Normalisation
+    normalisation: Normalisation | None
     latent_size: tuple[int, int] | None
     key: str | None
     bits: Bits
@@ -71,21 +69,30 @@ class Request:
     @property
     def several(self) -> bool:
         """Whether a folder of pictures is asked for."""
-        return len(self.latents) > 1 or (self.output.is_dir() and self.sample is None)
+        if self.output == STREAM:
+            return False
+        many = len(self.latents) > 1 or any(os.path.isdir(path) for path in self.latents)
+        return many or (os.path.isdir(self.output) and self.sample is None)
 
     @contextmanager
-    def open(self) -> Iterator["Job"]:
-        """Open the model and plan the picture; all that can be wrong with the request is found here."""
+    def open(self) -> Iterator[list["Job"]]:
+        """Open the model and plan the picture, or each of a batch; what can be wrong with the request is found here."""
         if self.several:
-            raise LatentError(f"{len(self.latents)} latents: expected one, and a picture's name for -o")
+            raise LatentError(f"{len(expand(self.latents))} latents: expected one, and a picture's name for -o")
         self._target()
-        array = _read_latent(self.latents[0] if self.latents else None, self.sample, self.key)
-        with self.decoder() as decoder:
-            yield self.job(decoder, array, self.output)
+        files = expand(self.latents)
+        if len(files) > 1:
+            raise OutputError(f"{len(files)} latents cannot all be standard output: pass a folder for -o")
+        array = read_one(files, self.sample, self.key)
+        with target_of(self.output, self.ending) as output, self.decoder() as decoder:
+            jobs = self.jobs(decoder, array, output)
+            if self.output == STREAM and len(jobs) > 1:
+                raise OutputError(f"{len(jobs)} pictures cannot all be standard output: pass a name for -o")
+            yield jobs
 
     def decoder(self) -> Decoder:
         """Open the model."""
-        return open_decoder(
+        decoder = open_decoder(
             self.model,
             self.backend,
             device=self.device,
@@ -93,16 +100,19 @@ class Request:
             threads=self.threads,
             memory=self.memory,
         )
+        # Each picture's report tells its own; on the terminal a cause is told once.
+        decoder.notices.repeat = True
+        return decoder
 
-    def job(self, decoder: Decoder, array: Any, output: Path) -> "Job":
-        """Plan the picture of one latent."""
+    def jobs(self, decoder: Decoder, array: Any, output: Path) -> list["Job"]:
+        """Plan the picture of a latent, or of each in a batch, whose pictures are numbered from 1."""
         target = self._target()
         size: str | Size | None = self.size
         seen = None
         if target is not None:
             native = decoder.native_size(array, latent_size=self.latent_size)
             size, seen = fit(native, target, self.fit or "cover")
-        picture = decoder.picture(
+        pictures = decoder.pictures(
             array,
             size,
             stages=self.stages,
@@ -111,10 +121,17 @@ class Request:
             normalisation=self.normalisation,
             latent_size=self.latent_size,
         )
-        box = seen or picture.size.box
+        box = seen or pictures[0].size.box
         if self.region:
             box = parse_box(self.region, box.size).placed_in(box)
-        return Job(decoder, picture, output, box, picture.check_save(output, region=box, **self.writing))
+        digits, jobs = len(str(len(pictures))), []
+        for number, picture in enumerate(pictures, start=1):
+            name = output if len(pictures) == 1 else output.with_stem(f"{output.stem}-{number:0{digits}}")
+            if self.several and self.resume and os.path.exists(name):
+                continue
+            form = picture.check_save(name, region=box, **self.writing)
+            jobs.append(Job(decoder, picture, name, box, form))
+        return jobs
 
     def outputs(self) -> dict[Path, Path]:
         """The picture of each latent, in the folder that `output` is.
@@ -125,8 +142,9 @@ class Request:
         if self.sample is not None:
             raise LatentError("expected either LATENT files or --sample NAME")
         outputs: dict[Path, Path] = {}
-        for latent in self.latents:
-            output = self.output / f"{latent.stem}.{self.ending}"
+        for latent in expand(self.latents):
+            stem = "stdin" if latent == STREAM else latent.stem
+            output = self.output / f"{stem}.{self.ending}"
             if twin := next((other for other, name in outputs.items() if name == output), None):
                 raise OutputError(f"{twin} and {latent} would both be {output}: decode them into folders of their own")
             outputs[latent] = output
@@ -162,7 +180,7 @@ class Job:
 
     def run(self, request: Request, stopwatch: Stopwatch, notes: Sequence[str]) -> None:
         """Decode and write, with progress; then tell of it."""
-        with progress_bar(not request.quiet and sys.stderr.isatty()) as show:
+        with progress_bar(not request.quiet) as show:
 
             def on_progress(progress: Progress) -> None:
                 stopwatch.lap(progress.stage)
@@ -172,11 +190,16 @@ class Job:
                 self.picture.save(self.output, region=self.box, **request.writing, progress=on_progress, cancel=cancel)
 
             _beside(save)
+        # What is said is not to get between the bytes of a picture.
+        streamed = request.output == STREAM
+        if streamed:
+            pour(self.output)
         if request.as_json:
             told = {"seconds": stopwatch.seconds, "peak_memory": peak_memory(), "warnings": list(notes)}
-            click.echo(json.dumps(self.describe() | told))
+            say(json.dumps(self.describe() | told), err=streamed)
         elif not request.quiet:
-            click.echo(f"{self.output}: {self.box.size}, {stopwatch.seconds['total']:.1f} s")
+            name = "standard output" if streamed else self.output
+            say(f"{name}: {self.box.size}, {stopwatch.seconds['total']:.1f} s", err=streamed)
 
     def describe(self) -> dict[str, Any]:
         """What `decode` and `plan` both tell programs."""
@@ -222,11 +245,3 @@ def _beside(work: Callable[[Event], None]) -> None:
         finally:
             cancel.set()
         future.result()
-
-
-def _read_latent(path: Path | None, sample: str | None, key: str | None) -> Any:
-    if path is not None and sample is None:
-        return read_array(path, key)[0]
-    if sample is not None and path is None:
-        return load_sample(sample).latent
-    raise LatentError("expected either a LATENT file or --sample NAME")

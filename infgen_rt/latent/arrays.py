@@ -150,7 +150,7 @@ def _as_float32(value: Any) -> FloatArray:
 def _dtype_name(array: np.ndarray) -> str:
     """What people call a dtype; NumPy has no names for float8, which .npy keeps as bytes."""
     if array.dtype.kind == "V" and array.dtype.names is None and array.dtype.itemsize == 1:
-        return "of one byte each, as float8 is in .npy"
+        return "of one byte each, as .npy keeps float8"
     return str(array.dtype)
 
 

@@ -13,12 +13,14 @@ from numpy.lib import format as npy
 
 from infgen_rt.common.memory import GIB, format_bytes
 from infgen_rt.errors import LatentError
+from infgen_rt.latent.kinds import PICKLE, known_kind
 
 MAX_FILE = GIB
 # What diffusers users, ComfyUI and this package call the tensor.
 USUAL_NAMES = ("latent", "latents", "latent_tensor", "samples")
 
 Array = npt.NDArray[np.generic]
+_MOST_NAMES = 8
 _SAFETENSORS_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
@@ -44,14 +46,27 @@ def read_array(path: str | Path, key: str | None = None) -> tuple[Array, dict[st
         raise LatentError(f"{path} does not exist: expected a .npy, .npz or .safetensors file") from None
     except OSError as error:
         raise LatentError(f"{path} cannot be read: {error.strerror}") from None
+    return parse_array(data, str(path), key)
+
+
+def parse_array(data: bytes, name: str, key: str | None = None) -> tuple[Array, dict[str, str]]:
+    """Read one floating-point array from a file's content; as `read_array`, which reads it from a path.
+
+    Args:
+        data: the content.
+        name: of the file in errors.
+        key: as for `read_array`.
+    """
+    if (kind := known_kind(data)) is not None:
+        raise LatentError(f"{name} {kind}")
     read = _reader(data)
     try:
         return read(data, key)
     except LatentError as error:
-        raise LatentError(f"{path}: {error}") from None
+        raise LatentError(f"{name}: {error}") from None
     # Damage shows as whatever the parser trips over (zlib, struct, JSON, ...); all of it means the same.
     except Exception as error:
-        raise LatentError(f"{path} is damaged or not a .npy, .npz or .safetensors file: {error}") from None
+        raise LatentError(f"{name} is damaged or not a .npy, .npz or .safetensors file: {error}") from None
 
 
 def _reader(data: bytes) -> Callable[[bytes, str | None], tuple[Array, dict[str, str]]]:
@@ -77,7 +92,9 @@ def _read_npz(data: bytes, key: str | None) -> tuple[Array, dict[str, str]]:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
         if any(name.endswith("data.pkl") for name in entries):
-            raise LatentError("is a PyTorch pickle, which is never loaded: save it with safetensors or numpy.save")
+            raise LatentError(PICKLE)
+        if "manifest.json" in entries:
+            raise LatentError("is a model bundle, and not a latent: pass it as the model (--model)")
         entry = entries[_choose(list(entries), key)]
         if entry.file_size > MAX_FILE:
             raise LatentError(f"holds an array larger than {format_bytes(MAX_FILE)}: no latent is")
@@ -93,7 +110,10 @@ def _read_safetensors(data: bytes, key: str | None) -> tuple[Array, dict[str, st
     name = _choose(list(header), key)
     entry = header[name]
     if entry["dtype"] not in _SAFETENSORS_DTYPES:
-        raise LatentError(f"tensor {name!r} is {entry['dtype']}: a latent is float16, bfloat16, float32 or float64")
+        raise LatentError(
+            f"tensor {name!r} is {entry['dtype']}, and a latent is float16, bfloat16, float32 or float64: convert it "
+            "before it is saved, as with tensor.to(torch.bfloat16)"
+        )
     start, stop = entry["data_offsets"]
     dtype = np.dtype(_SAFETENSORS_DTYPES[entry["dtype"]])
     content = memoryview(data)[8 + length :]
@@ -109,7 +129,13 @@ def _choose(names: list[str], key: str | None) -> str:
     for name in wanted:
         if name in names:
             return name
-    raise LatentError(f"holds {', '.join(names) or 'no array'}; say which to read by its name (key)")
+    if not names:
+        raise LatentError("holds no array")
+    some = ", ".join(names[:_MOST_NAMES]) + (
+        f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    )
+    missing = "" if key is None else f", and no {key!r}"
+    raise LatentError(f"holds {some}{missing}; say which to read by its name (key=NAME, or --key NAME)")
 
 
 def _expect_length(found: int, expected: int) -> None:

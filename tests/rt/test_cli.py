@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import signal
@@ -402,3 +403,86 @@ def test_what_is_wrong_with_a_batch_is_found_before_it_starts(
 def test_a_plan_is_of_one_latent(batch: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", *batch[1:]]) == 2
     assert "4 latents: expected one" in capsys.readouterr().err
+
+
+@pytest.fixture
+def eleven(folder: Path) -> np.ndarray:
+    latents = np.stack([tiny.random_latent(8, 12, seed) for seed in range(11)])
+    np.save("batch.npy", latents)
+    return latents
+
+
+def test_a_batch_becomes_numbered_pictures(eleven: np.ndarray, decode: list[str]) -> None:
+    assert main([*decode[:1], "batch.npy", *decode[2:]]) == 0
+    assert [path.name for path in sorted(Path().glob("*.png"))] == [f"out-{number:02}.png" for number in range(1, 12)]
+    whole = tiny.decode_whole(eleven[10], (96, 64))
+    assert np.abs(read("out-11.png") - np.floor(whole * 255 + 0.5)).max() <= 1
+
+
+def test_a_plan_of_a_batch_says_how_many(
+    eleven: np.ndarray, decode: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", "batch.npy", *decode[2:]]) == 0
+    assert "output: out-01.png, 96x64, PNG, 11 of these, to out-11.png" in capsys.readouterr().out
+
+
+def test_a_folder_is_decoded_with_its_batches_and_one_warning_for_each_cause(
+    eleven: np.ndarray, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("latents").mkdir()
+    np.save("latents/many.npy", eleven[:2])
+    np.save("latents/one.npy", eleven[2])
+    Path("latents/notes.txt").write_text("not a latent")
+    command = ["decode", "latents", "-o", "pictures", "--model", str(bundle), "--size", "96x128", "--json"]
+    command += ["--normalisation", "model"]
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    assert sorted(path.name for path in Path("pictures").iterdir()) == ["many-1.png", "many-2.png", "one.png"]
+    assert printed.err.count("\n") == 1 and printed.err.startswith("Warning: 96x128 stretches")
+    assert [len(json.loads(line)["warnings"]) for line in printed.out.splitlines()] == [1, 1, 1]
+    Path("pictures/many-2.png").unlink()
+    assert main([*command, "--resume"]) == 0
+    assert [Path(json.loads(line)["output"]).name for line in capsys.readouterr().out.splitlines()] == ["many-2.png"]
+
+
+def test_an_empty_folder_is_refused(folder: Path, decode: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("empty").mkdir()
+    assert main([*decode[:1], "empty", *decode[2:]]) == 2
+    assert capsys.readouterr().err == (
+        "Error: the folder empty has no latent: expected files ending in .npy, .npz, .safetensors, .latent\n"
+    )
+
+
+def piped(arguments: list[str], content: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "infgen_rt", *arguments], input=content, capture_output=True, check=False
+    )
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "tif"])
+def test_from_standard_input_to_standard_output(folder: Path, bundle: Path, ending: str) -> None:
+    options = ["--model", str(bundle), "--format", ending, "--json"]
+    ran = piped(["decode", "-", "-o", "-", *options], Path("latent.npy").read_bytes())
+    assert ran.returncode == 0, ran.stderr
+    with Image.open(io.BytesIO(ran.stdout)) as image:
+        assert image.size == (96, 64)
+    assert json.loads(ran.stderr)["format"]
+    assert [path.name for path in folder.iterdir()] == ["latent.npy"]
+
+
+def test_streams_that_cannot_be_used_say_why(eleven: np.ndarray, bundle: Path) -> None:
+    model = ["--model", str(bundle)]
+    for arguments, content, code, text in [
+        (["decode", "batch.npy", "-o", "-"], b"", 2, b"11 pictures cannot all be standard output"),
+        (["decode", "latent.npy", "batch.npy", "-o", "-"], b"", 2, b"2 latents cannot all be standard output"),
+        (["decode", "latent.npy", "-o", "-", "--format", "dzi"], b"", 2, b"a .dzi is many files"),
+        (["decode", "-", "-o", "out.png"], b"", 2, b"standard input is empty"),
+        (["decode", "-", "-o", "out.png"], b"rubbish, and much of it", 2, b"standard input: is damaged or not"),
+    ]:
+        ran = piped([*arguments, *model], content)
+        assert (ran.returncode, ran.stdout) == (code, b"") and text in ran.stderr, ran.stderr
+
+
+def test_info_on_standard_input_and_a_batch(eleven: np.ndarray) -> None:
+    ran = piped(["info", "-", "--json"], Path("batch.npy").read_bytes())
+    assert json.loads(ran.stdout)["pictures"] == 11

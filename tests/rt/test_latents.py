@@ -1,6 +1,7 @@
 import io
 import json
 import struct
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from safetensors.numpy import save_file
 
 import infgen_rt
 from infgen_rt.errors import InfGenWarning, LatentError
-from infgen_rt.latent.arrays import as_latent, load_latent
+from infgen_rt.latent.arrays import as_latent, as_latents, load_latent, load_latents
+from infgen_rt.latent.evidence import is_foreign, normalisation_of
 from infgen_rt.latent.spaces import latent_space
 
 from . import tiny
@@ -180,7 +182,7 @@ def lying_npy() -> bytes:
 
 F32 = {"dtype": "F32", "shape": [32, 1, 1], "data_offsets": [0, 128]}
 HOSTILE = {
-    "empty": (b"", "damaged or not"),
+    "empty": (b"", "is empty"),
     "text": (b"this is not a latent at all, honestly", "damaged or not"),
     "truncated npy": (npy(LATENT)[:-100], "truncated"),
     "npy header only": (npy(LATENT)[:20], "damaged or not"),
@@ -188,7 +190,13 @@ HOSTILE = {
     "lying npy": (lying_npy(), "truncated or damaged"),
     "pickled npy": (npy(np.array([{"a": 1}], object), allow_pickle=True), "pickle"),
     "pickled npz": (zipped(**{"a.npy": npy(np.array([None]), allow_pickle=True)}), "pickle"),
-    "torch pickle": (zipped(**{"archive/data.pkl": b"\x80\x02."}), "PyTorch pickle"),
+    "torch pickle": (zipped(**{"archive/data.pkl": b"\x80\x02."}), "PyTorch or Python pickle, .* numpy.save"),
+    "old torch pickle": (b"\x80\x02\x8a\nl\xfcF", "PyTorch or Python pickle, .* numpy.save"),
+    "picture": (b"\x89PNG\r\n", "is a PNG picture"),
+    "web page": (b"<!doctype html><html>", "is a web page"),
+    "pointer": (b"version https://git-lfs.github.com/spec/v1", "run git lfs pull"),
+    "bundle": (zipped(**{"manifest.json": b"{}"}), "is a model bundle, and not a latent: .*--model"),
+    "float8 npy": (npy(np.zeros((32, 4, 4), ml_dtypes.float8_e4m3fn)), "one byte each, as .npy keeps float8"),
     "empty npz": (zipped(), "holds no array"),
     "truncated npz": (zipped(**{"a.npy": npy(LATENT)})[:-30], "damaged or not"),
     "zip of rubbish": (zipped(**{"a.npy": b"rubbish"}), "damaged or not"),
@@ -201,6 +209,8 @@ HOSTILE = {
     ),
     "negative offset": (safetensors({"latent": F32 | {"data_offsets": [-128, 0]}}, b"\0" * 128), "truncated"),
     "integer safetensors": (safetensors({"latent": F32 | {"dtype": "I64"}}, b"\0" * 256), "is I64"),
+    "float8 safetensors": (safetensors({"latent": F32 | {"dtype": "F8_E4M3"}}, b"\0" * 128), "convert it before"),
+    "many names": (safetensors({f"t{i}": F32 for i in range(90)}, b"\0" * 128), "and 82 more; say which .*--key"),
     "safetensors list": (safetensors([1, 2]), "damaged or not"),
     "huge header": (struct.pack("<Q", 2**62) + b"{}", "damaged or not"),
 }
@@ -246,3 +256,131 @@ def test_packed_latents_of_flux1() -> None:
     latent = np.random.default_rng(0).normal(0, 1, (16, 4, 6)).astype(np.float32)
     packed = latent.reshape(16, 2, 2, 3, 2).transpose(1, 3, 0, 2, 4).reshape(1, 6, 64)
     assert np.array_equal(as_latent(packed, latent_space("flux1"), latent_size=(48, 32)), latent)
+
+
+def smooth(seed: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Numbers of unit deviation whose neighbours are alike along the last two axes, as a picture's."""
+    values = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    for axis in (-1, -2):
+        values = sum(np.roll(values, shift, axis) for shift in range(5))
+    return np.asarray(values / values.std(), np.float32)
+
+
+BATCH = np.stack([tiny.random_latent(6, 10, seed) for seed in range(3)])
+BATCH_PATCHIFIED = BATCH.reshape(3, 32, 3, 2, 5, 2).transpose(0, 1, 3, 5, 2, 4).reshape(3, 128, 3, 5)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        BATCH,
+        BATCH[:, :, None],
+        BATCH_PATCHIFIED,
+        BATCH_PATCHIFIED[:, :, None],
+        BATCH_PATCHIFIED.reshape(3, 128, 15).transpose(0, 2, 1),
+    ],
+    ids=["plain", "frames", "patchified", "patchified frames", "packed"],
+)
+def test_a_batch_is_as_many_latents(value: np.ndarray, tmp_path: Path) -> None:
+    latents = as_latents(value, FLUX2, latent_size=(80, 48))
+    assert np.array_equal(np.stack(latents), BATCH)
+    with pytest.raises(LatentError, match="a batch of 3: Decoder.pictures"):
+        as_latent(value, FLUX2, latent_size=(80, 48))
+    np.save(tmp_path / "batch.npy", value)
+    assert len(load_latents(tmp_path / "batch.npy", latent_size=(80, 48))) == 3
+    with pytest.raises(LatentError, match=r"batch.npy holds a batch of 3: load_latents"):
+        load_latent(tmp_path / "batch.npy", latent_size=(80, 48))
+
+
+@pytest.mark.parametrize("value", [LATENT[:, None], LATENT[None, :, None], PATCHIFIED[None, :, None]])
+def test_one_frame_is_a_picture(value: np.ndarray) -> None:
+    assert np.array_equal(as_latent(value, FLUX2), LATENT)
+
+
+@pytest.mark.parametrize("shape", [(32, 5, 6, 10), (1, 32, 5, 6, 10), (1, 128, 5, 6, 10), (128, 5, 6, 10)])
+def test_a_video_is_called_one(shape: tuple[int, ...]) -> None:
+    with pytest.raises(LatentError, match="a video's latent of 5 frames.* pass one frame"):
+        as_latents(np.zeros(shape, np.float32), FLUX2)
+
+
+@pytest.mark.filterwarnings("ignore::infgen_rt.InfGenWarning")
+def test_as_many_packed_pictures_as_there_are_channels_do_not_become_one() -> None:
+    pictures = smooth(0, (32, 32, 24, 24))
+    packed = pictures.reshape(32, 32, 12, 2, 12, 2).transpose(0, 2, 4, 1, 3, 5).reshape(32, 144, 128)
+    latents = as_latents(packed, FLUX2, latent_size=(192, 192), normalisation="model")
+    assert np.array_equal(np.stack(latents), pictures)
+    with pytest.raises(LatentError, match="may be 32 packed pictures of 144 tokens .*--latent-size"):
+        as_latents(packed, FLUX2)
+    wide = smooth(1, (32, 144, 128))
+    assert np.array_equal(as_latent(wide, FLUX2, normalisation="model"), wide)
+    assert np.array_equal(as_latent(wide, FLUX2, normalisation="model", latent_size=(1024, 1152)), wide)
+
+
+@pytest.mark.parametrize(
+    ("shape", "text"),
+    [
+        ((16, 8, 8), "16 channels are those of sd3, flux1, which needs another model"),
+        ((4, 8, 8), "4 channels are those of sd15, sdxl"),
+        ((8, 8, 32), "with its last axis first"),
+        ((7, 8, 8), r"with or without a batch axis$"),
+    ],
+)
+def test_a_shape_of_another_space_is_named(shape: tuple[int, ...], text: str) -> None:
+    with pytest.raises(LatentError, match=text):
+        as_latents(np.zeros(shape, np.float32), FLUX2)
+
+
+SAMPLES = infgen_rt.sample_names()
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_pictures_are_told_from_the_vaes_own_by_the_batch_norms_statistics(name: str) -> None:
+    latent = infgen_rt.load_sample(name).latent
+    assert normalisation_of(latent, FLUX2) == "model"
+    # As bright as nothing else gives it away: the raw latent is made to have the usual deviation.
+    raw = FLUX2.denormalise(latent * np.float32(0.6))
+    assert FLUX2.usual_std is not None and raw.std() < FLUX2.usual_std[1]
+    assert normalisation_of(raw, FLUX2) == "vae"
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("deviation", [0.8, 0.9, 1.0, 1.1])
+def test_a_normalisation_that_cannot_be_told_is_asked_about_and_not_guessed(seed: int, deviation: float) -> None:
+    """Cells are too few to tell, so at most a sure answer may be right."""
+    latent = smooth(seed, (32, 12, 12))
+    latent = latent / latent.std() * np.float32(deviation)
+    likely = normalisation_of(latent, FLUX2)
+    raw = FLUX2.denormalise(latent / np.float32(1.76))
+    assert not (likely == "vae" and normalisation_of(raw, FLUX2) == "model")
+    if likely is None:
+        with pytest.warns(InfGenWarning, match="cannot be told .*normalisation='vae'.*normalisation='model'") as caught:
+            as_latent(latent, FLUX2)
+        assert [getattr(each.message, "cause", "") for each in caught] == ["normalisation"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        as_latent(latent, FLUX2, normalisation="model") if likely != "vae" else None
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize("layout", ["plain", "patchified"])
+def test_a_latent_of_another_model_is_warned_of(name: str, layout: str) -> None:
+    """The real latent's numbers under other channels: of its deviation, its mean and its smoothness."""
+    latent = infgen_rt.load_sample(name).latent
+    order = np.random.default_rng(0).permutation(32)
+    foreign = latent[order]
+    if layout == "patchified":  # 128 channels that have nothing to do with one another, as LTX-Video's
+        foreign = np.concatenate(
+            [latent[order, y : y + 32, x : x + 32] for y, x in [(0, 0), (0, 60), (34, 8), (30, 80)]]
+        )
+        foreign = foreign[np.random.default_rng(1).permutation(128)]
+    with pytest.warns(InfGenWarning, match="do not go together") as caught:
+        as_latents(foreign, FLUX2, normalisation="model")
+    assert "foreign" in [getattr(each.message, "cause", "") for each in caught]
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_any_part_of_a_picture_is_of_its_space(name: str) -> None:
+    latent = infgen_rt.load_sample(name).latent
+    for top in range(0, 52, 16):
+        for left in range(0, 104, 16):
+            assert not is_foreign(latent[:, top : top + 16, left : left + 16], FLUX2)

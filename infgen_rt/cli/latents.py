@@ -1,0 +1,55 @@
+"""Where latents come from on the command line: files, folders of them, standard input and samples."""
+
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from infgen_rt.errors import LatentError
+from infgen_rt.latent.files import parse_array, read_array
+from infgen_rt.latent.samples import load_sample
+
+# What stands for standard input and output.
+STREAM = Path("-")
+_ENDINGS = (".npy", ".npz", ".safetensors", ".latent")
+
+
+def expand(paths: Iterable[Path]) -> tuple[Path, ...]:
+    """Files, with those of a latent's ending in each folder instead of it, in the order of their names.
+
+    Raises:
+        LatentError: a folder has none.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if path == STREAM or not os.path.isdir(path):
+            files.append(path)
+            continue
+        found = sorted(file for file in path.iterdir() if file.suffix.lower() in _ENDINGS and file.is_file())
+        if not found:
+            raise LatentError(f"the folder {path} has no latent: expected files ending in {', '.join(_ENDINGS)}")
+        files += found
+    return tuple(files)
+
+
+def read_latent(path: Path, key: str | None) -> tuple[Any, dict[str, str]]:
+    """Read a file, or standard input for `-`; returns and raises as `read_array` does."""
+    if path != STREAM:
+        return read_array(path, key)
+    if sys.stdin is None:
+        raise LatentError("there is no standard input: pass a file")
+    return parse_array(sys.stdin.buffer.read(), "standard input", key)
+
+
+def read_one(paths: tuple[Path, ...], sample: str | None, key: str | None) -> Any:
+    """Read the array of the one latent file that was named, or the sample.
+
+    Raises:
+        LatentError: it is not usable, or neither or both were named.
+    """
+    if len(paths) == 1 and sample is None:
+        return read_latent(paths[0], key)[0]
+    if sample is not None and not paths:
+        return load_sample(sample).latent
+    raise LatentError("expected either a LATENT file or --sample NAME")

@@ -1,0 +1,28 @@
+"""Kinds of files that people take for latents, known by how they begin, and what to do about each."""
+
+_SAVE = "save the latent with safetensors or numpy.save"
+# The first bytes, and what is said of a file that has them.
+_KINDS: tuple[tuple[bytes, str], ...] = (
+    (b"\x89PNG", "is a PNG picture, and not a latent"),
+    (b"\xff\xd8\xff", "is a JPEG picture, and not a latent"),
+    (b"RIFF", "is a WebP picture or another RIFF file, and not a latent"),
+    (b"GGUF", "is a GGUF file of a model's weights, and not a latent"),
+    (b"\x89HDF", f"is an HDF5 file, which is not read: {_SAVE}"),
+    (b"\x1f\x8b", "is compressed with gzip: unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "is compressed with zstd: unpack it first"),
+    (b"version https://git-lfs", "is a Git LFS pointer instead of the file: run git lfs pull"),
+    (b"<!DOCTYPE", "is a web page: the download went wrong"),
+    (b"<html", "is a web page: the download went wrong"),
+)
+# Pickle's protocols 2 to 5, which PyTorch's .pt files were until 1.6 and others still are.
+_PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
+PICKLE = f"is a PyTorch or Python pickle, which is never loaded because it could run code: {_SAVE}"
+
+
+def known_kind(data: bytes) -> str | None:
+    """What a file is that is none of a latent's formats, and what to do; None if it is not known."""
+    if not data:
+        return "is empty: the program that wrote it did not finish"
+    if data.startswith(_PICKLES):
+        return PICKLE
+    return next((text for start, text in _KINDS if data[: len(start)].lower() == start.lower()), None)
