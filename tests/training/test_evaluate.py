@@ -171,6 +171,22 @@ def test_the_command_reports_every_method_and_metric(
     assert Image.open(output / "sheet.png").size == (4 * evaluate.CROP, 6 * evaluate.CROP)
 
 
+def test_the_middle_alone_is_as_if_photographs_ended_there(
+    photos: Path, teacher: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    for file in photos.iterdir():
+        with Image.open(file) as photo:
+            left, top = (photo.width - 96) // 2, (photo.height - 96) // 2
+            photo.crop((left, top, left + 96, top + 96)).save(cut / file.name)
+    options = ["--no-eye", "--scales", "2"]
+    run(photos, teacher, checkpoint, *options, "--middle", 96, "-o", tmp_path / "one")
+    run(cut, teacher, checkpoint, *options, "-o", tmp_path / "other")
+    one, other = ((tmp_path / name / "report.json").read_text() for name in ("one", "other"))
+    assert one == other
+
+
 def test_without_an_enlarger_or_an_eye_there_is_less_to_report(photos: Path, teacher: Path, checkpoint: Path) -> None:
     result = run(photos, teacher, checkpoint, "--no-eye", "--scales", "2", "--only", "b")
     assert result.exit_code == 0, result.output

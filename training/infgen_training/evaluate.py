@@ -186,6 +186,7 @@ def evaluate(
     eye: Eye | None = None,
     places: Mapping[str, tuple[float, float]] | None = None,
     baseline: Mapping[str, Any] | None = None,
+    middle: int | None = None,
 ) -> tuple[dict[str, Any], Image.Image]:
     """Measures every method on every photograph at every scale.
 
@@ -199,6 +200,7 @@ def evaluate(
         places: Photographs' stems, and where in them the contact sheet shows a crop; the first ones' middle if omitted.
         baseline: An earlier result for the same photographs and teacher, whose figures are taken for all that does not
             depend on the model.
+        middle: Pixels per side of what is looked at of a photograph, around its middle; all of it if omitted.
 
     Returns:
         Means, as ``{"scales": {scale: {method: {metric: mean}}}, "extras": {name: mean}, "pictures": count}``, with
@@ -211,7 +213,7 @@ def evaluate(
     more: list[dict[str, float]] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # the metrics are NumPy code of one thread each
         for file in tqdm(photos, desc="evaluate", disable=None):
-            photo = Image.open(file).convert("RGB")
+            photo = _middle(Image.open(file).convert("RGB"), middle)
             for scale in scales:
                 task = Task.of(photo, scale, teacher)
                 pictures = methods(task, model, teacher, enlarge, ours=baseline is not None)
@@ -235,6 +237,15 @@ def evaluate(
     summary = {name: statistics.fmean(entry[name] for entry in more) for name in more[0]}
     sheet = contact_sheet(*zip(*shown, strict=True)) if shown else Image.new("RGB", (1, 1))
     return {"pictures": len(photos), "scales": means, "extras": summary}, sheet
+
+
+def _middle(photo: Image.Image, side: int | None) -> Image.Image:
+    """So many pixels per side around the middle, or as many as there are."""
+    if side is None:
+        return photo
+    width, height = (min(side, each) for each in photo.size)
+    left, top = (photo.width - width) // 2, (photo.height - height) // 2
+    return photo.crop((left, top, left + width, top + height))
 
 
 def table(report: Mapping[str, Any]) -> str:
@@ -270,6 +281,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--eye/--no-eye", default=True, show_default=True, help="LPIPS and patch Frechet distances.")
 @click.option("--scales", default="1,2,4", show_default=True, help="Comma-separated.")
 @click.option("--only", multiple=True, help="Stems of photographs; all by default.")
+@click.option("--middle", type=click.IntRange(min=1), help="Looks at so many pixels per side of each photograph only.")
 @click.option("--places", type=_FILE, help="JSON: photographs' stems and the crops that the contact sheet shows.")
 @click.option(
     "--baseline",
@@ -279,7 +291,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder for report and sheet.")
 def main(
     checkpoint: Path, photos: Path, teacher: Path, enlarger: Path | None, function: str, eye: bool, scales: str,
-    only: tuple[str, ...], places: Path | None, baseline: Path | None, output: Path | None,
+    only: tuple[str, ...], middle: int | None, places: Path | None, baseline: Path | None, output: Path | None,
 ) -> None:  # fmt: skip
     """Prints a table of CHECKPOINT against the teacher; writes report.json, report.md and sheet.png with -o."""
     values = [float(scale) for scale in scales.split(",")]
@@ -300,7 +312,7 @@ def main(
             enlarge = enlarge.to(memory_format=torch.channels_last)
         report, sheet = evaluate(
             load_checkpoint(checkpoint), Teacher.load(teacher), files, values, enlarge=enlarge,
-            eye=Eye() if eye else None, places=spots, baseline=earlier,
+            eye=Eye() if eye else None, places=spots, baseline=earlier, middle=middle,
         )  # fmt: skip
     except (InputError, FileNotFoundError) as error:
         raise click.ClickException(str(error)) from error
