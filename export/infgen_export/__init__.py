@@ -1,4 +1,4 @@
-"""From a trained checkpoint to a verified bundle of graphs that ``infgen_rt`` runs.
+"""Converts a trained checkpoint into a verified bundle of graphs that ``infgen_rt`` runs.
 
 import infgen_export
 
@@ -10,17 +10,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from infgen_runtimes.telemetry import silence_onnxruntime
+
 if TYPE_CHECKING:
     from infgen_export.pipeline import Card, export
     from infgen_export.report import Report
     from infgen_export.targets import Options
 
 __all__ = ["Card", "Options", "Report", "export"]
+# Before a module here imports it.
+silence_onnxruntime()
+
 _HOMES = {"Card": "pipeline", "export": "pipeline", "Report": "report", "Options": "targets"}
 
 
 def __getattr__(name: str) -> Any:
-    """Loads torch only when something that needs it is asked for, so that the command's help is quick."""
+    """Imports names that need torch only when they are used, so that the command's help is quick."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

@@ -1,4 +1,4 @@
-"""What can go wrong on the way from a checkpoint to a bundle."""
+"""The errors of an export."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ if TYPE_CHECKING:
 
 
 LONGEST = 300
-"""Characters that are told of what a converter or a runtime says: some print whole graphs."""
+"""Maximum length of the messages quoted from converters and runtimes, because some print whole graphs."""
 
 
 class RequestError(InputError):
-    """An export that was asked for is not possible; found before any work starts."""
+    """The requested export is not possible. Raised before any work starts."""
 
 
 class ExportError(InfGenError):
     """A graph could not be made, or did not pass its verification.
 
     Attributes:
-        report: What was found out until then, if anything was.
+        report: The results up to then, if there are any.
     """
 
     def __init__(self, text: str, report: Report | None = None) -> None:

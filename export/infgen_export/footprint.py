@@ -1,4 +1,4 @@
-"""Measures what a bundle needs in memory, in processes of its own that hold nothing but the runtime."""
+"""Measures how much memory a bundle needs, in separate processes that load nothing but the runtime."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ TOKENS = Size(72, 72)
 
 
 def measure(bundle: Path, backend: str) -> Memory | None:
-    """Runs each graph once, at a typical size, on this machine's CPU; None if the graphs are not for CPUs.
+    """Runs each graph once, at a typical size, on this machine's CPU. Returns None if the graphs are not for CPUs.
 
     Args:
-        bundle: Folder with a manifest; its memory figures are not read.
-        backend: Name of the backend that runs it.
+        bundle: Folder with a manifest, whose memory figures are not used.
+        backend: Name of the backend that runs the graphs.
 
     Raises:
         ExportError: A measuring process failed.
@@ -47,7 +47,7 @@ def measure(bundle: Path, backend: str) -> Memory | None:
             return None
         loaded, grown = figures
         bases.append(loaded)
-        # A model with enlargements has several of a kind.
+        # A model with enlargements has several graphs of a kind.
         kind, positions = kind_of(graph), {"cell": CELLS.area, "token": TOKENS.area}
         growth[kind.memory] = max(growth[kind.memory], -(-grown // positions[kind.unit]))
     return Memory(base=max(bases), **growth)
@@ -64,7 +64,7 @@ def _main(bundle: str, backend: str, graph: str) -> None:
     kind = kind_of(graph)
     own = (each for each in manifest.contexts if graph == each.graph(kind.name))
     enlargement = next(own, manifest.contexts[-1])
-    # All that a picture needs, as when one is decoded.
+    # Load all graphs that a picture needs, as in decoding.
     engine.load_for(enlargement)
     engine.load(graph)
     loaded = peak_memory() or 0

@@ -1,4 +1,4 @@
-"""What graphs are traced and proven with."""
+"""Inputs for tracing and verifying graphs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from infgen_rt.geometry.shapes import Box, Size
 
 
 def fit(graph: Graph, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Brings inputs to the smallest shape of a graph that holds them, if not any will do.
+    """Pads inputs to the smallest shape of a graph that holds them, if the graph has fixed shapes.
 
-    An image is repeated or cut, since nothing can fill it without changing what the encoder sees.
+    An image is repeated or cropped instead, because any padding would change what the encoder sees.
 
     Raises:
-        ValueError: They are larger than every shape.
+        ValueError: The inputs are larger than every shape.
     """
     if not graph.shapes:
         return inputs
@@ -45,11 +45,11 @@ def decode_inputs(
     """Inputs of a decode graph for one tile, with the context crop that a runtime would cut.
 
     Args:
-        graph: Whose enlargement the context is made for.
-        model: What makes the context.
+        graph: The decode graph, for whose enlargement the context is made.
+        model: The model that makes the context.
         latent: [1, C, h, w].
-        size: The whole picture's, in pixels.
-        tile: In tokens; the whole picture if omitted.
+        size: Size of the whole picture in pixels.
+        tile: The tile in tokens. If omitted, the whole picture.
     """
     config = model.config
     grid = coordinates.Grid(Size(latent.shape[3], latent.shape[2]), size, config.PATCH)
@@ -62,20 +62,20 @@ def decode_inputs(
 
 
 def image_inputs(graph: Graph, cells: Size, generator: torch.Generator) -> dict[str, Tensor]:
-    """Inputs of an encode graph: uniformly random pixels of so many cells."""
+    """Inputs of an encode graph: uniformly random pixels for ``cells`` cells."""
     (image,) = graph.inputs
     return {image.name: torch.rand(image.at({"h": cells.height, "w": cells.width}), generator=generator)}
 
 
 def context_inputs(graph: Graph, model: InfGen, latent: Tensor, halo: int = 0, known: int = 0) -> dict[str, Tensor]:
-    """Inputs of one of the graphs that a latent's context is made by.
+    """Inputs of one of the graphs that make a latent's context.
 
     Args:
         graph: ``statistics``, ``prefill`` or ``refine``.
-        model: What it is of.
+        model: The graph's model.
         latent: [1, C, h, w].
-        halo: Rows and columns at the top and the left that do not count in statistics, as long as some do.
-        known: Blocks whose moments are given to statistics.
+        halo: Number of rows and columns at the top and left with a share of 0 in statistics, as long as some remain.
+        known: Number of blocks whose moments are given to statistics.
     """
     if graph.kind == REFINE.name:
         with torch.no_grad():
@@ -95,7 +95,7 @@ def context_inputs(graph: Graph, model: InfGen, latent: Tensor, halo: int = 0, k
 
 
 def trace_inputs(graph: Graph, model: InfGen) -> tuple[Tensor, ...]:
-    """Arguments to trace a graph with: every dynamic dimension another number, none of them special."""
+    """Arguments to trace a graph with. Every dynamic dimension has a different size, and none of them is special."""
     generator = torch.Generator().manual_seed(0)
     latent = torch.randn(1, model.config.latent_channels, 11, 13, generator=generator)
     if graph.kind == ENCODE.name:

@@ -1,4 +1,4 @@
-"""The whole way from a checkpoint to a bundle on disk."""
+"""The export from a checkpoint to a bundle on disk."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ from infgen_rt.geometry.shapes import Size
 
 _UNMEASURED = Memory(0, 0, 0)
 _TILE = Case("one tile", Size(64, 64), Size(512, 512))
-"""What is timed."""
+"""The case that is timed."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a bundle says of its model.
+    """Information about the model that is stored in the bundle.
 
     Attributes:
-        version: Of the weights.
-        licence: Of the weights.
-        training: How they were made.
+        version: Version of the weights.
+        licence: Licence of the weights.
+        training: How the weights were trained.
     """
 
     version: str = "0"
@@ -67,30 +67,31 @@ def export(
     force: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
-    """Converts a checkpoint, proves every graph against PyTorch and writes the bundle.
+    """Converts a checkpoint, verifies every graph against PyTorch and writes the bundle.
 
-    The bundle appears at ``output`` whole and proven, or not at all.
+    The bundle appears at ``output`` only if it is complete and verified.
 
     Args:
         checkpoint: Folder with ``config.json`` and ``model.safetensors``.
         output: Bundle folder to make.
-        targets: Formats, from ``recipes.TARGETS``, or ``"all"``; those of the recipes, or else ONNX, if omitted.
-        recipes: Names from ``recipes.RECIPES``, or ``"all"``; the targets' defaults if omitted.
-        card: What the manifest says of the model.
-        options: Of conversions.
-        validate: Prove every graph; without it the manifest and the report say that nothing was verified.
-        keep_going: Try the other graphs after one has failed, so that the error tells of all that fail.
+        targets: Formats from ``recipes.TARGETS``, or ``"all"``. If omitted, those of the recipes, or ONNX if there are
+            none.
+        recipes: Names from ``recipes.RECIPES``, or ``"all"``. If omitted, the targets' defaults.
+        card: Information about the model for the manifest.
+        options: Options of conversions.
+        validate: Verify every graph. If false, the manifest and the report say that nothing was verified.
+        keep_going: Try the other graphs after one has failed, so that the error reports all failures.
         force: Replace an existing bundle.
-        progress: Told what is being done, a line at a time.
+        progress: Called with a line of text for each step.
 
     Returns:
-        Sizes, errors and times of every graph.
+        A report with the sizes, errors and times of every graph.
 
     Raises:
         CheckpointError: The checkpoint is unusable.
         RequestError: The output exists or cannot be written, a target, recipe or option is unknown, or a target's
             packages are not installed.
-        ExportError: A conversion failed or a graph is not the model's equal; ``report`` has what was found out.
+        ExportError: A conversion failed, or a graph does not match the model. ``report`` has the results so far.
     """
     output, card, say = Path(output), card or Card(), progress or (lambda _: None)
     chosen, options = select(targets, recipes), options or Options()
@@ -129,7 +130,7 @@ def export(
 
 @dataclass(frozen=True)
 class _Work:
-    """One export under way in a folder."""
+    """An export in progress in a folder."""
 
     model: InfGen
     folder: Path
@@ -140,7 +141,7 @@ class _Work:
     traced: dict[tuple[Any, ...], Any] = dataclasses.field(default_factory=dict)
 
     def graphs_of(self, recipe: Recipe) -> tuple[Graph, ...]:
-        """The model's graphs as a recipe has them."""
+        """The model's graphs with a recipe's shapes."""
         return graphs_of(self.model, recipe.shapes(self.model.config))
 
     def export_graph(self, recipe: Recipe, target: Target, graph: Graph) -> GraphReport:
@@ -155,7 +156,7 @@ class _Work:
                 traced = self.traced[key]
                 target.convert(traced, graph, path, self._metadata(graph), recipe, self.options)
                 session = target.load(path, graph.name)
-        # Converters raise whatever they like.
+        # Converters may raise any exception.
         except Exception as error:
             raise ExportError(f"{recipe.name} {graph.name} cannot be converted: {one_line(error, LONGEST)}") from error
         entry = GraphReport(
@@ -174,7 +175,7 @@ class _Work:
             return entry
         try:
             checks = tuple(self._told(verify(self.model, graph, session, recipe.precision)))
-            # Fixed shapes are for other devices than this CPU.
+            # Fixed shapes are for devices other than this CPU.
             general = all(check.passed for check in checks) and not recipe.tiles
             native = self._native(target, path, graph, recipe) if general else {}
         except ExportError as error:
@@ -183,7 +184,7 @@ class _Work:
         return dataclasses.replace(entry, checks=checks, seconds=seconds, native=native)
 
     def write_manifest(self, recipes: Sequence[tuple[Recipe, Target]], entries: Sequence[GraphReport]) -> None:
-        """Writes the manifest, memory figures included."""
+        """Writes the manifest, including memory figures."""
         described = []
         for recipe, target in recipes:
             paths = {graph.name: self._path(recipe, target, graph) for graph in self.graphs_of(recipe)}
@@ -206,7 +207,7 @@ class _Work:
                     content = file.read_bytes()
                     key = file.relative_to(self.folder).as_posix()
                     files[key] = FileInfo(hashlib.sha256(content).hexdigest(), len(content))
-        # Graphs of a kind have theirs in common, and those of statistics are prefill's.
+        # All graphs of a kind share their parameters, and statistics uses prefill's.
         parts = {graph.kind: graph.module for graph in graphs_of(self.model) if graph.kind == kind_of(graph.kind).part}
         parameters = {kind: sum(p.numel() for p in module.parameters()) for kind, module in parts.items()}
         card = self.card
@@ -254,12 +255,12 @@ class _Work:
         }
 
     def _native(self, target: Target, path: Path, graph: Graph, recipe: Recipe) -> dict[str, float]:
-        """Least PSNR in each low precision that the target's runtime would choose here."""
+        """Lowest PSNR in each low precision that the target's runtime would choose on this machine."""
         found = {}
         for precision in target.native_precisions():
             with quiet():
                 session = target.load(path, graph.name, precision)
-            # Weights of 8 bits stay what they are, whatever is computed with them.
+            # Weights in 8 bits are no more exact, whatever precision the runtime computes in.
             least = "int8" if recipe.precision == "int8" else precision
             checks = list(verify(self.model, graph, session, least))
             if failed := [check for check in checks if not check.passed]:
@@ -268,14 +269,14 @@ class _Work:
         return found
 
     def _told(self, checks: Iterable[Check]) -> Iterator[Check]:
-        """Tells of each check as soon as it is done."""
+        """Reports each check as soon as it is done."""
         for check in checks:
             verdict = "" if check.passed else ", NOT the model's equal"
             self.say(f"  {check.case}: error {check.max_error:.1e}, {check.psnr:.0f} dB{verdict}")
             yield check
 
     def _seconds(self, graph: Graph, session: Session) -> float:
-        """Median of three runs after a first one."""
+        """Median time of three runs, after a first run that is not counted."""
         inputs = case_inputs(self.model, graph, _TILE, torch.Generator().manual_seed(0))
         times = []
         for _ in range(4):
@@ -286,7 +287,7 @@ class _Work:
 
 
 def _failure(entry: GraphReport) -> list[str]:
-    """What is wrong with a graph, if anything is."""
+    """The problems of a graph, if there are any."""
     failures = entry.failures()
     if not failures:
         return []
@@ -308,7 +309,7 @@ def _check(options: Options) -> None:
 
 @contextlib.contextmanager
 def _beside(output: Path) -> Iterator[Path]:
-    """A folder for what is being made, on the file system where it shall end up; gone afterwards."""
+    """A temporary folder on the same file system as the output. It is deleted afterwards."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         folder = tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent)

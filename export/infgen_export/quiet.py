@@ -1,4 +1,4 @@
-"""Silence while other people's converters work."""
+"""Silences converters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps the converter's own progress, meant for its developers, off the terminal."""
+    """Keeps a converter's progress messages, which are meant for its developers, off the terminal."""
     with (
         warnings.catch_warnings(),
         contextlib.redirect_stdout(io.StringIO()),

@@ -18,7 +18,7 @@ PRECISIONS = ("fp32", "fp16", "int8")
 
 
 def tile(tokens: int, config: DecoderConfig) -> FixedShape:
-    """A square tile, and the cells that it needs at scale 1; a model that sees every cell sees no more of them here."""
+    """A square tile and the cells that it needs at scale 1. A model that attends to all cells gets only these."""
     pixels = config.PATCH * tokens
     grid = Grid(Size(2 * tokens, 2 * tokens), Size(2 * pixels, 2 * pixels), config.PATCH)
     cells = grid.most_context(Size(tokens, tokens), config.radius or 0)
@@ -30,13 +30,13 @@ class Recipe:
     """How one target's graphs are made.
 
     Attributes:
-        name: Unique; the folder of the graphs in a bundle.
-        target: Which converter and runtime: the name of a module in ``infgen_export.targets``.
+        name: Unique name, which is also the folder of the graphs in a bundle.
+        target: The converter and runtime, as the name of a module in ``infgen_export.targets``.
         precision: ``"fp32"``; ``"fp16"``, arithmetic or at least weights in float16; ``"int8"``, weights in 8 bits.
-        about: Who wants it.
-        default: Whether a target that is asked for without a recipe gets it.
-        tiles: Tokens a side of the only tiles that decode and encode take, smallest first; any if empty. Prefill stays
-            dynamic: it sees whole latents, whose statistics padding would change.
+        about: What the recipe is for.
+        default: Whether the recipe is used if its target is requested without a recipe.
+        tiles: Sides in tokens of the only tiles that decode and encode take, smallest first. If empty, they take any.
+            Prefill stays dynamic, because it sees whole latents, and padding would change their statistics.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Recipe:
     tiles: tuple[int, ...] = ()
 
     def shapes(self, config: DecoderConfig) -> tuple[FixedShape, ...]:
-        """The only shapes that decode and encode of a model take, smallest first; any if empty."""
+        """The only shapes that a model's decode and encode take, smallest first. If empty, they take any."""
         return tuple(tile(side, config) for side in self.tiles)
 
 
@@ -80,11 +80,11 @@ def select(targets: Sequence[str], names: Sequence[str] = ()) -> tuple[Recipe, .
     """The recipes of a request.
 
     Args:
-        targets: Names of targets, or ``"all"``; those of the named recipes, or else ONNX, if empty.
-        names: Names of recipes, or ``"all"`` for every recipe of the targets; empty for the targets' defaults.
+        targets: Names of targets, or ``"all"``. If empty, those of the named recipes, or ONNX if there are none.
+        names: Names of recipes, or ``"all"`` for every recipe of the targets. If empty, the targets' defaults.
 
     Raises:
-        RequestError: One of them is unknown, or a recipe is of another target than those asked for.
+        RequestError: A name is unknown, or a recipe is not for one of the requested targets.
     """
     known = {recipe.name: recipe for recipe in RECIPES}
     wanted = TARGETS if "all" in targets else tuple(targets) or (() if names else ("onnx",))

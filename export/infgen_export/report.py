@@ -1,4 +1,4 @@
-"""What an export found out about its graphs, and how to tell it to people and programs."""
+"""The report of an export, for people as Markdown and for programs as JSON."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class GraphReport:
     Attributes:
         recipe: Name of the recipe.
         graph: Name of the graph.
-        precision: Of the recipe.
+        precision: Precision of the recipe.
         bytes: Size of its files.
-        parameters: Weights and biases.
+        parameters: Number of weights and biases.
         operations: How often each kind of operation occurs, most frequent first.
-        checks: Results, a case each; empty if nothing was verified.
+        checks: The result of each case. Empty if nothing was verified.
         seconds: Median time of one tile (512x512 pixels; prefill: 64x64 cells) in the target's own runtime on the
-            exporting machine's CPU, ``None`` where that runtime cannot run here.
-        native: Least PSNR in the low precision that the target's runtime chooses by itself on this CPU, by the name of
+            exporting machine's CPU. ``None`` if that runtime cannot run on this machine.
+        native: Lowest PSNR in the low precision that the target's runtime chooses by itself on this CPU, by the name of
             that precision.
     """
 
@@ -40,27 +40,27 @@ class GraphReport:
 
     @property
     def max_error(self) -> float:
-        """Largest error of all cases, as a share of full scale."""
+        """Largest error over all cases, as a share of full scale."""
         return max((check.max_error for check in self.checks), default=math.nan)
 
     @property
     def psnr(self) -> float:
-        """Lowest PSNR of all cases, in decibels."""
+        """Lowest PSNR over all cases, in decibels."""
         return min((check.psnr for check in self.checks), default=math.nan)
 
     def failures(self) -> list[Check]:
-        """Checks that were not passed."""
+        """The checks that did not pass."""
         return [check for check in self.checks if not check.passed]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; an infinite PSNR (equal outputs) becomes null."""
+        """The entry as plain JSON values. An infinite PSNR (equal outputs) becomes null."""
         values = dataclasses.asdict(self)
         for check in values["checks"]:
             check["psnr"] = check["psnr"] if math.isfinite(check["psnr"]) else None
         return values
 
     def cells(self) -> tuple[str, ...]:
-        """The row of a table; a figure that was not measured is a dash."""
+        """The entry as a row of a table. A figure that was not measured is a dash."""
         shapes = str(len(self.checks)) if self.checks else "-"
         return (
             self.recipe,
@@ -84,11 +84,11 @@ _HEADER = (
 
 @dataclass(frozen=True)
 class Report:
-    """A whole export.
+    """The report of a whole export.
 
     Attributes:
         model: Name of the model.
-        graphs: One entry a graph and recipe.
+        graphs: One entry per graph and recipe.
     """
 
     model: str
@@ -102,7 +102,7 @@ class Report:
         )
 
     def to_markdown(self) -> str:
-        """A table of the graphs, then every check."""
+        """The report as Markdown: a table of the graphs, then every check."""
         checks = [
             (entry.recipe, entry.graph, check.case, "x".join(map(str, check.shape)))
             + (f"{check.max_error:.1e}", f"{check.psnr:.0f} dB", "yes" if check.passed else "no")
@@ -114,7 +114,7 @@ class Report:
         return f"# {self.model}\n\n{graphs}\n\n{_markdown([header, *checks])}\n"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """The report as plain JSON values."""
         return {"model": self.model, "graphs": [entry.to_json() for entry in self.graphs]}
 
 

@@ -1,4 +1,4 @@
-"""Proof of an export: every graph against the torch model, at shapes that were not used for tracing."""
+"""Verification: compares every exported graph with the PyTorch model at shapes that were not used for tracing."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from infgen_rt.geometry.shapes import Box, Size
 TOLERANCE = 1e-4
 """Largest error of a float32 graph, as a share of the output's full scale."""
 LEAST_PSNR = {"fp16": 50.0, "bf16": 50.0, "apple": 50.0, "int8": 40.0}
-"""Lowest PSNR of a graph of less precision, in decibels; ``"apple"`` is whatever Apple's devices choose."""
+"""Lowest PSNR that passes in a lower precision, in decibels. ``"apple"`` is what Apple's devices choose."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One shape to prove.
+    """One shape to verify.
 
     Attributes:
-        name: What is special about it.
-        cells: Latent size.
-        size: Picture size, pixels.
-        tile: Tokens of the tile, if not the whole picture.
+        name: What is special about the case.
+        cells: Size of the latent.
+        size: Size of the picture in pixels.
+        tile: Tokens of the tile, if it is not the whole picture.
         deviation: Standard deviation of the latent.
     """
 
@@ -59,16 +59,16 @@ CASES = (
 
 @dataclass(frozen=True)
 class Check:
-    """A graph's result at one case.
+    """The result of a graph in one case.
 
     Attributes:
         graph: Name of the graph.
         case: Name of the case.
-        shape: Of the output.
-        max_error: Largest absolute difference from torch, as a share of full scale.
-        psnr: Against torch, in decibels; infinite when equal.
+        shape: Shape of the output.
+        max_error: Largest absolute difference from PyTorch, as a share of full scale.
+        psnr: PSNR against PyTorch, in decibels. Infinite if the outputs are equal.
         worst: Index of the largest difference.
-        passed: Whether that is good enough for the precision.
+        passed: Whether the result is good enough for the precision.
     """
 
     graph: str
@@ -83,16 +83,16 @@ class Check:
 def verify(
     model: InfGen, graph: Graph, run: Callable[[dict[str, Tensor]], Tensor], precision: str = "fp32"
 ) -> Iterator[Check]:
-    """Compares a converted graph with torch, case by case.
+    """Compares a converted graph with PyTorch, case by case.
 
     Args:
         model: The reference.
-        graph: Which of its graphs.
+        graph: The graph to compare.
         run: Runs the converted graph on named inputs.
-        precision: What it was converted to; sets how good it must be.
+        precision: Precision of the converted graph, which determines how good it must be.
 
     Raises:
-        ExportError: It does not run at a case, or gives another shape.
+        ExportError: The graph does not run in one of the cases, or its output has another shape.
     """
     generator = torch.Generator().manual_seed(1)
     for case in cases_of(graph, model):
@@ -101,7 +101,7 @@ def verify(
             expected = graph.module(*inputs.values())
         try:
             actual = run(inputs)
-        # Runtimes raise whatever they like, most often for a dimension that was baked in.
+        # Runtimes may raise any exception, most often for a dimension that was baked in.
         except Exception as error:
             raise ExportError(f"{graph.name}, case {case.name}: {one_line(error, LONGEST)}") from error
         if actual.shape != expected.shape:
@@ -112,7 +112,7 @@ def verify(
 
 
 def cases_of(graph: Graph, model: InfGen) -> list[Case]:
-    """The cases that fit into a graph's shape."""
+    """The cases that fit into the graph's shapes."""
     if not graph.shapes or graph.kind != DECODE.name:
         return list(CASES)
     (height, width), (rows, columns) = graph.shapes[-1].tokens, graph.shapes[-1].context
@@ -127,20 +127,20 @@ def cases_of(graph: Graph, model: InfGen) -> list[Case]:
 
 
 def case_inputs(model: InfGen, graph: Graph, case: Case, generator: torch.Generator) -> dict[str, Tensor]:
-    """Inputs of a graph at a case: normally distributed latents, uniformly random images."""
+    """Inputs of a graph for a case: normally distributed latents or uniformly random images."""
     latent = torch.randn(1, model.config.latent_channels, case.cells.height, case.cells.width, generator=generator)
     latent = case.deviation * latent
     if graph.kind == ENCODE.name:
         return fit(graph, image_inputs(graph, case.cells, generator))
     if graph.kind == DECODE.name:
         return fit(graph, decode_inputs(graph, model, latent, case.size, case.tile))
-    # A part of a latent has a halo that does not count, and something may be known of the whole.
+    # A part of a latent has a halo with a share of 0, and some moments of the whole latent may be known.
     part = case.tile is not None
     return context_inputs(graph, model, latent, halo=model.config.prefill_halo if part else 0, known=int(part))
 
 
 def compare(graph: str, case: str, actual: Tensor, expected: Tensor, precision: str = "fp32") -> Check:
-    """Measures a result; full scale is 1, or the largest expected value if that is more."""
+    """Measures a result. Full scale is 1, or the largest expected value if that is more."""
     scale = max(1.0, expected.abs().max().item())
     error = (actual.double() - expected.double()).abs().nan_to_num(math.inf) / scale
     worst = tuple(int(i) for i in torch.unravel_index(error.argmax(), error.shape))

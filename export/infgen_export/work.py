@@ -1,4 +1,4 @@
-"""How much there is to multiply: what a plan's times are reckoned from, and what the benchmarks report."""
+"""Counts multiply-adds, from which plans estimate times and which the benchmarks report."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _CELLS = 16
 
 
 def multiply_adds(run: Callable[[], object]) -> float:
-    """Multiply-adds of the matrix products and convolutions of a call; element-wise work is not counted."""
+    """Multiply-adds of the matrix products and convolutions in a call. Element-wise operations are not counted."""
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         run()
     return float(counter.get_total_flops()) / 2
 
 
 def context_work(model: InfGen, enlargement: Enlargement | None = None) -> int:
-    """Multiply-adds a cell of making a context."""
+    """Multiply-adds per cell for making a context."""
     latent = torch.zeros(1, model.config.latent_channels, _CELLS, _CELLS)
     return round(multiply_adds(lambda: model.context(latent, enlargement)) / _CELLS**2)

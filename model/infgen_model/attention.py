@@ -105,9 +105,9 @@ def global_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
 def _fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Global attention as one of ONNX Runtime's own operators, which never holds the scores of all tokens and cells.
 
-    Standard ONNX does hold them, both as products and as ``Attention``. For 64x64 cells and a tile of 64x64 tokens, that
-    takes more than a gigabyte, and this operator takes a tenth of it (``benchmarks.studies.attention``). The function
-    is for tracing only and computes nothing.
+    Standard ONNX does hold them, both as products and as ``Attention``. For 64x64 cells and a tile of 64x64 tokens,
+    that takes more than a gigabyte, and this operator takes a tenth of it (``benchmarks.studies.attention``). The
+    function is for tracing only and computes nothing.
     """
     batch, height, width, heads, depth = query.shape
     flat = [part.flatten(3).flatten(1, 2) for part in (query.to(value.dtype), key.to(value.dtype), value)]

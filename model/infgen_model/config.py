@@ -172,7 +172,7 @@ class DecoderConfig:
         return self.trunk[0].width if self.detail else self.width
 
     def context_channels(self, enlargement: Enlargement | None = None) -> int:
-        """Channels D of the context: for each cell those for attention, then its fine grid, then its enlarged pixels."""
+        """Channels D of the context. Per cell: those for attention, then its fine grid, then its enlarged pixels."""
         factor = enlargement.factor if enlargement else 0
         return self.width + (self.detail + 3 * factor**2) * self.detail_factor**2
 
@@ -182,7 +182,7 @@ class DecoderConfig:
         return model_sizes(self.PATCH, self.latent_channels, self.feature_channels, context, self.moments)
 
     def enlargement_for(self, scale: tuple[float, float]) -> Enlargement | None:
-        """The smallest enlargement for a scale (vertical, horizontal), or the largest one if the scale is beyond all."""
+        """The smallest enlargement for a scale (vertical, horizontal), or the largest if the scale is beyond all."""
         able = (each for each in self.enlargements if each.factor >= max(scale) - 1e-6)
         return next(able, self.enlargements[-1] if self.enlargements else None)
 

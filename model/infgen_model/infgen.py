@@ -92,7 +92,7 @@ class Decode(nn.Module):
 
     @staticmethod
     def _picture(folded: Tensor, grid: Grid, pixels: int) -> Tensor:
-        """Resamples the enlarged picture, which has ``pixels`` pixels per cell along each axis, to the tile's pixels."""
+        """Resamples the enlarged picture, which has ``pixels`` per cell along each axis, to the tile's own pixels."""
         y, x = grid.places(DecoderConfig.PATCH)
         ends, shape = grid.finer(pixels)
         reduction = pixels / DecoderConfig.PATCH / grid.scale

@@ -1,6 +1,6 @@
-"""Backends for infgen_rt, one module each; they are found through entry points, not imported from here."""
+"""Backends for infgen_rt, one module each. They are found through entry points and not imported from here."""
 
 from infgen_runtimes.telemetry import silence_onnxruntime
 
-# Here, because every module that imports ONNX Runtime is imported after this.
+# This is done here because every module that imports ONNX Runtime is imported after this one.
 silence_onnxruntime()

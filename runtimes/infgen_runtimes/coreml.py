@@ -1,7 +1,8 @@
-"""Core ML: the Neural Engine, GPU and CPU of a Mac."""
+"""The Core ML backend, for the Neural Engine, GPU and CPU of a Mac."""
 
 import contextlib
 import hashlib
+import importlib
 import platform
 import secrets
 import shutil
@@ -24,10 +25,10 @@ _UNITS = {"ane": "CPU_AND_NE", "gpu": "CPU_AND_GPU", "cpu": "CPU_ONLY"}
 
 
 class Model(Protocol):
-    """What coremltools loads."""
+    """A model loaded by coremltools."""
 
     def predict(self, data: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
-        """Outputs by name for inputs by name."""
+        """Returns the outputs by name, for inputs by name."""
         ...
 
 
@@ -36,23 +37,24 @@ class Backend:
 
     name = "coreml"
     target = "coreml"
-    # Where Core ML runs what is its own choice.
+    # Core ML decides by itself where it runs each operation.
     parallel_on = ()
 
     def __init__(self) -> None:
         try:
             self.version = metadata.version("coremltools")
-        except metadata.PackageNotFoundError as error:
-            raise ImportError("No module named 'coremltools'") from error
+        except metadata.PackageNotFoundError:
+            # A frozen app may have the code without the metadata; else this is the ImportError that is due.
+            self.version = importlib.import_module("coremltools").__version__
         require_version("coremltools", self.version)
 
     def devices(self) -> Sequence[Device]:
-        """A Mac's three; see `infgen_rt.backend.protocol.Backend`."""
+        """The three devices of a Mac; see `infgen_rt.backend.protocol.Backend`."""
         problem = None if sys.platform == "darwin" else "Core ML exists on macOS only"
         return [Device(name, about, problem) for name, about in _DEVICES.items()]
 
     def arithmetics(self, device: str, recipe: Recipe) -> Sequence[str]:
-        """What the program says; the Neural Engine takes fixed shapes in float16 alone."""
+        """The program's own arithmetic. The Neural Engine takes only fixed shapes in float16."""
         arithmetic = "fp32" if recipe.precision == "fp32" else "fp16"
         if device == "ane" and (arithmetic == "fp32" or len(recipe.shapes) != 1):
             return ()
@@ -67,7 +69,7 @@ class Backend:
                     (package / name).parent.mkdir(parents=True, exist_ok=True)
                     (package / name).write_bytes(content)
                 return Session(open_package(package, _digest(files), options))
-        # coremltools raises plain RuntimeErrors, and whatever Core ML's bridge does.
+        # coremltools raises plain RuntimeErrors and any exception of Core ML's bridge.
         except Exception as error:
             text = f"coremltools {self.version} cannot load the graph on {options.device}: {one_line(error)}"
             raise BackendError(text) from error
@@ -96,12 +98,14 @@ class Session:
 
 
 def open_package(package: Path, digest: str, options: Options) -> Model:
-    """Compile a package, or take what was compiled of it before: Core ML itself forgets with the process.
+    """Compile a package, or load the program that was compiled from it before.
+
+    Core ML itself does not keep compiled programs after the process has ended.
 
     Args:
-        package: an `.mlpackage`, which may be gone afterwards.
-        digest: of its content.
-        options: device, and the folder that compiled programs are kept in.
+        package: an `.mlpackage`. It may be deleted afterwards.
+        digest: the digest of its content.
+        options: the device, and the folder in which compiled programs are kept.
     """
     from coremltools import ComputeUnit
     from coremltools.models import CompiledMLModel
@@ -111,17 +115,17 @@ def open_package(package: Path, digest: str, options: Options) -> Model:
     if options.cache is None:
         model: Model = CompiledMLModel(compile_model(str(package)), units)
         return model
-    # A compiled program is of one version of the system.
+    # A compiled program is for one version of the operating system.
     kept = options.cache / f"{digest}-{platform.mac_ver()[0]}.mlmodelc"
     own = kept.with_stem(f"{kept.stem}-{secrets.token_hex(4)}")
     if kept.exists():
         try:
             model = CompiledMLModel(str(kept), units)
             return model
-        except Exception:  # damaged: made anew
+        except Exception:  # it is damaged, so compile it again
             _move(kept, own)
             shutil.rmtree(own, ignore_errors=True)
-    # Another process may do the same: each writes a folder of its own, and the first takes the place.
+    # Other processes may do the same. Each compiles into its own folder, and the first to finish moves it into place.
     compile_model(str(package), str(own))
     _move(own, kept)
     model = CompiledMLModel(str(kept if kept.exists() else own), units)

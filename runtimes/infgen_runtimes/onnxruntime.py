@@ -1,4 +1,4 @@
-"""ONNX Runtime: CPUs, and whatever its execution providers add when they are installed."""
+"""The ONNX Runtime backend, for CPUs and for the devices of all installed execution providers."""
 
 import contextlib
 import importlib
@@ -24,7 +24,7 @@ from .ort_arrays import Array, Place
 
 _ERRORS_ONLY, _FATAL_ONLY = 3, 4
 _CPU = "CPUExecutionProvider"
-# Others exist and are left out: Azure runs nothing here; Core ML and OpenVINO have backends of their own that do more.
+# Other providers are left out: Azure's runs nothing locally, and the backends for Core ML and OpenVINO can do more.
 _PROVIDERS = {
     "cuda": ("CUDAExecutionProvider", "NVIDIA GPU (CUDA)"),
     "tensorrt": ("TensorrtExecutionProvider", "NVIDIA GPU (TensorRT)"),
@@ -34,11 +34,11 @@ _PROVIDERS = {
     "qnn": ("QNNExecutionProvider", "Qualcomm NPU (QNN)"),
 }
 _PLUGIN = "onnxruntime-ep-"
-# Providers that compute in CUDA's memory, where results may stay, and the graphs' outputs that do.
+# Providers that compute in CUDA's memory, and the graphs' outputs that stay there.
 _CUDA = ("cuda", "tensorrt")
 _STAYING = ("features", "context", "image")
 _REGION = 64 * 2**20
-# What ONNX Runtime computes on the CPU on purpose even where a GPU does the rest: sizes and indices.
+# Operations that ONNX Runtime deliberately runs on the CPU even with a GPU, because they compute sizes and indices.
 _SMALL = frozenset(
     {"Shape", "Gather", "Cast", "Concat", "Slice", "Unsqueeze", "Squeeze", "Range", "Reshape", "Mul", "Add"}
 )
@@ -50,14 +50,14 @@ class Backend:
     name = "onnxruntime"
     target = "onnx"
     version = ort.__version__
-    # A tile a thread takes about 0.8 of the time, on two cores (`benchmarks.studies.parallel`).
+    # One tile per thread takes about 0.8 of the time, on two cores (`benchmarks.studies.parallel`).
     parallel_on = ("cpu",)
 
     def __init__(self) -> None:
         require_version("onnxruntime", ort.__version__)
 
     def devices(self) -> Sequence[Device]:
-        """The CPU, providers of this build, and plug-in providers; see `infgen_rt.backend.protocol.Backend`."""
+        """The CPU, this build's providers, and plug-in providers; see `infgen_rt.backend.protocol.Backend`."""
         here = ort.get_available_providers()
         found = [Device("cpu", "CPU")]
         for name, (provider, about) in _PROVIDERS.items():
@@ -68,11 +68,11 @@ class Backend:
         return [*found, *_plugin_devices()]
 
     def arithmetics(self, device: str, recipe: Recipe) -> Sequence[str]:
-        """What the graph says: ONNX Runtime does not change precision by itself."""
+        """The graph's own arithmetic, because ONNX Runtime does not change precision by itself."""
         if recipe.shapes:
             return ()
         if device == "cpu":
-            # It has no float16 arithmetic here: such a graph would run in float32 with casts around every node.
+            # The CPU has no float16 arithmetic: such a graph would run in float32 with casts around every node.
             return () if recipe.precision == "fp16" else ("fp32",)
         return ("fp16",) if recipe.precision == "fp16" else ("fp32",)
 
@@ -83,7 +83,7 @@ class Backend:
             session = _session(content, options)
         except BackendError:
             raise
-        # ONNX Runtime's exceptions have no common base of their own.
+        # ONNX Runtime's exceptions have no common base class.
         except Exception as error:
             text = f"onnxruntime {ort.__version__} cannot load the graph on {options.device}: {one_line(error)}"
             raise BackendError(text) from error
@@ -96,9 +96,9 @@ class Session:
     """A loaded ONNX graph.
 
     Args:
-        session: of ONNX Runtime.
-        settings: as asked for.
-        place: where features, contexts and pixels stay; None for the CPU, as NumPy arrays.
+        session: the ONNX Runtime session.
+        settings: the options it was loaded with.
+        place: the device on which features, contexts and pixels stay. None for NumPy arrays on the CPU.
     """
 
     def __init__(self, session: ort.InferenceSession, settings: Options, place: Place | None = None) -> None:
@@ -111,7 +111,7 @@ class Session:
         session = self._session
         if session is None:
             raise DecodeError("the session is closed")
-        # Of this run alone: another thread's goes on when this one is cancelled.
+        # These options are for this run only, so that cancelling it does not stop the runs of other threads.
         options = _run_options(self._settings)
         try:
             with current().interrupting(lambda: setattr(options, "terminate", True)):
@@ -134,18 +134,18 @@ class Session:
         ]
 
     def close(self) -> None:
-        """Free the graph, and what the sessions of this process share and none of them uses."""
+        """Free the graph, and unused memory of the arena that the sessions of this process share."""
         session, self._session = self._session, None
         if session is None:
             return
-        # The arena gives memory back at the end of a run, but for the region that the results are in: so the last run
-        # is of the smallest that there is, and puts its results elsewhere.
+        # The arena frees its unused memory at the end of a run, except for the region that holds the results. The last
+        # run therefore has the smallest possible shapes, and its results are stored elsewhere.
         smallest = {
             each.name: np.ones([_least(side) for side in each.shape], np.float32) for each in session.get_inputs()
         }
         last = _run_options(replace(self._settings, keep_memory=False))
         last.log_severity_level = _FATAL_ONLY
-        with contextlib.suppress(Exception):  # nothing that an app needs
+        with contextlib.suppress(Exception):  # the app does not depend on this
             results = session.run(self._outputs, smallest, last)
             places = [ort.OrtValue.ortvalue_from_numpy(np.empty_like(result)) for result in results]
             del results
@@ -158,7 +158,7 @@ class Session:
 
 
 def _least(side: int | str) -> int:
-    """The smallest number that a dimension may be: a fixed one, `h`, or `8*h`."""
+    """The smallest value of a dimension, which is a fixed number, `h`, or `8*h`."""
     return side if isinstance(side, int) else int(side.partition("*")[0]) if "*" in side else 1
 
 
@@ -172,7 +172,7 @@ def _session(content: bytes, options: Options) -> ort.InferenceSession:
         provider = _PROVIDERS[kind][0]
         chosen = [(provider, _provider_options(kind, int(index or 0), options)), _CPU]
         session = ort.InferenceSession(content, settings, providers=chosen)
-        # A provider whose libraries cannot be loaded is dropped with no more than a line on the terminal.
+        # If a provider's libraries cannot be loaded, ONNX Runtime drops the provider and only prints a line.
         if provider not in session.get_providers():
             raise BackendError(
                 f"onnxruntime {ort.__version__} has {provider}, but it cannot start on {options.device}: are its "
@@ -195,7 +195,7 @@ def _place(options: Options) -> Place | None:
 
 @cache
 def _cuda(index: int) -> Place:
-    """One for all sessions of the process, whose arrays go from one to another."""
+    """The place that all sessions of the process share, so that they can exchange arrays."""
     options = Options(f"cuda:{index}")
     return Place("cuda", index, lambda content: _session(content, options))
 
@@ -203,40 +203,40 @@ def _cuda(index: int) -> Place:
 def _session_options(options: Options) -> ort.SessionOptions:
     settings = ort.SessionOptions()
     settings.log_severity_level = _ERRORS_ONLY
-    # Zero is ONNX Runtime's own choice, one thread a physical core.
+    # Zero is ONNX Runtime's default, one thread per physical core.
     settings.intra_op_num_threads = options.threads or 0
-    # Planned reuse of memory is per shape, and tiles differ by a token: without it the peak is 40 % less.
+    # ONNX Runtime plans the reuse of memory per shape, and tiles differ by a token. Without it the peak is 40 % lower.
     settings.enable_mem_pattern = False
-    # Prefill, refine and decode take turns: what one works in serves the next.
+    # Prefill, refine and decode take turns, so they can reuse the same working memory.
     _share_arena()
     settings.add_session_config_entry("session.use_env_allocators", "1")
-    # Threads that wait in a loop take a busy machine's cores from the threads that work.
+    # On a busy machine, threads that spin while waiting take cores from the threads that work.
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return settings
 
 
 @cache
 def _share_arena() -> None:
-    """Make the arena on the CPU that all sessions of the process may use; an app's own, if it made one, stays."""
+    """Create the CPU arena that all sessions of the process may use. If the app has created one, it is kept."""
     where = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    # In regions of equal size, which are cut as needed and merged again: tiles of several shapes would leave gaps in
-    # regions of the size of what was asked for first (4K with two tiles at a time: 240 MB at the peak instead of 370).
-    # But for the first, which is never given back: it is small, and weights are in it.
+    # The regions have equal sizes, and are split as needed and merged again. If each had the size of the first request,
+    # tiles of several shapes would leave gaps in them (for 4K with two tiles at a time, the peak is 240 MB instead of
+    # 370). Only the first region is small: it holds weights and is never freed.
     region = {"initial_chunk_size_bytes": 2**20, "max_power_of_two_extend_bytes": _REGION}
     region["initial_growth_chunk_size_bytes"] = _REGION
     settings = ort.OrtArenaCfg({"max_mem": 0, "arena_extend_strategy": 0, "max_dead_bytes_per_chunk": 2**20, **region})
-    with contextlib.suppress(Exception):  # there is one
+    with contextlib.suppress(Exception):  # there is one already
         ort.create_and_register_allocator(where, settings)
 
 
 def _provider_options(kind: str, index: int, options: Options) -> dict[str, str]:
     settings = {"device_id": str(index)}
     if kind == "cuda":
-        # The default tries every algorithm of a convolution for every new shape of a tile.
+        # By default, every algorithm for a convolution is tried for every new shape of a tile.
         settings |= {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
-        # Otherwise products in float32 are rounded to 10 bits.
+        # Otherwise, float32 products are rounded to 10 bits.
         settings |= {"use_tf32": "0"}
-    # TensorRT's engines are written in place, whenever a shape is new.
+    # TensorRT writes its engines in place, whenever it sees a new shape.
     elif kind == "tensorrt" and options.cache is not None and (own := private_folder(options.cache)):
         settings |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(own)}
     return settings if kind not in {"webgpu", "qnn"} else {}
@@ -251,7 +251,7 @@ def _run_options(options: Options) -> ort.RunOptions:
 
 
 def _report_fallbacks(session: ort.InferenceSession, graph: str, device: str) -> None:
-    """Warn of work that ONNX Runtime put on the CPU."""
+    """Warn about operations that ONNX Runtime has assigned to the CPU."""
     left: Counter[str] = Counter()
     for part in session.get_provider_graph_assignment_info():
         if part.ep_name == _CPU:
@@ -263,7 +263,7 @@ def _report_fallbacks(session: ort.InferenceSession, graph: str, device: str) ->
 
 
 def _count(provider: str) -> int:
-    """How many devices a provider sees; one where it does not tell."""
+    """The number of devices that a provider sees, or one if it does not report them."""
     return max(1, [device.ep_name for device in ort.get_ep_devices()].count(provider))
 
 
@@ -305,7 +305,7 @@ def _plugin_id(name: str, device: "ort.OrtEpDevice") -> str:
 
 
 def _plugin_names() -> list[str]:
-    # By the names of their folders: to ask all that is installed for its name takes a tenth of a start.
+    # Looks at folder names only: asking every installed distribution for its name takes a tenth of the start-up time.
     pattern = _PLUGIN.replace("-", "_") + "*.dist-info"
     found = (path.name for folder in sys.path for path in Path(folder).glob(pattern))
     return sorted({name.partition("-")[0].lower().replace("_", "-") for name in found})
@@ -313,7 +313,7 @@ def _plugin_names() -> list[str]:
 
 @cache
 def _plugins() -> "tuple[tuple[str, ort.OrtEpDevice], ...]":
-    """Devices of plug-in providers, each with its distribution; a library may be registered once per process."""
+    """Devices of plug-in providers, each with its distribution. A library may be registered only once per process."""
     found = []
     for name in _plugin_names():
         try:
@@ -321,7 +321,7 @@ def _plugins() -> "tuple[tuple[str, ort.OrtEpDevice], ...]":
             before = len(ort.get_ep_devices())
             ort.register_execution_provider_library(name, module.get_library_path())
             found += [(name, device) for device in ort.get_ep_devices()[before:]]
-        # A plug-in for another machine or version must not take the CPU away.
+        # A plug-in for another machine or version must not make the CPU unusable.
         except Exception as error:
             warnings.warn(f"{name} cannot be used: {one_line(error)}", InfGenWarning, stacklevel=2)
     return tuple(found)

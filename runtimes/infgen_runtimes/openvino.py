@@ -1,4 +1,4 @@
-"""OpenVINO: Intel CPUs, GPUs and NPUs, and any other x86 or Arm CPU."""
+"""The OpenVINO backend, for Intel CPUs, GPUs and NPUs, and any other x86 or Arm CPU."""
 
 import contextlib
 import hashlib
@@ -36,23 +36,23 @@ class Backend:
     name = "openvino"
     target = "openvino"
     version = ov.__version__
-    # It ties a model's threads to cores, the same ones for each model.
+    # OpenVINO binds each model's threads to the same cores.
     parallel_on = ()
-    # A child that opens it anew crashes at its end (OpenVINO 2026.4).
+    # A child process that opens it again crashes when it ends (OpenVINO 2026.4).
     survives_fork = False
 
     def __init__(self) -> None:
         require_version("openvino", ov.__version__)
 
     def devices(self) -> Sequence[Device]:
-        """What OpenVINO sees, and the kinds that it does not; see `infgen_rt.backend.protocol.Backend`."""
+        """The devices that OpenVINO sees, and the kinds that it does not; see `infgen_rt.backend.protocol.Backend`."""
         core = _core()
         found = [Device(_id(name), core.get_property(name, "FULL_DEVICE_NAME")) for name in core.available_devices]
         kinds = {device.id.partition(":")[0] for device in found}
         return [*found, *(Device(kind, *about) for kind, about in _REMEDIES.items() if kind not in kinds)]
 
     def arithmetics(self, device: str, recipe: Recipe) -> Sequence[str]:
-        """float32 and what the device does natively; an NPU takes fixed shapes alone, others are better without."""
+        """float32 and the device's native arithmetics. Only NPUs use fixed shapes; other devices do better without."""
         kind = device.partition(":")[0]
         if kind == "npu":
             return ("fp16",) if recipe.shapes else ()
@@ -80,7 +80,7 @@ class Backend:
                     digest.update(hashlib.sha256(files[name]).digest())
                 kept = options.cache / digest.hexdigest()[:32]
             return Session(core, model, precision, settings, device, kept)
-        # OpenVINO raises plain RuntimeErrors; a KeyError is a bundle without one of the files.
+        # OpenVINO raises plain RuntimeErrors. A KeyError means that the bundle lacks one of the files.
         except Exception as error:
             text = f"openvino {ov.__version__} cannot load the graph on {options.device}: {one_line(error)}"
             raise BackendError(text) from error
@@ -89,17 +89,18 @@ class Backend:
 class Session:
     """A loaded graph.
 
-    In less than float32 the graph is cut in two. What depends on coordinates alone (embedding, sampling, angles) is a
-    model of its own, in float32: OpenVINO's CPU plug-in keeps single operations from being rounded to bfloat16, but not
-    the reshapes between them, and a position of 1,000 cells has steps of 4 in bfloat16.
+    Below float32, the graph is cut in two. The operations that depend only on coordinates (embedding, sampling, angles)
+    become a separate model in float32. This is necessary because OpenVINO's CPU plug-in can keep single operations from
+    being rounded to bfloat16, but not the reshapes between them, and at 1,000 cells a position in bfloat16 has steps
+    of 4.
 
     Args:
-        core: Of OpenVINO.
-        model: Read, not compiled; the first of its inputs has the data, others have coordinates.
-        precision: Of the arithmetic, as `INFERENCE_PRECISION_HINT` wants it.
+        core: The OpenVINO core.
+        model: The model, read but not compiled. Its first input has the data, and the others have coordinates.
+        precision: Precision of the arithmetic, as a value of `INFERENCE_PRECISION_HINT`.
         settings: Further properties of the device's plug-in.
-        device: As OpenVINO calls it.
-        kept: What the names of files start with in which the compiled graph is kept; None to keep none.
+        device: OpenVINO's name of the device.
+        kept: Prefix of the files in which the compiled graph is kept. None to keep none.
     """
 
     def __init__(
@@ -139,14 +140,14 @@ class Session:
         try:
             self._parts = parts = self._parts or self._compile()
             for part in parts:
-                # A tensor may have several names after optimisation; one of them is the graph's.
+                # After optimisation, a tensor may have several names. One of them is the graph's.
                 feed = [next(values[name] for name in port.names if name in values) for port in part.model_inputs]
                 with current().interrupting(part.cancel):
                     results = part.infer(feed, share_inputs=True)
                 values.update((name, results[port]) for port in part.model_outputs for name in port.names)
         except Exception as error:
-            # A run that was stopped half way leaves some operations with its shapes, and others with those of the run
-            # before: the next one would fail (OpenVINO 2026.4).
+            # A run that is stopped midway leaves some operations with its own shapes and others with those of the
+            # previous run. The next run would fail (OpenVINO 2026.4).
             self._parts = []
             raise DecodeError(f"openvino could not run the graph: {one_line(error)}") from error
         return {name: np.array(values[name], np.float32) for name in self._outputs}
@@ -159,17 +160,18 @@ class Session:
 def _compiled(
     core: ov.Core, model: ov.Model, device: str, settings: Mapping[str, object], file: Path | None
 ) -> ov.CompiledModel:
-    """A model that is compiled, or was before and is kept in a file.
+    """Compile a model, or load it from the file in which it was kept before.
 
-    OpenVINO's own cache writes in place and reads by mapping: of several processes that find it empty some die.
+    OpenVINO's own cache is not used: it writes in place and maps its files into memory, and if several processes find
+    it empty, some of them crash.
     """
     if file is None:
         return core.compile_model(model, device, settings)
     if content := read_checked(file):
-        with contextlib.suppress(RuntimeError):  # of another version, whose mark the name does not have
+        with contextlib.suppress(RuntimeError):  # it is from another version, which the name does not tell
             return core.import_model(content, device, settings)
     compiled = core.compile_model(model, device, settings)
-    with contextlib.suppress(OSError, RuntimeError):  # made again at the next start
+    with contextlib.suppress(OSError, RuntimeError):  # if this fails, it is compiled again at the next start
         blob = io.BytesIO()
         compiled.export_model(blob)
         write_checked(file, blob.getvalue())
@@ -177,7 +179,10 @@ def _compiled(
 
 
 def _cut(model: ov.Model) -> tuple[ov.Model, ov.Model] | None:
-    """What is positional, and the rest, which takes the first's outputs for inputs; None if there is nothing to cut."""
+    """Split a model into its positional part and the rest, which takes the outputs of the first part as inputs.
+
+    Returns None if there is no positional part.
+    """
     first, second = model.clone(), model.clone()
     names = _apart(first)
     outputs = [source for source, _ in _crossing(first, names).values()]
@@ -185,7 +190,7 @@ def _cut(model: ov.Model) -> tuple[ov.Model, ov.Model] | None:
         return None
     parameters = []
     for number, (source, ports) in enumerate(_crossing(second, names).values()):
-        # Beside the names that it has: it may be an input, which is fed by name.
+        # The other names stay, because the tensor may be an input, which is fed by name.
         outputs[number].get_tensor().add_names({f"positional_{number}"})
         parameter = ov.opset13.parameter(source.get_partial_shape(), source.get_element_type())
         parameter.output(0).get_tensor().set_names({f"positional_{number}"})
@@ -197,7 +202,7 @@ def _cut(model: ov.Model) -> tuple[ov.Model, ov.Model] | None:
 
 
 def _apart(model: ov.Model) -> set[str]:
-    """Names of the operations that depend on inputs, but of the first one on no more than its own shape."""
+    """Names of the positional operations: they depend on inputs, but on the first input only through its shape."""
     data, *others = (parameter.get_friendly_name() for parameter in model.get_parameters())
     tainted, positional = {data}, set(others)
     for operation in model.get_ordered_ops():
@@ -212,7 +217,7 @@ def _apart(model: ov.Model) -> set[str]:
 
 
 def _crossing(model: ov.Model, names: set[str]) -> dict[str, tuple[ov.Output, list[ov.Input]]]:
-    """Outputs of the named operations that others take, and the ports that take them; in topological order."""
+    """Outputs of the named operations that other operations use, and the ports that use them, in topological order."""
     sources = names | {parameter.get_friendly_name() for parameter in model.get_parameters()[1:]}
     found: dict[str, tuple[ov.Output, list[ov.Input]]] = {}
     for operation in model.get_ordered_ops():
@@ -238,7 +243,7 @@ def _core() -> ov.Core:
 
 
 def _id(name: str) -> str:
-    """OpenVINO's `GPU.1` as `gpu:1`."""
+    """Convert OpenVINO's name of a device, such as `GPU.1`, to ours, `gpu:1`."""
     return name.lower().replace(".", ":")
 
 

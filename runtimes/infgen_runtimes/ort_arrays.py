@@ -1,6 +1,7 @@
-"""Arrays where ONNX Runtime computes, which are cut, joined and rounded there: only finished pixels leave a GPU.
+"""Arrays on the device on which ONNX Runtime computes.
 
-ONNX Runtime has no functions for that; small graphs do it (``runtimes/make_graphs.py``).
+They are cut, joined and rounded on that device, so only finished pixels leave a GPU. ONNX Runtime has no functions for
+this, so small graphs do it (``runtimes/make_graphs.py``).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,9 +23,9 @@ class Place:
     """A device, and the graphs that work on its arrays.
 
     Args:
-        kind: of device, as ONNX Runtime calls it: `cuda`, `cpu`.
-        index: of the device among those.
-        load: makes a session on it of an ONNX file.
+        kind: ONNX Runtime's name of the kind of device: `cuda`, `cpu`.
+        index: the index of the device among those of its kind.
+        load: makes a session on the device from an ONNX file.
     """
 
     def __init__(self, kind: str, index: int, load: Callable[[bytes], ort.InferenceSession]) -> None:
@@ -40,13 +41,13 @@ class Place:
         here: Sequence[str],
         options: ort.RunOptions | None = None,
     ) -> list[ort.OrtValue]:
-        """Run a session on what is here, or comes from NumPy.
+        """Run a session on arrays of this device and NumPy arrays.
 
         Args:
-            session: on this device.
-            inputs: by name.
-            here: names of the outputs that stay here; others go to the CPU.
-            options: of the run.
+            session: a session on this device.
+            inputs: the inputs by name.
+            here: the names of the outputs that stay on the device. The others go to the CPU.
+            options: the options of the run.
 
         Returns:
             The session's outputs in order.
@@ -67,7 +68,7 @@ class Place:
         return found
 
     def apply(self, graph: str, keep: bool = True, **inputs: "npt.NDArray[Any] | ort.OrtValue") -> ort.OrtValue:
-        """Run one of the small graphs; its result stays here, or goes to the CPU."""
+        """Run one of the small graphs. If `keep`, its result stays on the device, else it goes to the CPU."""
         with self._lock:
             if graph not in self._sessions:
                 file = resources.files("infgen_runtimes") / "graphs" / f"{graph}.onnx"
@@ -77,7 +78,7 @@ class Place:
 
 
 class _View(NamedTuple):
-    """A box of an array, and whether its first axis, which has a single place, is left out."""
+    """A box of an array, and whether its first axis, which has length 1, is dropped."""
 
     starts: tuple[int, ...]
     sides: tuple[int, ...]
@@ -88,7 +89,7 @@ class _View(NamedTuple):
         return self.sides[self.dropped :]
 
     def part(self, index: Any) -> "_View":
-        """That of a part; of what NumPy would take only slices without steps, and 0 for the first axis."""
+        """The view of a part. Of NumPy's indices, it takes only slices without steps, and 0 for the first axis."""
         given = index if isinstance(index, tuple) else (index,)
         if given == (0,) and not self.dropped and self.sides[0] == 1:
             return self._replace(dropped=True)
@@ -102,15 +103,15 @@ class _View(NamedTuple):
 
 
 class Array:
-    """float32 numbers on a device; a part is cut out when it is used, and until then keeps the whole alive.
+    """A float32 array on a device. A part of it is cut out when it is used, and keeps the whole alive until then.
 
-    Serves as `infgen_rt.backend.protocol.Values` and `infgen_rt.common.pixels.DevicePixels`, and for
+    It implements `infgen_rt.backend.protocol.Values` and `infgen_rt.common.pixels.DevicePixels`, and works with
     `numpy.concatenate`.
 
     Args:
-        place: where they are.
-        value: four axes.
-        view: the part that this is; None for all.
+        place: the device.
+        value: the whole array, with four axes.
+        view: the part that this array is. None for the whole.
     """
 
     def __init__(self, place: Place, value: ort.OrtValue, view: _View | None = None) -> None:
@@ -120,15 +121,15 @@ class Array:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its sides."""
+        """The shape."""
         return self._view.shape
 
     def __getitem__(self, index: Any) -> "Array":
-        """A part of it."""
+        """A part of the array."""
         return Array(self._place, self._value, self._view.part(index))
 
     def value(self) -> ort.OrtValue:
-        """It alone, with all four axes."""
+        """Only this part, with all four axes."""
         view = self._view
         if prod(view.sides) != prod(self._value.shape()):
             starts, ends = (np.array(side, np.int64) for side in (view.starts, np.add(view.starts, view.sides)))
@@ -137,12 +138,12 @@ class Array:
         return self._value
 
     def isfinite(self) -> npt.NDArray[np.bool_]:
-        """Whether all of it is neither NaN nor infinite: a single answer."""
+        """Whether all values are finite, as a single answer."""
         zero: npt.NDArray[np.float32] = self._place.apply("finite", keep=False, data=self.value()).numpy()
         return np.isfinite(zero)
 
     def fetch(self, number: Number) -> npt.NDArray[Any]:
-        """As NumPy's: rounded to levels here, or as it is; see `infgen_rt.common.pixels.fetch`."""
+        """As a NumPy array, unchanged or rounded to levels on the device; see `infgen_rt.common.pixels.fetch`."""
         value = self.value()
         if number is not np.float32:
             value = self._place.apply(np.dtype(number).name, keep=False, data=value)
@@ -150,7 +151,7 @@ class Array:
         return numbers.reshape(self.shape)
 
     def __array_function__(self, function: Any, types: Any, arguments: Any, options: Any) -> Any:
-        """NumPy's `concatenate` along rows or columns; of a single one it makes a copy."""
+        """NumPy's `concatenate` along rows or columns. For a single array, it makes a copy."""
         if function is not np.concatenate:
             return NotImplemented
         parts, axis = arguments[0], options["axis"]

@@ -1,6 +1,6 @@
-"""Telemetry of the libraries behind the backends: off, unless the user has turned it on.
+"""Turns off the telemetry of the backends' libraries, unless the user has turned it on.
 
-It must be off before a library is imported, which is when it starts.
+This must happen before a library is imported, because importing it starts the telemetry.
 """
 
 import os
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ONNXRUNTIME = "ORT_DISABLE_TELEMETRY"
-"""ONNX Runtime's own environment variable; one that the user has set stays as it is."""
+"""ONNX Runtime's own environment variable. If the user has set it, it is not changed."""
 
 _OPENVINO = "openvino_telemetry"
 
@@ -22,14 +22,14 @@ def silence_onnxruntime() -> None:
 
 @contextmanager
 def without_openvino_telemetry() -> Iterator[None]:
-    """While inside, OpenVINO is imported as if its telemetry package, which it can do without, were not installed.
+    """A context in which OpenVINO is imported as if its optional telemetry package were not installed.
 
-    It has no variable for it, and no other way that leaves its settings in the user's home as they are.
+    OpenVINO has no environment variable for this. The other ways would change its settings in the user's home folder.
     """
     if _OPENVINO in sys.modules or _is_wanted():
         yield
         return
-    # None is how Python notes that a module cannot be imported.
+    # None tells Python that the module cannot be imported.
     sys.modules[_OPENVINO] = None  # type: ignore[assignment]
     try:
         yield
@@ -38,7 +38,7 @@ def without_openvino_telemetry() -> Iterator[None]:
 
 
 def _is_wanted() -> bool:
-    """Whether the user has accepted it, which OpenVINO's `opt_in_out` writes down."""
+    """Whether the user has opted in, as recorded by OpenVINO's `opt_in_out`."""
     windows = sys.platform == "win32"
     home = os.path.expandvars("$LOCALAPPDATA") if windows else os.path.expanduser("~")
     answer = Path(home) / ("Intel Corporation" if windows else "intel") / _OPENVINO

@@ -1,4 +1,4 @@
-"""PyTorch, from the checkpoint itself: the reference, on CPUs, NVIDIA GPUs and Apple's."""
+"""The PyTorch backend: the reference, which runs the checkpoint itself on CPUs, NVIDIA GPUs and Apple's GPUs."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,16 +31,16 @@ class Backend:
     name = "torch"
     target = "torch"
     version = torch.__version__
-    # Its number of threads is the process's.
+    # PyTorch's number of threads is a setting of the whole process.
     parallel_on = ()
-    # A child that computes waits for its parent's threads.
+    # A child process that computes would wait for threads that only its parent has.
     survives_fork = False
 
     def __init__(self) -> None:
         require_version("torch", torch.__version__)
 
     def devices(self) -> Sequence[Device]:
-        """GPUs first; see `infgen_rt.backend.protocol.Backend`."""
+        """The devices, GPUs first; see `infgen_rt.backend.protocol.Backend`."""
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         found = [Device(f"cuda:{index}", torch.cuda.get_device_name(index)) for index in range(count)]
         if torch.backends.mps.is_available():
@@ -52,7 +52,7 @@ class Backend:
         return found
 
     def arithmetics(self, device: str, recipe: Recipe) -> Sequence[str]:
-        """float32, and what the device does natively."""
+        """float32 and the device's native arithmetics."""
         if device.startswith("cuda"):
             return ("fp32", "fp16", "bf16") if torch.cuda.is_bf16_supported() else ("fp32", "fp16")
         if device == "mps":
@@ -71,7 +71,7 @@ class Backend:
             device = torch.device(options.device)
             moved = entry.module.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             moved.requires_grad_(False)
-        # A missing file, a config of another version, tensors that do not fit it, a device without memory.
+        # For example a missing file, a config of another version, tensors that do not fit, or too little memory.
         except Exception as error:
             text = f"torch {torch.__version__} cannot load the graph on {options.device}: {one_line(error)}"
             raise BackendError(text) from error
@@ -82,11 +82,11 @@ class Session:
     """A part of the model on a device.
 
     Args:
-        module: takes the inputs in order.
-        inputs: their names.
-        output: name of what it returns.
-        device: where it is.
-        options: threads and arithmetic.
+        module: the module, which takes the inputs in order.
+        inputs: the names of the inputs.
+        output: the name of the output.
+        device: the module's device.
+        options: the threads and the arithmetic.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Session:
         self._inputs, self._output, self._device, self._options = inputs, output, device, options
 
     def run(self, inputs: Mapping[str, Values]) -> dict[str, Values]:
-        """Run the graph; features, contexts and pixels stay on the device; see `infgen_rt.backend.protocol.Session`."""
+        """Run the graph; see `infgen_rt.backend.protocol.Session`. Features, contexts and pixels stay on the device."""
         module = self._module
         if module is None:
             raise DecodeError("the session is closed")
@@ -109,13 +109,13 @@ class Session:
                     values = Pixels(result)
                 elif self._output in ("latent", "moments"):
                     values = result.cpu().contiguous().numpy()
-        # Among others torch.cuda.OutOfMemoryError and whatever a driver reports.
+        # For example torch.cuda.OutOfMemoryError and any error of a driver.
         except Exception as error:
             raise DecodeError(f"torch could not run the graph: {one_line(error)}") from error
         return {self._output: values}
 
     def close(self) -> None:
-        """Free the weights, and what PyTorch kept of a GPU's memory."""
+        """Free the weights, and the GPU memory that PyTorch has cached."""
         self._module = None
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
@@ -123,7 +123,7 @@ class Session:
     @contextmanager
     def _arithmetic(self) -> Iterator[None]:
         if self._options.arithmetic == EXACT:
-            # cuDNN rounds float32 to 10 bits unless it is told not to.
+            # By default, cuDNN rounds float32 to 10 bits.
             with torch.backends.cudnn.flags(allow_tf32=False):
                 yield
         else:
@@ -132,26 +132,26 @@ class Session:
 
 
 class Pixels:
-    """Planes on the device; see `infgen_rt.common.pixels.DevicePixels`."""
+    """Pixels as planes on the device; see `infgen_rt.common.pixels.DevicePixels`."""
 
     def __init__(self, planes: torch.Tensor) -> None:
         self._planes = planes
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its sides."""
+        """The shape."""
         return tuple(self._planes.shape)
 
     def __getitem__(self, index: Any) -> "Pixels":
-        """A part of it."""
+        """A part of the pixels."""
         return Pixels(self._planes[index])
 
     def isfinite(self) -> torch.Tensor:
-        """Whether each of them is neither NaN nor infinite."""
+        """Whether each value is finite."""
         return self._planes.isfinite()
 
     def fetch(self, number: Number) -> npt.NDArray[Any]:
-        """Clamped and rounded to levels on the device, and copied from there."""
+        """The pixels as a NumPy array, clamped and rounded to levels on the device before they are copied."""
         planes = self._planes
         with torch.inference_mode():
             if number is not np.float32:
@@ -160,7 +160,7 @@ class Pixels:
 
 
 class _Stopping(TorchFunctionMode):
-    """PyTorch has no word for stopping a run: inside, every operation asks before it begins."""
+    """A context that makes runs stoppable: every operation checks for cancellation first. PyTorch itself has no way."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         current().check()
@@ -169,7 +169,7 @@ class _Stopping(TorchFunctionMode):
 
 @contextmanager
 def _threads(count: int | None) -> Iterator[None]:
-    """PyTorch's number of threads is the process's: an app's own work gets it back."""
+    """Set PyTorch's number of threads for the whole process, and restore it afterwards for the app's own work."""
     before = torch.get_num_threads()
     if count is not None:
         torch.set_num_threads(count)
@@ -180,6 +180,6 @@ def _threads(count: int | None) -> Iterator[None]:
 
 
 def _has_bf16() -> bool:
-    """Whether the CPU computes in bfloat16; PyTorch has no public word for it, but oneDNN refuses where it cannot."""
+    """Whether the CPU computes in bfloat16. PyTorch has no public function for this, so oneDNN is asked."""
     check = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return bool(check()) if check is not None else False

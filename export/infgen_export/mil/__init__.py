@@ -1,8 +1,8 @@
-"""Core ML programs run by torch, so that a conversion can be proven where Core ML itself does not exist.
+"""Runs Core ML programs in torch, so that conversions can be verified on machines without Core ML.
 
-What is interpreted is the saved package: its program and its weight file. Half-precision operations are computed in
-float32 and their results rounded to float16, so the rounding between operations is Core ML's while the rounding inside
-one, which differs from one Apple device to the next, is not modelled.
+It interprets the saved package, which is a program and a file of weights. Half-precision operations are computed in
+float32, and their results are rounded to float16. The rounding between operations is therefore Core ML's. The rounding
+inside an operation, which differs between Apple devices, is not modelled.
 """
 
 from infgen_export.mil.operations import KINDS

@@ -23,11 +23,11 @@ DTYPES = {
     types.int32: torch.int32,
     types.bool: torch.bool,
 }
-"""What Core ML's types are in torch."""
+"""Core ML's types and the torch types that they correspond to."""
 _NAMED = {types.builtin_to_string(kind): dtype for kind, dtype in DTYPES.items()}
 
 
-# Parameters, which Core ML has as tensors too.
+# Parameters, which are also tensors in Core ML.
 
 
 def _ints(value: Tensor) -> list[int]:
@@ -118,7 +118,7 @@ def _conv(
             less, more = total // 2, total - total // 2
             margins[2 * axis : 2 * axis + 2] = (more, less) if pad_type == "same_lower" else (less, more)
     if any(margins):
-        # torch counts from the last axis on.
+        # torch starts with the last axis.
         pairs = [margins[2 * axis : 2 * axis + 2] for axis in reversed(range(rank))]
         x = F.pad(x, [side for pair in pairs for side in pair])
     function = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[rank]
@@ -126,12 +126,12 @@ def _conv(
 
 
 def _pad(x: Tensor, pad: Tensor, mode: str = "constant", constant_val: Tensor | float = 0.0) -> Tensor:
-    # Of the last dimensions, which torch counts from the last one on.
+    # The margins are for the last dimensions, and torch starts with the last one.
     margins = _ints(pad)
     pairs = [margins[index : index + 2] for index in range(0, len(margins), 2)]
     if mode == "constant":
         return F.pad(x, [side for pair in reversed(pairs) for side in pair], value=float(constant_val))
-    # Of fewer dimensions than it has: torch repeats edges in no more than the last three.
+    # Drop leading dimensions without margins, because torch repeats edges only in the last three.
     while len(pairs) > 1 and not any(pairs[0]):
         pairs = pairs[1:]
     return F.pad(x, [side for pair in reversed(pairs) for side in pair], mode=mode)
@@ -191,7 +191,7 @@ def _shape(x: Tensor) -> Tensor:
 
 
 def _reshape(x: Tensor, shape: Tensor) -> Tensor:
-    # 0 keeps the dimension, as in torch's -1 for the one that follows from the rest.
+    # 0 keeps the dimension. As in torch, -1 is the dimension that follows from the others.
     return x.reshape([x.shape[axis] if side == 0 else side for axis, side in enumerate(_ints(shape))])
 
 
@@ -243,7 +243,7 @@ def _gather(
     if int(batch_dims):
         raise NotImplementedError("gather with batch_dims")
     axis = int(axis) % x.ndim
-    # Negative indices count from the end; what is still out of range is undefined in Core ML and an error here.
+    # Negative indices count from the end. An index out of range is undefined in Core ML and an error here.
     wrapped = torch.where(indices < 0, indices + x.shape[axis], indices)
     return x.index_select(axis, wrapped.flatten()).reshape([*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]])
 
@@ -285,7 +285,7 @@ def _range(start: Tensor, end: Tensor, step: Tensor) -> Tensor:
 
 
 def _dequantize_blocks(data: Tensor, scale: Tensor, offset: Tensor | None = None) -> Tensor:
-    """Weights since iOS 18: a scale, and perhaps an offset, for every block of them."""
+    """Dequantizes weights as iOS 18 and later store them: a scale, and optionally an offset, for every block."""
 
     def spread(blocks: Tensor) -> Tensor:
         for axis, side in enumerate(data.shape):
@@ -297,7 +297,7 @@ def _dequantize_blocks(data: Tensor, scale: Tensor, offset: Tensor | None = None
 
 
 def _dequantize_channels(quantized_data: Tensor, zero_point: Tensor, scale: Tensor, axis: Tensor) -> Tensor:
-    """Weights before iOS 18: a scale and an offset for every channel of one axis."""
+    """Dequantizes weights as stored before iOS 18: a scale and an offset for every channel of one axis."""
     shape = [1] * quantized_data.ndim
     shape[int(axis)] = -1
     return (quantized_data - zero_point.reshape(shape)).float() * scale.reshape(shape)
@@ -312,7 +312,7 @@ def _binary(function: Callable[[Tensor, Tensor], Tensor]) -> Kind:
 
 
 def _kinds(names: Iterable[str], wrap: Callable[[Any], Kind]) -> dict[str, Kind]:
-    """Operations that torch knows by the same name."""
+    """Operations that have the same name in torch."""
     return {name: wrap(getattr(torch, name)) for name in names}
 
 
@@ -364,4 +364,4 @@ KINDS: dict[str, Kind] = {
     "transpose": _transpose,
     "upsample_nearest_neighbor": _upsample_nearest,
 }
-"""Every operation kind that can be interpreted: takes Core ML's parameters by name, returns one result or a tuple."""
+"""All supported kinds of operation. Each takes Core ML's parameters by name and returns one result or a tuple."""

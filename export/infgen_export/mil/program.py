@@ -1,4 +1,4 @@
-"""A saved package: its program, its constants, and running it step by step."""
+"""Reads a saved package with its program and constants, and runs it step by step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from infgen_export.mil.operations import DTYPES, KINDS
 
 Value = Tensor | str
 
-# torch has few or slow kernels for these, so operations get the wider type; their results are rounded afterwards.
+# torch has few or slow kernels for these types. Operations get the wider type, and their results are rounded later.
 _WIDER = {
     torch.float16: torch.float32,
     torch.int8: torch.int32,
@@ -30,7 +30,7 @@ _WIDER = {
 
 @dataclass(frozen=True)
 class _Step:
-    """One operation, by the names of its values."""
+    """One operation, with its values by name."""
 
     kind: str
     name: str
@@ -40,7 +40,7 @@ class _Step:
 
 @dataclass(frozen=True)
 class _Result:
-    """A value that an operation makes; the program fixes its type and those of its dimensions that are numbers."""
+    """A result of an operation. The program specifies its type and may specify some of its dimensions."""
 
     name: str
     dtype: torch.dtype
@@ -72,23 +72,23 @@ class Program:
 
     @property
     def operations(self) -> Counter[str]:
-        """How many operations of every kind there are, constants aside."""
+        """The number of operations of every kind, without constants."""
         return Counter(step.kind for step in self._steps)
 
     @property
     def precisions(self) -> Counter[tuple[str, torch.dtype]]:
-        """How many operations of every kind give results of every type."""
+        """The number of operations of every kind with results of every type."""
         return Counter((step.kind, result.dtype) for step in self._steps for result in step.outputs)
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Runs it.
+        """Runs the program.
 
         Args:
-            inputs: By name; converted to the types that the package declares.
+            inputs: Inputs by name. They are converted to the types that the package declares.
 
         Raises:
-            ValueError: An input is missing, unknown or of a shape that the package does not take, or an operation
-                makes a shape that is not what the program says.
+            ValueError: An input is missing, unknown or of a shape that the package does not take, or an operation's
+                result does not have the shape that the program specifies.
         """
         if set(inputs) != {value.name for value in self._inputs}:
             raise ValueError(f"inputs must be {[value.name for value in self._inputs]}, not {list(inputs)}")
@@ -136,12 +136,12 @@ def _constant(value: Any) -> Value:
     if isinstance(value, str):
         return value
     array = np.asarray(value)
-    # Integers without a type of their own are int64 in numpy; Core ML has none.
+    # NumPy's default integers are int64, which Core ML does not have.
     return torch.from_numpy(np.array(array, dtype=np.int32) if array.dtype == np.int64 else array.copy())
 
 
 def _last_uses(steps: list[_Step], keep: set[str]) -> list[list[str]]:
-    """For every step, the values that nothing needs after it."""
+    """For every step, the values that no later step needs."""
     last: dict[str, int] = {}
     for index, step in enumerate(steps):
         last |= dict.fromkeys((result.name for result in step.outputs), index)
@@ -155,7 +155,7 @@ def _last_uses(steps: list[_Step], keep: set[str]) -> list[list[str]]:
 
 
 def _checked(value: Tensor, to: _Result, what: str) -> Tensor:
-    # A dimension that tracing has baked in shows here rather than as a broadcast further on.
+    # This finds dimensions that tracing has baked in, which would otherwise only show as a broadcast later.
     if len(value.shape) != len(to.shape) or any(
         side not in (None, actual) for side, actual in zip(to.shape, value.shape, strict=True)
     ):

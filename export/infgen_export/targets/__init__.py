@@ -1,4 +1,4 @@
-"""Targets: a module each, which converts a graph and runs what came of it."""
+"""Targets. Each is a module that converts graphs and runs the results."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from infgen_export.recipes import Recipe
 from infgen_model.graphs import Graph
 
 OPSETS = (18, 23)
-"""Oldest and newest ONNX operator set that exports."""
+"""Oldest and newest supported ONNX operator set."""
 DEPLOYMENT_TARGETS = ("iOS18", "macOS15", "iOS26", "macOS26")
-"""Oldest systems that a Core ML program may be made for: attention is an operation of its own from the first on."""
+"""Possible deployment targets of a Core ML program. The first is the oldest that has attention as an operation."""
 LEAST_WEIGHTS = 20_000
-"""Smaller weights are left alone by 8 bits: there is little to win, and first and last layers are sensitive."""
+"""Smaller weights are not stored in 8 bits: it would save little, and the first and last layers are sensitive."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What may be asked of conversions.
+    """Options of conversions.
 
     Attributes:
         opset: ONNX operator set.
@@ -38,7 +38,7 @@ class Options:
 
 
 class Session(Protocol):
-    """A converted graph, ready to run in its own runtime or in what stands in for it."""
+    """A converted graph, ready to run in its own runtime or in a substitute for it."""
 
     @property
     def operations(self) -> Counter[str]:
@@ -46,18 +46,18 @@ class Session(Protocol):
         ...
 
     def __call__(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Runs it on named inputs, in float32."""
+        """Runs the graph on named inputs, in float32."""
         ...
 
 
 class Target(Protocol):
-    """What a target's module has.
+    """The members of a target's module.
 
     Attributes:
-        SUFFIX: Of a graph's file or folder.
-        SHARED: Name of the one folder that all graphs of a recipe are in, if they are not each on its own.
-        BACKEND: The runtime backend that these graphs are for, if this machine can run it.
-        NATIVE: Whether a session runs in the target's own runtime, so that its seconds mean something.
+        SUFFIX: Suffix of a graph's file or folder.
+        SHARED: Name of the folder that all graphs of a recipe share, or ``None`` if each graph has its own.
+        BACKEND: The runtime backend for these graphs, if this machine can run it.
+        NATIVE: Whether a session runs in the target's own runtime, so that its times are meaningful.
     """
 
     SUFFIX: str
@@ -66,12 +66,12 @@ class Target(Protocol):
     NATIVE: bool
 
     def trace(self, graph: Graph, example: tuple[Tensor, ...], options: Options) -> Any:
-        """Turns a graph into the target's own terms, once for all recipes of the same shapes.
+        """Traces a graph into the target's representation, once for all recipes of the same shapes.
 
         Args:
-            graph: What to convert; its module is in evaluation mode.
+            graph: The graph to convert. Its module is in evaluation mode.
             example: Arguments to trace with.
-            options: What was asked for beyond the recipe.
+            options: Options beyond the recipe.
         """
         ...
 
@@ -81,21 +81,21 @@ class Target(Protocol):
         """Writes a graph.
 
         Args:
-            traced: What ``trace`` made, which is left as it is.
-            graph: What it was made of.
-            path: File or folder to make; its parent exists.
-            metadata: Properties of the model; descriptions and bounds of the inputs are added.
+            traced: The result of ``trace``, which must not be changed.
+            graph: The graph that was traced.
+            path: File or folder to make. Its parent exists.
+            metadata: Properties of the model. Descriptions and bounds of the inputs are added.
             recipe: Precision and shapes.
-            options: What was asked for beyond the recipe.
+            options: Options beyond the recipe.
         """
         ...
 
     def load(self, path: Path, graph: str, precision: str | None = None) -> Session:
-        """Loads a graph by its name from what ``convert`` wrote, to compute in what it says or a native precision."""
+        """Loads a graph by name from the output of ``convert``, in its own precision or a native one."""
         ...
 
     def native_precisions(self) -> tuple[str, ...]:
-        """Precisions that the runtime may compute in here whatever the graph says."""
+        """Precisions that the runtime may compute in on this machine, whatever the graph says."""
         ...
 
 
@@ -103,10 +103,10 @@ def target_of(recipe: Recipe) -> Target:
     """The module of a recipe's target.
 
     Raises:
-        RequestError: What it needs is not installed.
+        RequestError: A package that it needs is not installed.
     """
     try:
-        with quiet():  # coremltools says at length what a machine without macOS lacks
+        with quiet():  # without macOS, coremltools prints many lines about missing features
             return cast(Target, importlib.import_module(f"infgen_export.targets.{recipe.target}"))
     except ImportError as error:
         raise RequestError(
@@ -117,8 +117,8 @@ def target_of(recipe: Recipe) -> Target:
 def depends_on(source: str, nodes: Iterable[tuple[str, Sequence[str], Sequence[str]]]) -> set[str]:
     """Names of the values that are computed from an input's values.
 
-    What is not among them comes from coordinates, shapes and weights alone: the positional embedding, sampling and
-    rotary angles, which must stay float32 in graphs of less precision.
+    All others depend only on coordinates, shapes and weights: the positional embedding, sampling and rotary angles.
+    These must stay float32 in graphs of lower precision.
 
     Args:
         source: Name of the input.

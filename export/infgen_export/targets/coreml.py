@@ -1,4 +1,4 @@
-"""Core ML: an ML program in an ``.mlpackage``, converted from ``torch.export`` and proven without macOS."""
+"""The Core ML target: an ML program in an ``.mlpackage``, made from ``torch.export`` and verified without macOS."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ _ATEN = torch.ops.aten
 
 @dataclass(frozen=True)
 class Traced:
-    """What ``torch.export`` made of a graph, and the sizes of the example it was traced with, by dimension."""
+    """A graph traced by ``torch.export``, and the sizes of the example that it was traced with, by dimension."""
 
     program: ExportedProgram
     sizes: dict[str, int]
 
 
 def trace(graph: Graph, example: tuple[Tensor, ...], options: Options) -> Traced:
-    """The graph as coremltools takes it; see ``Target``.
+    """Traces a graph for coremltools; see ``Target``.
 
     Raises:
-        ValueError: The example is not one of the graph.
+        ValueError: The example does not fit the graph.
     """
     found = sizes(graph, example)
     exported = torch.export.export(graph.module, example, dynamic_shapes=dynamic_shapes(graph))
@@ -75,19 +75,19 @@ def write_package(
     deployment_target: str = "iOS18",
     enumerated: Sequence[Mapping[str, int]] = (),
 ) -> None:
-    """Writes a graph as an ``.mlpackage`` folder; inputs and output are float32 at every precision.
+    """Writes a graph as an ``.mlpackage`` folder. Its inputs and output are float32 at every precision.
 
-    What is computed from coordinates alone (the implicit positional embedding, sampling matrices, rotary angles) is
-    float32 at every precision too: half precision ruins Fourier features of coordinates.
+    Values that depend only on coordinates (the implicit positional embedding, sampling matrices, rotary angles) are
+    also float32 at every precision, because half precision ruins Fourier features of coordinates.
 
     Args:
-        traced: What ``trace`` made; the sizes of its example are the package's default shapes.
-        graph: What it was made of.
-        path: Folder to write, ``.mlpackage``; replaced if there is one.
-        metadata: Model properties; ``author``, ``licence``, ``version`` and ``model`` fill Core ML's own fields too.
-        precision: ``"fp32"``, ``"fp16"``, or ``"int8"`` for fp16 with large weights of 8 bits.
-        deployment_target: Oldest system that shall run it, as ``coremltools.target`` calls it.
-        enumerated: The only sizes to accept, two or more, each with every dimension by name; a range if empty.
+        traced: The result of ``trace``. The sizes of its example are the package's default shapes.
+        graph: The graph that was traced.
+        path: The ``.mlpackage`` folder to write. An existing one is replaced.
+        metadata: Model properties. ``author``, ``licence``, ``version`` and ``model`` also fill Core ML's own fields.
+        precision: ``"fp32"``, ``"fp16"``, or ``"int8"`` for fp16 with large weights in 8 bits.
+        deployment_target: Oldest system that has to run it, as named by ``coremltools.target``.
+        enumerated: The only sizes to accept, two or more, each with every dimension by name. If empty, a range.
 
     Raises:
         ValueError: The precision is unknown, or sizes are outside the graph's bounds.
@@ -112,25 +112,25 @@ def write_package(
         model = _quantize(model)
     _describe(model, graph, {**metadata, **_bounds(graph, enumerated)})
     model.save(str(path))
-    # Which lines of whose torch program became what, for ExecuTorch; larger than many a graph.
+    # This file maps operations to lines of the torch program, for ExecuTorch. It is larger than many graphs.
     (path / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
-    # coremltools keeps what it writes to the user who wrote it; a bundle is for everyone.
+    # coremltools makes its files readable only by the user who wrote them, but a bundle is for everyone.
     for part in (path, *path.rglob("*")):
         part.chmod(0o755 if part.is_dir() else 0o644)
 
 
 def load(path: Path, graph: str, precision: str | None = None) -> Session | Compiled:
-    """Loads a package into the interpreter, or for a native precision into Core ML itself; see ``Target``."""
+    """Loads a package into the interpreter, or into Core ML for a native precision; see ``Target``."""
     return Compiled(path) if precision else Session(path)
 
 
 def native_precisions() -> tuple[str, ...]:
-    """On macOS, what Core ML makes of the program; elsewhere there is only the interpreter."""
+    """On macOS, the precision that Core ML chooses. None elsewhere, where there is only the interpreter."""
     return ("apple",) if sys.platform == "darwin" else ()
 
 
 class Session:
-    """A saved package, interpreted by torch: what is proven is the converted program, not Apple's kernels."""
+    """A saved package, interpreted by torch. This verifies the converted program but not Apple's kernels."""
 
     def __init__(self, path: Path) -> None:
         self._program = mil.Program(path)
@@ -147,7 +147,7 @@ class Session:
 
 
 class Compiled:
-    """A saved package in Core ML, on whatever of a Mac it chooses."""
+    """A saved package in Core ML, on the devices that Core ML chooses."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -165,18 +165,18 @@ class Compiled:
 
 
 def _rewrite(graph: fx.Graph) -> None:
-    """Says what coremltools 9.0 does not understand in words that it converts to the same; torch never runs these."""
+    """Replaces operations that coremltools 9.0 does not support by equivalent ones. torch never runs the result."""
     for node in graph.find_nodes(op="call_function", target=_ATEN.__and__.Tensor):
         node.target = _ATEN.logical_and.default
     for node in graph.find_nodes(op="call_function", target=_ATEN.where.ScalarOther):
         node.target = _ATEN.where.self
     for node in graph.find_nodes(op="call_function", target=_ATEN.reciprocal.default):
-        # Core ML's own adds 1e-4 to what it inverts, and coremltools does not ask it otherwise.
+        # Core ML's own operation adds 1e-4 to its input, and coremltools does not turn this off.
         node.target, node.args = _ATEN.div.Tensor, (1.0, *node.args)
     for node in graph.find_nodes(op="call_function", target=_ATEN.alias.default):
         _replace(node, node.args[0])
     for node in graph.find_nodes(op="call_function", target=_ATEN.full_like.default):
-        # A value that is known at run time only, such as a size, becomes 0 without a word. A minimum broadcasts.
+        # A value that is known only at run time, such as a size, would silently become 0. A minimum broadcasts anyway.
         if all(user.target is _ATEN.minimum.default for user in node.users):
             _replace(node, node.args[1])
         elif isinstance(node.args[1], fx.Node):
@@ -189,7 +189,7 @@ def _replace(node: fx.Node, by: Any) -> None:
 
 
 def _shapes(graph: Graph, default: Mapping[str, int], enumerated: Sequence[Mapping[str, int]]) -> list[Any]:
-    """The shape of every input, as coremltools has them."""
+    """The shape of every input, in coremltools' types."""
     if not enumerated:
         return [_ranges(spec, graph, default) for spec in graph.inputs]
     if len(enumerated) < 2:
@@ -211,12 +211,12 @@ def _ranges(spec: Tensorspec, graph: Graph, default: Mapping[str, int]) -> tuple
 
 def _choices(spec: Tensorspec, enumerated: Sequence[Mapping[str, int]]) -> Any:
     shapes = [spec.at(choice) for choice in enumerated]
-    # Core ML pairs the choices of several inputs by their place in the list, so repeated ones stay.
+    # Core ML pairs the shapes of several inputs by their place in the list, so repeated ones have to stay.
     return ct.EnumeratedShapes(shapes, default=shapes[0]) if len(set(shapes)) > 1 else shapes[0]
 
 
 def _bounds(graph: Graph, enumerated: Sequence[Mapping[str, int]]) -> dict[str, str]:
-    """Metadata that says which sizes the package takes."""
+    """Metadata with the sizes that the package takes."""
     bounds = dict(graph.bounds)
     listed = {}
     if enumerated:
@@ -232,7 +232,7 @@ def _compute_precision(graph: Graph, precision: str) -> Any:
 
 
 def _computed_from(name: str) -> Callable[[Any], bool]:
-    """Selects the operations whose values depend on an input's values; its shape does not count."""
+    """Selects the operations whose values depend on the values of an input, and not only on its shape."""
     known: dict[Any, bool] = {}
 
     def depends(value: Any) -> bool:
@@ -255,7 +255,7 @@ def _quantize(model: Any) -> Any:
         )
     )
     for name, weight in cto.get_weights_metadata(model, weight_threshold=LEAST_WEIGHTS).items():
-        # Weights of what is computed from coordinates alone are those that fp16 left in float32.
+        # The weights of positional operations are those that fp16 has left in float32.
         if weight.val.dtype == np.float32:
             config.set_op_name(name, None)
     return cto.linear_quantize_weights(model, config)
@@ -266,7 +266,7 @@ def _describe(model: Any, graph: Graph, metadata: Mapping[str, str]) -> None:
     model.license = metadata.get("licence", "")
     model.version = metadata.get("version", "")
     model.short_description = f"{metadata.get('model', 'InfGen')}: {graph.name}"
-    # Two conversions of one model shall not differ.
+    # Two conversions of the same model must not differ.
     model.user_defined_metadata.pop("com.github.apple.coremltools.conversion_date", None)
     model.user_defined_metadata.update(metadata)
     for spec in graph.inputs:

@@ -1,4 +1,4 @@
-"""The dimensions of a graph as ``torch.export`` and the targets want them."""
+"""The dimensions of a graph, as ``torch.export`` and the targets need them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from infgen_model.graphs import Graph
 
 
 def dynamic_shapes(graph: Graph) -> tuple[dict[int, Any], ...]:
-    """The dynamic axes of every input, for ``torch.export``; a dimension with equal bounds is static."""
+    """The dynamic axes of every input, for ``torch.export``. A dimension with equal bounds is static."""
     dims = {name: Dim(name, min=low, max=high) for name, (low, high) in graph.bounds.items() if low < high}
     return tuple(
         {axis: factor * dims[name] if factor > 1 else dims[name] for axis, factor, name in spec.named() if name in dims}
@@ -20,10 +20,10 @@ def dynamic_shapes(graph: Graph) -> tuple[dict[int, Any], ...]:
 
 
 def sizes(graph: Graph, example: tuple[Tensor, ...]) -> dict[str, int]:
-    """How large every dimension of a graph is in an example of its inputs.
+    """The size of every dimension of a graph in an example of its inputs.
 
     Raises:
-        ValueError: The example is not one of the graph: its inputs contradict one another, or the bounds.
+        ValueError: The example does not fit the graph: its inputs contradict each other or the bounds.
     """
     found: dict[str, int] = {}
     for spec, value in zip(graph.inputs, example, strict=True):

@@ -1,4 +1,4 @@
-"""ONNX: traced by ``torch.export``, every spatial dimension dynamic unless the recipe fixes it."""
+"""The ONNX target, traced by ``torch.export``. Every spatial dimension is dynamic unless the recipe fixes it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def convert(
     recipe: Recipe,
     options: Options,
 ) -> None:
-    """Writes a graph as one ``.onnx`` file, weights inside; see ``Target``."""
+    """Writes a graph as one ``.onnx`` file that includes the weights; see ``Target``."""
     model = onnx.ModelProto()
     model.CopyFrom(traced)
     if recipe.precision == "fp16":
@@ -64,17 +64,17 @@ def convert(
 
 
 def _describe(model: onnx.ModelProto, graph: Graph, metadata: Mapping[str, str]) -> None:
-    """Writes names, descriptions and properties; takes out what only the exporting machine cares about."""
+    """Writes names, descriptions and properties, and removes what only matters on the exporting machine."""
     bounds = {f"bounds.{name}": f"{low}..{high}" for name, (low, high) in graph.bounds.items()}
     onnx.helper.set_model_props(model, {**metadata, **bounds})
     for value, spec in zip((*model.graph.input, *model.graph.output), (*graph.inputs, graph.output), strict=True):
         value.doc_string = spec.about
-        # The tracer knows outputs by symbols of its own, such as s39.
+        # The tracer names the dimensions of outputs by its own symbols, such as s39.
         for axis, dim in enumerate(spec.shape):
             if isinstance(dim, str) and value.type.tensor_type.shape.dim[axis].dim_param:
                 value.type.tensor_type.shape.dim[axis].dim_param = dim
-    # Stack traces of the exporting machine's files and torch's own names say nothing to a user and double the size of
-    # small graphs. Shapes in between are inferred by whoever needs them.
+    # Stack traces of the exporting machine and torch's own names are useless to a user and double the size of small
+    # graphs. Tools that need the intermediate shapes can infer them.
     del model.graph.value_info[:], model.graph.metadata_props[:]
     for part in (*model.graph.node, *model.graph.input, *model.graph.output, *model.graph.initializer):
         del part.metadata_props[:]
@@ -88,11 +88,11 @@ def _positional(model: onnx.ModelProto, graph: Graph) -> list[onnx.NodeProto]:
 
 
 def _halve(model: onnx.ModelProto, graph: Graph) -> None:
-    """Float16 arithmetic behind float32 inputs and outputs.
+    """Converts a graph to float16 arithmetic, with float32 inputs and outputs.
 
-    ONNX Runtime's own converter rounds every value to float16 and back on the way into a node that it was told to
-    leave alone, which costs coordinates 50 dB. Here what is positional is not touched, and cast once where it meets
-    what is not.
+    ONNX Runtime's own converter rounds every input of the nodes that it keeps in float32 to float16 and back, which
+    costs coordinates 50 dB. This function does not change the positional nodes, and casts their results once where
+    other nodes use them.
     """
     single, half = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
     values = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
@@ -108,7 +108,7 @@ def _halve(model: onnx.ModelProto, graph: Graph) -> None:
     casts: dict[str, str] = {}
 
     def halved(name: str) -> str:
-        """The float16 copy of a value that stays float32, made where it is first needed."""
+        """The float16 copy of a value that stays float32, made when it is first needed."""
         if name not in casts:
             casts[name] = f"{name}_half"
             if name in weights:
@@ -121,7 +121,7 @@ def _halve(model: onnx.ModelProto, graph: Graph) -> None:
     for node in model.graph.node:
         if keep.isdisjoint(node.output):
             for index, name in enumerate(node.input):
-                # The scales of Resize are float32 by definition.
+                # The scales of Resize are always float32.
                 if name in floats and (name in keep or name in weights) and not (node.op_type == "Resize" and index):
                     node.input[index] = halved(name)
             for attribute in node.attribute:
@@ -141,11 +141,11 @@ def _halve(model: onnx.ModelProto, graph: Graph) -> None:
 
 
 def _quantize(model: onnx.ModelProto, graph: Graph) -> None:
-    """Stores weights in 8 bits, symmetric, a scale an output channel; runtimes unpack them when they load.
+    """Stores weights in 8 bits, symmetric, with one scale per output channel. Runtimes unpack them on loading.
 
-    Transposed convolutions have a scale an input channel, so that biases, which are one of them, have their own.
+    Transposed convolutions have one scale per input channel. Their biases are an input channel and need their own scale.
 
-    ONNX Runtime's own quantizers quantize activations too, which costs this model more than 40 dB allow.
+    ONNX Runtime's own quantizers also quantize activations, which makes this model worse than the required 40 dB.
     """
     keep = {name for node in _positional(model, graph) for name in node.input}
     for tensor in list(model.graph.initializer):
@@ -172,7 +172,7 @@ def load(path: Path, graph: str, precision: str | None = None) -> Session:
 
 
 def native_precisions() -> tuple[str, ...]:
-    """None: ONNX Runtime computes in what the graph says."""
+    """None, because ONNX Runtime computes in the graph's own precision."""
     return ()
 
 

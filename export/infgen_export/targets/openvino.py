@@ -1,4 +1,4 @@
-"""OpenVINO: intermediate representation, converted from the torch module so that the bounds of dimensions are kept."""
+"""The OpenVINO target: OpenVINO IR, converted from the torch module so that the bounds of dimensions are kept."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-import nncf
-import openvino as ov
 import torch
 from torch import Tensor
 
@@ -19,6 +17,11 @@ from infgen_model.graphs import Graph
 from infgen_rt.bundle.graphs import Tensorspec
 from infgen_runtimes import openvino
 from infgen_runtimes.openvino import MODEL
+from infgen_runtimes.telemetry import without_openvino_telemetry
+
+with without_openvino_telemetry():
+    import nncf
+    import openvino as ov
 
 SUFFIX = ""
 """A graph is a folder of two files."""
@@ -61,7 +64,7 @@ def convert(
         _keep_precision(path / MODEL, positional)
         model = ov.Core().read_model(path / MODEL)
         ov.save_model(model, path / "half.xml", compress_to_fp16=True)
-        del model  # maps the file that is replaced
+        del model  # it maps the file that is replaced
         for suffix in (".xml", ".bin"):
             (path / "half").with_suffix(suffix).replace((path / MODEL).with_suffix(suffix))
     elif recipe.precision == "int8":
@@ -90,7 +93,7 @@ def _positional(model: ov.Model, graph: Graph) -> set[str]:
         for node in operations
     ]
     found = depends_on(graph.data, nodes)
-    # A weight is what its users are; the same weight may serve both.
+    # A weight is positional if an operation that uses it is. The same weight may be used by both kinds.
     shared = {source for _, sources, (name,) in nodes if name in found for source in sources}
     return {name for kind, _, (name,) in nodes if name not in found and (kind != "Constant" or name not in shared)} - {
         spec.name for spec in graph.inputs
@@ -98,9 +101,9 @@ def _positional(model: ov.Model, graph: Graph) -> set[str]:
 
 
 def _keep_precision(file: Path, names: set[str]) -> None:
-    """Marks operations as not to be computed, nor their weights stored, in less than float32.
+    """Marks operations so that they are computed, and their weights stored, in float32 only.
 
-    Python has no call for it; the mark is an attribute of the file format (``ov::disable_fp16_compression``).
+    OpenVINO has no Python function for this. The mark is an attribute in the file (``ov::disable_fp16_compression``).
     """
     tree = ElementTree.parse(file)
     for layer in tree.iter("layer"):
@@ -127,7 +130,7 @@ class Session:
 
     Args:
         path: Folder of the graph.
-        precision: Of the arithmetic; OpenVINO itself would choose bfloat16 where the CPU has it.
+        precision: Precision of the arithmetic. By itself, OpenVINO would choose bfloat16 if the CPU supports it.
     """
 
     def __init__(self, path: Path, precision: str = "f32") -> None:

@@ -1,4 +1,4 @@
-"""PyTorch: the checkpoint's own weights, for the backend that runs the model's code."""
+"""The PyTorch target: the checkpoint's own weights, for the backend that runs the model's code."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from infgen_runtimes.torch import Backend, Pixels
 
 SUFFIX = ""
 SHARED = "weights"
-"""A folder of two files, in which graphs that have weights in common find the same ones."""
+"""Name of the folder of two files that all graphs share, because some have weights in common."""
 BACKEND = "torch"
 NATIVE = True
 
@@ -32,7 +32,7 @@ def trace(graph: Graph, example: tuple[Tensor, ...], options: Options) -> dict[s
     """The graph's weights, named as in a checkpoint; see ``Target``."""
     part = kind_of(graph.kind).part
     names = ((name, value) for name, value in graph.module.state_dict().items())
-    # Statistics, refine and decode hold a part of the model; prefill and encode are one.
+    # The modules of statistics, refine and decode contain a part of the model. Prefill and encode are parts themselves.
     return {name if name.startswith(f"{part}.") else f"{part}.{name}": value.detach() for name, value in names}
 
 
@@ -44,25 +44,25 @@ def convert(
     recipe: Recipe,
     options: Options,
 ) -> None:
-    """Writes ``config.json``, and into ``model.safetensors`` what it does not hold yet; see ``Target``."""
+    """Writes ``config.json``, and adds the weights that ``model.safetensors`` lacks to it; see ``Target``."""
     path.mkdir(exist_ok=True)
     (path / CONFIG).write_text(json.dumps(graph.config.to_json(), indent=2) + "\n")
     dtype = torch.float16 if recipe.precision == "fp16" else torch.float32
-    # Frequencies of the positional embedding stay float32, as everywhere.
+    # The frequencies of the positional embedding stay float32, as in all targets.
     values = {name: value if "frequencies" in name else value.to(dtype) for name, value in traced.items()}
     known = load_file(path / WEIGHTS) if (path / WEIGHTS).exists() else {}
-    # The name of a graph is not that of all that are in the file.
+    # The file holds several graphs, so it does not have the name of one.
     about = {name: value for name, value in metadata.items() if name != "graph"}
     save_file(known | {name: value.contiguous() for name, value in values.items()}, path / WEIGHTS, about)
 
 
 def load(path: Path, graph: str, precision: str | None = None) -> Session:
-    """Loads a graph into the backend, in float32 or a native precision; see ``Target``."""
+    """Loads a graph into the backend, in float32 or in a native precision; see ``Target``."""
     return Session(path, graph, precision or "fp32")
 
 
 def native_precisions() -> tuple[str, ...]:
-    """The low precision that PyTorch has on this CPU."""
+    """The low precision that PyTorch supports on this CPU."""
     anything = BundleRecipe("", "torch", "fp32", {}, None)
     return tuple(Backend().arithmetics("cpu", anything))[1:]
 

@@ -1,4 +1,4 @@
-"""Pixel shuffles as transposed convolutions, for runtimes that are slow at moving values about."""
+"""Pixel shuffles as transposed convolutions, for runtimes that are slow at moving data."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 
 class TransposedConvolution(nn.Module):
-    """What a 1x1 convolution and a pixel shuffle compute, as one product.
+    """A 1x1 convolution and a pixel shuffle as one product.
 
-    A shuffle is a copy that jumps through memory: all of them were an eighth of a tile's time in ONNX Runtime with one
-    thread, and a fifth with two (``benchmarks.profile``). A transposed convolution has one bias per channel. The pair has
-    one for every place in a patch, so here biases are the weights of a channel of ones.
+    A shuffle copies memory with large strides. Together, they took an eighth of a tile's time in ONNX Runtime with one
+    thread, and a fifth with two (``benchmarks.profile``). A transposed convolution has one bias per channel, but the
+    pair has one for every position in a patch. The biases are therefore the weights of an additional channel of ones.
     """
 
     def __init__(self, convolve: nn.Conv2d, shuffle: nn.PixelShuffle) -> None:
@@ -28,12 +28,12 @@ class TransposedConvolution(nn.Module):
         self.weight = nn.Parameter(torch.cat(weights).detach(), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] to [B, D, factor H, factor W]."""
+        """Returns [B, D, factor H, factor W] for an input [B, C, H, W]."""
         return F.conv_transpose2d(F.pad(x, (0, 0, 0, 0, 0, 1), value=1.0), self.weight, stride=self.factor)
 
 
 def with_transposed_convolutions(module: nn.Module) -> nn.Module:
-    """A copy that gives the same, up to rounding, without pixel shuffles behind 1x1 convolutions."""
+    """A copy of a module without pixel shuffles after 1x1 convolutions. Its results are the same up to rounding."""
     module = copy.deepcopy(module)
     for parent in list(module.modules()):
         for name, child in parent.named_children():
