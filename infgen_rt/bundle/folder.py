@@ -1,6 +1,7 @@
 """Bundles: one model's graphs with the manifest that describes them, in a folder or a zip."""
 
 import hashlib
+import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +30,7 @@ class Bundle:
             BundleError: there is no bundle, or it is damaged.
         """
         if path is None and not DEFAULT_BUNDLE.is_dir():
-            raise BundleError("this installation ships no model: pass the path of a bundle")
+            raise BundleError(f"this installation ships no model: {_remedy()}")
         root = Path(path) if path is not None else DEFAULT_BUNDLE
         lengths = _lengths(root)
         if MANIFEST not in lengths:
@@ -60,6 +61,12 @@ class Bundle:
         if hashlib.sha256(content).hexdigest() != self.manifest.files[name].sha256:
             raise BundleError(f"{self.path} is damaged: the sha256 of {name} does not match; fetch it again")
         return content
+
+
+def _remedy() -> str:
+    if getattr(sys, "frozen", False):
+        return "the app was built without the data files of infgen_rt, which must be collected; or pass a bundle's path"
+    return "pass the path of a bundle"
 
 
 def _lengths(root: Path) -> Mapping[str, int]:

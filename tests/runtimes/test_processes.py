@@ -1,0 +1,167 @@
+"""Processes that share a cache, and processes that are forked: on the real libraries, with the model that ships."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from infgen_rt.backend import measuring
+from infgen_rt.common.folders import private_folder, read_checked, write_checked
+
+SECONDS = 120
+
+DECODE = """
+import hashlib, sys, infgen_rt
+latent = infgen_rt.load_sample("osprey").latent[:, 20:32, 20:32]
+with infgen_rt.open(backend=sys.argv[1], precision=sys.argv[2]) as decoder:
+    pixels = decoder.picture(latent, "1x", normalisation="model").read()
+print(hashlib.sha256(pixels.tobytes()).hexdigest())
+"""
+
+FORK = """
+import multiprocessing, os, signal, sys, time, infgen_rt
+name, action = sys.argv[1:]
+latent = infgen_rt.load_sample("osprey").latent[:, 20:60, 20:60]
+decoder = infgen_rt.open(backend=name, device="cpu", precision="exact")
+picture = decoder.picture(latent, "1x", normalisation="model")
+picture.read()
+
+def act():
+    if action == "read":
+        picture.read()
+    elif action == "picture":
+        decoder.picture(latent, "2x", normalisation="model")
+    elif action == "close":
+        decoder.close()
+    elif action == "open":
+        with infgen_rt.open(backend=name, device="cpu", precision="exact") as other:
+            other.picture(latent, "1x", normalisation="model").read()
+
+child = os.fork()
+if child == 0:
+    try:
+        act()
+    except infgen_rt.InfGenError as error:
+        print(error, flush=True)
+        sys.exit(3)
+    sys.exit(0)  # with all that an interpreter frees at its end
+deadline = time.monotonic() + 30
+while time.monotonic() < deadline:
+    ended, status = os.waitpid(child, os.WNOHANG)
+    if ended:
+        decoder.close()
+        sys.exit(os.waitstatus_to_exitcode(status) & 255)
+    time.sleep(0.02)
+os.kill(child, signal.SIGKILL)
+sys.exit("the child hangs")
+"""
+
+
+def start(script: str, *arguments: str, **variables: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-W", "ignore", "-c", script, *arguments]
+    environment = {**os.environ, **variables}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def end(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=SECONDS)
+    return process.returncode, out, err
+
+
+def decode_cold(cache: Path, count: int, backend: str, precision: str) -> None:
+    """Several processes at once with an empty cache, which must all give the picture that one without a cache gives."""
+    nowhere = cache.parent / "nowhere"
+    nowhere.touch()
+    alone = end(start(DECODE, "openvino", precision, INFGEN_RT_CACHE=str(nowhere / "cache")))
+    together = [start(DECODE, backend, precision, INFGEN_RT_CACHE=str(cache)) for _ in range(count)]
+    results = [end(process) for process in together]
+    assert [code for code, _, _ in results] == [0] * count, results
+    pictures = {out for _, out, _ in results}
+    assert len(pictures) == 1
+    if backend == "openvino" and precision == "exact":
+        assert pictures == {alone[1]}
+    assert not list(cache.rglob("*.partial"))
+
+
+def test_eight_processes_that_find_the_cache_empty_give_one_picture(tmp_path: Path) -> None:
+    decode_cold(tmp_path / "cache", 8, "openvino", "exact")
+    code, out, err = end(start(DECODE, "openvino", "exact", INFGEN_RT_CACHE=str(tmp_path / "cache")))
+    assert code == 0, err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attempt", range(20))
+@pytest.mark.parametrize(("backend", "precision"), [("openvino", "exact"), ("auto", "fast")])
+def test_they_do_so_twenty_times(tmp_path: Path, backend: str, precision: str, attempt: int) -> None:
+    decode_cold(tmp_path / "cache", 8, backend, precision)
+
+
+def test_a_compiled_graph_that_was_damaged_is_compiled_again_and_the_picture_is_the_same(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    first = end(start(DECODE, "openvino", "exact", INFGEN_RT_CACHE=str(cache)))
+    blobs = sorted(cache.rglob("*.blob"))
+    assert blobs
+    for blob in blobs:
+        content = bytearray(blob.read_bytes())
+        content[len(content) // 2] ^= 255
+        blob.write_bytes(content)
+    assert end(start(DECODE, "openvino", "exact", INFGEN_RT_CACHE=str(cache))) == first
+    assert all(read_checked(blob) is not None for blob in blobs)
+
+
+def test_a_file_that_is_cut_or_changed_is_as_if_it_were_not_there(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    assert read_checked(file) is None
+    write_checked(file, b"content")
+    assert read_checked(file) == b"content"
+    for damaged in (file.read_bytes()[:-1], file.read_bytes()[:10], b"", file.read_bytes() + b"more"):
+        file.write_bytes(damaged)
+        assert read_checked(file) is None
+
+
+def test_measurements_of_processes_that_end_together_are_all_kept(tmp_path: Path) -> None:
+    script = """
+import sys
+from infgen_rt.backend import measuring
+from infgen_rt.backend.candidates import Way
+for number in range(10):
+    way = Way("backend", "cpu", "recipe", "fp32")
+    measuring.remember(f"{sys.argv[1]}-{number}", [measuring.Result(way, True, None, None, None)], "auto")
+"""
+    processes = [start(script, str(number), INFGEN_RT_CACHE=str(tmp_path)) for number in range(8)]
+    assert [end(process)[0] for process in processes] == [0] * 8
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INFGEN_RT_CACHE", str(tmp_path))
+        kept = [measuring.recall(f"{process}-{number}").asked for process in range(8) for number in range(10)]
+    assert kept == [("auto",)] * 80
+
+
+def test_a_private_folder_is_another_processs_only_afterwards(tmp_path: Path) -> None:
+    script = """
+import sys
+from pathlib import Path
+from infgen_rt.common.folders import private_folder
+print(private_folder(Path(sys.argv[1])).name, flush=True)
+sys.stdin.read()
+"""
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "0\n"
+        mine = private_folder(tmp_path)
+        assert mine is not None and mine.name == "1" and private_folder(tmp_path) == mine
+        other.kill()
+        other.communicate()
+    assert subprocess.run(command, input="", capture_output=True, text=True).stdout == "0\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch"])
+@pytest.mark.parametrize("action", ["end", "close", "read", "picture", "open"])
+def test_a_forked_child_is_told_what_to_do_and_never_hangs(name: str, action: str) -> None:
+    code, out, err = end(start(FORK, name, action))
+    if action in ("end", "close") or (action, name) == ("open", "onnxruntime"):
+        assert (code, out) == (0, ""), err
+    else:
+        assert code == 3 and "spawn" in out, err
