@@ -2,7 +2,7 @@
 
 import itertools
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -127,7 +127,7 @@ def _devices(backend: Backend, wanted: str | None) -> list[Device]:
     raise AbsentError(f"backend {backend.name!r} cannot use {named[0].id}: {named[0].problem}")
 
 
-def _candidates(backend: Backend, usable: Iterable[Device], manifest: Manifest) -> list[Candidate]:
+def _candidates(backend: Backend, usable: Sequence[Device], manifest: Manifest) -> list[Candidate]:
     recipes = [recipe for recipe in manifest.recipes if recipe.target == backend.target]
     if not recipes:
         targets = ", ".join(sorted({recipe.target for recipe in manifest.recipes})) or "none"
@@ -143,4 +143,15 @@ def _candidates(backend: Backend, usable: Iterable[Device], manifest: Manifest) 
             exact = arithmetic == EXACT and recipe.precision == best
             psnr = manifest.psnr(recipe.name, arithmetic)
             found.append(Candidate(backend, device, recipe, arithmetic, exact, psnr))
+    if not found:
+        raise AbsentError("; ".join(unsuited(backend, device, manifest) for device in usable))
     return found
+
+
+def unsuited(backend: Backend, device: Device, manifest: Manifest) -> str:
+    """Why a device that works has no candidate: it computes in none of the precisions that the bundle has."""
+    recipes = ", ".join(recipe.name for recipe in manifest.recipes if recipe.target == backend.target)
+    return (
+        f"backend {backend.name!r} runs none of the graphs of {manifest.model.name!r} on {device.name}, which are "
+        f"{recipes}: infgen-export CHECKPOINT --recipe {backend.target}-fp32 -o BUNDLE makes graphs that it runs"
+    )

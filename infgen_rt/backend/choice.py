@@ -4,6 +4,7 @@ import contextlib
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from infgen_rt.backend import measuring
 from infgen_rt.backend.candidates import AUTO, PRECISIONS, Candidate, Precision, Survey, worth_importing
@@ -144,6 +145,10 @@ def _refusal(survey: Survey, manifest: Manifest, precision: Precision) -> str:
         )
     targets = ", ".join(sorted({recipe.target for recipe in manifest.recipes})) or "none"
     nothing = f"no backend here runs the bundle {manifest.model.name!r}, which has graphs for {targets}"
-    remedies = [known.extra for known in KNOWN.values() if any(r.target == known.target for r in manifest.recipes)]
-    remedy = installing(remedies[0]) if remedies else "install a backend for them"
-    return "; ".join([*survey.absent, *survey.broken, f"{nothing}: {remedy}"])
+    reasons = [*survey.absent, *survey.broken]
+    known = [name for name, each in KNOWN.items() if any(recipe.target == each.target for recipe in manifest.recipes)]
+    if "torch" in known and not worth_importing("torch", manifest) and find_spec("torch"):
+        reasons.append("PyTorch is left out unless it is imported already: pass backend='torch' (--backend torch)")
+    if reasons:
+        return "; ".join([nothing, *reasons])
+    return f"{nothing}: {installing(KNOWN[known[0]].extra) if known else 'install a backend for them'}"

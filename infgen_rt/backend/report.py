@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from infgen_rt.backend import measuring
-from infgen_rt.backend.candidates import AUTO, Candidate, Survey
+from infgen_rt.backend.candidates import AUTO, Candidate, Survey, unsuited
 from infgen_rt.backend.measuring import Speed
 from infgen_rt.backend.protocol import KNOWN, installed_backends, load_backend
 from infgen_rt.bundle.folder import Bundle
@@ -67,8 +67,13 @@ def describe_devices(bundle: Bundle, threads: int | None = None, fresh: bool = F
         try:
             found = load_backend(name).devices()
             facts += [Fact(name, device.id, device.name, problem=device.problem) for device in found if device.problem]
-            if any(device.problem is None for device in found):
-                candidates += Survey.of(bundle.manifest, name).candidates
+            if usable := [device for device in found if device.problem is None]:
+                those = Survey.of(bundle.manifest, name).candidates
+                candidates += those
+                for device in usable:
+                    if all(candidate.device.id != device.id for candidate in those):
+                        problem = unsuited(those[0].backend, device, bundle.manifest)
+                        facts.append(Fact(name, device.id, device.name, problem=problem))
         except BackendError as error:
             facts.append(Fact(name, problem=str(error)))
     if fresh and candidates:

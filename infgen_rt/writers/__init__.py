@@ -1,7 +1,9 @@
 """Writing pictures: a module per format, and files that appear whole or not at all."""
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from traceback import walk_tb
 
 from infgen_rt.common.pixels import Bits
 from infgen_rt.errors import OutputError, WriteError
@@ -15,6 +17,9 @@ from infgen_rt.writers.tiff import Tiff
 from infgen_rt.writers.whole import Avif, Jpeg, WebP
 
 __all__ = ["FORMATS", "Format", "Layer", "TileFormat", "check_output", "write"]
+
+# What writers call: a frame of another module is of something else.
+_LIBRARIES = sys.stdlib_module_names - {"__main__"} | {"PIL", "tifffile", "imagecodecs", "numpy", "zlib_ng"}
 
 FORMATS: dict[str, Format] = {
     ".png": Png(),
@@ -93,8 +98,23 @@ def write(
             # Once more: another program may have made the file meanwhile.
             _check_free(path, form, force)
     except OSError as error:
+        if not _is_of_writing(error, form):
+            raise
         reason = (error.strerror or error) if path.parent.is_dir() else "its folder was removed meanwhile"
         raise WriteError(f"cannot write {path}: {reason}") from error
+
+
+def _is_of_writing(error: OSError, form: Format) -> bool:
+    """Whether an error came up in a writer, and not in what is called meanwhile.
+
+    That is the caller's progress function, its signal handlers, and the decoding itself: none of them says anything of
+    the file. A frame below a writer's that is neither a writer's nor a library's is one of these.
+    """
+    modules = {frame.f_globals.get("__name__") or "" for frame, _ in walk_tb(error.__traceback__)}
+    return all(
+        name.startswith(f"{__name__}.") or name in (__name__, type(form).__module__) or name.split(".")[0] in _LIBRARIES
+        for name in modules
+    )
 
 
 def _check_free(path: Path, form: Format, force: bool) -> None:

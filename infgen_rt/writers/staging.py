@@ -30,7 +30,11 @@ def staged(outputs: Sequence[Path]) -> Iterator[Path]:
         raise OutputError(f"cannot write in {main.parent}: {error.strerror}") from None
     try:
         yield folder
-        _publish(folder, outputs)
+        try:
+            _publish(folder, outputs)
+        except OSError as error:
+            # Of moving, whoever stands in for it: nothing of the caller's is called here.
+            raise error.with_traceback(None) from None
     finally:
         # Nothing is made of a failure here: the outputs are there, or the reason why not is on its way.
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,154 @@
+"""Errors name the true cause, and a step that works where they are shown."""
+
+import errno
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import infgen_rt
+from infgen_rt.cli.main import main
+from infgen_rt.errors import BackendError, InfGenWarning
+
+from . import tiny
+
+ENDINGS = [".png", ".jpg", ".webp", ".tif", ".dzi"]
+
+
+@pytest.fixture
+def half(tmp_path: Path) -> Path:
+    """A bundle whose graphs are in float16 alone, which ONNX Runtime does not run on CPUs."""
+    bundle = tiny.write_bundle(tmp_path / "half")
+    (recipe,) = json.loads((bundle / "manifest.json").read_text())["recipes"]
+    tiny.edit_manifest(bundle, recipes=[recipe | {"name": "onnx-fp16", "precision": "fp16"}])
+    return bundle
+
+
+@pytest.mark.parametrize("backend", ["auto", "onnxruntime"])
+def test_graphs_that_no_device_here_runs_are_the_cause_and_not_the_installation(half: Path, backend: str) -> None:
+    with pytest.raises(BackendError) as caught:
+        infgen_rt.open(half, backend)
+    text = str(caught.value)
+    assert "'onnxruntime' runs none of the graphs of 'tiny' on CPU, which are onnx-fp16" in text
+    assert "infgen-export CHECKPOINT --recipe onnx-fp32" in text and "pip install" not in text
+
+
+def test_devices_tells_of_graphs_that_no_device_here_runs(half: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["devices", "--model", str(half)]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "onnxruntime" in line and "cuda" not in line]
+    assert "runs none of the graphs" in line
+
+
+def test_torch_that_auto_leaves_out_is_named(tmp_path: Path) -> None:
+    bundle = tiny.write_bundle(tmp_path / "torch")
+    (recipe,) = json.loads((bundle / "manifest.json").read_text())["recipes"]
+    tiny.edit_manifest(bundle, recipes=[recipe | {"name": "torch-fp32", "target": "torch"}])
+    code = f"import infgen_rt; infgen_rt.open({str(bundle)!r})"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    line = ran.stderr.splitlines()[-1]
+    assert "pass backend='torch' (--backend torch)" in line and "pip install" not in line
+
+
+class CallersError(OSError):
+    pass
+
+
+def fails(*_: object) -> None:
+    raise CallersError(errno.ENOSPC, "the caller's own disk")
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("argument", ["progress", "cancel"])
+def test_the_callers_own_error_stays_what_it_is(
+    decoder: infgen_rt.Decoder, tmp_path: Path, ending: str, argument: str
+) -> None:
+    picture = decoder.picture(tiny.random_latent(8, 12), tile=32, normalisation="model")
+    out = tmp_path / f"out{ending}"
+    with pytest.raises(CallersError):
+        picture.save(out, progress=fails) if argument == "progress" else picture.save(out, cancel=fails)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs alarms")
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_an_error_of_a_signal_handler_stays_what_it_is(decoder: infgen_rt.Decoder, tmp_path: Path, ending: str) -> None:
+    picture = decoder.picture(tiny.random_latent(40, 60), "4x", tile=32, normalisation="model")
+    before = signal.signal(signal.SIGALRM, fails)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(CallersError):
+            picture.save(tmp_path / f"out{ending}", progress=lambda _: threading.Event().wait(0.02))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_is_as_many_pictures(decoder: infgen_rt.Decoder) -> None:
+    latents = np.stack([tiny.random_latent(8, 12, seed) for seed in range(3)])
+    pictures = decoder.pictures(latents[:, :, None], "2x", normalisation="model")
+    assert [picture.size for picture in pictures] == [(192, 128)] * 3
+    for picture, latent in zip(pictures, latents, strict=True):
+        assert np.array_equal(picture.read(), decoder.picture(latent, "2x", normalisation="model").read())
+
+
+def test_decoders_and_pictures_say_what_they_are(decoder: infgen_rt.Decoder) -> None:
+    picture = decoder.picture(tiny.random_latent(8, 12), "2x", normalisation="model")
+    assert repr(decoder).startswith("<Decoder of tiny 1, flux2 latents, on onnxruntime cpu in fp32, ")
+    assert repr(picture) == "<Picture 192x128 of a latent of 12x8 cells (96x64), on onnxruntime cpu>"
+
+
+@pytest.mark.parametrize(
+    ("which", "text"),
+    [
+        (lambda decoder, picture: decoder, "call infgen_rt.open in each process"),
+        (lambda decoder, picture: picture, "pass its latent and size and make it there, or pass read()"),
+    ],
+    ids=["decoder", "picture"],
+)
+def test_pickling_says_what_to_do_instead(decoder: infgen_rt.Decoder, which: Callable[..., object], text: str) -> None:
+    picture = decoder.picture(tiny.random_latent(8, 12), normalisation="model")
+    with pytest.raises(TypeError, match=text.replace("(", r"\(").replace(")", r"\)")):
+        pickle.dumps(which(decoder, picture))
+
+
+def test_a_cause_is_warned_of_once_by_a_decoder(decoder: infgen_rt.Decoder) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for seed in range(5):
+            picture = decoder.picture(2 * tiny.random_latent(8, 12, seed), (96, 128 + 16 * seed))
+            picture.at(f"{5 + seed}x")
+    assert sorted(each.message.cause for each in caught if isinstance(each.message, InfGenWarning)) == [
+        "not normalised",
+        "scale",
+        "shape",
+    ]
+    # It points at the line that asked, not into the package.
+    assert {Path(each.filename) for each in caught} == {Path(__file__)}
+
+
+def test_nothing_is_left_of_standard_output(decoder: infgen_rt.Decoder, bundle: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "latent.npy", tiny.random_latent(8, 12))
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    command = [sys.executable, "-m", "infgen_rt", "decode", str(tmp_path / "latent.npy"), "-o", "-", "--quiet"]
+    with subprocess.Popen(
+        [*command, "--model", str(bundle)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"TMPDIR": str(temporary)},
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode == 1 and said.startswith(b"Error: cannot write to standard output"), said
+    assert list(temporary.iterdir()) == []
