@@ -2,10 +2,10 @@
 
 import contextlib
 import ctypes
-import os
 import re
 import sys
 
+from infgen_rt.common.limits import available_memory
 from infgen_rt.errors import PlanError
 
 _UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -37,8 +37,11 @@ def format_bytes(amount: int) -> str:
 
 
 def default_budget() -> int:
-    """What a decode may use when the caller does not say: 4 GiB, or half of what is free if that is less."""
-    available = _available_memory()
+    """What a decode may use when the caller does not say: 4 GiB, or half of what is free here if that is less.
+
+    Here is the machine, or the container with its limit.
+    """
+    available = available_memory()
     return GIB if available is None else min(4 * GIB, available // 2)
 
 
@@ -53,24 +56,21 @@ def peak_memory() -> int | None:
     try:
         import resource
     except ImportError:
-        return None
+        return _peak_on_windows()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _peak_on_windows() -> int | None:
+    try:
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    except (ImportError, AttributeError, OSError):
+        return None
 
 
 def give_back() -> None:
     """Return freed memory to the system, where the C library would keep it for later (glibc)."""
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _available_memory() -> int | None:
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        pass
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return None
