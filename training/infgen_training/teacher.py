@@ -1,4 +1,4 @@
-"""The frozen networks of others that training learns from, loaded from Python files of the user's choice."""
+"""Frozen third-party networks that training learns from, loaded from Python files of the user's choice."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from infgen_rt.errors import InputError
 
 
 def load_function(file: Path, name: str) -> Callable[[], Any]:
-    """A function of a Python file, which is imported under its own name with its folder on no path.
+    """Loads a function from a Python file. The file's folder is not added to the import path.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        InputError: It lacks the function.
+        FileNotFoundError: The file does not exist.
+        InputError: The file lacks the function.
     """
     if not file.is_file():
         raise FileNotFoundError(f"no Python file at {file}; pass one that defines {name}()")
@@ -36,11 +36,11 @@ def load_function(file: Path, name: str) -> Callable[[], Any]:
 
 @dataclass(frozen=True)
 class Teacher:
-    """An autoencoder of some latent space, 8 px per cell.
+    """An autoencoder of a latent space with 8 pixels per cell.
 
     Attributes:
-        encoder: Image [B, 3, 8h, 8w] in [0, 1] to latent [B, C, h, w].
-        decoder: The way back, about [0, 1].
+        encoder: Encodes an image [B, 3, 8h, 8w] in [0, 1] to a latent [B, C, h, w].
+        decoder: Decodes a latent to an image, about [0, 1].
     """
 
     encoder: nn.Module
@@ -51,19 +51,19 @@ class Teacher:
         """Imports ``file``, which must define ``load_encoder()`` and ``load_decoder()`` returning frozen modules.
 
         Raises:
-            FileNotFoundError: There is no such file.
-            InputError: It lacks one of the two functions.
+            FileNotFoundError: The file does not exist.
+            InputError: The file lacks one of the two functions.
         """
         encoder, decoder = (load_function(file, name)() for name in ("load_encoder", "load_decoder"))
         return cls(encoder.eval(), decoder.eval())
 
     def to(self, device: torch.device) -> Teacher:
-        """The same on a device."""
+        """The same teacher on a device."""
         return Teacher(self.encoder.to(device), self.decoder.to(device))
 
     @torch.inference_mode()
     def encode(self, image: Tensor) -> Tensor:
-        """Encodes images [B, 3, H, W] in [0, 1] of any size; edges are repeated up to whole cells."""
+        """Encodes images [B, 3, H, W] in [0, 1] of any size. The last rows and columns are repeated to whole cells."""
         height, width = image.shape[2:]
         return self.encoder(F.pad(image, (0, -width % 8, 0, -height % 8), mode="replicate"))
 

@@ -1,9 +1,9 @@
 """Trains a model: ``python -m infgen_training.train --shards DIR --teacher FILE --vgg FILE -o RUN``.
 
-A run is a folder: ``checkpoint/`` (averaged weights in float16, what is exported), ``adversary.safetensors``,
-``train.json`` (the config), ``progress.json`` and ``log.jsonl``. Running the command again continues it from its
-averaged weights, with a short warm-up and a new optimiser state, where its schedule stood: nothing else has to be kept,
-and no file is larger than the weights.
+A run is a folder with ``checkpoint/`` (the averaged weights in float16, for export), ``adversary.safetensors``,
+``train.json`` (the config), ``progress.json`` and ``log.jsonl``. Running the command again continues the run from the
+averaged weights at the same point of the schedule, with a short warm-up and a new optimiser state. Nothing else has to
+be kept, so no file is larger than the weights.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from infgen_training.views import View, load_shards
 from infgen_training.warmstart import warm_start
 
 _FIXED = ("preset", "part", "latent_space", "latent_channels")
-"""Fields that a run keeps."""
+"""Fields that cannot change during a run."""
 _SAY_EVERY = 50
 """Steps between lines of the log."""
 _AHEAD = 3
-"""Batches that are made ahead."""
+"""Number of batches that are prepared ahead."""
 _PAUSE = 5.0
-"""Seconds that a step counts at most: a process that was stopped did not train meanwhile."""
+"""Maximum seconds that a step counts, because a process that was suspended did not train in the meantime."""
 
 
 def drawn(batches: Batches, first: int) -> Iterator[Batch]:
-    """Batches from a step on, made ahead in a thread."""
+    """Yields batches from a step on, prepared ahead in a thread."""
     with ThreadPoolExecutor(1) as pool:
         ahead: deque[Future[Batch]] = deque(pool.submit(batches.draw, first + index) for index in range(_AHEAD))
         try:
@@ -67,26 +67,26 @@ def train(
     start: Path | None = None,
     slice_minutes: float | None = None,
 ) -> Trainer:
-    """Runs, or continues, a training run.
+    """Starts or continues a training run.
 
-    What is wrong with what is given is found before anything is written.
+    All arguments are checked before anything is written.
 
     Args:
-        config: Of the run.
+        config: Config of the run.
         shards: Folder of views.
-        teacher: What a new model starts as, beside ``enlarger``; None for random weights.
-        vgg: Weights for LPIPS and the adversary; None leaves both out.
-        enlarger: Python file with ``load_animevideo()``, whose network a new model's enlarger starts as; what leaves
-            the enlarger is fitted to the views.
-        run: Folder; continued if it holds a run.
-        device: Where to compute.
+        teacher: Python file of the autoencoder that a new model starts from. None for random weights.
+        vgg: Weights for LPIPS and the adversary. None to train without both.
+        enlarger: Python file with ``load_animevideo()``, from whose network a new model's enlarger starts. The
+            enlarger's last convolutions are fitted to the views.
+        run: Folder of the run, which is continued if there is one.
+        device: Device to train on.
         start: Checkpoint to start a new run from.
-        slice_minutes: Stops, saved, after so many, whatever is left of the run.
+        slice_minutes: Saves and stops after this many minutes, even if the run is not finished.
 
     Raises:
-        InputError: The run was made with settings that the config contradicts, or something is unusable.
+        InputError: The config contradicts the settings of the run, or one of the arguments cannot be used.
         FileNotFoundError: There are no shards, or no teacher.
-        Diverged: Gradients are no longer finite; what was saved last is from before.
+        Diverged: Gradients are no longer finite. The last save is from before that.
     """
     began = time.monotonic()
     _check_same_run(config, run / "train.json")
@@ -143,14 +143,14 @@ def _progress(run: Path) -> dict[str, float | None]:
 
 
 class _Log:
-    """Means of the losses of some steps, by enlargement: printed, and a line of ``log.jsonl``."""
+    """Mean losses over several steps by enlargement, which are printed and appended to ``log.jsonl``."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self._sums: dict[tuple[int, str], list[float]] = {}
 
     def add(self, step: int, batch: Batch, losses: dict[str, Tensor], seconds: float) -> None:
-        """Takes the losses of a step."""
+        """Adds the losses of a step."""
         for name, loss in losses.items():
             self._sums.setdefault((batch.lesson.factor, name), []).append(loss.item())
         if (step + 1) % _SAY_EVERY:

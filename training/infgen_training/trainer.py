@@ -1,4 +1,4 @@
-"""The trainer: a model, its average and what teaches them, one step at a time."""
+"""The trainer of a model: losses, optimiser, adversary and averaged weights, one step at a time."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ from infgen_training.precision import mixed
 from infgen_training.warmstart import COPIED
 
 _BALANCE_EVERY = 25
-"""Steps between looks at how the adversary's gradient compares with that of LPIPS."""
+"""Steps between comparisons of the adversary's gradient with that of LPIPS."""
 _BAD_STEPS = 10
-"""Steps in a row whose gradient is not finite that are left out; after more, the run has diverged."""
+"""Maximum number of consecutive steps without a finite gradient that are skipped. With more, the run has diverged."""
 _LEARNS_BEFORE = 0.08
-"""Share of the run that the adversary learns before it is listened to, and over which it is listened to more."""
+"""Share of the run for which the adversary learns before it is used, and over which its weight then rises."""
 
 
 class Diverged(RuntimeError):
-    """Gradients are no longer finite numbers."""
+    """Gradients are no longer finite."""
 
 
 class Trainer:
-    """A model, its average and what teaches them.
+    """Trains a model step by step.
 
     Attributes:
-        bad: Steps in a row, up to now, whose gradient was not finite.
+        bad: Number of consecutive steps, up to now, without a finite gradient.
 
     Args:
-        config: Of the run.
-        model: Trained in place.
-        vgg: For LPIPS and the adversary; None leaves both out.
-        device: Where it is trained.
-        step: That it has reached.
+        config: Config of the run.
+        model: The model, which is trained in place.
+        vgg: VGG16 for LPIPS and the adversary. None to train without both.
+        device: Device to train on.
+        step: Step to continue from.
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class Trainer:
                 part.compile(dynamic=True)
 
     def train_step(self, batch: Batch, done: float) -> dict[str, Tensor]:
-        """One step of the optimiser.
+        """Does one training step.
 
         Args:
-            batch: What is learnt from.
-            done: Share of the run, in [0, 1].
+            batch: The batch of the step.
+            done: Finished share of the run, in [0, 1].
 
         Returns:
             The losses, by name.
@@ -97,14 +97,14 @@ class Trainer:
         return {name: loss.detach() for name, loss in losses.items()}
 
     def enlargement(self, batch: Batch) -> Enlargement | None:
-        """Of a batch."""
+        """The enlargement for a batch's scale."""
         config: DecoderConfig = self.model.config
         return config.enlargement_for((batch.scale, batch.scale))
 
     def _decoder(self, batch: Batch, done: float) -> dict[str, Tensor]:
         config, enlargement, cells, side = self.config, self.enlargement(batch), batch.cells, batch.side
         with mixed(self.device, config.bfloat16):
-            # Statistics are those of the whole latent, of which a square is decoded as if it were one.
+            # Statistics are of the whole latent. A square of it is then decoded as if it were a whole latent.
             whole = (self.model.prefill(latent[None].to(self.device)) for latent in batch.latents)
             parts = [
                 each[:, :, row : row + cells, column : column + cells]
@@ -132,7 +132,7 @@ class Trainer:
         return losses
 
     def _seen(self, image: Tensor, made: Tensor, real: Tensor, batch: Batch, done: float) -> dict[str, Tensor]:
-        """LPIPS, and the adversary's verdict once it is listened to."""
+        """LPIPS, and the adversarial loss once the adversary is used."""
         assert self.vgg is not None
         config, lesson = self.config, batch.lesson
         side = min(config.crop, made.shape[-1])
@@ -162,7 +162,7 @@ class Trainer:
         return losses
 
     def _encoder(self, batch: Batch) -> dict[str, Tensor]:
-        """The teacher's latents, and what the model's own decoder makes of those of the encoder."""
+        """Losses of the encoder: against the teacher's latents, and of the pictures that its own latents decode to."""
         config, cells = self.config, batch.cells
         image = batch.encoded(self.device)
         latents = [
@@ -189,13 +189,13 @@ class Trainer:
 
     @torch.no_grad()
     def _update_average(self) -> None:
-        """Exponential moving average that forgets the first weights quickly."""
+        """Updates the exponential moving average, which forgets the first weights quickly."""
         share = max(1 - self.config.ema, 10 / (10 + self.step))
         mean, values = ([*module.parameters(), *module.buffers()] for module in (self.average, self.model))
         torch._foreach_lerp_(mean, values, share)
 
     def save(self, run: Path, minutes: float) -> None:
-        """Writes what a run is continued from; each file appears whole or not at all."""
+        """Writes the files from which a run can be continued, each of them atomically."""
         save_checkpoint(run / "checkpoint", self.average, torch.float16)
         state = {
             name: value.half() if name != "scales" else value for name, value in self.adversary.state_dict().items()
@@ -208,14 +208,15 @@ class Trainer:
 
 
 def _inner(image: Tensor, edge: int) -> Tensor:
-    """Without so many pixels at each side."""
+    """The image without ``edge`` pixels at each side."""
     return image[..., edge : image.shape[-2] - edge, edge : image.shape[-1] - edge]
 
 
 def _compiled(model: InfGen) -> Iterator[nn.Module]:
-    """The larger parts, which are worth compiling.
+    """The larger parts of a model, which are worth compiling.
 
-    Not all of refine at once: PyTorch 2.13 cannot compile the gradient of replicating padding for channels-last.
+    Refine is not compiled as a whole, because PyTorch 2.13 cannot compile the gradient of replicating padding for
+    channels-last.
     """
     yield from (model.prefill, *model.decode.blocks, model.encode)
     if model.refine is not None:
@@ -223,7 +224,7 @@ def _compiled(model: InfGen) -> Iterator[nn.Module]:
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW on what learns; each group knows its highest rate as ``peak``."""
+    """AdamW on the trained parameters. Each group has its highest learning rate as ``peak``."""
     named = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
     groups = [
         {"params": [value for name, value in named if not name.startswith(COPIED)], "peak": config.lr},

@@ -1,12 +1,16 @@
-"""What a decoder learns from: ``python -m infgen_training.views --photos DIR --teacher FILE -o SHARDS``.
+"""Makes training data for decoders: ``python -m infgen_training.views --photos DIR --teacher FILE -o SHARDS``.
 
-A *view* is a square of a photograph, reduced and encoded by the teacher to a latent of at most 32x32 cells. Beside the
-latent it holds up to three pictures to learn from: the reduced one, which is the truth at scale 1; the photograph at
-four times that size, where it has as many pixels; and a *sharp* one of that size, which a strong enlarger made of the
-teacher's own decode of the latent. The sharp one is a function of the latent alone, so that L1 can learn it without
-averaging over what the latent does not tell. It is corrected so that, reduced, it is the truth again.
+A *view* is a square of a photograph, reduced and encoded by the teacher to a latent of at most 32x32 cells. With the
+latent, it holds up to three pictures to learn from:
 
-Views are packed into shards, which are read without photographs, teacher or enlarger.
+- the reduced picture, which is the target at scale 1,
+- the photograph at four times that size, if it has enough pixels,
+- a *sharp* picture of the same size, which a strong enlarger made from the teacher's own decode of the latent.
+
+The sharp picture depends on nothing but the latent, so L1 can learn it without averaging over detail that the latent
+does not determine. It is corrected so that its reduction is again the reduced picture.
+
+Views are packed into shards, which can be read without the photographs, the teacher and the enlarger.
 """
 
 from __future__ import annotations
@@ -35,11 +39,11 @@ from infgen_training.teacher import Teacher, load_function
 
 Pixels = NDArray[np.uint8]
 CELLS = 32
-"""Cells a side of a view, if its photograph has as many pixels."""
+"""Side of a view in cells, if its photograph has enough pixels."""
 SHARD = 56_000_000
-"""Bytes of a shard's pictures at most."""
+"""Maximum size of a shard's pictures in bytes."""
 _LARGEST = 1.6
-"""Pixels of a photograph for one of a picture to learn from, at most: more would leave little of a photograph."""
+"""Maximum pixels of a photograph per pixel of a picture to learn from. With more, few pixels would remain."""
 _QUALITY = 92
 
 
@@ -48,10 +52,10 @@ class View:
     """A square of a photograph.
 
     Attributes:
-        latent: float16 [C, n, n].
-        small: [8n, 8n, 3], what was encoded.
-        photo: [32n, 32n, 3], the photograph; None where it has fewer pixels.
-        sharp: [32n, 32n, 3], the teacher's decode, enlarged and corrected; None where there was no enlarger.
+        latent: The latent, float16 [C, n, n].
+        small: The picture that was encoded, [8n, 8n, 3].
+        photo: The photograph, [32n, 32n, 3]. None if it has fewer pixels.
+        sharp: The teacher's decode, enlarged and corrected, [32n, 32n, 3]. None if there was no enlarger.
     """
 
     latent: Tensor
@@ -61,19 +65,19 @@ class View:
 
     @property
     def cells(self) -> int:
-        """A side of the latent."""
+        """Side of the latent in cells."""
         return self.latent.shape[-1]
 
 
 @dataclass(frozen=True)
 class Square:
-    """Where a view is in its photograph.
+    """The square of a view in its photograph.
 
     Attributes:
-        cells: A side.
-        reduction: Pixels of the photograph for one of what is encoded.
-        x: Left edge, pixels.
-        y: Top edge, pixels.
+        cells: Side in cells.
+        reduction: Pixels of the photograph per pixel of the picture that is encoded.
+        x: Left edge in pixels.
+        y: Top edge in pixels.
         flip: Whether it is mirrored.
     """
 
@@ -85,12 +89,12 @@ class Square:
 
     @classmethod
     def draw(cls, size: tuple[int, int], deep: bool, rng: np.random.Generator) -> Square:
-        """A random one.
+        """Draws a random square.
 
         Args:
             size: Width and height of the photograph.
-            deep: Whether the photograph is to be had at four times the size of what is encoded.
-            rng: Decides.
+            deep: Whether the photograph must have enough pixels for four times the size of the encoded picture.
+            rng: The random generator.
         """
         side = min(size)
         least = float(FACTOR) if deep else 1.2
@@ -101,7 +105,7 @@ class Square:
         return cls(cells, reduction, x, y, bool(rng.random() < 0.5))
 
     def of(self, photo: Image.Image, factor: int = 1) -> Pixels:
-        """The pixels [8 n factor, 8 n factor, 3], resampled."""
+        """The square's pixels [8 n factor, 8 n factor, 3], resampled from the photograph."""
         side = PATCH * self.cells
         length = side * self.reduction
         box = (self.x, self.y, min(self.x + length, photo.width), min(self.y + length, photo.height))
@@ -110,22 +114,24 @@ class Square:
 
 
 def to_tensor(pixels: Pixels) -> Tensor:
-    """[..., H, W, 3] bytes to [..., 3, H, W] float32 in [0, 1]."""
+    """Converts bytes [..., H, W, 3] to float32 [..., 3, H, W] in [0, 1]."""
     return torch.from_numpy(np.array(pixels)).movedim(-1, -3).float() / 255
 
 
 def to_levels(image: Tensor) -> Pixels:
-    """[1, 3, H, W] to bytes [H, W, 3], clamped and rounded."""
+    """Converts an image [1, 3, H, W] to bytes [H, W, 3], clamped and rounded."""
     return (image[0].clamp(0, 1) * 255 + 0.5).byte().permute(1, 2, 0).contiguous().cpu().numpy()
 
 
 def corrected(large: Tensor, small: Tensor, rounds: int = 3) -> Tensor:
-    """A large picture whose reduction is the small one, to what clamping allows: back-projection (Irani, Peleg 1991).
+    """Corrects a large picture so that its reduction is the small one, by back-projection (Irani, Peleg 1991).
+
+    Clamping may leave a difference.
 
     Args:
         large: [B, 3, k H, k W] in [0, 1].
         small: [B, 3, H, W] in [0, 1].
-        rounds: Of correction.
+        rounds: Number of corrections.
     """
     factor = large.shape[-1] // small.shape[-1]
     for _ in range(rounds):
@@ -138,8 +144,8 @@ def corrected(large: Tensor, small: Tensor, rounds: int = 3) -> Tensor:
 def make_view(
     photo: Image.Image, teacher: Teacher, enlarge: nn.Module | None, device: torch.device, rng: np.random.Generator
 ) -> View:
-    """Draws a view of a photograph, encodes it, and enlarges what the teacher decodes of it if there is an enlarger."""
-    # A third of the enlarged views shows more of the photograph than can be had at four times the size.
+    """Draws a view of a photograph and encodes it. With an enlarger, also enlarges the teacher's decode of it."""
+    # A third of the enlarged views show so much of the photograph that it lacks the pixels for four times the size.
     square = Square.draw(photo.size, enlarge is None or rng.random() < 0.67, rng)
     small = square.of(photo)
     truth = to_tensor(small)[None].to(device)
@@ -155,10 +161,10 @@ def make_view(
 
 
 def photo_files(folder: Path, exclude: Sequence[str] = ()) -> list[Path]:
-    """The photographs of a folder, sorted by name, but for the excluded stems.
+    """The photographs of a folder, sorted by name, without the excluded stems.
 
     Raises:
-        FileNotFoundError: There are none.
+        FileNotFoundError: There are no photographs.
     """
     endings = {".webp", ".jpg", ".jpeg", ".png"}
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in endings and file.stem not in exclude)
@@ -170,7 +176,7 @@ def photo_files(folder: Path, exclude: Sequence[str] = ()) -> list[Path]:
 def make_views(
     files: Sequence[Path], count: int, teacher: Teacher, enlarge: nn.Module | None, device: torch.device, seed: int
 ) -> Iterator[View]:
-    """Draws views, of every photograph before any has a second one.
+    """Draws views, one from every photograph before a second one from any.
 
     Raises:
         InputError: A photograph is too small for a view of one cell.
@@ -188,16 +194,16 @@ def make_views(
 
 
 def save_shards(folder: Path, views: Iterable[View], prefix: str, again: Callable[[], bool] = lambda: True) -> int:
-    """Packs views into files of at most ``SHARD`` bytes or so, pictures as WebP.
+    """Packs views into files of about ``SHARD`` bytes at most, with pictures as WebP.
 
     Args:
-        folder: Made if missing.
-        views: What is packed.
-        prefix: Of the files' names, ``PREFIX-000.safetensors`` and so on.
-        again: Asked after every view whether to go on.
+        folder: Created if missing.
+        views: The views to pack.
+        prefix: Prefix of the files' names, ``PREFIX-000.safetensors`` and so on.
+        again: Called after every view. Returns whether to go on.
 
     Returns:
-        How many views there were.
+        The number of views.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
@@ -230,7 +236,7 @@ def load_shards(folder: Path) -> list[View]:
     """Reads all shards of a folder into memory.
 
     Raises:
-        FileNotFoundError: There are none.
+        FileNotFoundError: There are no shards.
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files:

@@ -1,8 +1,7 @@
-"""A model that starts as parts of a tiny autoencoder and of an enlarger that exist.
+"""Starts a model from the weights of a tiny autoencoder and of an enlarger.
 
-Such autoencoders (github.com/madebyollin/taesd) exist for many latent spaces: TAESD, TAESDXL, TAESD3, TAEF1, TAEF2.
-What they do at the resolutions of the trunk and of the encoder is what those are for, so training starts with features
-that are right.
+Tiny autoencoders (github.com/madebyollin/taesd) exist for many latent spaces: TAESD, TAESDXL, TAESD3, TAEF1, TAEF2.
+At the resolutions of the trunk and of the encoder they have the same task, so training starts with useful features.
 """
 
 from __future__ import annotations
@@ -26,25 +25,25 @@ COPIED = (
     *("prefill.enter.", "prefill.blocks.", "refine.grow.", "refine.levels.", "refine.enlarger.to_picture."),
     *("encode.levels.", "encode.shrink.", "encode.leave."),
 )
-"""How the names of the parameters begin that are copied from a tiny autoencoder."""
+"""Prefixes of the parameters that are copied from a tiny autoencoder."""
 _PARTS = {"convolve": "conv", "pool": "pool"}
-"""Names of a block's branches here and there."""
+"""Names of a block's branches here and in the autoencoder."""
 _RIDGE = 1e-4
-"""What is added to the diagonal of the normal equations of a readout, over its mean."""
+"""Regularisation of a readout: added to the diagonal of the normal equations, relative to the diagonal's mean."""
 
 
 def warm_start(model: InfGen, teacher: Path | None, enlarger: Path | None, views: Sequence[View]) -> None:
-    """Starts a new model as the networks of others, as far as they go, in place.
+    """Copies weights of other networks into a new model, in place, where they fit.
 
     Args:
-        model: With random weights.
-        teacher: Python file of a tiny autoencoder, for the trunk and the encoder; None leaves them as they are.
-        enlarger: Python file with ``load_animevideo()``, for the enlarger; None leaves it as it is.
-        views: What the enlarger is fitted to.
+        model: The model, with random weights.
+        teacher: Python file of a tiny autoencoder, for the trunk and the encoder. None to leave them unchanged.
+        enlarger: Python file with ``load_animevideo()``, for the enlarger. None to leave it unchanged.
+        views: The views that the enlarger is fitted to.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        InputError: A file lacks a function, or a network is built in another way.
+        FileNotFoundError: A file does not exist.
+        InputError: A file lacks a function, or a network has another structure.
     """
     if teacher is not None:
         origin = Teacher.load(teacher)
@@ -59,21 +58,21 @@ def warm_start(model: InfGen, teacher: Path | None, enlarger: Path | None, views
 def copy_trunk(decoder: nn.Module, model: InfGen) -> None:
     """Copies the first layers of a tiny autoencoder's decoder into a model's trunk, in place.
 
-    Of the decoders named above only TAEF2's has branches with global statistics; for the others, the trunk's start at
-    zero.
+    Of the decoders named above, only TAEF2's has branches with global statistics. For the others, the trunk's branches
+    start at zero.
 
     Args:
-        decoder: A sequence of modules: soft clamp, convolution, ReLU, then blocks, an upsampling and a convolution for
-            every resolution, and last of all a convolution to the picture.
-        model: Its trunk, in ``prefill`` and ``refine``, has the same widths.
+        decoder: A sequence of modules: soft clamp, convolution and ReLU, then blocks, an upsampling and a convolution
+            for every resolution, and finally a convolution to the picture.
+        model: A model whose trunk, in ``prefill`` and ``refine``, has the same widths.
 
     Raises:
-        InputError: The decoder is built in another way or has other widths.
+        InputError: The decoder has another structure or other widths.
     """
     if model.prefill.enter is None:
         return
     names = {f"prefill.enter.{name}": f"1.{name}" for name in model.prefill.enter.state_dict()}  # after the soft clamp
-    place = 3  # and a ReLU
+    place = 3  # after the ReLU
     names.update(_names(model.prefill.blocks, "prefill.blocks", place))
     place += len(model.prefill.blocks)
     for index, level in enumerate(model.refine.levels if model.refine is not None else ()):
@@ -97,16 +96,16 @@ def copy_trunk(decoder: nn.Module, model: InfGen) -> None:
 def copy_encoder(encoder: nn.Module, model: InfGen) -> None:
     """Copies the last layers of a tiny autoencoder's encoder into a model's encoder, in place.
 
-    What comes before the encoder's first resolution is left out, and so are branches with global statistics: an
-    encoder that must give the same latent for any tile cannot have them, and has to learn to do without.
+    Layers before the model's first resolution are not copied. Branches with global statistics are not copied either: an
+    encoder that gives the same latent for any tiling cannot have them, and has to learn to work without them.
 
     Args:
-        encoder: A sequence of modules that ends with, for every resolution, a convolution that halves the picture and
-            blocks, and last of all one convolution.
-        model: Its ``encode`` has the same widths.
+        encoder: A sequence of modules. For every resolution, it ends with a convolution that halves the picture and
+            blocks, and finally has one more convolution.
+        model: A model whose ``encode`` has the same widths.
 
     Raises:
-        InputError: The encoder is built in another way or has other widths.
+        InputError: The encoder has another structure or other widths.
     """
     place = len(encoder) - 1 if isinstance(encoder, nn.Sequential) else 0
     names = {f"leave.{name}": f"{place}.{name}" for name in model.encode.leave.state_dict()}
@@ -120,16 +119,16 @@ def copy_encoder(encoder: nn.Module, model: InfGen) -> None:
 
 
 def copy_enlarger(network: nn.Module, model: InfGen) -> None:
-    """Copies Real-ESRGAN's smallest network into a model's enlarger, in place, as far as it goes.
+    """Copies Real-ESRGAN's smallest network into a model's enlarger, in place, where it fits.
 
-    What leaves the enlarger is not copied: a shorter chain has its own, and learns it in a few hundred steps.
+    The last convolution is not copied. A shorter chain has its own, and learns it in a few hundred steps.
 
     Args:
-        network: ``SRVGGNetCompact``: in ``body``, convolutions of 64 channels with PReLUs between them.
-        model: Its enlarger has the same width, and no more convolutions.
+        network: An ``SRVGGNetCompact``, whose ``body`` has convolutions of 64 channels with PReLUs between them.
+        model: A model whose enlarger has the same width and no more convolutions.
 
     Raises:
-        InputError: The network is built in another way; nothing is copied.
+        InputError: The network has another structure. Nothing is copied.
     """
     if model.refine is None or not model.refine.enlarger.leave:
         return
@@ -151,22 +150,22 @@ def copy_enlarger(network: nn.Module, model: InfGen) -> None:
     for layer, state in zip(ours, states, strict=True):
         layer.load_state_dict(state)
     with torch.no_grad():
-        # At first it sees the picture alone, as it always did.
+        # At first, the enlarger sees only the picture, as in the original network.
         for parameter in enlarger.mix.parameters():
             parameter.zero_()
 
 
 @torch.no_grad()
 def rescale_enlarger(model: InfGen, views: Sequence[View], count: int = 8) -> None:
-    """Scales the layers of a model's enlarger so that what each gives has a root mean square of 1, in place.
+    """Scales the layers of a model's enlarger, in place, so that each layer's output has a root mean square of 1.
 
-    What comes out stays what it was: a PReLU of twice as much gives twice as much, so a layer can be scaled and the
-    next one scaled back. Without it layers differ so much in scale that no learning rate fits them all.
+    The enlarger's result does not change: a PReLU of twice the input gives twice the output, so the next layer can undo
+    the scaling. Without this, the layers differ so much in scale that no learning rate fits them all.
 
     Args:
-        model: Its trunk and the chain of its enlarger compute something already.
-        views: Of which some are looked at.
-        count: How many.
+        model: A model whose trunk and enlarger already have useful weights.
+        views: The views to choose from.
+        count: Number of views to use.
     """
     if model.refine is None or not model.refine.enlarger.leave:
         return
@@ -206,16 +205,16 @@ def rescale_enlarger(model: InfGen, views: Sequence[View], count: int = 8) -> No
 
 @torch.no_grad()
 def fit_readout(model: InfGen, views: Sequence[View], count: int = 24, cells: int = 16) -> None:
-    """Makes what leaves a model's enlarger the best linear readout of what reaches it, in place.
+    """Sets the last convolutions of a model's enlarger, in place, to the best linear readout of their inputs.
 
-    Best for the squared error between the enlarged picture and what it should be: the sharp pictures of some views, or
-    photographs if no view has a sharp one.
+    The readout has the smallest squared error between the enlarged picture and its target. Targets are the sharp
+    pictures of some views, or photographs if no view has a sharp picture.
 
     Args:
-        model: Its trunk and the chain of its enlarger compute something already.
-        views: Without any picture to learn from, nothing changes.
-        count: Random squares that are looked at.
-        cells: Their side; less where a view has less.
+        model: A model whose trunk and enlarger, except for its last convolutions, already have useful weights.
+        views: The views to fit to. If they have no pictures to learn from, nothing changes.
+        count: Number of random squares to use.
+        cells: Side of the squares in cells, or less if a view is smaller.
     """
     pool = [view for view in views if view.sharp is not None] or [view for view in views if view.photo is not None]
     if model.refine is None or not pool:
@@ -239,7 +238,7 @@ def fit_readout(model: InfGen, views: Sequence[View], count: int = 24, cells: in
             features = model.prefill(view.latent[None].float())[:, :, top : top + side, left : left + side]
             rows, columns = (slice(most * first, most * (first + side)) for first in (top, left))
             truth = to_tensor(pixels[rows, columns])[None]
-            edge = refine.fold if side > 2 else 0  # beyond it the square lacks what it would see of the whole latent
+            edge = refine.fold if side > 2 else 0  # at the border, the square lacks the latent around it
             inner = (..., *(slice(edge, refine.fold * side - edge),) * 2)
             for each in larger:
                 refine(features, each)
@@ -265,7 +264,7 @@ def fit_readout(model: InfGen, views: Sequence[View], count: int = 24, cells: in
 
 
 def _names(level: nn.Module, prefix: str, place: int) -> Iterator[tuple[str, str]]:
-    """Every tensor of a level's blocks, and the teacher's that it starts as; its first block is at ``place``."""
+    """Names of the tensors of a level's blocks with those of the teacher, whose first block is number ``place``."""
     for index, block in enumerate(level.children()):
         for name in block.state_dict():
             part, _, rest = name.partition(".")

@@ -143,7 +143,7 @@ def _halve(model: onnx.ModelProto, graph: Graph) -> None:
 def _quantize(model: onnx.ModelProto, graph: Graph) -> None:
     """Stores weights in 8 bits, symmetric, with one scale per output channel. Runtimes unpack them on loading.
 
-    Transposed convolutions have one scale per input channel. Their biases are an input channel and need their own scale.
+    Transposed convolutions have one scale per input channel. Their biases are an input channel with a scale of its own.
 
     ONNX Runtime's own quantizers also quantize activations, which makes this model worse than the required 40 dB.
     """
