@@ -1,7 +1,6 @@
 """Choosing what runs a bundle: the fastest that verifies, or what the user named and nothing else."""
 
 import contextlib
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -12,7 +11,8 @@ from infgen_rt.backend.measuring import Result, Speed
 from infgen_rt.backend.protocol import ALIASES, EXACT, KNOWN, Device, installing
 from infgen_rt.bundle.folder import Bundle
 from infgen_rt.bundle.manifest import Manifest
-from infgen_rt.errors import BackendError, InfGenWarning
+from infgen_rt.common.notices import warn
+from infgen_rt.errors import BackendError
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def choose(
     if not suitable:
         raise BackendError(_refusal(survey, bundle.manifest, precision))
     for line in survey.broken:
-        warnings.warn(line, InfGenWarning, stacklevel=3)
+        warn(line)
     if len(suitable) == 1:
         known = measuring.recall(key).results
         result = next((result for result in known if result.way == suitable[0].way), None)
@@ -102,7 +102,7 @@ def choose(
         measuring.remember(key, results, question)
     for result in results:
         if result.error:
-            warnings.warn(f"{result} is left out: {result.error}", InfGenWarning, stacklevel=3)
+            warn(f"{result} is left out: {result.error}")
     best = _fastest(results, precision)
     if best is None:
         raise BackendError("nothing here runs the bundle: " + "; ".join(f"{each}: {each.error}" for each in results))

@@ -1,7 +1,6 @@
 """The loaded graphs of one model, run no more at a time than the memory plan allows."""
 
 import os
-import warnings
 from collections.abc import Callable, Mapping
 from threading import Lock
 from typing import Any, Protocol, TypeVar, cast
@@ -20,8 +19,9 @@ from infgen_rt.bundle.manifest import Enlargement
 from infgen_rt.common.cancellation import current
 from infgen_rt.common.folders import writable_cache
 from infgen_rt.common.memory import give_back
+from infgen_rt.common.notices import warn
 from infgen_rt.common.pixels import DevicePixels, FloatArray
-from infgen_rt.errors import DecodeError, InfGenWarning
+from infgen_rt.errors import DecodeError
 from infgen_rt.geometry.shapes import Box, Size
 
 _SHARED = "shared "
@@ -254,7 +254,7 @@ class Engine:
                 if exact is None:
                     return None
                 text = f"{self._candidate} gave NaN or infinite values, which are computed again in float32"
-                warnings.warn(text, InfGenWarning, stacklevel=2)
+                warn(text)
                 self._exact = Engine(self._bundle, exact, self._threads)
             return self._exact
 

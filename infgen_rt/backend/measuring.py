@@ -7,7 +7,6 @@ import json
 import platform
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -25,9 +24,10 @@ from infgen_rt.backend.inputs import tile_inputs
 from infgen_rt.bundle.folder import Bundle
 from infgen_rt.bundle.manifest import Enlargement
 from infgen_rt.common.folders import VARIABLE, alone, cache_folder, write_cached
+from infgen_rt.common.notices import warn
 from infgen_rt.common.pixels import FloatArray, fetch, psnr
 from infgen_rt.common.schema import SchemaError, parse
-from infgen_rt.errors import InfGenWarning, one_line
+from infgen_rt.errors import one_line
 from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.shapes import Size
 from infgen_rt.geometry.tiling import LARGEST_SHARED_TILE, LARGEST_TILE
@@ -173,7 +173,7 @@ def remember(key: str, results: Sequence[Result], *questions: str) -> None:
     except OSError as error:
         place = folder or "the user's cache folder"
         text = f"measurements cannot be kept in {place} ({error.strerror}): every start will measure again"
-        warnings.warn(text, InfGenWarning, stacklevel=4)
+        warn(text)
 
 
 def _records() -> dict[str, Any]:

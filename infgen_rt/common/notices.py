@@ -1,11 +1,12 @@
 """Warnings, each cause told once."""
 
+import contextlib
 import sys
 import warnings
 
 from infgen_rt.errors import InfGenWarning
 
-_PACKAGE = __name__.partition(".")[0]
+_PACKAGES = (__name__.partition(".")[0], "infgen_runtimes")
 
 
 class Notices:
@@ -28,12 +29,24 @@ class Notices:
         """
         if cause not in self._told or self.repeat:
             self._told.add(cause)
-            warnings.warn(InfGenWarning(text, cause), stacklevel=_outside())
+            warn(text, cause)
+
+
+def warn(text: str, cause: str = "") -> None:
+    """Warn, as if from the line that called this package.
+
+    Args:
+        text: for people.
+        cause: what is wrong, as a word; may be empty.
+    """
+    # Python's own printing of warnings fails with a ValueError where standard error is closed.
+    with contextlib.suppress(ValueError):
+        warnings.warn(InfGenWarning(text, cause), stacklevel=_outside())
 
 
 def _outside() -> int:
     """The `stacklevel` of the nearest caller outside this package."""
     frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == _PACKAGE:
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _PACKAGES:
         frame, level = frame.f_back, level + 1
     return level

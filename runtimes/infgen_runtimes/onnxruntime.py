@@ -3,7 +3,6 @@
 import contextlib
 import importlib
 import sys
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +17,8 @@ from infgen_rt.backend.protocol import Device, Options, Values, require_version
 from infgen_rt.bundle.manifest import Recipe
 from infgen_rt.common.cancellation import current
 from infgen_rt.common.folders import private_folder
-from infgen_rt.errors import BackendError, DecodeError, InfGenWarning, one_line
+from infgen_rt.common.notices import warn
+from infgen_rt.errors import BackendError, DecodeError, one_line
 
 from .ort_arrays import Array, Place
 
@@ -259,7 +259,7 @@ def _report_fallbacks(session: ort.InferenceSession, graph: str, device: str) ->
     if left:
         kinds = ", ".join(f"{count} {kind}" for kind, count in left.most_common(5))
         text = f"onnxruntime runs {left.total()} operations of {graph} on the CPU instead of {device}: {kinds}"
-        warnings.warn(text, InfGenWarning, stacklevel=2)
+        warn(text)
 
 
 def _count(provider: str) -> int:
@@ -323,5 +323,5 @@ def _plugins() -> "tuple[tuple[str, ort.OrtEpDevice], ...]":
             found += [(name, device) for device in ort.get_ep_devices()[before:]]
         # A plug-in for another machine or version must not make the CPU unusable.
         except Exception as error:
-            warnings.warn(f"{name} cannot be used: {one_line(error)}", InfGenWarning, stacklevel=2)
+            warn(f"{name} cannot be used: {one_line(error)}")
     return tuple(found)

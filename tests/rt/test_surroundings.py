@@ -134,6 +134,27 @@ def test_a_windowed_app_that_has_no_streams_gets_errors_as_exit_codes(
     assert main(["info"]) == 0 and main(["devices"]) == 0
 
 
+@pytest.mark.parametrize("stream", [None, "closed"])
+def test_a_warning_that_cannot_be_printed_costs_nothing(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: str | None
+) -> None:
+    """As the library gives it, outside the command."""
+    script = """
+import sys, infgen_rt, numpy
+if sys.argv[2] == "closed":
+    sys.stderr.close()
+else:
+    sys.stderr = None
+with infgen_rt.open(sys.argv[1], "onnxruntime") as decoder:
+    # Its normalisation cannot be told.
+    print(decoder.picture(numpy.load(sys.argv[3])).read().shape)
+"""
+    np.save(tmp_path / "latent.npy", tiny.random_latent(4, 4))
+    arguments = [str(bundle), str(stream), str(tmp_path / "latent.npy")]
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "(32, 32, 3)\n"), done.stderr
+
+
 # Another thread.
 
 
