@@ -266,5 +266,5 @@ class Picture:
         if needed > plan.budget:
             raise OutputError(
                 f"writing {form.name} needs {format_bytes(needed)} for {size}, of {format_bytes(plan.budget)}: "
-                "allow more memory, or write 8-bit .png"
+                f"allow more memory{'' if (form.name, bits) == ('PNG', 8) else ', or write 8-bit .png'}"
             )

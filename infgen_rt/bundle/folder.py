@@ -79,7 +79,9 @@ def _lengths(root: Path) -> Mapping[str, int]:
             return {entry.filename: entry.file_size for entry in archive.infolist()}
     except FileNotFoundError:
         raise BundleError(f"{root} does not exist: expected a bundle, a folder or a zip with a {MANIFEST}") from None
-    except (OSError, zipfile.BadZipFile) as error:
+    except OSError as error:
+        raise BundleError(f"{root} cannot be read: {error.strerror or error}") from None
+    except zipfile.BadZipFile as error:
         raise BundleError(f"{root} is not a bundle, a folder or a zip with a {MANIFEST}: {error}") from None
 
 
@@ -89,6 +91,8 @@ def _read(root: Path, name: str) -> bytes:
             return (root / name).read_bytes()
         with zipfile.ZipFile(root) as archive:
             return archive.read(name)
+    except OSError as error:
+        raise BundleError(f"{root}: {name} cannot be read: {error.strerror or error}") from None
     # zipfile reports damage as any of these, zlib.error included.
     except Exception as error:
         raise BundleError(f"{root} is damaged: {name} cannot be read: {error}") from None

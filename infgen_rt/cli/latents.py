@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from infgen_rt.common.memory import format_bytes
 from infgen_rt.errors import LatentError
-from infgen_rt.latent.files import parse_array, read_array
+from infgen_rt.latent.files import MAX_FILE, parse_array, read_array
 from infgen_rt.latent.samples import load_sample
 
 # What stands for standard input and output.
@@ -39,7 +40,10 @@ def read_latent(path: Path, key: str | None) -> tuple[Any, dict[str, str]]:
         return read_array(path, key)
     if sys.stdin is None:
         raise LatentError("there is no standard input: pass a file")
-    return parse_array(sys.stdin.buffer.read(), "standard input", key)
+    data = sys.stdin.buffer.read(MAX_FILE + 1)
+    if len(data) > MAX_FILE:
+        raise LatentError(f"standard input is longer than {format_bytes(MAX_FILE)}, the most that is read")
+    return parse_array(data, "standard input", key)
 
 
 def read_one(paths: tuple[Path, ...], sample: str | None, key: str | None) -> Any:

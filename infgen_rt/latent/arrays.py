@@ -9,7 +9,7 @@ from infgen_rt.common.notices import Notices
 from infgen_rt.common.pixels import FloatArray
 from infgen_rt.errors import LatentError
 from infgen_rt.geometry.shapes import Size
-from infgen_rt.latent.evidence import Normalisation, is_foreign, normalisation_of
+from infgen_rt.latent.evidence import Normalisation, is_foreign, moments, normalisation_of
 from infgen_rt.latent.files import read_array
 from infgen_rt.latent.layout import plain_latents
 from infgen_rt.latent.spaces import LatentSpace, latent_space
@@ -193,7 +193,7 @@ def _check_normalisation(
     if space.usual_std is None:
         return False
     likely = normalisation_of(latent, space)
-    std = float(latent.std(dtype=np.float64))
+    _, std = moments(latent)
     low, high = space.usual_std
     if said == "vae" and likely == "model":
         notices.warn(
@@ -226,7 +226,7 @@ def _check_values(
     latent: FloatArray, space: LatentSpace, said: Normalisation | None, doubtful: bool, notices: Notices
 ) -> None:
     """Refuse what is not a latent's in the model's normalisation, and warn of it unless that was done already."""
-    mean, std = float(latent.mean(dtype=np.float64)), float(latent.std(dtype=np.float64))
+    mean, std = moments(latent)
     low, high = space.usual_std or (0.0, IMPOSSIBLE_STD)
     found = f"the latent's standard deviation is {std:.2f}, where {low:g} to {high:g} is usual"
     if std > IMPOSSIBLE_STD:

@@ -24,6 +24,14 @@ _MOST_CELLS = 256
 _SMOOTH = 0.2
 
 
+def moments(latent: FloatArray) -> tuple[float, float]:
+    """Mean and standard deviation of a whole latent, float32 [C, h, w], with no more than a channel copied."""
+    means = [channel.mean(dtype=np.float64) for channel in latent]
+    squares = [np.square(channel, dtype=np.float64).mean() for channel in latent]
+    mean = float(np.mean(means))
+    return mean, sqrt(max(0.0, float(np.mean(squares)) - mean**2))
+
+
 def normalisation_of(latent: FloatArray, space: LatentSpace) -> Normalisation | None:
     """Tell the diffusion model's normalisation from the VAE's own.
 
@@ -43,7 +51,7 @@ def normalisation_of(latent: FloatArray, space: LatentSpace) -> Normalisation | 
         return None
     low, high = space.usual_std
     gain = float(np.mean(space.vae_std))
-    std = float(latent.std(dtype=np.float64))
+    _, std = moments(latent)
     if not low <= std <= high * gain:
         return None
     if std > high:

@@ -40,7 +40,9 @@ def read_array(path: str | Path, key: str | None = None) -> tuple[Array, dict[st
     path = Path(path)
     try:
         if path.stat().st_size > MAX_FILE:
-            raise LatentError(f"{path} is larger than {format_bytes(MAX_FILE)}: no latent is")
+            raise LatentError(
+                f"{path} is larger than {format_bytes(MAX_FILE)}, the most that is read: split a batch of so many"
+            )
         data = path.read_bytes()
     except FileNotFoundError:
         raise LatentError(f"{path} does not exist: expected a .npy, .npz or .safetensors file") from None
@@ -97,7 +99,9 @@ def _read_npz(data: bytes, key: str | None) -> tuple[Array, dict[str, str]]:
             raise LatentError("is a model bundle, and not a latent: pass it as the model (--model)")
         entry = entries[_choose(list(entries), key)]
         if entry.file_size > MAX_FILE:
-            raise LatentError(f"holds an array larger than {format_bytes(MAX_FILE)}: no latent is")
+            raise LatentError(
+                f"holds an array larger than {format_bytes(MAX_FILE)}, the most that is read: split a batch"
+            )
         return _read_npy(archive.read(entry)), {}
 
 

@@ -12,6 +12,7 @@ from infgen_rt.writers.deepzoom import DeepZoom
 from infgen_rt.writers.formats import Format, Layer, TileFormat
 from infgen_rt.writers.names import check_name
 from infgen_rt.writers.png import Png
+from infgen_rt.writers.replacing import check_regular, keep_attributes, target_of
 from infgen_rt.writers.staging import staged
 from infgen_rt.writers.tiff import Tiff
 from infgen_rt.writers.whole import Avif, Jpeg, WebP
@@ -45,7 +46,7 @@ def check_output(path: Path, size: Size, force: bool, bits: Bits = 8, tile_forma
 
     Raises:
         OutputError: the format is unknown or cannot hold the size or the bits, the folder is missing, or the file
-            exists and is not replaced.
+            exists and is not replaced, or is none that can be.
     """
     form = FORMATS.get(path.suffix.lower())
     if form is None:
@@ -84,23 +85,29 @@ def write(
         form: what `check_output` returned for it.
         layers: the picture, and for a pyramid the sizes below it that are not to be shrunk from it, which are the
             first of `form.sizes`.
-        force: replace an existing file; it stays as it is if anything fails.
+        force: replace an existing file, whose mode and owner are kept; it stays as it is if anything fails.
         confirm: called when all is written and nothing is there yet; it may raise, to call it off.
 
     Raises:
         OutputError: the folder cannot be written in, or another program made the file meanwhile.
         WriteError: writing failed half-way, for example because the disk is full.
     """
+    targets = _targets(path, form)
     try:
-        with staged(form.outputs(path)) as folder:
+        with staged(targets) as folder:
+            # A link may have a name of another ending than what it leads to.
             form.write(folder / path.name, layers)
+            if len(targets) == 1:
+                (folder / path.name).rename(folder / targets[0].name)
             confirm()
             # Once more: another program may have made the file meanwhile.
             _check_free(path, form, force)
+            for target in targets:
+                keep_attributes(target, folder / target.name)
     except OSError as error:
         if not _is_of_writing(error, form):
             raise
-        reason = (error.strerror or error) if path.parent.is_dir() else "its folder was removed meanwhile"
+        reason = (error.strerror or error) if targets[0].parent.is_dir() else "its folder was removed meanwhile"
         raise WriteError(f"cannot write {path}: {reason}") from error
 
 
@@ -117,8 +124,19 @@ def _is_of_writing(error: OSError, form: Format) -> bool:
     )
 
 
+def _targets(path: Path, form: Format) -> tuple[Path, ...]:
+    """Where the outputs go: links are followed, but not those of a picture whose parts must be beside each other."""
+    outputs = form.outputs(path)
+    if len(outputs) == 1:
+        return (target_of(path),)
+    if link := next((output for output in outputs if output.is_symlink()), None):
+        raise OutputError(f"{link} is a symbolic link, and {form.name} is written side by side: pass where it leads")
+    return outputs
+
+
 def _check_free(path: Path, form: Format, force: bool) -> None:
-    for output in form.outputs(path):
+    for output in _targets(path, form):
+        check_regular(output)
         if output.exists() and not form.replaces(output):
             raise OutputError(f"{output} exists and is a folder of other things: choose another name")
         if output.exists() and not force:

@@ -17,7 +17,7 @@ import pytest
 
 import infgen_rt
 from infgen_rt.cli.main import main
-from infgen_rt.errors import BackendError, InfGenWarning
+from infgen_rt.errors import BackendError, BundleError, InfGenWarning, LatentError, OutputError
 
 from . import tiny
 
@@ -152,3 +152,37 @@ def test_nothing_is_left_of_standard_output(decoder: infgen_rt.Decoder, bundle: 
         said = process.stderr.read()
     assert process.returncode == 1 and said.startswith(b"Error: cannot write to standard output"), said
     assert list(temporary.iterdir()) == []
+
+
+class Unreadable:
+    """Files that the system refuses to read, as it does for other users than root."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        real = Path.read_bytes
+
+        def refuse(path: Path) -> bytes:
+            if path.suffix in (".json", ".npy"):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return real(path)
+
+        monkeypatch.setattr(Path, "read_bytes", refuse)
+
+
+def test_what_may_not_be_read_is_not_called_damaged(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "latent.npy", tiny.random_latent(4, 4))
+    Unreadable(monkeypatch)
+    with pytest.raises(BundleError, match=r"manifest.json cannot be read: Permission denied$"):
+        infgen_rt.open(bundle)
+    with pytest.raises(LatentError, match=r"latent.npy cannot be read: Permission denied$"):
+        infgen_rt.load_latent(tmp_path / "latent.npy")
+
+
+def test_a_file_in_the_place_of_a_folder_is_called_one(decoder: infgen_rt.Decoder, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    picture = decoder.picture(tiny.random_latent(4, 4), normalisation="model")
+    with pytest.raises(OutputError, match="out.png cannot be a file here: Not a directory"):
+        picture.save(tmp_path / "file" / "out.png")
+    with pytest.raises(OutputError, match="cannot write in .*none: there is no such folder"):
+        picture.save(tmp_path / "none" / "out.png")
