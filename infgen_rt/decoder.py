@@ -164,6 +164,7 @@ class Decoder:
             N pictures; one for a latent without a batch axis. Each may use the memory budget: decode one after
             another.
         """
+        self._engine.check_open()
         arrays = as_latents(
             latents, self._space, normalisation=normalisation, latent_size=latent_size, notices=self.notices
         )
