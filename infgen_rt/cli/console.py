@@ -14,7 +14,7 @@ import click
 from infgen_rt.errors import InfGenError
 from infgen_rt.saving import Progress
 
-FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 
 def complain(text: str, code: int) -> int:

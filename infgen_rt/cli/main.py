@@ -10,7 +10,7 @@ from typing import NoReturn
 import click
 
 from infgen_rt.cli.cache import cache
-from infgen_rt.cli.console import BAD_INPUT, FAILED, INTERRUPTED, TERMINATED, complain
+from infgen_rt.cli.console import BAD_INPUT, FAILED, INTERRUPTED, complain
 from infgen_rt.cli.decode import decode
 from infgen_rt.cli.devices import devices
 from infgen_rt.cli.displays import displays
@@ -19,6 +19,10 @@ from infgen_rt.cli.plan import plan
 from infgen_rt.errors import InfGenError, InputError
 from infgen_rt.version import __version__
 
+_ENDING = "SIGTERM", "SIGHUP"
+# Shells add a signal's number to it.
+_SIGNALLED = 128
+
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="infgen-rt")
@@ -26,7 +30,8 @@ from infgen_rt.version import __version__
 def cli(context: click.Context) -> None:
     """Decode diffusion latents into pictures of any size.
 
-    The exit code is 0 when all is done, 1 when the work failed, 2 for bad input and 130 when interrupted. A picture
+    The exit code is 0 when all is done, 1 when the work failed, 2 for bad input and 130 when interrupted
+    (143 by SIGTERM, 129 by SIGHUP). A picture
     file is there whole or not at all.
     """
     if context.invoked_subcommand is None:
@@ -63,20 +68,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _terminating() -> Iterator[None]:
-    """End as after Ctrl-C when an app that stops its helper sends SIGTERM: nothing half-written is to stay behind.
+    """End as after Ctrl-C on the other signals that ask for it: nothing half-written is to stay behind.
 
-    In a thread of an app that calls `main` it is the app that attends to signals.
+    An app that stops its helper sends SIGTERM, and a terminal that is closed SIGHUP, unless `nohup` was told to ignore
+    it. In a thread of an app that calls `main` it is the app that attends to signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _on_terminate)
+    before = {}
+    for name in _ENDING:
+        number = getattr(signal, name, None)
+        if number is not None and (name == "SIGTERM" or signal.getsignal(number) != signal.SIG_IGN):
+            before[number] = signal.signal(number, _on_terminate)
     try:
         yield
     finally:
-        # None: it was set by other than Python, and cannot be set by Python.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+        for number, handler in before.items():
+            # None: it was set by other than Python, and cannot be set by Python.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _on_terminate(number: int, frame: object) -> NoReturn:
-    sys.exit(TERMINATED)
+    sys.exit(_SIGNALLED + number)

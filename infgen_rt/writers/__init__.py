@@ -65,8 +65,9 @@ def check_output(path: Path, size: Size, force: bool, bits: Bits = 8, tile_forma
         )
     for output in form.outputs(path):
         check_name(output)
-    if not path.parent.is_dir():
-        raise OutputError(f"cannot write in {path.parent}: there is no such folder")
+    folder = _targets(path, form)[0].parent
+    if not folder.is_dir():
+        raise OutputError(f"cannot write in {folder}: there is no such folder")
     _check_free(path, form, force)
     return form
 

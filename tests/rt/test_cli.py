@@ -264,13 +264,13 @@ def test_work_that_fails_ends_with_one(folder: Path, decode: list[str], capsys: 
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (1, 129)])
 def test_signals_leave_nothing(folder: Path, decode: list[str], number: int, code: int) -> None:
     np.save("latent.npy", tiny.random_latent(60, 90))
     command = [sys.executable, "-m", "infgen_rt", *decode, "--size", "20x", "--tile", "64"]
-    # Tests that were started in the background may have been told to ignore Ctrl-C, which children inherit.
+    # Tests that were started in the background may have been told to ignore some, which children inherit.
     process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+        command, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(number, signal.SIG_DFL)
     )
     while not list(folder.glob(".out.png.*")):
         assert process.poll() is None

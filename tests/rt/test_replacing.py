@@ -1,0 +1,150 @@
+"""Replacing files as careful editors do, and what processes leave behind that die while they write."""
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import infgen_rt
+from infgen_rt.errors import OutputError
+from infgen_rt.writers.staging import clean, staged
+
+from . import tiny
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="links, modes and signals are POSIX")
+PNG = b"\x89PNG"
+
+
+@pytest.fixture
+def picture(decoder: infgen_rt.Decoder) -> infgen_rt.Picture:
+    return decoder.picture(tiny.random_latent(4, 4))
+
+
+def test_a_link_stays_one_and_what_it_leads_to_is_replaced(tmp_path: Path, picture: infgen_rt.Picture) -> None:
+    real, link = tmp_path / "elsewhere" / "kept.version-2", tmp_path / "a.png"
+    real.parent.mkdir()
+    real.write_text("precious")
+    link.symlink_to("elsewhere/kept.version-2")
+    with pytest.raises(OutputError, match="exists"):
+        picture.save(link)
+    picture.save(link, force=True)
+    assert os.readlink(link) == "elsewhere/kept.version-2" and real.read_bytes().startswith(PNG)
+    assert [path.name for path in real.parent.iterdir()] == [real.name]
+
+
+def test_a_link_to_nothing_is_followed_if_its_folder_exists(tmp_path: Path, picture: infgen_rt.Picture) -> None:
+    (tmp_path / "a.png").symlink_to("b.png")
+    picture.save(tmp_path / "a.png")
+    assert (tmp_path / "a.png").is_symlink() and (tmp_path / "b.png").read_bytes().startswith(PNG)
+    (tmp_path / "c.png").symlink_to("none/d.png")
+    with pytest.raises(OutputError, match="there is no such folder"):
+        picture.save(tmp_path / "c.png", force=True)
+    (tmp_path / "e.png").symlink_to("e.png")
+    with pytest.raises(OutputError, match="leads nowhere"):
+        picture.save(tmp_path / "e.png", force=True)
+
+
+def test_a_pyramid_is_not_written_through_links(tmp_path: Path, picture: infgen_rt.Picture) -> None:
+    (tmp_path / "a.dzi").symlink_to("b.dzi")
+    with pytest.raises(OutputError, match="side by side: pass where it leads"):
+        picture.save(tmp_path / "a.dzi", force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.dzi"]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg", ".dzi"])
+@pytest.mark.parametrize("mode", [0o600, 0o644, 0o444, 0o664])
+def test_the_mode_is_kept(tmp_path: Path, picture: infgen_rt.Picture, suffix: str, mode: int) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.touch()
+    path.chmod(mode)
+    picture.save(path, force=True)
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+def test_owner_and_extended_attributes_are_kept(tmp_path: Path, picture: infgen_rt.Picture) -> None:
+    path = tmp_path / "a.png"
+    path.touch()
+    try:
+        os.setxattr(path, "user.note", b"mine")
+        os.chown(path, 12345, 23456)
+    except (AttributeError, OSError) as error:
+        pytest.skip(f"not possible here: {error}")
+    picture.save(path, force=True)
+    assert (path.stat().st_uid, path.stat().st_gid) == (12345, 23456) and os.getxattr(path, "user.note") == b"mine"
+
+
+@pytest.mark.parametrize("kind", ["named pipe", "socket", "device"])
+@pytest.mark.parametrize("linked", [False, True])
+def test_what_is_no_file_is_refused(
+    tmp_path: Path, picture: infgen_rt.Picture, monkeypatch: pytest.MonkeyPatch, kind: str, linked: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a socket's path is short
+    path = Path("a.png")
+    if kind == "named pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        socket.socket(socket.AF_UNIX).bind(str(path))
+    else:
+        path.symlink_to("/dev/null")
+    if linked:
+        Path("b.png").symlink_to(path)
+    before = path.stat()
+    with pytest.raises(OutputError, match=f"is a {kind}, which a picture cannot replace"):
+        picture.save("b.png" if linked else path, force=True)
+    assert path.stat().st_ino == before.st_ino and path.stat().st_mode == before.st_mode
+
+
+def killed(folder: Path, bundle: Path) -> Path:
+    """What a process leaves that is killed while it writes."""
+    code = """
+import os, signal, sys, infgen_rt
+from tests.rt import tiny
+def kill(step):
+    if step.done == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+infgen_rt.open(sys.argv[1]).picture(tiny.random_latent(9, 12)).save(sys.argv[2], force=True, progress=kill)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(bundle), str(folder / "old.png")], check=False)
+    assert done.returncode == -signal.SIGKILL
+    (left,) = folder.glob(".old.png.*.part")
+    return left
+
+
+def test_leftovers_of_the_dead_are_removed_and_nothing_else(
+    tmp_path: Path, bundle: Path, picture: infgen_rt.Picture
+) -> None:
+    killed(tmp_path, bundle)
+    others = [tmp_path / ".mine.part", tmp_path / ".a.png.01234567.part", tmp_path / ".b.png.89abcdef.part"]
+    for other in others[:2]:
+        other.mkdir()
+    others[2].write_text("a file")
+    picture.save(tmp_path / "new.png")
+    assert sorted(tmp_path.iterdir()) == sorted([*others, tmp_path / "new.png"])
+
+
+def test_a_folder_that_is_being_written_in_stays(tmp_path: Path, picture: infgen_rt.Picture) -> None:
+    with staged([tmp_path / "a.png"]) as folder:
+        (folder / "a.png").write_text("half of it")
+        picture.save(tmp_path / "b.png")
+        code = "import sys; from pathlib import Path; from infgen_rt.writers import staging; "
+        subprocess.run([sys.executable, "-c", f"{code}staging.clean(Path(sys.argv[1]))", str(tmp_path)], check=True)
+        assert (folder / "a.png").read_text() == "half of it"
+        (folder / "a.png").write_text("all of it")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]
+
+
+def test_the_only_copy_of_what_was_to_be_replaced_stays(tmp_path: Path, bundle: Path) -> None:
+    """Killed while the two parts of a pyramid change places."""
+    left = killed(tmp_path, bundle)
+    (left / "replaced").mkdir()
+    (left / "replaced" / "old.dzi").write_text("precious")
+    clean(tmp_path)
+    assert (left / "replaced" / "old.dzi").read_text() == "precious"
+    (tmp_path / "old.dzi").write_text("new")
+    clean(tmp_path)
+    assert not left.exists()
