@@ -1,1 +1,1 @@
-"""Every figure in the README comes from here; ``benchmarks/README.md`` lists the commands."""
+"""Every figure in the README comes from these benchmarks. ``benchmarks/README.md`` lists the commands."""

@@ -1,7 +1,8 @@
-"""This project beside what people would use instead, on this machine: ``python -m benchmarks --quick``.
+"""Compares this project with its alternatives on this machine: ``python -m benchmarks --quick``.
 
-Every run is a fresh process; methods take turns, so that a busy machine slows all of them alike. TAEF2 and Real-ESRGAN
-have trained weights when ``--teacher`` and ``--enlarger`` are given; the full VAE has random ones, for what it costs.
+Every run is a new process. The methods take turns, so that other work on the machine slows all of them alike. TAEF2 and
+Real-ESRGAN have trained weights if ``--teacher`` and ``--enlarger`` are given. The full VAE has random weights, because
+only its cost is measured.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def main(
         extent = methods.QUICK if quick else methods.FULL
         weights = {name: file for name, file in (("taef2", teacher), ("esrgan", enlarger)) if file}
         try:
-            own = decoder_cost(checkpoint)  # first: a checkpoint that cannot be read is no end for a long run
+            own = decoder_cost(checkpoint)  # first, so that an unreadable checkpoint does not end a long run
         except CheckpointError as error:
             raise click.ClickException(f"--checkpoint: {error}") from error
         with tempfile.TemporaryDirectory() as folder:

@@ -1,8 +1,9 @@
-"""Every backend and precision that is usable here, side by side: ``python -m benchmarks.backends``.
+"""Compares all backends and precisions that work on this machine: ``python -m benchmarks.backends``.
 
-Each decodes a sample's middle at scales 1, 2 and 4, in fresh processes that take turns: median seconds a megapixel of
-the whole picture (prefill included), peak memory, and PSNR of the 8-bit picture against ONNX Runtime's in float32. Then
-what a start costs: from the start of a process to its first 512x512 pixels, with an empty cache folder and again.
+Each decodes a sample's middle at scales 1, 2 and 4, in new processes that take turns. The results are the median
+seconds per megapixel of the whole picture (prefill included), the peak memory, and the PSNR of the 8-bit picture
+against ONNX Runtime's in float32. Then it measures the time from the start of a process to its first 512x512 pixels,
+with an empty cache folder and again.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ REFERENCE = ("onnxruntime", "cpu", "exact")
 
 
 def ways(bundle: Path) -> list[tuple[str, str, str]]:
-    """Backend, device and precision of everything that is usable here."""
+    """Backend, device and precision of everything that works on this machine."""
     found = []
     for name in KNOWN:
         try:
@@ -103,9 +104,9 @@ def main(model: Path, sample: str, threads: int, repeat: int, file: Path | None)
 def _starts(
     everything: list[tuple[str, str, str]], model: Path, repeat: int, folder: Path
 ) -> dict[tuple[str, str, str], list[tuple[float, float]]]:
-    """Seconds from a process's start to its first tile and to its picture of 512x512.
+    """Seconds from the start of a process to its first tile and to its picture of 512x512.
 
-    The first of each way's starts has an empty cache folder. Processes take turns.
+    The first start of each backend and precision has an empty cache folder. Processes take turns.
     """
     times: dict[tuple[str, str, str], list[tuple[float, float]]] = {way: [] for way in everything}
     for _, way in itertools.product(range(repeat + 1), everything):

@@ -1,4 +1,4 @@
-"""What became slower, larger or worse between two runs: ``python -m benchmarks.compare OLD.json NEW.json``."""
+"""Shows what became slower, larger or worse between two runs: ``python -m benchmarks.compare OLD.json NEW.json``."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import Any
 import click
 
 NOISE = 0.10
-"""Least share that counts, however little the samples of one run differ."""
+"""Smallest relative difference that counts, however little the samples of a run differ."""
 QUALITY = {"lpips": 0.001, "frechet": 0.5, "psnr": 0.02, "ssimulacra2": 0.1, "flat": 0.05, "vivid": 0.1}
-"""Least difference of a quality that counts: what rounding and threads change stays below."""
+"""Smallest difference of each quality metric that counts. Rounding and threads change them by less."""
 LOWER = ("lpips", "frechet", "flat", "vivid")
-"""Qualities that are better when lower."""
+"""Quality metrics that are better when lower."""
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, float, float, bool]]:
-    """Figures of both runs that differ by more than the noise.
+    """Figures of two runs that differ by more than the noise.
 
     Args:
-        old: Earlier ``results.json``.
-        new: Later one.
+        old: The earlier ``results.json``.
+        new: The later ``results.json``.
 
     Yields:
-        What it is, the medians before and after, and whether it got worse.
+        The figure's name, its medians before and after, and whether it got worse.
     """
     for job, methods in old["runs"].items():
         for method, before in methods.items():
@@ -57,7 +57,7 @@ def _change(
 ) -> Iterator[tuple[str, float, float, bool]]:
     first, second = ([entry[name] for entry in runs] for runs in (before, after))
     low, high = statistics.median(first), statistics.median(second)
-    # Both runs' own spread, and a share that no quiet run may hide.
+    # The noise is the larger spread of the two runs, but at least a fixed share.
     noise = max(NOISE * low, max(first) - min(first), max(second) - min(second))
     if abs(high - low) > noise:
         yield what, low, high, high > low

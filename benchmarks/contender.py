@@ -1,7 +1,7 @@
-"""One way of turning a latent into a picture, run once in a process of its own; started by ``benchmarks.process``.
+"""Runs one way of decoding a latent once, in its own process, which ``benchmarks.process`` starts.
 
-Reads an ``Order`` as JSON from standard input and prints what it measured as JSON. Seconds are from an array in memory
-to a uint8 picture in memory (or in a file, for those that write one), graphs loaded before the clock starts.
+It reads an ``Order`` as JSON from standard input and prints its measurements as JSON. Times are from an array in memory
+to a uint8 picture in memory, or in a file for methods that write one. Graphs are loaded before the clock starts.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from infgen_rt.common.pixels import to_bytes
 
 Values = NDArray[np.float32]
 BOX = 1024
-"""Side of a viewport, pixels."""
+"""Side of a viewport in pixels."""
 FIRST = 256
-"""Side of a first tile, pixels."""
+"""Side of a first tile in pixels."""
 
 
 def infgen(order: dict[str, Any], latent: Values) -> dict[str, Any]:
-    """This project: whole picture as an array, or as a file that is not an array's."""
+    """This project: decodes the whole picture into an array, or into a picture file."""
     output = order["output"]
     with _open(order) as decoder:
         plan = partial(decoder.picture, latent, tuple(order["size"]), stages=order["stages"], tile=order["tile"])
@@ -51,7 +51,7 @@ def infgen(order: dict[str, Any], latent: Values) -> dict[str, Any]:
 
 
 def first_tile(order: dict[str, Any], latent: Values) -> dict[str, Any]:
-    """When this project's first tile was there, and its whole picture, in seconds since the epoch."""
+    """The times of this project's first tile and of its whole picture, in seconds since the epoch."""
     with _open(order) as decoder:
         picture = decoder.picture(latent, tuple(order["size"]))
         picture.read((0, 0, min(FIRST, picture.size.width), min(FIRST, picture.size.height)))
@@ -61,7 +61,7 @@ def first_tile(order: dict[str, Any], latent: Values) -> dict[str, Any]:
 
 
 def viewport(order: dict[str, Any], latent: Values) -> dict[str, Any]:
-    """The middle of a picture, as a viewer wants it: for the first time, again, and moved by half its width."""
+    """The middle of a picture, as a viewer requests it: for the first time, again, and moved by half its width."""
     with _open(order) as decoder:
         decoder.picture(latent, tuple(order["size"]))  # loads the graphs that the size needs
         start = time.perf_counter()
@@ -74,7 +74,7 @@ def viewport(order: dict[str, Any], latent: Values) -> dict[str, Any]:
 
 
 def cancelling(order: dict[str, Any], latent: Values) -> dict[str, Any]:
-    """How long saving a picture goes on after it was cancelled, each of some seconds after it began."""
+    """How long saving a picture goes on after it is cancelled, at several times after its start."""
     waited = []
     with _open(order) as decoder:
         for moment in order["moments"]:
@@ -97,7 +97,7 @@ def cancelling(order: dict[str, Any], latent: Values) -> dict[str, Any]:
 
 
 def closing(order: dict[str, Any], latent: Values) -> dict[str, Any]:
-    """Bytes of the process before a decoder is opened, after it has decoded a picture, and after it is closed."""
+    """Memory of the process before a decoder is opened, after it has decoded a picture, and after it is closed."""
     load_backend(order["backend"])
     resident = [psutil.Process().memory_info().rss]
     decoder = _open(order)
@@ -112,7 +112,7 @@ def closing(order: dict[str, Any], latent: Values) -> dict[str, Any]:
 
 
 def graph(order: dict[str, Any], latent: Values) -> dict[str, Any]:
-    """A classic decoder on the whole latent, and an upscaler if there is one; then resampled to the size."""
+    """A classic decoder on the whole latent, then an upscaler if there is one, then resampling to the size."""
     decode = _network(order, order["model"])
     enlarge = _network(order, order["upscaler"]) if order["upscaler"] else None
     start = time.perf_counter()
@@ -124,7 +124,7 @@ def graph(order: dict[str, Any], latent: Values) -> dict[str, Any]:
 
 
 def diffusers(order: dict[str, Any], latent: Values) -> dict[str, Any]:
-    """The full VAE of ``diffusers`` in PyTorch, in tiles if asked for; then resampled to the size."""
+    """The full VAE of ``diffusers`` in PyTorch, in tiles if the order says so, then resampling to the size."""
     import torch
 
     from benchmarks.peers import FullDecoder
@@ -141,7 +141,7 @@ def diffusers(order: dict[str, Any], latent: Values) -> dict[str, Any]:
 
 
 def products(order: dict[str, Any], latent: Values) -> dict[str, Any]:
-    """Multiply-adds a second of a large matrix product in an engine: what its arithmetic can do here at best."""
+    """Multiply-adds per second of a large matrix product: the most that an engine reaches on this machine."""
     side, repeat = 2048, 5
     matrix = np.random.default_rng(0).normal(0, 1, (side, side)).astype(np.float32)
     multiply = _network(order, order["model"])
@@ -162,7 +162,7 @@ def _open(order: dict[str, Any]) -> infgen_rt.Decoder:
 
 
 def _network(order: dict[str, Any], file: str) -> Callable[[Values], Values]:
-    """An ONNX graph in an engine; OpenVINO in float32, or in what it chooses by itself if ``fast``."""
+    """An ONNX graph in an engine. OpenVINO uses float32, or the precision that it chooses itself if ``fast``."""
     if order["backend"] == "onnxruntime":
         import onnxruntime
 
@@ -180,7 +180,7 @@ def _network(order: dict[str, Any], file: str) -> Callable[[Values], Values]:
 
 
 def _resampled(image: Values, order: dict[str, Any]) -> None:
-    """As the evaluation does it: bicubic to enlarge, Lanczos for what an upscaler made too large."""
+    """Resamples as in the evaluation: bicubic to enlarge, and Lanczos to reduce an upscaler's picture."""
     picture = Image.fromarray(to_bytes(image))
     if picture.size != tuple(order["size"]):
         how = Image.Resampling.LANCZOS if order["upscaler"] else Image.Resampling.BICUBIC
@@ -193,7 +193,7 @@ KINDS |= {"products": products, "cancelling": cancelling, "closing": closing}
 
 
 def main() -> None:
-    """Does what the order on standard input says."""
+    """Carries out the order on standard input."""
     order = json.load(sys.stdin)
     result = KINDS[order["kind"]](order, np.load(order["latent"]))
     json.dump({**result, "peak": peak_memory()}, sys.stdout)

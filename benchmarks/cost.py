@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds of a checkpoint, counted: ``python -m benchmarks.cost CHECKPOINT``."""
+"""Counts the parameters and multiply-adds of a checkpoint: ``python -m benchmarks.cost CHECKPOINT``."""
 
 from __future__ import annotations
 

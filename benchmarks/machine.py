@@ -1,4 +1,4 @@
-"""What benchmarks run on: the machine, the versions, the bytes of what is installed."""
+"""Describes the environment of benchmarks: the machine, the versions, and the size of installed packages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LIBRARIES = (PROJECT, "numpy", "pillow", "onnxruntime", "openvino", "torch", "di
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """What a report says of the machine."""
+    """The description of the machine for a report."""
     versions = {}
     for name in LIBRARIES:
         try:
@@ -42,7 +42,7 @@ def _processor() -> str:
 
 
 def installed(name: str) -> int:
-    """Bytes of a distribution's files, or of this project's packages, which may be installed from their folders."""
+    """Bytes of a distribution's files. This project's packages may be installed from their folders."""
     if name == PROJECT:
         found = (importlib.util.find_spec(package) for package in PACKAGES)
         folders = [Path(spec.origin).parent for spec in found if spec is not None and spec.origin]

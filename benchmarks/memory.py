@@ -1,7 +1,7 @@
-"""What ``memory=`` promises, beside what a process has at its peak: ``python -m benchmarks.memory``.
+"""Compares the limit of ``memory=`` with the peak memory of the process: ``python -m benchmarks.memory``.
 
-Large pictures, and pictures of large latents, are decoded into files, each in a fresh process and in the amount of
-memory that it is given; seconds per megapixel show whether time grows with the pixels.
+Large pictures, and pictures of large latents, are decoded into files. Each has a new process and a limit on memory. The
+seconds per megapixel show whether time grows with the pixels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Promise:
-    """A picture, its file's ending, what it may take in megabytes, its latent's cells and the stages between them."""
+    """A picture, its file's ending, its limit in megabytes, its latent's cells and the stages between them."""
 
     size: tuple[int, int]
     ending: str
@@ -77,7 +77,7 @@ def main(model: Path, backend: str, precision: str, threads: int) -> None:
             )
             try:
                 result = run(order)
-            except click.ClickException as error:  # a promise that the plan does not make
+            except click.ClickException as error:  # the plan does not fit into the limit
                 refused = [str(promise), promise.ending, str(promise.megabytes), "", f"NO: {error.message}", "", ""]
                 click.echo(f"| {' | '.join(refused)} |")
                 continue

@@ -1,4 +1,4 @@
-"""What is compared with what: ways to a picture, and the pictures that they make."""
+"""The methods that are compared, and the pictures that they make."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from dataclasses import dataclass
 ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "torch": "PyTorch"}
 PROJECT = "infgen-rt"
 ENLARGED = "TAEF2 + Real-ESRGAN"
-"""A tiny decoder and a strong enlarger: what comes near this project's picture."""
+"""A tiny decoder with a strong enlarger, the method whose picture is closest to this project's."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way to a picture.
+    """One way to make a picture.
 
     Attributes:
-        name: For people.
-        kind: A function of ``benchmarks.contender``.
-        peer: Name of its network in ``peers.PEERS``; none for this project.
-        quality: What the evaluation command calls its result, where it measures that.
-        backend: Or engine.
+        name: Name for people.
+        kind: Name of a function of ``benchmarks.contender``.
+        peer: Name of its network in ``peers.PEERS``. None for this project.
+        quality: Name of its result in the evaluation command, if it is measured there.
+        backend: Backend or engine.
         precision: ``"exact"`` or ``"fast"``.
-        upscaler: Name of a second network, which takes tens of seconds: run once, and for few pictures.
+        upscaler: Name of a second network, which takes tens of seconds. It is run once, and for few pictures.
         tiling: See ``Order``.
         native: Whether it decodes a latent as large as the picture / 8 instead of enlarging a small picture.
-        heavy: Minutes rather than seconds: run once, and for few pictures.
-        untiled: Whether this project decodes the picture as one tile: what tiling costs is the difference.
-        full: Whether it is for ``--full`` alone.
+        heavy: Whether it takes minutes rather than seconds. It is then run once, and for few pictures.
+        untiled: Whether this project decodes the picture as one tile. The difference is the cost of tiling.
+        full: Whether it is only for ``--full``.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Method:
 
     @property
     def engine(self) -> str:
-        """What computes."""
+        """The engine and precision."""
         return ENGINES[self.backend] + (" fast" if self.precision == "fast" else "")
 
 
@@ -101,14 +101,14 @@ METHODS = (
 
 @dataclass(frozen=True)
 class Job:
-    """A latent of ``cells`` (height, width) to a picture of ``size`` (width, height)."""
+    """Decoding a latent of ``cells`` (height, width) to a picture of ``size`` (width, height)."""
 
     cells: tuple[int, int]
     size: tuple[int, int]
 
     @property
     def pixels(self) -> int:
-        """Of the picture."""
+        """Number of pixels of the picture."""
         return self.size[0] * self.size[1]
 
     def __str__(self) -> str:
@@ -121,14 +121,14 @@ class Extent:
 
     Attributes:
         jobs: Pictures that light methods make.
-        heavy: Those that heavy ones make too.
-        enlarged: Those that methods with an upscaler make; larger than their latent's own size.
-        viewport: Of which the middle is read.
-        start: To which a start is timed, from nothing; of heavy methods if they make pictures of such latents.
-        native: Pixels of the largest picture that peers decode from a latent of its size; heavy ones a quarter of it,
-            and the rest in tiles.
-        repeat: Runs of each; what takes minutes is run once.
-        full: Whether methods are measured that are for ``--full`` alone.
+        heavy: Pictures that heavy methods also make.
+        enlarged: Pictures that methods with an upscaler make. They are larger than their latent's own size.
+        viewport: The picture whose middle is read.
+        start: The picture to which a start is timed. Heavy methods take part if they make pictures of such latents.
+        native: Pixels of the largest picture that peers decode from a latent of its size. Heavy methods decode up to a
+            quarter of it, and larger pictures in tiles.
+        repeat: Number of runs of each method. Methods that take minutes are run once.
+        full: Whether to measure the methods that are only for ``--full``.
     """
 
     jobs: tuple[Job, ...]
@@ -142,11 +142,11 @@ class Extent:
 
     @property
     def methods(self) -> tuple[Method, ...]:
-        """Those that are measured at all."""
+        """The methods that are measured."""
         return tuple(method for method in METHODS if self.full or not method.full)
 
     def includes(self, method: Method, job: Job) -> bool:
-        """Whether one of its methods makes a picture."""
+        """Whether a method makes the picture of a job."""
         if method.native:  # gigabytes per megapixel
             whole = job.pixels <= (self.native // 4 if method.heavy else self.native)
             return not whole and job.pixels <= self.native if method.tiling else whole
@@ -157,11 +157,11 @@ class Extent:
         return not method.heavy or job in self.heavy
 
     def once(self, method: Method, job: Job) -> bool:
-        """Whether it takes so long that one run must do."""
+        """Whether it takes so long that it is run only once."""
         return method.heavy or method.upscaler is not None or (method.native and job.pixels > self.native // 4)
 
     def starts(self, method: Method) -> bool:
-        """Whether a method's start is timed: of those that decode the small latent, and do nothing more."""
+        """Whether a method's start is timed. This is so for methods that only decode the small latent."""
         seen = not method.heavy or self.start.cells in {job.cells for job in self.heavy}
         return seen and not (method.native or method.untiled or method.upscaler)
 

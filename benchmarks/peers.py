@@ -1,7 +1,7 @@
-"""What people would use instead, built for real: a tiny decoder, a full VAE's, and a classic super-resolution network.
+"""The alternatives to this project: a tiny decoder, a full VAE's decoder, and a classic super-resolution network.
 
-The tiny decoder and the super-resolution network have trained weights where files with them are given. The full VAE has
-random ones: it is here for what it costs.
+The tiny decoder and the super-resolution network have trained weights if files with them are given. The full VAE has
+random weights, because only its cost is measured.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class FullDecoder(nn.Module):
 
 
 class _Dense(nn.Module):
-    """Five convolutions, each of which sees what all before it gave (ESRGAN, Wang et al. 2018)."""
+    """Five convolutions, each of which sees the outputs of all before it (ESRGAN, Wang et al. 2018)."""
 
     def __init__(self, width: int, growth: int) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class _Dense(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, width, H, W] to the same."""
+        """Returns a tensor of x's shape [B, width, H, W]."""
         seen = x
         for conv in self.convolve[:-1]:
             seen = torch.cat([seen, F.leaky_relu(conv(seen), 0.2)], 1)
@@ -69,7 +69,7 @@ class _Dense(nn.Module):
 
 
 class SuperResolution(nn.Module):
-    """Real-ESRGAN's network for 4 times (RRDBNet, 16.7 M parameters), with random weights: [1, 3, h, w] to image."""
+    """Real-ESRGAN's network that enlarges [1, 3, h, w] 4 times (RRDBNet, 16.7 M parameters), with random weights."""
 
     def __init__(self, width: int = 64, growth: int = 32, blocks: int = 23) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class SuperResolution(nn.Module):
 
 
 def enlarger(file: Path | None) -> nn.Module:
-    """What a Python file's ``load_x4plus()`` gives, or its architecture with random weights."""
+    """The network from a Python file's ``load_x4plus()``, or its architecture with random weights."""
     if file is None:
         return SuperResolution().eval()
     network: nn.Module = load_function(file, "load_x4plus")()
@@ -104,19 +104,19 @@ PEERS: dict[str, Callable[[Path | None], nn.Module]] = {
     "vae": lambda _: FullDecoder().eval(),
     "esrgan": enlarger,
 }
-"""Networks by the name of their file, made with the weights of a Python file or with random ones."""
+"""Networks by the name of their file, with the weights of a Python file or with random weights."""
 
 
 def write_peer(name: str, weights: Path | None, file: Path) -> float:
     """Writes a network as an ONNX graph with dynamic height and width.
 
     Args:
-        name: Of ``PEERS``.
-        weights: Python file that loads the network; random weights if omitted.
-        file: Where to.
+        name: Name of the network in ``PEERS``.
+        weights: Python file that loads the network. If omitted, it has random weights.
+        file: The file to write.
 
     Returns:
-        Multiply-adds for an input position (a latent cell, or a pixel), counted at 16x24.
+        Multiply-adds per input position (a latent cell, or a pixel), counted at 16x24.
     """
     module = PEERS[name](weights).requires_grad_(False)
     example = torch.zeros(1, 3 if name == "esrgan" else CHANNELS, 16, 24)

@@ -1,4 +1,4 @@
-"""Results as pictures: quality against time, time against pixels, memory against pixels."""
+"""Plots results: quality against time, time against pixels, memory against pixels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def draw(results: Results, folder: Path) -> list[Path]:
     """Writes the plots as PNG files.
 
     Returns:
-        Those written; quality is not drawn where it is not known.
+        The files. Quality is not plotted if it was not measured.
     """
     files = [
         _growth(results, folder / "time.png", "seconds", lambda value: value),
@@ -40,7 +40,7 @@ def _growth(results: Results, file: Path, unit: str, convert: Callable[[float], 
     latents = sorted({job.cells for job in jobs(results)})
     for cells in latents:
         for method in METHODS:
-            if method.native and cells != latents[0]:  # the same: its latent is as large as the picture / 8
+            if method.native and cells != latents[0]:  # the same for all, because its latent has the size / 8
                 continue
             points = [
                 (job.pixels / 1e6, convert(median(runs, name)))
@@ -57,7 +57,7 @@ def _growth(results: Results, file: Path, unit: str, convert: Callable[[float], 
 def _quality(results: Results, file: Path) -> Path:
     figure, axes = plt.subplots(figsize=(11, 6))
     told: set[object] = set()
-    # What the eye sees, where the evaluation measured it; the axis is turned, so that better is higher.
+    # A perceptual metric if it was measured. Its axis is inverted, so that better is higher.
     found = [level for by_method in results.quality.values() for level in by_method.values()]
     name = "lpips" if any(level.get("lpips") is not None for level in found) else "psnr"
     for method, job, value in _levels(results, name):
@@ -66,7 +66,7 @@ def _quality(results: Results, file: Path) -> Path:
         place = (seconds / (job.pixels / 1e6), value)
         label = None if method in told else method.label
         axes.plot(*place, label=label, linestyle="none", **_style(method, job.cells))
-        # Engines differ in time alone: what they reach at a scale is named once.
+        # Engines differ only in time, so the quality at a scale is labelled once.
         if (method.name, value) not in told:
             text = f"{method.name}, {scale_of(job):.1f}x"
             axes.annotate(text, place, xytext=(0, 7), textcoords="offset points", fontsize=7, ha="center")
@@ -78,7 +78,7 @@ def _quality(results: Results, file: Path) -> Path:
 
 
 def _style(method: Method, cells: tuple[int, int]) -> dict[str, Any]:
-    """A colour a method, a marker a latent's size."""
+    """One colour per method, and one marker per size of latent."""
     return {
         "color": plt.get_cmap("nipy_spectral", len(METHODS) + 1)(METHODS.index(method)),
         "marker": "os^D"[(max(cells) // 64) % 4],

@@ -1,4 +1,4 @@
-"""Running one thing in a process of its own, so that its memory, start and caches are its own."""
+"""Runs each measurement in a separate process, so that it does not share memory, start-up or caches with others."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ import click
 
 @dataclass(frozen=True)
 class Order:
-    """What ``benchmarks.contender`` shall do.
+    """An order for ``benchmarks.contender``.
 
     Attributes:
-        kind: A function of it.
-        model: Bundle, or graph; none for a network that the contender makes itself.
+        kind: Name of the contender's function.
+        model: Bundle or graph. None for a network that the contender makes itself.
         latent: File with an array [C, h, w].
         size: Width and height of the picture.
-        threads: CPU threads.
-        backend: That runs this project's model, or the engine of a graph.
-        device: Of the backend.
+        threads: Number of CPU threads.
+        backend: Backend for this project's model, or engine of a graph.
+        device: Device of the backend.
         precision: ``"exact"`` or ``"fast"``.
-        output: File to write: a picture, whose writing counts, or ``.npy``, whose does not.
-        upscaler: A second graph, that enlarges what the first gave.
-        tiling: Whether a network that can decode in tiles does.
-        memory: What this project may use, as ``infgen_rt.open`` takes it.
-        tile: Largest side of its tiles, pixels; None to let it choose.
-        stages: Of this project's iterative extrapolation.
-        moments: Seconds after which work is cancelled.
+        output: File to write. For a picture, the time of writing counts, and for ``.npy`` it does not.
+        upscaler: A second graph that enlarges the picture of the first.
+        tiling: Whether a network that can decode in tiles does so.
+        memory: Memory limit of this project, as for ``infgen_rt.open``.
+        tile: Largest side of this project's tiles in pixels. None to let it choose.
+        stages: Stages of this project's iterative extrapolation.
+        moments: Times in seconds after which work is cancelled.
     """
 
     kind: str
@@ -55,13 +55,13 @@ class Order:
 
 
 def run(order: Order) -> dict[str, Any]:
-    """Carries an order out in a fresh process.
+    """Carries out an order in a new process.
 
     Returns:
-        What the contender measured: ``peak``, bytes of the whole process, and for most ``seconds``.
+        The contender's measurements: ``peak``, the peak memory of the process in bytes, and usually ``seconds``.
 
     Raises:
-        click.ClickException: It failed; the last line of what it said is told.
+        click.ClickException: The contender failed. The message is the last line of its output.
     """
     text = json.dumps({name: str(v) if isinstance(v, Path) else v for name, v in asdict(order).items()})
     command = [sys.executable, "-m", "benchmarks.contender"]
@@ -74,11 +74,11 @@ def run(order: Order) -> dict[str, Any]:
 
 
 def start(order: Order) -> dict[str, Any]:
-    """The same for an order that tells when its picture was ``finished``, and perhaps when its ``first`` pixels were.
+    """Like ``run``, for an order that reports when its picture, and possibly its first pixels, were finished.
 
     Returns:
-        What the contender measured, with those times in seconds since the process's start. A way that has no first
-        pixels before the last has both at once.
+        The contender's measurements, with these times as ``finished`` and ``first``, in seconds since the start of the
+        process. If a method has no pixels before the picture is finished, both times are the same.
     """
     began = time.time()
     result = run(order)
@@ -87,11 +87,11 @@ def start(order: Order) -> dict[str, Any]:
 
 
 def median(runs: Sequence[dict[str, Any]], name: str) -> float:
-    """Of one figure of several runs."""
+    """The median of a figure over several runs."""
     return float(statistics.median(entry[name] for entry in runs))
 
 
 def spread(runs: Sequence[dict[str, Any]], name: str) -> str:
-    """Least and most of one figure."""
+    """The smallest and largest value of a figure."""
     values = [entry[name] for entry in runs]
     return f"{min(values):.2f} - {max(values):.2f}"

@@ -1,8 +1,8 @@
-"""Where the seconds of each graph go, by kind of operation: ``python -m benchmarks.profile``.
+"""Measures where each graph spends its time, by kind of operation: ``python -m benchmarks.profile``.
 
-The profilers are the runtimes' own, the graphs those of the model that ships, the inputs those that a decoder gives
-them: a latent of 64x64 cells, and one tile of 64x64 tokens with its halo. Beside the times is how many operations are
-left of a graph once the runtime has optimised it.
+It uses the runtimes' own profilers, the graphs of the model that ships, and the inputs that a decoder gives them: a
+latent of 64x64 cells, and one tile of 64x64 tokens with its halo. It also shows how many operations are left in a graph
+after the runtime has optimised it.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from infgen_runtimes.openvino import Session as OpenVinoSession
 CELLS = Size(64, 64)
 TILE = Size(64, 64)
 SHOWN = 0.02
-"""Least share of a graph's time that gets a line of its own."""
+"""Smallest share of a graph's time for which a kind of operation has its own line."""
 _NAMED = 3
-"""Kinds of operation in a graph's line of the summary."""
+"""Number of kinds of operation in a graph's line of the summary."""
 _ENDS = ("Input", "Output", "Const")
-"""Kinds of nodes of OpenVINO's runtime model that are no operations."""
+"""Kinds of nodes in OpenVINO's runtime model that are not operations."""
 _ERRORS = 3
-"""Severity from which ONNX Runtime speaks: it warns that what it saves is for this processor."""
+"""ONNX Runtime's log severity. At a lower one, it warns that the model that it saves is for this processor."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,10 @@ class Node:
     """One operation of a graph.
 
     Attributes:
-        kind: What it is, and where the runtime says so, how it is computed.
-        seconds: Median of the runs.
-        products: Multiply-adds of matrix products and convolutions; 0 for others and where the runtime hides shapes.
+        kind: Kind of operation, with the implementation if the runtime reports it.
+        seconds: Median time over the runs.
+        products: Multiply-adds of matrix products and convolutions. 0 for other operations, and if the runtime does not
+            report shapes.
     """
 
     kind: str
@@ -64,11 +65,11 @@ class Node:
 
 @dataclass(frozen=True)
 class Profile:
-    """What a runtime tells of a graph.
+    """A runtime's profile of a graph.
 
     Attributes:
-        nodes: Those that took time.
-        count: Operations after the runtime's own optimisation, constants and the graph's ends left out.
+        nodes: Operations that took time.
+        count: Number of operations after the runtime's optimisation, without constants, inputs and outputs.
     """
 
     nodes: tuple[Node, ...]
@@ -80,9 +81,9 @@ class Recorder:
     """A backend that remembers the last inputs of every graph.
 
     Attributes:
-        backend: What does the work.
-        files: Of each graph that was loaded.
-        inputs: Of its last run.
+        backend: The backend that does the work.
+        files: Files of each loaded graph.
+        inputs: Inputs of the last run of each graph.
     """
 
     backend: Backend
@@ -113,7 +114,7 @@ class _Recording:
 
 
 def profile_onnx(files: Mapping[str, bytes], inputs: Mapping[str, Any], threads: int, runs: int) -> Profile:
-    """ONNX Runtime's own profile of a graph, and of the model that it saves when it has optimised it."""
+    """ONNX Runtime's profile of a graph, with the number of operations in the optimised model that it saves."""
     (content,) = files.values()
     with tempfile.TemporaryDirectory() as folder:
         options = onnxruntime.SessionOptions()
@@ -130,7 +131,7 @@ def profile_onnx(files: Mapping[str, bytes], inputs: Mapping[str, Any], threads:
         if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
             times[event["name"]].append(event["dur"] / 1e6)
             about[event["name"]] = event["args"]
-    # The first run is left out: it is the one that allocates.
+    # The first run is left out, because it allocates memory.
     nodes = (Node(about[name]["op_name"], median(found[1:]), _products(about[name])) for name, found in times.items())
     return Profile(tuple(nodes), count)
 
@@ -143,7 +144,7 @@ def _products(event: Mapping[str, Any]) -> float:
     if event["op_name"] in {"Conv", "FusedConv"}:
         return float(math.prod(made[0]) // made[0][1] * math.prod(given[1]))
     if event["op_name"] == "ConvTranspose":
-        # Its weights are not told of: here a kernel is as large as its steps, so no two of them overlap.
+        # The profile lacks the shape of its weights. In this model, kernels are as large as their stride.
         return float(math.prod(made[0]) * given[0][1])
     if event["op_name"] in {"MatMul", "FusedMatMul", "Gemm"}:
         return float(math.prod(given[0]) * made[0][-1])
@@ -153,7 +154,7 @@ def _products(event: Mapping[str, Any]) -> float:
 def profile_openvino(
     files: Mapping[str, bytes], inputs: Mapping[str, Any], arithmetic: str, threads: int, runs: int
 ) -> Profile:
-    """OpenVINO's own profile of a graph, cut in two for bfloat16 as the runtime does it, and of its runtime model."""
+    """OpenVINO's profile of a graph and its runtime model. For bfloat16, the graph is cut in two as in the runtime."""
     core = openvino.Core()
     model = core.read_model(files["model.xml"], openvino.Tensor(np.frombuffer(files["model.bin"], np.uint8)))
     settings = {"INFERENCE_NUM_THREADS": threads, "PERF_COUNT": True}
@@ -165,19 +166,19 @@ def profile_openvino(
         session.run(inputs)
         for part, request in enumerate(session._parts):
             for info in request.profiling_info:
-                # What it tells is the mean of all runs so far.
+                # OpenVINO reports the mean of all runs so far.
                 node = (f"{part} {info.node_name}", f"{info.node_type}, {info.exec_type}")
                 sums[node].append(number * info.real_time.total_seconds())
     session.close()
-    # The first run is left out, which makes what is made once.
+    # The first run is left out, because it includes one-time work.
     nodes = tuple(Node(kind, median(np.diff(found[1:]))) for (_, kind), found in sums.items())
     return Profile(nodes, sum(kind not in _ENDS for kind in kinds))
 
 
 def cases(bundle: Bundle, candidate: Candidate, threads: int, scales: Sequence[float]) -> dict[str, tuple[Any, Any]]:
-    """Files and inputs of every graph, as a decoder gives them, by what is done.
+    """Files and inputs of every graph, as a decoder gives them, by the name of the case.
 
-    Graphs that there are for several scales, such as ``refine4``, are those of the least enlargement that is enough.
+    Graphs that differ by scale, such as ``refine4``, are those of the smallest enlargement for the scale.
     """
     recorder = Recorder(candidate.backend)
     engine = Engine(bundle, replace(candidate, backend=recorder), threads)
@@ -195,7 +196,7 @@ def cases(bundle: Bundle, candidate: Candidate, threads: int, scales: Sequence[f
         engine.decode(inputs_of(grid, context, tile, halo.cells), enlargement)
         for graph in ("statistics", "prefill", enlargement.graph("refine"), enlargement.graph("decode")):
             if graph in recorder.inputs:
-                # One decode is for several scales, the others run once a latent.
+                # A decode graph serves several scales. The others run once per latent.
                 name = f"{graph} at {scale:g}" if graph.startswith("decode") else graph
                 found[name] = (recorder.files[graph], recorder.inputs[graph])
     engine.close()
@@ -203,7 +204,7 @@ def cases(bundle: Bundle, candidate: Candidate, threads: int, scales: Sequence[f
 
 
 def by_kind(nodes: Sequence[Node]) -> list[tuple[str, list[Node]]]:
-    """Kinds of operation, the slowest first."""
+    """Groups nodes by kind of operation, the slowest kind first."""
     kinds: dict[str, list[Node]] = defaultdict(list)
     for node in nodes:
         kinds[node.kind].append(node)
@@ -211,7 +212,7 @@ def by_kind(nodes: Sequence[Node]) -> list[tuple[str, list[Node]]]:
 
 
 def table(profile: Profile, products: float | None) -> list[str]:
-    """Lines of Markdown: a graph's kinds of operation, the slowest first, and the speed where products are known."""
+    """A graph's kinds of operation as Markdown, the slowest first, with the speed if multiply-adds are known."""
     nodes = profile.nodes
     total = sum(node.seconds for node in nodes)
     rate = "" if products is None else f"{products / total / 1e9:.0f}"
@@ -228,7 +229,7 @@ def table(profile: Profile, products: float | None) -> list[str]:
 
 
 def summary(way: str, case: str, profile: Profile) -> str:
-    """A line of Markdown: what is left of a graph, and what takes most of its time."""
+    """A line of Markdown: how many operations a graph has, and which kinds take most of its time."""
     total = sum(node.seconds for node in profile.nodes)
     shares = ", ".join(
         f"{kind} {sum(node.seconds for node in group) / total:.0%}" for kind, group in by_kind(profile.nodes)[:_NAMED]
@@ -254,7 +255,7 @@ def main(model: Path, threads: int, scales: str, names: tuple[str, ...], runs: i
     products: dict[str, float] = {}
     lines = ["| graph | runtime | operations | ms | most of it |", "|---|---|---|---|---|"]
     for name in names:
-        # ONNX Runtime first: it says what its nodes multiply, which is the same for both.
+        # ONNX Runtime is first, because it reports multiply-adds, which are the same for both.
         for candidate in _candidates(bundle, name):
             way = f"{name}, {candidate.arithmetic}"
             for case, (files, inputs) in cases(bundle, candidate, threads, sides).items():

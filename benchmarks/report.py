@@ -1,4 +1,4 @@
-"""Results as tables."""
+"""Shows results as tables."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ QUALITY = {
     "psnr": ("PSNR", ".2f"),
     "flat": ("flat", ".2f"),
 }
-"""Metrics of the evaluation that are shown, how they are called and formatted."""
+"""The evaluation's metrics that are shown, with their names and formats."""
 ROWS = {
     "infgen": "infgen-rt",
     "teacher": "TAEF2",
     "teacher + bicubic": "TAEF2 + bicubic",
     "teacher + Real-ESRGAN": "TAEF2 + Real-ESRGAN",
 }
-"""Methods of the evaluation that are shown, and how they are called."""
+"""The evaluation's methods that are shown, with their names."""
 NAMES = {"taef2": "TAEF2", "vae": "FLUX.2's VAE", "esrgan": "Real-ESRGAN"}
-"""What a peer's network is called."""
+"""Names of the peers' networks."""
 
 
 def jobs(results: Results) -> list[Job]:
@@ -40,12 +40,12 @@ def jobs(results: Results) -> list[Job]:
 
 
 def scale_of(job: Job) -> float:
-    """How many times the latent's own size a picture has."""
+    """The scale of a job's picture, relative to the latent's own size."""
     return math.sqrt(job.pixels / (job.cells[0] * job.cells[1])) / 8
 
 
 def quality_of(method: Method, job: Job, results: Results) -> Mapping[str, float | None] | None:
-    """What the evaluation found for a method at the scale of a job, if it measured there."""
+    """The evaluation's results for a method at the scale of a job, if it was measured."""
     for name, methods in results.quality.items():
         if abs(float(name) / scale_of(job) - 1) < 0.1 and method.quality is not None:
             # At scale 1 nothing is enlarged.
@@ -54,17 +54,17 @@ def quality_of(method: Method, job: Job, results: Results) -> Mapping[str, float
 
 
 def work(method: Method, job: Job, results: Results) -> float | None:
-    """Multiply-adds of a method's networks for a job; None where they were not counted."""
+    """Multiply-adds of a method's networks for a job. None if they were not counted."""
     if method.kind == "diffusers":
         return None
     if method.peer is not None:
-        # A latent as large as the picture / 8, or the small one, whose picture an upscaler sees.
+        # The latent is as large as the picture / 8, or small, and an upscaler enlarges its picture.
         cells = job.pixels / 64 if method.native else job.cells[0] * job.cells[1]
         enlarging = 64 * cells * results.costs[method.upscaler] if method.upscaler else 0
         return results.costs[method.peer] * cells + enlarging
     if not results.own:
         return None
-    # As the runtime does it: the least enlargement that the scale is not beyond; what is beyond all is resampled.
+    # As in the runtime: the smallest enlargement for the scale. If the scale is beyond all of them, it is resampled.
     scales = sorted(results.own, key=float)
     scale = max(job.size[0] / job.cells[1], job.size[1] / job.cells[0]) / 8
     cost = results.own[next((name for name in scales if float(name) >= scale - 1e-6), scales[-1])]
@@ -74,13 +74,13 @@ def work(method: Method, job: Job, results: Results) -> float | None:
 
 
 def against(method: Method, job: Job, results: Results) -> float | None:
-    """Its seconds over this project's in the same engine and precision; None where there is no such run."""
+    """A method's time divided by this project's in the same engine and precision. None if there is no such run."""
     mine, other = _own(method, job, results), results.seconds(method, job)
     return other / mine if mine and other else None
 
 
 def _own(method: Method, job: Job, results: Results) -> float | None:
-    """This project's seconds in a method's engine and precision; None where there is no such run."""
+    """This project's time in seconds in a method's engine and precision. None if there is no such run."""
     for own in METHODS:
         if (own.name, own.precision, own.backend) == (PROJECT, method.precision, method.backend):
             return results.seconds(own, job)
@@ -88,7 +88,7 @@ def _own(method: Method, job: Job, results: Results) -> float | None:
 
 
 def markdown(results: Results) -> str:
-    """Everything, as Markdown."""
+    """All results, as Markdown."""
     machine = results.machine
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     lines = [f"{machine['processor']}, {machine['threads']} threads, {machine['system']}, {versions}", ""]
@@ -144,7 +144,7 @@ def _job(job: Job, results: Results) -> list[str]:
 
 
 def _quality(results: Results) -> list[str]:
-    """What the evaluation found, at its own scales."""
+    """The evaluation's results, at its own scales."""
     lines = ["**Quality**", "", *_table(("scale", "method", *(name for name, _ in QUALITY.values())))]
     for scale, found in results.quality.items():
         lines += [_row(scale, name, *_level(found[row])) for row, name in ROWS.items() if row in found]
@@ -152,13 +152,13 @@ def _quality(results: Results) -> list[str]:
 
 
 def _level(level: Mapping[str, float | None]) -> list[str]:
-    """Cells of the shown metrics; empty where one was not measured."""
+    """Table cells of the shown metrics. A cell is empty if its metric was not measured."""
     found = ((level.get(name), form) for name, (_, form) in QUALITY.items())
     return ["" if value is None else format(value, form) for value, form in found]
 
 
 def _ratios(results: Results) -> list[str]:
-    """How many times as long as this project a tiny decoder with a strong enlarger takes."""
+    """How many times longer than this project a tiny decoder with a strong enlarger takes."""
     rows = [
         _row(job, method.engine, f"{mine:.2f}", f"{theirs:.2f}", f"{theirs / mine:.1f}")
         for job in jobs(results)
@@ -170,7 +170,7 @@ def _ratios(results: Results) -> list[str]:
 
 
 def _trained(results: Results) -> list[str]:
-    """Peers with trained weights; results of earlier versions do not tell, and had them for the tiny decoder alone."""
+    """Peers with trained weights. Results of earlier versions lack this, and had them only for the tiny decoder."""
     trained: list[str] = results.machine.get("trained", ["taef2"])
     return trained
 

@@ -1,4 +1,4 @@
-"""One run of all that is compared, and what came of it."""
+"""Runs all comparisons and keeps the results."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from benchmarks.process import Order, median, run, start
 from infgen_export.quiet import quiet
 
 Quality = dict[str, dict[str, dict[str, float | None]]]
-"""Means by scale, method and metric, as the evaluation command writes them; None for what no picture has."""
+"""Means by scale, method and metric, as the evaluation command writes them. None for a metric that no picture has."""
 
 
 @dataclass
 class Results:
-    """All that a run found.
+    """All results of a run.
 
     Attributes:
         machine: Processor, system, threads, versions, and which of ``peers.PEERS`` had trained weights.
-        costs: Multiply-adds of a peer's network an input position.
-        own: Multiply-adds of this project's, by scale; see ``cost.decoder_cost``.
-        peaks: Most multiply-adds a second of a matrix product, an engine and precision each.
-        runs: Every sample of a method at a job.
-        viewport: Every sample of a viewport, a backend and precision each.
+        costs: Multiply-adds of each peer's network per input position.
+        own: Multiply-adds of this project's model, by scale; see ``cost.decoder_cost``.
+        peaks: Most multiply-adds per second of a matrix product, for each engine and precision.
+        runs: Every sample of each method and job.
+        viewport: Every sample of a viewport, for each backend and precision.
         starts: Every sample of a start.
         installed: Bytes of the packages that a method needs.
-        quality: What the evaluation command found, if its report was given.
+        quality: Results of the evaluation command, if its report was given.
     """
 
     machine: dict[str, Any]
@@ -49,10 +49,10 @@ class Results:
 
     @classmethod
     def load(cls, file: Path) -> Results:
-        """Reads what ``save`` wrote.
+        """Reads a file that ``save`` wrote.
 
         Raises:
-            click.ClickException: It did not write that.
+            click.ClickException: The file was not written by ``save``.
         """
         try:
             return cls(**json.loads(file.read_text()))
@@ -60,11 +60,11 @@ class Results:
             raise click.ClickException(f"{file} is not the results.json of a run: {error}") from error
 
     def save(self, file: Path) -> None:
-        """Writes it as JSON."""
+        """Writes the results as JSON."""
         file.write_text(json.dumps(asdict(self), indent=1) + "\n")
 
     def seconds(self, method: Method, job: Job) -> float | None:
-        """Median, or None if it was not run."""
+        """Median time of a method for a job, or None if it was not run."""
         runs = self.runs.get(str(job), {}).get(method.label)
         return median(runs, "seconds") if runs else None
 
@@ -77,15 +77,15 @@ def measure(
     folder: Path,
     say: Callable[[str], None],
 ) -> Results:
-    """Runs everything, methods in turns.
+    """Runs everything, with the methods in turns.
 
     Args:
-        extent: How much.
+        extent: How much to measure.
         model: Bundle of this project.
-        weights: Python files that load networks of ``peers.PEERS``; the others have random weights.
-        threads: CPU threads for all.
-        folder: For graphs and latents.
-        say: Told what is being done.
+        weights: Python files that load networks of ``peers.PEERS``. The others have random weights.
+        threads: Number of CPU threads for all methods.
+        folder: Folder for graphs and latents.
+        say: Called with a line of text for each step.
     """
     results = Results(machine(threads) | {"trained": sorted(weights)})
     for name in PEERS:
@@ -101,7 +101,7 @@ def measure(
         if extent.includes(method, job)
     ]
     for number in range(extent.repeat):
-        done: dict[Order, dict[str, Any]] = {}  # a peer at full size does the same whatever the latent of a job
+        done: dict[Order, dict[str, Any]] = {}  # at full size, a peer does the same for every latent of a job
         for method, job, order in orders:
             if number and extent.once(method, job):
                 continue
@@ -118,7 +118,7 @@ def measure(
             if method.kind == "infgen" and not method.untiled:
                 order = replace(_order(method, extent.viewport, model, threads, folder), kind="viewport")
                 results.viewport.setdefault(method.label, []).append(run(order))
-        # Other work on the machine only lowers a peak, so the largest of all rounds counts.
+        # Other work on the machine can only lower a peak, so the largest of all rounds counts.
         for engine, precision in (("onnxruntime", "exact"), ("openvino", "exact"), ("openvino", "fast")):
             order = Order("products", product, latent_file(folder, (1, 1)), (1, 1), threads, engine, "cpu", precision)
             name = f"{engine} {precision}"
@@ -145,7 +145,7 @@ def _order(method: Method, job: Job, model: Path, threads: int, folder: Path) ->
 
 
 def latent_file(folder: Path, cells: Sequence[int]) -> Path:
-    """Noise: what it costs to decode a latent does not depend on what it shows."""
+    """Writes a latent of noise. The cost of decoding a latent does not depend on its content."""
     file = folder / f"{cells[0]}x{cells[1]}.npy"
     if not file.exists():
         np.save(file, np.random.default_rng(0).normal(0, 0.8, (32, *cells)).astype(np.float32))
@@ -153,7 +153,7 @@ def latent_file(folder: Path, cells: Sequence[int]) -> Path:
 
 
 def _write_product(file: Path) -> None:
-    """A matrix product with a constant as an ONNX graph."""
+    """Writes a matrix product with a constant as an ONNX graph."""
     import torch
 
     with quiet():

@@ -1,4 +1,4 @@
-"""Reads one corner of a picture far larger than memory should hold, and shows what it would take to decode all of it.
+"""Reads one corner of a very large picture, and shows what it would take to decode all of it.
 
 python examples/viewport.py
 """

@@ -1,4 +1,4 @@
-"""Fills a picture in tile by tile from where the user looks, as a viewer's window would, and can be cancelled.
+"""Fills in a picture tile by tile, starting where the user looks, as in a viewer's window. It can be cancelled.
 
 python examples/window.py
 """
@@ -14,7 +14,7 @@ cancel = threading.Event()
 
 with infgen_rt.open() as decoder:
     picture = decoder.picture(infgen_rt.load_sample("colosseum").latent, "1080p")
-    # All of it at once, soft; then sharp from where the user looks.
+    # First show a soft preview of the whole picture, then sharp tiles, starting where the user looks.
     canvas = np.array(Image.fromarray(picture.preview()).resize(picture.size))
     for box, pixels in picture.tiles(start=(400, 600)):
         if cancel.is_set():

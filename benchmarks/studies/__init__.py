@@ -1,1 +1,1 @@
-"""Studies that settled one question each; they are run again when the question comes up."""
+"""Studies that each answered one question. They can be run again when the question comes up."""

@@ -1,8 +1,8 @@
-"""Forms of cross-attention in each runtime: ``python -m benchmarks.studies.attention``.
+"""Compares forms of cross-attention in each runtime: ``python -m benchmarks.studies.attention``.
 
-Measures one attention layer for a tile of 64x64 tokens, exported in every form that a target has for it, each in a
-process of its own: seconds (median) and how much the process grew. Global attention sees 64x64 cells; attention within
-a radius of 1.5 sees the crop that the tile needs at scale 1 or 4.
+It measures one attention layer for a tile of 64x64 tokens, exported in every form that a target supports. Each form
+runs in its own process, and the results are the median seconds and the growth of the process's memory. Global
+attention sees 64x64 cells. Attention within a radius of 1.5 sees the crop that the tile needs at scale 1 or 4.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FORMS = {
 
 
 class Layer(nn.Module):
-    """A cross-attention layer of a preset, with a grid's tensors for arguments."""
+    """A cross-attention layer of a preset, with a grid's tensors as arguments."""
 
     def __init__(self, radius: float | None) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Layer(nn.Module):
 
 
 def masked_products(query: Tensor, key: Tensor, value: Tensor, rows: object, columns: object) -> Tensor:
-    """Attention within a radius as attention to all cells of the crop, with a mask."""
+    """Attention within a radius, computed as attention to all cells of the crop with a mask."""
     assert isinstance(rows, attention.Neighbours) and isinstance(columns, attention.Neighbours)
     near = [
         (torch.arange(count) - part.centre[:, None]).abs() <= part.count // 2
@@ -77,7 +77,7 @@ def masked_products(query: Tensor, key: Tensor, value: Tensor, rows: object, col
 
 
 def example(layer: Layer, scale: float) -> tuple[Tensor, ...]:
-    """Arguments for a tile in the middle of nowhere."""
+    """Arguments for a tile that is far from the picture's edges."""
     cells = TOKENS if layer.radius is None else round(TOKENS / scale) + 4
     key = torch.arange(cells) + 0.5
     token = torch.arange(TOKENS) / scale + 0.5 / scale + (0 if layer.radius is None else 2)
@@ -88,7 +88,7 @@ def example(layer: Layer, scale: float) -> tuple[Tensor, ...]:
 
 @contextlib.contextmanager
 def form_of(name: str) -> Iterator[None]:
-    """Makes tracing give a form."""
+    """A context in which tracing gives the named form."""
     window, exporting = attention.window_attention, torch.onnx.is_in_onnx_export
     if name == "masked products":
         attention.window_attention = masked_products
@@ -136,7 +136,7 @@ TARGETS = {"onnx": (export_onnx, run_onnx, ".onnx"), "openvino": (export_openvin
 
 
 def measure(target: str, file: Path) -> dict[str, float]:
-    """Seconds and growth in bytes of a layer, in a process that has done nothing else."""
+    """Seconds of a layer and the growth in bytes of the process, which has done nothing else."""
     with np.load(file.with_name("values.npz")) as stored:
         values = [stored[name] for name in stored.files]
     run = TARGETS[target][1](file)
@@ -150,7 +150,7 @@ def measure(target: str, file: Path) -> dict[str, float]:
 
 
 def row(target: str, kind: str, form: str, scale: int) -> str:
-    """Exports a layer and has it measured."""
+    """Exports a layer and measures it."""
     torch.manual_seed(0)
     layer = Layer(None if kind == "global" else 1.5).eval().requires_grad_(False)
     values = example(layer, scale)
@@ -180,7 +180,7 @@ def main(one: tuple[str, str] | None) -> None:
     for target in TARGETS:
         for kind, forms in FORMS.items():
             for scale in (1,) if kind == "global" else (1, 4):
-                # OpenVINO fuses global attention whatever its form.
+                # OpenVINO fuses global attention in any form.
                 for form in ("products",) if target == "openvino" and kind == "global" else forms:
                     click.echo(row(target, kind, form, scale))
 

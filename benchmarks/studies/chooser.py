@@ -1,8 +1,8 @@
-"""Pictures to choose from without knowing whose they are: ``python -m benchmarks.studies.chooser``.
+"""Makes images for a blind comparison: ``python -m benchmarks.studies.chooser``.
 
-For each place in a photograph, one image: the truth on the left, and beside it, as A and B in random order, what the
-model makes of the reduced photograph's latent and what TAEF2 and Real-ESRGAN make of it, at 100 %. Write down which of
-the two to keep, place by place, and only then open ``key.json``.
+For each place in a photograph, there is one image at 100 %. It has the true picture on the left. Next to it, as A and B
+in random order, are the model's picture and that of TAEF2 and Real-ESRGAN, both from the latent of the reduced
+photograph. Write down which of the two to keep, place by place, and only then open ``key.json``.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from infgen_training.teacher import Teacher, load_function
 from infgen_training.views import Pixels, photo_files
 
 CROP = 320
-"""Side of what is shown, pixels."""
+"""Side in pixels of the crop that is shown."""
 MARGIN = 64
-"""Pixels at the latent's own size, at least, around what is shown: so far the methods look."""
+"""Smallest margin around the crop, in pixels at the latent's own size. It covers the reach of the methods."""
 SCALES = (2, 4)
 RIVALS = (OURS, f"{TEACHER} + {ENLARGER}")
-"""What is to be chosen from, as the evaluation calls it."""
+"""The methods to choose from, by the evaluation's names."""
 GAP, BAND = 8, 24
-"""Pixels between pictures, and above them for their names."""
+"""Pixels between the pictures, and above them for their names."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """What is looked at.
+    """A place in a photograph.
 
     Attributes:
         photo: Stem of the photograph.
-        x: Middle of what is shown, as a share of the photograph's width.
-        y: Likewise of its height.
-        scale: How many times the photograph is reduced, and enlarged again.
-        name: Of the image that is written.
+        x: Middle of the crop, as a share of the photograph's width.
+        y: Middle of the crop, as a share of the photograph's height.
+        scale: Factor by which the photograph is reduced and then enlarged again.
+        name: Name of the image that is written.
     """
 
     photo: str
@@ -71,7 +71,7 @@ def read_places(file: Path) -> list[Place]:
     """Reads a JSON list of places.
 
     Raises:
-        InputError: It is something else, or two places have one name.
+        InputError: The file is something else, or two places have the same name.
     """
     try:
         places = [
@@ -85,10 +85,10 @@ def read_places(file: Path) -> list[Place]:
 
 
 def cut(photo: Image.Image, place: Place) -> tuple[Image.Image, tuple[int, int, int, int]]:
-    """What has to be encoded for a place, in whole cells of the whole photograph's latent.
+    """The part of a photograph to encode for a place, in whole cells of the whole photograph's latent.
 
     Returns:
-        That part of the photograph, and what is shown of it: left, top, width, height.
+        The part of the photograph, and the crop of it that is shown: left, top, width, height.
     """
     cell = PATCH * place.scale
     part, shown = [], []
@@ -108,7 +108,7 @@ def cut(photo: Image.Image, place: Place) -> tuple[Image.Image, tuple[int, int, 
 def pictures_of(
     photo: Image.Image, place: Place, model: InfGen, teacher: Teacher, enlarge: nn.Module
 ) -> dict[str, Pixels]:
-    """What is shown of a place: the ``truth``, and each rival's."""
+    """The pictures that are shown for a place: the ``truth``, and one per method."""
     part, (x, y, width, height) = cut(photo, place)
     task = Task.of(part, float(place.scale), teacher)
     made = methods(task, model, teacher, enlarge, ours=False)
@@ -117,7 +117,7 @@ def pictures_of(
 
 
 def sheet(pictures: Mapping[str, Pixels]) -> Image.Image:
-    """Pictures of one size beside one another, their names above them."""
+    """Draws pictures of one size next to each other, with their names above."""
     height, width = next(iter(pictures.values())).shape[:2]
     image = Image.new("RGB", ((width + GAP) * len(pictures) - GAP, height + BAND), "white")
     draw = ImageDraw.Draw(image)
@@ -132,10 +132,10 @@ def lay_out(
     places: Sequence[Place], files: Mapping[str, Path], model: InfGen, teacher: Teacher, enlarge: nn.Module,
     seed: int, output: Path,
 ) -> dict[str, dict[str, str]]:  # fmt: skip
-    """Writes an image a place.
+    """Writes one image per place.
 
     Returns:
-        The key: whose A and B are, by place.
+        The key: the methods of A and B, by place.
     """
     rng = np.random.default_rng(seed)
     key = {}

@@ -1,13 +1,14 @@
-"""Patterns that pixel shuffles leave in the picture: ``python -m benchmarks.studies.comb [--model BUNDLE]``.
+"""Measures patterns that pixel shuffles leave in pictures: ``python -m benchmarks.studies.comb [--model BUNDLE]``.
 
-A shuffle makes neighbouring pixels of different channels. What the channels do not agree on comes back every two or
-four pixels, like the teeth of a comb: flat areas (sky) show it as a grid, straight edges as steps. Measured is the mean
-absolute difference between pixels half a period apart, so of even and odd ones for a period of two, in levels of 255.
+A shuffle makes neighbouring pixels from different channels. If the channels disagree, the error repeats every two or
+four pixels, like the teeth of a comb. It is visible as a grid in flat areas (sky), and as steps at straight edges. The
+measure is the mean absolute difference between pixels half a period apart, in levels of 255. For a period of two, these
+are even and odd pixels.
 
-Detail gives a number too, the more the sharper a picture is. Two things tell it from a comb. A comb has its teeth at
-the same pixels everywhere, so that it is also in the mean of all blocks, where detail averages out: that is the number
-in brackets. And the model's 1x picture, enlarged by Lanczos, has neither. The 4x picture enlarged on to 8x is what the
-runtime gives there.
+Detail also contributes to this number, and more so in a sharper picture. There are two ways to distinguish it from a
+comb. First, a comb has its teeth at the same pixels everywhere, so it is also present in the mean of all blocks, in
+which detail averages out. This is the number in brackets. Second, the model's 1x picture, enlarged by Lanczos, has no
+comb. The 4x picture enlarged to 8x is the runtime's picture at that size.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ from infgen_rt.bundle.folder import DEFAULT_BUNDLE
 from infgen_rt.latent.samples import load_sample, sample_names
 
 Levels = NDArray[np.float32]
-"""A picture [H, W, 3] in levels of 255, not rounded: rounding would hide a comb of half a level."""
+"""A picture [H, W, 3] in levels of 255. It is not rounded, because rounding would hide a comb of half a level."""
 SCALE = 4
 BLOCK = 16
-"""Side of a block, pixels of the 4x picture."""
+"""Side of a block, in pixels of the 4x picture."""
 PERIODS = (2, 4)
-"""Of a comb, pixels of the 4x picture."""
+"""Periods of a comb, in pixels of the 4x picture."""
 FLAT = 4.0
-"""Standard deviation that every channel of a flat block stays below, levels."""
+"""Every channel of a flat block has a standard deviation below this, in levels."""
 EDGE = 20.0
-"""Standard deviation across an edge, at least."""
+"""Smallest standard deviation across an edge, in levels."""
 HEADER = (
     "sample",
     "picture",
@@ -49,12 +50,12 @@ HEADER = (
 
 @dataclass(frozen=True)
 class Places:
-    """Blocks in which a comb is looked for, each [rows, columns].
+    """Blocks in which combs are measured, each [rows, columns].
 
     Attributes:
-        flat: Without texture.
-        across: With a straight edge that goes across.
-        down: With a straight edge that goes down.
+        flat: Blocks without texture.
+        across: Blocks with a straight edge that goes across.
+        down: Blocks with a straight edge that goes down.
     """
 
     flat: NDArray[np.bool_]
@@ -63,7 +64,7 @@ class Places:
 
     @classmethod
     def of(cls, picture: Levels) -> Places:
-        """Finds them in a picture, which should have no comb itself."""
+        """Finds the blocks in a picture, which should not have a comb itself."""
         blocks = _blocks(picture, BLOCK)
         # How much a block varies from row to row, and from column to column.
         rows, columns = (blocks.mean(axis).std(2).max(-1) for axis in (3, 2))
@@ -73,11 +74,11 @@ class Places:
 
 @dataclass(frozen=True)
 class Comb:
-    """A pattern of one period, levels; NaN where there was no place to look at.
+    """A pattern of one period, in levels. NaN if there was no suitable block.
 
     Attributes:
-        each: Mean absolute difference of positions half a period apart, block by block.
-        shared: The same of the mean of all blocks.
+        each: Mean absolute difference of positions half a period apart, averaged over blocks.
+        shared: The same for the mean of all blocks.
     """
 
     each: float
@@ -85,7 +86,7 @@ class Comb:
 
     @classmethod
     def of(cls, teeth: NDArray[np.float32]) -> Comb:
-        """Of differences [blocks, ..., period]."""
+        """The comb of differences [blocks, ..., period]."""
         if not teeth.size:
             return cls(np.nan, np.nan)
         return cls(float(np.abs(teeth).mean()), float(np.abs(teeth.mean(tuple(range(teeth.ndim - 2)))).mean()))
@@ -95,10 +96,10 @@ class Comb:
 
 
 def teeth(lines: NDArray[np.float32], period: int, longest: int) -> NDArray[np.float32]:
-    """Lines [..., n] to how much higher each position of a period is than those half a period away [..., period].
+    """For lines [..., n], how much higher each position of a period is than those half a period away [..., period].
 
-    A position is compared with the mean of both that are half a period away, so that a gradient counts as nothing, and
-    over whole multiples of the longest period that is measured, so that no period is taken for another.
+    A position is compared with the mean of the two positions half a period away, so that gradients cancel. The
+    comparison covers whole multiples of the longest measured period, so that no period is mistaken for another.
     """
     half = period // 2
     difference = lines[..., half:-half] - (lines[..., : -2 * half] + lines[..., 2 * half :]) / 2
@@ -110,20 +111,20 @@ def teeth(lines: NDArray[np.float32], period: int, longest: int) -> NDArray[np.f
 
 
 def combs(picture: Levels, places: Places, enlarged: int = 1) -> dict[tuple[str, int, str], Comb]:
-    """What is measured of a picture, by place, period and axis.
+    """The combs of a picture by place, period and axis.
 
     Args:
-        picture: Of the same view as the one that places were found in.
-        places: Where to look.
-        enlarged: How many times larger than that one it is.
+        picture: The picture, of the same view as the one that the places were found in.
+        places: The blocks to measure.
+        enlarged: How many times larger the picture is than that one.
     """
     blocks = _blocks(picture, enlarged * BLOCK)
     found = {}
     for period in PERIODS:
         for axis, edges in (("across", places.across), ("down", places.down)):
-            # Blocks of lines [.., side, 3, side], the last axis that along which teeth follow one another.
+            # Blocks of lines [.., side, 3, side]. The teeth follow one another along the last axis.
             lines = np.moveaxis(blocks, 3 if axis == "across" else 2, -1)
-            # A grid is in all lines of a flat block, so their mean shows it best; steps are at the edge alone.
+            # A grid is in all lines of a flat block, so their mean shows it best. Steps are only at the edge.
             periods = (enlarged * period, enlarged * PERIODS[-1])
             found["flat", period, axis] = Comb.of(teeth(lines[places.flat].mean(1), *periods))
             found["edge", period, axis] = Comb.of(teeth(lines[edges], *periods))
@@ -131,14 +132,14 @@ def combs(picture: Levels, places: Places, enlarged: int = 1) -> dict[tuple[str,
 
 
 def enlarge(picture: Levels, factor: int) -> Levels:
-    """By Lanczos."""
+    """Enlarges a picture by Lanczos."""
     size = (factor * picture.shape[1], factor * picture.shape[0])
     planes = (Image.fromarray(np.ascontiguousarray(picture[..., index])) for index in range(3))
     return np.stack([np.asarray(plane.resize(size, Image.Resampling.LANCZOS)) for plane in planes], -1)
 
 
 def rows(name: str, decoder: infgen_rt.Decoder) -> Iterator[tuple[str, ...]]:
-    """Of a sample: its 1x picture enlarged, its 4x picture, and that enlarged on to 8x, each in both kinds of place."""
+    """Rows of a sample: its 1x picture enlarged, its 4x picture, and that enlarged to 8x, each in both kinds of place."""
     latent = load_sample(name).latent
     own, large = (_levels(decoder.picture(latent, scale)) for scale in (1.0, float(SCALE)))
     smooth = enlarge(own, SCALE)
@@ -161,7 +162,7 @@ def _levels(picture: infgen_rt.Picture) -> Levels:
 
 
 def _blocks(picture: Levels, side: int) -> NDArray[np.float32]:
-    """[rows, columns, side, side, 3] of the whole blocks of a picture."""
+    """The whole blocks of a picture, [rows, columns, side, side, 3]."""
     rows, columns = (length // side for length in picture.shape[:2])
     whole = picture[: rows * side, : columns * side]
     return whole.reshape(rows, side, columns, side, 3).transpose(0, 2, 1, 3, 4)

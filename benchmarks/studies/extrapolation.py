@@ -1,8 +1,8 @@
-"""Ways beyond the trained range: ``python -m benchmarks.studies.extrapolation --photos DIR --teacher FILE``.
+"""Compares ways beyond the trained range: ``python -m benchmarks.studies.extrapolation --photos DIR --teacher FILE``.
 
-As in ``infgen_training.evaluate``, the true picture is the photograph, and the latent is made of its copy reduced by
-the scale, so every way has to bring back what the reduction took. That takes large photographs: of one of 2048x1152, 8
-times is made of a latent of 32x18 cells.
+As in ``infgen_training.evaluate``, the true picture is the photograph, and the latent is made from the photograph
+reduced by the scale, so every way has to restore what the reduction removed. This needs large photographs: from one of
+2048x1152, scale 8 uses a latent of 32x18 cells.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from infgen_training.teacher import Teacher
 from infgen_training.views import Pixels, photo_files, to_tensor
 
 LEAST = 16
-"""Cells a side that a photograph must have at a scale to be measured there."""
+"""Smallest side, in cells, of a photograph's latent at a scale. With less, the photograph is not measured there."""
 FORMATS = {"lpips": ".3f", "frechet": ".1f", "psnr": ".2f", "ssimulacra2": ".1f", "seconds": ".2f"}
 HEADER = "| scale | way | LPIPS | patch Frechet | PSNR | SSIMULACRA2 | seconds |\n|---|---|---|---|---|---|---|"
 
 Latent = NDArray[np.float32]
 Make = Callable[[Latent, tuple[int, int]], Pixels]
-"""Makes the picture of a width and height from a latent."""
+"""Makes a picture with a given width and height from a latent."""
 
 
 @dataclass
 class Row:
-    """What was found of one way at one scale, photograph by photograph."""
+    """The results of one way at one scale, photograph by photograph."""
 
     scores: list[dict[str, float]] = field(default_factory=list)
     features: list[NDArray[np.float64]] = field(default_factory=list)
 
     def cells(self, truths: list[NDArray[np.float64]]) -> Iterator[str]:
-        """Means, and the distance of all patches from those of the photographs; empty where not measured."""
+        """Means, and the distance of all patches from those of the photographs. Empty if not measured."""
         for name, form in FORMATS.items():
             if name == "frechet":
                 yield format(frechet_distance(self.features, truths), form) if truths else ""
@@ -61,13 +61,13 @@ class Row:
 def ways(
     decoder: infgen_rt.Decoder, teacher: Teacher, scale: float, chains: list[tuple[float, ...]]
 ) -> dict[str, Make]:
-    """What is compared at a scale.
+    """The ways that are compared at a scale.
 
     Args:
-        decoder: Of the model.
-        teacher: Encodes between stages in place of the model, to tell what its encoder costs.
-        scale: Of all of them.
-        chains: Stages that multiply to it.
+        decoder: Decoder of the model.
+        teacher: Encodes between stages instead of the model, to show how much quality the model's encoder costs.
+        scale: Scale of all ways.
+        chains: Stages that multiply to the scale.
     """
 
     def staged(stages: tuple[float, ...], latent: Latent, size: tuple[int, int]) -> Pixels:
@@ -94,10 +94,10 @@ def ways(
 
 
 def parse_chain(text: str) -> tuple[float, ...]:
-    """``"4,2"`` as scales.
+    """Parses scales such as ``"4,2"``.
 
     Raises:
-        click.BadParameter: It is something else.
+        click.BadParameter: The text is not a list of scales.
     """
     try:
         return tuple(float(part) for part in text.split(","))

@@ -1,6 +1,7 @@
-"""Tiles one after another, or side by side with a thread each: ``python -m benchmarks.studies.parallel``.
+"""Compares tiles one after another with tiles in parallel: ``python -m benchmarks.studies.parallel``.
 
-Which is faster differs from one backend to another; the runtime does what this finds (`Backend.parallel_on`).
+In parallel, each tile has one thread. Which way is faster depends on the backend, and the runtime follows the results
+(`Backend.parallel_on`).
 """
 
 from __future__ import annotations
@@ -32,26 +33,26 @@ TILE = Size(64, 64)
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """Of one run."""
+    """The time of one run."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
 
 
 def inputs_of(grid: Grid, context: Values, tokens: Box, radius: float | None) -> dict[str, Any]:
-    """Inputs of decode for a tile with its halo, cut out of a whole context as the runtime does it."""
+    """Inputs of decode for a tile with its halo, cropped from a whole context as in the runtime."""
     cells = grid.context_of(tokens, radius)
     return tile_inputs(grid, context[:, :, *cells.slices], cells, tokens)
 
 
 def one_after_another(engine: Engine, inputs: Sequence[dict[str, Any]], enlargement: Enlargement) -> None:
-    """Decodes tiles with all threads."""
+    """Decodes tiles one after another, each with all threads."""
     for each in inputs:
         engine.decode(each, enlargement)
 
 
 def side_by_side(engines: Sequence[Engine], inputs: Sequence[dict[str, Any]], enlargement: Enlargement) -> None:
-    """Decodes tiles with a thread each."""
+    """Decodes tiles in parallel, each with one thread."""
     with ThreadPoolExecutor(len(engines)) as pool:
         busy = [
             pool.submit(engines[index % len(engines)].decode, each, enlargement) for index, each in enumerate(inputs)
@@ -86,7 +87,7 @@ def main(model: Path, names: tuple[str, ...], threads: int, scales: str, runs: i
             for engine in (whole, *single):
                 engine.load_for(enlargement)
             context = whole.context(latent, enlargement)
-            # The first tiles, two for each thread; the same again if there are fewer.
+            # The first tiles, two for each thread. If there are fewer, they are repeated.
             tiles = list(Tiling.of(grid.tokens, TILE).touching(grid.tokens.box))
             tiles = (2 * threads * tiles)[: 2 * threads]
             inputs = [inputs_of(grid, context, tile.grow(halo.tokens, grid.tokens.box), halo.cells) for tile in tiles]

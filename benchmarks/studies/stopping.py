@@ -1,7 +1,7 @@
-"""What it takes to stop: ``python -m benchmarks.studies.stopping``.
+"""Measures how fast work stops and how much memory it leaves: ``python -m benchmarks.studies.stopping``.
 
-How long a picture goes on after it was cancelled, at moments from its first graph to its last tiles, and what a process
-holds of its memory after a decoder is closed; every picture in a fresh process.
+It measures how long a picture goes on after it is cancelled, at moments from its first graph to its last tiles, and how
+much memory a process still holds after a decoder is closed. Every picture has a new process.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from benchmarks.suite import latent_file
 from infgen_rt.bundle.folder import DEFAULT_BUNDLE
 
 ALLOWED = 0.3
-"""Seconds from cancelling to its error, on a CPU."""
+"""Maximum seconds from cancelling to the error, on a CPU."""
 PICTURES = (
     ((64, 64), (2048, 2048), None),
     ((64, 64), (16384, 16384), None),
     ((512, 512), (4096, 4096), None),
     ((64, 64), (8192, 8192), (4.0, 4.0)),
 )
-"""Cells, size and stages of what is cancelled."""
+"""Cells, sizes and stages of the pictures that are cancelled."""
 MOMENTS = (0.02, 0.1, 0.2, 0.4, 0.7, 1.0, 1.4, 1.9, 2.5, 4.0, 6.0)
 CLOSED = ((64, 64), (3840, 2160))
-"""Cells and size of what is decoded before closing."""
+"""Cells and size of the picture that is decoded before closing."""
 
 
 @click.command()

@@ -1,8 +1,8 @@
-"""What a part of the model, or of its training, is worth: ``python -m benchmarks.studies.study``.
+"""Measures what parts of the model and of its training are worth: ``python -m benchmarks.studies.study``.
 
-Every variant starts as ``infgen_training.train`` starts a new model, learns for the same steps from the same batches,
-and is measured on photographs that were kept out of training: what it wins, beside what it costs. Steps are few, so
-that differences tell the direction and not the end.
+Every variant starts in the same way as a new model in ``infgen_training.train``, and is trained for the same number of
+steps on the same batches. Its quality is measured on held-out photographs and shown next to its cost. The training is
+short, so the differences show a direction and not the final quality.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from infgen_training.views import load_shards, photo_files
 from infgen_training.warmstart import warm_start
 
 CROP = (1024, 768)
-"""Middle of a photograph that is measured, so that a variant takes a minute."""
+"""Size of the middle of a photograph that is measured, so that a variant takes a minute."""
 SCALES = (1.0, 2.0, 4.0)
 FIRST = "as it ships"
 
 
 def _blocks(two: int, four: int) -> tuple[Enlargement, ...]:
-    """Enlargements 1, 2 and 4 with so many blocks."""
+    """Enlargements 1, 2 and 4 with the given numbers of blocks for 2 and 4."""
     return Enlargement(1, 0), Enlargement(2, two), Enlargement(4, four)
 
 
 def _lessons(config: TrainConfig, **changes: float) -> TrainConfig:
-    """The same with other weights of all lessons."""
+    """The same config with changed weights in all lessons."""
     return replace(config, lessons=tuple(replace(each, **changes) for each in config.lessons))  # type: ignore[arg-type]
 
 
@@ -61,19 +61,19 @@ SHAPES: dict[str, Callable[[DecoderConfig], DecoderConfig]] = {
     "tokens of 96 channels": lambda c: replace(c, width=96),
     "upsampler twice as wide": lambda c: replace(c, levels=tuple(Level(2 * n.width, n.blocks) for n in c.levels)),
 }
-"""Variants of the architecture, from that which ships."""
+"""Variants of the architecture that ships."""
 TRAININGS: dict[str, Callable[[TrainConfig], TrainConfig]] = {
     "no LPIPS, no adversary": lambda c: _lessons(c, perceptual=0.0),
     "no adversary": lambda c: _lessons(c, adversarial=0.0),
     "photographs only": lambda c: replace(c, sharp=0.0),
     "sharp targets only": lambda c: replace(c, sharp=1.0),
 }
-"""Variants of the training, from the usual one."""
+"""Variants of the default training."""
 VARIANTS = (*SHAPES, *TRAININGS)
 
 
 def middles(files: Sequence[Path], folder: Path) -> list[Path]:
-    """Writes what is measured of photographs."""
+    """Writes the middles of photographs, which are measured."""
     for file in files:
         photo = Image.open(file).convert("RGB")
         width, height = (min(most, side) for most, side in zip(CROP, photo.size, strict=True))
@@ -83,7 +83,7 @@ def middles(files: Sequence[Path], folder: Path) -> list[Path]:
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Thousand multiply-adds per pixel, and LPIPS / PSNR, at each scale; a line per variant."""
+    """A table with one line per variant: thousand multiply-adds per pixel, and LPIPS / PSNR, at each scale."""
     names = [f"{scale:g}" for scale in SCALES]
     heads = [f"thousand a pixel at {name}" for name in names] + [f"LPIPS / PSNR at {name}" for name in names]
     lines = [f"| variant | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
@@ -95,7 +95,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def draw(results: Mapping[str, Mapping[str, Any]], file: Path) -> None:
-    """Plots LPIPS against cost, a panel each scale; better is higher."""
+    """Plots LPIPS against cost, with one panel per scale. Better is higher."""
     figure, panels = plt.subplots(1, len(SCALES), figsize=(6 * len(SCALES), 5), layout="tight")
     for panel, scale in zip(panels, SCALES, strict=True):
         for variant, result in results.items():
@@ -133,7 +133,7 @@ def main(
         measured = middles([file for file in photo_files(photos) if file.stem in HELD_OUT], output / "photos")
     except (InputError, FileNotFoundError) as error:
         raise click.ClickException(str(error)) from error
-    saved, baseline = output / "study.json", None  # measured once: all but ours
+    saved, baseline = output / "study.json", None  # the other methods are measured once
     results: dict[str, Any] = json.loads(saved.read_text()) if saved.exists() else {}
     for name in (name for name in only or VARIANTS if name not in results):
         config = TRAININGS[name](TrainConfig()) if name in TRAININGS else TrainConfig()
