@@ -139,7 +139,7 @@ def enlarge(picture: Levels, factor: int) -> Levels:
 
 
 def rows(name: str, decoder: infgen_rt.Decoder) -> Iterator[tuple[str, ...]]:
-    """Rows of a sample: its 1x picture enlarged, its 4x picture, and that enlarged to 8x, each in both kinds of place."""
+    """Rows of a sample: its 1x picture enlarged, its 4x picture and that enlarged to 8x, in both kinds of place."""
     latent = load_sample(name).latent
     own, large = (_levels(decoder.picture(latent, scale)) for scale in (1.0, float(SCALE)))
     smooth = enlarge(own, SCALE)
