@@ -15,7 +15,7 @@ from infgen_rt.common.pixels import Bits, ByteArray, FloatArray, to_floats
 from infgen_rt.errors import OutputError, PlanError
 from infgen_rt.geometry.shapes import Box, Size, parse_box
 from infgen_rt.plan.plan import Plan
-from infgen_rt.saving import Progress, save
+from infgen_rt.saving import Counter, Progress, save
 from infgen_rt.source import Source, Stage
 from infgen_rt.writers import Format, TileFormat, check_output
 
@@ -59,6 +59,7 @@ class Picture:
         region: tuple[int, int, int, int] | None = None,
         dtype: type[np.uint8] = np.uint8,
         *,
+        progress: Callable[[Progress], object] | None = None,
         cancel: Cancel | None = None,
     ) -> ByteArray: ...
 
@@ -68,6 +69,7 @@ class Picture:
         region: tuple[int, int, int, int] | None = None,
         *,
         dtype: type[np.float32],
+        progress: Callable[[Progress], object] | None = None,
         cancel: Cancel | None = None,
     ) -> FloatArray: ...
 
@@ -76,6 +78,7 @@ class Picture:
         region: tuple[int, int, int, int] | None = None,
         dtype: type[np.uint8] | type[np.float32] = np.uint8,
         *,
+        progress: Callable[[Progress], object] | None = None,
         cancel: Cancel | None = None,
     ) -> ByteArray | FloatArray:
         """Decode a region; its pixels do not depend on how the picture is tiled.
@@ -83,6 +86,7 @@ class Picture:
         Args:
             region: (x, y, width, height) in pixels; None for the whole picture.
             dtype: `numpy.uint8`, or `numpy.float32` for values in [0, 1] that are not rounded.
+            progress: called after each step, as for `save`.
             cancel: as for `save`: a viewer that has moved on need not wait.
 
         Returns:
@@ -94,36 +98,88 @@ class Picture:
             Cancelled: `cancel` said so.
         """
         box = self._box(region)
-        if dtype not in (np.uint8, np.float32):
-            raise TypeError(f"dtype is {dtype!r}, expected numpy.uint8 or numpy.float32")
+        _check_dtype(dtype)
         pixels: npt.NDArray[Any] = np.empty((box.height, box.width, 3), dtype)
         parts = list(self.parts(box))
         cancellation = Cancellation(cancel)
+        counter = Counter(self._plan.preparation + len(parts), progress, cancellation)
         with cancellation.watched(), closing(self._stage.tiles.read_each(parts, dtype)) as pictures:
-            for part, planes in zip(parts, pictures, strict=True):
+            if progress is not None:
+                for step in self._stage.tiles.prepare():
+                    counter.step(step)
+                counter.step("prefill", self._plan.preparation)
+            for part in parts:
                 cancellation.check()
-                values = planes.transpose(1, 2, 0) if dtype is np.uint8 else to_floats(planes)
-                pixels[part.relative_to(box).slices] = values
+                pixels[part.relative_to(box).slices] = _interleaved(next(pictures), dtype)
+                counter.step("decode")
         return pixels
 
-    def tiles(self, start: tuple[int, int] | None = None) -> Iterator[tuple[Box, ByteArray]]:
-        """Decode tile by tile, for a window that fills in.
+    @overload
+    def tiles(
+        self,
+        start: tuple[int, int] | None = None,
+        *,
+        region: tuple[int, int, int, int] | None = None,
+        dtype: type[np.uint8] = np.uint8,
+        cancel: Cancel | None = None,
+    ) -> Iterator[tuple[Box, ByteArray]]: ...
+
+    @overload
+    def tiles(
+        self,
+        start: tuple[int, int] | None = None,
+        *,
+        region: tuple[int, int, int, int] | None = None,
+        dtype: type[np.float32],
+        cancel: Cancel | None = None,
+    ) -> Iterator[tuple[Box, FloatArray]]: ...
+
+    def tiles(
+        self,
+        start: tuple[int, int] | None = None,
+        *,
+        region: tuple[int, int, int, int] | None = None,
+        dtype: type[np.uint8] | type[np.float32] = np.uint8,
+        cancel: Cancel | None = None,
+    ) -> Iterator[tuple[Box, ByteArray]] | Iterator[tuple[Box, FloatArray]]:
+        """Decode tile by tile, for a window that fills in; arguments are checked at once.
 
         Args:
-            start: the pixel (x, y) whose surroundings come first; None for the picture's middle.
+            start: the pixel (x, y) whose surroundings come first; None for the middle of what is decoded.
+            region: (x, y, width, height) in pixels to decode; None for the whole picture.
+            dtype: as for `read`.
+            cancel: as for `save`, asked while a tile is waited for.
 
-        Yields:
-            Each tile's box in pixels, and its pixels: uint8 [height, width, 3].
+        Returns:
+            An iterator. It gives the box in pixels of each tile, of what is in the region, and its pixels, `dtype`
+            [height, width, 3]. It raises DecodeError when decoding failed, and Cancelled when `cancel` said so.
+
+        Raises:
+            PlanError: the region is not inside the picture.
         """
-        x, y = start if start is not None else (self.size.width // 2, self.size.height // 2)
+        _check_dtype(dtype)
+        return self._tiles(start, self._box(region), dtype, Cancellation(cancel))
+
+    def _tiles(
+        self,
+        start: tuple[int, int] | None,
+        box: Box,
+        dtype: type[np.uint8] | type[np.float32],
+        cancellation: Cancellation,
+    ) -> Iterator[tuple[Box, npt.NDArray[Any]]]:
+        x, y = start if start is not None else (box.x + box.width // 2, box.y + box.height // 2)
 
         def distance(tile: Box) -> float:
             return (tile.x + tile.width / 2 - x) ** 2 + (tile.y + tile.height / 2 - y) ** 2
 
-        tiles = sorted(self._stage.plan.tiles(self.size.box), key=distance)
-        with closing(self._stage.tiles.read_each(tiles, np.uint8, waits=False)) as pictures:
-            for tile, planes in zip(tiles, pictures, strict=True):
-                yield tile, np.ascontiguousarray(planes.transpose(1, 2, 0))
+        tiles = sorted((tile.intersect(box) for tile in self._stage.plan.tiles(box)), key=distance)
+        with closing(self._stage.tiles.read_each(tiles, dtype, waits=False)) as pictures:
+            for tile in tiles:
+                # Not while the caller is at work: what is current is the thread's.
+                with cancellation.watched():
+                    cancellation.check()
+                    planes = next(pictures)
+                yield tile, _interleaved(planes, dtype)
 
     def at(self, size: str | float | tuple[int, int]) -> "Picture":
         """The same latent at another size, in one stage; what prefill made of the latent is shared.
@@ -194,22 +250,28 @@ class Picture:
         region: tuple[int, int, int, int] | None = None,
         bits: Bits = 8,
         tile_format: TileFormat = "jpg",
+        quality: int | None = None,
+        lossless: bool = False,
         force: bool = False,
         progress: Callable[[Progress], object] | None = None,
         cancel: Cancel | None = None,
     ) -> None:
         """Decode into a file, tagged as sRGB; it appears under its name only when it is complete.
 
-        .png, .tif (a tiled BigTIFF) and .dzi are written as they are decoded, so that memory does not grow with
-        the picture. A .dzi is a Deep Zoom pyramid, whose tiles go to the folder NAME_files beside it. Its sizes
-        that the model was trained for are decoded each by itself; smaller ones are shrunk, as is all of a region.
+        .png, .tif (tiled, a BigTIFF where it might not fit in 4 GiB) and .dzi are written as they are decoded, so that
+        memory does not grow with the picture. A .dzi is a Deep Zoom pyramid, whose tiles go to the folder NAME_files
+        beside it. Its sizes that the model was trained for are decoded each by itself; smaller ones are shrunk, as is
+        all of a region.
 
         Args:
             path: the file; its ending chooses the format: .png, .jpg, .webp, .avif, .tif or .dzi.
             region: (x, y, width, height) in pixels to write instead of the whole picture.
             bits: of a level; 16 for .png and .tif only.
             tile_format: what the tiles of a .dzi are, `jpg` or `png`.
-            force: replace an existing file; it stays as it is if anything fails.
+            quality: of .jpg, .webp, .avif and jpg tiles, from 1 to 100; None for 95, of .avif 90.
+            lossless: keep every level: for .webp; an error for .jpg and .avif, and what .png and .tif do anyway.
+            force: replace an existing file, or what a link leads to; its mode is kept, and it stays as it is if
+                anything fails.
             progress: called after each step.
             cancel: stops the work once it is set, or returns True: a graph that runs is interrupted where its backend
                 can. A function is called from several threads.
@@ -222,7 +284,9 @@ class Picture:
             Cancelled: `cancel` said so. As after any error, no file is left.
         """
         box, path = self._box(region), Path(path)
-        form = self.check_save(path, region=box, bits=bits, tile_format=tile_format, force=force)
+        form = self.check_save(
+            path, region=box, bits=bits, tile_format=tile_format, quality=quality, lossless=lossless, force=force
+        )
         stages = [self._stage]
         for size in form.sizes(self.size)[1:] if box == self.size.box else []:
             if (smaller := self._stage.resized(size, self._plan.workers)) is None:
@@ -237,6 +301,8 @@ class Picture:
         region: tuple[int, int, int, int] | None = None,
         bits: Bits = 8,
         tile_format: TileFormat = "jpg",
+        quality: int | None = None,
+        lossless: bool = False,
         force: bool = False,
     ) -> Format:
         """Find what would keep `save` from starting; arguments as `save`'s.
@@ -249,7 +315,7 @@ class Picture:
             PlanError: the region is not inside the picture.
         """
         size = self._box(region).size
-        form = check_output(Path(path), size, force, bits, tile_format)
+        form = check_output(Path(path), size, force, bits, tile_format, quality, lossless)
         self._check_memory(form, size, bits)
         return form
 
@@ -268,3 +334,13 @@ class Picture:
                 f"writing {form.name} needs {format_bytes(needed)} for {size}, of {format_bytes(plan.budget)}: "
                 f"allow more memory{'' if (form.name, bits) == ('PNG', 8) else ', or write 8-bit .png'}"
             )
+
+
+def _check_dtype(dtype: object) -> None:
+    if dtype not in (np.uint8, np.float32):
+        raise TypeError(f"dtype is {dtype!r}, expected numpy.uint8 or numpy.float32")
+
+
+def _interleaved(planes: npt.NDArray[Any], dtype: type[np.uint8] | type[np.float32]) -> npt.NDArray[Any]:
+    """A tile as it is decoded, `dtype` [h, w, 3]."""
+    return np.ascontiguousarray(planes.transpose(1, 2, 0)) if dtype is np.uint8 else to_floats(planes)

@@ -43,7 +43,7 @@ class Progress:
         return f"{self.stage} {self.done}/{self.total} ({self.fraction:.0%})"
 
 
-class _Counter:
+class Counter:
     """Counts steps and tells of them; asks after each whether to go on.
 
     Args:
@@ -98,7 +98,7 @@ def save(
     rows = [stage.plan.rows(each) for stage, each in zip(stages, boxes, strict=True)]
     # Steps: the preparation, each part that is decoded and each row that is encoded, and completing the file.
     parts = sum(len(row) + 1 for of_stage in rows for row in of_stage)
-    counter = _Counter(preparation + parts + 1, tell, cancellation)
+    counter = Counter(preparation + parts + 1, tell, cancellation)
 
     def prepared(bands: Iterator[LevelArray]) -> Iterator[LevelArray]:
         cancellation.check()
@@ -117,9 +117,7 @@ def save(
     counter.step("encode")
 
 
-def _bands(
-    stage: Stage, box: Box, rows: Sequence[Sequence[Box]], bits: Bits, counter: _Counter
-) -> Iterator[LevelArray]:
+def _bands(stage: Stage, box: Box, rows: Sequence[Sequence[Box]], bits: Bits, counter: Counter) -> Iterator[LevelArray]:
     """Rows of tiles, uint8 or uint16 [rows, width, 3]; a step is counted after each part and each row."""
     number = level_type(bits)
     with closing(stage.tiles.read_each(list(chain.from_iterable(rows)), number)) as pixels:

@@ -146,6 +146,12 @@ _PICTURE_OPTIONS: tuple[Decorator, ...] = (
         show_default=True,
         help="The format of a .dzi's tiles.",
     ),
+    click.option(
+        "--quality",
+        type=click.IntRange(1, 100),
+        help="The quality of .jpg, .webp, .avif and jpg tiles.  [default: 95, of .avif 90]",
+    ),
+    click.option("--lossless", is_flag=True, help="Keep every level: for .webp, as .png and .tif do anyway."),
     click.option("--force", is_flag=True, help="Replace an existing file."),
     click.option("--quiet", is_flag=True, help="Print errors only."),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object a picture."),

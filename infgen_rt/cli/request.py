@@ -57,6 +57,8 @@ class Request:
     key: str | None
     bits: Bits
     tile_format: TileFormat
+    quality: int | None
+    lossless: bool
     force: bool
     quiet: bool
     as_json: bool
@@ -64,7 +66,8 @@ class Request:
     @property
     def writing(self) -> dict[str, Any]:
         """Arguments of `Picture.save` and of its check."""
-        return {"bits": self.bits, "tile_format": self.tile_format, "force": self.force}
+        names = ("bits", "tile_format", "quality", "lossless", "force")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def several(self) -> bool:

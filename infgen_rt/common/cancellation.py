@@ -4,10 +4,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import Event, Lock, Thread
+from typing import Protocol
 
 from infgen_rt.errors import Cancelled
 
-Cancel = Event | Callable[[], bool]
+
+class Settable(Protocol):
+    """An event, of `threading`, `multiprocessing` (a manager's too) or `asyncio`, or what is like one."""
+
+    def is_set(self) -> bool:
+        """Whether it is set."""
+        ...
+
+
+Cancel = Settable | Callable[[], bool]
 """What a caller cancels by: an event that is set, or a function that returns True."""
 
 _INTERVAL = 0.02
@@ -19,10 +29,16 @@ class Cancellation:
 
     Args:
         cancel: the caller's word, asked from several threads; None for work that is not cancelled.
+
+    Raises:
+        TypeError: it is neither an event nor a function.
     """
 
     def __init__(self, cancel: Cancel | None = None) -> None:
-        self._requested = cancel.is_set if isinstance(cancel, Event) else cancel
+        requested: Callable[[], bool] | None = getattr(cancel, "is_set", None) or cancel  # type: ignore[assignment]
+        self._requested = requested
+        if requested is not None and not callable(requested):
+            raise TypeError(f"cancel is {cancel!r}: expected an event or a function that returns True")
         self._interrupts: list[Callable[[], object]] = []
         self._stopped = False
         self._lock = Lock()

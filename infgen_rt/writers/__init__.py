@@ -34,7 +34,15 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def check_output(path: Path, size: Size, force: bool, bits: Bits = 8, tile_format: TileFormat = "jpg") -> Format:
+def check_output(
+    path: Path,
+    size: Size,
+    force: bool,
+    bits: Bits = 8,
+    tile_format: TileFormat = "jpg",
+    quality: int | None = None,
+    lossless: bool = False,
+) -> Format:
     """Check that a picture can be written, before anything is decoded.
 
     Args:
@@ -43,15 +51,17 @@ def check_output(path: Path, size: Size, force: bool, bits: Bits = 8, tile_forma
         force: whether an existing file is replaced.
         bits: of a level.
         tile_format: what a Deep Zoom pyramid's tiles are.
+        quality: from 1 to 100; None for the format's own choice.
+        lossless: keep every level.
 
     Raises:
-        OutputError: the format is unknown or cannot hold the size or the bits, the folder is missing, or the file
-            exists and is not replaced, or is none that can be.
+        OutputError: the format is unknown or cannot hold the size, the bits or the quality, the folder is missing, or
+            the file exists and is not replaced, or is none that can be.
     """
     form = FORMATS.get(path.suffix.lower())
     if form is None:
         raise OutputError(f"{path} has no known picture format: expected a name ending in {', '.join(FORMATS)}")
-    form = form.with_tiles(tile_format)
+    form = form.with_tiles(tile_format).encoded(quality, lossless)
     if not form.available():
         raise OutputError(f"Pillow was built without {form.name}: install it from PyPI, or write .png")
     if bits not in form.bits:

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from infgen_rt.common.pixels import Bits, LevelArray
+from infgen_rt.errors import OutputError
 from infgen_rt.geometry.shapes import Size
 from infgen_rt.writers.bands import cut, exhaust
 from infgen_rt.writers.formats import Format, Layer, TileFormat
 from infgen_rt.writers.srgb import srgb_profile
-from infgen_rt.writers.whole import Jpeg, save_image
+from infgen_rt.writers.whole import Jpeg, check_quality, save_image
 
 # Even, so that the pixels that are shrunk to one are never in two tiles.
 _TILE = 254
@@ -29,16 +30,25 @@ class DeepZoom(Format):
 
     Args:
         tiles: what the tiles are.
+        quality: of JPEG tiles; None for JPEG's own.
     """
 
     name = "Deep Zoom"
     max_side = 2**31 - 1
 
-    def __init__(self, tiles: TileFormat) -> None:
-        self._tiles = tiles
+    def __init__(self, tiles: TileFormat, quality: int | None = None) -> None:
+        self._tiles, self._quality = tiles, quality
 
     def with_tiles(self, tile_format: TileFormat) -> "DeepZoom":
-        return DeepZoom(tile_format)
+        return DeepZoom(tile_format, self._quality)
+
+    def encoded(self, quality: int | None, lossless: bool) -> "DeepZoom":
+        check_quality(quality)
+        if self._tiles == "png" and quality is not None:
+            raise OutputError("PNG tiles are without loss and have no quality: write jpg tiles")
+        if self._tiles == "jpg" and lossless:
+            raise OutputError("jpg tiles cannot be without loss: write png tiles (tile_format, --tile-format)")
+        return DeepZoom(self._tiles, quality)
 
     def outputs(self, path: Path) -> tuple[Path, ...]:
         return path, path.with_name(f"{path.stem}_files")
@@ -98,7 +108,8 @@ class DeepZoom(Format):
 
     def _options(self) -> dict[str, Any]:
         if self._tiles == "jpg":
-            return {"format": "JPEG", **Jpeg.options, "icc_profile": srgb_profile()}
+            quality = {} if self._quality is None else {"quality": self._quality}
+            return {"format": "JPEG", **Jpeg.options, **quality, "icc_profile": srgb_profile()}
         from PIL.PngImagePlugin import PngInfo
 
         tag = PngInfo()

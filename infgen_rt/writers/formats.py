@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from infgen_rt.common.pixels import Bits, LevelArray
+from infgen_rt.errors import OutputError
 from infgen_rt.geometry.shapes import Size
 
 TileFormat = Literal["jpg", "png"]
@@ -47,6 +48,20 @@ class Format(ABC):
 
     def with_tiles(self, tile_format: TileFormat) -> "Format":
         """The same format with tiles of another; itself if it has none that are pictures of their own."""
+        return self
+
+    def encoded(self, quality: int | None, lossless: bool) -> "Format":
+        """The same format encoded as asked for; itself if nothing is.
+
+        Args:
+            quality: from 1 to 100; None for the format's own choice.
+            lossless: keep every level.
+
+        Raises:
+            OutputError: the format has no such choice.
+        """
+        if quality is not None:
+            raise OutputError(f"{self.name} is always without loss and has no quality: write .jpg, .webp or .avif")
         return self
 
     def outputs(self, path: Path) -> tuple[Path, ...]:

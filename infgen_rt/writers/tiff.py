@@ -1,4 +1,4 @@
-"""Tiled BigTIFF, written as it is decoded."""
+"""Tiled TIFF, written as it is decoded."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -13,10 +13,12 @@ from infgen_rt.writers.srgb import srgb_profile
 _TILE = 256
 # Bytes of tiles that are compressed together, each in one thread.
 _BATCH = 2**23
+# Classic TIFF counts bytes in 32 bits, and every reader knows it.
+_CLASSIC = 2**32 - 1
 
 
 class Tiff(Format):
-    """BigTIFF of 8 or 16 bits, in tiles that are compressed without loss."""
+    """TIFF of 8 or 16 bits, in tiles that are compressed without loss; a BigTIFF where it might not fit in 4 GiB."""
 
     name = "TIFF"
     max_side = 2**31 - 1
@@ -31,7 +33,8 @@ class Tiff(Format):
 
         layer = layers[0]
         tiles = _tiles(layer)
-        with path.open("xb") as file, TiffWriter(file, bigtiff=True) as tiff:
+        big = most_bytes(layer.size, layer.bits) > _CLASSIC
+        with path.open("xb") as file, TiffWriter(file, bigtiff=big) as tiff:
             tiff.write(
                 tiles,
                 shape=(layer.size.height, layer.size.width, 3),
@@ -48,6 +51,14 @@ class Tiff(Format):
             )
             # It counts them, and never asks for one after the last.
             exhaust(tiles)
+
+
+def most_bytes(size: Size, bits: Bits) -> int:
+    """Bytes that the file has at most: tiles that did not shrink at all, of whole size at the edges, and the rest."""
+    count = -(-size.width // _TILE) * -(-size.height // _TILE)
+    tile = _TILE * _TILE * 3 * bits // 8
+    # What does not shrink grows by a part in a thousand at most; offsets, lengths and the header come on top.
+    return count * (tile + tile // 1000 + 64) + 2**16
 
 
 def _tiles(layer: Layer) -> Iterator[LevelArray]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from infgen_rt.common.cancellation import current
 from infgen_rt.common.pixels import Bits, LevelArray
+from infgen_rt.errors import OutputError
 from infgen_rt.geometry.shapes import Size
 from infgen_rt.writers.formats import Format, Layer
 from infgen_rt.writers.srgb import srgb_profile
@@ -18,9 +19,31 @@ if TYPE_CHECKING:
 
 
 class _Whole(Format):
-    """Gathers the picture and lets Pillow encode it."""
+    """Gathers the picture and lets Pillow encode it.
+
+    Args:
+        changed: options of Pillow's that differ from the format's own.
+
+    Attributes:
+        options: of Pillow's, for the quality that the format has by itself.
+        exact: those that change for a picture without loss; None where that is not possible.
+    """
 
     options: dict[str, Any]
+    exact: dict[str, Any] | None = None
+
+    def __init__(self, **changed: Any) -> None:
+        self.options = self.options | changed
+
+    def encoded(self, quality: int | None, lossless: bool) -> Format:
+        check_quality(quality)
+        if lossless and self.exact is None:
+            raise OutputError(f"{self.name} cannot be without loss here: write .webp, .png or .tif")
+        if lossless and quality is not None:
+            raise OutputError("a picture without loss has no quality: pass one of the two")
+        if lossless:
+            return type(self)(**self.exact or {})
+        return self if quality is None else type(self)(quality=quality)
 
     def available(self) -> bool:
         from PIL import Image
@@ -35,6 +58,12 @@ class _Whole(Format):
             image[filled : filled + len(band)] = band
             filled += len(band)
         save_image(image, path, format=self.name, icc_profile=srgb_profile(), **self.options)
+
+
+def check_quality(quality: int | None) -> None:
+    """Raises OutputError: it is none."""
+    if quality is not None and not 1 <= quality <= 100:
+        raise OutputError(f"quality {quality} is not possible: expected 1 to 100")
 
 
 def save_image(pixels: LevelArray, path: Path, **options: Any) -> None:
@@ -73,18 +102,23 @@ class Jpeg(_Whole):
 
 
 class WebP(_Whole):
-    """Lossy WebP."""
+    """WebP, lossy unless asked otherwise."""
 
     name = "WEBP"
     max_side = 16_383
     options = {"quality": 95, "method": 4}
+    # Here the quality is how hard it tries.
+    exact = {"lossless": True, "quality": 50}
 
     def memory(self, size: Size, bits: Bits) -> int:
         return 15 * size.area  # measured
 
 
 class Avif(_Whole):
-    """8-bit AVIF without subsampling of colours; the slower speeds take minutes for large pictures."""
+    """8-bit AVIF without subsampling of colours; the slower speeds take minutes for large pictures.
+
+    Pillow gives the encoder YCbCr, which is up to three levels off even at the quality of 100.
+    """
 
     name = "AVIF"
     max_side = 65_536

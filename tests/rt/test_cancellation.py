@@ -1,9 +1,13 @@
 """A caller's word reaches what runs, from whatever thread it comes, and nothing else."""
 
+import asyncio
+import multiprocessing
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from contextvars import copy_context
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pytest
 
@@ -98,3 +102,29 @@ def test_closing_lets_go_of_what_pictures_hold(bundle: Path) -> None:
     contexts, features = picture._stage.contexts, picture._stage.tiles._source._context._features
     assert not picture._stage.tiles._cache._tiles and not contexts._tiles._tiles
     assert contexts._features is features._latent._latent is features._moments._made._made is None
+
+
+@pytest.mark.parametrize("kind", ["threading", "multiprocessing", "asyncio", "manager"])
+def test_events_of_every_kind_cancel(bundle: Path, tmp_path: Path, kind: str) -> None:
+    with ExitStack() as stack:
+        event: Any = Event()
+        if kind == "multiprocessing":
+            event = multiprocessing.get_context("spawn").Event()
+        elif kind == "manager":
+            event = stack.enter_context(multiprocessing.get_context("spawn").Manager()).Event()
+        elif kind == "asyncio":
+            event = asyncio.Event()
+        picture = stack.enter_context(infgen_rt.open(bundle)).picture(tiny.random_latent(9, 12), "2x", tile=64)
+        picture.read(cancel=event)
+        event.set()
+        with pytest.raises(Cancelled):
+            picture.read(cancel=event)
+        with pytest.raises(Cancelled):
+            picture.save(tmp_path / "a.png", cancel=event)
+        with pytest.raises(Cancelled):
+            next(picture.tiles(cancel=event))
+
+
+def test_what_is_no_event_is_refused(bundle: Path) -> None:
+    with infgen_rt.open(bundle) as decoder, pytest.raises(TypeError, match="expected an event or a function"):
+        decoder.picture(tiny.random_latent(4, 4)).read(cancel=3)  # type: ignore[call-overload]

@@ -27,6 +27,7 @@ from infgen_rt.errors import Cancelled, OutputError, WriteError
 from infgen_rt.geometry.shapes import Size
 from infgen_rt.writers import FORMATS, Layer, check_output, write
 from infgen_rt.writers.bands import cut
+from infgen_rt.writers.tiff import most_bytes
 
 from . import tiny
 
@@ -131,7 +132,7 @@ def test_tiff_is_bit_exact_and_tiled(
     image = make(*size)
     write_image(tmp_path / "a.tif", image, band)
     with tifffile.TiffFile(tmp_path / "a.tif") as file:
-        assert file.is_bigtiff and file.pages[0].is_tiled
+        assert not file.is_bigtiff and file.pages[0].is_tiled
         assert np.array_equal(file.pages[0].asarray(), image)
 
 
@@ -536,3 +537,58 @@ def test_a_pyramid_that_cannot_be_moved_leaves_what_was_there(
     with pytest.raises(WriteError, match="Permission denied"):
         picture.save(tmp_path / "a.dzi", force=True, tile_format="png")
     assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(("size", "bits", "big"), [((37_000, 37_000), 8, False), ((38_000, 38_000), 8, True)])
+def test_a_tiff_that_might_pass_4_gib_is_a_bigtiff(size: tuple[int, int], bits: Literal[8, 16], big: bool) -> None:
+    assert (most_bytes(Size(*size), bits) > 2**32 - 1) is big
+    assert (most_bytes(Size(size[0] // 2, size[1]), 16) > 2**32 - 1) is big
+
+
+def test_no_tiff_is_larger_than_was_reckoned(tmp_path: Path) -> None:
+    """Noise, which no compression makes smaller."""
+    for number, side in enumerate((1, 256, 700)):
+        noise = np.random.default_rng(side).integers(0, 256, (side, side, 3), np.uint8)
+        path = tmp_path / f"{number}.tif"
+        write_image(path, noise, 64)
+        assert path.stat().st_size <= most_bytes(Size(side, side), 8)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp", ".avif", ".dzi"])
+def test_quality_makes_files_smaller_or_nearer(tmp_path: Path, picture: infgen_rt.Picture, suffix: str) -> None:
+    sizes = []
+    for quality in (30, None, 100):
+        folder = tmp_path / str(quality)
+        folder.mkdir()
+        picture.save(folder / f"a{suffix}", quality=quality)
+        sizes.append(sum(len(data) for data in tree(folder).values()))
+    assert sizes == sorted(set(sizes))
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".png", ".tif"])
+def test_without_loss_every_level_is_kept(tmp_path: Path, picture: infgen_rt.Picture, suffix: str) -> None:
+    picture.save(tmp_path / f"a{suffix}", lossless=True)
+    with Image.open(tmp_path / f"a{suffix}") as image:
+        assert np.array_equal(np.asarray(image.convert("RGB")), picture.read())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "text"),
+    [
+        ("a.png", {"quality": 90}, "PNG is always without loss and has no quality"),
+        ("a.tif", {"quality": 90}, "TIFF is always without loss"),
+        ("a.jpg", {"lossless": True}, "JPEG cannot be without loss"),
+        ("a.avif", {"lossless": True}, "AVIF cannot be without loss"),
+        ("a.webp", {"lossless": True, "quality": 5}, "pass one of the two"),
+        ("a.jpg", {"quality": 0}, "expected 1 to 100"),
+        ("a.dzi", {"lossless": True}, "write png tiles"),
+        ("a.dzi", {"quality": 101}, "expected 1 to 100"),
+        ("a.dzi", {"quality": 50, "tile_format": "png"}, "write jpg tiles"),
+    ],
+)
+def test_a_quality_that_a_format_has_not_is_refused(
+    tmp_path: Path, picture: infgen_rt.Picture, name: str, options: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(OutputError, match=text):
+        picture.save(tmp_path / name, **options)
+    assert not list(tmp_path.iterdir())
