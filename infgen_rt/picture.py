@@ -40,7 +40,7 @@ class Picture:
         stages: Sequence[float] | None = None,
         max_scale: float | None = None,
     ) -> "Picture":
-        """Plan a picture of a latent; arguments as `Decoder.picture`'s, and it raises what that does."""
+        """Plan a picture of a latent; arguments and errors as `Decoder.picture`'s."""
         return cls(source, *source.picture(size, stages, max_scale))
 
     @property
@@ -87,7 +87,7 @@ class Picture:
             region: (x, y, width, height) in pixels; None for the whole picture.
             dtype: `numpy.uint8`, or `numpy.float32` for values in [0, 1] that are not rounded.
             progress: called after each step, as for `save`.
-            cancel: as for `save`: a viewer that has moved on need not wait.
+            cancel: as for `save`.
 
         Returns:
             [height, width, 3] in sRGB.
@@ -258,10 +258,9 @@ class Picture:
     ) -> None:
         """Decode into a file, tagged as sRGB; it appears under its name only when it is complete.
 
-        .png, .tif (tiled, a BigTIFF where it might not fit in 4 GiB) and .dzi are written as they are decoded, so that
-        memory does not grow with the picture. A .dzi is a Deep Zoom pyramid, whose tiles go to the folder NAME_files
-        beside it. Its sizes that the model was trained for are decoded each by itself; smaller ones are shrunk, as is
-        all of a region.
+        .png, .tif (tiled; a BigTIFF above 4 GiB) and .dzi are written as they are decoded, so that memory does not grow
+        with the picture. A .dzi is a Deep Zoom pyramid with tiles in the folder NAME_files beside it. Its sizes that
+        the model was trained for are decoded each by itself; smaller ones are shrunk, as is all of a region.
 
         Args:
             path: the file; its ending chooses the format: .png, .jpg, .webp, .avif, .tif or .dzi.
@@ -270,8 +269,7 @@ class Picture:
             tile_format: what the tiles of a .dzi are, `jpg` or `png`.
             quality: of .jpg, .webp, .avif and jpg tiles, from 1 to 100; None for 95, of .avif 90.
             lossless: keep every level: for .webp; an error for .jpg and .avif, and what .png and .tif do anyway.
-            force: replace an existing file, or what a link leads to; its mode is kept, and it stays as it is if
-                anything fails.
+            force: replace an existing file; its mode is kept, and it stays as it is if anything fails.
             progress: called after each step.
             cancel: stops the work once it is set, or returns True: a graph that runs is interrupted where its backend
                 can. A function is called from several threads.
@@ -292,7 +290,11 @@ class Picture:
             if (smaller := self._stage.resized(size, self._plan.workers)) is None:
                 break
             stages.append(smaller)
-        save(path, form, stages, box, self._plan.preparation, bits, force, progress, Cancellation(cancel))
+        self._stage.tiles.keep(self.memory_to_save(form, box.size, bits)[1])
+        try:
+            save(path, form, stages, box, self._plan.preparation, bits, force, progress, Cancellation(cancel))
+        finally:
+            self._stage.tiles.keep(self._plan.cache)
 
     def check_save(
         self,
@@ -326,12 +328,15 @@ class Picture:
         """What a region is decoded in: itself if it fits in a tile, otherwise cut at the tiles' edges, row by row."""
         return self._stage.plan.parts(box)
 
+    def memory_to_save(self, form: Format, size: Size, bits: Bits) -> tuple[int, int]:
+        """Bytes that writing so large a part takes at most, the decode included; and those that may hold tiles."""
+        return self._plan.beside((bits // 8 - 1) * self._plan.stages[-1].bands + form.memory(size, bits))
+
     def _check_memory(self, form: Format, size: Size, bits: Bits) -> None:
-        plan = self._plan
-        needed = plan.memory - plan.cache + (bits // 8 - 1) * plan.stages[-1].bands + form.memory(size, bits)
-        if needed > plan.budget:
+        needed, budget = self.memory_to_save(form, size, bits)[0], self._plan.budget
+        if needed > budget:
             raise OutputError(
-                f"writing {form.name} needs {format_bytes(needed)} for {size}, of {format_bytes(plan.budget)}: "
+                f"writing {form.name} needs {format_bytes(needed)} for {size}, of {format_bytes(budget)}: "
                 f"allow more memory{'' if (form.name, bits) == ('PNG', 8) else ', or write 8-bit .png'}"
             )
 

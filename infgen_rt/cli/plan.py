@@ -35,4 +35,7 @@ def plan(**options: Any) -> None:
         say(str(job.picture.plan), needed=True)
         say(f"region: {job.box}, decoded in {parts}, {format_bytes(facts['array_bytes'])} of pixels", needed=True)
         count = "" if len(jobs) == 1 else f", {len(jobs)} of these, to {jobs[-1].output}"
-        say(f"output: {job.output}, {job.box.size}, {job.form.name}{count}", needed=True)
+        say(
+            f"output: {job.output}, {job.box.size}, {job.form.name}{count}; {format_bytes(job.memory)} in all",
+            needed=True,
+        )

@@ -133,7 +133,7 @@ class Request:
             if self.several and self.resume and os.path.exists(name):
                 continue
             form = picture.check_save(name, region=box, **self.writing)
-            jobs.append(Job(decoder, picture, name, box, form))
+            jobs.append(Job(decoder, picture, name, box, form, self.bits))
         return jobs
 
     def outputs(self) -> dict[Path, Path]:
@@ -180,6 +180,7 @@ class Job:
     output: Path
     box: Box
     form: Format
+    bits: Bits
 
     def run(self, request: Request, stopwatch: Stopwatch, notes: Sequence[str]) -> None:
         """Decode and write, with progress; then tell of it."""
@@ -203,6 +204,11 @@ class Job:
         elif not request.quiet:
             name = "standard output" if streamed else self.output
             say(f"{name}: {self.box.size}, {stopwatch.seconds['total']:.1f} s", err=streamed)
+
+    @property
+    def memory(self) -> int:
+        """Bytes that decoding and writing take at most."""
+        return self.picture.memory_to_save(self.form, self.box.size, self.bits)[0]
 
     def describe(self) -> dict[str, Any]:
         """What `decode` and `plan` both tell programs."""
@@ -230,7 +236,7 @@ class Job:
             "plan": {
                 "stages": stages,
                 "encoded_tiles": encoded,
-                "memory": plan.memory,
+                "memory": self.memory,
                 "budget": plan.budget,
                 "seconds": plan.seconds,
             },

@@ -54,6 +54,10 @@ class Tiles:
         """See `engine.Borrower`."""
         self._cache.clear()
 
+    def keep(self, capacity: int) -> None:
+        """Keep up to so many bytes of tiles from now on."""
+        self._cache.resize(capacity)
+
     @property
     def size(self) -> Size:
         """Width and height in pixels."""

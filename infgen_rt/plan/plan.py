@@ -76,6 +76,19 @@ class Plan:
     workers: int = 1
     seconds: float | None = None
 
+    def beside(self, extra: int) -> tuple[int, int]:
+        """What is used with something beside the decode, which keeps fewer tiles then.
+
+        Args:
+            extra: bytes of what is beside it.
+
+        Returns:
+            Bytes in all at most, and how many of them may hold tiles. More than `budget` means that it does not fit.
+        """
+        needed = self.memory - self.cache + extra
+        cache = max(0, min(self.cache, self.budget - needed))
+        return needed + cache, cache
+
     def __str__(self) -> str:
         lines = []
         for number, stage in enumerate(self.stages, start=1):

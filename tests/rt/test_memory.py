@@ -1,15 +1,21 @@
 """The default budget: what is free where the process lives."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import infgen_rt
+from infgen_rt.cli.main import main
 from infgen_rt.common.limits import available_memory
 from infgen_rt.common.memory import GIB, MIB
+
+from . import tiny
 
 _MACHINE = 64 * GIB
 
@@ -86,3 +92,50 @@ print(default_budget())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 64 * MIB < int(done.stdout) <= 128 * MIB
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+import numpy as np
+from infgen_rt.common.memory import peak_memory
+from infgen_rt.geometry.shapes import Size
+from infgen_rt.writers import FORMATS, Layer
+path, lossless = Path(sys.argv[1]), sys.argv[2] == "True"
+form, size, random = FORMATS[path.suffix].encoded(None, lossless), Size(1600, 1200), np.random.default_rng(0)
+def bands():
+    for _ in range(0, size.height, 100):
+        yield random.integers(0, 256, (100, size.width, 3), np.uint8)
+small = np.zeros((64, 64, 3), np.uint8)
+form.write(path.with_stem("first"), [Layer(Size(64, 64), 8, iter([small]))])
+next(bands())
+before = peak_memory()
+form.write(path, [Layer(size, 8, bands())])
+print((peak_memory() - before) / form.memory(size, 8))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
+@pytest.mark.parametrize(("suffix", "lossless"), [(".jpg", False), (".webp", False), (".webp", True), (".avif", False)])
+def test_an_encoder_takes_what_is_reckoned(tmp_path: Path, suffix: str, lossless: bool) -> None:
+    """With noise, which takes most."""
+    command = [sys.executable, "-c", MEASURE, str(tmp_path / f"a{suffix}"), str(lossless)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert 0.5 < float(done.stdout) <= 1.1
+
+
+def test_a_plan_counts_the_writer_and_keeps_fewer_tiles_for_it(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "a.npy", tiny.random_latent(40, 40))
+    counted = {}
+    for ending in ("png", "avif"):
+        output = str(tmp_path / f"a.{ending}")
+        arguments = [str(tmp_path / "a.npy"), "-o", output, "--model", str(bundle), "--memory", "200MiB", "--json"]
+        assert main(["plan", *arguments]) == 0
+        counted[ending] = json.loads(capsys.readouterr().out)["plan"]["memory"]
+    assert counted["avif"] - counted["png"] > 40 * 320 * 320
+    with infgen_rt.open(bundle, memory="200MiB") as decoder:
+        plan = decoder.picture(tiny.random_latent(40, 40)).plan
+        room = plan.budget - plan.memory + plan.cache
+        assert plan.beside(room - 100) == (plan.budget, 100) and plan.beside(room + 1) == (plan.budget + 1, 0)
