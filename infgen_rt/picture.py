@@ -146,13 +146,12 @@ class Picture:
 
         Args:
             start: the pixel (x, y) whose surroundings come first; None for the middle of what is decoded.
-            region: (x, y, width, height) in pixels to decode; None for the whole picture.
-            dtype: as for `read`.
+            region, dtype: as for `read`.
             cancel: as for `save`, asked while a tile is waited for.
 
         Returns:
-            An iterator. It gives the box in pixels of each tile, of what is in the region, and its pixels, `dtype`
-            [height, width, 3]. It raises DecodeError when decoding failed, and Cancelled when `cancel` said so.
+            An iterator over the tiles' boxes in the region, in pixels, and their pixels, `dtype` [height, width, 3]. It
+            raises DecodeError or Cancelled.
 
         Raises:
             PlanError: the region is not inside the picture.
@@ -268,7 +267,7 @@ class Picture:
             bits: of a level; 16 for .png and .tif only.
             tile_format: what the tiles of a .dzi are, `jpg` or `png`.
             quality: of .jpg, .webp, .avif and jpg tiles, from 1 to 100; None for 95, of .avif 90.
-            lossless: keep every level: for .webp; an error for .jpg and .avif, and what .png and .tif do anyway.
+            lossless: keep every level; an error for .jpg and .avif, and what .png and .tif do anyway.
             force: replace an existing file; its mode is kept, and it stays as it is if anything fails.
             progress: called after each step.
             cancel: stops the work once it is set, or returns True: a graph that runs is interrupted where its backend
