@@ -146,12 +146,12 @@ class Picture:
 
         Args:
             start: the pixel (x, y) whose surroundings come first; None for the middle of what is decoded.
-            region, dtype: as for `read`.
-            cancel: as for `save`, asked while a tile is waited for.
+            region: as for `read`.
+            dtype: as for `read`.
+            cancel: as for `save`.
 
         Returns:
-            An iterator over the tiles' boxes in the region, in pixels, and their pixels, `dtype` [height, width, 3]. It
-            raises DecodeError or Cancelled.
+            An iterator of boxes in pixels and `dtype` [height, width, 3]. It raises DecodeError or Cancelled.
 
         Raises:
             PlanError: the region is not inside the picture.
