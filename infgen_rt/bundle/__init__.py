@@ -1,1 +1,1 @@
-"""What is known of a model: its manifest, and the folder or zip that holds its graphs."""
+"""Bundles: a model's manifest, and the folder or zip that holds its graphs."""

@@ -1,4 +1,4 @@
-"""Bundles: one model's graphs with the manifest that describes them, in a folder or a zip."""
+"""Bundles: the graphs of one model with the manifest that describes them, in a folder or a zip."""
 
 import hashlib
 import sys
@@ -13,7 +13,7 @@ DEFAULT_BUNDLE = Path(__file__).parents[1] / "model"
 
 
 class Bundle:
-    """An opened bundle; files are read, and their digests checked, when they are asked for."""
+    """An opened bundle. Files are read, and their digests checked, when they are requested."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
@@ -21,10 +21,10 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path | None = None) -> "Bundle":
-        """Open a bundle and check that every file it lists is there, at its full length.
+        """Open a bundle and check that all of its files exist and have the right length.
 
         Args:
-            path: a folder or a zip with a `manifest.json`; None for the model that the package ships.
+            path: a folder or a zip with a `manifest.json`. None for the model that ships in the package.
 
         Raises:
             BundleError: there is no bundle, or it is damaged.
@@ -43,10 +43,10 @@ class Bundle:
         return bundle
 
     def read_graph(self, graph: str) -> dict[str, bytes]:
-        """The content of a graph's files: one by its own name, or those of its folder by their names in it.
+        """The content of a graph's files, by name: its only file, or the files in its folder by their names there.
 
         Raises:
-            BundleError: a digest is not the manifest's.
+            BundleError: a digest does not match the manifest.
         """
         names = self.manifest.files_of(graph)
         return {name.removeprefix(f"{graph}/"): self.read(name) for name in names}
@@ -55,7 +55,7 @@ class Bundle:
         """The content of a listed file.
 
         Raises:
-            BundleError: its digest is not the manifest's.
+            BundleError: its digest does not match the manifest.
         """
         content = _read(self.path, name)
         if hashlib.sha256(content).hexdigest() != self.manifest.files[name].sha256:
@@ -93,6 +93,6 @@ def _read(root: Path, name: str) -> bytes:
             return archive.read(name)
     except OSError as error:
         raise BundleError(f"{root}: {name} cannot be read: {error.strerror or error}") from None
-    # zipfile reports damage as any of these, zlib.error included.
+    # zipfile raises various exceptions for damaged files, including zlib.error.
     except Exception as error:
         raise BundleError(f"{root} is damaged: {name} cannot be read: {error}") from None

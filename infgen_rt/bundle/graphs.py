@@ -1,8 +1,8 @@
-"""The graphs of a model: what each kind of them is called, takes and gives (docs/bundle.md).
+"""The kinds of graph in a model, with their names, inputs and outputs (docs/bundle.md).
 
-A side of a shape is a number, the name of a size, or a product such as `P*ht`. Lower-case names are sizes of what a
-graph runs on. Upper-case letters are sizes of the model: its patch P, the channels C of a latent, F of features and D
-of a context, the blocks S and groups G of its statistics.
+A side of a shape is a number, the name of a size, or a product such as `P*ht`. Lower-case names are sizes of a graph's
+inputs and output. Upper-case letters are sizes of the model: its patch P, the channels C of a latent, F of features and
+D of a context, and the blocks S and groups G of its statistics.
 """
 
 import math
@@ -16,9 +16,9 @@ class Tensorspec:
     """One input or output of a graph.
 
     Attributes:
-        name: the same in every target.
-        shape: its sides.
-        about: what it holds, in words; `{space}` is the model's latent space.
+        name: its name, which is the same in every target.
+        shape: its shape.
+        about: a description of its content, in which `{space}` is the model's latent space.
     """
 
     name: str
@@ -26,11 +26,11 @@ class Tensorspec:
     about: str
 
     def of(self, sizes: Mapping[str, int]) -> "Tensorspec":
-        """The same with numbers for the sizes that are known."""
+        """The same specification, with numbers for the sizes that are known."""
         return replace(self, shape=tuple(_with(sizes, side) for side in self.shape))
 
     def at(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """Its shape in numbers; every size must be known."""
+        """Its shape in numbers. Every size must be known."""
         return tuple(int(side) for side in self.of(sizes).shape)
 
     def named(self) -> list[tuple[int, int, str]]:
@@ -46,18 +46,18 @@ def _with(sizes: Mapping[str, int], side: str | int) -> str | int:
 
 @dataclass(frozen=True)
 class Kind:
-    """What the graphs of one kind have in common.
+    """The common properties of all graphs of one kind.
 
     Attributes:
-        name: of the graph; where there are several, they have the factor of their enlargement behind it.
-        inputs: the first is what holds values, the others are coordinates, shares and statistics.
-        output: the only one.
-        unit: of the working memory that it needs a position: a cell or a token.
+        name: the name of the graph. If there is one graph per enlargement, the factor follows this name.
+        inputs: the inputs. The first holds values, and the others are coordinates, shares and statistics.
+        output: the only output.
+        unit: the unit by which its working memory grows: cells or tokens.
         part: the part of the PyTorch model that holds its weights.
-        enlarged: whether there is one for each of the model's enlargements.
-        picture: whether a picture cannot be made without it.
-        fixed: whether it takes nothing but the shapes of a recipe that has any.
-        kept: whether working memory is better left to it than to the others: it runs for every tile.
+        enlarged: whether there is one graph per enlargement of the model.
+        picture: whether it is needed to make a picture.
+        fixed: whether it takes only the shapes of the recipe, if the recipe has fixed shapes.
+        kept: whether it should keep its working memory between runs, because it runs for every tile.
     """
 
     name: str
@@ -72,11 +72,11 @@ class Kind:
 
     @property
     def memory(self) -> str:
-        """The field of a manifest's `Memory` that says how much it needs."""
+        """The name of the field of a manifest's `Memory` for this kind."""
         return f"{self.name}_per_{self.unit}"
 
     def output_shape(self, inputs: Mapping[str, Any], sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """The shape of what it makes of some inputs, in a model of such sizes."""
+        """The shape of the output for the given inputs, in a model with the given sizes."""
         given = {
             name: inputs[spec.name].shape[axis] // factor
             for spec in self.inputs
@@ -113,7 +113,7 @@ DECODE = Kind(
         Tensorspec("token_y", ("ht",), "centres of the token rows, in cells of the whole latent"),
         Tensorspec("token_x", ("wt",), "centres of the token columns"),
         Tensorspec("extent", (2,), "cells of the whole latent: height, width"),
-        Tensorspec("scale", (2,), "output pixels a cell / 8: vertical, horizontal"),
+        Tensorspec("scale", (2,), "output pixels per cell / 8: vertical, horizontal"),
     ),
     Tensorspec("image", (1, 3, "P*ht", "P*wt"), "RGB, about 0 to 1, not clamped"),
     "token",
@@ -135,11 +135,11 @@ KINDS = (STATISTICS, PREFILL, REFINE, DECODE, ENCODE)
 
 
 def kinds(gathers: bool, refines: bool) -> tuple[Kind, ...]:
-    """The kinds that a model has, in the order that they run in.
+    """The kinds of graph in a model, in the order in which they run.
 
     Args:
-        gathers: whether it has statistics. Prefill takes a latent alone without.
-        refines: whether it has refine. Prefill gives the context without.
+        gathers: whether it has statistics. Without them, prefill takes only a latent.
+        refines: whether it has refine. Without it, prefill gives the context.
     """
     inputs, output = PREFILL.inputs if gathers else (_LATENT,), _FEATURES if refines else _CONTEXT
     prefill = replace(PREFILL, inputs=inputs, output=output)
@@ -149,18 +149,18 @@ def kinds(gathers: bool, refines: bool) -> tuple[Kind, ...]:
 def model_sizes(
     patch: int, latent: int, features: int | None, context: int, moments: tuple[int, int] | None
 ) -> dict[str, int]:
-    """A model's patch, channels and shape of statistics, by the letters that shapes have for them."""
+    """A model's patch, channels and shape of statistics, by the letters that are used in shapes."""
     blocks, groups = moments or (0, 0)
     return {"P": patch, "C": latent, "F": features or 0, "D": context, "S": blocks, "G": groups}
 
 
 def graph_name(kind: str, factor: int | None) -> str:
-    """What the graph of a kind is called: the factor of its enlargement, if it has one, is behind the kind."""
+    """The name of a graph: its kind, followed by the factor of its enlargement if it has one."""
     return kind if factor is None else f"{kind}{factor}"
 
 
 def kind_of(graph: str) -> Kind:
-    """The kind of a graph, by what the graph is called."""
+    """The kind of a graph, by its name."""
     return _BY_NAME[graph.rstrip("0123456789")]
 
 

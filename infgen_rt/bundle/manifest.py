@@ -1,4 +1,4 @@
-"""Manifests: all that is known of a model before any of its graphs is loaded."""
+"""Manifests, which describe a model before any of its graphs is loaded."""
 
 import json
 import re
@@ -11,14 +11,14 @@ from infgen_rt.common.schema import SchemaError, parse
 from infgen_rt.errors import BundleError
 
 FORMAT = 4
-# Format 1 had no refine, format 2 no statistics, format 3 no enlargements.
+# Format 1 had no refine, format 2 had no statistics, and format 3 had no enlargements.
 _READABLE = (1, 2, 3, FORMAT)
 MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What the model is: name, version, licence, how it was trained, parameters of each kind of graph."""
+    """General information on the model: name, version, licence, training, and parameters of each kind of graph."""
 
     name: str
     version: str
@@ -29,7 +29,7 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Halo:
-    """How far a graph looks: decode in tokens and context cells (None: all), encode in pixels, the others in cells."""
+    """The reach of each graph: decode in tokens and context cells (None: all), encode in pixels, others in cells."""
 
     tokens: int
     cells: float | None
@@ -40,13 +40,14 @@ class Halo:
 
 @dataclass(frozen=True)
 class Enlargement:
-    """A context for pictures up to a scale: how much larger than the latent's own size the picture in it is.
+    """A context for pictures up to a certain scale.
 
     Attributes:
-        factor: how many times, which is the largest scale that it is for; None if it is for all.
-        channels: of the context.
-        halo: cells beyond a cell whose features its context depends on.
-        work: multiply-adds a cell of prefill and refine; 0 if that was not counted.
+        factor: how many times larger than the latent's own size the picture in the context is. This is also the largest
+            scale that the context is for. None if it is for all scales.
+        channels: the number of channels of the context.
+        halo: the reach of refine in cells: how far a cell's context depends on the features.
+        work: multiply-adds per cell of prefill and refine, or 0 if they were not counted.
     """
 
     factor: int | None
@@ -61,7 +62,7 @@ class Enlargement:
 
 @dataclass(frozen=True)
 class Shapes:
-    """Least and most a side that the graphs take: latent and context in cells, tokens in tokens."""
+    """The smallest and largest sides that the graphs take: latent and context in cells, tokens in tokens."""
 
     latent: tuple[int, int]
     context: tuple[int, int]
@@ -70,9 +71,9 @@ class Shapes:
 
 @dataclass(frozen=True)
 class Memory:
-    """Measured working set in bytes: fixed, and a cell or a token of what a graph runs on, halos included.
+    """Measured memory in bytes: a fixed amount, and per cell or token that a graph runs on, halos included.
 
-    The defaults are for bundles of which a figure was not measured, and for those without refine or statistics.
+    The defaults are for figures that were not measured, and for bundles without refine or statistics.
     """
 
     base: int
@@ -83,13 +84,13 @@ class Memory:
     statistics_per_cell: int = 8 * 2**10
 
 
-# Twice what the first model that shipped needs, for bundles of which nothing was measured.
+# Twice the memory of the first model that shipped, for bundles without any measured figures.
 _TYPICAL = Memory(base=256 * 2**20, prefill_per_cell=64 * 2**10, decode_per_token=256 * 2**10)
 
 
 @dataclass(frozen=True)
 class FixedShape:
-    """A shape that decode (tokens, context cells) and encode (pixels) take: height and width each."""
+    """A shape that decode (tokens, context cells) and encode (pixels) take, each as height and width."""
 
     tokens: tuple[int, int]
     context: tuple[int, int]
@@ -100,10 +101,11 @@ class FixedShape:
 class Recipe:
     """One export of the model.
 
-    `graphs` maps prefill, decode, and if there are any statistics, refine and encode, to a file or a folder of files;
-    refine and decode of a model with enlargements have their factor behind their name. Without refine, prefill's
-    features are the context; without statistics, it sees the whole latent. `memory` is None where the graphs were not
-    run in their own runtime. `shapes` are the only ones that decode and encode take; any if there are none.
+    `graphs` maps the names of the graphs to a file or a folder of files. Prefill and decode are always there;
+    statistics, refine and encode are optional. In a model with enlargements, the names of refine and decode end with
+    the factor. Without refine, prefill's features are the context. Without statistics, prefill sees the whole latent.
+    `memory` is None if the graphs were not run in their own runtime. `shapes` are the only shapes that decode and
+    encode take. If it is empty, they take any.
     """
 
     name: str
@@ -116,7 +118,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class FileInfo:
-    """Digest (hexadecimal) and length in bytes of one file."""
+    """The digest (hexadecimal) and the length in bytes of one file."""
 
     sha256: str
     bytes: int
@@ -124,7 +126,7 @@ class FileInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that the runtime knows of a model before it loads a graph."""
+    """The description of a model, which the runtime reads before it loads a graph."""
 
     model: ModelInfo
     latent_space: str
@@ -143,7 +145,7 @@ class Manifest:
     enlargements: tuple[Enlargement, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check what types alone cannot say.
+        """Check values beyond their types.
 
         Raises:
             BundleError: a value is out of range, or a recipe names a file that is not listed.
@@ -182,10 +184,10 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Manifest":
-        """Read a manifest.
+        """Parse a manifest.
 
         Raises:
-            BundleError: it is not JSON, of a newer format, or lacks something.
+            BundleError: it is not JSON, has a newer format, or lacks something.
         """
         try:
             data = json.loads(text)
@@ -204,11 +206,11 @@ class Manifest:
         return json.dumps(asdict(self), indent=2) + "\n"
 
     def files_of(self, graph: str) -> list[str]:
-        """Names of the files that make a graph: its own, or all in its folder."""
+        """The names of a graph's files: its only file, or all files in its folder."""
         return [name for name in self.files if name == graph or name.startswith(f"{graph}/")]
 
     def psnr(self, recipe: str, arithmetic: str) -> float | None:
-        """Least PSNR of what makes a picture against float32, in decibels; None if the exporter does not tell."""
+        """The lowest PSNR in decibels of the graphs for pictures, against float32. None if the manifest lacks it."""
         found = []
         chosen = next((each for each in self.recipes if each.name == recipe), None)
         if chosen is None:
@@ -218,18 +220,18 @@ class Manifest:
                 entry = next(e for e in self.verification if e["recipe"] == recipe and e["graph"] == graph)
                 native = entry["native"].get(arithmetic)
                 if native is None and arithmetic not in ("fp32", chosen.precision):
-                    return None  # the exporter's machine does not compute in it
+                    return None  # the exporter's machine does not support it
                 found.append(float(min(check["psnr"] for check in entry["checks"]) if native is None else native))
-            except (StopIteration, KeyError, TypeError, ValueError, AttributeError):  # other exporters, other words
+            except (StopIteration, KeyError, TypeError, ValueError, AttributeError):  # from another exporter
                 return None
         return min(found, default=None)
 
     def kinds(self, recipe: Recipe) -> tuple[Kind, ...]:
-        """The kinds of graph that a recipe has, encode even where it is missing."""
+        """The kinds of graph in a recipe. Encode is included even if the recipe lacks it."""
         return kinds(STATISTICS.name in recipe.graphs, bool(self.enlargements) or REFINE.name in recipe.graphs)
 
     def sizes(self, enlargement: Enlargement | None = None) -> dict[str, int]:
-        """The model's sizes, by the letters that shapes of graphs have for them."""
+        """The model's sizes, by the letters that are used in the shapes of graphs."""
         context = (enlargement or self.contexts[0]).channels
         return model_sizes(self.patch, self.latent_channels, self.feature_channels, context, self.moments)
 
@@ -240,21 +242,21 @@ class Manifest:
 
     @property
     def contexts(self) -> tuple[Enlargement, ...]:
-        """Its enlargements by rising factor, or the one context that a model without any has for all scales."""
+        """The enlargements by rising factor, or for a model without any, its one context for all scales."""
         return self.enlargements or (Enlargement(None, self.context_channels, self.halo.refine),)
 
     def context_for(self, scale: tuple[float, float]) -> Enlargement:
-        """The least enlargement that a scale (vertical, horizontal) is not beyond, or the largest there is."""
+        """The smallest enlargement for a scale (vertical, horizontal), or the largest if the scale is beyond all."""
         able = (each for each in self.contexts if each.factor is None or max(scale) <= each.factor + 1e-6)
         return next(able, self.contexts[-1])
 
     @property
     def encode_halo(self) -> int:
-        """Cells beyond a cell whose pixels its encoding depends on."""
+        """The reach of encode in cells: how far an encoded cell depends on the pixels."""
         return -(-self.halo.encode_pixels // self.patch)
 
     def memory(self, recipe: Recipe) -> Memory:
-        """What a recipe needs; where that was not measured, the most that any other of the bundle does."""
+        """The memory figures of a recipe. If they were not measured, the largest of the bundle's other recipes."""
         if recipe.memory is not None:
             return recipe.memory
         measured = [each.memory for each in self.recipes if each.memory is not None] or [_TYPICAL]

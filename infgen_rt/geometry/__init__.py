@@ -1,1 +1,1 @@
-"""Where things are: boxes, sizes, tokens over cells, tiles and stages, as frozen values and pure functions."""
+"""Geometry: boxes, sizes, tokens over cells, tiles and stages, as frozen values and pure functions."""

@@ -1,4 +1,4 @@
-"""Where tokens and cells lie: the coordinates that every decode is fed with."""
+"""The positions of tokens and cells, which are inputs of every decode."""
 
 from dataclasses import dataclass
 from math import ceil, floor
@@ -13,12 +13,12 @@ from infgen_rt.geometry.shapes import Box, Size
 class Grid:
     """The tokens of a picture over the cells of a latent.
 
-    Coordinates are in cells, origin at the latent's top-left corner; cell i covers [i, i + 1).
+    Coordinates are in cells, with the origin at the latent's top-left corner. Cell i covers [i, i + 1).
 
     Attributes:
         cells: the latent's width and height in cells.
         picture: the picture's width and height in pixels.
-        patch: pixels a token covers each way, and pixels a cell covers at scale 1.
+        patch: the side of a token in pixels, which is also the side of a cell at scale 1.
     """
 
     cells: Size
@@ -32,7 +32,7 @@ class Grid:
 
     @property
     def scale(self) -> tuple[float, float]:
-        """Picture pixels a cell, over those at scale 1: (vertical, horizontal)."""
+        """Picture pixels per cell, divided by those at scale 1: (vertical, horizontal)."""
         return (
             self.picture.height / (self.patch * self.cells.height),
             self.picture.width / (self.patch * self.cells.width),
@@ -58,11 +58,11 @@ class Grid:
         return _centres(cells.y, cells.height, 1.0), _centres(cells.x, cells.width, 1.0)
 
     def context_of(self, tokens: Box, radius: float | None) -> Box:
-        """The cells that a box of tokens looks at.
+        """The cells that a box of tokens sees.
 
         Args:
             tokens: the tokens that are decoded, halo included.
-            radius: how far from its centre a token looks, in cells; None for the whole latent.
+            radius: how far from its centre a token sees, in cells. None for the whole latent.
         """
         if radius is None:
             return self.cells.box
@@ -72,7 +72,7 @@ class Grid:
         return Box(x, y, right - x, bottom - y)
 
     def most_context(self, tokens: Size, radius: float | None) -> Size:
-        """Width and height in cells that no box of so many tokens exceeds, wherever it lies (see `context_of`)."""
+        """The largest width and height, in cells, that any box of this size in tokens sees (see `context_of`)."""
         if radius is None:
             return self.cells
         steps = reversed(self._steps)
@@ -88,12 +88,12 @@ class Grid:
 
 
 def _centres(start: int, count: int, step: float) -> FloatArray:
-    # In float64 first: a tile far from the origin must get the very coordinates the whole picture has.
+    # First in float64, because a tile far from the origin must get exactly the coordinates that the whole picture has.
     return ((np.arange(start, start + count, dtype=np.float64) + 0.5) * step).astype(np.float32)
 
 
 def _cells_near(start: int, stop: int, step: float, radius: float, limit: int) -> tuple[int, int]:
-    """First and past-the-last cell whose centre is within reach of the tokens' centres, rounded outwards."""
+    """The first and past-the-last cell whose centres are within reach of the tokens' centres, rounded outwards."""
     reach = _reach(step, radius)
     first = floor((start + 0.5) * step - reach - 0.5)
     last = ceil((stop - 0.5) * step + reach - 0.5)
@@ -102,6 +102,6 @@ def _cells_near(start: int, stop: int, step: float, radius: float, limit: int) -
 
 
 def _reach(step: float, radius: float) -> float:
-    # Whatever the radius, samples are taken anywhere under a token: bilinear ones reach up to a cell further, those of
-    # Lanczos three pixels, of which a token has eight.
+    # Independently of the radius, samples are taken anywhere under a token. Bilinear samples reach up to one cell
+    # further, and Lanczos samples three pixels, of which a token has eight.
     return max(radius, step / 2 + max(1.0, 3 / 8 * step))

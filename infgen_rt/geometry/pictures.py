@@ -1,4 +1,4 @@
-"""How a picture is cut into tiles of tokens."""
+"""A picture that is cut into tiles of tokens."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ class PictureTiles:
 
     Attributes:
         grid: the picture over the cells of a latent.
-        tiling: of the picture, in tokens.
+        tiling: the tiling of the picture, in tokens.
     """
 
     grid: Grid
@@ -28,12 +28,12 @@ class PictureTiles:
 
     @property
     def count(self) -> int:
-        """How many tiles there are."""
+        """The number of tiles."""
         return self.tiling.count
 
     @property
     def bands(self) -> int:
-        """Bytes of two rows of tiles, of 8 bits: a writer compresses one while the next is decoded."""
+        """Bytes of two rows of 8-bit tiles, because a writer compresses one row while the next is decoded."""
         return 2 * 3 * self.grid.picture.width * min(self.tile.height * self.grid.patch, self.grid.picture.height)
 
     def tiles(self, region: Box) -> Iterator[Box]:
@@ -54,12 +54,15 @@ class PictureTiles:
         return tokens.width <= tile.width and tokens.height <= tile.height
 
     def parts(self, box: Box) -> Iterator[Box]:
-        """What a box of pixels is decoded in: itself if it fits in a tile, else cut at the tiles' edges, row by row."""
+        """The parts that a box of pixels is decoded in.
+
+        This is the box itself if it fits in a tile. Otherwise it is cut at the edges of the tiles, row by row.
+        """
         if self.fits_a_tile(box):
             yield box
         else:
             yield from (tile.intersect(box) for tile in self.tiles(box))
 
     def rows(self, box: Box) -> list[list[Box]]:
-        """The parts of a box, a list for each row of tiles."""
+        """The parts of a box, as one list per row of tiles."""
         return [list(row) for _, row in groupby(self.parts(box), key=lambda part: part.y)]

@@ -1,4 +1,4 @@
-"""Sizes and boxes, in whichever unit (pixels, tokens, cells) the caller counts."""
+"""Sizes and boxes, in the unit that the caller uses (pixels, tokens, cells)."""
 
 import re
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ NAMED_SIZES = {"1080p": (1920, 1080), "1440p": (2560, 1440), "4k": (3840, 2160),
 
 
 class Size(NamedTuple):
-    """Width and height; equal to the plain tuple, as Pillow's sizes are."""
+    """Width and height. It is equal to the plain tuple, which Pillow uses for sizes."""
 
     width: int
     height: int
@@ -61,7 +61,7 @@ class Box(NamedTuple):
         return slice(self.y, self.bottom), slice(self.x, self.right)
 
     def intersect(self, other: "Box") -> "Box":
-        """The common part of two boxes; its width or height is 0 when there is none."""
+        """The common part of two boxes. Its width or height is 0 if there is none."""
         x, y = max(self.x, other.x), max(self.y, other.y)
         right, bottom = min(self.right, other.right), min(self.bottom, other.bottom)
         return Box(x, y, max(0, right - x), max(0, bottom - y))
@@ -73,11 +73,11 @@ class Box(NamedTuple):
         )
 
     def relative_to(self, origin: "Box") -> "Box":
-        """The same box counted from another box's top-left corner."""
+        """The same box with coordinates relative to another box's top-left corner."""
         return self._replace(x=self.x - origin.x, y=self.y - origin.y)
 
     def placed_in(self, outer: "Box") -> "Box":
-        """This box, counted from another's top-left corner, counted from where the other is counted from."""
+        """The inverse of `relative_to`: the same box in the coordinates of the outer box."""
         return self._replace(x=self.x + outer.x, y=self.y + outer.y)
 
     def __str__(self) -> str:
@@ -85,10 +85,10 @@ class Box(NamedTuple):
 
 
 def split(length: int, longest: int) -> tuple[int, ...]:
-    """Edges that cut a length into parts no longer than `longest`, as few as there can be of even length.
+    """Edges that cut a length into the fewest parts of even length that are no longer than `longest`.
 
-    All but the last are even: OpenVINO takes a quarter longer for odd ones in bfloat16. They differ by three at most,
-    so there is never a sliver at the end.
+    All parts except the last have even lengths, because OpenVINO takes a quarter longer for odd ones in bfloat16. The
+    parts differ by at most three, so there is never a sliver at the end.
 
     Returns:
         Ascending edges, from 0 to `length`.
@@ -97,19 +97,19 @@ def split(length: int, longest: int) -> tuple[int, ...]:
         return 0, length
     step = min(2, longest)
     parts = -(-length // (longest - longest % step))
-    # Up to the next multiple: so the last part is no longer than the others.
+    # Rounded up to the next multiple, so that the last part is no longer than the others.
     return (*(step * -(-index * length // (parts * step)) for index in range(parts)), length)
 
 
 def parse_box(value: str | Sequence[int], within: Size) -> Box:
-    """Read a region and check it against the picture it is a part of.
+    """Parse a region and check that it is inside the picture.
 
     Args:
         value: a `Box`, four integers or the text `x,y,width,height`, in pixels.
         within: the picture's size in pixels.
 
     Raises:
-        PlanError: it is not four integers, or it is empty or reaches outside the picture.
+        PlanError: the region is not four integers, or it is empty or reaches outside the picture.
     """
     try:
         x, y, width, height = (int(part) for part in (value.split(",") if isinstance(value, str) else value))
@@ -122,12 +122,12 @@ def parse_box(value: str | Sequence[int], within: Size) -> Box:
 
 
 def parse_size(value: "str | float | tuple[int, int] | None", native: Size) -> Size:
-    """Work out a picture's size.
+    """Parse a picture's size.
 
     Args:
-        value: (width, height); the text `3840x2160`; one side as `3840x` or `x2160`, where the other keeps
-            the latent's shape; a name of `NAMED_SIZES`; a factor of the native size, as a number or as `2x`;
-            or None for the native size.
+        value: (width, height); the text `3840x2160`; one side as `3840x` or `x2160`, which keeps the latent's
+            aspect ratio; a name of `NAMED_SIZES`; a factor of the native size, as a number or as `2x`; or None
+            for the native size.
         native: the picture's size at scale 1, in pixels.
 
     Raises:
@@ -153,7 +153,7 @@ def parse_size(value: "str | float | tuple[int, int] | None", native: Size) -> S
 
 
 def fixed_size(text: str) -> Size | None:
-    """The size that a text names whatever the latent: `3840x2160` or a name of `NAMED_SIZES`; None for others."""
+    """The size of a text that does not depend on the latent: `3840x2160` or a name of `NAMED_SIZES`. Otherwise None."""
     text = text.strip().lower()
     if text in NAMED_SIZES:
         return Size(*NAMED_SIZES[text])
@@ -165,14 +165,14 @@ def fit(native: Size, target: tuple[int, int], how: Fit) -> tuple[Size, Box]:
     """Fit a picture to a display.
 
     Args:
-        native: the picture's size at scale 1, in pixels, which gives its shape.
+        native: the picture's size at scale 1, in pixels, which determines its aspect ratio.
         target: the display's width and height in pixels.
-        how: `cover` for the smallest picture of the shape that leaves no part of the display empty, of which the
-            middle is seen; `contain` for the largest of the shape that is seen whole; `stretch` for the display's
-            own size, whatever the shape.
+        how: `cover` for the smallest picture with this aspect ratio that fills the display, which then shows the
+            middle of it; `contain` for the largest picture with this aspect ratio that the display shows whole;
+            `stretch` for the display's own size, with its aspect ratio.
 
     Returns:
-        The picture's size, and the part of it that is seen, in pixels.
+        The picture's size, and the part of it that is visible, in pixels.
 
     Raises:
         PlanError: the display or the picture has a side below 1 or above `MAX_SIDE` pixels, or `how` is unknown.
@@ -197,7 +197,8 @@ def _parse_size_text(text: str, native: Size) -> Size:
         return fixed
     if height := re.fullmatch(r"x(\d{1,9})", text):
         return Size(max(1, round(int(height[1]) * native.width / native.height)), int(height[1]))
-    # "3x" is a factor and "3840x" a width: nobody asks for a picture 64 pixels wide, or 64 times the size.
+    # "3x" is a factor and "3840x" a width. The limit between them is 64, because neither pictures so narrow nor factors
+    # so large are useful.
     if factor := re.fullmatch(r"(-?\d+(?:\.\d+)?)x", text):
         number = float(factor[1])
         if "." in factor[1] or number < 64:

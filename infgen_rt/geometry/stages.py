@@ -1,4 +1,4 @@
-"""Chains: the stages in which iterative extrapolation reaches a size."""
+"""Chains of stages, by which iterative extrapolation reaches a size."""
 
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
@@ -10,27 +10,27 @@ from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.shapes import Size
 
 LEAST_MAX_SCALE = 1.1
-# What rounding a picture's sides to whole cells and pixels changes, and nobody sees.
+# A change of a picture's sides by rounding to whole cells and pixels that is not visible.
 _ROUNDING = 1.02
 
 
 def chain(whole: Grid, stages: Sequence[float] | None = None, max_scale: float | None = None) -> tuple[Grid, ...]:
-    """Divide the way from a latent to a picture.
+    """Divide the decode of a latent to a picture into stages.
 
-    All pictures but the last are whole cells of the next latent in size; the last has exactly the size asked for,
-    and takes what rounding, and a stretch in one direction, leave.
+    Every picture except the last consists of whole cells of the next latent. The last picture has exactly the requested
+    size, so its stage also makes up for rounding and for a stretch along one axis.
 
     Args:
-        whole: the way in one stage, which is what comes of neither of the others.
-        stages: the stages' scales, which multiply to the whole's.
-        max_scale: what a stage enlarges at most, to the rounding of sizes to whole cells: the fewest stages, equal on
-            a logarithmic scale.
+        whole: the decode as one stage, which is the result if neither of the other arguments is given.
+        stages: the scales of the stages, which multiply to the whole scale.
+        max_scale: the largest scale of a stage, up to the rounding of sizes to whole cells. The chain has the fewest
+            stages, with equal scales.
 
     Returns:
-        The stages' grids, first to last; the picture of each is 1 pixel for 1 / patch cells of the next.
+        The grids of the stages, first to last. Each picture has one pixel per 1 / patch cells of the next latent.
 
     Raises:
-        PlanError: both are given, or one is not usable, or the scales do not multiply to the whole's.
+        PlanError: both are given, or one is not usable, or the scales do not multiply to the whole scale.
     """
     if stages is not None and max_scale is not None:
         raise PlanError("stages and max_scale exclude each other: expected one of them")
@@ -65,17 +65,17 @@ def _by_largest(whole: Grid, largest: float) -> tuple[Grid, ...]:
     if not (isfinite(largest) and largest >= LEAST_MAX_SCALE):
         raise PlanError(f"max_scale {largest:g} is not usable: expected {LEAST_MAX_SCALE:g} or more")
     down, across = whole.scale
-    # A hair less, so that 16 with at most 4 a stage is two of them.
+    # Slightly less, so that a scale of 16 with at most 4 per stage gives two stages despite rounding.
     count = max(1, ceil(log(max(down, across)) / log(largest) - 1e-9))
     shares = [number / count for number in range(1, count)]
     return _through(whole, ((across**share, down**share) for share in shares))
 
 
 def _through(whole: Grid, factors: Iterable[tuple[float, float]]) -> tuple[Grid, ...]:
-    """The chain through latents that are so many times the first one's width and height."""
+    """The chain through latents whose width and height are the first one's times the given factors."""
     latents = [whole.cells]
     for pair in factors:
-        # Half a cell is rounded up, whether the number before it is odd or even.
+        # Half a cell is always rounded up, and not to the even number.
         sides = (max(1, int(side * factor + 0.5)) for side, factor in zip(whole.cells, pair, strict=True))
         latents.append(Size(*sides))
     pictures = [Size(*(side * whole.patch for side in cells)) for cells in latents[1:]]

@@ -1,4 +1,4 @@
-"""Tilings: how tokens or cells are cut into tiles, and what a tile needs around it."""
+"""Tilings of tokens or cells, and the halos that tiles need."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
@@ -8,11 +8,11 @@ from math import prod
 
 from infgen_rt.geometry.shapes import Box, Size, split
 
-# Larger tiles fall out of the processor's caches; smaller ones decode mostly halo.
+# Larger tiles do not fit into the processor's caches, and smaller ones consist mostly of halo.
 LARGEST_TILE = 64
 SMALLEST_TILE = 8
-# Tiles that are decoded at the same time: who cancels waits for one thread's work on the largest, and with smaller than
-# the smallest, several at a time cost more in halos than they win.
+# Bounds for tiles that are decoded at the same time. Cancelling may have to wait until one thread has finished such a
+# tile, so they must not be too large. Below the lower bound, the halos cost more than decoding in parallel gains.
 LARGEST_SHARED_TILE = 48
 SMALLEST_SHARED_TILE = 32
 
@@ -22,8 +22,8 @@ class Tiling:
     """A grid cut into columns and rows.
 
     Attributes:
-        columns: edges of the tile columns, ascending from 0 to the grid's width.
-        rows: edges of the tile rows.
+        columns: edges of the columns of tiles, ascending from 0 to the grid's width.
+        rows: edges of the rows of tiles, ascending from 0 to the grid's height.
     """
 
     columns: tuple[int, ...]
@@ -36,22 +36,22 @@ class Tiling:
 
     @property
     def box(self) -> Box:
-        """All that is cut."""
+        """The whole grid."""
         return Box(0, 0, self.columns[-1], self.rows[-1])
 
     @property
     def largest(self) -> Size:
-        """Width and height that no tile exceeds."""
+        """The largest width and height of a tile."""
         return Size(*(max(stop - start for start, stop in pairwise(edges)) for edges in (self.columns, self.rows)))
 
     @property
     def across(self) -> int:
-        """How many tiles a row has."""
+        """The number of tiles per row."""
         return len(self.columns) - 1
 
     @property
     def count(self) -> int:
-        """How many tiles there are."""
+        """The number of tiles."""
         return self.across * (len(self.rows) - 1)
 
     def touching(self, box: Box) -> Iterator[Box]:
@@ -63,11 +63,11 @@ class Tiling:
 
 @dataclass(frozen=True)
 class HaloTiling:
-    """A tiling of cells of which each tile is computed with what its cells depend on around it.
+    """A tiling of cells in which each tile is computed with a halo around it.
 
     Attributes:
-        tiling: in cells.
-        halo: cells all around a tile that its own depend on.
+        tiling: the tiling, in cells.
+        halo: the number of cells on each side of a tile that its cells depend on.
     """
 
     tiling: Tiling
@@ -75,13 +75,13 @@ class HaloTiling:
 
     @property
     def window(self) -> Size:
-        """Width and height in cells that no tile with its halo exceeds."""
+        """The largest width and height, in cells, of a tile with its halo."""
         sides = zip(self.tiling.largest, self.tiling.box.size, strict=True)
         return Size(*(min(side + 2 * self.halo, whole) for side, whole in sides))
 
     @property
     def computed(self) -> int:
-        """Cells that are computed for all tiles, halos included."""
+        """The number of cells that are computed for all tiles, halos included."""
         sides = zip((self.tiling.columns, self.tiling.rows), self.tiling.box.size, strict=True)
         return prod(
             sum(min(stop + self.halo, whole) - max(start - self.halo, 0) for start, stop in pairwise(edges))
@@ -89,7 +89,7 @@ class HaloTiling:
         )
 
     def window_of(self, tile: Box) -> Box:
-        """The cells that have to be computed for a tile: its halo with it, clipped to the grid."""
+        """The cells that have to be computed for a tile: the tile and its halo, clipped to the grid."""
         return tile.grow(self.halo, self.tiling.box)
 
     def windows(self) -> Iterator[tuple[Box, Box]]:
@@ -103,5 +103,5 @@ class HaloTiling:
 
 
 def _parts(edges: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """The parts between edges that the half-open range start to stop touches."""
+    """The parts between edges that the half-open range from start to stop touches."""
     return pairwise(edges[bisect_right(edges, start) - 1 : bisect_left(edges, stop) + 1])

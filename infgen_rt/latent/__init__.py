@@ -1,1 +1,1 @@
-"""What comes in: latents as arrays and files, and the latent spaces that they are in."""
+"""Latents as arrays and files, and the latent spaces that they are in."""

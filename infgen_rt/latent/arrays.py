@@ -1,4 +1,4 @@
-"""Latents as they come from pipelines and files, checked and turned into float32 [channels, h, w]."""
+"""Checks latents from pipelines and files, and converts them to float32 [channels, h, w]."""
 
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,8 @@ def load_latent(
 
     Args:
         path: a .npy, .npz or .safetensors file of float16, bfloat16, float32 or float64 numbers.
-        key: the array's name in a file of several; not needed for one, or for the usual names.
-        space: the latent space it is in.
+        key: the array's name, for a file with several. It is not needed for a single array or one of the usual names.
+        space: the name of its latent space.
         normalisation: see `as_latents`.
         latent_size: see `as_latents`.
 
@@ -40,7 +40,7 @@ def load_latent(
         float32 [channels, h, w].
 
     Raises:
-        LatentError: the file or the latent is not usable, or there are several.
+        LatentError: the file or the latent is not usable, or there are several latents.
     """
     latents = load_latents(path, key=key, space=space, normalisation=normalisation, latent_size=latent_size)
     if len(latents) != 1:
@@ -56,10 +56,10 @@ def load_latents(
     normalisation: Normalisation | None = None,
     latent_size: tuple[int, int] | None = None,
 ) -> list[FloatArray]:
-    """Read the latents of all pictures in a file's array; arguments and errors as `load_latent`'s.
+    """Read the latents of all pictures in a file's array. Arguments and errors are those of `load_latent`.
 
     Returns:
-        float32 [channels, h, w] for each.
+        float32 [channels, h, w] for each picture.
     """
     array, _ = read_array(path, key)
     try:
@@ -76,28 +76,29 @@ def as_latents(
     latent_size: tuple[int, int] | None = None,
     notices: Notices | None = None,
 ) -> list[FloatArray]:
-    """Turn what a pipeline returns into latents that can be decoded.
+    """Convert the output of a pipeline into latents that can be decoded.
 
     Args:
-        value: a NumPy array, a torch tensor or anything that NumPy reads, in one of the shapes (each with or
-            without a batch axis, and the first two with or without an axis of one frame before h)
+        value: a NumPy array, a torch tensor or anything that NumPy reads, in one of the following shapes. Each may
+            have a batch axis, and the first two may have an axis of one frame before h.
             [C, h, w], the latent itself;
-            [4C, h/2, w/2], patchified 2x2, as ComfyUI has FLUX.2's;
+            [4C, h/2, w/2], patchified 2x2, as ComfyUI stores FLUX.2's;
             [h/2 * w/2, 4C], packed into a sequence, which needs `latent_size`.
-        space: the latent space it is in.
-        normalisation: `model` when the numbers are what the diffusion transformer works on, `vae` when they
-            are the VAE's own (for FLUX.2, batch norm undone). With `output_type="latent"`, diffusers' Flux2Pipeline
-            (0.36 to 0.42.1) returns packed latents of the model's normalisation, and its Flux2KleinPipeline (0.37 to
-            0.42.1) plain ones of the VAE's own. None takes them as the model's, and a warning asks where the numbers
-            say otherwise or cannot tell.
-        latent_size: width and height in pixels that the pipeline was asked for; only for packed latents.
-        notices: gives the warnings; by default each cause once a call.
+        space: its latent space.
+        normalisation: `model` if the numbers are those that the diffusion transformer works on, `vae` if they
+            are the VAE's own (for FLUX.2, with the batch norm undone). With `output_type="latent"`, diffusers'
+            Flux2Pipeline (0.36 to 0.42.1) returns packed latents in the model's normalisation, and its
+            Flux2KleinPipeline (0.37 to 0.42.1) returns plain latents in the VAE's own. None means the model's, with a
+            warning if the numbers contradict it or are ambiguous.
+        latent_size: the width and height in pixels that were requested from the pipeline. Only for packed latents.
+        notices: gives the warnings. By default, each cause is reported once per call.
 
     Returns:
-        float32 [C, h, w] for each picture, finite, contiguous. Numbers that are not those of a latent give a warning.
+        float32 [C, h, w] for each picture, finite and contiguous. There is a warning if the numbers are unusual for a
+        latent.
 
     Raises:
-        LatentError: shape, channels, dtype or numbers rule it out.
+        LatentError: the shape, channels, dtype or numbers are not those of a latent.
     """
     if normalisation not in (None, "model", "vae"):
         raise LatentError(f"normalisation {normalisation!r} is unknown: expected 'model' or 'vae'")
@@ -114,10 +115,10 @@ def as_latent(
     latent_size: tuple[int, int] | None = None,
     notices: Notices | None = None,
 ) -> FloatArray:
-    """The latent of one picture; arguments and errors as `as_latents`'.
+    """Convert the latent of one picture. Arguments and errors are those of `as_latents`.
 
     Raises:
-        LatentError: it is not usable, or a batch of several.
+        LatentError: it is not usable, or it is a batch of several latents.
     """
     latents = as_latents(value, space, normalisation=normalisation, latent_size=latent_size, notices=notices)
     if len(latents) != 1:
@@ -128,13 +129,13 @@ def as_latent(
 
 
 def native_size(value: Any, space: LatentSpace, *, latent_size: tuple[int, int] | None = None) -> Size:
-    """Size in pixels of the picture, or each of several, that a latent is at scale 1; arguments as `as_latents`'."""
+    """The size in pixels of a latent's picture, or of each of several, at scale 1. Arguments as for `as_latents`."""
     plain, _ = plain_latents(_as_float32(value), space, latent_size)
     return space.native_size(plain[0])
 
 
 def _as_float32(value: Any) -> FloatArray:
-    if hasattr(value, "detach"):  # a torch tensor, known by its manners: this package never imports torch
+    if hasattr(value, "detach"):  # a torch tensor, recognised by this method because torch is not imported here
         value = value.detach().cpu()
         value = (value.float() if value.is_floating_point() else value).numpy()
     try:
@@ -148,7 +149,7 @@ def _as_float32(value: Any) -> FloatArray:
 
 
 def _dtype_name(array: np.ndarray) -> str:
-    """What people call a dtype; NumPy has no names for float8, which .npy keeps as bytes."""
+    """The usual name of a dtype. NumPy has no names for float8, which .npy stores as bytes."""
     if array.dtype.kind == "V" and array.dtype.names is None and array.dtype.itemsize == 1:
         return "of one byte each, as .npy keeps float8"
     return str(array.dtype)
@@ -157,7 +158,7 @@ def _dtype_name(array: np.ndarray) -> str:
 def _checked(
     latent: FloatArray, space: LatentSpace, normalisation: Normalisation | None, patched: bool, notices: Notices
 ) -> FloatArray:
-    """A plain latent that is finite, of the model's normalisation, and warned of if it is odd."""
+    """Check that a plain latent is finite, convert it to the model's normalisation, and warn if it is unusual."""
     bad = ~np.isfinite(latent)
     if bad.any():
         first = ", ".join(str(int(index)) for index in np.argwhere(bad)[0])
@@ -185,10 +186,10 @@ _LEAVE_OUT = "leave out normalisation='vae' (--normalisation vae)"
 def _check_normalisation(
     latent: FloatArray, space: LatentSpace, said: Normalisation | None, patched: bool, notices: Notices
 ) -> bool:
-    """Warn of a normalisation that the numbers or their packing speak against, and ask for one that they leave open.
+    """Warn if the numbers or their packing contradict the normalisation, or if it is not given and ambiguous.
 
     Returns:
-        Whether there was something to warn of.
+        Whether there was a warning.
     """
     if space.usual_std is None:
         return False
@@ -225,7 +226,10 @@ def _check_normalisation(
 def _check_values(
     latent: FloatArray, space: LatentSpace, said: Normalisation | None, doubtful: bool, notices: Notices
 ) -> None:
-    """Refuse what is not a latent's in the model's normalisation, and warn of it unless that was done already."""
+    """Refuse numbers that cannot be a latent in the model's normalisation, and warn about unusual ones.
+
+    There is no warning if the normalisation is already known to be doubtful.
+    """
     mean, std = moments(latent)
     low, high = space.usual_std or (0.0, IMPOSSIBLE_STD)
     found = f"the latent's standard deviation is {std:.2f}, where {low:g} to {high:g} is usual"

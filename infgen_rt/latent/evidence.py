@@ -1,4 +1,4 @@
-"""What a latent's numbers say of where it is from: its normalisation, and whether it is of its space at all."""
+"""Infers from a latent's numbers how it is normalised, and whether it belongs to its latent space at all."""
 
 from math import log, sqrt
 from typing import Literal
@@ -9,23 +9,23 @@ from infgen_rt.common.pixels import FloatArray
 from infgen_rt.latent.spaces import LatentSpace
 
 Normalisation = Literal["model", "vae"]
-# Natural logarithm of odds at which a normalisation counts as known: seven to one.
+# Natural logarithm of the odds at which a normalisation counts as known, about seven to one.
 _SURE = 2.0
-# Standard deviations of log(std) over pictures that `usual_std` spans, each way.
+# The range `usual_std` spans this many standard deviations of log(std) over pictures, on either side of its middle.
 _SPAN = 2.5
-# Below so many cells the correlations of channels are those of one motif.
+# With fewer cells, the correlations of channels depend too much on the picture's motif.
 _LEAST_CELLS = 256
-# The agreement with the space's correlations that pictures in it have at least. Unrelated channels agree by chance
-# alone: over 496 pairs that has a standard deviation of 0.045.
+# The smallest agreement with the space's correlations of a latent in the space. Unrelated channels agree only by
+# chance, with a standard deviation of 0.045 over 496 pairs.
 _LEAST_AGREEMENT = 0.12
-# Sides of the part of a latent that is looked at: what it takes does not grow with the latent.
+# Largest side of the part of a latent that is examined, so that the time does not grow with the latent.
 _MOST_CELLS = 256
-# Correlation of cells two apart above which a latent is of a picture; noise has none.
+# Above this correlation of cells two apart, a latent shows a picture. Noise has no correlation.
 _SMOOTH = 0.2
 
 
 def moments(latent: FloatArray) -> tuple[float, float]:
-    """Mean and standard deviation of a whole latent, float32 [C, h, w], with no more than a channel copied."""
+    """The mean and standard deviation of a whole latent, float32 [C, h, w]. Copies only one channel at a time."""
     means = [channel.mean(dtype=np.float64) for channel in latent]
     squares = [np.square(channel, dtype=np.float64).mean() for channel in latent]
     mean = float(np.mean(means))
@@ -33,19 +33,20 @@ def moments(latent: FloatArray) -> tuple[float, float]:
 
 
 def normalisation_of(latent: FloatArray, space: LatentSpace) -> Normalisation | None:
-    """Tell the diffusion model's normalisation from the VAE's own.
+    """Distinguish the diffusion model's normalisation from the VAE's own.
 
-    Three things differ. Outside the range of usual standard deviations one of the two is ruled out. Inside, the
-    standard deviation is more usual for one than for the other. And where the space's statistics are those of the 2x2
-    parts of each channel (a batch norm's, as FLUX.2's), the parts of a latent of the VAE differ as those statistics do.
-    Parts of one channel see the same picture, so its content cancels out; the larger the latent, the surer this is.
+    There are three kinds of evidence. First, a standard deviation outside the usual range rules out one of the two.
+    Second, a standard deviation inside the range is more usual for one than for the other. Third, if the space has
+    statistics for the 2x2 parts of each channel (those of a batch norm, as in FLUX.2), the parts of the VAE's own
+    latents differ in the same way as these statistics. The parts of a channel see the same picture, so its content
+    cancels out. This evidence is stronger for larger latents.
 
     Args:
         latent: float32 [C, h, w].
-        space: that it is in.
+        space: its latent space.
 
     Returns:
-        None if it cannot be told.
+        The normalisation, or None if it cannot be inferred.
     """
     if space.usual_std is None:
         return None
@@ -65,11 +66,11 @@ def normalisation_of(latent: FloatArray, space: LatentSpace) -> Normalisation | 
 
 
 def is_foreign(latent: FloatArray, space: LatentSpace) -> bool:
-    """Whether a latent is of a picture, and of another space: its channels go together in other ways.
+    """Whether a latent shows a picture but belongs to another space, because its channels correlate differently.
 
     Args:
         latent: float32 [C, h, w].
-        space: that it should be in. False if the correlations of its channels were not measured.
+        space: the space that it should be in. If its correlations were not measured, the result is False.
     """
     latent = _middle(latent)
     if space.correlations is None or latent[0].size < _LEAST_CELLS or min(latent.shape[1:]) < 3:
@@ -88,7 +89,7 @@ def is_foreign(latent: FloatArray, space: LatentSpace) -> bool:
 
 
 def _middle(latent: FloatArray) -> FloatArray:
-    """A latent's middle, from even cells on, as the 2x2 parts begin."""
+    """The middle of a latent. It starts at even cells, like the 2x2 parts."""
     rows, columns = (
         slice(max(0, side - _MOST_CELLS) // 4 * 2, max(0, side - _MOST_CELLS) // 4 * 2 + _MOST_CELLS)
         for side in latent.shape[1:]
@@ -97,7 +98,7 @@ def _middle(latent: FloatArray) -> FloatArray:
 
 
 def _odds_of_parts(latent: FloatArray, space: LatentSpace) -> float:
-    """Log odds for the model's normalisation by how the 2x2 parts of channels differ; 0 if the space says nothing."""
+    """Log odds for the model's normalisation from the 2x2 parts' differences. 0 without such statistics."""
     latent = _middle(latent)
     channels, height, width = latent.shape
     if len(space.vae_std) != 4 * channels or len(space.vae_mean) != 4 * channels or min(height, width) < 4:
@@ -108,12 +109,12 @@ def _odds_of_parts(latent: FloatArray, space: LatentSpace) -> float:
     if not deviations.all():
         return 0.0
     means = parts.mean(axis=2, dtype=np.float64)
-    # A latent that is normalised shows a part of the pattern all the same: photographs do, a quarter of it on average.
+    # Even a normalised latent shows a part of the pattern, on average a quarter of it for photographs.
     return _odds(np.log(deviations), np.log(space.vae_std), 0.75) + _odds(means, np.asarray(space.vae_mean), 0.5)
 
 
 def _odds(found: np.ndarray, pattern: np.ndarray, middle: float) -> float:
-    """Log odds for less than `middle` times a pattern being in what was found, each channel about its own mean."""
+    """Log odds that the found values contain less than `middle` times the pattern, relative to each channel's mean."""
     found, pattern = (
         values.reshape(-1, 4) - values.reshape(-1, 4).mean(axis=1, keepdims=True) for values in (found, pattern)
     )

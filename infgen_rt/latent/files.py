@@ -1,4 +1,4 @@
-"""Arrays out of .npy, .npz and .safetensors files, without pickle and without trusting a header."""
+"""Reads arrays from .npy, .npz and .safetensors files, without pickle and without trusting headers."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from infgen_rt.errors import LatentError
 from infgen_rt.latent.kinds import PICKLE, known_kind
 
 MAX_FILE = GIB
-# What diffusers users, ComfyUI and this package call the tensor.
+# Names of the tensor that diffusers users, ComfyUI and this package use.
 USUAL_NAMES = ("latent", "latents", "latent_tensor", "samples")
 
 Array = npt.NDArray[np.generic]
@@ -25,17 +25,17 @@ _SAFETENSORS_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
 def read_array(path: str | Path, key: str | None = None) -> tuple[Array, dict[str, str]]:
-    """Read one floating-point array from a file, whatever the file's name ends in.
+    """Read one floating-point array from a file. The ending of the file's name does not matter.
 
     Args:
-        path: a .npy, .npz or .safetensors file (ComfyUI's .latent is one too).
-        key: the array's name in a file of several; by default the only one, or one of `USUAL_NAMES`.
+        path: a .npy, .npz or .safetensors file. ComfyUI's .latent is a safetensors file.
+        key: the array's name, for a file with several. By default the only array, or one of `USUAL_NAMES`.
 
     Returns:
-        The array, bfloat16 widened to float32, and the text metadata that a safetensors file carries.
+        The array, with bfloat16 widened to float32, and the text metadata of a safetensors file.
 
     Raises:
-        LatentError: the file is missing, damaged, of another kind or holds no such array.
+        LatentError: the file is missing, damaged, of another kind, or does not contain the array.
     """
     path = Path(path)
     try:
@@ -52,11 +52,11 @@ def read_array(path: str | Path, key: str | None = None) -> tuple[Array, dict[st
 
 
 def parse_array(data: bytes, name: str, key: str | None = None) -> tuple[Array, dict[str, str]]:
-    """Read one floating-point array from a file's content; as `read_array`, which reads it from a path.
+    """Read one floating-point array from a file's content. Like `read_array`, which reads the file from a path.
 
     Args:
         data: the content.
-        name: of the file in errors.
+        name: the file's name in error messages.
         key: as for `read_array`.
     """
     if (kind := known_kind(data)) is not None:
@@ -66,7 +66,7 @@ def parse_array(data: bytes, name: str, key: str | None = None) -> tuple[Array, 
         return read(data, key)
     except LatentError as error:
         raise LatentError(f"{name}: {error}") from None
-    # Damage shows as whatever the parser trips over (zlib, struct, JSON, ...); all of it means the same.
+    # A damaged file may raise any exception of a parser (zlib, struct, JSON, ...). All of them mean the same.
     except Exception as error:
         raise LatentError(f"{name} is damaged or not a .npy, .npz or .safetensors file: {error}") from None
 
@@ -86,7 +86,7 @@ def _read_npy(data: bytes) -> Array:
         raise LatentError("holds Python objects (pickle), which are never loaded: save plain float32 numbers")
     _expect_length(len(data) - stream.tell(), math.prod(shape) * dtype.itemsize)
     array = np.frombuffer(data, dtype, offset=stream.tell()).reshape(shape, order="F" if fortran else "C")
-    # NumPy has no bfloat16 of its own; ml_dtypes' is saved as two opaque bytes.
+    # NumPy does not have bfloat16. Arrays of ml_dtypes' bfloat16 are saved as two opaque bytes.
     return _widen(array.view("<u2")) if dtype == np.dtype("V2") else array
 
 
@@ -148,5 +148,5 @@ def _expect_length(found: int, expected: int) -> None:
 
 
 def _widen(halves: Array) -> Array:
-    """bfloat16, seen as uint16, to float32: its bits are the upper half."""
+    """Convert bfloat16, viewed as uint16, to float32. Its bits are the upper half of float32's."""
     return (halves.astype(np.uint32) << 16).view(np.float32)

@@ -1,7 +1,7 @@
-"""Kinds of files that people take for latents, known by how they begin, and what to do about each."""
+"""Kinds of files that are often mistaken for latents, recognised by their first bytes, with advice for each."""
 
 _SAVE = "save the latent with safetensors or numpy.save"
-# The first bytes, and what is said of a file that has them.
+# The first bytes of a file, and the message about it.
 _KINDS: tuple[tuple[bytes, str], ...] = (
     (b"\x89PNG", "is a PNG picture, and not a latent"),
     (b"\xff\xd8\xff", "is a JPEG picture, and not a latent"),
@@ -14,13 +14,13 @@ _KINDS: tuple[tuple[bytes, str], ...] = (
     (b"<!DOCTYPE", "is a web page: the download went wrong"),
     (b"<html", "is a web page: the download went wrong"),
 )
-# Pickle's protocols 2 to 5, which PyTorch's .pt files were until 1.6 and others still are.
+# Pickle's protocols 2 to 5. PyTorch's .pt files were pickles until version 1.6, and some other files still are.
 _PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 PICKLE = f"is a PyTorch or Python pickle, which is never loaded because it could run code: {_SAVE}"
 
 
 def known_kind(data: bytes) -> str | None:
-    """What a file is that is none of a latent's formats, and what to do; None if it is not known."""
+    """The kind of a file that is not a latent, and what to do about it. None if the kind is not known."""
     if not data:
         return "is empty: the program that wrote it did not finish"
     if data.startswith(_PICKLES):

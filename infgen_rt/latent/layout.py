@@ -1,4 +1,4 @@
-"""The shapes that latents come in, and the plain latents [C, h, w] in them."""
+"""The shapes that latents may have, and their conversion to plain latents [C, h, w]."""
 
 from collections.abc import Sequence
 from math import isqrt
@@ -9,27 +9,27 @@ from infgen_rt.common.pixels import FloatArray
 from infgen_rt.errors import LatentError
 from infgen_rt.latent.spaces import LatentSpace, latent_spaces
 
-# How much less alike neighbours are along one axis than along the other where that axis is not a side of a picture.
+# If neighbours are less alike along one axis than along the other by this much, that axis is not a side of a picture.
 _UNLIKE_SIDES = 0.15
-# Rows or tokens that are looked at for it.
+# Number of rows or tokens that are examined for this.
 _MOST_TOKENS = 256
 
 
 def plain_latents(
     array: FloatArray, space: LatentSpace, latent_size: tuple[int, int] | None
 ) -> tuple[list[FloatArray], bool]:
-    """Drop the axes of batch and time, and undo packing.
+    """Remove the batch and time axes, and undo patchifying and packing.
 
     Args:
         array: float32, in one of the shapes that `as_latents` takes.
         space: its latent space.
-        latent_size: width and height in pixels that the pipeline was asked for; only for packed latents.
+        latent_size: the width and height in pixels that were requested from the pipeline. Only for packed latents.
 
     Returns:
-        The latents, each float32 [C, h, w], and whether they had four times the channels: patchified or packed.
+        The latents, each float32 [C, h, w], and whether they were patchified or packed, with four times the channels.
 
     Raises:
-        LatentError: the shape is not a latent's, or does not say enough.
+        LatentError: the shape is not that of a latent, or is ambiguous.
     """
     channels, packed = space.channels, 4 * space.channels
     if 0 in array.shape:
@@ -46,7 +46,7 @@ def plain_latents(
 
 
 def _one_frame(array: FloatArray, channels: int) -> FloatArray:
-    """[N, C, 1, h, w] and [C, 1, h, w], as video models have their pictures, without the axis of time."""
+    """Remove the time axis from [N, C, 1, h, w] and [C, 1, h, w], the shapes of pictures in video models."""
     known = (channels, 4 * channels)
     if array.ndim == 5 and array.shape[1] in known:
         axis = 2
@@ -64,13 +64,13 @@ def _one_frame(array: FloatArray, channels: int) -> FloatArray:
 
 
 def _is_batch(array: FloatArray, space: LatentSpace, latent_size: tuple[int, int] | None) -> bool:
-    """Whether the first axis counts pictures."""
+    """Whether the first axis is a batch axis."""
     channels, packed = space.channels, 4 * space.channels
     if array.ndim != 3 or array.shape[2] != packed:
         return array.ndim == 4
     if array.shape[0] not in (channels, packed):
         return True
-    # As many packed pictures as a plain latent has channels, or one picture that is `packed` cells wide.
+    # The array may be a batch of packed pictures, or one plain latent that is `packed` cells wide.
     _, tokens, _ = array.shape
     if latent_size is not None:
         width, height = (side // (2 * space.cell_pixels) for side in latent_size)
@@ -85,9 +85,10 @@ def _is_batch(array: FloatArray, space: LatentSpace, latent_size: tuple[int, int
 
 
 def _down_minus_across(array: FloatArray) -> float:
-    """How much more alike neighbours are down [_, tokens, 4C] than across; about 0 for a latent that is 4C cells wide.
+    """How much more alike neighbours are along the second axis of [_, tokens, 4C] than along the third.
 
-    Across, it looks at every fourth pair alone: of packed tokens, those are of two channels.
+    It is about 0 for a plain latent that is 4C cells wide. Along the third axis, only every fourth pair is used,
+    because in packed tokens such a pair belongs to two channels.
     """
     centred = array[:, :_MOST_TOKENS] - array[:, :_MOST_TOKENS].mean(axis=(1, 2), keepdims=True)
     square = float(np.square(centred).mean(dtype=np.float64))
@@ -117,7 +118,7 @@ def _not_a_latent(array: FloatArray, space: LatentSpace) -> LatentError:
 
 
 def _grid(tokens: FloatArray, token: int, latent_size: Sequence[int] | None) -> FloatArray:
-    """[h/2 * w/2, 4C] to [4C, h/2, w/2]; pipelines floor their size to whole tokens of so many pixels."""
+    """Unpack [h/2 * w/2, 4C] to [4C, h/2, w/2]. Pipelines round sizes down to whole tokens of `token` pixels."""
     count = len(tokens)
     if latent_size is None:
         side = isqrt(count)
@@ -134,7 +135,7 @@ def _grid(tokens: FloatArray, token: int, latent_size: Sequence[int] | None) -> 
 
 
 def _unpatchify(array: FloatArray) -> FloatArray:
-    """[4C, h, w] to [C, 2h, 2w], where patchified channel = channel * 4 + row * 2 + column."""
+    """Unpatchify [4C, h, w] to [C, 2h, 2w]. A patchified channel is channel * 4 + row * 2 + column."""
     channels, height, width = array.shape
     blocks = array.reshape(channels // 4, 2, 2, height, width)
     return blocks.transpose(0, 3, 1, 4, 2).reshape(channels // 4, 2 * height, 2 * width)

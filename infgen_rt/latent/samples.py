@@ -1,4 +1,4 @@
-"""The sample latents in the package, to try the decoder with."""
+"""The sample latents in the package, for trying the decoder."""
 
 import json
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ FOLDER = Path(__file__).parents[1] / "samples"
 
 @dataclass(frozen=True)
 class Sample:
-    """A latent made of a freely licensed photograph.
+    """A latent made from a freely licensed photograph.
 
     Attributes:
-        name: what to ask for it by.
-        title: what it shows.
+        name: the sample's name.
+        title: a description of the photograph.
         source: the photograph's origin.
         licence: the photograph's licence.
         latent: float32 [channels, h, w].
@@ -41,7 +41,7 @@ def load_sample(name: str) -> Sample:
     """Load a sample.
 
     Raises:
-        LatentError: there is none of that name.
+        LatentError: there is no sample with this name.
     """
     index = _index()
     if name not in index:

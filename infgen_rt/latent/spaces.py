@@ -1,4 +1,4 @@
-"""The table of latent spaces: the conventions that latents come in."""
+"""The table of latent spaces, which are the conventions that latents follow."""
 
 import json
 from dataclasses import dataclass
@@ -17,21 +17,22 @@ _TABLE = Path(__file__).parents[1] / "data" / "latent_spaces.json"
 
 @dataclass(frozen=True)
 class LatentSpace:
-    """One convention: what a latent's numbers mean.
+    """A convention for the meaning of a latent's numbers.
 
-    A latent *in* the space is normalised, as the diffusion transformer sees it. `vae_mean` and `vae_std` lead there
-    from the VAE's own latents: one number for all, one a channel, or one a channel of the 2x2-patchified latent, in the
-    order channel * 4 + row * 2 + column.
+    A latent *in* the space is normalised, as the diffusion transformer sees it. `vae_mean` and `vae_std` convert the
+    VAE's own latents to this form. Each has one number for all channels, one per channel, or one per channel of the
+    2x2-patchified latent, in the order channel * 4 + row * 2 + column.
 
     Attributes:
-        channels: channels of an unpatchified latent.
-        cell_pixels: pixels a cell covers each way at scale 1.
-        usual_std: the overall standard deviations that real latents have, least and most; None if not measured.
-        usual_mean: the largest overall |mean| that real latents have; None if not measured.
-        vae_mean: what is subtracted from the VAE's own latents.
-        vae_std: what they are then divided by.
-        source: where the table was taken from.
-        correlations: of each two channels over pictures, the upper triangle row by row; None if not measured.
+        channels: the number of channels of an unpatchified latent.
+        cell_pixels: the side of a cell in pixels at scale 1.
+        usual_std: the smallest and largest overall standard deviation of real latents. None if not measured.
+        usual_mean: the largest overall |mean| of real latents. None if not measured.
+        vae_mean: subtracted from the VAE's own latents.
+        vae_std: divisor of the VAE's own latents, after the mean is subtracted.
+        source: the source of the numbers.
+        correlations: correlations of each pair of channels over pictures, as the upper triangle row by row. None if not
+            measured.
     """
 
     channels: int
@@ -44,10 +45,10 @@ class LatentSpace:
     correlations: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Check what types alone cannot say.
+        """Check values beyond their types.
 
         Raises:
-            ValueError: the statistics or the correlations are not of this many channels.
+            ValueError: the statistics or the correlations do not fit the number of channels.
         """
         for values in (self.vae_mean, self.vae_std):
             if len(values) not in (1, self.channels, 4 * self.channels):
@@ -56,12 +57,12 @@ class LatentSpace:
             raise ValueError(f"{len(self.correlations)} correlations are not of {self.channels} channels")
 
     def native_size(self, latent: FloatArray) -> Size:
-        """Size in pixels of the picture that a latent [channels, h, w] is at scale 1."""
+        """The size in pixels of the picture of a latent [channels, h, w] at scale 1."""
         _, height, width = latent.shape
         return Size(width * self.cell_pixels, height * self.cell_pixels)
 
     def normalise(self, latent: FloatArray) -> FloatArray:
-        """Bring a VAE's own latent (what its encoder gives, unscaled, batch norm undone) into the space.
+        """Convert a VAE's own latent (the unscaled output of its encoder, with the batch norm undone) into the space.
 
         Args:
             latent: float32 [channels, h, w].
@@ -70,7 +71,7 @@ class LatentSpace:
         return (latent - mean) / std
 
     def denormalise(self, latent: FloatArray) -> FloatArray:
-        """Undo `normalise`: what the VAE's own decoder takes.
+        """Undo `normalise`. The result is a latent for the VAE's own decoder.
 
         Args:
             latent: float32 [channels, h, w].
@@ -78,7 +79,7 @@ class LatentSpace:
         return latent * self._pattern(self.vae_std, latent) + self._pattern(self.vae_mean, latent)
 
     def _pattern(self, values: tuple[float, ...], latent: FloatArray) -> FloatArray:
-        """What is broadcast over a latent: one number, one a channel, or the patchified channels' repeated."""
+        """Values to broadcast over a latent: one for all, one per channel, or those of patchified channels repeated."""
         if len(values) in (1, self.channels):
             return np.asarray(values, np.float32)[:, None, None]
         height, width = latent.shape[1:]
@@ -94,10 +95,10 @@ def latent_spaces() -> dict[str, LatentSpace]:
 
 
 def latent_space(name: str) -> LatentSpace:
-    """Look a latent space up.
+    """Look up a latent space.
 
     Raises:
-        LatentError: there is none of that name.
+        LatentError: there is no latent space with this name.
     """
     spaces = latent_spaces()
     if name not in spaces:

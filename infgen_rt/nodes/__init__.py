@@ -1,1 +1,1 @@
-"""The chain from a latent to pixels: each node can be asked for a box, and asks the one before it for what it needs."""
+"""The chain of nodes from a latent to pixels. Each node can read a box, and reads what it needs from the one before."""

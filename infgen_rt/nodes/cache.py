@@ -1,4 +1,4 @@
-"""What was computed last, up to a number of bytes."""
+"""A cache for the tiles that were computed last, up to a number of bytes."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
@@ -10,10 +10,10 @@ V = TypeVar("V")
 
 
 class TileCache(Generic[K, V]):
-    """Tiles by what tells them apart; the one that was used longest ago goes first. Serves several threads.
+    """Tiles by key. The least recently used tile is dropped first. Several threads may use it.
 
     Args:
-        capacity: bytes.
+        capacity: the capacity in bytes.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -23,18 +23,18 @@ class TileCache(Generic[K, V]):
         self._lock, self._making = Lock(), Lock()
 
     def resize(self, capacity: int) -> None:
-        """Keep up to so many bytes from now on."""
+        """Change the capacity in bytes."""
         with self._lock:
             self._capacity = capacity
             self._shrink()
 
     def holds(self, tiles: Iterable[K]) -> bool:
-        """Whether all of some tiles are here."""
+        """Whether all of the given tiles are in the cache."""
         with self._lock:
             return all(tile in self._tiles for tile in tiles)
 
     def get(self, tile: K) -> V | None:
-        """A tile, if it is here."""
+        """Return a tile if it is in the cache, else None."""
         with self._lock:
             if tile not in self._tiles:
                 return None
@@ -42,11 +42,11 @@ class TileCache(Generic[K, V]):
             return self._tiles[tile][0]
 
     def get_or_make(self, tile: K, make: Callable[[], tuple[V, int]]) -> V:
-        """A tile that is made if it is not here, by one thread at a time.
+        """Return a tile, which is made if it is not in the cache. Only one thread makes tiles at a time.
 
         Args:
-            tile: what tells it apart.
-            make: gives it and its bytes.
+            tile: the tile's key.
+            make: makes the tile, and returns it with its size in bytes.
         """
         with self._making:
             found = self.get(tile)
@@ -56,13 +56,13 @@ class TileCache(Generic[K, V]):
             return found
 
     def clear(self) -> None:
-        """Keep nothing."""
+        """Drop all tiles."""
         with self._lock:
             self._tiles.clear()
             self._size = 0
 
     def put(self, tile: K, value: V, size: int) -> None:
-        """Keep a tile of so many bytes, unless it is larger than the cache."""
+        """Keep a tile with its size in bytes, unless it is larger than the cache."""
         with self._lock:
             if tile in self._tiles or size > self._capacity:
                 return

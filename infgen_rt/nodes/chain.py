@@ -1,4 +1,4 @@
-"""The chain of nodes from a latent to the tiles of a picture, linked as a plan says."""
+"""Links the chain of nodes from a latent to the tiles of a picture, as planned."""
 
 from infgen_rt.backend.engine import Engine
 from infgen_rt.bundle.manifest import Enlargement
@@ -21,16 +21,16 @@ def picture_of(
     cache: int = 0,
     workers: int = 1,
 ) -> Tiles:
-    """Links a latent's context to a picture: decoded, resampled if it is decoded at another size, cut into tiles.
+    """Link a latent's context to a picture, which is decoded, resampled if it has another size, and cut into tiles.
 
     Args:
-        contexts: of the latent, planned.
-        enlargement: which of them.
-        decoded: the picture that is decoded.
-        cut: the picture that is wanted, and its tiles.
+        contexts: the latent's contexts, which are planned.
+        enlargement: the enlargement of the context to use.
+        decoded: the grid of the picture that is decoded.
+        cut: the requested picture and its tiles.
         engine: the loaded model.
         cache: bytes of decoded tiles to keep.
-        workers: tiles that may be decoded at the same time.
+        workers: the number of tiles that may be decoded at the same time.
     """
     pixels = Decoded(contexts.of(enlargement), decoded, enlargement, engine)
     resized = pixels if decoded == cut.grid else Resampled(pixels, cut.grid.picture)
@@ -38,5 +38,5 @@ def picture_of(
 
 
 def next_latent(picture: Tiles, encoding: HaloTiling, engine: Engine) -> Contexts:
-    """Links a stage's picture to the next stage's contexts."""
+    """Link a stage's picture to the next stage's contexts."""
     return Contexts(Reencoded(picture, encoding, engine), engine)

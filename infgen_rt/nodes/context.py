@@ -1,4 +1,4 @@
-"""Contexts: what all tiles of a picture are decoded from, refined where it is needed, and shared among pictures."""
+"""Nodes for contexts, from which tiles are decoded. They are refined where needed, and shared between pictures."""
 
 import sys
 from collections.abc import Iterator
@@ -21,12 +21,12 @@ from infgen_rt.nodes.node import FLOAT, Cost, Node, Step
 
 @dataclass(frozen=True)
 class ContextPlan:
-    """How a latent's context is made: in tiles.
+    """How a latent's context is made in tiles.
 
     Attributes:
-        tiles: of the latent, with the halo of refine.
+        tiles: the tiles of the latent, with the halo of refine.
         cache: bytes of tiles that are kept.
-        gathering: how the latent's statistics are; None if prefill sees the whole latent instead.
+        gathering: how the latent's statistics are gathered. None if prefill sees the whole latent instead.
     """
 
     tiles: HaloTiling
@@ -34,27 +34,27 @@ class ContextPlan:
     gathering: Gathering | None = None
 
     def cost(self, enlargement: Enlargement, refines: bool, manifest: Manifest, figures: Memory) -> Cost:
-        """A tile at a time, and those that are kept.
+        """The cost of making one tile at a time, and of the tiles that are kept.
 
         Args:
-            enlargement: what it is for.
+            enlargement: the context's enlargement.
             refines: whether the recipe has a refine graph.
-            manifest: the model's.
-            figures: the recipe's.
+            manifest: the model's manifest.
+            figures: the recipe's memory figures.
         """
         reading = figures.refine_per_cell * self.tiles.window.area if refines else 0
         return Cost(held=self.cache, reading=reading, cells=self.tiles.computed * effort(enlargement, manifest))
 
 
 class Refined:
-    """The context [1, D, h, w] for one enlargement, made a tile at a time.
+    """The context [1, D, h, w] for one enlargement, made one tile at a time.
 
     Args:
-        features: what it is refined from.
-        tiles: with the halo of refine.
-        enlargement: what it is for.
-        kept: tiles of this context and of others of the same latent.
-        engine: with the refine graph.
+        features: the features that it is refined from.
+        tiles: its tiles, with the halo of refine.
+        enlargement: its enlargement.
+        kept: the cache for the tiles of this context and of the same latent's other contexts.
+        engine: the engine, with the refine graph.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Refined:
         return self._features.prepare()
 
     def read(self, box: Box) -> Values:
-        """The context of some cells, where the backend computes."""
+        """The context of some cells, on the backend's device."""
         for _ in self.prepare():
             pass
         self._engine.check_open()
@@ -100,7 +100,7 @@ class Refined:
 
 
 class Contexts:
-    """A latent's contexts, one per enlargement: the nodes that all pictures of the latent share.
+    """A latent's contexts, one per enlargement. All pictures of the latent share these nodes.
 
     Args:
         latent: float32 [C, h, w].
@@ -109,12 +109,12 @@ class Contexts:
 
     def __init__(self, latent: Node[FloatArray], engine: Engine) -> None:
         self._engine = engine
-        # Let go of once features are made of it, which may not need it for long.
+        # Released once there is a node for the features, which may not need it for long.
         self._latent: Node[FloatArray] | None = latent
         self._features: Node[Values] | None = None
         self._refined: dict[Enlargement, Refined] = {}
         self._planned: dict[Enlargement, ContextPlan] = {}
-        # One for all, or those of a picture and of its preview would together be more than either was planned with.
+        # One cache for all contexts. Otherwise, a picture and its preview could together keep more than was planned.
         self._tiles: TileCache[tuple[Enlargement, Box], Values] = TileCache(0)
         self._room = sys.maxsize
         engine.lends_to(self)
@@ -126,18 +126,18 @@ class Contexts:
         self._latent = self._features = None
 
     def planned(self, enlargement: Enlargement) -> ContextPlan | None:
-        """How that of an enlargement is made, by the first picture with it; None where nobody has said."""
+        """The plan for an enlargement's context, from the first picture that uses it. None if there is no plan yet."""
         return self._planned.get(enlargement)
 
     def plan(self, plan: ContextPlan | None, enlargement: Enlargement, room: int = 0) -> None:
-        """Say how one is made, before any part of it is wanted; what was said first stays.
+        """Set the plan for a context, before any part of it is read. The first plan for an enlargement is kept.
 
-        The first plan of all says how statistics are gathered, which all of them are made with.
+        The very first plan also determines how statistics are gathered for all contexts.
 
         Args:
-            plan: of a picture; None if prefill gives it whole.
-            enlargement: the picture's.
-            room: bytes that the picture leaves for those of other enlargements.
+            plan: the plan for the context. None if prefill gives it as a whole.
+            enlargement: the picture's enlargement.
+            room: bytes that the picture leaves for contexts of other enlargements.
         """
         if self._latent is not None:
             self._features = self._features_of(self._latent, plan.gathering if plan else None)
@@ -153,7 +153,7 @@ class Contexts:
         self._tiles.resize(max(*caches, min(sum(caches), self._room)))
 
     def of(self, enlargement: Enlargement) -> Node[Values]:
-        """The context for an enlargement, which is planned; without a refine graph, the features."""
+        """The context for an enlargement, which must be planned. Without a refine graph, this is the features."""
         node = self._refined.get(enlargement, self._features)
         assert node is not None, "a context is planned before it is used"
         return node
@@ -165,6 +165,6 @@ class Contexts:
 
 
 def effort(enlargement: Enlargement, manifest: Manifest) -> float:
-    """How much more there is to multiply for a context than for the smallest enlargement's, which is measured."""
+    """The work for a context, relative to that of the smallest enlargement, whose time is measured."""
     measured = manifest.contexts[0].work
     return enlargement.work / measured if enlargement.work and measured else 1.0

@@ -1,4 +1,4 @@
-"""Decoded pixels: the model's own picture, at the size that it is decoded at."""
+"""The node for decoded pixels: the model's own picture, at the size at which it is decoded."""
 
 from collections.abc import Iterator
 
@@ -17,10 +17,10 @@ class Decoded:
     """A picture's pixels, float32 planes [3, h, w], about [0, 1].
 
     Args:
-        context: of the latent.
+        context: the latent's context.
         grid: the picture over the latent's cells.
-        enlargement: the context's.
-        engine: with decode loaded.
+        enlargement: the context's enlargement.
+        engine: the engine, with decode loaded.
     """
 
     def __init__(self, context: Node[Values], grid: Grid, enlargement: Enlargement, engine: Engine) -> None:
@@ -28,14 +28,14 @@ class Decoded:
 
     @staticmethod
     def cost(tokens: Size, tiles: int, at_once: int, patch: int, figures: Memory) -> Cost:
-        """Of tiles that are decoded several at once.
+        """The cost of decoding tiles, several at a time.
 
         Args:
-            tokens: that are decoded for the largest tile, its halo included.
-            tiles: how many there are.
-            at_once: how many are decoded at a time.
-            patch: pixels of a token, each way.
-            figures: the recipe's.
+            tokens: the size in tokens of the largest tile with its halo.
+            tiles: the number of tiles.
+            at_once: the number of tiles that are decoded at a time.
+            patch: the side of a token in pixels.
+            figures: the recipe's memory figures.
         """
         return Cost(arena=at_once * figures.decode_per_token * tokens.area, pixels=tiles * tokens.area * patch**2)
 
@@ -49,15 +49,15 @@ class Decoded:
         return self._context.prepare()
 
     def load_shared(self) -> None:
-        """Get ready for boxes that are read at the same time."""
+        """Prepare for reading boxes at the same time."""
         self._engine.load_shared(self._enlargement)
 
     def read(self, box: Box, shared: bool = False) -> FloatArray | DevicePixels:
-        """The pixels of a box: the tokens under it are decoded with the halo that makes them exact, which is dropped.
+        """The pixels of a box. Its tokens are decoded with a halo, which makes them exact and is then dropped.
 
         Args:
-            box: in pixels.
-            shared: with one thread, beside others that do the same; after `load_shared`.
+            box: the box in pixels.
+            shared: whether to use one thread, because other boxes are read at the same time. Needs `load_shared` first.
 
         Raises:
             DecodeError: the graph failed, or gave NaN or infinite pixels.

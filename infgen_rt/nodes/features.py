@@ -1,4 +1,4 @@
-"""Features: what prefill makes of a latent, of a part at a time or, without statistics, of all of it at once."""
+"""Nodes for features, which prefill computes from a latent in parts or, without statistics, all at once."""
 
 import sys
 from collections.abc import Generator, Iterator
@@ -17,12 +17,12 @@ from infgen_rt.nodes.node import FLOAT, Cost, Node, Once, Step
 
 
 class LocalFeatures:
-    """Features [1, F, h, w] of a latent whose moments are known, computed where they are wanted.
+    """Features [1, F, h, w] of a latent whose moments are known, computed where they are needed.
 
     Args:
         latent: float32 [C, h, w].
-        moments: of the whole of it.
-        engine: with the prefill graph.
+        moments: the moments of the whole latent.
+        engine: the engine, with the prefill graph.
     """
 
     def __init__(self, latent: Node[FloatArray], moments: Moments, engine: Engine) -> None:
@@ -30,12 +30,12 @@ class LocalFeatures:
 
     @staticmethod
     def cost(tiles: HaloTiling, manifest: Manifest, figures: Memory) -> Cost:
-        """Of what a context's tiles need, one at a time.
+        """The cost of the features for a context's tiles, one at a time.
 
         Args:
-            tiles: of the context.
-            manifest: the model's.
-            figures: the recipe's.
+            tiles: the tiles of the context.
+            manifest: the model's manifest.
+            figures: the recipe's memory figures.
         """
         seen = HaloTiling(tiles.tiling, tiles.halo + manifest.halo.prefill).window
         return Cost(reading=figures.prefill_per_cell * seen.area)
@@ -58,11 +58,11 @@ class LocalFeatures:
 
 
 class WholeFeatures:
-    """Features [1, F, h, w] of a model whose prefill sees the whole latent, which is let go of after it.
+    """Features [1, F, h, w] of a model whose prefill sees the whole latent. The latent is released afterwards.
 
     Args:
         latent: float32 [C, h, w].
-        engine: with the prefill graph.
+        engine: the engine, with the prefill graph.
     """
 
     def __init__(self, latent: Node[FloatArray], engine: Engine) -> None:
@@ -71,16 +71,16 @@ class WholeFeatures:
 
     @staticmethod
     def cost(cells: Size, refined: bool, enlargement: Enlargement, manifest: Manifest, figures: Memory) -> Cost:
-        """All of them, held.
+        """The cost of computing and holding all features.
 
         Args:
-            cells: of the latent.
-            refined: whether a context is made of them; if not, they are it.
-            enlargement: what the context is for.
-            manifest: the model's.
-            figures: the recipe's.
+            cells: the size of the latent in cells.
+            refined: whether a context is made from the features. If not, they are the context.
+            enlargement: the context's enlargement.
+            manifest: the model's manifest.
+            figures: the recipe's memory figures.
         """
-        # Twice the features: a backend's arena holds on to what a run's result was in.
+        # Twice the features, because a backend's arena keeps the memory of a run's result.
         channels = 2 * (manifest.feature_channels or 0) if refined else enlargement.channels
         making, held = figures.prefill_per_cell * cells.area, channels * FLOAT * cells.area
         return Cost(steps=1, making=making, held=held, alone=True)
@@ -105,14 +105,14 @@ def _prefilled(latent: Node[FloatArray], engine: Engine) -> Generator[Step, None
 
 
 def cut(values: Values, box: Box, whole: Box) -> Values:
-    """The cells of a box out of those of a larger one that holds it; a copy, unless it is all of them.
+    """Cut the cells of a box out of those of a larger box. The result is a copy, unless the boxes are the same.
 
-    A backend wants its inputs in one piece, and a view would keep what is around it alive.
+    It is a copy because backends need contiguous inputs, and because a view would keep the whole array alive.
     """
     return values if box == whole else cast(Values, joined([values[:, :, *box.relative_to(whole).slices]]))
 
 
 def joined(parts: list[Any], axis: int = 2) -> Any:
-    """Parts of an array one after another, or a copy of a single one, by the library that they are of."""
+    """Concatenate the parts of an array, or copy a single one, with the library that the arrays belong to."""
     library = sys.modules[type(parts[0]).__module__.partition(".")[0]]
     return getattr(library, "concatenate", np.concatenate)(parts, axis=axis)

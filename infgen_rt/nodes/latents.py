@@ -1,4 +1,4 @@
-"""Latents: one that is given, and one that is encoded from a picture for the next stage."""
+"""Nodes for latents: one that is given, and one that is encoded from a picture for the next stage."""
 
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -16,11 +16,11 @@ from infgen_rt.nodes.tiles import Tiles
 
 
 class Given:
-    """A latent, float32 [C, h, w], that is there from the start.
+    """A latent, float32 [C, h, w], that is given from the start.
 
     Args:
         latent: its values.
-        engine: at whose end it is let go of.
+        engine: the engine. When it is closed, the latent is released.
     """
 
     def __init__(self, latent: FloatArray, engine: Engine) -> None:
@@ -30,7 +30,7 @@ class Given:
 
     @staticmethod
     def cost(cells: Size, manifest: Manifest) -> Cost:
-        """It is there twice: the caller's own, and as it was taken over."""
+        """The cost of two copies: the caller's and this node's."""
         held = 2 * latent_bytes(cells, manifest)
         return Cost(making=held, held=held)
 
@@ -44,7 +44,7 @@ class Given:
         self._latent = None
 
     def prepare(self) -> Iterator[Step]:
-        """Nothing is left to do."""
+        """Do nothing."""
         yield from ()
 
     def read(self, box: Box) -> FloatArray:
@@ -55,12 +55,12 @@ class Given:
 
 
 class Reencoded:
-    """The latent of a picture, float32 [C, h, w]; no more of the picture is held than one tile needs.
+    """The latent of a picture, float32 [C, h, w]. It holds no more of the picture than one tile needs.
 
     Args:
-        picture: has as many tokens as the latent has cells.
-        tiles: how the latent is cut.
-        engine: with encode loaded.
+        picture: the picture, which has as many tokens as the latent has cells.
+        tiles: the tiles of the latent.
+        engine: the engine, with encode loaded.
     """
 
     def __init__(self, picture: Tiles, tiles: HaloTiling, engine: Engine) -> None:
@@ -69,7 +69,7 @@ class Reencoded:
 
     @staticmethod
     def cost(tiles: HaloTiling, picture: PictureTiles, manifest: Manifest, figures: Memory) -> Cost:
-        """A tile at a time, with the part of the picture that it is encoded from."""
+        """The cost of one tile at a time, with the part of the picture that it is encoded from."""
         held, steps = latent_bytes(tiles.tiling.box.size, manifest), 0
         for _, window in tiles.windows():
             steps += 1 + sum(1 for _ in picture.parts(picture.grid.pixels_of(window)))
@@ -82,7 +82,7 @@ class Reencoded:
         return self._tiles.tiling.box.size
 
     def prepare(self) -> Iterator[Step]:
-        """Encode it; see `Node`."""
+        """Encode the picture; see `Node`."""
         return self._made.steps()
 
     def read(self, box: Box) -> FloatArray:
@@ -91,12 +91,12 @@ class Reencoded:
 
 
 def latent_bytes(cells: Size, manifest: Manifest) -> int:
-    """Bytes of a latent of so many cells."""
+    """The bytes of a latent with this size in cells."""
     return manifest.latent_channels * FLOAT * cells.area
 
 
 def _encode(picture: Tiles, tiles: HaloTiling, engine: Engine) -> Generator[Step, None, FloatArray]:
-    """Encodes a picture, as floats in [0, 1], tile by tile."""
+    """Encode a picture, as floats in [0, 1], tile by tile."""
     yield from picture.prepare()
     yield "prefill"
     cells = tiles.tiling.box

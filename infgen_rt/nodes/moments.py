@@ -1,4 +1,4 @@
-"""Moments: what prefill has to know of a whole latent, gathered from its parts."""
+"""The node for moments: the statistics of a whole latent that prefill needs, gathered from its parts."""
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from infgen_rt.nodes.node import Cost, Node, Once, Step
 
 @dataclass(frozen=True)
 class Gathering:
-    """In what parts a latent's statistics are gathered.
+    """How a latent's statistics are gathered.
 
     Attributes:
-        tiles: of the latent.
-        blocks: of prefill, each of which is normalised by statistics of its own.
+        tiles: the tiles of the latent.
+        blocks: the number of prefill's blocks, each of which has its own statistics.
     """
 
     tiles: HaloTiling
@@ -27,21 +27,21 @@ class Gathering:
 
     @property
     def runs(self) -> int:
-        """How often the graph runs: once for a whole latent, else for each part in a pass per block."""
+        """The number of runs of the graph: one for a whole latent, otherwise one per tile and block."""
         return 1 if self.tiles.tiling.count == 1 else self.blocks * self.tiles.tiling.count
 
     def cost(self, figures: Memory) -> Cost:
-        """A part at a time; what comes of it is small."""
+        """The cost of one tile at a time. The results are small."""
         return Cost(steps=self.runs, making=figures.statistics_per_cell * self.tiles.window.area)
 
 
 class Moments:
-    """Means and variances of a latent, float32 [2, blocks, groups], that prefill's blocks are normalised by.
+    """The means and variances of a latent that normalise prefill's blocks, float32 [2, blocks, groups].
 
     Args:
         latent: float32 [C, h, w].
-        gathering: how it is looked at.
-        engine: with the statistics graph.
+        gathering: how the statistics are gathered.
+        engine: the engine, with the statistics graph.
     """
 
     def __init__(self, latent: Node[FloatArray], gathering: Gathering, engine: Engine) -> None:
@@ -54,18 +54,18 @@ class Moments:
         return self._latent.size
 
     def prepare(self) -> Iterator[Step]:
-        """Look at the whole latent; see `Node`."""
+        """Gather the statistics of the whole latent; see `Node`."""
         return self._made.steps()
 
     def read(self, box: Box) -> FloatArray:
-        """The same for every box: those of the whole latent."""
+        """The moments of the whole latent, which are the same for every box."""
         return self._made.get()
 
 
 def _gathered(latent: Node[FloatArray], gathering: Gathering, engine: Engine) -> Generator[Step, None, FloatArray]:
-    """A block's moments depend on those of the blocks before, which the pass before has found.
+    """Gather moments in one pass per block, because a block's moments depend on those of the blocks before it.
 
-    The result is that of the whole latent at once, but for rounding.
+    Except for rounding, the result is the same as for the whole latent at once.
     """
     yield from latent.prepare()
     if gathering.runs == 1:
@@ -88,9 +88,14 @@ def _gathered(latent: Node[FloatArray], gathering: Gathering, engine: Engine) ->
 
 
 def merged(parts: Sequence[FloatArray], counts: Sequence[int]) -> FloatArray:
-    """Moments [2, groups] of all cells from those of disjoint parts, and of how many cells each is.
+    """Merge the moments of disjoint parts into the moments [2, groups] of all cells.
 
-    By Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances" (1979).
+    The method is by Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample
+    variances" (1979).
+
+    Args:
+        parts: the moments [2, groups] of each part.
+        counts: the number of cells of each part.
     """
     means, variances = np.stack(parts, axis=1).astype(np.float64)
     mean = np.average(means, axis=0, weights=counts)

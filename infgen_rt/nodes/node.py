@@ -1,4 +1,4 @@
-"""What a node is, what it costs, and how threads share what has to be done once."""
+"""The protocol of nodes, their costs, and work that threads share and do only once."""
 
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -9,53 +9,54 @@ from infgen_rt.backend.engine import Engine
 from infgen_rt.geometry.shapes import Box, Size
 
 FLOAT = 4
-"""Bytes of a number, wherever nodes count them."""
+"""Bytes per number."""
 Step = Literal["prefill", "decode", "reencode"]
-"""What was just done: a stage's prefill or a part of it, a part of its picture, or a tile of the latent that is encoded
-from it."""
+"""A step of work: a stage's prefill or a part of it, a part of its picture, or a tile of the latent that is encoded
+from the picture."""
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 
 class Node(Protocol[T_co]):
-    """Something that can be asked for a box: of a latent's cells, or of a picture's pixels.
+    """A source of values that can be read by box, in cells of a latent or pixels of a picture.
 
-    A node asks the node before it for what a box depends on. Threads may read it at the same time.
+    To read a box, a node reads the values that it depends on from the node before. Several threads may read at the same
+    time.
     """
 
     @property
     def size(self) -> Size:
-        """Width and height of all there is, in cells or pixels."""
+        """The whole width and height, in cells or pixels."""
         ...
 
     def prepare(self) -> Iterator[Step]:
-        """Do what is left to do before the first box can be read.
+        """Do the remaining work that is needed before the first box can be read.
 
-        Yields between two steps. Nothing is locked then: another thread may go on with the work, and a caller that
-        stops leaves it where it is.
+        It yields between two steps. No lock is held then, so another thread may continue the work. If a caller stops,
+        the work done so far is kept.
         """
         ...
 
     def read(self, box: Box) -> T_co:
-        """What the node has of a box that lies inside it; prepares whatever is not prepared yet."""
+        """The values of a box inside the node. This first does the remaining preparation."""
         ...
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a node takes, so that a plan can add up a chain before anything runs.
+    """The cost of a node. A plan adds up the costs of a chain before anything runs.
 
     Attributes:
-        steps: of its preparation.
-        making: bytes while it is prepared.
-        held: bytes from then on.
-        alone: whether what the nodes before it hold is let go of once it is prepared.
-        reading: bytes more while a box is read.
-        arena: bytes that its graph works in and that are kept from run to run.
-        cells: cells that contexts are computed for, each in proportion to its enlargement's work.
-        pixels: that are decoded.
-        encoded: cells that are encoded.
+        steps: the number of steps of its preparation.
+        making: bytes during its preparation.
+        held: bytes that it holds afterwards.
+        alone: whether the nodes before it release their memory once it is prepared.
+        reading: additional bytes while a box is read.
+        arena: bytes of its graph's working memory, which is kept between runs.
+        cells: the number of cells for which contexts are computed, weighted by the work of the enlargement.
+        pixels: the number of pixels that are decoded.
+        encoded: the number of cells that are encoded.
     """
 
     steps: int = 0
@@ -70,12 +71,12 @@ class Cost:
 
 
 class Once(Generic[T]):
-    """Something that is made once, step by step, by whichever threads ask for it.
+    """A value that is made once, step by step, by the threads that request it.
 
     Args:
-        make: starts the making; called again if a step failed. It is let go of when the thing is there, and with it
-            all that it was made of.
-        engine: whose end is the thing's end too.
+        make: makes the value. It is called again if a step has failed. When the value is complete, this function is
+            released, with everything that it refers to.
+        engine: the engine. When it is closed, the value is released.
     """
 
     def __init__(self, make: Callable[[], Generator[Step, None, T]], engine: Engine) -> None:
@@ -87,12 +88,12 @@ class Once(Generic[T]):
         engine.lends_to(self)
 
     def steps(self) -> Iterator[Step]:
-        """Do what is left to do; see `Node.prepare`."""
+        """Do the remaining steps; see `Node.prepare`."""
         while (step := self._advance()) is not None:
             yield step
 
     def get(self) -> T:
-        """The thing, after what is left to do."""
+        """Do the remaining steps and return the value."""
         for _ in self.steps():
             pass
         self._engine.check_open()
@@ -113,6 +114,6 @@ class Once(Generic[T]):
                 self._made, self._make, self._work = end.value, None, None
                 return None
             except BaseException:
-                # A generator that has raised is over: the next one who comes begins again.
+                # A generator that has raised cannot continue, so the next thread starts again.
                 self._work = None
                 raise

@@ -1,4 +1,4 @@
-"""Resampled pixels, beyond the scales that a model was trained for: Lanczos, exact for any region."""
+"""The node for pixels beyond the scales that a model was trained for, resampled by Lanczos and exact for any region."""
 
 from collections.abc import Iterator
 from math import ceil, floor
@@ -10,7 +10,7 @@ from infgen_rt.geometry.shapes import Box, Size
 from infgen_rt.nodes.decoded import Decoded
 from infgen_rt.nodes.node import Step
 
-# Pixels on either side of a position that Pillow's Lanczos filter weighs; of the result when that is smaller.
+# Reach of Pillow's Lanczos filter on either side, in pixels of the source, or of the result if that is smaller.
 SUPPORT = 3
 
 
@@ -18,8 +18,8 @@ class Resampled:
     """A decoded picture at another size, float32 planes [3, h, w], about [0, 1].
 
     Args:
-        source: what is resampled.
-        size: width and height of the result, in pixels.
+        source: the decoded picture.
+        size: the width and height of the result, in pixels.
     """
 
     def __init__(self, source: Decoded, size: Size) -> None:
@@ -31,7 +31,7 @@ class Resampled:
         return self._size
 
     def prepare(self) -> Iterator[Step]:
-        """Prepare what is resampled; see `Node`."""
+        """Prepare the decoded picture; see `Node`."""
         return self._source.prepare()
 
     def load_shared(self) -> None:
@@ -46,7 +46,7 @@ class Resampled:
 
 
 def source_of(box: Box, resampled: Size, source: Size) -> Box:
-    """The pixels of a picture that a box of its resampled copy depends on."""
+    """The pixels of a picture that a box of the resampled picture depends on."""
     edges = []
     for start, length, side, count in zip(box[:2], box[2:], resampled, source, strict=True):
         step = count / side
@@ -58,14 +58,14 @@ def source_of(box: Box, resampled: Size, source: Size) -> Box:
 
 
 def resample(pixels: FloatArray, part: Box, box: Box, resampled: Size, source: Size) -> FloatArray:
-    """A box of a resampled picture.
+    """Resample a picture to a box of the result.
 
     Args:
-        pixels: float32 [3, h, w], the part of the picture that `source_of` tells.
-        part: where in the picture that is.
-        box: what is wanted, in pixels of the result.
-        resampled: width and height of the whole result.
-        source: width and height of the whole picture.
+        pixels: float32 [3, h, w], the part of the picture from `source_of`.
+        part: the position of that part in the picture.
+        box: the requested box, in pixels of the result.
+        resampled: the width and height of the whole result.
+        source: the width and height of the whole picture.
 
     Returns:
         float32 [3, height, width] of the box.

@@ -1,4 +1,4 @@
-"""Tiles: the last node of a picture, which cuts what is wanted into tiles, keeps them and shares the work."""
+"""The last node of a picture, which cuts requests into tiles, keeps tiles, and shares the work among threads."""
 
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
@@ -18,22 +18,22 @@ from infgen_rt.nodes.decoded import Decoded
 from infgen_rt.nodes.node import FLOAT, Cost, Step
 from infgen_rt.nodes.resampled import Resampled
 
-# Bytes per pixel of a tile on its way out: decoded, kept, handed over and being rounded, three floats each.
+# Bytes per pixel of a finished tile: four copies (decoded, kept, returned, and being rounded) of three floats.
 _HANDLING = 4 * 3 * FLOAT
 
 
 class Tiles:
-    """A picture's pixels as planes [3, h, w], in numbers of any kind; serves several threads.
+    """A picture's pixels as planes [3, h, w], in any type of number. Several threads may use it.
 
     Attributes:
-        cut: how the picture is cut into tiles.
+        cut: the picture's tiles.
 
     Args:
         source: the picture.
-        cut: how it is cut.
-        engine: whose end is the cache's end too.
+        cut: the picture's tiles.
+        engine: the engine. When it is closed, the cache is cleared.
         cache: bytes of decoded tiles to keep.
-        workers: tiles that may be decoded at the same time.
+        workers: the number of tiles that may be decoded at the same time.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Tiles:
 
     @staticmethod
     def cost(cut: PictureTiles, at_once: int) -> Cost:
-        """Of handing over tiles that are decoded several at once; what is kept is not counted."""
+        """The cost of returning tiles that are decoded at the same time, without the cache."""
         return Cost(reading=at_once * _HANDLING * cut.tile.area * cut.grid.patch**2)
 
     def let_go(self) -> None:
@@ -68,15 +68,15 @@ class Tiles:
         return self._source.prepare()
 
     def read(self, box: Box, number: Number, shared: bool = False) -> npt.NDArray[Any]:
-        """Planes [3, h, w] of a box inside the picture, in numbers of a kind.
+        """Planes [3, h, w] of a box inside the picture, in the given type of number.
 
-        A box that fits in a tile is decoded by itself; a larger one tile by tile, and of a tile no more than is seen.
-        What was decoded is kept.
+        A box that fits in a tile is decoded by itself. A larger box is decoded tile by tile, without the parts of tiles
+        that are outside the box. Decoded pixels are kept in the cache.
 
         Args:
-            box: in pixels.
-            number: kind of the numbers.
-            shared: whether others are read at the same time; see `read_each`.
+            box: the box in pixels.
+            number: the type of the numbers.
+            shared: whether other boxes are read at the same time; see `read_each`.
         """
         tiles = list(self.cut.tiles(box))
         if len(tiles) > 1 and self.cut.fits_a_tile(box) and not self._cache.holds((tile, number) for tile in tiles):
@@ -90,26 +90,26 @@ class Tiles:
     def read_each(
         self, boxes: Sequence[Box], number: Number, waits: bool = True
     ) -> Generator[npt.NDArray[Any], None, None]:
-        """What `read` gives for each box, in order; where the plan has several workers, so many are read at a time.
+        """Read each box, in order. If the plan has several workers, they read boxes at the same time.
 
-        They read ahead of who takes the results, by one box each. To stop them, close the iterator.
+        The workers read ahead of the caller, by one box each. To stop them, close the iterator.
 
         Args:
-            boxes: in pixels.
-            number: kind of the numbers.
-            waits: whether closing it waits for what is being read. Not where it is held in a generator that may be left
-                in the middle: the garbage collector closes that one anywhere, in the middle of a thread's start
-                perhaps, which holds the lock that joining the workers would take.
+            boxes: the boxes in pixels.
+            number: the type of the numbers.
+            waits: whether closing the iterator waits for boxes that are being read. Use False inside a generator that
+                may be abandoned midway. The garbage collector may close that generator at any point, for example while
+                a thread is started and holds the lock that joining the workers would need.
         """
-        # Before any lock: see `Engine`.
+        # This check comes before any lock: see `Engine`.
         self._engine.check_open()
         workers = min(self._workers, len(boxes))
         if workers < 2:
             yield from (self.read(box, number) for box in boxes)
             return
-        # Not when the picture is planned: who reads one tile does without.
+        # This is not done when the picture is planned, because reading a single tile does not need it.
         self._source.load_shared()
-        # In this thread: the making of a latent may itself have workers.
+        # The preparation runs in this thread, because making a latent may itself use workers.
         for _ in self.prepare():
             pass
         pool = ThreadPoolExecutor(workers, "infgen-tile")
@@ -133,7 +133,7 @@ class Tiles:
         pixels = self._cache.get((box, number))
         if pixels is None:
             pixels = fetch(self._source.read(box, shared), number)
-            # What was decoded may be a view that would keep its halo alive.
+            # The decoded pixels may be a view, which would keep the halo alive.
             kept = pixels if pixels.base is None else pixels.copy()
             self._cache.put((box, number), kept, kept.nbytes)
         return pixels
