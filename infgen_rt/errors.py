@@ -1,16 +1,16 @@
-"""Every error and warning the package raises on purpose."""
+"""All errors and warnings that the package raises intentionally."""
 
 
 class InfGenError(Exception):
-    """Base of all errors of this package; its text is one line a user can act on."""
+    """Base class of this package's errors. The message is one line that a user can act on."""
 
 
 class InputError(InfGenError):
-    """Something that was asked for cannot be done; found before any work starts."""
+    """A request cannot be carried out. Raised before any work starts."""
 
 
 class LatentError(InputError):
-    """A latent, or the file it was to be read from, is not usable."""
+    """A latent or its file is not usable."""
 
 
 class BundleError(InputError):
@@ -26,26 +26,26 @@ class PlanError(InputError):
 
 
 class OutputError(InputError):
-    """A picture cannot be written where, or as what, was asked."""
+    """A picture cannot be written to the requested place or in the requested format."""
 
 
 class DecodeError(InfGenError):
-    """Decoding was started and failed."""
+    """Decoding failed after it had started."""
 
 
 class WriteError(InfGenError):
-    """Writing a picture was started and failed; no file is left behind."""
+    """Writing a picture failed after it had started. No file is left behind."""
 
 
 class Cancelled(InfGenError):
-    """The caller cancelled the work; no file is left behind."""
+    """The caller cancelled the work. No file is left behind."""
 
 
 class InfGenWarning(UserWarning):
-    """Something looks wrong, and the work goes on.
+    """Something looks wrong, but the work continues.
 
     Attributes:
-        cause: what is wrong, as a word that is the same in every warning of it; may be empty.
+        cause: a word for the cause, which is the same in every warning with this cause. It may be empty.
     """
 
     def __init__(self, text: str = "", cause: str = "") -> None:
@@ -54,6 +54,6 @@ class InfGenWarning(UserWarning):
 
 
 def one_line(error: Exception, longest: int | None = None) -> str:
-    """What a foreign error says, on one line, which is cut if it is longer than so many characters."""
+    """The message of another library's error on one line, cut to at most `longest` characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if longest is None or len(text) <= longest else text[:longest] + "..."

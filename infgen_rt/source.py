@@ -1,4 +1,4 @@
-"""A latent that pictures are made of, and the stages from it to a picture of some size."""
+"""A latent that pictures are made from, and the stages from it to a picture of a given size."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from infgen_rt.nodes.tiles import Tiles
 from infgen_rt.plan.making import make_plan
 from infgen_rt.plan.plan import LEAST_SCALE, Plan, StagePlan
 
-# A stretch that nobody sees, such as that of rounding a side to whole cells.
+# A stretch that is not visible, such as that from rounding a side to whole cells.
 _UNSEEN_STRETCH = 1.02
 
 
@@ -25,9 +25,9 @@ class Stage:
     """One latent at one size.
 
     Attributes:
-        contexts: of the latent; stages of one latent may share them.
-        plan: how its picture is decoded.
-        tiles: the picture, the last node of the stage.
+        contexts: the latent's contexts, which stages of the same latent may share.
+        plan: the plan for decoding the picture.
+        tiles: the picture, which is the last node of the stage.
         engine: the loaded model.
     """
 
@@ -38,7 +38,7 @@ class Stage:
 
     @classmethod
     def of(cls, contexts: Contexts, plan: StagePlan, engine: Engine, cache: int = 0, workers: int = 1) -> "Stage":
-        """Links the nodes of a stage, whose context is planned; arguments as `nodes.chain.picture_of`'s."""
+        """Link the nodes of a stage, whose context is planned. Arguments as for `nodes.chain.picture_of`."""
         tiles = picture_of(contexts, plan.enlargement, plan.decoded, plan, engine, cache, workers)
         return cls(contexts, plan, tiles, engine)
 
@@ -48,9 +48,9 @@ class Stage:
         return max(LEAST_SCALE, self.engine.manifest.scale_range[0])
 
     def resized(self, size: Size, workers: int = 1) -> "Stage | None":
-        """A stage for the same latent at another size, or None if the model was not trained for one so small.
+        """A stage for the same latent at another size, or None if the size is below the scales of training.
 
-        It shares the contexts and keeps no tiles.
+        The new stage shares the contexts and keeps no tiles.
         """
         plan = self.plan.resized(size)
         if min(plan.grid.scale) < self.least_scale:
@@ -60,17 +60,17 @@ class Stage:
 
 @dataclass(frozen=True)
 class Source:
-    """A latent and all that its pictures share.
+    """A latent and everything that its pictures share.
 
     Attributes:
-        contexts: of the latent.
-        cells: width and height of the latent.
-        native: its picture's at scale 1, in pixels.
+        contexts: the latent's contexts.
+        cells: the width and height of the latent.
+        native: the width and height of its picture at scale 1, in pixels.
         engine: the loaded model.
-        runs: what runs it, and why.
+        runs: the choice of how the model is run.
         budget: bytes that a decode may use.
-        tile: the largest tile's side in pixels; None to let the budget decide.
-        notices: gives warnings of sizes.
+        tile: the side of the largest tile in pixels. None to let the budget decide.
+        notices: gives warnings about sizes.
     """
 
     contexts: Contexts
@@ -88,14 +88,14 @@ class Source:
         stages: Sequence[float] | None = None,
         max_scale: float | None = None,
     ) -> tuple[Plan, Stage]:
-        """Plan a picture and link its nodes; arguments as `Decoder.picture`'s, and it raises what that does.
+        """Plan a picture and link its nodes. Arguments and errors are those of `Decoder.picture`.
 
         Returns:
             The plan, and the last stage.
         """
         manifest, engine = self.engine.manifest, self.engine
         grids = chain(Grid(self.cells, parse_size(size, self.native), manifest.patch), stages, max_scale)
-        # Beyond what it was trained for the model leaves patterns; stages that were asked for are done as asked.
+        # Beyond its trained scales, the model leaves patterns. Explicitly requested stages are not limited.
         scales = manifest.scale_range if stages is None and max_scale is None else None
         plan = make_plan(
             grids,
@@ -128,7 +128,7 @@ def _warn_of_scale(grids: Sequence[Grid], manifest: Manifest, native: Size, resa
     beyond = ", what is beyond is enlarged by Lanczos" if resamples else ""
     for number, grid in enumerate(grids, start=1):
         scale_y, scale_x = grid.scale
-        # What is reduced by resampling is as good as what it is reduced from.
+        # Reducing a picture by resampling does not lower its quality.
         if max(scale_y, scale_x) > high or (min(scale_y, scale_x) < low and not resamples):
             which = f"stage {number}: " if len(grids) > 1 else ""
             own = f"the latent's own {native}" if number == 1 else f"{grids[number - 2].picture}"

@@ -1,4 +1,4 @@
-"""Latent spaces: the table of those that are known, and what turns an array into a latent of one of them.
+"""The table of known latent spaces, and functions that convert arrays to latents in them.
 
 from infgen_rt import spaces
 

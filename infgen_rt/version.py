@@ -1,3 +1,3 @@
-"""The version of the packages, which is that of the wheel."""
+"""The version of the packages, which is also the wheel's version."""
 
 __version__ = "0.1.0"

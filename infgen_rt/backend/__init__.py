@@ -1,1 +1,1 @@
-"""What runs graphs: the protocol of a backend, the choice among those that are here, and the engine that drives one."""
+"""Running graphs: the protocol of backends, the choice among the installed ones, and the engine that drives one."""

@@ -1,4 +1,4 @@
-"""Candidates: the ways in which a bundle can be run here."""
+"""The candidates: all ways in which a bundle can be run on this machine."""
 
 import itertools
 import sys
@@ -13,19 +13,19 @@ from infgen_rt.errors import BackendError
 Precision = Literal["fast", "exact"]
 PRECISIONS = ("fast", "exact")
 LEAST_PSNR = 45.0
-"""Against float32, in decibels: what `fast` may cost."""
+"""Smallest PSNR against float32 that `fast` may have, in decibels."""
 AUTO = "auto"
 
 
 @dataclass(frozen=True)
 class Way:
-    """What tells one way of running a bundle from another, by names.
+    """The names that identify a way of running a bundle.
 
     Attributes:
-        backend: what loads the graphs.
-        device: id of what runs them.
-        recipe: the graphs.
-        arithmetic: what they are computed in.
+        backend: the name of the backend that loads the graphs.
+        device: the id of the device that runs them.
+        recipe: the name of the recipe.
+        arithmetic: the arithmetic in which they are computed.
     """
 
     backend: str
@@ -39,15 +39,16 @@ class Way:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way of running a bundle here.
+    """One way of running a bundle on this machine.
 
     Attributes:
-        backend: what loads the graphs.
-        device: what runs them.
-        recipe: the graphs.
-        arithmetic: what they are computed in.
-        exact: whether that is float32 throughout, with the most exact weights that the bundle has for the target.
-        psnr: of prefill and decode against float32, as the exporter measured it, in decibels; None if it did not.
+        backend: the backend that loads the graphs.
+        device: the device that runs them.
+        recipe: the recipe of the graphs.
+        arithmetic: the arithmetic in which they are computed.
+        exact: whether it is float32 throughout, with the most exact weights in the bundle for the target.
+        psnr: the PSNR of prefill and decode against float32, in decibels, as measured by the exporter. None if it was
+            not measured.
     """
 
     backend: Backend
@@ -59,11 +60,11 @@ class Candidate:
 
     @property
     def way(self) -> Way:
-        """What tells it from others."""
+        """The names that identify it."""
         return Way(self.backend.name, self.device.id, self.recipe.name, self.arithmetic)
 
     def suits(self, precision: Precision) -> bool:
-        """Whether it is as exact as asked for, as far as the exporter knows."""
+        """Whether it is as exact as requested, according to the exporter's measurements."""
         return self.exact or (precision == "fast" and (self.psnr is None or self.psnr >= LEAST_PSNR))
 
     def __str__(self) -> str:
@@ -72,12 +73,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Survey:
-    """What could run a bundle here, and what could not.
+    """The candidates for a bundle on this machine, and the backends that cannot run it.
 
     Attributes:
-        candidates: backends in order, each one's devices in order, most exact first.
-        absent: why a backend that is not here is not among them, a line each.
-        broken: the same for one that is here and cannot be used.
+        candidates: the candidates in the order of backends, then of devices, then most exact first.
+        absent: one line for each backend that is not installed, with the reason.
+        broken: one line for each backend that is installed but cannot be used, with the reason.
     """
 
     candidates: tuple[Candidate, ...]
@@ -86,7 +87,7 @@ class Survey:
 
     @classmethod
     def of(cls, manifest: Manifest, name: str = AUTO, device: str | None = None) -> "Survey":
-        """Look at one backend, or at all that `auto` may take.
+        """Examine one backend, or all backends that `auto` may choose.
 
         Raises:
             BackendError: the named backend or device is unknown or not usable, or the bundle has no graphs for it.
@@ -110,7 +111,7 @@ class Survey:
 
 
 def worth_importing(name: str, manifest: Manifest) -> bool:
-    """Whether `auto` looks at a backend; to import some takes seconds and hundreds of megabytes."""
+    """Whether `auto` considers a backend. Importing some backends takes seconds and hundreds of megabytes."""
     if name == "torch" and "torch" not in sys.modules:
         return False
     return name not in KNOWN or any(recipe.target == KNOWN[name].target for recipe in manifest.recipes)
@@ -135,7 +136,7 @@ def _candidates(backend: Backend, usable: Sequence[Device], manifest: Manifest) 
             f"backend {backend.name!r} needs graphs for {backend.target!r}, the bundle {manifest.model.name!r} has "
             f"{targets}: infgen-export CHECKPOINT --target {backend.target} -o BUNDLE makes them"
         )
-    # Weights in 16 bits are exact where there are none in 32.
+    # If there are no weights in 32 bits, those in 16 bits count as exact.
     best = "fp32" if any(recipe.precision == "fp32" for recipe in recipes) else "fp16"
     found = []
     for device, recipe in itertools.product(usable, recipes):
@@ -149,7 +150,7 @@ def _candidates(backend: Backend, usable: Sequence[Device], manifest: Manifest) 
 
 
 def unsuited(backend: Backend, device: Device, manifest: Manifest) -> str:
-    """Why a device that works has no candidate: it computes in none of the precisions that the bundle has."""
+    """The reason why a working device has no candidate: it supports none of the bundle's precisions."""
     recipes = ", ".join(recipe.name for recipe in manifest.recipes if recipe.target == backend.target)
     return (
         f"backend {backend.name!r} runs none of the graphs of {manifest.model.name!r} on {device.name}, which are "

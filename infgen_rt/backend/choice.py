@@ -1,4 +1,4 @@
-"""Choosing what runs a bundle: the fastest that verifies, or what the user named and nothing else."""
+"""Chooses how to run a bundle: the fastest way that is exact enough, or exactly what the user has named."""
 
 import contextlib
 from collections.abc import Iterable
@@ -17,17 +17,17 @@ from infgen_rt.errors import BackendError
 
 @dataclass(frozen=True)
 class Choice:
-    """What runs a bundle, and why.
+    """The choice of how to run a bundle, and the reason for it.
 
     Attributes:
-        name: of the backend.
-        device: id of its device.
-        device_name: the same for people.
-        recipe: name of the graphs.
-        arithmetic: what they are computed in: `fp32`, `bf16`, `fp16`.
-        psnr: of prefill and decode against float32 in decibels, None where it was not measured.
-        speed: None where it was not measured.
-        reason: why this one.
+        name: the name of the backend.
+        device: the id of its device.
+        device_name: the name of the device for people.
+        recipe: the name of the recipe.
+        arithmetic: the arithmetic in which the graphs are computed: `fp32`, `bf16`, `fp16`.
+        psnr: the PSNR of prefill and decode against float32, in decibels. None if it was not measured.
+        speed: the speed. None if it was not measured.
+        reason: the reason for the choice.
     """
 
     name: str
@@ -51,20 +51,20 @@ def choose(
     precision: Precision = "fast",
     threads: int | None = None,
 ) -> tuple[Candidate, Choice]:
-    """Find what runs a bundle.
+    """Choose how to run a bundle.
 
-    A backend or a device that the user named is used or refused, never replaced. Where several ways remain, each is
-    measured once, and remembered in the user's cache folder.
+    A backend or device that the user has named is used or refused, but never replaced. If several ways remain, each is
+    measured once. The results are kept in the user's cache folder.
 
     Args:
-        bundle: opened.
+        bundle: the opened bundle.
         name: a backend's name, `auto` for any, or one of `ALIASES`.
-        device: id of a device, or None for any of the backend's.
-        precision: `exact` for float32 throughout, `fast` for what the device does natively.
-        threads: CPU threads that it will have.
+        device: the id of a device, or None for any device of the backend.
+        precision: `exact` for float32 throughout, `fast` for the device's native arithmetic.
+        threads: the number of CPU threads that will be used.
 
     Raises:
-        BackendError: what was named is unknown, not installed or cannot run the bundle, or nothing can.
+        BackendError: the named backend or device is unknown, not installed or cannot run the bundle, or nothing can.
     """
     if precision not in PRECISIONS:
         raise BackendError(f"precision {precision!r} is unknown: expected one of {', '.join(PRECISIONS)}")
@@ -76,7 +76,7 @@ def choose(
         if question in (record := measuring.recall(key)).asked:
             known = [result for result in record.results if _answers(result, name, device, bundle.manifest)]
             if found := _fastest(known, precision):
-                with contextlib.suppress(BackendError, StopIteration):  # it was here when it was measured
+                with contextlib.suppress(BackendError, StopIteration):  # it may have been removed since
                     survey = Survey.of(bundle.manifest, found.way.backend, found.way.device)
                     candidate = next(each for each in survey.candidates if each.way == found.way)
                     return candidate, _choice(candidate, found, known, precision)
@@ -95,7 +95,7 @@ def choose(
         result = next((result for result in known if result.way == suitable[0].way), None)
         return suitable[0], _choice(suitable[0], result, (), precision)
     with measuring.turn():
-        # Another process may have measured while this one waited.
+        # Another process may have measured it while this one waited.
         if before := remembered():
             return before
         results = measuring.measure(bundle, survey.candidates, threads)
@@ -111,7 +111,7 @@ def choose(
 
 
 def _answers(result: Result, name: str, device: str | None, manifest: Manifest) -> bool:
-    """Whether a measurement is of what was asked for."""
+    """Whether a measurement is for the requested backend and device."""
     way = result.way
     named = way.backend == name or (name == AUTO and worth_importing(way.backend, manifest))
     return named and (device is None or Device(way.device, "").answers_to(device))

@@ -1,4 +1,4 @@
-"""The loaded graphs of one model, run no more at a time than the memory plan allows."""
+"""The loaded graphs of one model. No more of them run at a time than the memory plan allows."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -30,28 +30,29 @@ V = TypeVar("V", bound=Values)
 
 
 class Borrower(Protocol):
-    """What holds results of an engine."""
+    """An object that holds results of an engine."""
 
     def let_go(self) -> None:
-        """Hold them no longer: the engine is closed."""
+        """Release the results, because the engine is closed."""
         ...
 
 
 class Engine:
-    """Runs a recipe's graphs, encode once it is loaded; serves several threads.
+    """Runs a recipe's graphs. Several threads may use it. Encode has to be loaded first.
 
-    What comes out as NaN or infinite in less than float32 is computed again in float32 on the same device, if the
-    bundle has graphs for that.
+    If a result in an arithmetic below float32 has NaN or infinite values, it is computed again in float32 on the same
+    device, if the bundle has graphs for that.
 
     Attributes:
         manifest: the model's manifest.
         recipe: the recipe whose graphs are loaded.
-        workers: how many tiles are best decoded at a time, with a thread each; 1 where one with all threads is faster.
+        workers: the best number of tiles to decode at a time, with one thread each. It is 1 if one tile with all
+            threads is faster.
 
     Args:
-        bundle: opened.
-        candidate: what runs it.
-        threads: CPU threads to compute with; None for the backend's own choice.
+        bundle: the opened bundle.
+        candidate: how the bundle is run.
+        threads: the number of CPU threads. None for the backend's default.
 
     Raises:
         BackendError: a graph cannot be loaded.
@@ -69,7 +70,7 @@ class Engine:
         self._borrowers: WeakSet[Borrower] = WeakSet()
         parallel = candidate.device.id in getattr(candidate.backend, "parallel_on", ())
         self.workers = (threads or cores()) if parallel else 1
-        # A run with all threads is alone: two at once would only double the memory.
+        # A run with all threads runs alone, because two at once would only double the memory.
         self._gate = Gate(self.workers)
         self._lock = Lock()
         for kind in self._kinds.values():
@@ -79,7 +80,7 @@ class Engine:
             self.load_for(self.manifest.contexts[0])
 
     def load(self, graph: str) -> None:
-        """Load a graph of the recipe, if it is not there yet.
+        """Load a graph of the recipe, if it is not loaded yet.
 
         Raises:
             BackendError: it cannot be loaded.
@@ -88,13 +89,13 @@ class Engine:
         self._load(graph, graph, self._threads)
 
     def load_for(self, enlargement: Enlargement) -> None:
-        """Load what makes a context and decodes it; raises what `load` does."""
+        """Load the graphs that make a context and decode it. Raises the same errors as `load`."""
         for kind in self._kinds.values():
             if kind.enlarged:
                 self.load(enlargement.graph(kind.name))
 
     def load_shared(self, enlargement: Enlargement) -> None:
-        """Load decode for runs with a thread each; raises what `load` does."""
+        """Load decode for runs with one thread each. Raises the same errors as `load`."""
         graph = enlargement.graph(DECODE.name)
         self._load(_SHARED + graph, graph, 1)
 
@@ -114,22 +115,22 @@ class Engine:
 
     @property
     def gathers(self) -> bool:
-        """Whether prefill is local, given a latent's statistics; else it sees the whole latent."""
+        """Whether prefill is local and takes a latent's statistics. Otherwise, it sees the whole latent."""
         return STATISTICS.name in self._kinds
 
     @property
     def refines(self) -> bool:
-        """Whether features are refined to a context; else they are it."""
+        """Whether features are refined to a context. Otherwise, the features are the context."""
         return REFINE.name in self._kinds
 
     def statistics(self, latent: FloatArray, inner: Box | None = None, known: FloatArray | None = None) -> FloatArray:
-        """Moments of a latent, or of a part of one.
+        """Compute the moments of a latent, or of a part of one.
 
         Args:
             latent: [C, h, w].
-            inner: the cells that count, the others are a halo; None for all.
-            known: [2, blocks, groups], moments of the whole latent, variances below 0 where they are not known; None if
-                none are.
+            inner: the cells to include. The others are the halo. None for all cells.
+            known: [2, blocks, groups], the moments of the whole latent. Variances are below 0 where they are not known.
+                None if none are known.
 
         Returns:
             float32 [2, blocks, groups]: means and variances.
@@ -146,20 +147,20 @@ class Engine:
         return self._finite(cast(FloatArray, moments), lambda exact: exact.statistics(latent, inner, known))
 
     def prefill(self, latent: FloatArray, moments: FloatArray | None = None) -> Values:
-        """Latent [C, h, w] to features [1, F, h, w], which stay where the backend wants them.
+        """Compute the features [1, F, h, w] of a latent [C, h, w]. They may stay on the backend's device.
 
-        Without a refine graph they are the context.
+        Without a refine graph, the features are the context. With moments, the reach is the manifest's halo.
 
         Args:
-            latent: the whole, or with moments any part; sees no further than the manifest's halo.
-            moments: of the whole latent, float32 [2, blocks, groups], if the recipe has a graph for them.
+            latent: the whole latent, or any part of it if the moments are given.
+            moments: the moments of the whole latent, float32 [2, blocks, groups], if the recipe has a graph for them.
         """
         inputs = {"latent": latent[None]} | ({} if moments is None else {"moments": moments})
         features = self._run(PREFILL.name, inputs)
         return self._finite(features, lambda exact: exact.prefill(latent, moments))
 
     def refine(self, features: Values, enlargement: Enlargement) -> Values:
-        """Features [1, F, h, w] to context [1, D, h, w]; sees no further than the enlargement's halo."""
+        """Compute the context [1, D, h, w] of features [1, F, h, w]. The reach is the enlargement's halo."""
         if not self.refines:
             return features
         context = self._run(enlargement.graph(REFINE.name), {"features": features}, enlargement)
@@ -171,7 +172,7 @@ class Engine:
         return self._finite(context, again)
 
     def context(self, latent: FloatArray, enlargement: Enlargement) -> Values:
-        """All of a latent's context at once: [1, D, h, w]."""
+        """Compute the whole context [1, D, h, w] of a latent at once."""
         return self.refine(self.prefill(latent, self.statistics(latent) if self.gathers else None), enlargement)
 
     def decode(
@@ -180,13 +181,14 @@ class Engine:
         """Run decode.
 
         Args:
-            inputs: as in the graph contract.
-            enlargement: that of the context among them.
-            shared: with one thread, beside others that do the same; after `load_shared`.
+            inputs: the inputs of the graph, by name.
+            enlargement: the enlargement of the context in the inputs.
+            shared: whether to use one thread, because other tiles are decoded at the same time. Needs `load_shared`
+                first.
 
         Returns:
-            float32 [3, patch * tokens down, patch * tokens across], about [0, 1], not clamped, where the backend
-            computes.
+            float32 [3, patch * tokens down, patch * tokens across], about [0, 1] and not clamped, on the backend's
+            device.
         """
         patch = self.manifest.patch
         rows, columns = patch * len(inputs["token_y"]), patch * len(inputs["token_x"])
@@ -200,7 +202,7 @@ class Engine:
         return self._finite(image[:, :rows, :columns], again)
 
     def encode(self, image: FloatArray) -> FloatArray:
-        """Image [3, patch * h, patch * w] in [0, 1] to latent [C, h, w]; sees no further than the manifest's halo."""
+        """Encode an image [3, patch * h, patch * w] in [0, 1] to a latent [C, h, w]. Reach: `halo.encode_pixels`."""
         latent: FloatArray = self._run(ENCODE.name, {"image": image[None]})[0]
 
         def again(exact: Engine) -> FloatArray:
@@ -210,24 +212,24 @@ class Engine:
         return self._finite(latent, again)
 
     def lends_to(self, borrower: Borrower) -> None:
-        """Have something let go of what this engine computed when it is closed; raises what `check_open` does."""
+        """Register an object that releases this engine's results on closing. Raises the same errors as `check_open`."""
         self._birthplace.check()
         with self._lock:
             self._borrowers.add(borrower)
 
     def check_open(self) -> None:
-        """Raises DecodeError: the engine is closed, or another process's."""
+        """Raise DecodeError if the engine is closed or belongs to another process."""
         self._birthplace.check()
         if self._closed:
             raise DecodeError("the decoder is closed: read what you need before close()")
 
     def close(self) -> None:
-        """Free the graphs and what they have computed, after the run in progress; nothing in a forked child."""
+        """Free the graphs and their results, after the run in progress. In a forked child, this does nothing."""
         if not self._birthplace.here:
             return
         with self._gate.enter(alone=True), self._lock:
             self._closed = True
-            # Before the graphs: results may lie in what a backend gives back with its last one.
+            # Results are released before the graphs, because a backend may free their memory with its last graph.
             for borrower in list(self._borrowers):
                 borrower.let_go()
             while self._sessions:
@@ -237,14 +239,14 @@ class Engine:
         give_back()
 
     def _finite(self, result: V, again: Callable[["Engine"], V]) -> V:
-        """The result, or what float32 gives if it is not finite."""
+        """Return the result, or the result in float32 if it is not finite."""
         if self._candidate.exact or is_finite(result):
             return result
         exact = self._in_float32()
         return result if exact is None else again(exact)
 
     def _in_float32(self) -> "Engine | None":
-        """The same model in float32 on the same device, opened when it is first needed."""
+        """An engine for the same model in float32 on the same device, which is created when it is first needed."""
         with self._lock:
             self.check_open()
             if self._exact is None:
@@ -259,7 +261,7 @@ class Engine:
             return self._exact
 
     def _filled(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Padded to the smallest shape that the recipe has for them, if it has fixed ones."""
+        """Pad the inputs to the recipe's smallest shape that holds them, if it has fixed shapes."""
         sides = (len(inputs[name]) for name in ("token_y", "token_x", "key_y", "key_x"))
         needed = tuple(sides)
         for shape in self.recipe.shapes:
@@ -271,7 +273,7 @@ class Engine:
         return inputs
 
     def _run(self, graph: str, inputs: Mapping[str, Any], enlargement: Enlargement | None = None) -> Values:
-        # Before any lock: who holds it may be a thread that is not in this process.
+        # This check comes before any lock, because a lock may be held by a thread that only the parent process has.
         self._birthplace.check()
         with self._gate.enter(alone=not graph.startswith(_SHARED)):
             self.check_open()
@@ -280,7 +282,7 @@ class Engine:
             try:
                 results = self._sessions[graph].run(inputs)
             except DecodeError:
-                # A run that was interrupted fails, in words of the backend's own.
+                # An interrupted run fails with an error of the backend, so raise Cancelled instead.
                 cancellation.check()
                 raise
         kind = self._kinds[kind_of(graph.removeprefix(_SHARED)).name]
@@ -294,17 +296,17 @@ class Engine:
 
 
 def _shares(count: int, first: int, counted: int) -> FloatArray:
-    """What each of some rows counts for in a mean over a range of them."""
+    """The weight of each row in a mean over a range of the rows."""
     shares = np.zeros(count, np.float32)
     shares[first : first + counted] = 1 / counted
     return shares
 
 
 def cores() -> int:
-    """Processors that this process may use."""
+    """The number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def is_finite(values: Any) -> bool:
-    """Whether none of an array is NaN or infinite; a backend's own arrays are asked where they are."""
+    """Whether all values of an array are finite. A backend's own arrays are checked on their device."""
     return bool((np.isfinite(values) if isinstance(values, np.ndarray) else values.isfinite()).all())

@@ -1,7 +1,8 @@
-"""Forking: a child process has what its parent loaded, but none of the threads that run it.
+"""Handles forking: a child process has the graphs that its parent loaded, but not the threads that run them.
 
-What waits for those threads hangs: a run, and freeing what was loaded, which happens at the child's end at the latest.
-So a child keeps what it was born with for ever, and is told what to do instead of a run.
+Anything that waits for those threads hangs. This applies to running graphs, and to freeing them, which otherwise
+happens when the child ends. A child therefore never frees what it got from its parent. If it tries to run a graph, an
+error says what to do instead.
 """
 
 import ctypes
@@ -20,23 +21,23 @@ _inherited: set[str] = set()
 
 
 def keep_in_children(value: object) -> None:
-    """Have a child process never free something, which can be referred to weakly."""
+    """Make child processes never free an object, which must support weak references."""
     _kept.add(value)
 
 
 def note_use(backend: str) -> None:
-    """Note that a backend has loaded a graph in this process."""
+    """Record that a backend has loaded a graph in this process."""
     _used.add(backend)
 
 
 def check_backend(backend: str) -> None:
-    """Raises BackendError: it has loaded a graph in a process that this one was forked from."""
+    """Raise BackendError if the backend has loaded a graph in a process from which this one was forked."""
     if backend in _inherited:
         raise BackendError(f"backend {backend!r} was used in the process that this one was forked from: {_REMEDY}")
 
 
 class Birthplace:
-    """The process that something was made in."""
+    """The process in which an object was made."""
 
     def __init__(self) -> None:
         self._process = os.getpid()
@@ -47,7 +48,7 @@ class Birthplace:
         return os.getpid() == self._process
 
     def check(self) -> None:
-        """Raises DecodeError: this is another process."""
+        """Raise DecodeError if this is another process."""
         if not self.here:
             raise DecodeError(f"this decoder was opened before the process was forked: {_REMEDY}")
 

@@ -1,4 +1,4 @@
-"""A gate: how many may be inside at a time."""
+"""A gate that limits how many threads are inside at a time."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,10 +6,10 @@ from threading import Lock, Semaphore
 
 
 class Gate:
-    """Lets in some at a time, or one who wants to be alone; who comes first is let in first.
+    """Lets in several threads at a time, or one thread alone, in the order in which they arrive.
 
     Args:
-        places: how many there are.
+        places: the number of threads that may be inside at a time.
     """
 
     def __init__(self, places: int) -> None:
@@ -19,9 +19,9 @@ class Gate:
 
     @contextmanager
     def enter(self, alone: bool) -> Iterator[None]:
-        """Wait for a place, or for all of them, and hold it."""
+        """Wait for one place, or for all of them if `alone`, and hold it."""
         needed = self._places if alone else 1
-        # Who is at the gate is the only one who takes places, so that two who want all of them do not get half each.
+        # Only one thread at a time takes places. Otherwise, two threads that need all places could each get half.
         with self._turn:
             for _ in range(needed):
                 self._free.acquire()

@@ -1,4 +1,4 @@
-"""What a decode graph is fed with."""
+"""The inputs of decode graphs."""
 
 from typing import Any
 
@@ -15,8 +15,8 @@ def tile_inputs(grid: Grid, crop: Values, cells: Box, tokens: Box) -> dict[str, 
 
     Args:
         grid: the picture over the latent.
-        crop: [1, D, h, w], the context of the cells; it stays where it is.
-        cells: those that `context_of` tells for the tokens.
+        crop: [1, D, h, w], the context of the cells. It stays on its device.
+        cells: the cells from `Grid.context_of` for the tokens.
         tokens: the tokens to decode, halo included.
     """
     key_y, key_x = grid.cell_centres(cells)
@@ -33,12 +33,12 @@ def tile_inputs(grid: Grid, crop: Values, cells: Box, tokens: Box) -> dict[str, 
 
 
 def fill(inputs: dict[str, FloatArray], context: Size, tokens: Size) -> dict[str, FloatArray]:
-    """Pads the inputs of a decode graph to the one shape that it takes; coordinates go on beyond the end.
+    """Pad the inputs of a decode graph to its fixed shape. The coordinates continue beyond the end.
 
     Args:
-        inputs: as `tile_inputs` makes them.
-        context: cells that the graph takes.
-        tokens: tokens that the graph takes.
+        inputs: the inputs from `tile_inputs`.
+        context: the size in cells that the graph takes.
+        tokens: the size in tokens that the graph takes.
 
     Returns:
         Inputs whose image has the tile's pixels in its top-left corner.

@@ -1,4 +1,4 @@
-"""Measuring ways of running a bundle against one another, and remembering what came of it."""
+"""Measures and compares ways of running a bundle, and keeps the results."""
 
 import contextlib
 import errno
@@ -33,22 +33,22 @@ from infgen_rt.geometry.shapes import Size
 from infgen_rt.geometry.tiling import LARGEST_SHARED_TILE, LARGEST_TILE
 
 FILE = "measurements.json"
-# Seconds to wait for other processes: several times what measuring takes.
+# Seconds to wait for other processes, which is several times as long as measuring takes.
 _PATIENCE = 60.0
-# What is measured: a noise latent, and of its picture at twice the size tiles such as a plan has.
+# The test case is a latent of noise, and its picture at twice the size is decoded in tiles like those of a plan.
 _CELLS, _RUNS = 32, 3
 _EXACT_PSNR = 60.0
-"""What two libraries that compute in float32 agree to at least; one level of 255 is 48 dB."""
+"""Smallest PSNR between two libraries that compute in float32, in decibels. One level of 255 is 48 dB."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What was measured of a way of running a bundle.
+    """The measured speed of a way of running a bundle.
 
     Attributes:
-        decode: seconds for a megapixel of tiles, with as many at a time as are decoded so.
+        decode: seconds for a megapixel of tiles, with the engine's number of tiles at a time.
         context: seconds for the context of a thousand cells.
-        encode: seconds for the encoding of a thousand cells; None without an encode graph.
+        encode: seconds for encoding a thousand cells. None without an encode graph.
     """
 
     decode: float
@@ -63,14 +63,14 @@ class Speed:
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured of a candidate.
+    """The measurement of a candidate.
 
     Attributes:
-        way: which one it is.
-        exact: whether that is float32 throughout.
-        speed: medians; None if it did not run.
-        psnr: against the first exact candidate, in decibels; None for that one, or if it did not run.
-        error: why it cannot be used, in one line, or None.
+        way: the way of running the bundle.
+        exact: whether it is float32 throughout.
+        speed: the medians. None if it did not run.
+        psnr: the PSNR against the first exact candidate, in decibels. None for that candidate, or if it did not run.
+        error: the reason why it cannot be used, in one line. None if it can be used.
     """
 
     way: Way
@@ -80,7 +80,7 @@ class Result:
     error: str | None
 
     def suits(self, precision: Precision) -> bool:
-        """Whether it ran, verified, and is as exact as asked for."""
+        """Whether it ran, passed the comparison, and is as exact as requested."""
         return self.error is None and (self.exact or precision == "fast")
 
     def __str__(self) -> str:
@@ -88,13 +88,13 @@ class Result:
 
 
 def measure(bundle: Bundle, candidates: Sequence[Candidate], threads: int | None) -> list[Result]:
-    """Run each candidate on one tile, and compare what it gives with the first exact one's."""
+    """Run each candidate on one tile, and compare its result with that of the first exact candidate."""
     results, reference = [], None
     for candidate in sorted(candidates, key=lambda each: not each.exact):
         speed = psnr = error = None
         try:
             image, speed = _run(bundle, candidate, threads)
-        # A driver may raise anything; what cannot run is not chosen.
+        # A driver may raise any exception. A candidate that cannot run is not chosen.
         except Exception as failure:
             error = one_line(failure)
         else:
@@ -108,7 +108,7 @@ def measure(bundle: Bundle, candidates: Sequence[Candidate], threads: int | None
 
 
 def key(bundle: Bundle, threads: int | None) -> str:
-    """What measurements hold for: the bundle, the threads, and the versions of all that could run it."""
+    """The key of measurements: a digest of the bundle, the threads, and the versions of everything that can run it."""
     files = sorted((name, info.sha256) for name, info in bundle.manifest.files.items())
     versions = []
     for known in protocol.KNOWN.values():
@@ -124,25 +124,25 @@ def key(bundle: Bundle, threads: int | None) -> str:
 
 @dataclass(frozen=True)
 class Record:
-    """What is remembered under a key.
+    """The stored measurements of a key.
 
     Attributes:
-        results: of every candidate that was measured.
-        asked: questions (`auto`, `openvino`, `onnxruntime cuda`) whose candidates are all among them.
+        results: the results of all measured candidates.
+        asked: the questions (`auto`, `openvino`, `onnxruntime cuda`) whose candidates have all been measured.
     """
 
     results: tuple[Result, ...] = ()
     asked: tuple[str, ...] = ()
 
     def add(self, results: Sequence[Result], *questions: str) -> "Record":
-        """With newer results in place of older ones."""
+        """The record with newer results in place of older ones."""
         newer = {result.way for result in results}
         kept = (result for result in self.results if result.way not in newer)
         return Record((*kept, *results), tuple(dict.fromkeys((*self.asked, *questions))))
 
 
 def recall(key: str) -> Record:
-    """What was measured before under a key; nothing if that is missing or damaged."""
+    """Load the stored measurements of a key. The record is empty if they are missing or damaged."""
     try:
         return parse(Record, _records()[key], FILE)
     except (KeyError, SchemaError):
@@ -150,17 +150,17 @@ def recall(key: str) -> Record:
 
 
 def turn() -> AbstractContextManager[None]:
-    """Wait until no other process measures, which would make both slower than they are."""
+    """Wait until no other process measures, because measuring at the same time would slow down both."""
     return alone("measuring", _PATIENCE)
 
 
 def remember(key: str, results: Sequence[Result], *questions: str) -> None:
-    """Keep results for the next start; a folder that cannot be written in is a warning.
+    """Store results for the next start. If the folder is not writable, there is a warning.
 
     Args:
-        key: what they hold for.
-        results: newer ones than those that are kept.
-        questions: whose candidates are all among them.
+        key: the key of the measurements.
+        results: the new results.
+        questions: the questions whose candidates have all been measured.
     """
     folder = cache_folder()
     try:
@@ -188,7 +188,7 @@ def _records() -> dict[str, Any]:
 
 
 def _run(bundle: Bundle, candidate: Candidate, threads: int | None) -> tuple[FloatArray, Speed]:
-    """The tile's pixels, and how fast all was."""
+    """Run a candidate, and return the tile's pixels and the speed."""
     manifest = bundle.manifest
     latent = np.random.default_rng(0).normal(0, 0.8, (manifest.latent_channels, _CELLS, _CELLS)).astype(np.float32)
     side = 2 * _CELLS * manifest.patch
@@ -196,11 +196,11 @@ def _run(bundle: Bundle, candidate: Candidate, threads: int | None) -> tuple[Flo
     halo = manifest.halo.tokens
     engine = Engine(bundle, candidate, threads)
     largest = LARGEST_TILE if engine.workers == 1 else LARGEST_SHARED_TILE
-    # Its context is the least there is, of which others are reckoned: see `plan.costs.seconds`.
+    # The smallest context is measured, and the times of others are derived from it: see `plan.costs.seconds`.
     enlargement = manifest.contexts[0]
     largest = min([largest, *(min(shape.tokens) - 2 * halo for shape in candidate.recipe.shapes)])
     tokens = Size(largest, largest).box
-    # Towards the rest of the picture the tile has no halo: its last pixels are not what any tiling gives.
+    # The tile has no halo towards the rest of the picture, so its last pixels are not exact and are left out.
     final = manifest.patch * (largest if tokens == grid.tokens.box else max(1, largest - halo))
     try:
         engine.load_for(enlargement)
@@ -211,7 +211,7 @@ def _run(bundle: Bundle, candidate: Candidate, threads: int | None) -> tuple[Flo
         megapixels, kilocells = tokens.size.area * manifest.patch**2 / 1e6, _CELLS**2 / 1e3
         decode = _seconds(partial(_decode_each, engine, inputs, enlargement), _RUNS) / megapixels / engine.workers
         context = _seconds(lambda: engine.context(latent, enlargement), _RUNS) / kilocells
-        # Once: this is for estimates, and chooses nothing.
+        # Encoding is measured once, because it is used for estimates only and not for the choice.
         encode = None
         if "encode" in candidate.recipe.graphs and not candidate.recipe.shapes:
             engine.load("encode")
@@ -224,7 +224,7 @@ def _run(bundle: Bundle, candidate: Candidate, threads: int | None) -> tuple[Flo
 
 
 def _decode_each(engine: Engine, inputs: Mapping[str, Any], enlargement: Enlargement) -> None:
-    """A tile for each of the engine's workers, all at a time."""
+    """Decode one tile per worker of the engine, all at the same time."""
     if engine.workers == 1:
         engine.decode(inputs, enlargement)
         return
@@ -234,7 +234,7 @@ def _decode_each(engine: Engine, inputs: Mapping[str, Any], enlargement: Enlarge
 
 
 def _seconds(run: Callable[[], object], count: int = 1) -> float:
-    """Median of some runs."""
+    """The median time of several runs."""
     times = []
     for _ in range(count):
         start = time.perf_counter()
@@ -247,5 +247,5 @@ def _psnr(image: FloatArray, reference: FloatArray) -> float:
     if image.shape != reference.shape:
         rows, columns = (min(sides) for sides in zip(image.shape[1:], reference.shape[1:], strict=True))
         image, reference = image[:, :rows, :columns], reference[:, :rows, :columns]
-    # Equal pictures have a finite number too.
+    # The result is also finite for equal pictures.
     return min(200.0, psnr(image, reference))

@@ -1,4 +1,4 @@
-"""Backends: what one is, and which there are."""
+"""The protocol of backends, and the list of installed ones."""
 
 import re
 import sys
@@ -20,11 +20,11 @@ _OWN = "infgen_runtimes"
 
 
 class AbsentError(BackendError):
-    """A backend, a device or its graphs are not here, as is usual on most machines."""
+    """A backend, a device or its graphs are not available, which is normal on most machines."""
 
 
 class Known(NamedTuple):
-    """What this project's own backends are known by before they are imported."""
+    """Information on one of this project's own backends that is available before it is imported."""
 
     extra: str
     target: str
@@ -37,19 +37,19 @@ KNOWN = {
     "coreml": Known("coreml", "coreml", ("coremltools",)),
     "torch": Known("torch", "torch", ("torch",)),
 }
-# What people ask for by the name of the device: backend and device.
+# Names of devices that can be used as backends, with the backend and device that they stand for.
 ALIASES = {"cuda": ("onnxruntime", "cuda")}
 EXACT = "fp32"
 
 
 @dataclass(frozen=True)
 class Device:
-    """Something that a backend computes on, or would if it could.
+    """A device that a backend can compute on, or could if a problem were solved.
 
     Attributes:
-        id: what a user asks for it by: `cpu`, `cuda:1`, `gpu`, `npu`.
-        name: the same for people.
-        problem: why it cannot be used here and what to do, or None.
+        id: the id by which a user selects it: `cpu`, `cuda:1`, `gpu`, `npu`.
+        name: its name for people.
+        problem: the reason why it cannot be used on this machine, and what to do about it. None if it can be used.
     """
 
     id: str
@@ -57,20 +57,20 @@ class Device:
     problem: str | None = None
 
     def answers_to(self, name: str) -> bool:
-        """Whether a user means it: `cuda` is `cuda:0` too."""
+        """Whether a name that the user gave selects it: `cuda` also selects `cuda:0`."""
         return name.lower() in (self.id, self.id.removesuffix(":0"))
 
 
 @dataclass(frozen=True)
 class Options:
-    """What may be asked of any backend.
+    """Options that every backend supports.
 
     Attributes:
-        device: id of one of its devices.
-        arithmetic: one of those that it offered for the recipe.
-        threads: CPU threads to compute with; None for the backend's own choice.
-        keep_memory: whether working memory is kept from run to run, for a graph that is run often.
-        cache: a folder for compiled graphs that may be written in and lost; None to keep none.
+        device: the id of one of its devices.
+        arithmetic: one of the arithmetics that it offers for the recipe.
+        threads: the number of CPU threads. None for the backend's default.
+        keep_memory: whether to keep working memory between runs, for a graph that runs often.
+        cache: a writable folder for compiled graphs, which may be deleted. None to keep none.
     """
 
     device: str = "cpu"
@@ -81,37 +81,37 @@ class Options:
 
 
 class Values(Protocol):
-    """float32 numbers where a backend computes: a NumPy array, or one that can be sliced alike.
+    """A float32 array on a backend's device: a NumPy array, or an array that can be sliced like one.
 
-    Its library must have a function `concatenate(arrays, axis=)` as NumPy's, or NumPy's must take it
+    Its library must have a function `concatenate(arrays, axis=)` like NumPy's, or NumPy's must accept it
     (`__array_function__`).
     """
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its sides."""
+        """The shape."""
         ...
 
     def __getitem__(self, index: Any) -> Any:
-        """A part of it, in the same place."""
+        """A part of the array, on the same device."""
         ...
 
 
 class Session(Protocol):
-    """One loaded graph; may be run from several threads.
+    """One loaded graph, which may be run from several threads.
 
-    One that can stop in the middle of a run does so by `cancellation.current()`.
+    A session that can stop in the middle of a run uses `cancellation.current()` to do so.
     """
 
     def run(self, inputs: Mapping[str, Values]) -> Mapping[str, Values]:
         """Run the graph once.
 
         Args:
-            inputs: by the graph's input names: NumPy arrays, and what other sessions of the backend gave.
+            inputs: the inputs by name: NumPy arrays, and results of other sessions of the backend.
 
         Returns:
-            Results by the graph's output names. Features and a context may stay on the device, where the next graph
-            wants them, and an image as `pixels.DevicePixels` that are the last three sides; others are NumPy arrays.
+            The results by name. Features and contexts may stay on the device, where the next graph needs them. An image
+            may stay there as `pixels.DevicePixels` of its last three axes. All others are NumPy arrays.
 
         Raises:
             DecodeError: the graph could not be run.
@@ -119,21 +119,21 @@ class Session(Protocol):
         ...
 
     def close(self) -> None:
-        """Free everything; the session is not used again."""
+        """Free everything. The session is not used afterwards."""
         ...
 
 
 class Backend(Protocol):
-    """Code that loads graphs of one target and runs them; made without arguments.
+    """Code that loads graphs of one target and runs them. It is created without arguments.
 
     Attributes:
-        name: what a user asks for it by.
-        target: the export target whose graphs it reads.
-        version: of the library behind it.
-        parallel_on: ids of devices on which several runs at a time with a thread each are faster than one after another
-            with all threads; may be missing, as none.
-        survives_fork: whether a process can load graphs although the one that it was forked from has done so; may be
-            missing, as True.
+        name: the name by which a user selects it.
+        target: the export target whose graphs it loads.
+        version: the version of its library.
+        parallel_on: ids of devices on which several runs at a time, with one thread each, are faster than one after
+            another with all threads. This attribute is optional, and the default is none.
+        survives_fork: whether a forked process can load graphs if its parent has loaded some. This attribute is
+            optional, and the default is True.
     """
 
     name: str
@@ -142,13 +142,13 @@ class Backend(Protocol):
     parallel_on: Collection[str]
 
     def devices(self) -> Sequence[Device]:
-        """What it can compute on here, and what it could with a remedy; found without loading a driver if possible."""
+        """The devices on this machine, including those with a problem. If possible, no driver is loaded for this."""
         ...
 
     def arithmetics(self, device: str, recipe: Recipe) -> Sequence[str]:
-        """In what a device can run the graphs of a recipe, most exact first; empty if it cannot.
+        """The arithmetics in which a device can run a recipe's graphs, most exact first. Empty if it cannot run them.
 
-        `fp32` is float32 throughout. Others (`bf16`, `fp16`) are what the device does natively.
+        `fp32` is float32 throughout. The others (`bf16`, `fp16`) are the device's native arithmetics.
         """
         ...
 
@@ -157,9 +157,8 @@ class Backend(Protocol):
 
         Args:
             graph: `statistics`, `prefill`, `refine`, `decode` or `encode`.
-            files: the content of the graph's file, or of the files in its folder by their names there; digests are
-                already checked.
-            options: what the caller asked for.
+            files: the content of the graph's file, or of the files in its folder, by name. Digests are already checked.
+            options: the device, arithmetic and other options.
 
         Raises:
             BackendError: the graph cannot be loaded, or not on that device in that arithmetic.
@@ -168,11 +167,11 @@ class Backend(Protocol):
 
 
 def installed_backends() -> dict[str, "EntryPoint"]:
-    """Backends that packages here announce in the entry-point group `infgen_rt.backends`, this project's first."""
+    """The backends in the entry-point group `infgen_rt.backends` of installed packages, this project's first."""
     from importlib.metadata import EntryPoint, entry_points  # slow to import, and only needed here
 
     found = {entry.name: entry for entry in entry_points(group=GROUP)}
-    # A frozen app may have the code without the metadata.
+    # A frozen app may contain the code without the metadata.
     if found.keys().isdisjoint(KNOWN) and find_spec(_OWN) is not None:
         found |= {name: EntryPoint(name, f"{_OWN}.{name}:Backend", GROUP) for name in KNOWN}
     order = list(KNOWN)
@@ -184,7 +183,7 @@ def load_backend(name: str) -> Backend:
 
     Raises:
         AbsentError: it is not installed.
-        BackendError: it is unknown, its library is broken or too old, or it was in use before this process was forked.
+        BackendError: it is unknown, its library is broken or too old, or it was used before this process was forked.
     """
     forks.check_backend(name)
     installed = installed_backends()
@@ -198,14 +197,14 @@ def load_backend(name: str) -> Backend:
         raise AbsentError(f"backend {name!r} is not installed ({one_line(error)}): {remedy}") from error
     except BackendError:
         raise
-    # Whatever a half-installed library or a missing driver does when it is imported.
+    # A broken installation or a missing driver may raise any exception on import.
     except Exception as error:
         raise BackendError(f"backend {name!r} is broken ({one_line(error)}): reinstall it, {remedy}") from error
     return backend
 
 
 def installing(extra: str) -> str:
-    """What a user does to have one of this package's extras."""
+    """The instruction for installing one of this package's extras."""
     if getattr(sys, "frozen", False):
         return f"this app was built without it, and must be built with infgen-rt[{extra}]"
     return f"pip install 'infgen-rt[{extra}]'"
@@ -215,11 +214,11 @@ def require_version(name: str, version: str) -> None:
     """Refuse a library that is older than this package's metadata allows.
 
     Args:
-        name: its distribution.
-        version: what is here.
+        name: the library's distribution.
+        version: the installed version.
 
     Raises:
-        BackendError: it is too old.
+        BackendError: the library is too old.
     """
     if least := _lowest_version(name):
         needed, here = (tuple(int(part) for part in re.findall(r"(?:^|\.)(\d+)", text)) for text in (least, version))
@@ -228,7 +227,7 @@ def require_version(name: str, version: str) -> None:
 
 
 def _lowest_version(name: str) -> str | None:
-    """The lowest version of a library in this package's metadata; None if it does not say."""
+    """The lowest version of a library in this package's metadata, or None if there is none."""
     from importlib import metadata
 
     try:

@@ -1,4 +1,4 @@
-"""What `infgen-rt devices` tells: every backend's every device, how fast it is, or what it lacks."""
+"""The report of `infgen-rt devices`: all devices of all backends, with their speed or what they lack."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ from infgen_rt.errors import BackendError
 
 @dataclass(frozen=True)
 class Fact:
-    """One way of running a model, or why there is none.
+    """One way of running a model, or the reason why there is none.
 
     Attributes:
-        backend: its name.
-        device: id of the device; None if the backend itself is the problem.
-        device_name: the same for people.
-        recipe: name of the graphs; None if it is not usable.
-        arithmetic: what they are computed in.
-        speed: if it was measured.
-        psnr: against float32 in decibels, if it was measured.
-        problem: why it is not usable and what to do, or None.
+        backend: the name of the backend.
+        device: the id of the device. None if the backend itself is the problem.
+        device_name: the name of the device for people.
+        recipe: the name of the recipe. None if the device is not usable.
+        arithmetic: the arithmetic in which the graphs are computed.
+        speed: the speed, if it was measured.
+        psnr: the PSNR against float32 in decibels, if it was measured.
+        problem: the reason why it is not usable, and what to do about it. None if it is usable.
     """
 
     backend: str
@@ -36,7 +36,7 @@ class Fact:
     problem: str | None = None
 
     def order(self) -> tuple[bool, float]:
-        """Sorts what is usable first, the fastest of it first, in an order that is otherwise kept."""
+        """The sort key: usable ways first, the fastest of them first. Otherwise, the order is kept."""
         return self.problem is not None, float("inf") if self.speed is None else self.speed.typical
 
     def __str__(self) -> str:
@@ -49,15 +49,15 @@ class Fact:
 
 
 def describe_devices(bundle: Bundle, threads: int | None = None, fresh: bool = False) -> list[Fact]:
-    """All that is known of this machine.
+    """List all ways of running a bundle on this machine.
 
     Args:
-        bundle: whose graphs are to run.
-        threads: CPU threads that they would have.
-        fresh: measure what is usable now; otherwise only what was measured before is told.
+        bundle: the bundle to run.
+        threads: the number of CPU threads.
+        fresh: whether to measure all usable ways now. Otherwise, only earlier measurements are reported.
 
     Returns:
-        What is usable, fastest first, then what is not.
+        The usable ways, fastest first, then the others.
     """
     facts: list[Fact] = []
     candidates: list[Candidate] = []

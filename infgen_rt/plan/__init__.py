@@ -1,1 +1,1 @@
-"""How a decode will go: tile sizes within a memory budget, counted and estimated before anything runs."""
+"""Planning a decode: chooses tile sizes within a memory budget and estimates the costs before anything runs."""

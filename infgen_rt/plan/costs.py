@@ -1,4 +1,4 @@
-"""What a chain of nodes takes: bytes, steps and seconds, added up from what each node says of itself."""
+"""The cost of a chain of nodes in bytes, steps and seconds, which is the sum of the costs of its nodes."""
 
 from collections.abc import Iterator, Sequence
 from math import ceil
@@ -17,7 +17,7 @@ from infgen_rt.nodes.tiles import Tiles
 from infgen_rt.plan.plan import StagePlan
 
 Chain = tuple[tuple[Cost, ...], ...]
-"""Of each stage, what its nodes take, from the latent to the tiles."""
+"""For each stage, the costs of its nodes, from the latent to the tiles."""
 
 
 def chain_costs(
@@ -27,14 +27,14 @@ def chain_costs(
     recipe: Recipe,
     workers: int = 1,
 ) -> Chain:
-    """What the nodes of all stages take, as `nodes.chain` links them.
+    """The costs of the nodes of all stages, as `nodes.chain` links them.
 
     Args:
-        stages: first to last.
-        encodings: how the picture of each stage but the last is encoded for the next.
-        manifest: the model's.
-        recipe: that will run.
-        workers: tiles that are decoded at the same time.
+        stages: the stages, first to last.
+        encodings: the tiles in which each stage's picture, except the last, is encoded for the next stage.
+        manifest: the model's manifest.
+        recipe: the recipe that will run.
+        workers: the number of tiles that are decoded at the same time.
     """
     figures = manifest.memory(recipe)
     chain = []
@@ -44,19 +44,19 @@ def chain_costs(
         else:
             latent = Given.cost(stage.grid.cells, manifest)
         chain.append((latent, *_stage_costs(stage, manifest, recipe, workers)))
-    # Two rows of the last picture's tiles are with a writer.
+    # A writer holds two rows of the last picture's tiles.
     chain[-1] = (*chain[-1], Cost(held=stages[-1].bands))
     return tuple(chain)
 
 
 def peaks(chain: Chain, base: int) -> tuple[int, ...]:
-    """Bytes that are expected to be used at most until each stage is done, from the one before it on; no tile caches.
+    """The expected peak memory in bytes during each stage, without the caches of tiles.
 
-    A stage is held until the next one's features are there.
+    A stage's memory is held until the next stage's features are complete.
 
     Args:
-        chain: what its nodes take.
-        base: bytes of what is loaded.
+        chain: the costs of the chain.
+        base: bytes of the loaded graphs.
     """
     needs: list[int] = []
     before = arena = 0
@@ -65,7 +65,7 @@ def peaks(chain: Chain, base: int) -> tuple[int, ...]:
         for node in nodes:
             most = max(most, before + held + node.making)
             held = node.held if node.alone else held + node.held
-        # What decode works in is kept from run to run, and from stage to stage.
+        # The working memory of decode is kept between runs, and from stage to stage.
         arena = max(arena, *(node.arena for node in nodes))
         before = held + arena + max(node.reading for node in nodes)
         needs.append(base + max(most, before))
@@ -73,12 +73,12 @@ def peaks(chain: Chain, base: int) -> tuple[int, ...]:
 
 
 def preparation(chain: Chain) -> int:
-    """Steps before the first pixel."""
+    """The number of steps before the first pixel."""
     return sum(node.steps for nodes in chain for node in nodes)
 
 
 def seconds(chain: Chain, speed: Speed | None) -> float | None:
-    """Seconds that computing the last stage's picture is expected to take; None where something was not measured."""
+    """The expected seconds for computing the last stage's picture. None if a speed was not measured."""
     every = [node for nodes in chain for node in nodes]
     encoded = sum(node.encoded for node in every)
     if speed is None or (encoded and speed.encode is None):
@@ -88,7 +88,7 @@ def seconds(chain: Chain, speed: Speed | None) -> float | None:
 
 
 def padded_tokens(stage: StagePlan, manifest: Manifest) -> Size:
-    """Tokens that are decoded for the largest tile, its halo and what resampling needs included."""
+    """The size in tokens of the largest tile, including its halo and the margin for resampling."""
     halo, decoded = manifest.halo.tokens, stage.decoded
     sides = []
     for tile, whole, made, tokens in zip(stage.tile, stage.grid.picture, decoded.picture, decoded.tokens, strict=True):

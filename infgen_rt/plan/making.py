@@ -1,4 +1,4 @@
-"""Planning: from sizes and a memory budget to tiles, before anything runs."""
+"""Makes plans: chooses tiles for given sizes and a memory budget, before anything runs."""
 
 from collections.abc import Callable, Sequence
 from itertools import product
@@ -24,14 +24,14 @@ from infgen_rt.nodes.node import FLOAT
 from infgen_rt.plan.costs import chain_costs, padded_tokens, peaks, preparation, seconds
 from infgen_rt.plan.plan import LEAST_SCALE, Plan, StagePlan, decoded_grid
 
-# Where what is decoded is enlarged, tiles are larger by as much, up to so many times.
+# If a decoded picture is enlarged by resampling, its tiles are larger by the same factor, up to this one.
 _ENLARGED = 2
-# Encode looks further than decode: the side of its tiles, over that of decode's.
+# The side of encode's tiles, relative to decode's. They are larger because encode has a larger reach.
 _ENCODED = 2
-# Sides in cells of the tiles in which a context is made: the smaller they are, the more of the work is halo.
+# Sides in cells of the tiles in which a context is made. Smaller tiles spend more of the work on halos.
 _CONTEXT_TILES = (128, 96, 64, 48, 32, 24, 16, 8)
 CACHE = 64 * MIB
-"""Bytes of decoded tiles that are kept at most."""
+"""Maximum bytes of decoded tiles that are kept."""
 
 
 def make_plan(
@@ -50,16 +50,16 @@ def make_plan(
 
     Args:
         grids: the latent and the picture of each stage, first to last (see `geometry.stages.chain`).
-        manifest: the model's bounds and halos.
+        manifest: the model's manifest, for its bounds and halos.
         recipe: the recipe that will run, for its memory figures and its shapes.
-        runs: what will run it.
+        runs: the choice of how to run it.
         budget: bytes that may be used.
-        tile: the largest tile's side in pixels, a multiple of the patch; None to let the budget decide. Between two
-            stages, tiles of twice the side are encoded.
-        scales: the smallest and the largest scale that a stage decodes; what is beyond is resampled by Lanczos. None
-            for any.
-        made: how the first latent's context for an enlargement is made already, if it is.
-        workers: tiles that are best decoded at the same time, if memory allows.
+        tile: the side of the largest tile in pixels, a multiple of the patch. None to let the budget decide. Between
+            two stages, encoding uses tiles of twice this side.
+        scales: the smallest and largest scale that a stage decodes. Beyond them, its picture is resampled by Lanczos.
+            None for any scale.
+        made: returns the existing plan of the first latent's context for an enlargement, if there is one.
+        workers: the best number of tiles to decode at the same time, if memory allows.
 
     Raises:
         PlanError: a latent or a picture is out of bounds, the recipe cannot encode for a second stage, or the budget
@@ -70,12 +70,12 @@ def make_plan(
     if len(grids) > 1:
         _check_encodes(recipe, len(grids))
     if tile is None:
-        # Fixed shapes may leave room for small tiles only.
+        # Fixed shapes may only have room for small tiles.
         least = 1 if recipe.shapes else SMALLEST_TILE
         sides = range(min(LARGEST_TILE, _largest_tile(manifest, recipe)), least - 1, -1)
     else:
         sides = range(_tile_tokens(tile, grids[0].patch, manifest, recipe), 0, -1)[:1]
-    # With what the budget allows, then with the least there is.
+    # First try contexts with the memory that the budget allows, then with as little memory as possible.
     enlargements = [manifest.context_for(decoded_grid(g, scales).scale) for g in grids]
     ways: list[tuple[ContextPlan | None, ...]] = [
         tuple(
@@ -108,7 +108,7 @@ def make_plan(
         memory = max(needs)
         if memory <= budget:
             largest = max(grid.picture.area for grid in grids)
-            # The other half of what is left is for what the system does not give back.
+            # The other half of the remaining memory is a reserve for freed memory that does not return to the system.
             cache = min(CACHE, (budget - memory) // 2, 3 * FLOAT * largest)
             took = seconds(chain, runs.speed)
             return Plan(stages, encodings, runs, preparation(chain), budget, memory + cache, cache, count, took)
@@ -131,13 +131,15 @@ def plan_context(
 
     Args:
         cells: the latent's width and height.
-        enlargement: what it is for.
-        manifest: the model's halos and channels.
+        enlargement: the context's enlargement.
+        manifest: the model's manifest, for its halos and channels.
         recipe: the recipe that will run.
-        budget: bytes that may be used. This takes up to half of what loaded graphs leave, or as little as it can.
+        budget: bytes that may be used. The context takes up to half of the bytes that the loaded graphs leave, or as
+            little as possible.
 
     Returns:
-        None if the recipe has no graphs for it: prefill's features of the whole latent are the context.
+        The plan, or None if the recipe has no graphs for it. Prefill's features of the whole latent are then the
+        context.
     """
     if recipe.graphs.keys().isdisjoint(("statistics", enlargement.graph("refine"))):
         return None
@@ -145,7 +147,7 @@ def plan_context(
     room = (budget - figures.base) // 2
     gathering = None
     if "statistics" in recipe.graphs and manifest.moments:
-        # At once if there is room for it: parts take a pass for each of prefill's blocks.
+        # All at once if there is room, because parts take one pass for each of prefill's blocks.
         for side in (max(cells), *_CONTEXT_TILES):
             parts = HaloTiling(Tiling.of(cells, Size(side, side)), manifest.halo.prefill)
             if figures.statistics_per_cell * parts.window.area <= room:
@@ -154,7 +156,7 @@ def plan_context(
     for side in _CONTEXT_TILES:
         tiles = HaloTiling(Tiling.of(cells, Size(side, side)), enlargement.halo)
         tile = enlargement.channels * FLOAT * tiles.tiling.largest.area
-        # All of them, or for a picture that is decoded row by row those that two rows of tiles touch.
+        # Keep all tiles, or as many as two rows of the picture's tiles touch when it is decoded row by row.
         for kept in sorted({tiles.tiling.count, min(tiles.tiling.count, 2 * tiles.tiling.across)}, reverse=True):
             plan = ContextPlan(tiles, kept * tile, gathering)
             if plan.cache + _working(plan, enlargement, manifest, recipe) <= room:
@@ -163,14 +165,14 @@ def plan_context(
 
 
 def _working(plan: ContextPlan, enlargement: Enlargement, manifest: Manifest, recipe: Recipe) -> int:
-    """Bytes that making a tile of a context takes."""
+    """The bytes that are needed to make a tile of a context."""
     figures, refines = manifest.memory(recipe), enlargement.graph("refine") in recipe.graphs
     refining = plan.cost(enlargement, refines, manifest, figures).reading
     return max(refining, LocalFeatures.cost(plan.tiles, manifest, figures).reading if plan.gathering else 0)
 
 
 def _longest(side: int, grid: Grid, scales: tuple[float, float] | None) -> Size:
-    """Largest tile of a picture of which so many tokens a side are decoded."""
+    """The largest tile of a picture if `side` tokens per side are decoded for it."""
     resampled = zip(grid.picture, decoded_grid(grid, scales).picture, strict=True)
     return Size(*(int(side * max(1.0, min(_ENLARGED, whole / made))) for whole, made in resampled))
 
@@ -198,7 +200,7 @@ def _largest_tile(manifest: Manifest, recipe: Recipe) -> int:
 
 
 def _fits_a_shape(stage: StagePlan, manifest: Manifest, recipe: Recipe) -> bool:
-    """Whether any region of a tile's size, halo and context included, fits a shape of the recipe, if it has any."""
+    """Whether any region of a tile's size, with halo and context, fits one of the recipe's shapes, if it has any."""
     padded = padded_tokens(stage, manifest)
     context = stage.decoded.most_context(padded, manifest.halo.cells)
     return not recipe.shapes or any(

@@ -1,4 +1,4 @@
-"""Plans: what a decode will do, stage by stage, and what it will take."""
+"""Plans of decodes, stage by stage, with their expected costs."""
 
 from dataclasses import dataclass, replace
 
@@ -11,19 +11,19 @@ from infgen_rt.geometry.shapes import Size
 from infgen_rt.geometry.tiling import HaloTiling, Tiling
 from infgen_rt.nodes.context import ContextPlan
 
-# Below this a picture has fewer pixels than a latent has detail, and its last token lies outside the latent.
+# Below this scale, a picture has fewer pixels than its latent has detail, and its last token is outside the latent.
 LEAST_SCALE = 0.25
 
 
 @dataclass(frozen=True)
 class StagePlan(PictureTiles):
-    """How one stage decodes one latent to one size.
+    """The plan for decoding one latent to one size.
 
     Attributes:
-        enlargement: what the context is refined for.
-        context: how the latent's is made; None if prefill gives it whole.
-        scales: the smallest and the largest scale that are decoded; beyond them, that picture is resampled. None for
-            any.
+        enlargement: the enlargement for which the context is refined.
+        context: how the latent's context is made. None if prefill gives the whole context.
+        scales: the smallest and largest scale that are decoded. Beyond them, the picture is resampled. None for any
+            scale.
     """
 
     enlargement: Enlargement
@@ -32,7 +32,7 @@ class StagePlan(PictureTiles):
 
     @property
     def decoded(self) -> Grid:
-        """The geometry of what is decoded: the stage's own, or that of the picture that is resampled to it."""
+        """The grid of the decoded picture, which is the stage's own or is resampled to it."""
         return decoded_grid(self.grid, self.scales)
 
     def __str__(self) -> str:
@@ -44,26 +44,26 @@ class StagePlan(PictureTiles):
         return f"latent {self.grid.cells}{parts} {way}-> picture {self.grid.picture}, {tiles}"
 
     def resized(self, picture: Size) -> "StagePlan":
-        """The plan for the same latent at another size, of the same context, with tiles that are no larger."""
+        """The plan for the same latent and context at another size, with tiles that are no larger."""
         grid = Grid(self.grid.cells, picture, self.grid.patch)
         return replace(self, grid=grid, tiling=Tiling.of(grid.tokens, self.tile))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a decode will do; print it to see.
+    """The plan of a decode. Print it for a description.
 
     Attributes:
         stages: the decodes, first to last.
-        encodings: how the picture of each stage but the last is encoded for the next.
-        runs: what runs it, in what precision and why.
-        preparation: steps before the first pixel (`nodes.node.Step`).
-        budget: bytes the decode may use.
-        memory: bytes it is expected to use at most, output band and cache included.
+        encodings: the tiles in which each stage's picture, except the last, is encoded for the next stage.
+        runs: the backend, device and precision, with the reason for the choice.
+        preparation: the number of steps before the first pixel (`nodes.node.Step`).
+        budget: bytes that the decode may use.
+        memory: the expected peak memory in bytes, including the output band and the cache.
         cache: bytes of `memory` that hold decoded tiles for reuse.
-        workers: tiles that are decoded at the same time.
-        seconds: that computing all of the last picture is expected to take, without resampling and writing; None where
-            the backend's speed was not measured.
+        workers: the number of tiles that are decoded at the same time.
+        seconds: the expected time for computing all of the last picture, without resampling and writing. None if the
+            backend's speed was not measured.
     """
 
     stages: tuple[StagePlan, ...]
@@ -77,13 +77,13 @@ class Plan:
     seconds: float | None = None
 
     def beside(self, extra: int) -> tuple[int, int]:
-        """What is used with something beside the decode, which keeps fewer tiles then.
+        """The memory of the decode together with something else, for which the decode keeps fewer tiles.
 
         Args:
-            extra: bytes of what is beside it.
+            extra: bytes of the other part, such as a writer.
 
         Returns:
-            Bytes in all at most, and how many of them may hold tiles. More than `budget` means that it does not fit.
+            The peak memory in bytes, and the bytes of it that may hold tiles. A peak above `budget` does not fit.
         """
         needed = self.memory - self.cache + extra
         cache = max(0, min(self.cache, self.budget - needed))
@@ -103,7 +103,7 @@ class Plan:
 
 
 def decoded_grid(grid: Grid, scales: tuple[float, float] | None) -> Grid:
-    """The geometry of the picture that is decoded for another, which is resampled from it beyond some scales."""
+    """The grid of the picture to decode for another one, which is resampled from it beyond the scales."""
     if scales is None:
         return grid
     low, high = scales
