@@ -1,4 +1,4 @@
-"""Opening a model and making pictures with it."""
+"""Opens a model and makes pictures with it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,18 +35,18 @@ def open(
     """Open a model.
 
     Args:
-        path: a bundle, a folder or a zip; None for the model that the package ships.
-        backend: a backend's name, `cuda`, or `auto` for the fastest one here, measured once and remembered.
-        device: which of the backend's devices (`cpu`, `cuda:1`, `gpu`, `npu`); None for the fastest. What is named is
-            used or refused.
-        precision: `fast` for what the device does natively, at 45 dB against float32 or better; `exact` for
-            float32 throughout.
-        threads: CPU threads to compute with; None for the backend's own choice.
-        memory: what a decode may use, in bytes or as text (`1GiB`); None for 4 GiB, or half of what is free
-            if that is less.
+        path: a bundle as a folder or a zip. None for the model that ships in the package.
+        backend: a backend's name, `cuda`, or `auto` for the fastest on this machine, which is measured once.
+        device: the backend's device (`cpu`, `cuda:1`, `gpu`, `npu`). None for the fastest. A device or backend that is
+            named is used or refused.
+        precision: `fast` for the device's native arithmetic, with at least 45 dB against float32. `exact` for float32
+            throughout.
+        threads: the number of CPU threads. None for the backend's default.
+        memory: the memory that a decode may use, in bytes or as text (`1GiB`). None for 4 GiB, or half of the free
+            memory if that is less.
 
     Returns:
-        A decoder, to be closed after use or used as a context manager.
+        A decoder. Close it after use, or use it as a context manager.
 
     Raises:
         BundleError: there is no bundle, or it is damaged.
@@ -62,10 +62,10 @@ def open(
 
 
 class Decoder:
-    """An opened model; one serves several threads. Made by `open`.
+    """An opened model from `open`. Several threads may use it.
 
     Attributes:
-        notices: the warnings that it gives: by default the first of each cause.
+        notices: gives the warnings. By default, only the first warning of each cause is given.
     """
 
     def __init__(self, engine: Engine, choice: Choice, budget: int) -> None:
@@ -76,16 +76,16 @@ class Decoder:
 
     @property
     def manifest(self) -> Manifest:
-        """What is known of the model: name, licence, bounds, verification."""
+        """The description of the model: name, licence, bounds, verification."""
         return self._engine.manifest
 
     @property
     def backend(self) -> Choice:
-        """What runs it, in what precision, and why; `backend.name` is what `open` calls it."""
+        """The backend, device and precision, with the reason for the choice. `backend.name` is the name for `open`."""
         return self._choice
 
     def native_size(self, latent: Any, *, latent_size: tuple[int, int] | None = None) -> Size:
-        """The size of a latent's picture at scale 1, to `fit` to a display.
+        """The size of a latent's picture at scale 1, for example for `fit`.
 
         Args:
             latent: as for `picture`.
@@ -110,22 +110,22 @@ class Decoder:
         normalisation: Normalisation | None = None,
         latent_size: tuple[int, int] | None = None,
     ) -> Picture:
-        """Plan a picture; nothing is decoded yet.
+        """Plan a picture. Nothing is decoded yet.
 
         Args:
             latent: a NumPy array or torch tensor: [C, h, w], patchified [4C, h/2, w/2] or packed
                 [tokens, 4C], with or without a batch axis of 1. `pictures` takes larger batches.
-            size: (width, height) in pixels, a name such as `4k`, a factor such as `2x`, `x2160`; None for the
+            size: (width, height) in pixels, a name such as `4k`, a factor such as `2x`, or `x2160`. None for the
                 latent's native size. See `geometry.parse_size`.
-            stages: reach the size by iterative extrapolation: decode at the first scale, encode that picture, decode it
-                at the next, and so on; the scales multiply to the size's. None for one stage, up to the scale that the
-                model was trained for; what is beyond is enlarged by Lanczos.
-            max_scale: the same in the fewest stages that enlarge no more than so many times each.
-            tile: the largest tile's side in pixels; None to let the memory budget decide.
+            stages: the scales for iterative extrapolation: decode at the first scale, encode that picture, decode it at
+                the next scale, and so on. The scales multiply to the whole scale. None for one stage, up to the largest
+                scale that the model was trained for. Beyond it, the picture is enlarged by Lanczos.
+            max_scale: the largest scale of a stage, for iterative extrapolation with the fewest stages.
+            tile: the side of the largest tile in pixels. None to let the memory budget decide.
             normalisation: `vae` for the VAE's own latents, as diffusers' Flux2KleinPipeline returns with
-                `output_type="latent"`; `model` for the diffusion model's, as its Flux2Pipeline returns. None takes the
-                model's, and a warning asks where the numbers say otherwise or cannot tell. See `spaces.as_latents`.
-            latent_size: width and height in pixels that the pipeline was asked for; only for packed latents.
+                `output_type="latent"`. `model` for the diffusion model's, as its Flux2Pipeline returns. None means the
+                model's, with a warning if the numbers contradict it or are ambiguous. See `spaces.as_latents`.
+            latent_size: the width and height in pixels that were requested from the pipeline. Only for packed latents.
 
         Raises:
             LatentError: the latent is not usable.
@@ -148,12 +148,12 @@ class Decoder:
         normalisation: Normalisation | None = None,
         latent_size: tuple[int, int] | None = None,
     ) -> list[Picture]:
-        """Plan a picture of each latent in a batch; nothing is decoded yet. Arguments and errors as `picture`'s.
+        """Plan a picture of each latent in a batch. Nothing is decoded yet. Arguments and errors are as for `picture`.
 
         Args:
             latents: as for `picture`, with a batch axis of any length: [N, C, h, w], [N, C, 1, h, w],
                 [N, 4C, h/2, w/2] or [N, tokens, 4C].
-            size: as for `picture`, of each.
+            size: as for `picture`, for each picture.
             stages: as for `picture`.
             max_scale: as for `picture`.
             tile: as for `picture`.
@@ -161,8 +161,8 @@ class Decoder:
             latent_size: as for `picture`.
 
         Returns:
-            N pictures; one for a latent without a batch axis. Each may use the memory budget: decode one after
-            another.
+            N pictures, or one for a latent without a batch axis. Each may use the whole memory budget, so decode them
+            one after another.
         """
         self._engine.check_open()
         arrays = as_latents(
@@ -175,13 +175,13 @@ class Decoder:
         return latent_space(self.manifest.latent_space)
 
     def _source(self, latent: FloatArray, tile: int | None) -> Source:
-        """What all pictures of a plain latent [C, h, w] share."""
+        """The source that all pictures of a plain latent [C, h, w] share."""
         given, native = Given(latent, self._engine), self._space.native_size(latent)
         contexts = Contexts(given, self._engine)
         return Source(contexts, given.size, native, self._engine, self._choice, self._budget, tile, self.notices)
 
     def close(self) -> None:
-        """Free the model, and what its pictures hold: those that are still open can no longer be read."""
+        """Free the model and the memory of its pictures, which can no longer be read."""
         self._engine.close()
 
     def __repr__(self) -> str:

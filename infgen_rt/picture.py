@@ -1,4 +1,4 @@
-"""A picture: the latent's pixels at one size, decoded where and when they are wanted."""
+"""A picture: the pixels of a latent at one size, which are decoded where and when they are needed."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 
 class Picture:
-    """Made by `Decoder.picture`; nothing is decoded until it is asked for. Serves several threads.
+    """A picture from `Decoder.picture`. Nothing is decoded until it is requested. Several threads may use it.
 
-    NumPy and Pillow take it as it is: `np.asarray(picture)` is uint8 [H, W, 3].
+    NumPy and Pillow accept it directly: `np.asarray(picture)` is uint8 [H, W, 3].
     """
 
     def __init__(self, source: Source, plan: Plan, stage: Stage) -> None:
@@ -40,7 +40,7 @@ class Picture:
         stages: Sequence[float] | None = None,
         max_scale: float | None = None,
     ) -> "Picture":
-        """Plan a picture of a latent; arguments and errors as `Decoder.picture`'s."""
+        """Plan a picture of a latent. Arguments and errors are those of `Decoder.picture`."""
         return cls(source, *source.picture(size, stages, max_scale))
 
     @property
@@ -50,7 +50,7 @@ class Picture:
 
     @property
     def plan(self) -> Plan:
-        """What decoding it takes: stages, tiles, bytes, backend."""
+        """The plan for decoding it: stages, tiles, memory, backend."""
         return self._plan
 
     @overload
@@ -81,10 +81,10 @@ class Picture:
         progress: Callable[[Progress], object] | None = None,
         cancel: Cancel | None = None,
     ) -> ByteArray | FloatArray:
-        """Decode a region; its pixels do not depend on how the picture is tiled.
+        """Decode a region. Its pixels do not depend on how the picture is tiled.
 
         Args:
-            region: (x, y, width, height) in pixels; None for the whole picture.
+            region: (x, y, width, height) in pixels. None for the whole picture.
             dtype: `numpy.uint8`, or `numpy.float32` for values in [0, 1] that are not rounded.
             progress: called after each step, as for `save`.
             cancel: as for `save`.
@@ -95,7 +95,7 @@ class Picture:
         Raises:
             PlanError: the region is not inside the picture.
             DecodeError: decoding failed.
-            Cancelled: `cancel` said so.
+            Cancelled: the work was cancelled with `cancel`.
         """
         box = self._box(region)
         _check_dtype(dtype)
@@ -142,16 +142,17 @@ class Picture:
         dtype: type[np.uint8] | type[np.float32] = np.uint8,
         cancel: Cancel | None = None,
     ) -> Iterator[tuple[Box, ByteArray]] | Iterator[tuple[Box, FloatArray]]:
-        """Decode tile by tile, for a window that fills in; arguments are checked at once.
+        """Decode tile by tile, for a window that fills in. Arguments are checked when it is called.
 
         Args:
-            start: the pixel (x, y) whose surroundings come first; None for the middle of what is decoded.
+            start: the pixel (x, y) around which decoding starts. None for the middle of the decoded region.
             region: as for `read`.
             dtype: as for `read`.
             cancel: as for `save`.
 
         Returns:
-            An iterator of boxes in pixels and `dtype` [height, width, 3]. It raises DecodeError or Cancelled.
+            An iterator over the tiles' boxes in pixels, and their pixels, `dtype` [height, width, 3]. It may raise
+            DecodeError or Cancelled.
 
         Raises:
             PlanError: the region is not inside the picture.
@@ -174,14 +175,14 @@ class Picture:
         tiles = sorted((tile.intersect(box) for tile in self._stage.plan.tiles(box)), key=distance)
         with closing(self._stage.tiles.read_each(tiles, dtype, waits=False)) as pictures:
             for tile in tiles:
-                # Not while the caller is at work: what is current is the thread's.
+                # Not while the caller works on a tile, because the current cancellation belongs to the thread.
                 with cancellation.watched():
                     cancellation.check()
                     planes = next(pictures)
                 yield tile, _interleaved(planes, dtype)
 
     def at(self, size: str | float | tuple[int, int]) -> "Picture":
-        """The same latent at another size, in one stage; what prefill made of the latent is shared.
+        """The picture of the same latent at another size, in one stage. The work on the latent is shared.
 
         Args:
             size: as for `Decoder.picture`.
@@ -192,13 +193,13 @@ class Picture:
         return Picture.of(self._source, Size(*size) if isinstance(size, tuple) else size)
 
     def preview(self, longest: int = 512) -> ByteArray:
-        """The whole picture, small, for a window to show while the rest is decoded; costs little more than prefill.
+        """A small version of the whole picture, which a window can show first. It costs little more than prefill.
 
         Args:
-            longest: its longer side in pixels, at most.
+            longest: the maximum length of its longer side in pixels.
 
         Returns:
-            uint8 [height, width, 3], in this picture's shape.
+            uint8 [height, width, 3], with this picture's aspect ratio.
 
         Raises:
             PlanError: `longest` is below 1.
@@ -208,7 +209,7 @@ class Picture:
             raise PlanError(f"a preview of {longest} pixels is not possible: expected 1 or more")
         share = min(1.0, longest / max(self.size))
         size = Size(*(max(1, round(side * share)) for side in self.size))
-        # Smaller than the model was trained for is shrunk from what it was.
+        # Below the scales of training, the picture is reduced from a larger one.
         grid = self._plan.stages[0].grid
         least = (self._stage.least_scale * grid.patch * side for side in grid.cells)
         grow = max(1.0, *(low / side for low, side in zip(least, size, strict=True)))
@@ -237,7 +238,7 @@ class Picture:
         )
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
-        """The whole picture, uint8 [H, W, 3], cast to `dtype` if one is given."""
+        """The whole picture, uint8 [H, W, 3], converted to `dtype` if it is given."""
         if copy is False:
             raise ValueError("a picture is decoded into a new array: it cannot be an array without a copy")
         return self.read().astype(dtype or np.uint8, copy=False)
@@ -255,30 +256,33 @@ class Picture:
         progress: Callable[[Progress], object] | None = None,
         cancel: Cancel | None = None,
     ) -> None:
-        """Decode into a file, tagged as sRGB; it appears under its name only when it is complete.
+        """Decode into a file, which is tagged as sRGB and appears under its name only when it is complete.
 
-        .png, .tif (tiled; a BigTIFF above 4 GiB) and .dzi are written as they are decoded, so that memory does not grow
-        with the picture. A .dzi is a Deep Zoom pyramid with tiles in the folder NAME_files beside it. Its sizes that
-        the model was trained for are decoded each by itself; smaller ones are shrunk, as is all of a region.
+        .png, .tif (tiled, and a BigTIFF above 4 GiB) and .dzi are written while the picture is decoded, so memory does
+        not grow with the picture. A .dzi is a Deep Zoom pyramid with tiles in the folder NAME_files next to it. The
+        levels at scales that the model was trained for are decoded separately. Smaller levels, and all levels of a
+        region, are reduced from a larger one.
 
         Args:
-            path: the file; its ending chooses the format: .png, .jpg, .webp, .avif, .tif or .dzi.
-            region: (x, y, width, height) in pixels to write instead of the whole picture.
-            bits: of a level; 16 for .png and .tif only.
-            tile_format: what the tiles of a .dzi are, `jpg` or `png`.
-            quality: of .jpg, .webp, .avif and jpg tiles, from 1 to 100; None for 95, of .avif 90.
-            lossless: keep every level; an error for .jpg and .avif, and what .png and .tif do anyway.
-            force: replace an existing file; its mode is kept, and it stays as it is if anything fails.
+            path: the file. Its ending determines the format: .png, .jpg, .webp, .avif, .tif or .dzi.
+            region: (x, y, width, height) in pixels, to write only this part of the picture.
+            bits: the bits per channel. 16 is only for .png and .tif.
+            tile_format: the format of the tiles of a .dzi, `jpg` or `png`.
+            quality: the quality of .jpg, .webp, .avif and jpg tiles, from 1 to 100. None for 95, or 90 for .avif.
+            lossless: whether to keep every level exactly. It is an error for .jpg and .avif. .png and .tif are always
+                lossless.
+            force: whether to replace an existing file. Its mode is kept, and it is unchanged if anything fails.
             progress: called after each step.
-            cancel: stops the work once it is set, or returns True: a graph that runs is interrupted where its backend
-                can. A function is called from several threads.
+            cancel: an event, or a function that returns a bool. The work stops once the event is set or the function
+                returns True. A running graph is interrupted if its backend supports it. A function is called from
+                several threads.
 
         Raises:
-            OutputError: the file cannot be written, found before anything is decoded.
+            OutputError: the file cannot be written. Raised before anything is decoded.
             PlanError: the region is not inside the picture.
             DecodeError: decoding failed.
             WriteError: writing failed.
-            Cancelled: `cancel` said so. As after any error, no file is left.
+            Cancelled: the work was cancelled with `cancel`. As after any error, no file is left.
         """
         box, path = self._box(region), Path(path)
         form = self.check_save(
@@ -306,7 +310,7 @@ class Picture:
         lossless: bool = False,
         force: bool = False,
     ) -> Format:
-        """Find what would keep `save` from starting; arguments as `save`'s.
+        """Check whether `save` could start. Arguments are those of `save`.
 
         Returns:
             The format that would be written.
@@ -324,11 +328,11 @@ class Picture:
         return self.size.box if region is None else parse_box(region, self.size)
 
     def parts(self, box: Box) -> Iterator[Box]:
-        """What a region is decoded in: itself if it fits in a tile, otherwise cut at the tiles' edges, row by row."""
+        """The parts a region is decoded in: itself if it fits in a tile, else cut at the tiles' edges, row by row."""
         return self._stage.plan.parts(box)
 
     def memory_to_save(self, form: Format, size: Size, bits: Bits) -> tuple[int, int]:
-        """Bytes that writing so large a part takes at most, the decode included; and those that may hold tiles."""
+        """The peak memory in bytes of decoding and writing a part of this size, and the bytes of it that hold tiles."""
         return self._plan.beside((bits // 8 - 1) * self._plan.stages[-1].bands + form.memory(size, bits))
 
     def _check_memory(self, form: Format, size: Size, bits: Bits) -> None:
@@ -346,5 +350,5 @@ def _check_dtype(dtype: object) -> None:
 
 
 def _interleaved(planes: npt.NDArray[Any], dtype: type[np.uint8] | type[np.float32]) -> npt.NDArray[Any]:
-    """A tile as it is decoded, `dtype` [h, w, 3]."""
+    """The pixels of a tile as `dtype` [h, w, 3]."""
     return np.ascontiguousarray(planes.transpose(1, 2, 0)) if dtype is np.uint8 else to_floats(planes)

@@ -1,4 +1,4 @@
-"""Saving a picture: rows of tiles on their way from the nodes to a writer, counted step by step."""
+"""Saves a picture: passes rows of tiles from the nodes to a writer, and counts the steps."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -21,13 +21,13 @@ SavingStep = Step | Literal["encode"]
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a `save` is; `print` shows it.
+    """The progress of a `save`. Print it for a description.
 
     Attributes:
-        stage: what was just done: `prefill`, `decode`, `encode` of the file, or between two stages of a plan
-            `reencode`, a tile of the later one's latent.
-        done: steps done.
-        total: steps in all; the last is done when the file is complete under its name.
+        stage: the kind of the last step: `prefill`, `decode`, `encode` for encoding the file, or `reencode` for
+            encoding a tile of the next stage's latent.
+        done: the number of finished steps.
+        total: the number of all steps. The last one finishes when the file has appeared under its name.
     """
 
     stage: SavingStep
@@ -36,7 +36,7 @@ class Progress:
 
     @property
     def fraction(self) -> float:
-        """Share of the steps done, in [0, 1]."""
+        """The share of finished steps, in [0, 1]."""
         return self.done / self.total
 
     def __str__(self) -> str:
@@ -44,12 +44,12 @@ class Progress:
 
 
 class Counter:
-    """Counts steps and tells of them; asks after each whether to go on.
+    """Counts and reports steps, and checks for cancellation after each.
 
     Args:
-        total: steps in all.
-        tell: told of each; None for nobody.
-        cancellation: asked after each but the last: what is complete cannot be cancelled.
+        total: the number of all steps.
+        tell: called after each step. None for no reports.
+        cancellation: checked after each step except the last, because a complete file cannot be cancelled.
     """
 
     def __init__(self, total: int, tell: Callable[[Progress], object] | None, cancellation: Cancellation) -> None:
@@ -57,7 +57,7 @@ class Counter:
         self._tell, self._cancellation = tell, cancellation
 
     def step(self, kind: SavingStep, reached: int = 0) -> None:
-        """One step more, or as many as are done already if that is more: others may have done some."""
+        """Count one step, or more if `reached` is larger, because other threads may have done some of the steps."""
         self._done = max(self._done + 1, reached)
         if self._tell is not None:
             self._tell(Progress(kind, self._done, self._total))
@@ -79,24 +79,24 @@ def save(
     """Decode into a file, which appears under its name only when it is complete.
 
     Args:
-        path: the file, which can be written.
+        path: the file, which has been checked.
         form: its format.
-        stages: the picture, and the smaller ones that the format wants too.
-        box: what is written of the picture, in pixels; all of it if there are smaller ones.
-        preparation: steps before the first pixel.
-        bits: of a level.
-        force: replace an existing file.
+        stages: the picture, and the smaller pictures that the format also needs.
+        box: the part of the picture to write, in pixels. All of it if there are smaller pictures.
+        preparation: the number of steps before the first pixel.
+        bits: the bits per channel.
+        force: whether to replace an existing file.
         tell: called after each step.
-        cancellation: asked between steps.
+        cancellation: checked between steps.
 
     Raises:
         DecodeError: decoding failed.
         WriteError: writing failed.
-        Cancelled: the cancellation said so.
+        Cancelled: the work was cancelled.
     """
     boxes = [box, *(stage.tiles.size.box for stage in stages[1:])]
     rows = [stage.plan.rows(each) for stage, each in zip(stages, boxes, strict=True)]
-    # Steps: the preparation, each part that is decoded and each row that is encoded, and completing the file.
+    # The steps are the preparation, each decoded part, each encoded row, and completing the file.
     parts = sum(len(row) + 1 for of_stage in rows for row in of_stage)
     counter = Counter(preparation + parts + 1, tell, cancellation)
 
@@ -118,7 +118,7 @@ def save(
 
 
 def _bands(stage: Stage, box: Box, rows: Sequence[Sequence[Box]], bits: Bits, counter: Counter) -> Iterator[LevelArray]:
-    """Rows of tiles, uint8 or uint16 [rows, width, 3]; a step is counted after each part and each row."""
+    """Yield rows of tiles, uint8 or uint16 [rows, width, 3], and count a step after each part and each row."""
     number = level_type(bits)
     with closing(stage.tiles.read_each(list(chain.from_iterable(rows)), number)) as pixels:
         for row in rows:

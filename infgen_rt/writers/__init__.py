@@ -1,4 +1,4 @@
-"""Writing pictures: a module per format, and files that appear whole or not at all."""
+"""Writes pictures. There is one module per format, and files appear only when they are complete."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from infgen_rt.writers.whole import Avif, Jpeg, WebP
 
 __all__ = ["FORMATS", "Format", "Layer", "TileFormat", "check_output", "write"]
 
-# What writers call: a frame of another module is of something else.
+# Libraries that writers call. A stack frame of any other module does not belong to writing.
 _LIBRARIES = sys.stdlib_module_names - {"__main__"} | {"PIL", "tifffile", "imagecodecs", "numpy", "zlib_ng"}
 
 FORMATS: dict[str, Format] = {
@@ -46,17 +46,17 @@ def check_output(
     """Check that a picture can be written, before anything is decoded.
 
     Args:
-        path: the file; its ending chooses the format.
+        path: the file. Its ending determines the format.
         size: the picture's width and height.
-        force: whether an existing file is replaced.
-        bits: of a level.
-        tile_format: what a Deep Zoom pyramid's tiles are.
-        quality: from 1 to 100; None for the format's own choice.
-        lossless: keep every level.
+        force: whether to replace an existing file.
+        bits: the bits per channel.
+        tile_format: the format of a Deep Zoom pyramid's tiles.
+        quality: the quality from 1 to 100. None for the format's default.
+        lossless: whether to keep every level exactly.
 
     Raises:
-        OutputError: the format is unknown or cannot hold the size, the bits or the quality, the folder is missing, or
-            the file exists and is not replaced, or is none that can be.
+        OutputError: the format is unknown or does not support the size, the bits or the quality, the folder is missing,
+            or the file exists and must not or cannot be replaced.
     """
     form = FORMATS.get(path.suffix.lower())
     if form is None:
@@ -93,25 +93,25 @@ def write(
 
     Args:
         path: the file.
-        form: what `check_output` returned for it.
-        layers: the picture, and for a pyramid the sizes below it that are not to be shrunk from it, which are the
-            first of `form.sizes`.
-        force: replace an existing file, whose mode and owner are kept; it stays as it is if anything fails.
-        confirm: called when all is written and nothing is there yet; it may raise, to call it off.
+        form: the format from `check_output`.
+        layers: the picture. For a pyramid, also the smaller sizes that are not shrunk from it. They are the first of
+            `form.sizes`.
+        force: whether to replace an existing file. Its mode and owner are kept, and it is unchanged if anything fails.
+        confirm: called when everything is written, but before it appears under its name. It may raise to cancel.
 
     Raises:
-        OutputError: the folder cannot be written in, or another program made the file meanwhile.
-        WriteError: writing failed half-way, for example because the disk is full.
+        OutputError: the folder is not writable, or another program has made the file in the meantime.
+        WriteError: writing failed midway, for example because the disk is full.
     """
     targets = _targets(path, form)
     try:
         with staged(targets) as folder:
-            # A link may have a name of another ending than what it leads to.
+            # A link and its target may have names with different endings.
             form.write(folder / path.name, layers)
             if len(targets) == 1:
                 (folder / path.name).rename(folder / targets[0].name)
             confirm()
-            # Once more: another program may have made the file meanwhile.
+            # Check again, because another program may have made the file in the meantime.
             _check_free(path, form, force)
             for target in targets:
                 keep_attributes(target, folder / target.name)
@@ -123,10 +123,10 @@ def write(
 
 
 def _is_of_writing(error: OSError, form: Format) -> bool:
-    """Whether an error came up in a writer, and not in what is called meanwhile.
+    """Whether an error is from a writer, and not from other code that is called during writing.
 
-    That is the caller's progress function, its signal handlers, and the decoding itself: none of them says anything of
-    the file. A frame below a writer's that is neither a writer's nor a library's is one of these.
+    Other code is the caller's progress function, its signal handlers, and the decoding itself. Their errors say nothing
+    about the file. A stack frame that belongs neither to a writer nor to one of its libraries is from such code.
     """
     modules = {frame.f_globals.get("__name__") or "" for frame, _ in walk_tb(error.__traceback__)}
     return all(
@@ -136,7 +136,7 @@ def _is_of_writing(error: OSError, form: Format) -> bool:
 
 
 def _targets(path: Path, form: Format) -> tuple[Path, ...]:
-    """Where the outputs go: links are followed, but not those of a picture whose parts must be beside each other."""
+    """The final paths of the outputs. Links are followed, but are an error if the outputs must be side by side."""
     outputs = form.outputs(path)
     if len(outputs) == 1:
         return (target_of(path),)

@@ -1,4 +1,4 @@
-"""Cutting bands, which are as tall as the decoder's tiles, into the rows that a format wants."""
+"""Cuts bands, which are as tall as the decoder's tiles, into the rows that a format needs."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -13,12 +13,12 @@ def cut(layer: Layer, rows: int, overlap: int = 0) -> Iterator[LevelArray]:
     """Cut a layer into windows of equal height that may overlap.
 
     Args:
-        layer: the picture; its bands are taken one at a time and to the end.
-        rows: a window's height without its overlaps; the last has what is left.
-        overlap: rows that a window shares with the one above it, and with the one below, where there is one.
+        layer: the picture. Its bands are taken one at a time and to the end.
+        rows: the height of a window without its overlaps. The last window has the remaining rows.
+        overlap: the number of rows that a window shares with the window above and with the window below.
 
     Yields:
-        uint8 or uint16 [rows + up to 2 * overlap, width, 3], a new array each.
+        Windows, uint8 or uint16 [rows + up to 2 * overlap, width, 3], each a new array.
     """
     width, height = layer.size
     band = shared = np.empty((0, width, 3), level_type(layer.bits))
@@ -34,13 +34,13 @@ def cut(layer: Layer, rows: int, overlap: int = 0) -> Iterator[LevelArray]:
             count = min(len(window) - filled, len(band) - used)
             window[filled : filled + count] = band[used : used + count]
             filled, used = filled + count, used + count
-        # A copy, because a view would keep the whole window.
+        # A copy, because a view would keep the whole window alive.
         shared = window[start + rows - overlap - top :].copy()
         yield window
-    # Whoever makes the bands learns only now that the last was taken.
+    # The generator of the bands finishes only when it is asked for one more after the last.
     exhaust(layer.bands)
 
 
 def exhaust(bands: Iterator[LevelArray]) -> None:
-    """Take what is left of bands, for what taking them does."""
+    """Iterate over the remaining bands for the side effects."""
     deque(bands, 0)

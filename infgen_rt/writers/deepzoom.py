@@ -15,7 +15,7 @@ from infgen_rt.writers.formats import Format, Layer, TileFormat
 from infgen_rt.writers.srgb import srgb_profile
 from infgen_rt.writers.whole import Jpeg, check_quality, save_image
 
-# Even, so that the pixels that are shrunk to one are never in two tiles.
+# An even number, so that pixels that are reduced to one pixel are never in different tiles.
 _TILE = 254
 _OVERLAP = 1
 _DESCRIPTOR = """<?xml version="1.0" encoding="UTF-8"?>
@@ -26,11 +26,11 @@ _DESCRIPTOR = """<?xml version="1.0" encoding="UTF-8"?>
 
 
 class DeepZoom(Format):
-    """NAME.dzi, which says what the folder NAME_files has: LEVEL/COLUMN_ROW.jpg, level 0 being a single pixel.
+    """A pyramid: the file NAME.dzi, and the folder NAME_files with LEVEL/COLUMN_ROW.jpg. Level 0 is a single pixel.
 
     Args:
-        tiles: what the tiles are.
-        quality: of JPEG tiles; None for JPEG's own.
+        tiles: the format of the tiles.
+        quality: the quality of JPEG tiles. None for JPEG's default.
     """
 
     name = "Deep Zoom"
@@ -54,7 +54,7 @@ class DeepZoom(Format):
         return path, path.with_name(f"{path.stem}_files")
 
     def replaces(self, output: Path) -> bool:
-        # Browsers keep what belongs to a saved page under the same name.
+        # Browsers use the same name for the files of a saved page, so only folders of a pyramid are replaced.
         return not output.is_dir() or (
             output.suffix.lower() != ".dzi" and all(level.name.isdigit() for level in output.iterdir())
         )
@@ -66,7 +66,7 @@ class DeepZoom(Format):
         return sizes
 
     def memory(self, size: Size, bits: Bits) -> int:
-        # Two windows, and the rows that are shrunk; all the levels below it are as much again.
+        # Two windows and the reduced rows. All lower levels together take the same amount again.
         return 2 * 3 * (_TILE + 2 * _OVERLAP) * size.width * 3
 
     def write(self, path: Path, layers: Sequence[Layer]) -> None:
@@ -81,7 +81,7 @@ class DeepZoom(Format):
                 else:
                     layer = Layer(size, 8, shrunk)
                 shrunk = self._level(folder / str(len(sizes) - 1 - number), layer, pool)
-            # Each level takes its rows from the one above it, and so they are all written together.
+            # Each level gets its rows from the level above it, so this writes all of them.
             exhaust(shrunk)
         width, height = sizes[0]
         text = _DESCRIPTOR.format(form=self._tiles, overlap=_OVERLAP, tile=_TILE, width=width, height=height)

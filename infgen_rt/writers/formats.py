@@ -1,4 +1,4 @@
-"""What a format is, and what it is given to write."""
+"""The base class of formats, and the layers that they write."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -15,13 +15,13 @@ TileFormat = Literal["jpg", "png"]
 
 @dataclass(frozen=True)
 class Layer:
-    """A picture at one size, made while it is iterated.
+    """A picture at one size, which is decoded during iteration.
 
     Attributes:
-        size: width and height.
-        bits: of a level.
-        bands: its rows from top to bottom, uint8 or uint16 [rows, width, 3]. A format takes every one, and keeps
-            none for longer than until it takes the one after the next.
+        size: the width and height.
+        bits: the bits per channel.
+        bands: the rows from top to bottom, uint8 or uint16 [rows, width, 3]. A format must take all bands, and keep at
+            most two of them at a time.
     """
 
     size: Size
@@ -30,12 +30,12 @@ class Layer:
 
 
 class Format(ABC):
-    """A format that pictures are written in, tagged as sRGB.
+    """A file format for pictures, which are tagged as sRGB.
 
     Attributes:
-        name: for people, and Pillow's where Pillow writes it.
-        max_side: the longest side that it can hold, in pixels.
-        bits: of a level that it can hold.
+        name: the name for people, which is also Pillow's name if Pillow writes it.
+        max_side: the longest supported side in pixels.
+        bits: the supported numbers of bits per channel.
     """
 
     name: str
@@ -47,46 +47,46 @@ class Format(ABC):
         return True
 
     def with_tiles(self, tile_format: TileFormat) -> "Format":
-        """The same format with tiles of another; itself if it has none that are pictures of their own."""
+        """The same format with tiles in another format. Formats without separate tile files return themselves."""
         return self
 
     def encoded(self, quality: int | None, lossless: bool) -> "Format":
-        """The same format encoded as asked for; itself if nothing is.
+        """The same format with the given encoding, or itself if none is given.
 
         Args:
-            quality: from 1 to 100; None for the format's own choice.
-            lossless: keep every level.
+            quality: the quality from 1 to 100. None for the format's default.
+            lossless: whether to keep every level exactly.
 
         Raises:
-            OutputError: the format has no such choice.
+            OutputError: the format does not support this.
         """
         if quality is not None:
             raise OutputError(f"{self.name} is always without loss and has no quality: write .jpg, .webp or .avif")
         return self
 
     def outputs(self, path: Path) -> tuple[Path, ...]:
-        """What is written for a file of this name; the first is the file, which refers to the others."""
+        """The paths that are written for a file. The first is the file itself, which refers to the others."""
         return (path,)
 
     def replaces(self, output: Path) -> bool:
-        """Whether an existing output may be replaced, if the user says so."""
+        """Whether an existing output may be replaced if the user requests it."""
         return not output.is_dir()
 
     def sizes(self, size: Size) -> list[Size]:
-        """The sizes that a picture is held in, largest first."""
+        """The sizes at which the format stores the picture, largest first."""
         return [size]
 
     @abstractmethod
     def memory(self, size: Size, bits: Bits) -> int:
-        """Bytes that writing takes, at most, besides two bands."""
+        """The peak memory of writing in bytes, without the two bands."""
 
     @abstractmethod
     def write(self, path: Path, layers: Sequence[Layer]) -> None:
-        """Write the outputs of `path`, which do not exist.
+        """Write the outputs of `path`, which do not exist yet.
 
         Args:
             path: the file.
-            layers: the first of `sizes`, one at least; what is missing of `sizes` is made from the last layer.
+            layers: the picture at the first of `sizes`, at least one. The other sizes are made from the last layer.
 
         Raises:
             OSError: writing failed.

@@ -1,4 +1,4 @@
-"""Names of files, as the file system that they are for takes them: a prompt is often one."""
+"""Checks file names against the file system. Names are often whole prompts."""
 
 import errno
 import os
@@ -10,10 +10,10 @@ _SHOWN = 60
 
 
 def check_name(path: Path) -> None:
-    """Ask the file system whether a file may have a name.
+    """Check with the file system that a file may have this name.
 
     Raises:
-        OutputError: it may not.
+        OutputError: the name is not possible.
     """
     try:
         os.lstat(path)
@@ -32,6 +32,6 @@ def check_name(path: Path) -> None:
 
 
 def hidden_name(path: Path, mark: str) -> str:
-    """A hidden file's name that tells of another's, and is short whatever that one is."""
-    # Bytes count, and not characters.
+    """The name of a hidden file that contains the start of another name. It is short, however long that one is."""
+    # The limits are in bytes and not in characters.
     return f".{path.name.encode(errors='ignore')[:_SHOWN].decode(errors='ignore')}.{mark}"

@@ -1,4 +1,4 @@
-"""PNG, written as it is decoded."""
+"""PNG, which is written while the picture is decoded."""
 
 import struct
 import zlib
@@ -16,12 +16,12 @@ from infgen_rt.geometry.shapes import Size
 from infgen_rt.writers.formats import Format, Layer
 
 _PAETH = 4  # the number of the filter
-# Pixels filtered at once: enough to keep NumPy busy, few enough that temporaries stay small.
+# Number of pixels to filter at once. It is large enough for NumPy's speed, and temporary arrays stay small.
 _PIXELS = 2**16
 
 
 class Png(Format):
-    """PNG of 8 or 16 bits; a thread compresses one band while the next is decoded."""
+    """PNG with 8 or 16 bits. A thread compresses one band while the next is decoded."""
 
     name = "PNG"
     max_side = 2**31 - 1
@@ -74,15 +74,15 @@ class _Encoder:
 
 
 def _filter(rows: ByteArray, above: ByteArray, pixel: int) -> ByteArray:
-    """Filter rows with Paeth's predictor, the one that photographs compress best with on the whole.
+    """Filter rows with Paeth's predictor, with which photographs usually compress best.
 
     Args:
         rows: uint8 [n, pixel * width].
-        above: uint8 [1, pixel * width], the row before the first.
-        pixel: bytes of a pixel.
+        above: uint8 [1, pixel * width], the row above the first one.
+        pixel: the number of bytes per pixel.
 
     Returns:
-        uint8 [n, 1 + pixel * width], each row led by the filter's number.
+        uint8 [n, 1 + pixel * width], with the filter's number before each row.
     """
     corners = np.zeros((len(rows) + 1, rows.shape[1] + pixel), np.int16)
     corners[0, pixel:], corners[1:, pixel:] = above, rows

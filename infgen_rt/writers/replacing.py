@@ -1,4 +1,4 @@
-"""Replacing a file as careful editors do: through a link, with its mode, and never what is no file."""
+"""Replaces files carefully: it follows links, keeps the mode, and never replaces anything but a regular file."""
 
 import os
 import stat
@@ -16,7 +16,7 @@ _KINDS = (
 
 
 def target_of(path: Path) -> Path:
-    """The file that a name stands for: itself, or where a symbolic link leads.
+    """The file to write for a path: the path itself, or the target if it is a symbolic link.
 
     Raises:
         OutputError: the link leads to itself.
@@ -30,7 +30,7 @@ def target_of(path: Path) -> Path:
 
 
 def check_regular(path: Path) -> None:
-    """Refuse what exists and is neither a file nor a folder.
+    """Refuse a path that exists and is neither a regular file nor a folder.
 
     Raises:
         OutputError: it is a named pipe, a socket or a device.
@@ -45,9 +45,10 @@ def check_regular(path: Path) -> None:
 
 
 def keep_attributes(old: Path, new: Path) -> None:
-    """Give a file the owner, group, mode, access list and other extended attributes of the one that it replaces.
+    """Copy the owner, group, mode, access list and other extended attributes of a file to the one that replaces it.
 
-    What the system does not allow stays as it is. A group that cannot be kept gets none of its rights.
+    Attributes that the system does not allow to change stay as they are. If the group cannot be kept, the file's new
+    group gets no rights.
     """
     try:
         before = old.stat()
@@ -66,7 +67,7 @@ def keep_attributes(old: Path, new: Path) -> None:
                 os.chown(new, -1, before.st_gid)
             except OSError:
                 mode &= ~stat.S_IRWXG
-        # The bits that lend an owner's or a group's rights are for those alone.
+        # The setuid and setgid bits are only for the original owner and group.
         if (new.stat().st_uid, new.stat().st_gid) != (before.st_uid, before.st_gid):
             mode &= ~(stat.S_ISUID | stat.S_ISGID)
     if hasattr(os, "listxattr"):

@@ -2,13 +2,13 @@
 
 from functools import cache
 
-# Where an ICC profile says when it was made: six numbers of two bytes.
+# Position of the creation date in an ICC profile, which has six numbers of two bytes.
 _DATE = slice(24, 36)
 
 
 @cache
 def srgb_profile() -> bytes:
-    """An ICC profile of sRGB, without a date, so that equal pictures are equal files."""
+    """An ICC profile of sRGB with a fixed date, so that equal pictures give equal files."""
     from PIL import ImageCms
 
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())

@@ -1,4 +1,4 @@
-"""Outputs that appear under their names when they are complete, and not at all otherwise."""
+"""Outputs that appear under their names only when they are complete."""
 
 import re
 import secrets
@@ -12,23 +12,23 @@ from infgen_rt.writers.names import hidden_name
 
 _HIDDEN = re.compile(r"\..*\.[0-9a-f]{8}\.part", re.DOTALL)
 _LOCK, _REPLACED = "writing.lock", "replaced"
-# What a lock fails with: it is held, the folder is gone, or the file system has none.
+# Errors of a lock: it is held, the folder is gone, or the file system has no locks.
 _NO_LOCK = (OSError, NotImplementedError)
 _TRIES = 10
 
 
 @contextmanager
 def staged(outputs: Sequence[Path]) -> Iterator[Path]:
-    """Give a hidden folder beside the outputs to write them in; they move to their places when the block ends.
+    """Yield a hidden folder next to the outputs to write them in. When the block ends, they move to their places.
 
-    What exists under their names is replaced. When the block or the move fails, it is as it was before. Folders of
-    this kind that processes left behind when they died are removed first.
+    Existing outputs are replaced. If the block or the move fails, they stay as they were. Before that, hidden folders
+    that crashed processes have left behind are removed.
 
     Args:
-        outputs: paths of one folder. The first of several refers to the others: it is there only with them.
+        outputs: paths in one folder. If there are several, the first refers to the others and appears only with them.
 
     Raises:
-        OutputError: the folder of the outputs cannot be written in.
+        OutputError: the folder of the outputs is not writable.
     """
     main = outputs[0]
     clean(main.parent)
@@ -39,25 +39,26 @@ def staged(outputs: Sequence[Path]) -> Iterator[Path]:
             try:
                 _publish(folder, outputs)
             except OSError as error:
-                # Of moving, whoever stands in for it: nothing of the caller's is called here.
+                # Without its traceback, the error counts as one of writing. No code of the caller runs here.
                 raise error.with_traceback(None) from None
         finally:
-            # Nothing is made of a failure here: the outputs are there, or the reason why not is on its way.
+            # A failure here is ignored: the outputs are in place, or another error is already being raised.
             shutil.rmtree(folder, ignore_errors=True)
-    # Windows keeps a file that is locked.
+    # Windows does not remove a file that is locked.
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def clean(parent: Path) -> None:
-    """Remove what processes that died while they wrote left in a folder.
+    """Remove the hidden folders that processes left in a folder when they crashed while writing.
 
-    A folder in which a process still writes is locked. One that holds the only copy of what was to be replaced stays.
+    A hidden folder that is still in use is locked and stays. One that holds the only copy of a replaced output also
+    stays.
     """
     from filelock import FileLock
 
     with suppress(OSError):
         for folder in [each for each in parent.iterdir() if _HIDDEN.fullmatch(each.name)]:
-            # One without a lock is younger than its lock, or nobody's that is known.
+            # A folder without a lock file is either not locked yet, or was not made by this package.
             if folder.is_symlink() or not (folder / _LOCK).is_file() or _is_needed(folder):
                 continue
             with suppress(*_NO_LOCK), FileLock(folder / _LOCK).acquire(timeout=0):
@@ -67,7 +68,7 @@ def clean(parent: Path) -> None:
 
 
 def _is_needed(folder: Path) -> bool:
-    """Whether a process died while two parts changed places: then what was there before is in the folder."""
+    """Whether a folder holds replaced outputs that are missing, because a process crashed while moving its parts."""
     with suppress(FileNotFoundError):
         return any(not (folder.parent / old.name).exists() for old in (folder / _REPLACED).iterdir())
     return False
@@ -85,7 +86,7 @@ def _make(main: Path, held: ExitStack) -> Path:
             raise OutputError(f"cannot write in {main.parent}: {error.strerror}") from None
         with suppress(*_NO_LOCK):
             held.enter_context(FileLock(folder / _LOCK).acquire(timeout=0))
-        # Another process may have taken it for a dead one's, before it was locked.
+        # Before it was locked, another process may have removed it as one of a crashed process.
         if folder.is_dir():
             break
     return folder

@@ -1,4 +1,4 @@
-"""Tiled TIFF, written as it is decoded."""
+"""Tiled TIFF, which is written while the picture is decoded."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -11,21 +11,21 @@ from infgen_rt.writers.formats import Format, Layer
 from infgen_rt.writers.srgb import srgb_profile
 
 _TILE = 256
-# Bytes of tiles that are compressed together, each in one thread.
+# Bytes of tiles that are compressed at the same time, with one thread per tile.
 _BATCH = 2**23
-# Classic TIFF counts bytes in 32 bits, and every reader knows it.
+# Classic TIFF has 32-bit offsets, and every reader supports it.
 _CLASSIC = 2**32 - 1
 
 
 class Tiff(Format):
-    """TIFF of 8 or 16 bits, in tiles that are compressed without loss; a BigTIFF where it might not fit in 4 GiB."""
+    """TIFF with 8 or 16 bits, in losslessly compressed tiles. It is a BigTIFF if it might not fit in 4 GiB."""
 
     name = "TIFF"
     max_side = 2**31 - 1
     bits = (8, 16)
 
     def memory(self, size: Size, bits: Bits) -> int:
-        # Two windows, and the tiles of a batch, compressed.
+        # Two windows, and the compressed tiles of a batch.
         return 2 * _TILE * size.width * 3 * bits // 8 + 2 * _BATCH
 
     def write(self, path: Path, layers: Sequence[Layer]) -> None:
@@ -49,20 +49,20 @@ class Tiff(Format):
                 maxworkers=os.cpu_count(),
                 buffersize=_BATCH,
             )
-            # It counts them, and never asks for one after the last.
+            # TiffWriter counts the tiles and does not finish the iterator.
             exhaust(tiles)
 
 
 def most_bytes(size: Size, bits: Bits) -> int:
-    """Bytes that the file has at most: tiles that did not shrink at all, of whole size at the edges, and the rest."""
+    """The maximum size of the file in bytes, if compression does not shrink any tile. Edge tiles have the full size."""
     count = -(-size.width // _TILE) * -(-size.height // _TILE)
     tile = _TILE * _TILE * 3 * bits // 8
-    # What does not shrink grows by a part in a thousand at most; offsets, lengths and the header come on top.
+    # Incompressible tiles grow by at most a part in a thousand. Offsets, lengths and the header are added to that.
     return count * (tile + tile // 1000 + 64) + 2**16
 
 
 def _tiles(layer: Layer) -> Iterator[LevelArray]:
-    """Tiles row by row; those at the right and bottom edges are smaller."""
+    """Yield tiles row by row. Those at the right and bottom edges are smaller."""
     for window in cut(layer, _TILE):
         for left in range(0, layer.size.width, _TILE):
             yield window[:, left : left + _TILE]

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 class _Whole(Format):
-    """Gathers the picture and lets Pillow encode it.
+    """Gathers the picture in memory and encodes it with Pillow.
 
     Args:
-        changed: options of Pillow's that differ from the format's own.
+        changed: Pillow's options that differ from the format's defaults.
 
     Attributes:
-        options: of Pillow's, for the quality that the format has by itself.
-        exact: those that change for a picture without loss; None where that is not possible.
+        options: Pillow's options for the format's default quality.
+        exact: the options that change for a lossless picture. None if the format has no lossless mode.
     """
 
     options: dict[str, Any]
@@ -61,25 +61,25 @@ class _Whole(Format):
 
 
 def check_quality(quality: int | None) -> None:
-    """Raises OutputError: it is none."""
+    """Raise OutputError if a quality is out of range."""
     if quality is not None and not 1 <= quality <= 100:
         raise OutputError(f"quality {quality} is not possible: expected 1 to 100")
 
 
 def save_image(pixels: LevelArray, path: Path, **options: Any) -> None:
-    """Save uint8 [h, w, 3] as Pillow's `Image.save` does with these options, but with every failure an OSError."""
+    """Save uint8 [h, w, 3] like Pillow's `Image.save` with these options, but raise every failure as an OSError."""
     from PIL import Image
 
     with _Output(FileIO(path, "xb")) as file:
         try:
             Image.fromarray(pixels).save(file, **options)
         except (RuntimeError, ValueError) as error:
-            # So Pillow passes on what an encoder says.
+            # Pillow passes on an encoder's errors in this way.
             raise OSError(str(error)) from error
 
 
 class _Output(BufferedWriter):
-    """A file that hides its descriptor: Pillow would write past Python, and not notice all that a disk refuses."""
+    """A file that hides its descriptor. Otherwise, Pillow writes to it directly and misses some errors of the disk."""
 
     def fileno(self) -> int:
         raise UnsupportedOperation("fileno")
@@ -90,35 +90,35 @@ class _Output(BufferedWriter):
 
 
 class Jpeg(_Whole):
-    """JPEG without subsampling of colours."""
+    """JPEG without chroma subsampling."""
 
     name = "JPEG"
     max_side = 65_500
     options = {"quality": 95, "subsampling": 0}
 
     def memory(self, size: Size, bits: Bits) -> int:
-        # Bytes a pixel of the array, of Pillow's copy, and of the file.
+        # Bytes per pixel of the array, of Pillow's copy, and of the file.
         return (3 + 4 + 2) * size.area
 
 
 class WebP(_Whole):
-    """WebP, lossy unless asked otherwise."""
+    """WebP, which is lossy by default."""
 
     name = "WEBP"
     max_side = 16_383
     options = {"quality": 95, "method": 4}
-    # Here the quality is how hard it tries.
+    # In lossless mode, the quality is the effort of compression.
     exact = {"lossless": True, "quality": 50}
 
     def memory(self, size: Size, bits: Bits) -> int:
-        # Measured with noise, which takes most.
+        # Measured with noise, which needs the most memory.
         return (46 if self.options.get("lossless") else 36) * size.area
 
 
 class Avif(_Whole):
-    """8-bit AVIF without subsampling of colours; the slower speeds take minutes for large pictures.
+    """8-bit AVIF without chroma subsampling. The encoder's slower speeds take minutes for large pictures.
 
-    Pillow gives the encoder YCbCr, which is up to three levels off even at the quality of 100.
+    Pillow converts to YCbCr for the encoder, so levels are off by up to three even at a quality of 100.
     """
 
     name = "AVIF"
@@ -126,5 +126,5 @@ class Avif(_Whole):
     options = {"quality": 90, "subsampling": "4:4:4", "speed": 8}
 
     def memory(self, size: Size, bits: Bits) -> int:
-        # Measured; the encoder's frames have borders, which count in narrow pictures.
+        # Measured. The encoder's frames have borders, which matter for narrow pictures.
         return 48 * (size.width + 80) * (size.height + 80)
