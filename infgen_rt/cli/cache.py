@@ -37,7 +37,7 @@ def cache(clear: bool, as_json: bool) -> None:
 
 
 def _cached_bytes(root: Path) -> dict[str, int]:
-    """Bytes of each thing in the cache, by its name there; what other processes remove meanwhile does not count."""
+    """The bytes of each entry of the cache, by name. Files that other processes remove meanwhile do not count."""
     sizes: dict[str, int] = {}
     for folder, _, files in os.walk(root):
         for file in files:
@@ -49,10 +49,10 @@ def _cached_bytes(root: Path) -> dict[str, int]:
 
 
 def _clear_cache(root: Path) -> None:
-    """Remove all of it. Other processes may write in it meanwhile: what they make stays, and so does its folder.
+    """Remove all entries. If other processes write to the cache meanwhile, their files and folders stay.
 
     Raises:
-        OSError: something cannot be removed.
+        OSError: an entry cannot be removed.
     """
     for folder, _, files in os.walk(root, topdown=False):
         for file in files:

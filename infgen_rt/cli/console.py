@@ -1,4 +1,4 @@
-"""What the commands say: errors, warnings, progress and facts; and the exit codes."""
+"""The output of the commands: errors, warnings, progress and facts. It also has the exit codes."""
 
 import contextlib
 import errno
@@ -24,20 +24,20 @@ def complain(text: str, code: int) -> int:
 
 
 def say(text: str, err: bool = False, needed: bool = False) -> None:
-    """Print a line, if there is something to print on: a windowed app has nothing, and a terminal may be gone.
+    """Print a line, if possible. A windowed app has no output, and a terminal may have been closed.
 
     Args:
-        text: of the line.
-        err: print it on standard error.
-        needed: whether the line is all that was asked for.
+        text: the text of the line.
+        err: whether to print it to standard error.
+        needed: whether the line is the requested result.
 
     Raises:
-        InfGenError: it is needed and cannot be printed, because the disk is full for example.
+        InfGenError: the line is needed and cannot be printed, for example because the disk is full.
     """
     try:
         try:
             click.echo(text, err=err)
-        except UnicodeEncodeError:  # a file name that is none of the terminal's
+        except UnicodeEncodeError:  # a file name that the terminal cannot show
             click.echo(text.encode("ascii", "backslashreplace").decode(), err=err)
     except ValueError:  # closed
         pass
@@ -49,15 +49,15 @@ def say(text: str, err: bool = False, needed: bool = False) -> None:
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether somebody sees what is written there."""
+    """Whether a stream is a terminal."""
     return stream is not None and not stream.closed and stream.isatty()
 
 
 class _Patient:
-    """A stream whose failures cost what is written on it, and nothing else.
+    """A stream that ignores failures of writing.
 
     Args:
-        stream: to write on.
+        stream: the stream to write to.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -77,14 +77,14 @@ class _Patient:
 
 
 class Stopwatch:
-    """Seconds a phase, and in all."""
+    """Measures the seconds of each phase, and in total."""
 
     def __init__(self) -> None:
         self._began = self._last = time.perf_counter()
         self.seconds: dict[str, float] = {}
 
     def lap(self, phase: str) -> None:
-        """Book the time since the last lap on a phase."""
+        """Add the time since the last lap to a phase."""
         now = time.perf_counter()
         self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
         self.seconds["total"] = now - self._began
@@ -93,7 +93,7 @@ class Stopwatch:
 
 @contextmanager
 def warnings_to_stderr(quiet: bool = False) -> Iterator[list[str]]:
-    """Print warnings as one line each, as they come and each cause once, and gather all that differ."""
+    """Print each warning as one line when it occurs, each cause once, and collect all different warnings."""
     notes: list[str] = []
     causes: set[str] = set()
 
@@ -113,7 +113,7 @@ def warnings_to_stderr(quiet: bool = False) -> Iterator[list[str]]:
 
 @contextmanager
 def progress_bar(wanted: bool) -> Iterator[Callable[[Progress], None]]:
-    """Show a bar on standard error, if that is a terminal; what it yields moves it."""
+    """Show a progress bar on standard error if it is a terminal. Yields the function that updates the bar."""
     if not wanted or not is_terminal(sys.stderr):
         yield lambda progress: None
         return
@@ -128,7 +128,7 @@ def progress_bar(wanted: bool) -> Iterator[Callable[[Progress], None]]:
 
 
 def print_facts(facts: dict[str, Any], indent: str = "") -> None:
-    """Print a line a fact, those inside others indented."""
+    """Print one line per fact, with nested facts indented."""
     for name, value in facts.items():
         if isinstance(value, dict):
             say(f"{indent}{name}:", needed=True)

@@ -49,7 +49,7 @@ def decode(**options: Any) -> None:
 
 
 def _decode_several(request: Request, notes: list[str]) -> None:
-    """Decode every latent with one opened model."""
+    """Decode all latents with one opened model."""
     outputs, failed = request.outputs(), 0
     with request.decoder() as decoder:
         for latent, output in outputs.items():

@@ -64,7 +64,7 @@ def info(
 
 def _is_bundle(path: Path) -> bool:
     if not zipfile.is_zipfile(path):
-        return os.path.isdir(path)  # a name may be too long for `Path.is_dir`
+        return os.path.isdir(path)  # `Path.is_dir` fails if the name is too long
     with zipfile.ZipFile(path) as archive:
         return MANIFEST in archive.namelist()
 
@@ -92,7 +92,7 @@ def _describe_bundle(path: Path) -> dict[str, Any]:
 
 
 def _describe_verification(entry: dict[str, Any]) -> str:
-    """One line of what the exporter proved; bundles of other exporters may say it in other words."""
+    """One line about the exporter's verification. Bundles of other exporters may have it in another form."""
     try:
         errors = [check["max_error"] for check in entry["checks"]]
         return f"{entry['recipe']} {entry['graph']}: error {max(errors):.1e} at most in {len(errors)} shapes"

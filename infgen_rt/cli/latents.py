@@ -1,4 +1,4 @@
-"""Where latents come from on the command line: files, folders of them, standard input and samples."""
+"""Reads latents for the command line from files, folders, standard input and samples."""
 
 import os
 import sys
@@ -11,16 +11,16 @@ from infgen_rt.errors import LatentError
 from infgen_rt.latent.files import MAX_FILE, parse_array, read_array
 from infgen_rt.latent.samples import load_sample
 
-# What stands for standard input and output.
+# The name for standard input and output.
 STREAM = Path("-")
 _ENDINGS = (".npy", ".npz", ".safetensors", ".latent")
 
 
 def expand(paths: Iterable[Path]) -> tuple[Path, ...]:
-    """Files, with those of a latent's ending in each folder instead of it, in the order of their names.
+    """Replace each folder by the files in it that have a latent's ending, in the order of their names.
 
     Raises:
-        LatentError: a folder has none.
+        LatentError: a folder has no such files.
     """
     files: list[Path] = []
     for path in paths:
@@ -35,7 +35,7 @@ def expand(paths: Iterable[Path]) -> tuple[Path, ...]:
 
 
 def read_latent(path: Path, key: str | None) -> tuple[Any, dict[str, str]]:
-    """Read a file, or standard input for `-`; returns and raises as `read_array` does."""
+    """Read a file, or standard input for `-`. Results and errors are those of `read_array`."""
     if path != STREAM:
         return read_array(path, key)
     if sys.stdin is None:
@@ -47,10 +47,10 @@ def read_latent(path: Path, key: str | None) -> tuple[Any, dict[str, str]]:
 
 
 def read_one(paths: tuple[Path, ...], sample: str | None, key: str | None) -> Any:
-    """Read the array of the one latent file that was named, or the sample.
+    """Read the array of the named latent file, or of the sample.
 
     Raises:
-        LatentError: it is not usable, or neither or both were named.
+        LatentError: it is not usable, or neither or both are named.
     """
     if len(paths) == 1 and sample is None:
         return read_latent(paths[0], key)[0]

@@ -1,4 +1,4 @@
-"""The command `infgen-rt`: its subcommands, and what an error's exit code is."""
+"""The command `infgen-rt`: its subcommands and exit codes."""
 
 import signal
 import sys
@@ -20,7 +20,7 @@ from infgen_rt.errors import InfGenError, InputError
 from infgen_rt.version import __version__
 
 _ENDING = "SIGTERM", "SIGHUP"
-# Shells add a signal's number to it.
+# The exit code for a signal is this plus the signal's number, as in shells.
 _SIGNALLED = 128
 
 
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        arguments: the command line without the program's name; None for the process's own.
+        arguments: the command line without the program's name. None for the process's own.
 
     Returns:
         The exit code.
@@ -68,10 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _terminating() -> Iterator[None]:
-    """End as after Ctrl-C on the other signals that ask for it: nothing half-written is to stay behind.
+    """Handle the other terminating signals like Ctrl-C, so that no incomplete files stay behind.
 
-    An app that stops its helper sends SIGTERM, and a terminal that is closed SIGHUP, unless `nohup` was told to ignore
-    it. In a thread of an app that calls `main` it is the app that attends to signals.
+    An app that stops its helper sends SIGTERM. A terminal that is closed sends SIGHUP, which is ignored under `nohup`.
+    If an app calls `main` in a thread, the app handles signals itself.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -85,7 +85,7 @@ def _terminating() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            # None: it was set by other than Python, and cannot be set by Python.
+            # None means that the handler was not set by Python, which cannot restore it.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 

@@ -1,4 +1,4 @@
-"""Options and parameter types of the commands, and the command class that they all have."""
+"""Options and parameter types of the commands, and their command class."""
 
 import re
 from collections.abc import Callable
@@ -24,11 +24,11 @@ class Command(click.Command):
             formatter.write(f"\n{self.epilog}\n")
 
 
-# Parameter types. They raise this package's errors, whose text is shown as it is.
+# Parameter types. They raise this package's errors, whose messages are shown unchanged.
 
 
 def pixel_pair(text: str) -> tuple[int, int]:
-    """Read a width and a height, as 1024x1024."""
+    """Parse a width and a height, such as 1024x1024."""
     match = re.fullmatch(r"(\d{1,6})x(\d{1,6})", text.lower())
     if match is None:
         raise LatentError(f"latent size {text!r} is not understood: expected pixels as 1024x1024")
@@ -36,7 +36,7 @@ def pixel_pair(text: str) -> tuple[int, int]:
 
 
 def scales(text: str) -> tuple[float, ...]:
-    """Read the scales of stages, as 2,2."""
+    """Parse the scales of stages, such as 2,2."""
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
@@ -44,11 +44,11 @@ def scales(text: str) -> tuple[float, ...]:
 
 
 def _number(context: click.Context, parameter: click.Parameter, value: str) -> int:
-    """Turn a choice, which click 8.1 keeps as text, into a number."""
+    """Convert a choice to a number. click 8.1 keeps it as text."""
     return int(value)
 
 
-# Options of several commands.
+# Options that several commands have.
 
 model = click.option(
     "--model", type=click.Path(path_type=Path), help="The model bundle to use.  [default: the one in the package]"
@@ -159,7 +159,7 @@ _PICTURE_OPTIONS: tuple[Decorator, ...] = (
 
 
 def picture_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options that `decode` and `plan` share."""
+    """Add the options that `decode` and `plan` share to a command."""
     for option in reversed(_PICTURE_OPTIONS):
         command = option(command)
     return command

@@ -1,4 +1,4 @@
-"""A request to decode, as `decode` and `plan` are given it, and the work that it comes to."""
+"""A request of `decode` or `plan`, and the jobs that it consists of."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from infgen_rt.picture import Picture
 from infgen_rt.saving import Progress
 from infgen_rt.writers import Format, TileFormat
 
-# Seconds between two looks at signals where waiting cannot be interrupted (Windows).
+# Seconds between checks for signals on systems where waiting cannot be interrupted (Windows).
 _SIGNALS = 0.1
 
 
@@ -65,13 +65,13 @@ class Request:
 
     @property
     def writing(self) -> dict[str, Any]:
-        """Arguments of `Picture.save` and of its check."""
+        """Arguments of `Picture.save` and `Picture.check_save`."""
         names = ("bits", "tile_format", "quality", "lossless", "force")
         return {name: getattr(self, name) for name in names}
 
     @property
     def several(self) -> bool:
-        """Whether a folder of pictures is asked for."""
+        """Whether a folder of pictures is requested."""
         if self.output == STREAM:
             return False
         many = len(self.latents) > 1 or any(os.path.isdir(path) for path in self.latents)
@@ -79,7 +79,7 @@ class Request:
 
     @contextmanager
     def open(self) -> Iterator[list["Job"]]:
-        """Open the model and plan the picture, or each of a batch; what can be wrong with the request is found here."""
+        """Open the model and plan the picture, or each picture of a batch. Errors in the request are found here."""
         if self.several:
             raise LatentError(f"{len(expand(self.latents))} latents: expected one, and a picture's name for -o")
         self._target()
@@ -103,7 +103,7 @@ class Request:
             threads=self.threads,
             memory=self.memory,
         )
-        # Each picture's report tells its own; on the terminal a cause is told once.
+        # Each picture's report has its own warnings. On the terminal, each cause is reported once.
         decoder.notices.repeat = True
         return decoder
 
@@ -137,10 +137,10 @@ class Request:
         return jobs
 
     def outputs(self) -> dict[Path, Path]:
-        """The picture of each latent, in the folder that `output` is.
+        """The picture of each latent, in the folder `output`.
 
         Raises:
-            OutputError: the folder cannot be made, or two latents would be the same picture.
+            OutputError: the folder cannot be made, or two latents would have the same picture.
         """
         if self.sample is not None:
             raise LatentError("expected either LATENT files or --sample NAME")
@@ -158,7 +158,7 @@ class Request:
         return outputs
 
     def _target(self) -> Size | None:
-        """What the picture is fitted to; None when `size` alone says it."""
+        """The size that the picture is fitted to. None if `size` determines the picture."""
         if self.display is not None:
             if self.size is not None:
                 raise PlanError("--display and --size exclude each other: expected one of them")
@@ -173,7 +173,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Job:
-    """A request that can be carried out: the part `box` of `picture`, written to `output` as `form`."""
+    """A job that has been checked: write the part `box` of `picture` to `output` as `form`."""
 
     decoder: Decoder
     picture: Picture
@@ -183,7 +183,7 @@ class Job:
     bits: Bits
 
     def run(self, request: Request, stopwatch: Stopwatch, notes: Sequence[str]) -> None:
-        """Decode and write, with progress; then tell of it."""
+        """Decode and write with progress, then report."""
         with progress_bar(not request.quiet) as show:
 
             def on_progress(progress: Progress) -> None:
@@ -194,7 +194,7 @@ class Job:
                 self.picture.save(self.output, region=self.box, **request.writing, progress=on_progress, cancel=cancel)
 
             _beside(save)
-        # What is said is not to get between the bytes of a picture.
+        # Messages must not get between the bytes of a picture.
         streamed = request.output == STREAM
         if streamed:
             pour(self.output)
@@ -207,11 +207,11 @@ class Job:
 
     @property
     def memory(self) -> int:
-        """Bytes that decoding and writing take at most."""
+        """The peak memory of decoding and writing, in bytes."""
         return self.picture.memory_to_save(self.form, self.box.size, self.bits)[0]
 
     def describe(self) -> dict[str, Any]:
-        """What `decode` and `plan` both tell programs."""
+        """The facts that both `decode` and `plan` report as JSON."""
         plan = self.picture.plan
         stages = [
             {
@@ -244,7 +244,7 @@ class Job:
 
 
 def _beside(work: Callable[[Event], None]) -> None:
-    """Do work in another thread, so that signals, which Python attends to in the main one, cancel it at once."""
+    """Do work in another thread, so that signals, which Python handles in the main thread, cancel it at once."""
     cancel = Event()
     with ThreadPoolExecutor(1, "infgen-save") as pool:
         future = pool.submit(work, cancel)

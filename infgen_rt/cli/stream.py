@@ -1,4 +1,4 @@
-"""A picture to standard output: it is written as a file, which needs seeking, and then poured."""
+"""Writes a picture to standard output: first to a file, because writing needs to seek, and then as a copy of it."""
 
 import shutil
 import sys
@@ -13,7 +13,7 @@ from infgen_rt.errors import OutputError, WriteError
 
 @contextmanager
 def target_of(output: Path, ending: str) -> Iterator[Path]:
-    """Give the file to write: `output` itself, or one that is removed afterwards if that is standard output.
+    """Yield the file to write: `output` itself, or a temporary file if the output is standard output.
 
     Raises:
         OutputError: standard output cannot take a picture.
@@ -33,7 +33,7 @@ def pour(path: Path) -> None:
     """Copy a file to standard output.
 
     Raises:
-        WriteError: who reads it has gone.
+        WriteError: the reader has closed it.
     """
     try:
         with path.open("rb") as file:

@@ -1,1 +1,1 @@
-"""What every room stands on: number types, amounts of memory, cancellation, the cache folder, typed JSON."""
+"""Code that all other packages use: number types, amounts of memory, cancellation, the cache folder, typed JSON."""

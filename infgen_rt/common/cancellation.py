@@ -1,4 +1,4 @@
-"""Cancellation: how a caller's word reaches the graph that runs at that moment."""
+"""Cancellation: passes a caller's request to stop on to the running graph."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,28 +10,29 @@ from infgen_rt.errors import Cancelled
 
 
 class Settable(Protocol):
-    """An event, of `threading`, `multiprocessing` (a manager's too) or `asyncio`, or what is like one."""
+    """An event of `threading`, `multiprocessing` (also from a manager) or `asyncio`, or a similar object."""
 
     def is_set(self) -> bool:
-        """Whether it is set."""
+        """Whether the event is set."""
         ...
 
 
 Cancel = Settable | Callable[[], bool]
-"""What a caller cancels by: an event that is set, or a function that returns True."""
+"""How a caller cancels: an event that is set, or a function that returns True."""
 
 _INTERVAL = 0.02
-"""Seconds between two looks at a caller's word."""
+"""Seconds between two checks for the caller's request."""
 
 
 class Cancellation:
-    """One piece of work that may be cancelled; serves the threads that work on it.
+    """The cancellation of one piece of work. All threads of the work may use it.
 
     Args:
-        cancel: the caller's word, asked from several threads; None for work that is not cancelled.
+        cancel: the caller's event or function, which is checked from several threads. None for work that cannot be
+            cancelled.
 
     Raises:
-        TypeError: it is neither an event nor a function.
+        TypeError: `cancel` is neither an event nor a function.
     """
 
     def __init__(self, cancel: Cancel | None = None) -> None:
@@ -44,13 +45,13 @@ class Cancellation:
         self._lock = Lock()
 
     def check(self) -> None:
-        """Raises Cancelled: the caller said so."""
+        """Raise Cancelled if the caller has cancelled the work."""
         if self._stopped or (self._requested is not None and self._requested()):
             raise Cancelled("cancelled")
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Make it the current one, and interrupt what runs in it as soon as the caller says so."""
+        """Make it the current cancellation, and interrupt work in the block as soon as the caller cancels."""
         token = _CURRENT.set(self)
         done = Event()
         watcher = Thread(target=self._watch, args=(done,), name="infgen-cancel", daemon=True)
@@ -66,10 +67,10 @@ class Cancellation:
 
     @contextmanager
     def interrupting(self, interrupt: Callable[[], object]) -> Iterator[None]:
-        """While inside, have something called, from another thread, once the work is cancelled.
+        """Call a function from another thread if the work is cancelled during the block.
 
         Raises:
-            Cancelled: it is already.
+            Cancelled: the work is already cancelled.
         """
         with self._lock:
             if self._stopped:
@@ -84,7 +85,7 @@ class Cancellation:
     def _watch(self, done: Event) -> None:
         assert self._requested is not None
         while not done.wait(_INTERVAL):
-            # A caller's function that fails does so in the caller's thread too, at the next step.
+            # If the caller's function fails, it also fails in the caller's thread at the next step.
             try:
                 requested = self._requested()
             except Exception:
@@ -102,5 +103,5 @@ _CURRENT: ContextVar[Cancellation] = ContextVar("infgen-cancellation", default=_
 
 
 def current() -> Cancellation:
-    """That of the work that this thread is at; a backend's session that can stop a run enters `interrupting`."""
+    """The cancellation of this thread's work. A backend's session that can stop a run uses its `interrupting`."""
     return _CURRENT.get()

@@ -1,4 +1,4 @@
-"""Files that appear under their names when they are complete."""
+"""Files that appear under their names only when they are complete."""
 
 import secrets
 from collections.abc import Iterator
@@ -8,10 +8,10 @@ from pathlib import Path
 
 @contextmanager
 def whole(file: Path) -> Iterator[Path]:
-    """Give a name beside a file to write it under. It takes the file's place when the block ends without an error.
+    """Yield a temporary path next to a file. It is renamed to the file when the block ends without an error.
 
     Raises:
-        OSError: it cannot take the place.
+        OSError: it cannot be renamed.
     """
     partial = file.with_name(f".{file.name}.{secrets.token_hex(4)}.partial")
     try:

@@ -1,6 +1,6 @@
-"""The folder of this user in which things may be kept that can be made again: measurements, compiled graphs.
+"""The user's cache folder, for files that can be made again: measurements and compiled graphs.
 
-Several processes use it at once. What is in it appears whole under its name and is never changed afterwards.
+Several processes use it at the same time. Files appear in it only when they are complete, and are not changed later.
 """
 
 import hashlib
@@ -18,30 +18,30 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 VARIABLE = "INFGEN_RT_CACHE"
-"""Environment variable that names another folder."""
+"""Environment variable for another folder."""
 
 _DIGEST = hashlib.sha256().digest_size
 _PLACES = 64
-# What a lock fails with: it is held, the folder cannot be written in, or its file system has none.
+# Errors of a lock: it is held, the folder is not writable, or its file system has no locks.
 _NO_LOCK = (OSError, NotImplementedError)
 _held: "list[BaseFileLock]" = []
 
 
 def cache_folder() -> Path | None:
-    """Where it is; it need not exist. None for a user without a home, as in a container under a number of its own."""
+    """The cache folder, which may not exist. None for a user without a home, such as a bare user id in a container."""
     if chosen := os.environ.get(VARIABLE):
         return Path(chosen)
     from platformdirs import user_cache_path
 
     with suppress(RuntimeError, KeyError, OSError):
         folder = user_cache_path("infgen-rt", appauthor=False)
-        # Where nothing is known of a home, `~` stays as it is.
+        # If the home folder is not known, `~` is not expanded.
         return folder if folder.is_absolute() else None
     return None
 
 
 def writable_cache(name: str) -> Path | None:
-    """A folder in the cache, made if missing; None if it cannot be written in."""
+    """A folder in the cache, which is created if it is missing. None if it is not writable."""
     root = cache_folder()
     if root is None:
         return None
@@ -56,9 +56,9 @@ def writable_cache(name: str) -> Path | None:
 
 @cache
 def private_folder(folder: Path) -> Path | None:
-    """A folder in a folder that no other process uses while this one lives; a later one may have it again.
+    """A subfolder that no other process uses while this process runs. A later process may use it again.
 
-    It is for libraries that write files of their own and know of no other process.
+    It is for libraries that write their own files and do not expect other processes to do the same.
     """
     from filelock import FileLock
 
@@ -75,13 +75,13 @@ def private_folder(folder: Path) -> Path | None:
 
 @contextmanager
 def alone(name: str, patience: float) -> Iterator[None]:
-    """Wait for other processes that are in a block of this name.
+    """Wait until no other process is in a block with this name.
 
-    It goes on without where there are no locks, and when its patience is at an end: a process may be stopped.
+    Without locks, or after the timeout, it continues without waiting, because another process may be suspended.
 
     Args:
-        name: of the block.
-        patience: seconds.
+        name: the name of the block.
+        patience: the timeout in seconds.
     """
     root = cache_folder()
     with ExitStack() as stack:
@@ -95,10 +95,10 @@ def alone(name: str, patience: float) -> Iterator[None]:
 
 
 def write_cached(file: Path, content: bytes) -> None:
-    """Write a file of the cache, whole or not at all.
+    """Write a file of the cache atomically.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     with whole(file) as partial:
@@ -106,12 +106,12 @@ def write_cached(file: Path, content: bytes) -> None:
 
 
 def write_checked(file: Path, content: bytes) -> None:
-    """Write a file of the cache with its digest; raises what `write_cached` does."""
+    """Write a file of the cache with its digest. Raises the same errors as `write_cached`."""
     write_cached(file, hashlib.sha256(content).digest() + content)
 
 
 def read_checked(file: Path) -> bytes | None:
-    """What `write_checked` wrote; None if it is not there, or not as it was written."""
+    """Read a file from `write_checked`. None if the file is missing or does not match its digest."""
     try:
         found = file.read_bytes()
     except OSError:

@@ -1,10 +1,10 @@
-"""How much memory a process can have where it lives: on the machine, and in the container that it is put in."""
+"""How much memory a process can use, given the machine and the limits of its container."""
 
 import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-# Of each version of control groups: the limit, what is used of it, and what of that is cached files and can be dropped.
+# For each version of control groups: the names of the limit, of the used memory, and of the droppable file cache in it.
 _FILES = {
     1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     2: ("memory.max", "memory.current", "inactive_file"),
@@ -12,13 +12,13 @@ _FILES = {
 
 
 def available_memory(root: Path = Path("/")) -> int | None:
-    """Bytes that this process can still have; None where the system does not tell.
+    """The bytes that this process can still use. None if the system does not report them.
 
-    It is the least of what the machine has free and what the limits of the process's control groups, and of those that
-    they are in, leave.
+    This is the minimum of the machine's free memory and of what the limits of the process's control groups and their
+    parents leave.
 
     Args:
-        root: of the file system that tells it.
+        root: the root of the file system from which this is read.
     """
     known = [amount for amount in (_of_machine(root), *_of_groups(root)) if amount is not None]
     return min(known, default=None)
@@ -40,7 +40,7 @@ def _of_machine(root: Path) -> int | None:
 
 
 def _of_groups(root: Path) -> Iterator[int]:
-    """What each limit leaves."""
+    """Yield the bytes that each limit leaves."""
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -48,14 +48,14 @@ def _of_groups(root: Path) -> Iterator[int]:
     for line in lines:
         number, controllers, path = line.split(":", 2)
         if number == "0" and not controllers:
-            # Beside version 1, version 2 is mounted deeper.
+            # If version 1 is also in use, version 2 is mounted one level deeper.
             mounts, version = ["sys/fs/cgroup", "sys/fs/cgroup/unified"], 2
         elif "memory" in controllers.split(","):
             mounts, version = ["sys/fs/cgroup/memory"], 1
         else:
             continue
         inside = PurePosixPath(path.lstrip("/"))
-        # In a container the path may be the host's, of which only the mount is seen. Then the group is the mount.
+        # In a container, the path may be the host's, which is not visible. The group is then the mount itself.
         for mount in mounts:
             for folder in (inside, *inside.parents):
                 left = _left(root / mount / folder, version)
@@ -64,7 +64,7 @@ def _of_groups(root: Path) -> Iterator[int]:
 
 
 def _left(group: Path, version: int) -> int | None:
-    """Bytes that a group's limit leaves; None without one."""
+    """The bytes that a group's limit leaves, or None if it has no limit."""
     limit, used, droppable = _FILES[version]
     try:
         most, now = (int((group / name).read_text(encoding="ascii")) for name in (limit, used))

@@ -1,4 +1,4 @@
-"""Amounts of memory: reading, printing, and what the machine has."""
+"""Amounts of memory: parses and prints them, and has the default budget and the process's peak."""
 
 import contextlib
 import ctypes
@@ -16,7 +16,7 @@ GIB = 2**30
 
 
 def parse_bytes(value: str | int) -> int:
-    """Read an amount of memory, such as `1GiB`, `512 MB` or a plain number of bytes.
+    """Parse an amount of memory, such as `1GiB`, `512 MB` or a plain number of bytes.
 
     Raises:
         PlanError: the text is not understood or the amount is not above 0.
@@ -32,23 +32,23 @@ def parse_bytes(value: str | int) -> int:
 
 
 def format_bytes(amount: int) -> str:
-    """Print an amount of memory for people, in MiB or GiB."""
+    """Format an amount of memory for people, in MiB or GiB."""
     return f"{amount / GIB:.2f} GiB" if amount >= GIB else f"{amount / MIB:.1f} MiB"
 
 
 def default_budget() -> int:
-    """What a decode may use when the caller does not say: 4 GiB, or half of what is free here if that is less.
+    """The default memory budget of a decode: 4 GiB, or half of the free memory if that is less.
 
-    Here is the machine, or the container with its limit.
+    The free memory is that of the machine, or of the container if it has a limit.
     """
     available = available_memory()
     return GIB if available is None else min(4 * GIB, available // 2)
 
 
 def peak_memory() -> int | None:
-    """The most memory this process has had resident so far, in bytes; None where the system does not tell."""
+    """The peak resident memory of this process so far, in bytes. None if the system does not report it."""
     try:
-        # Unlike getrusage's figure, not inflated by the process that started this one.
+        # Unlike the figure of getrusage, this one does not include the parent process.
         with open("/proc/self/status", encoding="ascii") as lines:
             return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
@@ -71,6 +71,6 @@ def _peak_on_windows() -> int | None:
 
 
 def give_back() -> None:
-    """Return freed memory to the system, where the C library would keep it for later (glibc)."""
+    """Return freed memory to the system, if the C library would keep it for later (glibc)."""
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,4 +1,4 @@
-"""Warnings, each cause told once."""
+"""Warnings, which are given once for each cause."""
 
 import contextlib
 import sys
@@ -10,10 +10,10 @@ _PACKAGES = (__name__.partition(".")[0], "infgen_runtimes")
 
 
 class Notices:
-    """Gives warnings; the first of each cause alone, so that a loop over latents is not a loop of warnings.
+    """Gives warnings, but only the first of each cause, so that a loop over latents does not repeat them.
 
     Attributes:
-        repeat: give those of a known cause too, for a caller that wants them of each latent.
+        repeat: whether to repeat warnings with the same cause, for a caller that needs them for each latent.
     """
 
     def __init__(self, repeat: bool = False) -> None:
@@ -24,8 +24,8 @@ class Notices:
         """Warn, as if from the line that called this package.
 
         Args:
-            cause: what is wrong, as a word; `InfGenWarning.cause` tells it.
-            text: for people.
+            cause: a word for the cause, which becomes `InfGenWarning.cause`.
+            text: the message for people.
         """
         if cause not in self._told or self.repeat:
             self._told.add(cause)
@@ -36,10 +36,10 @@ def warn(text: str, cause: str = "") -> None:
     """Warn, as if from the line that called this package.
 
     Args:
-        text: for people.
-        cause: what is wrong, as a word; may be empty.
+        text: the message for people.
+        cause: a word for the cause. It may be empty.
     """
-    # Python's own printing of warnings fails with a ValueError where standard error is closed.
+    # Python's own printing of warnings fails with a ValueError if standard error is closed.
     with contextlib.suppress(ValueError):
         warnings.warn(InfGenWarning(text, cause), stacklevel=_outside())
 

@@ -1,4 +1,4 @@
-"""Array types, and the one place where decoded floats become colours."""
+"""Array types, and the conversion of decoded floats to levels."""
 
 import math
 from typing import Any, Literal, Protocol
@@ -12,49 +12,49 @@ LevelArray = npt.NDArray[np.uint8 | np.uint16]
 Bits = Literal[8, 16]
 Level = type[np.uint8] | type[np.uint16]
 Number = Level | type[np.float32]
-"""What a colour is: a level, the largest of which is 1.0, or a float, about [0, 1] and not clamped."""
+"""The type of a channel's value: a level, the largest of which stands for 1.0, or an unclamped float, about [0, 1]."""
 
 LARGEST: dict[Number, float] = {np.uint8: 255.0, np.uint16: 65535.0}
-"""The level that 1.0 is."""
+"""The level that stands for 1.0."""
 
 
 class DevicePixels(Protocol):
-    """float32 planes [3, h, w] where a backend computes, so that only what is wanted of them is copied from there."""
+    """float32 planes [3, h, w] on a backend's device, so that only the needed part is copied from there."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its sides."""
+        """The shape."""
         ...
 
     def __getitem__(self, index: Any) -> Any:
-        """A part of it, in the same place."""
+        """A part of the pixels, on the same device."""
         ...
 
     def isfinite(self) -> Any:
-        """Whether each of them is neither NaN nor infinite; has a method `all`."""
+        """Whether each value is finite, as an object with a method `all`."""
         ...
 
     def fetch(self, number: Number) -> npt.NDArray[Any]:
-        """A NumPy array of it: as `fetch` gives."""
+        """The pixels as a NumPy array, converted as in the function `fetch`."""
         ...
 
 
 def fetch(planes: "FloatArray | DevicePixels", number: Number) -> npt.NDArray[Any]:
-    """Decoded pixels as numbers of a kind: clamped and rounded to levels, halves upwards, or as they are.
+    """Convert decoded pixels to a type of number: clamped and rounded to levels, with halves upwards, or unchanged.
 
     Args:
         planes: float32 [3, h, w], about [0, 1].
-        number: what a colour shall be.
+        number: the type of number.
 
     Returns:
-        The same shape.
+        An array of the same shape.
     """
     if not isinstance(planes, np.ndarray):
         return planes.fetch(number)
     if number is np.float32:
         return planes
     levels = np.clip(planes, 0.0, 1.0)
-    # In place: these arrays are as large as a tile.
+    # These operations are in place, because the arrays are as large as a tile.
     levels *= LARGEST[number]
     levels += 0.5
     return levels.astype(number)
@@ -73,7 +73,7 @@ def to_floats(planes: FloatArray) -> FloatArray:
 
 
 def to_bytes(planes: FloatArray) -> ByteArray:
-    """What `fetch` gives for 8 bits, as pixels: uint8 [h, w, 3]."""
+    """Convert decoded pixels to 8 bits like `fetch`, but interleaved: uint8 [h, w, 3]."""
     return fetch(planes, np.uint8).transpose(1, 2, 0)
 
 
@@ -81,12 +81,12 @@ def psnr(picture: npt.NDArray[Any], truth: npt.NDArray[Any], largest: float = 1.
     """Peak signal-to-noise ratio in decibels.
 
     Args:
-        picture: of any shape.
-        truth: of the same.
-        largest: full scale, 255 for bytes.
+        picture: an array of any shape.
+        truth: the true picture, of the same shape.
+        largest: the full scale, which is 255 for bytes.
 
     Returns:
-        Infinity if they are equal, minus infinity if not all is finite.
+        The PSNR. It is infinity if they are equal, and minus infinity if not all values are finite.
     """
     with np.errstate(invalid="ignore"):
         error = float(np.square(np.subtract(picture, truth, dtype=np.float64)).mean())
@@ -96,5 +96,5 @@ def psnr(picture: npt.NDArray[Any], truth: npt.NDArray[Any], largest: float = 1.
 
 
 def level_type(bits: Bits) -> Level:
-    """NumPy's type for levels of so many bits."""
+    """NumPy's type for levels with this number of bits."""
     return np.uint8 if bits == 8 else np.uint16

@@ -1,4 +1,4 @@
-"""JSON objects to frozen dataclasses, checked against the dataclass's own annotations."""
+"""Parses JSON objects to frozen dataclasses, and checks them against the dataclass's annotations."""
 
 from dataclasses import MISSING, fields, is_dataclass
 from types import UnionType
@@ -8,21 +8,21 @@ T = TypeVar("T")
 
 
 class SchemaError(ValueError):
-    """A value is not what the annotation says; the text names its place."""
+    """A value does not have the annotated type. The message names its place."""
 
 
 def parse(kind: type[T], value: object, where: str) -> T:
     """Build a dataclass from parsed JSON.
 
-    Unknown keys are ignored, so that a newer writer's additions do no harm.
+    Unknown keys are ignored, so files of newer versions with additional keys can be read.
 
     Args:
         kind: a dataclass of str, int, float, bool, Any, `X | None`, tuple, dict and further dataclasses.
         value: what `json.loads` returned.
-        where: the value's name in errors.
+        where: the value's name in error messages.
 
     Raises:
-        SchemaError: something is missing or of the wrong type.
+        SchemaError: a value is missing or has the wrong type.
     """
     result: T = _parse(kind, value, where)
     return result
@@ -65,7 +65,7 @@ def _parse_dataclass(kind: Any, value: dict[str, Any], where: str) -> Any:
 
 
 def _expect(kind: type[T], value: Any, where: str) -> T:
-    # By exact type: JSON's true is not an int.
+    # The exact type is compared, because JSON's true is not an int here.
     if type(value) is not kind:
         raise SchemaError(f"{where} is {type(value).__name__}, expected {kind.__name__}")
     return value

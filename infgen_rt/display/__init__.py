@@ -1,1 +1,1 @@
-"""Displays: the sizes that have names, and those of the screens that are attached."""
+"""Displays: the sizes of named displays and of this machine's screens."""

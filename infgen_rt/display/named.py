@@ -16,13 +16,13 @@ _TABLE = Path(__file__).parents[1] / "data" / "displays.json"
 
 @dataclass(frozen=True)
 class Display:
-    """A display, held as people hold it: phones upright, all others lying.
+    """A display in its usual orientation: portrait for phones, landscape for all others.
 
     Attributes:
-        title: what people call it.
+        title: its name for people.
         kind: laptop, phone, tablet, monitor or tv.
-        width: in physical pixels.
-        height: in physical pixels.
+        width: the width in physical pixels.
+        height: the height in physical pixels.
     """
 
     title: str
@@ -38,7 +38,7 @@ class Display:
 
 @cache
 def named_displays() -> dict[str, Display]:
-    """All displays that have a name, by name."""
+    """All named displays, by name."""
     table = json.loads(_TABLE.read_text(encoding="utf-8"))
     return {name: parse(Display, value, name) for name, value in table.items()}
 
@@ -53,7 +53,7 @@ def display_size(name: str) -> Size:
         Width and height in physical pixels.
 
     Raises:
-        PlanError: the name is unknown, or there is no screen to ask for its size.
+        PlanError: the name is unknown, or there is no screen whose size is known.
     """
     key = "-".join(name.lower().split())
     if key == "auto":

@@ -1,6 +1,6 @@
-"""The size of this machine's screen in its own pixels, as the system tells it.
+"""The size of this machine's screen in physical pixels, as reported by the system.
 
-Libraries that list screens count macOS's points and know no Wayland, so the system is asked directly.
+The system is asked directly, because libraries that list screens use points on macOS and do not support Wayland.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ from typing import Any
 from infgen_rt.errors import PlanError
 from infgen_rt.geometry.shapes import Size
 
-# A screen's size as it stands, turned or not, and whether the system calls it the main one.
+# A screen's size in its current orientation, and whether it is the system's main screen.
 _Screen = tuple[Size, bool]
 _CORE_GRAPHICS = "/System/Library/Frameworks/CoreGraphics.framework/CoreGraphics"
 _DRM = Path("/sys/class/drm")
@@ -28,11 +28,11 @@ def screen_size() -> Size:
     """Ask the system for the main screen's size.
 
     Returns:
-        Width and height in physical pixels, as the screen stands; of several screens the main one, or the
-        largest where the system names none.
+        Width and height in physical pixels, in the current orientation. If there are several screens, this is the main
+        screen, or the largest if the system has no main screen.
 
     Raises:
-        PlanError: there is no screen, or the system does not tell.
+        PlanError: there is no screen, or the system does not report it.
     """
     screens = list(_screens())
     if not screens:
@@ -72,7 +72,7 @@ def ask_core_graphics(library: Any) -> Iterator[_Screen]:
     display = library.CGMainDisplayID()
     current = library.CGDisplayCopyDisplayMode(display)
     modes = library.CGDisplayCopyAllDisplayModes(display, None)
-    # The current mode of a scaled desktop is larger or smaller than the panel, which the native mode is not.
+    # The current mode of a scaled desktop may be larger or smaller than the panel. The native mode is its size.
     if modes:
         for index in range(library.CFArrayGetCount(modes)):
             mode = library.CFArrayGetValueAtIndex(modes, index)
@@ -85,7 +85,7 @@ def ask_core_graphics(library: Any) -> Iterator[_Screen]:
 
 
 class _DevMode(ctypes.Structure):
-    """DEVMODEW, of which only the display's size is read."""
+    """DEVMODEW. Only the display's size is read."""
 
     _fields_ = [
         ("names", ctypes.c_byte * 68),
@@ -99,15 +99,15 @@ class _DevMode(ctypes.Structure):
 
 def ask_user32(user32: Any) -> Iterator[_Screen]:
     """The main screen of Windows, through the loaded user32."""
-    # Unlike window metrics, display settings are in physical pixels whatever the process's DPI awareness, which is
-    # the app's to choose and not ours to change.
+    # Unlike window metrics, display settings are always in physical pixels. They do not depend on the process's DPI
+    # awareness, which only the app may set.
     settings = _DevMode(bytes=ctypes.sizeof(_DevMode))
     if user32.EnumDisplaySettingsW(None, _CURRENT_SETTINGS, ctypes.byref(settings)):
         yield Size(settings.width, settings.height), True
 
 
 def _read_mutter(answer: str) -> Iterator[_Screen]:
-    """Read what GNOME's `GetCurrentState` gives, as busctl's JSON."""
+    """Parse the result of GNOME's `GetCurrentState`, in busctl's JSON."""
     monitors, layout = json.loads(answer)["data"][1:3]
     sizes = {
         names[0]: Size(mode[1], mode[2]) for names, modes, _ in monitors for mode in modes if "is-current" in mode[6]
@@ -117,18 +117,18 @@ def _read_mutter(answer: str) -> Iterator[_Screen]:
 
 
 def _read_kscreen(answer: str) -> Iterator[_Screen]:
-    """Read the output of KDE's `kscreen-doctor --json`."""
+    """Parse the output of KDE's `kscreen-doctor --json`."""
     for output in json.loads(answer)["outputs"]:
         for mode in output["modes"] if output["enabled"] else ():
             if mode["id"] == output["currentModeId"]:
                 size = Size(mode["size"]["width"], mode["size"]["height"])
-                # Left, right, and both of them flipped.
+                # Left and right, and both of these flipped.
                 sideways = output["rotation"] in (2, 8, 32, 128)
                 yield _turned(size, sideways), output.get("priority") == 1 or output.get("primary", False)
 
 
 def _read_wlr_randr(answer: str) -> Iterator[_Screen]:
-    """Read the output of `wlr-randr --json`, which has no main screen."""
+    """Parse the output of `wlr-randr --json`, which has no main screen."""
     for output in json.loads(answer):
         for mode in output["modes"] if output["enabled"] else ():
             if mode["current"]:
@@ -136,7 +136,7 @@ def _read_wlr_randr(answer: str) -> Iterator[_Screen]:
 
 
 def _read_xrandr(answer: str) -> Iterator[_Screen]:
-    """Read the output of `xrandr`; the mode marked * is the screen's own size, where its geometry may be scaled."""
+    """Parse the output of `xrandr`. The mode marked * is the screen's own size, but the geometry may be scaled."""
     main = sideways = False
     for line in answer.splitlines():
         if output := re.match(r"\S+ connected( primary)?( \d\S* (?:left|right)\b)?", line):
@@ -146,7 +146,7 @@ def _read_xrandr(answer: str) -> Iterator[_Screen]:
 
 
 def _read_drm(folder: Path) -> Iterator[_Screen]:
-    """Read the kernel's own list of what is plugged in, which knows neither the main screen nor how it stands."""
+    """Read the kernel's list of connected screens, which has neither the main screen nor orientations."""
     for connector in folder.glob("card*-*"):
         try:
             state = [(connector / name).read_text(encoding="ascii") for name in ("status", "enabled", "modes")]
@@ -169,8 +169,8 @@ _X11: tuple[_Question, ...] = (("xrandr", _read_xrandr),)
 
 
 def _ask_desktop() -> list[_Screen]:
-    """What the first of the desktop's own tools says that says anything."""
-    # Not xrandr on Wayland: what XWayland tells is scaled.
+    """The screens from the first of the desktop's own tools that reports any."""
+    # xrandr is not used on Wayland, because XWayland reports scaled sizes.
     questions = _WAYLAND if os.environ.get("WAYLAND_DISPLAY") else _X11 if os.environ.get("DISPLAY") else ()
     for command, read in questions:
         try:
@@ -178,7 +178,7 @@ def _ask_desktop() -> list[_Screen]:
             if screens := list(read(answer)):
                 return screens
         except (OSError, subprocess.SubprocessError, LookupError, TypeError, ValueError):
-            continue  # it is not installed, not this desktop's, or of a version that answers otherwise
+            continue  # it is not installed, not for this desktop, or a version with a different output
     return []
 
 
