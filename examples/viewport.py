@@ -1,4 +1,4 @@
-"""Reads one corner of a very large picture, and shows what it would take to decode all of it.
+"""Reads one corner of a picture that is too large for memory, and shows what it would take to decode all of it.
 
 python examples/viewport.py
 """

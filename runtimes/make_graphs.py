@@ -1,6 +1,7 @@
-"""Makes the graphs by which ONNX Runtime works on arrays where they are: ``python runtimes/make_graphs.py``.
+"""Makes the graphs that cut, join and round arrays on ONNX Runtime's device: ``python runtimes/make_graphs.py``.
 
-ONNX Runtime has no functions for that, and building graphs takes the package ``onnx``, which the runtime does without.
+ONNX Runtime has no functions for this. The graphs are made in advance, because making them needs the package ``onnx``,
+which the runtime does not depend on.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ FLOAT, INTEGER = TensorProto.FLOAT, TensorProto.INT64
 
 
 def value(name: str, kind: int, rank: int = 4) -> onnx.ValueInfoProto:
-    """Of any shape."""
+    """A value of any shape."""
     return helper.make_tensor_value_info(name, kind, [f"{name}_{axis}" for axis in range(rank)])
 
 
@@ -28,14 +29,14 @@ def model(
     rank: int = 4,
     **constants: float,
 ) -> onnx.ModelProto:
-    """Nodes that make ``out`` of the inputs, and of scalars."""
+    """A graph of nodes that compute ``out`` from the inputs and from scalars."""
     scalars = [helper.make_tensor(key, FLOAT, (), [number]) for key, number in constants.items()]
     graph = helper.make_graph(nodes, name, inputs, [value("out", kind, rank)], scalars)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR)
 
 
 def levels(name: str, kind: int, largest: int) -> onnx.ModelProto:
-    """Clamped to [0, 1] and rounded to integers up to the largest."""
+    """A graph that clamps values to [0, 1] and rounds them to integers up to the largest."""
     nodes = [
         make_node("Clip", ["data", "zero", "one"], ["clipped"]),
         make_node("Mul", ["clipped", "largest"], ["scaled"]),
@@ -46,11 +47,11 @@ def levels(name: str, kind: int, largest: int) -> onnx.ModelProto:
 
 
 def graphs() -> dict[str, onnx.ModelProto]:
-    """By the names of their files."""
+    """All graphs, by the names of their files."""
     data = value("data", FLOAT)
     bounds = [helper.make_tensor_value_info(name, INTEGER, [4]) for name in ("starts", "ends")]
     pair = [data, value("more", FLOAT)]
-    # What is neither NaN nor infinite is 0 times itself.
+    # A finite number times 0 is 0, so the sum is NaN if any number is not finite.
     finite = [
         make_node("Mul", ["data", "zero"], ["nothing"]),
         make_node("ReduceSum", ["nothing"], ["out"], keepdims=0),

@@ -260,7 +260,7 @@ class _Work:
         for precision in target.native_precisions():
             with quiet():
                 session = target.load(path, graph.name, precision)
-            # Weights in 8 bits are no more exact, whatever precision the runtime computes in.
+            # Weights in 8 bits limit the quality, in any precision of the runtime.
             least = "int8" if recipe.precision == "int8" else precision
             checks = list(verify(self.model, graph, session, least))
             if failed := [check for check in checks if not check.passed]:

@@ -72,7 +72,7 @@ def ask_core_graphics(library: Any) -> Iterator[_Screen]:
     display = library.CGMainDisplayID()
     current = library.CGDisplayCopyDisplayMode(display)
     modes = library.CGDisplayCopyAllDisplayModes(display, None)
-    # The current mode of a scaled desktop may be larger or smaller than the panel. The native mode is its size.
+    # The current mode of a scaled desktop may be larger or smaller than the panel. The native mode has its real size.
     if modes:
         for index in range(library.CFArrayGetCount(modes)):
             mode = library.CFArrayGetValueAtIndex(modes, index)

@@ -41,7 +41,7 @@ class Neighbours:
             token: [n] centres of the tokens, in cells.
             key: [m] centres of the context crop's cells.
             extent: [] number of cells of the whole latent along this axis.
-            radius: In cells.
+            radius: Radius in cells.
         """
         reach = math.ceil(radius - 0.5)
         offsets = torch.arange(-reach, reach + 1, device=token.device, dtype=token.dtype)

@@ -17,10 +17,10 @@ _CUBIC_REACH = 2
 class Enlarger(nn.Module):
     """A chain of 3x3 convolutions at the latent's own size. Each enlargement uses as many of them as it has blocks.
 
-    Its cost is independent of the factor, except for the last convolution. Its shape is that of Real-ESRGAN's smallest
-    network (``SRVGGNetCompact``), so that it can start from those weights. That network adds to a picture enlarged
-    by repeating pixels, and wherever it does not correct the repetition, blocks remain. This one adds to a picture
-    enlarged by cubic convolution.
+    At this resolution, one multiply-add serves all pixels that a position is enlarged to. The chain has the shape of
+    Real-ESRGAN's smallest network (``SRVGGNetCompact``), so that it can start from those weights. That network adds to
+    a picture enlarged by repeating pixels, and wherever it does not correct the repetition, blocks remain. This one
+    adds to a picture enlarged by cubic convolution.
     """
 
     def __init__(self, width: int, enlargements: Sequence[Enlargement]) -> None:

@@ -44,7 +44,7 @@ class Backend:
         try:
             self.version = metadata.version("coremltools")
         except metadata.PackageNotFoundError:
-            # A frozen app may have the code without the metadata; else this is the ImportError that is due.
+            # A frozen app may contain the code without the metadata. If the code is missing, this raises ImportError.
             self.version = importlib.import_module("coremltools").__version__
         require_version("coremltools", self.version)
 
