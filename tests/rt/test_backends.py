@@ -400,7 +400,7 @@ def test_devices_tells_what_is_usable_and_what_to_do_for_the_rest(bundle: Path, 
 def test_the_commands(bundle: Path, several: dict, timed: Timed, capsys: pytest.CaptureFixture[str]) -> None:
     timed({"onnxruntime fp32": 0.5, "other fp32": 0.4, "other bf16": 0.3})
     assert main(["devices", "--model", str(bundle), "--measure"]) == 0
-    assert capsys.readouterr().out.startswith("+ other cpu (Other CPU): onnx-fp32 in bf16, 0.300 s a megapixel")
+    assert capsys.readouterr().out.startswith("+ other cpu (Other CPU): onnx-fp32 in bf16, 0.300 s per megapixel")
     assert main(["devices", "--model", str(bundle), "--json"]) == 0
     facts: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
     assert facts[0]["speed"]["decode"] == 0.3

@@ -46,7 +46,7 @@ def test_a_picture_is_an_array(picture: infgen_rt.Picture) -> None:
 def test_nothing_is_decoded_before_it_is_asked_for(decodes: list[int], picture: infgen_rt.Picture) -> None:
     assert str(picture.plan) and not decodes
     picture.read((70, 70, 10, 10))
-    # Two tokens a side, and two more all around.
+    # Two tokens per side, and two more all around.
     assert decodes == [36]
 
 
