@@ -133,7 +133,7 @@ def _warn_of_scale(grids: Sequence[Grid], manifest: Manifest, native: Size, resa
             which = f"stage {number}: " if len(grids) > 1 else ""
             own = f"the latent's own {native}" if number == 1 else f"{grids[number - 2].picture}"
             notices.warn(
-                "scale",
+                "scale of stages" if not resamples else "scale",
                 f"{which}{grid.picture} is {scale_x:.2f}x{scale_y:.2f} times {own}; "
                 f"the model was trained for {low:g} to {high:g} times" + beyond,
             )
