@@ -221,7 +221,7 @@ def require_version(name: str, version: str) -> None:
         BackendError: the library is too old.
     """
     if least := _lowest_version(name):
-        needed, here = (tuple(int(part) for part in re.findall(r"(?:^|\.)(\d+)", text)) for text in (least, version))
+        needed, here = _numbers(least), _numbers(version)
         if here[: len(needed)] < needed:
             raise BackendError(f"{name} {version} is too old: expected {least} or newer; pip install --upgrade {name}")
 
@@ -235,4 +235,9 @@ def _lowest_version(name: str) -> str | None:
     except metadata.PackageNotFoundError:  # an app may bring the code without the metadata
         return None
     found = (re.match(rf"{re.escape(name)}\s*>=\s*([\d.]+)", requirement) for requirement in requirements)
-    return next((match[1] for match in found if match), None)
+    # Another extra, such as the exporter's, may need a newer one.
+    return min((match[1] for match in found if match), key=_numbers, default=None)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"(?:^|\.)(\d+)", version))

@@ -181,7 +181,13 @@ def test_a_half_installed_backend_is_one_line_and_auto_goes_on(bundle: Path, sev
 
 
 def test_libraries_that_are_older_than_the_metadata_say_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    requirements = ["numpy>=1", "thing-gpu>=9", "thing>=1.20; extra == 'cpu'", "whole >=9.0"]
+    requirements = [
+        "numpy>=1",
+        "thing-gpu>=9",
+        "thing>=1.100; extra == 'export'",
+        "thing>=1.20; extra == 'cpu'",
+        "whole >=9.0",
+    ]
     monkeypatch.setattr("importlib.metadata.requires", lambda name: requirements)
     for version in ("1.20", "1.20.0rc1", "1.100.3+cpu", "2", "2.0.0-21000-abc.9"):
         require_version("thing", version)
