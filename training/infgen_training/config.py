@@ -79,23 +79,23 @@ class TrainConfig:
     latent_channels: int = 32
     minutes: float = 90.0
     lessons: tuple[Lesson, ...] = (
-        Lesson(4, 0.55, 2, 0.4, 0.4),
-        Lesson(2, 0.20, 3, 0.4, 0.4),
-        Lesson(1, 0.25, 4, 0.15, 0.2),
+        Lesson(4, 0.62, 2, 0.6, 0.3),
+        Lesson(2, 0.13, 3, 0.4, 0.3),
+        Lesson(1, 0.25, 4, 0.5, 0.15),
     )
     between: float = 0.2
     sharp: float = 0.7
     cells: int = 16
     margin: int = 1
-    crop: int = 192
+    crop: int = 224
     gradient: float = 0.5
     grid: float = 2.0
     reduced: float = 0.5
     soft: float = 0.15
     round_trip: float = 5.0
-    adversary_from: float = 0.4
-    lr: float = 4e-4
-    copied_share: float = 0.1
+    adversary_from: float = 0.35
+    lr: float = 2e-4
+    copied_share: float = 0.2
     adversary_lr: float = 2e-4
     warmup: int = 50
     final: float = 0.02
