@@ -13,6 +13,7 @@ from infgen_export.errors import ExportError
 from infgen_rt.backend.candidates import Survey
 from infgen_rt.backend.engine import Engine
 from infgen_rt.backend.inputs import tile_inputs
+from infgen_rt.backend.protocol import AbsentError
 from infgen_rt.bundle.folder import Bundle
 from infgen_rt.bundle.graphs import ENCODE, KINDS, PREFILL, REFINE, STATISTICS, kind_of
 from infgen_rt.bundle.manifest import Memory
@@ -55,11 +56,12 @@ def measure(bundle: Path, backend: str) -> Memory | None:
 
 def _main(bundle: str, backend: str, graph: str) -> None:
     opened = Bundle.open(bundle)
-    candidates = Survey.of(opened.manifest, backend, "cpu").candidates
-    if not candidates:
+    try:
+        candidate = Survey.of(opened.manifest, backend, "cpu").candidates[0]
+    except AbsentError:  # the graphs are not for CPUs
         json.dump(None, sys.stdout)
         return
-    engine = Engine(opened, candidates[0])
+    engine = Engine(opened, candidate)
     manifest = engine.manifest
     kind = kind_of(graph)
     own = (each for each in manifest.contexts if graph == each.graph(kind.name))
