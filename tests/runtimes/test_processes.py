@@ -11,6 +11,8 @@ from infgen_rt.backend import measuring
 from infgen_rt.common.folders import private_folder, read_checked, write_checked
 
 SECONDS = 240
+ROUNDS = int(os.environ.get("INFGEN_TEST_ROUNDS", "4"))
+"""How often eight processes start together: each time takes half a minute on two cores."""
 
 DECODE = """
 import hashlib, sys, infgen_rt
@@ -23,8 +25,6 @@ print(hashlib.sha256(pixels.tobytes()).hexdigest())
 FORK = """
 import multiprocessing, os, signal, sys, time, infgen_rt
 
-ROUNDS = int(os.environ.get("INFGEN_TEST_ROUNDS", "4"))
-"""How often eight processes start together: each time takes half a minute on two cores."""
 name, action = sys.argv[1:]
 latent = infgen_rt.load_sample("osprey").latent[:, 20:60, 20:60]
 decoder = infgen_rt.open(backend=name, device="cpu", precision="exact")
