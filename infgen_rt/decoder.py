@@ -132,6 +132,8 @@ class Decoder:
             PlanError: the size, the stages or the tile are not possible, or the memory budget is too small.
             BackendError: the graph that several stages need cannot be loaded.
         """
+        # First of all: NumPy's matrix products start a thread, for which PyTorch waits at the end of a forked child.
+        self._engine.check_open()
         array = as_latent(
             latent, self._space, normalisation=normalisation, latent_size=latent_size, notices=self.notices
         )
