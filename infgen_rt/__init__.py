@@ -12,6 +12,7 @@ with infgen_rt.open() as decoder:
 from infgen_rt.backend.choice import Choice
 from infgen_rt.bundle.folder import Bundle
 from infgen_rt.bundle.manifest import Manifest
+from infgen_rt.common.progress import Progress
 from infgen_rt.decoder import Decoder, open
 from infgen_rt.display.named import Display, display_size, named_displays
 from infgen_rt.errors import (
@@ -32,7 +33,6 @@ from infgen_rt.latent.arrays import load_latent, load_latents
 from infgen_rt.latent.samples import Sample, load_sample, sample_names
 from infgen_rt.picture import Picture
 from infgen_rt.plan.plan import Plan
-from infgen_rt.saving import Progress
 from infgen_rt.version import __version__
 
 __all__ = [

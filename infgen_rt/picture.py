@@ -1,7 +1,7 @@
 """A picture: the pixels of a latent at one size, which are decoded where and when they are needed."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, overload
@@ -12,10 +12,11 @@ import numpy.typing as npt
 from infgen_rt.common.cancellation import Cancel, Cancellation
 from infgen_rt.common.memory import format_bytes
 from infgen_rt.common.pixels import Bits, ByteArray, FloatArray, to_floats
+from infgen_rt.common.progress import Counter, Tell
 from infgen_rt.errors import OutputError, PlanError
 from infgen_rt.geometry.shapes import Box, Size, parse_box
 from infgen_rt.plan.plan import Plan
-from infgen_rt.saving import Counter, Progress, save
+from infgen_rt.saving import save
 from infgen_rt.source import Source, Stage
 from infgen_rt.writers import Format, TileFormat, check_output
 
@@ -59,7 +60,7 @@ class Picture:
         region: tuple[int, int, int, int] | None = None,
         dtype: type[np.uint8] = np.uint8,
         *,
-        progress: Callable[[Progress], object] | None = None,
+        progress: Tell | None = None,
         cancel: Cancel | None = None,
     ) -> ByteArray: ...
 
@@ -69,7 +70,7 @@ class Picture:
         region: tuple[int, int, int, int] | None = None,
         *,
         dtype: type[np.float32],
-        progress: Callable[[Progress], object] | None = None,
+        progress: Tell | None = None,
         cancel: Cancel | None = None,
     ) -> FloatArray: ...
 
@@ -78,7 +79,7 @@ class Picture:
         region: tuple[int, int, int, int] | None = None,
         dtype: type[np.uint8] | type[np.float32] = np.uint8,
         *,
-        progress: Callable[[Progress], object] | None = None,
+        progress: Tell | None = None,
         cancel: Cancel | None = None,
     ) -> ByteArray | FloatArray:
         """Decode a region. Its pixels do not depend on how the picture is tiled.
@@ -253,7 +254,7 @@ class Picture:
         quality: int | None = None,
         lossless: bool = False,
         force: bool = False,
-        progress: Callable[[Progress], object] | None = None,
+        progress: Tell | None = None,
         cancel: Cancel | None = None,
     ) -> None:
         """Decode into a file, which is tagged as sRGB and appears under its name only when it is complete.

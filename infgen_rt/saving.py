@@ -1,68 +1,18 @@
 """Saves a picture: passes rows of tiles from the nodes to a writer, and counts the steps."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from infgen_rt.common.cancellation import Cancellation
 from infgen_rt.common.pixels import Bits, LevelArray, level_type
+from infgen_rt.common.progress import Counter, Tell
 from infgen_rt.geometry.shapes import Box
-from infgen_rt.nodes.node import Step
 from infgen_rt.source import Stage
 from infgen_rt.writers import Format, Layer, write
-
-SavingStep = Step | Literal["encode"]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """The progress of a `save`. Print it for a description.
-
-    Attributes:
-        stage: the kind of the last step: `prefill`, `decode`, `encode` for encoding the file, or `reencode` for
-            encoding a tile of the next stage's latent.
-        done: the number of finished steps.
-        total: the number of all steps. The last one finishes when the file has appeared under its name.
-    """
-
-    stage: SavingStep
-    done: int
-    total: int
-
-    @property
-    def fraction(self) -> float:
-        """The share of finished steps, in [0, 1]."""
-        return self.done / self.total
-
-    def __str__(self) -> str:
-        return f"{self.stage} {self.done}/{self.total} ({self.fraction:.0%})"
-
-
-class Counter:
-    """Counts and reports steps, and checks for cancellation after each.
-
-    Args:
-        total: the number of all steps.
-        tell: called after each step. None for no reports.
-        cancellation: checked after each step except the last, because a complete file cannot be cancelled.
-    """
-
-    def __init__(self, total: int, tell: Callable[[Progress], object] | None, cancellation: Cancellation) -> None:
-        self._done, self._total = 0, total
-        self._tell, self._cancellation = tell, cancellation
-
-    def step(self, kind: SavingStep, reached: int = 0) -> None:
-        """Count one step, or more if `reached` is larger, because other threads may have done some of the steps."""
-        self._done = max(self._done + 1, reached)
-        if self._tell is not None:
-            self._tell(Progress(kind, self._done, self._total))
-        if self._done < self._total:
-            self._cancellation.check()
 
 
 def save(
@@ -73,7 +23,7 @@ def save(
     preparation: int,
     bits: Bits,
     force: bool,
-    tell: Callable[[Progress], object] | None,
+    tell: Tell | None,
     cancellation: Cancellation,
 ) -> None:
     """Decode into a file, which appears under its name only when it is complete.

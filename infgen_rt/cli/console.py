@@ -11,8 +11,8 @@ from typing import Any, TextIO, cast
 
 import click
 
+from infgen_rt.common.progress import Progress
 from infgen_rt.errors import InfGenError
-from infgen_rt.saving import Progress
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 

@@ -16,6 +16,7 @@ from infgen_rt.cli.latents import STREAM, expand, read_one
 from infgen_rt.cli.stream import pour, target_of
 from infgen_rt.common.memory import peak_memory
 from infgen_rt.common.pixels import Bits
+from infgen_rt.common.progress import Progress
 from infgen_rt.decoder import Decoder
 from infgen_rt.decoder import open as open_decoder
 from infgen_rt.display.named import display_size
@@ -23,7 +24,6 @@ from infgen_rt.errors import LatentError, OutputError, PlanError
 from infgen_rt.geometry.shapes import Box, Fit, Size, fit, fixed_size, parse_box
 from infgen_rt.latent.arrays import Normalisation
 from infgen_rt.picture import Picture
-from infgen_rt.saving import Progress
 from infgen_rt.writers import Format, TileFormat
 
 # Seconds between checks for signals on systems where waiting cannot be interrupted (Windows).
