@@ -10,9 +10,11 @@ from infgen_rt.backend.choice import Choice, choose
 from infgen_rt.backend.engine import Engine
 from infgen_rt.bundle.folder import Bundle
 from infgen_rt.bundle.manifest import Manifest
+from infgen_rt.common.cancellation import Cancel, Cancellation
 from infgen_rt.common.memory import default_budget, format_bytes, parse_bytes
 from infgen_rt.common.notices import Notices
 from infgen_rt.common.pixels import FloatArray
+from infgen_rt.common.progress import Tell
 from infgen_rt.errors import BackendError
 from infgen_rt.geometry.shapes import Size
 from infgen_rt.latent.arrays import Normalisation, as_latent, as_latents, native_size
@@ -31,6 +33,8 @@ def open(
     precision: Precision = "fast",
     threads: int | None = None,
     memory: str | int | None = None,
+    progress: Tell | None = None,
+    cancel: Cancel | None = None,
 ) -> "Decoder":
     """Open a model.
 
@@ -44,6 +48,10 @@ def open(
         threads: the number of CPU threads. None for the backend's default.
         memory: the memory that a decode may use, in bytes or as text (`1GiB`). None for 4 GiB, or half of the free
             memory if that is less.
+        progress: called with a `Progress` whose stage is `measure`, while the ways of running the model are measured:
+            before the first and after each. That takes seconds and is done once, because the results are kept.
+        cancel: an event, or a function that returns a bool, as for `Picture.save`. Measuring and loading stop once the
+            event is set or the function returns True. Results of an incomplete measurement are not kept.
 
     Returns:
         A decoder. Close it after use, or use it as a context manager.
@@ -52,13 +60,16 @@ def open(
         BundleError: there is no bundle, or it is damaged.
         BackendError: the backend or the device is unknown, not installed or cannot run the bundle.
         PlanError: `memory` is not an amount.
+        Cancelled: the work was cancelled with `cancel`.
     """
     if threads is not None and threads < 1:
         raise BackendError(f"{threads} threads are not possible: expected 1 or more")
     budget = parse_bytes(memory) if memory is not None else default_budget()
-    bundle = Bundle.open(path)
-    candidate, choice = choose(bundle, backend, device, precision, threads)
-    return Decoder(Engine(bundle, candidate, threads), choice, budget)
+    bundle, cancellation = Bundle.open(path), Cancellation(cancel)
+    with cancellation.watched():
+        cancellation.check()
+        candidate, choice = choose(bundle, backend, device, precision, threads, progress)
+        return Decoder(Engine(bundle, candidate, threads), choice, budget)
 
 
 class Decoder:

@@ -12,6 +12,7 @@ from infgen_rt.backend.protocol import ALIASES, EXACT, KNOWN, Device, installing
 from infgen_rt.bundle.folder import Bundle
 from infgen_rt.bundle.manifest import Manifest
 from infgen_rt.common.notices import warn
+from infgen_rt.common.progress import Tell
 from infgen_rt.errors import BackendError
 
 
@@ -50,6 +51,7 @@ def choose(
     device: str | None = None,
     precision: Precision = "fast",
     threads: int | None = None,
+    progress: Tell | None = None,
 ) -> tuple[Candidate, Choice]:
     """Choose how to run a bundle.
 
@@ -62,9 +64,11 @@ def choose(
         device: the id of a device, or None for any device of the backend.
         precision: `exact` for float32 throughout, `fast` for the device's native arithmetic.
         threads: the number of CPU threads that will be used.
+        progress: called while ways are measured.
 
     Raises:
         BackendError: the named backend or device is unknown, not installed or cannot run the bundle, or nothing can.
+        Cancelled: the current work was cancelled.
     """
     if precision not in PRECISIONS:
         raise BackendError(f"precision {precision!r} is unknown: expected one of {', '.join(PRECISIONS)}")
@@ -98,7 +102,7 @@ def choose(
         # Another process may have measured it while this one waited.
         if before := remembered():
             return before
-        results = measuring.measure(bundle, survey.candidates, threads)
+        results = measuring.measure(bundle, survey.candidates, threads, progress)
         measuring.remember(key, results, question)
     for result in results:
         if result.error:

@@ -85,6 +85,7 @@ class Engine:
         Raises:
             BackendError: it cannot be loaded.
             DecodeError: the engine is closed.
+            Cancelled: the current work was cancelled.
         """
         self._load(graph, graph, self._threads)
 
@@ -101,6 +102,8 @@ class Engine:
 
     def _load(self, key: str, graph: str, threads: int | None) -> None:
         self._birthplace.check()
+        # Loading cannot be interrupted, but nothing more is loaded for work that was cancelled.
+        current().check()
         with self._lock:
             if key in self._sessions:
                 return

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from contextvars import copy_context
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import metadata
@@ -23,11 +24,13 @@ from infgen_rt.backend.engine import Engine
 from infgen_rt.backend.inputs import tile_inputs
 from infgen_rt.bundle.folder import Bundle
 from infgen_rt.bundle.manifest import Enlargement
+from infgen_rt.common.cancellation import current
 from infgen_rt.common.folders import VARIABLE, alone, cache_folder, write_cached
 from infgen_rt.common.notices import warn
 from infgen_rt.common.pixels import FloatArray, fetch, psnr
+from infgen_rt.common.progress import Counter, Tell
 from infgen_rt.common.schema import SchemaError, parse
-from infgen_rt.errors import one_line
+from infgen_rt.errors import Cancelled, one_line
 from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.shapes import Size
 from infgen_rt.geometry.tiling import LARGEST_SHARED_TILE, LARGEST_TILE
@@ -87,15 +90,32 @@ class Result:
         return str(self.way)
 
 
-def measure(bundle: Bundle, candidates: Sequence[Candidate], threads: int | None) -> list[Result]:
-    """Run each candidate on one tile, and compare its result with that of the first exact candidate."""
+def measure(
+    bundle: Bundle, candidates: Sequence[Candidate], threads: int | None, progress: Tell | None = None
+) -> list[Result]:
+    """Run each candidate on one tile, and compare its result with that of the first exact candidate.
+
+    Args:
+        bundle: the opened bundle.
+        candidates: the ways of running it.
+        threads: the number of CPU threads.
+        progress: called before the first candidate and after each.
+
+    Raises:
+        Cancelled: the current work was cancelled.
+    """
     results, reference = [], None
+    counter = Counter(len(candidates), progress, current())
+    counter.begin("measure")
     for candidate in sorted(candidates, key=lambda each: not each.exact):
         speed = psnr = error = None
         try:
             image, speed = _run(bundle, candidate, threads)
+        except Cancelled:
+            raise
         # A driver may raise any exception. A candidate that cannot run is not chosen.
         except Exception as failure:
+            current().check()
             error = one_line(failure)
         else:
             reference = image if reference is None else reference
@@ -104,6 +124,7 @@ def measure(bundle: Bundle, candidates: Sequence[Candidate], threads: int | None
                 least = _EXACT_PSNR if candidate.exact else LEAST_PSNR
                 error = None if psnr >= least else f"its picture has {psnr:.0f} dB, {least:.0f} are needed"
         results.append(Result(candidate.way, candidate.exact, speed, psnr, error))
+        counter.step("measure")
     return results
 
 
@@ -150,7 +171,11 @@ def recall(key: str) -> Record:
 
 
 def turn() -> AbstractContextManager[None]:
-    """Wait until no other process measures, because measuring at the same time would slow down both."""
+    """Wait until no other process measures, because measuring at the same time would slow down both.
+
+    Raises:
+        Cancelled: the current work was cancelled.
+    """
     return alone("measuring", _PATIENCE)
 
 
@@ -230,7 +255,12 @@ def _decode_each(engine: Engine, inputs: Mapping[str, Any], enlargement: Enlarge
         return
     engine.load_shared(enlargement)
     with ThreadPoolExecutor(engine.workers) as pool:
-        list(pool.map(lambda _: engine.decode(inputs, enlargement, shared=True), range(engine.workers)))
+        # Each thread takes the current cancellation with it.
+        runs = [
+            pool.submit(copy_context().run, engine.decode, inputs, enlargement, True) for _ in range(engine.workers)
+        ]
+        for run in runs:
+            run.result()
 
 
 def _seconds(run: Callable[[], object], count: int = 1) -> float:

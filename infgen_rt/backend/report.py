@@ -8,6 +8,7 @@ from infgen_rt.backend.candidates import AUTO, Candidate, Survey, unsuited
 from infgen_rt.backend.measuring import Speed
 from infgen_rt.backend.protocol import KNOWN, installed_backends, load_backend
 from infgen_rt.bundle.folder import Bundle
+from infgen_rt.common.progress import Tell
 from infgen_rt.errors import BackendError
 
 
@@ -48,16 +49,22 @@ class Fact:
         return f"+ {where}: {self.recipe} in {self.arithmetic}, {speed}{quality}"
 
 
-def describe_devices(bundle: Bundle, threads: int | None = None, fresh: bool = False) -> list[Fact]:
+def describe_devices(
+    bundle: Bundle, threads: int | None = None, fresh: bool = False, progress: Tell | None = None
+) -> list[Fact]:
     """List all ways of running a bundle on this machine.
 
     Args:
         bundle: the bundle to run.
         threads: the number of CPU threads.
         fresh: whether to measure all usable ways now. Otherwise, only earlier measurements are reported.
+        progress: called while ways are measured.
 
     Returns:
         The usable ways, fastest first, then the others.
+
+    Raises:
+        Cancelled: the current work was cancelled.
     """
     facts: list[Fact] = []
     candidates: list[Candidate] = []
@@ -78,7 +85,7 @@ def describe_devices(bundle: Bundle, threads: int | None = None, fresh: bool = F
             facts.append(Fact(name, problem=str(error)))
     if fresh and candidates:
         with measuring.turn():
-            measuring.remember(key, measuring.measure(bundle, candidates, threads), AUTO, *names)
+            measuring.remember(key, measuring.measure(bundle, candidates, threads, progress), AUTO, *names)
     results = measuring.recall(key).results
     return sorted([*(_fact(candidate, results) for candidate in candidates), *facts], key=Fact.order)
 

@@ -6,12 +6,14 @@ Several processes use it at the same time. Files appear in it only when they are
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from infgen_rt.common.cancellation import current
 from infgen_rt.common.files import whole
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ VARIABLE = "INFGEN_RT_CACHE"
 
 _DIGEST = hashlib.sha256().digest_size
 _PLACES = 64
+# Seconds between two checks of whether waiting for a lock was cancelled.
+_WAIT = 0.2
 # Errors of a lock: it is held, the folder is not writable, or its file system has no locks.
 _NO_LOCK = (OSError, NotImplementedError)
 _held: "list[BaseFileLock]" = []
@@ -82,15 +86,23 @@ def alone(name: str, patience: float) -> Iterator[None]:
     Args:
         name: the name of the block.
         patience: the timeout in seconds.
+
+    Raises:
+        Cancelled: the current work was cancelled while it waited.
     """
     root = cache_folder()
     with ExitStack() as stack:
         if root is not None:
-            from filelock import FileLock
+            from filelock import FileLock, Timeout
 
             with suppress(*_NO_LOCK):
                 root.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(FileLock(root / f"{name}.lock").acquire(timeout=patience))
+                lock, until = FileLock(root / f"{name}.lock"), time.monotonic() + patience
+                while time.monotonic() < until:
+                    with suppress(Timeout):
+                        stack.enter_context(lock.acquire(timeout=_WAIT))
+                        break
+                    current().check()
         yield
 
 
