@@ -8,6 +8,7 @@ from infgen_rt.backend.candidates import AUTO, Candidate, Survey, unsuited
 from infgen_rt.backend.measuring import Speed
 from infgen_rt.backend.protocol import KNOWN, installed_backends, load_backend
 from infgen_rt.bundle.folder import Bundle
+from infgen_rt.common.cancellation import Cancel, Cancellation
 from infgen_rt.common.progress import Tell
 from infgen_rt.errors import BackendError
 
@@ -50,7 +51,12 @@ class Fact:
 
 
 def describe_devices(
-    bundle: Bundle, threads: int | None = None, fresh: bool = False, progress: Tell | None = None
+    bundle: Bundle,
+    threads: int | None = None,
+    fresh: bool = False,
+    *,
+    progress: Tell | None = None,
+    cancel: Cancel | None = None,
 ) -> list[Fact]:
     """List all ways of running a bundle on this machine.
 
@@ -58,13 +64,14 @@ def describe_devices(
         bundle: the bundle to run.
         threads: the number of CPU threads.
         fresh: whether to measure all usable ways now. Otherwise, only earlier measurements are reported.
-        progress: called while ways are measured.
+        progress: called while ways are measured, before the first and after each.
+        cancel: stops measuring, like that of `open`.
 
     Returns:
         The usable ways, fastest first, then the others.
 
     Raises:
-        Cancelled: the current work was cancelled.
+        Cancelled: the work was cancelled with `cancel`.
     """
     facts: list[Fact] = []
     candidates: list[Candidate] = []
@@ -84,7 +91,7 @@ def describe_devices(
         except BackendError as error:
             facts.append(Fact(name, problem=str(error)))
     if fresh and candidates:
-        with measuring.turn():
+        with Cancellation(cancel).watched(), measuring.turn():
             measuring.remember(key, measuring.measure(bundle, candidates, threads, progress), AUTO, *names)
     results = measuring.recall(key).results
     return sorted([*(_fact(candidate, results) for candidate in candidates), *facts], key=Fact.order)

@@ -6,8 +6,10 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, TextIO, cast
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
+from threading import Event
+from typing import Any, TextIO, TypeVar, cast
 
 import click
 
@@ -15,6 +17,10 @@ from infgen_rt.common.progress import Progress
 from infgen_rt.errors import InfGenError
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+# Seconds between checks for signals on systems where waiting cannot be interrupted (Windows).
+_SIGNALS = 0.1
+
+T = TypeVar("T")
 
 
 def complain(text: str, code: int) -> int:
@@ -123,8 +129,46 @@ def progress_bar(wanted: bool) -> Iterator[Callable[[Progress], None]]:
             bar.length = progress.total
             bar.label = f"{progress.stage:8}"
             bar.update(progress.done - bar.pos)
+            bar.render_progress()  # also without a step, to show the label
 
         yield show
+
+
+@contextmanager
+def late_progress_bar(wanted: bool) -> Iterator[Callable[[Progress], None]]:
+    """Like `progress_bar`, but for work that is rarely needed. The bar ends with the last step, before other output."""
+    with ExitStack() as stack:
+        shows: list[Callable[[Progress], None]] = []
+
+        def show(progress: Progress) -> None:
+            if not shows:
+                shows.append(stack.enter_context(progress_bar(wanted)))
+            shows[0](progress)
+            if progress.done == progress.total:
+                stack.close()
+                shows.clear()
+
+        yield show
+
+
+def beside(work: Callable[[Event], T]) -> T:
+    """Do work in another thread, so that signals, which Python handles in the main thread, cancel it at once.
+
+    Args:
+        work: takes the event that is set to cancel it.
+
+    Returns:
+        What the work returns.
+    """
+    cancel = Event()
+    with ThreadPoolExecutor(1, "infgen-work") as pool:
+        future = pool.submit(work, cancel)
+        try:
+            while not wait([future], timeout=_SIGNALS).done:
+                pass
+        finally:
+            cancel.set()
+        return future.result()
 
 
 def print_facts(facts: dict[str, Any], indent: str = "") -> None:

@@ -2,8 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from threading import Event
 from typing import Any
 
 from infgen_rt.backend.candidates import Precision
-from infgen_rt.cli.console import Stopwatch, progress_bar, say
+from infgen_rt.cli.console import Stopwatch, beside, late_progress_bar, progress_bar, say
 from infgen_rt.cli.latents import STREAM, expand, read_one
 from infgen_rt.cli.stream import pour, target_of
 from infgen_rt.common.memory import peak_memory
@@ -25,9 +24,6 @@ from infgen_rt.geometry.shapes import Box, Fit, Size, fit, fixed_size, parse_box
 from infgen_rt.latent.arrays import Normalisation
 from infgen_rt.picture import Picture
 from infgen_rt.writers import Format, TileFormat
-
-# Seconds between checks for signals on systems where waiting cannot be interrupted (Windows).
-_SIGNALS = 0.1
 
 
 @dataclass(frozen=True)
@@ -95,14 +91,21 @@ class Request:
 
     def decoder(self) -> Decoder:
         """Open the model."""
-        decoder = open_decoder(
-            self.model,
-            self.backend,
-            device=self.device,
-            precision=self.precision,
-            threads=self.threads,
-            memory=self.memory,
-        )
+        with late_progress_bar(not self.quiet) as show:
+
+            def opened(cancel: Event) -> Decoder:
+                return open_decoder(
+                    self.model,
+                    self.backend,
+                    device=self.device,
+                    precision=self.precision,
+                    threads=self.threads,
+                    memory=self.memory,
+                    progress=show,
+                    cancel=cancel,
+                )
+
+            decoder = beside(opened)
         # Each picture's report has its own warnings. On the terminal, each cause is reported once.
         decoder.notices.repeat = True
         return decoder
@@ -193,7 +196,7 @@ class Job:
             def save(cancel: Event) -> None:
                 self.picture.save(self.output, region=self.box, **request.writing, progress=on_progress, cancel=cancel)
 
-            _beside(save)
+            beside(save)
         # Messages must not get between the bytes of a picture.
         streamed = request.output == STREAM
         if streamed:
@@ -241,16 +244,3 @@ class Job:
                 "seconds": plan.seconds,
             },
         }
-
-
-def _beside(work: Callable[[Event], None]) -> None:
-    """Do work in another thread, so that signals, which Python handles in the main thread, cancel it at once."""
-    cancel = Event()
-    with ThreadPoolExecutor(1, "infgen-save") as pool:
-        future = pool.submit(work, cancel)
-        try:
-            while not wait([future], timeout=_SIGNALS).done:
-                pass
-        finally:
-            cancel.set()
-        future.result()
