@@ -29,6 +29,7 @@ from infgen_rt.backend.candidates import Candidate, Survey
 from infgen_rt.backend.engine import Engine
 from infgen_rt.backend.protocol import Backend, Options, Session
 from infgen_rt.bundle.folder import DEFAULT_BUNDLE, Bundle
+from infgen_rt.bundle.graphs import DECODE, PREFILL, REFINE, STATISTICS
 from infgen_rt.errors import BackendError
 from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.shapes import Size
@@ -193,8 +194,8 @@ def cases(bundle: Bundle, candidate: Candidate, threads: int, scales: Sequence[f
         enlargement = bundle.manifest.context_for(grid.scale)
         engine.load_for(enlargement)
         context = engine.context(latent, enlargement)
-        engine.decode(inputs_of(grid, context, tile, halo.cells), enlargement)
-        for graph in ("statistics", "prefill", enlargement.graph("refine"), enlargement.graph("decode")):
+        engine.run(DECODE, inputs_of(grid, context, tile, halo.cells), enlargement)
+        for graph in (STATISTICS.name, PREFILL.name, enlargement.graph(REFINE.name), enlargement.graph(DECODE.name)):
             if graph in recorder.inputs:
                 # A decode graph serves several scales. The others run once per latent.
                 name = f"{graph} at {scale:g}" if graph.startswith("decode") else graph

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from infgen_rt.backend.choice import Choice
 from infgen_rt.backend.engine import Engine
+from infgen_rt.bundle.graphs import ENCODE
 from infgen_rt.bundle.manifest import Manifest
 from infgen_rt.common.notices import Notices
 from infgen_rt.geometry.grid import Grid
@@ -114,7 +115,7 @@ class Source:
         self.contexts.plan(first.context, first.enlargement, plan.budget - plan.memory)
         _warn_of_scale(grids, manifest, self.native, first.decoded != grids[0], self.notices)
         if plan.encodings:
-            engine.load("encode")
+            engine.load(ENCODE.name)
         stage = Stage.of(self.contexts, first, engine, plan.cache, plan.workers)
         for encoding, each in zip(plan.encodings, plan.stages[1:], strict=True):
             later = next_latent(stage.tiles, encoding, engine)

@@ -23,6 +23,7 @@ from infgen_rt.backend.engine import Engine
 from infgen_rt.backend.inputs import tile_inputs
 from infgen_rt.backend.protocol import Values
 from infgen_rt.bundle.folder import DEFAULT_BUNDLE, Bundle
+from infgen_rt.bundle.graphs import DECODE
 from infgen_rt.bundle.manifest import Enlargement
 from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.shapes import Box, Size
@@ -48,14 +49,15 @@ def inputs_of(grid: Grid, context: Values, tokens: Box, radius: float | None) ->
 def one_after_another(engine: Engine, inputs: Sequence[dict[str, Any]], enlargement: Enlargement) -> None:
     """Decodes tiles one after another, each with all threads."""
     for each in inputs:
-        engine.decode(each, enlargement)
+        engine.run(DECODE, each, enlargement)
 
 
 def side_by_side(engines: Sequence[Engine], inputs: Sequence[dict[str, Any]], enlargement: Enlargement) -> None:
     """Decodes tiles in parallel, each with one thread."""
     with ThreadPoolExecutor(len(engines)) as pool:
         busy = [
-            pool.submit(engines[index % len(engines)].decode, each, enlargement) for index, each in enumerate(inputs)
+            pool.submit(engines[index % len(engines)].run, DECODE, each, enlargement)
+            for index, each in enumerate(inputs)
         ]
         for future in busy:
             future.result()

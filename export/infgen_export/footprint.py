@@ -15,7 +15,7 @@ from infgen_rt.backend.engine import Engine
 from infgen_rt.backend.inputs import tile_inputs
 from infgen_rt.backend.protocol import AbsentError
 from infgen_rt.bundle.folder import Bundle
-from infgen_rt.bundle.graphs import ENCODE, KINDS, PREFILL, REFINE, STATISTICS, kind_of
+from infgen_rt.bundle.graphs import DECODE, KINDS, kind_of
 from infgen_rt.bundle.manifest import Memory
 from infgen_rt.common.memory import peak_memory
 from infgen_rt.geometry.grid import Grid
@@ -73,19 +73,12 @@ def _main(bundle: str, backend: str, graph: str) -> None:
     # Decode is measured at twice the latent's own size.
     sides = {"h": CELLS.height, "w": CELLS.width, "hk": TOKENS.height // 2, "wk": TOKENS.width // 2}
     sizes = manifest.sizes(enlargement) | sides
-    values = np.zeros(kind.inputs[0].at(sizes), np.float32)
-    if kind == STATISTICS:
-        engine.statistics(values[0])
-    elif kind == PREFILL:
-        engine.prefill(values[0], np.ones(STATISTICS.output.at(sizes), np.float32) if engine.gathers else None)
-    elif kind == REFINE:
-        engine.refine(values, enlargement)
-    elif kind == ENCODE:
-        engine.encode(values[0])
-    else:
+    inputs = {spec.name: np.ones(spec.at(sizes), np.float32) for spec in kind.inputs}
+    if kind == DECODE:
         picture = Size(TOKENS.width * manifest.patch, TOKENS.height * manifest.patch)
         grid = Grid(Size(sides["wk"], sides["hk"]), picture, manifest.patch)
-        engine.decode(tile_inputs(grid, values, grid.cells.box, grid.tokens.box), enlargement)
+        inputs = tile_inputs(grid, inputs["context"], grid.cells.box, grid.tokens.box)
+    engine.run(kind, inputs, enlargement)
     json.dump([loaded, (peak_memory() or 0) - loaded], sys.stdout)
 
 

@@ -1,9 +1,9 @@
 """The loaded graphs of one model. No more of them run at a time than the memory plan allows."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from threading import Lock
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol
 from weakref import WeakSet
 
 import numpy as np
@@ -11,22 +11,20 @@ import numpy as np
 from infgen_rt.backend import forks
 from infgen_rt.backend.candidates import Candidate, Survey
 from infgen_rt.backend.gate import Gate
-from infgen_rt.backend.inputs import fill
+from infgen_rt.backend.inputs import fill, statistics_inputs
 from infgen_rt.backend.protocol import Options, Session, Values
 from infgen_rt.bundle.folder import Bundle
-from infgen_rt.bundle.graphs import DECODE, ENCODE, PREFILL, REFINE, STATISTICS, kind_of
+from infgen_rt.bundle.graphs import DECODE, PREFILL, REFINE, STATISTICS, Kind, kind_of
 from infgen_rt.bundle.manifest import Enlargement
 from infgen_rt.common.cancellation import current
 from infgen_rt.common.folders import writable_cache
 from infgen_rt.common.memory import give_back
 from infgen_rt.common.notices import warn
-from infgen_rt.common.pixels import DevicePixels, FloatArray
+from infgen_rt.common.pixels import FloatArray
 from infgen_rt.errors import DecodeError
-from infgen_rt.geometry.shapes import Box, Size
+from infgen_rt.geometry.shapes import Size
 
 _SHARED = "shared "
-
-V = TypeVar("V", bound=Values)
 
 
 class Borrower(Protocol):
@@ -116,103 +114,64 @@ class Engine:
             if not getattr(backend, "survives_fork", True):
                 forks.note_use(backend.name)
 
-    @property
-    def gathers(self) -> bool:
-        """Whether prefill is local and takes a latent's statistics. Otherwise, it sees the whole latent."""
-        return STATISTICS.name in self._kinds
-
-    @property
-    def refines(self) -> bool:
-        """Whether features are refined to a context. Otherwise, the features are the context."""
-        return REFINE.name in self._kinds
-
-    def statistics(self, latent: FloatArray, inner: Box | None = None, known: FloatArray | None = None) -> FloatArray:
-        """Compute the moments of a latent, or of a part of one.
+    def run(
+        self, kind: Kind, inputs: Mapping[str, Any], enlargement: Enlargement | None = None, shared: bool = False
+    ) -> Values:
+        """Run a graph of a kind that the recipe has.
 
         Args:
-            latent: [C, h, w].
-            inner: the cells to include. The others are the halo. None for all cells.
-            known: [2, blocks, groups], the moments of the whole latent. Variances are below 0 where they are not known.
-                None if none are known.
-
-        Returns:
-            float32 [2, blocks, groups]: means and variances.
-        """
-        shape = STATISTICS.output.at(self.manifest.sizes())
-        box = inner or Size(*latent.shape[:0:-1]).box
-        inputs = {
-            "latent": latent[None],
-            "share_y": _shares(latent.shape[1], box.y, box.height),
-            "share_x": _shares(latent.shape[2], box.x, box.width),
-            "known": np.full(shape, -1, np.float32) if known is None else known,
-        }
-        moments = self._run(STATISTICS.name, inputs)
-        return self._finite(cast(FloatArray, moments), lambda exact: exact.statistics(latent, inner, known))
-
-    def prefill(self, latent: FloatArray, moments: FloatArray | None = None) -> Values:
-        """Compute the features [1, F, h, w] of a latent [C, h, w]. They may stay on the backend's device.
-
-        Without a refine graph, the features are the context. With moments, the reach is the manifest's halo.
-
-        Args:
-            latent: the whole latent, or any part of it if the moments are given.
-            moments: the moments of the whole latent, float32 [2, blocks, groups], if the recipe has a graph for them.
-        """
-        inputs = {"latent": latent[None]} | ({} if moments is None else {"moments": moments})
-        features = self._run(PREFILL.name, inputs)
-        return self._finite(features, lambda exact: exact.prefill(latent, moments))
-
-    def refine(self, features: Values, enlargement: Enlargement) -> Values:
-        """Compute the context [1, D, h, w] of features [1, F, h, w]. The reach is the enlargement's halo."""
-        if not self.refines:
-            return features
-        context = self._run(enlargement.graph(REFINE.name), {"features": features}, enlargement)
-
-        def again(exact: Engine) -> Values:
-            exact.load_for(enlargement)
-            return exact.refine(features, enlargement)
-
-        return self._finite(context, again)
-
-    def context(self, latent: FloatArray, enlargement: Enlargement) -> Values:
-        """Compute the whole context [1, D, h, w] of a latent at once."""
-        return self.refine(self.prefill(latent, self.statistics(latent) if self.gathers else None), enlargement)
-
-    def decode(
-        self, inputs: Mapping[str, Any], enlargement: Enlargement, shared: bool = False
-    ) -> FloatArray | DevicePixels:
-        """Run decode.
-
-        Args:
+            kind: the kind of graph.
             inputs: the inputs of the graph, by name.
-            enlargement: the enlargement of the context in the inputs.
+            enlargement: the enlargement of the graph, if there is one graph per enlargement.
             shared: whether to use one thread, because other tiles are decoded at the same time. Needs `load_shared`
                 first.
 
         Returns:
-            float32 [3, patch * tokens down, patch * tokens across], about [0, 1] and not clamped, on the backend's
-            device.
+            The output, on the backend's device. Its shape is that of the kind for these inputs.
+
+        Raises:
+            DecodeError: the run failed, or the engine is closed.
+            Cancelled: the current work was cancelled.
         """
-        patch = self.manifest.patch
-        rows, columns = patch * len(inputs["token_y"]), patch * len(inputs["token_x"])
-        graph = (_SHARED if shared else "") + enlargement.graph(DECODE.name)
-        image: FloatArray | DevicePixels = self._run(graph, self._filled(inputs), enlargement)[0]
+        graph = enlargement.graph(kind.name) if kind.enlarged and enlargement else kind.name
+        filled = self._filled(kind, inputs)
+        # This check comes before any lock, because a lock may be held by a thread that only the parent process has.
+        self._birthplace.check()
+        with self._gate.enter(alone=not shared):
+            self.check_open()
+            cancellation = current()
+            cancellation.check()
+            try:
+                results = self._sessions[_SHARED + graph if shared else graph].run(filled)
+            except DecodeError:
+                # An interrupted run fails with an error of the backend, so raise Cancelled instead.
+                cancellation.check()
+                raise
+        if not kind.kept:
+            give_back()
+        kind, sizes = self._kinds[kind.name], self.manifest.sizes(enlargement)
+        output, expected = kind.output.name, kind.output_shape(filled, sizes)
+        shapes = {name: values.shape for name, values in results.items()}
+        if shapes != {output: expected}:
+            raise DecodeError(f"{graph} gave {shapes}, expected {output} {expected}: is the model damaged?")
+        result = results[output]
+        if filled is not inputs:
+            result = result[tuple(slice(side) for side in kind.output_shape(inputs, sizes))]
+        if self._candidate.exact or is_finite(result) or (exact := self._in_float32()) is None:
+            return result
+        exact.load(graph)
+        return exact.run(kind, inputs, enlargement)
 
-        def again(exact: Engine) -> FloatArray | DevicePixels:
-            exact.load_for(enlargement)
-            return exact.decode(inputs, enlargement)
+    def has(self, kind: Kind) -> bool:
+        """Whether the recipe has graphs of a kind."""
+        return kind.name in self._kinds
 
-        return self._finite(image[:, :rows, :columns], again)
-
-    def encode(self, image: FloatArray) -> FloatArray:
-        """Encode an image [3, patch * h, patch * w] in [0, 1] to a latent [C, h, w]. Reach: `halo.encode_pixels`."""
-        latent: FloatArray = self._run(ENCODE.name, {"image": image[None]})[0]
-
-        def again(exact: Engine) -> FloatArray:
-            exact.load(ENCODE.name)
-            return exact.encode(image)
-
-        return self._finite(latent, again)
+    def context(self, latent: FloatArray, enlargement: Enlargement) -> Values:
+        """Compute the whole context [1, D, h, w] of a latent [C, h, w] at once."""
+        gathers = self.has(STATISTICS)
+        moments = {"moments": self.run(STATISTICS, statistics_inputs(latent, self.manifest))} if gathers else {}
+        features = self.run(PREFILL, {"latent": latent[None]} | moments)
+        return self.run(REFINE, {"features": features}, enlargement) if self.has(REFINE) else features
 
     def lends_to(self, borrower: Borrower) -> None:
         """Register an object that releases this engine's results on closing. Raises the same errors as `check_open`."""
@@ -241,13 +200,6 @@ class Engine:
                 self._exact.close()
         give_back()
 
-    def _finite(self, result: V, again: Callable[["Engine"], V]) -> V:
-        """Return the result, or the result in float32 if it is not finite."""
-        if self._candidate.exact or is_finite(result):
-            return result
-        exact = self._in_float32()
-        return result if exact is None else again(exact)
-
     def _in_float32(self) -> "Engine | None":
         """An engine for the same model in float32 on the same device, which is created when it is first needed."""
         with self._lock:
@@ -263,46 +215,16 @@ class Engine:
                 self._exact = Engine(self._bundle, exact, self._threads)
             return self._exact
 
-    def _filled(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Pad the inputs to the recipe's smallest shape that holds them, if it has fixed shapes."""
-        sides = (len(inputs[name]) for name in ("token_y", "token_x", "key_y", "key_x"))
-        needed = tuple(sides)
+    def _filled(self, kind: Kind, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Pad the inputs of decode to the recipe's smallest shape that holds them, if it has fixed shapes."""
+        if kind.name != DECODE.name or not self.recipe.shapes:
+            return inputs
+        needed = tuple(len(inputs[name]) for name in ("token_y", "token_x", "key_y", "key_x"))
         for shape in self.recipe.shapes:
             available = (*shape.tokens, *shape.context)
             if all(need <= side for need, side in zip(needed, available, strict=True)):
                 return fill(dict(inputs), Size(*shape.context[::-1]), Size(*shape.tokens[::-1]))
-        if self.recipe.shapes:
-            raise DecodeError(f"a tile of {needed} tokens and cells fits no shape of the recipe {self.recipe.name!r}")
-        return inputs
-
-    def _run(self, graph: str, inputs: Mapping[str, Any], enlargement: Enlargement | None = None) -> Values:
-        # This check comes before any lock, because a lock may be held by a thread that only the parent process has.
-        self._birthplace.check()
-        with self._gate.enter(alone=not graph.startswith(_SHARED)):
-            self.check_open()
-            cancellation = current()
-            cancellation.check()
-            try:
-                results = self._sessions[graph].run(inputs)
-            except DecodeError:
-                # An interrupted run fails with an error of the backend, so raise Cancelled instead.
-                cancellation.check()
-                raise
-        kind = self._kinds[kind_of(graph.removeprefix(_SHARED)).name]
-        if not kind.kept:
-            give_back()
-        output, expected = kind.output.name, kind.output_shape(inputs, self.manifest.sizes(enlargement))
-        shapes = {name: result.shape for name, result in results.items()}
-        if shapes != {output: expected}:
-            raise DecodeError(f"{graph} gave {shapes}, expected {output} {expected}: is the model damaged?")
-        return results[output]
-
-
-def _shares(count: int, first: int, counted: int) -> FloatArray:
-    """The weight of each row in a mean over a range of the rows."""
-    shares = np.zeros(count, np.float32)
-    shares[first : first + counted] = 1 / counted
-    return shares
+        raise DecodeError(f"a tile of {needed} tokens and cells fits no shape of the recipe {self.recipe.name!r}")
 
 
 def cores() -> int:

@@ -1,13 +1,43 @@
-"""The inputs of decode graphs."""
+"""The inputs of graphs that take more than values."""
 
 from typing import Any
 
 import numpy as np
 
 from infgen_rt.backend.protocol import Values
+from infgen_rt.bundle.graphs import STATISTICS
+from infgen_rt.bundle.manifest import Manifest
 from infgen_rt.common.pixels import FloatArray
 from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.shapes import Box, Size
+
+
+def statistics_inputs(
+    latent: FloatArray, manifest: Manifest, inner: Box | None = None, known: FloatArray | None = None
+) -> dict[str, Any]:
+    """Inputs of the statistics graph for a latent, or for a part of one.
+
+    Args:
+        latent: [C, h, w].
+        manifest: the model's manifest.
+        inner: the cells to include. The others are the halo. None for all cells.
+        known: [2, blocks, groups], the moments of the whole latent. Variances are below 0 where they are not known.
+            None if none are known.
+    """
+    box = inner or Size(*latent.shape[:0:-1]).box
+    return {
+        "latent": latent[None],
+        "share_y": _shares(latent.shape[1], box.y, box.height),
+        "share_x": _shares(latent.shape[2], box.x, box.width),
+        "known": np.full(STATISTICS.output.at(manifest.sizes()), -1, np.float32) if known is None else known,
+    }
+
+
+def _shares(count: int, first: int, counted: int) -> FloatArray:
+    """The weight of each row in a mean over a range of the rows."""
+    shares = np.zeros(count, np.float32)
+    shares[first : first + counted] = 1 / counted
+    return shares
 
 
 def tile_inputs(grid: Grid, crop: Values, cells: Box, tokens: Box) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from infgen_rt.backend.candidates import LEAST_PSNR, Candidate, Precision, Way
 from infgen_rt.backend.engine import Engine
 from infgen_rt.backend.inputs import tile_inputs
 from infgen_rt.bundle.folder import Bundle
+from infgen_rt.bundle.graphs import DECODE, ENCODE
 from infgen_rt.bundle.manifest import Enlargement
 from infgen_rt.common.cancellation import current
 from infgen_rt.common.folders import VARIABLE, alone, cache_folder, write_cached
@@ -232,17 +233,17 @@ def _run(bundle: Bundle, candidate: Candidate, threads: int | None) -> tuple[Flo
         cells = grid.context_of(tokens, manifest.halo.cells)
         crop = engine.context(latent, enlargement)[:, :, *cells.slices]
         inputs = tile_inputs(grid, crop, cells, tokens)
-        image = fetch(engine.decode(inputs, enlargement)[:, :final, :final], np.float32)
+        image = fetch(engine.run(DECODE, inputs, enlargement)[0][:, :final, :final], np.float32)
         megapixels, kilocells = tokens.size.area * manifest.patch**2 / 1e6, _CELLS**2 / 1e3
         decode = _seconds(partial(_decode_each, engine, inputs, enlargement), _RUNS) / megapixels / engine.workers
         context = _seconds(lambda: engine.context(latent, enlargement), _RUNS) / kilocells
         # Encoding is measured once, because it is used for estimates only and not for the choice.
         encode = None
-        if "encode" in candidate.recipe.graphs and not candidate.recipe.shapes:
-            engine.load("encode")
-            picture = np.zeros((3, _CELLS * manifest.patch, _CELLS * manifest.patch), np.float32)
-            engine.encode(picture)
-            encode = _seconds(lambda: engine.encode(picture)) / kilocells
+        if ENCODE.name in candidate.recipe.graphs and not candidate.recipe.shapes:
+            engine.load(ENCODE.name)
+            picture = {"image": np.zeros((1, 3, _CELLS * manifest.patch, _CELLS * manifest.patch), np.float32)}
+            engine.run(ENCODE, picture)
+            encode = _seconds(lambda: engine.run(ENCODE, picture)) / kilocells
     finally:
         engine.close()
     return image, Speed(decode, context, encode)
@@ -251,13 +252,14 @@ def _run(bundle: Bundle, candidate: Candidate, threads: int | None) -> tuple[Flo
 def _decode_each(engine: Engine, inputs: Mapping[str, Any], enlargement: Enlargement) -> None:
     """Decode one tile per worker of the engine, all at the same time."""
     if engine.workers == 1:
-        engine.decode(inputs, enlargement)
+        engine.run(DECODE, inputs, enlargement)
         return
     engine.load_shared(enlargement)
     with ThreadPoolExecutor(engine.workers) as pool:
         # Each thread takes the current cancellation with it.
         runs = [
-            pool.submit(copy_context().run, engine.decode, inputs, enlargement, True) for _ in range(engine.workers)
+            pool.submit(copy_context().run, engine.run, DECODE, inputs, enlargement, True)
+            for _ in range(engine.workers)
         ]
         for run in runs:
             run.result()

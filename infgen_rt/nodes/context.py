@@ -9,6 +9,7 @@ from typing import cast
 
 from infgen_rt.backend.engine import Engine
 from infgen_rt.backend.protocol import Values
+from infgen_rt.bundle.graphs import REFINE
 from infgen_rt.bundle.manifest import Enlargement, Manifest, Memory
 from infgen_rt.common.pixels import FloatArray
 from infgen_rt.geometry.shapes import Box, Size
@@ -93,7 +94,8 @@ class Refined:
     def _tile(self, tile: Box) -> Values:
         def made() -> tuple[Values, int]:
             window = self._tiles.window_of(tile)
-            context = cut(self._engine.refine(self._features.read(window), self._enlargement), tile, window)
+            inputs = {"features": self._features.read(window)}
+            context = cut(self._engine.run(REFINE, inputs, self._enlargement), tile, window)
             return context, FLOAT * prod(context.shape)
 
         return self._kept.get_or_make((self._enlargement, tile), made)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from infgen_rt.backend.engine import Engine, is_finite
 from infgen_rt.backend.inputs import tile_inputs
 from infgen_rt.backend.protocol import Values
+from infgen_rt.bundle.graphs import DECODE
 from infgen_rt.bundle.manifest import Enlargement, Memory
 from infgen_rt.common.pixels import DevicePixels, FloatArray
 from infgen_rt.errors import DecodeError
@@ -67,10 +68,10 @@ class Decoded:
         cells = grid.context_of(tokens, halo.cells)
         inputs = tile_inputs(grid, self._context.read(cells), cells, tokens)
         try:
-            image = self._engine.decode(inputs, self._enlargement, shared)
+            image = self._engine.run(DECODE, inputs, self._enlargement, shared)[0]
         except DecodeError as error:
             raise DecodeError(f"the tile {box} could not be decoded: {error}") from error
-        pixels = image[:, *box.relative_to(grid.pixels_of(tokens)).slices]
+        pixels: FloatArray | DevicePixels = image[:, *box.relative_to(grid.pixels_of(tokens)).slices]
         if not is_finite(pixels):
             raise DecodeError(f"the model gave NaN or infinite pixels in {box}: is the latent usable?")
         return pixels

@@ -8,6 +8,7 @@ import numpy as np
 
 from infgen_rt.backend.engine import Engine
 from infgen_rt.backend.protocol import Values
+from infgen_rt.bundle.graphs import PREFILL
 from infgen_rt.bundle.manifest import Enlargement, Manifest, Memory
 from infgen_rt.common.pixels import FloatArray
 from infgen_rt.geometry.shapes import Box, Size
@@ -54,7 +55,7 @@ class LocalFeatures:
         moments = self._moments.read(box)
         seen = box.grow(self._engine.manifest.halo.prefill, self.size.box)
         latent = np.ascontiguousarray(self._latent.read(seen))
-        return cut(self._engine.prefill(latent, moments), box, seen)
+        return cut(self._engine.run(PREFILL, {"latent": latent[None], "moments": moments}), box, seen)
 
 
 class WholeFeatures:
@@ -101,7 +102,7 @@ class WholeFeatures:
 
 def _prefilled(latent: Node[FloatArray], engine: Engine) -> Generator[Step, None, Values]:
     yield from latent.prepare()
-    return engine.prefill(latent.read(latent.size.box))
+    return engine.run(PREFILL, {"latent": latent.read(latent.size.box)[None]})
 
 
 def cut(values: Values, box: Box, whole: Box) -> Values:

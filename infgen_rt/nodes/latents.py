@@ -6,6 +6,7 @@ from contextlib import closing
 import numpy as np
 
 from infgen_rt.backend.engine import Engine
+from infgen_rt.bundle.graphs import ENCODE
 from infgen_rt.bundle.manifest import Manifest, Memory
 from infgen_rt.common.pixels import FloatArray
 from infgen_rt.geometry.pictures import PictureTiles
@@ -109,6 +110,7 @@ def _encode(picture: Tiles, tiles: HaloTiling, engine: Engine) -> Generator[Step
             for part, planes in zip(parts, planes_of_parts, strict=True):
                 np.clip(planes, 0.0, 1.0, out=image[:, *part.relative_to(pixels).slices])
                 yield "decode"
-        latent[:, *tile.slices] = engine.encode(image)[:, *tile.relative_to(window).slices]
+        made = engine.run(ENCODE, {"image": image[None]})[0]
+        latent[:, *tile.slices] = made[:, *tile.relative_to(window).slices]
         yield "reencode"
     return latent

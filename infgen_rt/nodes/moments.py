@@ -2,10 +2,13 @@
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
 from infgen_rt.backend.engine import Engine
+from infgen_rt.backend.inputs import statistics_inputs
+from infgen_rt.bundle.graphs import STATISTICS
 from infgen_rt.bundle.manifest import Memory
 from infgen_rt.common.pixels import FloatArray
 from infgen_rt.geometry.shapes import Box, Size
@@ -69,7 +72,8 @@ def _gathered(latent: Node[FloatArray], gathering: Gathering, engine: Engine) ->
     """
     yield from latent.prepare()
     if gathering.runs == 1:
-        return engine.statistics(latent.read(latent.size.box))
+        inputs = statistics_inputs(latent.read(latent.size.box), engine.manifest)
+        return cast(FloatArray, engine.run(STATISTICS, inputs))
     moments: FloatArray | None = None
     for block in range(gathering.blocks):
         parts: list[FloatArray] = []
@@ -78,7 +82,8 @@ def _gathered(latent: Node[FloatArray], gathering: Gathering, engine: Engine) ->
             if block or parts:
                 yield "prefill"
             part = np.ascontiguousarray(latent.read(window))
-            parts.append(engine.statistics(part, tile.relative_to(window), moments)[:, block])
+            inputs = statistics_inputs(part, engine.manifest, tile.relative_to(window), moments)
+            parts.append(engine.run(STATISTICS, inputs)[:, block])
             counts.append(tile.size.area)
         if moments is None:
             moments = np.full((2, gathering.blocks, parts[0].shape[1]), -1, np.float32)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from math import ceil
 
 from infgen_rt.backend.measuring import Speed
+from infgen_rt.bundle.graphs import REFINE
 from infgen_rt.bundle.manifest import Manifest, Recipe
 from infgen_rt.geometry.shapes import Size
 from infgen_rt.geometry.tiling import HaloTiling
@@ -106,7 +107,7 @@ def _stage_costs(stage: StagePlan, manifest: Manifest, recipe: Recipe, workers: 
     else:
         yield WholeFeatures.cost(stage.grid.cells, plan is not None, stage.enlargement, manifest, figures)
     if plan is not None:
-        refines = stage.enlargement.graph("refine") in recipe.graphs
+        refines = stage.enlargement.graph(REFINE.name) in recipe.graphs
         yield plan.cost(stage.enlargement, refines, manifest, figures)
     else:
         yield Cost(cells=stage.grid.cells.area * effort(stage.enlargement, manifest))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from itertools import product
 
 from infgen_rt.backend.choice import Choice
+from infgen_rt.bundle.graphs import ENCODE, REFINE, STATISTICS
 from infgen_rt.bundle.manifest import Enlargement, Manifest, Recipe
 from infgen_rt.common.memory import MIB, format_bytes
 from infgen_rt.errors import PlanError
@@ -141,12 +142,12 @@ def plan_context(
         The plan, or None if the recipe has no graphs for it. Prefill's features of the whole latent are then the
         context.
     """
-    if recipe.graphs.keys().isdisjoint(("statistics", enlargement.graph("refine"))):
+    if recipe.graphs.keys().isdisjoint((STATISTICS.name, enlargement.graph(REFINE.name))):
         return None
     figures = manifest.memory(recipe)
     room = (budget - figures.base) // 2
     gathering = None
-    if "statistics" in recipe.graphs and manifest.moments:
+    if STATISTICS.name in recipe.graphs and manifest.moments:
         # All at once if there is room, because parts take one pass for each of prefill's blocks.
         for side in (max(cells), *_CONTEXT_TILES):
             parts = HaloTiling(Tiling.of(cells, Size(side, side)), manifest.halo.prefill)
@@ -166,7 +167,7 @@ def plan_context(
 
 def _working(plan: ContextPlan, enlargement: Enlargement, manifest: Manifest, recipe: Recipe) -> int:
     """The bytes that are needed to make a tile of a context."""
-    figures, refines = manifest.memory(recipe), enlargement.graph("refine") in recipe.graphs
+    figures, refines = manifest.memory(recipe), enlargement.graph(REFINE.name) in recipe.graphs
     refining = plan.cost(enlargement, refines, manifest, figures).reading
     return max(refining, LocalFeatures.cost(plan.tiles, manifest, figures).reading if plan.gathering else 0)
 
@@ -187,7 +188,7 @@ def _check_bounds(grid: Grid, manifest: Manifest, which: str) -> None:
 
 
 def _check_encodes(recipe: Recipe, stages: int) -> None:
-    if "encode" not in recipe.graphs:
+    if ENCODE.name not in recipe.graphs:
         raise PlanError(f"{stages} stages need an encode graph, and the recipe {recipe.name!r} has none: use one stage")
     if recipe.shapes:
         # A picture cannot be padded to a shape without changing its latent.

@@ -48,7 +48,7 @@ def test_max_scale_takes_the_fewest_stages(width: int, height: int, across: floa
     whole = Grid(Size(width, height), picture, 8)
     grids = chain(whole, max_scale=most)
     check_links(whole, grids)
-    assert len(grids) == max(1, ceil(log(max(whole.scale)) / log(most) - 1e-6))
+    assert len(grids) == max(1, ceil(log(max(whole.scale)) / log(most) - 1e-9))
     for axis in (0, 1):
         total = whole.scale[1 - axis]
         for number, grid in enumerate(grids[:-1], start=1):

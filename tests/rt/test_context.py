@@ -3,9 +3,10 @@
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import infgen_rt
-from infgen_rt.backend.engine import Engine
 from infgen_rt.bundle.folder import Bundle
+from infgen_rt.bundle.graphs import REFINE
 from infgen_rt.bundle.manifest import Enlargement
 from infgen_rt.common.memory import MIB
 from infgen_rt.geometry.shapes import Box, Size
@@ -25,6 +26,7 @@ from infgen_rt.nodes.moments import Gathering, Moments, merged
 from infgen_rt.plan.making import plan_context
 
 from . import tiny
+from .watching import Run, on_runs
 
 LATENT = tiny.random_latent(37, 53)
 pytestmark = pytest.mark.filterwarnings("ignore::infgen_rt.InfGenWarning")
@@ -34,13 +36,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::infgen_rt.InfGenWarning")
 def refined(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
     """Rows and columns of each piece of features that was refined."""
     seen: list[tuple[int, int]] = []
-    refine = Engine.refine
 
-    def on_refine(engine: Engine, features: np.ndarray, enlargement: Enlargement) -> np.ndarray:
-        seen.append(features.shape[2:])
-        return refine(engine, features, enlargement)
+    def on_refine(run: Run, inputs: Mapping[str, Any], shared: bool) -> Any:
+        seen.append(inputs["features"].shape[2:])
+        return run()
 
-    monkeypatch.setattr(Engine, "refine", on_refine)
+    on_runs(monkeypatch, REFINE, on_refine)
     yield seen
 
 

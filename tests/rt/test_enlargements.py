@@ -14,6 +14,7 @@ from PIL import Image
 import infgen_rt
 from infgen_rt.backend.engine import Engine
 from infgen_rt.bundle.folder import Bundle
+from infgen_rt.bundle.graphs import Kind
 from infgen_rt.bundle.manifest import Enlargement, Manifest
 from infgen_rt.common.pixels import FloatArray
 from infgen_rt.errors import BundleError, DecodeError
@@ -45,13 +46,13 @@ def decoder(bundle: Path) -> Iterator[infgen_rt.Decoder]:
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Each graph that was run, by its name."""
     seen: list[str] = []
-    run = Engine._run
+    run = Engine.run
 
-    def on_run(engine: Engine, kind: str, *others: Any) -> Any:
-        seen.append(kind.removeprefix("shared "))
-        return run(engine, kind, *others)
+    def on_run(engine: Engine, kind: Kind, inputs: Any, enlargement: Any = None, shared: bool = False) -> Any:
+        seen.append(enlargement.graph(kind.name) if kind.enlarged else kind.name)
+        return run(engine, kind, inputs, enlargement, shared)
 
-    monkeypatch.setattr(Engine, "_run", on_run)
+    monkeypatch.setattr(Engine, "run", on_run)
     return seen
 
 

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 
 import infgen_rt
-from infgen_rt.backend.engine import Engine, cores
+from infgen_rt.backend.engine import cores
 from infgen_rt.backend.gate import Gate
 from infgen_rt.bundle.folder import Bundle
+from infgen_rt.bundle.graphs import DECODE
 from infgen_rt.geometry.shapes import Box
 from infgen_rt.nodes.tiles import Tiles
 
 from . import tiny
+from .watching import Run, on_runs
 
 LATENT = tiny.random_latent(40, 50)
 SIZE = (1200, 900)
@@ -33,21 +35,21 @@ def parallel(bundle: Path) -> Iterator[infgen_rt.Decoder]:
 def at_once(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many decodes were under way when each began."""
     seen: list[int] = []
-    running, lock, run = 0, threading.Lock(), Engine.decode
+    running, lock = 0, threading.Lock()
 
-    def decode(engine: Engine, inputs: Any, enlargement: Any, shared: bool = False) -> Any:
+    def decode(run: Run, inputs: Any, shared: bool) -> Any:
         nonlocal running
         with lock:
             running += 1
             seen.append(running)
         time.sleep(0.02)
         try:
-            return run(engine, inputs, enlargement, shared)
+            return run()
         finally:
             with lock:
                 running -= 1
 
-    monkeypatch.setattr(Engine, "decode", decode)
+    on_runs(monkeypatch, DECODE, decode)
     return seen
 
 
@@ -86,13 +88,12 @@ def test_tiles_and_files_are_those_of_the_picture(
 
 def test_one_tile_has_all_threads(parallel: infgen_rt.Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
-    run = Engine.decode
 
-    def decode(engine: Engine, inputs: Any, enlargement: Any, shared: bool = False) -> Any:
+    def decode(run: Run, inputs: Any, shared: bool) -> Any:
         asked.append(shared)
-        return run(engine, inputs, enlargement, shared)
+        return run()
 
-    monkeypatch.setattr(Engine, "decode", decode)
+    on_runs(monkeypatch, DECODE, decode)
     picture = parallel.picture(LATENT, SIZE, tile=256)
     picture.read((10, 10, 200, 200))
     assert asked == [False]
@@ -115,17 +116,17 @@ def test_workers_that_do_not_fit_are_left_out(bundle: Path) -> None:
 def test_a_tile_that_fails_is_named_and_the_decoder_goes_on(
     parallel: infgen_rt.Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, count, lock = Engine.decode, 0, threading.Lock()
+    count, lock = 0, threading.Lock()
 
-    def decode(engine: Engine, inputs: Any, enlargement: Any, shared: bool = False) -> Any:
+    def decode(run: Run, inputs: Any, shared: bool) -> Any:
         nonlocal count
         with lock:
             count += 1
             if count == 4:
                 raise infgen_rt.DecodeError("the driver is gone")
-        return run(engine, inputs, enlargement, shared)
+        return run()
 
-    monkeypatch.setattr(Engine, "decode", decode)
+    on_runs(monkeypatch, DECODE, decode)
     picture = parallel.picture(LATENT, SIZE, tile=128)
     with pytest.raises(
         infgen_rt.DecodeError, match=r"the tile \d+,\d+,\d+,\d+ could not be decoded: the driver is gone"

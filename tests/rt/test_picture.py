@@ -1,16 +1,18 @@
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import infgen_rt
-from infgen_rt.backend.engine import Engine
+from infgen_rt.bundle.graphs import DECODE, PREFILL
 from infgen_rt.common.pixels import to_bytes, to_floats
 from infgen_rt.errors import DecodeError, PlanError
 
 from . import tiny
+from .watching import Run, on_runs
 
 LATENT = tiny.random_latent(9, 12)
 
@@ -24,13 +26,12 @@ def picture(decoder: infgen_rt.Decoder) -> infgen_rt.Picture:
 def decodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Tokens of each decode that was run."""
     counts: list[int] = []
-    decode = Engine.decode
 
-    def counted(engine: Engine, inputs: dict, enlargement: object, shared: bool = False) -> np.ndarray:
+    def counted(run: Run, inputs: Mapping[str, Any], shared: bool) -> Any:
         counts.append(len(inputs["token_y"]) * len(inputs["token_x"]))
-        return decode(engine, inputs, enlargement, shared)
+        return run()
 
-    monkeypatch.setattr(Engine, "decode", counted)
+    on_runs(monkeypatch, DECODE, counted)
     yield counts
 
 
@@ -127,8 +128,7 @@ def test_a_closed_decoder_says_so(bundle: Path) -> None:
 
 
 def test_pixels_that_are_no_numbers_are_an_error(picture: infgen_rt.Picture, monkeypatch: pytest.MonkeyPatch) -> None:
-    decode = Engine.decode
-    monkeypatch.setattr(Engine, "decode", lambda *given: decode(*given) * np.float32(np.nan))
+    on_runs(monkeypatch, DECODE, lambda run, inputs, shared: run() * np.float32(np.nan))
     with pytest.raises(DecodeError, match="NaN or infinite pixels in 0,0,8,8"):
         picture.read((0, 0, 8, 8))
 
@@ -144,7 +144,7 @@ def test_other_sizes_share_what_prefill_made(decoder: infgen_rt.Decoder, monkeyp
     latent = tiny.random_latent(12, 16)
     picture, expected = decoder.picture(latent, "3x", tile=64), decoder.picture(latent, (200, 150)).read()
     picture.read((0, 0, 64, 64))
-    monkeypatch.setattr(decoder._engine, "prefill", None)
+    on_runs(monkeypatch, PREFILL, lambda run, inputs, shared: pytest.fail("prefill ran again"))
     other = picture.at((200, 150))
     assert other.size == (200, 150) and np.abs(other.read().astype(int) - expected).max() <= 1
     assert picture.at("2x").size == (256, 192) and picture.at(1).size == (128, 96)

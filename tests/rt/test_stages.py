@@ -1,9 +1,10 @@
 """Iterative extrapolation: a chain of stages must give what it gives when each picture is made whole."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import infgen_rt
-from infgen_rt.backend.engine import Engine
+from infgen_rt.bundle.graphs import DECODE, ENCODE, PREFILL
 from infgen_rt.errors import BundleError, Cancelled, DecodeError, PlanError
 
 from . import tiny
+from .watching import Run, on_runs
 
 LATENT = tiny.random_latent(7, 13)
 pytestmark = pytest.mark.filterwarnings("ignore::infgen_rt.InfGenWarning")
@@ -24,24 +26,23 @@ pytestmark = pytest.mark.filterwarnings("ignore::infgen_rt.InfGenWarning")
 def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int]]]:
     """Each graph that was run, and its input's size: cells, tokens or cells."""
     seen: list[tuple[str, int]] = []
-    prefill, decode, encode = Engine.prefill, Engine.decode, Engine.encode
 
-    def on_prefill(engine: Engine, latent: np.ndarray, moments: np.ndarray) -> np.ndarray:
-        seen.append(("prefill", latent[0].size))
-        return prefill(engine, latent, moments)
+    def on_prefill(run: Run, inputs: Mapping[str, Any], shared: bool) -> Any:
+        seen.append(("prefill", inputs["latent"][0, 0].size))
+        return run()
 
-    def on_decode(engine: Engine, inputs: dict, enlargement: object, shared: bool = False) -> np.ndarray:
+    def on_decode(run: Run, inputs: Mapping[str, Any], shared: bool) -> Any:
         seen.append(("decode", len(inputs["token_y"]) * len(inputs["token_x"])))
-        return decode(engine, inputs, enlargement, shared)
+        return run()
 
-    def on_encode(engine: Engine, image: np.ndarray) -> np.ndarray:
+    def on_encode(run: Run, inputs: Mapping[str, Any], shared: bool) -> Any:
+        image = inputs["image"]
         assert image.min() >= 0 and image.max() <= 1
-        seen.append(("encode", image[0].size // 64))
-        return encode(engine, image)
+        seen.append(("encode", image[0, 0].size // 64))
+        return run()
 
-    monkeypatch.setattr(Engine, "prefill", on_prefill)
-    monkeypatch.setattr(Engine, "decode", on_decode)
-    monkeypatch.setattr(Engine, "encode", on_encode)
+    for kind, instead in ((PREFILL, on_prefill), (DECODE, on_decode), (ENCODE, on_encode)):
+        on_runs(monkeypatch, kind, instead)
     yield seen
 
 
@@ -176,11 +177,11 @@ def test_several_threads_share_the_work(runs: list[tuple[str, int]], picture: in
 
 
 def test_a_step_that_failed_is_tried_again(picture: infgen_rt.Picture, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(engine: Engine, image: np.ndarray) -> np.ndarray:
+    def fail(run: Run, inputs: Mapping[str, Any], shared: bool) -> Any:
         raise DecodeError("out of luck")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Engine, "encode", fail)
+        on_runs(patch, ENCODE, fail)
         with pytest.raises(DecodeError, match="out of luck"):
             picture.read()
     expected = np.floor(tiny.decode_stages(LATENT, SIZES) * 255 + 0.5)
