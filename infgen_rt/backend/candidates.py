@@ -8,6 +8,7 @@ from typing import Literal
 
 from infgen_rt.backend.protocol import EXACT, KNOWN, AbsentError, Backend, Device, installed_backends, load_backend
 from infgen_rt.bundle.manifest import Manifest, Recipe
+from infgen_rt.common.cancellation import current
 from infgen_rt.errors import BackendError
 
 Precision = Literal["fast", "exact"]
@@ -91,6 +92,7 @@ class Survey:
 
         Raises:
             BackendError: the named backend or device is unknown or not usable, or the bundle has no graphs for it.
+            Cancelled: the current work was cancelled.
         """
         if name != AUTO:
             backend = load_backend(name)
@@ -100,6 +102,7 @@ class Survey:
         for entry in installed_backends():
             if not worth_importing(entry, manifest):
                 continue
+            current().check()  # importing a library takes seconds
             try:
                 backend = load_backend(entry)
                 candidates += _candidates(backend, _devices(backend, device), manifest)

@@ -8,7 +8,7 @@ from infgen_rt.backend.candidates import AUTO, Candidate, Survey, unsuited
 from infgen_rt.backend.measuring import Speed
 from infgen_rt.backend.protocol import KNOWN, installed_backends, load_backend
 from infgen_rt.bundle.folder import Bundle
-from infgen_rt.common.cancellation import Cancel, Cancellation
+from infgen_rt.common.cancellation import Cancel, Cancellation, current
 from infgen_rt.common.progress import Tell
 from infgen_rt.errors import BackendError
 
@@ -73,11 +73,17 @@ def describe_devices(
     Raises:
         Cancelled: the work was cancelled with `cancel`.
     """
+    with Cancellation(cancel).watched():
+        return _describe(bundle, threads, fresh, progress)
+
+
+def _describe(bundle: Bundle, threads: int | None, fresh: bool, progress: Tell | None) -> list[Fact]:
     facts: list[Fact] = []
     candidates: list[Candidate] = []
     key = measuring.key(bundle, threads)
     names = [*KNOWN, *sorted(installed_backends().keys() - KNOWN.keys())]
     for name in names:
+        current().check()  # importing a library takes seconds
         try:
             found = load_backend(name).devices()
             facts += [Fact(name, device.id, device.name, problem=device.problem) for device in found if device.problem]
@@ -91,7 +97,7 @@ def describe_devices(
         except BackendError as error:
             facts.append(Fact(name, problem=str(error)))
     if fresh and candidates:
-        with Cancellation(cancel).watched(), measuring.turn():
+        with measuring.turn():
             measuring.remember(key, measuring.measure(bundle, candidates, threads, progress), AUTO, *names)
     results = measuring.recall(key).results
     return sorted([*(_fact(candidate, results) for candidate in candidates), *facts], key=Fact.order)

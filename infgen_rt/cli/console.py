@@ -6,10 +6,8 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
-from threading import Event
-from typing import Any, TextIO, TypeVar, cast
+from typing import Any, TextIO, cast
 
 import click
 
@@ -17,10 +15,6 @@ from infgen_rt.common.progress import Progress
 from infgen_rt.errors import InfGenError
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
-# Seconds between checks for signals on systems where waiting cannot be interrupted (Windows).
-_SIGNALS = 0.1
-
-T = TypeVar("T")
 
 
 def complain(text: str, code: int) -> int:
@@ -149,26 +143,6 @@ def late_progress_bar(wanted: bool) -> Iterator[Callable[[Progress], None]]:
                 shows.clear()
 
         yield show
-
-
-def beside(work: Callable[[Event], T]) -> T:
-    """Do work in another thread, so that signals, which Python handles in the main thread, cancel it at once.
-
-    Args:
-        work: takes the event that is set to cancel it.
-
-    Returns:
-        What the work returns.
-    """
-    cancel = Event()
-    with ThreadPoolExecutor(1, "infgen-work") as pool:
-        future = pool.submit(work, cancel)
-        try:
-            while not wait([future], timeout=_SIGNALS).done:
-                pass
-        finally:
-            cancel.set()
-        return future.result()
 
 
 def print_facts(facts: dict[str, Any], indent: str = "") -> None:

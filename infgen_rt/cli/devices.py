@@ -9,7 +9,8 @@ import click
 from infgen_rt.backend.report import describe_devices
 from infgen_rt.bundle.folder import Bundle
 from infgen_rt.cli import options
-from infgen_rt.cli.console import beside, late_progress_bar, say, warnings_to_stderr
+from infgen_rt.cli.console import late_progress_bar, say, warnings_to_stderr
+from infgen_rt.cli.interruption import interruptible
 
 
 @click.command(
@@ -24,9 +25,9 @@ from infgen_rt.cli.console import beside, late_progress_bar, say, warnings_to_st
 @options.as_json
 def devices(fresh: bool, model: Path | None, threads: int | None, as_json: bool) -> None:
     """List what can run a model here and how fast, and say what to install for the rest."""
-    with warnings_to_stderr(), late_progress_bar(True) as show:
+    with warnings_to_stderr(), late_progress_bar(True) as show, interruptible() as cancel:
         bundle = Bundle.open(model)
-        facts = beside(lambda cancel: describe_devices(bundle, threads, fresh, progress=show, cancel=cancel))
+        facts = describe_devices(bundle, threads, fresh, progress=show, cancel=cancel)
     if as_json:
         say(json.dumps([asdict(fact) for fact in facts]), needed=True)
     else:

@@ -10,7 +10,8 @@ from threading import Event
 from typing import Any
 
 from infgen_rt.backend.candidates import Precision
-from infgen_rt.cli.console import Stopwatch, beside, late_progress_bar, progress_bar, say
+from infgen_rt.cli.console import Stopwatch, late_progress_bar, progress_bar, say
+from infgen_rt.cli.interruption import beside, interruptible
 from infgen_rt.cli.latents import STREAM, expand, read_one
 from infgen_rt.cli.stream import pour, target_of
 from infgen_rt.common.memory import peak_memory
@@ -91,21 +92,17 @@ class Request:
 
     def decoder(self) -> Decoder:
         """Open the model."""
-        with late_progress_bar(not self.quiet) as show:
-
-            def opened(cancel: Event) -> Decoder:
-                return open_decoder(
-                    self.model,
-                    self.backend,
-                    device=self.device,
-                    precision=self.precision,
-                    threads=self.threads,
-                    memory=self.memory,
-                    progress=show,
-                    cancel=cancel,
-                )
-
-            decoder = beside(opened)
+        with late_progress_bar(not self.quiet) as show, interruptible() as cancel:
+            decoder = open_decoder(
+                self.model,
+                self.backend,
+                device=self.device,
+                precision=self.precision,
+                threads=self.threads,
+                memory=self.memory,
+                progress=show,
+                cancel=cancel,
+            )
         # Each picture's report has its own warnings. On the terminal, each cause is reported once.
         decoder.notices.repeat = True
         return decoder

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -173,7 +174,17 @@ def test_the_command_line_shows_it_on_a_terminal(
 def test_ctrl_c_ends_the_run_in_progress(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(Endless, "begun", staticmethod(lambda: os.kill(os.getpid(), signal.SIGINT)))
+    def interrupt() -> None:
+        # Another thread receives the signal, so that waiting in this one goes on like native code.
+        def send() -> None:
+            while sys._current_frames()[threading.main_thread().ident or 0].f_code.co_name != "wait":
+                time.sleep(0.01)
+            time.sleep(0.2)
+            signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+        threading.Thread(target=send).start()
+
+    monkeypatch.setattr(Endless, "begun", staticmethod(interrupt))
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     assert main(["devices", "--measure", "--model", str(bundle)]) == 130
     assert Endless.interrupted.is_set() and not measured(bundle)
