@@ -58,7 +58,7 @@ def _decode_several(request: Request, notes: list[str]) -> None:
             stopwatch = Stopwatch()
             notes.clear()
             try:
-                for job in request.jobs(decoder, read_latent(latent, request.key)[0], output):
+                for job in request.jobs(decoder, read_latent(latent, request.key), output):
                     stopwatch.lap("open")
                     job.run(request, stopwatch, notes)
                     stopwatch = Stopwatch()

@@ -107,21 +107,23 @@ def _describe_latent(
     normalisation: Normalisation | None,
     latent_size: tuple[int, int] | None,
 ) -> dict[str, Any]:
-    array, metadata = read_latent(path, key)
+    stored = read_latent(path, key)
+    normalisation = normalisation or stored.normalisation(space)
     try:
-        latents = as_latents(array, space, normalisation=normalisation, latent_size=latent_size)
+        latents = as_latents(stored, space, normalisation=normalisation, latent_size=latent_size)
     except LatentError as error:
         raise LatentError(f"{path}: {error}") from None
     latent = latents[0]
     return {
         "latent": str(path),
         "pictures": len(latents),
-        "stored_shape": array.shape,
+        "latent_space": space.name,
+        "stored_shape": stored.array.shape,
         "channels": space.channels,
         "cells": latent.shape[:0:-1],
         "native_size": space.native_size(latent),
         "mean": round(float(latent.mean()), 4),
         "std": round(float(latent.std()), 4),
         "likely_normalisation": normalisation_of(latent, space) if normalisation is None else normalisation,
-        **metadata,
+        **stored.metadata,
     }

@@ -8,7 +8,7 @@ from typing import Any
 
 from infgen_rt.common.memory import format_bytes
 from infgen_rt.errors import LatentError
-from infgen_rt.latent.files import MAX_FILE, parse_array, read_array
+from infgen_rt.latent.files import MAX_FILE, Stored, parse_array, read_array
 from infgen_rt.latent.samples import load_sample
 
 # The name for standard input and output.
@@ -34,7 +34,7 @@ def expand(paths: Iterable[Path]) -> tuple[Path, ...]:
     return tuple(files)
 
 
-def read_latent(path: Path, key: str | None) -> tuple[Any, dict[str, str]]:
+def read_latent(path: Path, key: str | None) -> Stored:
     """Read a file, or standard input for `-`. Results and errors are those of `read_array`."""
     if path != STREAM:
         return read_array(path, key)
@@ -53,7 +53,7 @@ def read_one(paths: tuple[Path, ...], sample: str | None, key: str | None) -> An
         LatentError: it is not usable, or neither or both are named.
     """
     if len(paths) == 1 and sample is None:
-        return read_latent(paths[0], key)[0]
+        return read_latent(paths[0], key)
     if sample is not None and not paths:
         return load_sample(sample).latent
     raise LatentError("expected either a LATENT file or --sample NAME")

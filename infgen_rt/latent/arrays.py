@@ -10,7 +10,7 @@ from infgen_rt.common.pixels import FloatArray
 from infgen_rt.errors import LatentError
 from infgen_rt.geometry.shapes import Size
 from infgen_rt.latent.evidence import Normalisation, is_foreign, moments, normalisation_of
-from infgen_rt.latent.files import read_array
+from infgen_rt.latent.files import Stored, read_array
 from infgen_rt.latent.layout import plain_latents
 from infgen_rt.latent.spaces import LatentSpace, latent_space
 
@@ -61,9 +61,9 @@ def load_latents(
     Returns:
         float32 [channels, h, w] for each picture.
     """
-    array, _ = read_array(path, key)
+    stored = read_array(path, key)
     try:
-        return as_latents(array, latent_space(space), normalisation=normalisation, latent_size=latent_size)
+        return as_latents(stored, latent_space(space), normalisation=normalisation, latent_size=latent_size)
     except LatentError as error:
         raise LatentError(f"{path}: {error}") from None
 
@@ -79,17 +79,19 @@ def as_latents(
     """Convert the output of a pipeline into latents that can be decoded.
 
     Args:
-        value: a NumPy array, a torch tensor or anything that NumPy reads, in one of the following shapes. Each may
-            have a batch axis, and the first two may have an axis of one frame before h.
+        value: a NumPy array, a torch tensor, what `read_array` returns, or anything that NumPy reads, in one of the
+            following shapes. Each may have a batch axis, and the first two may have an axis of one frame before h.
             [C, h, w], the latent itself;
             [4C, h/2, w/2], patchified 2x2, as ComfyUI stores FLUX.2's;
-            [h/2 * w/2, 4C], packed into a sequence, which needs `latent_size`.
+            [h/2 * w/2, 4C], packed into a sequence, as diffusers' pipelines return FLUX.1's and FLUX.2's. It needs
+            `latent_size`. The last two are only for spaces whose programs return them.
         space: its latent space.
         normalisation: `model` if the numbers are those that the diffusion transformer works on, `vae` if they
             are the VAE's own (for FLUX.2, with the batch norm undone). With `output_type="latent"`, diffusers'
             Flux2Pipeline (0.36 to 0.42.1) returns packed latents in the model's normalisation, and its
-            Flux2KleinPipeline (0.37 to 0.42.1) returns plain latents in the VAE's own. None means the model's, with a
-            warning if the numbers contradict it or are ambiguous.
+            Flux2KleinPipeline (0.37 to 0.42.1) returns plain latents in the VAE's own. None means what the file says,
+            which is the VAE's own for ComfyUI's files of all spaces but FLUX.2. For other latents it means the
+            model's, with a warning if the numbers contradict it or are ambiguous.
         latent_size: the width and height in pixels that were requested from the pipeline. Only for packed latents.
         notices: gives the warnings. By default, each cause is reported once per call.
 
@@ -103,6 +105,8 @@ def as_latents(
     if normalisation not in (None, "model", "vae"):
         raise LatentError(f"normalisation {normalisation!r} is unknown: expected 'model' or 'vae'")
     notices = notices or Notices()
+    if isinstance(value, Stored):
+        normalisation = normalisation or value.normalisation(space)
     plain, patched = plain_latents(_as_float32(value), space, latent_size)
     return [_checked(latent, space, normalisation, patched, notices) for latent in plain]
 
@@ -123,7 +127,7 @@ def as_latent(
     latents = as_latents(value, space, normalisation=normalisation, latent_size=latent_size, notices=notices)
     if len(latents) != 1:
         raise LatentError(
-            f"shape {list(np.shape(value))} is a batch of {len(latents)}: Decoder.pictures makes a picture of each"
+            f"shape {list(_as_float32(value).shape)} is a batch of {len(latents)}: Decoder.pictures makes a picture of each"
         )
     return latents[0]
 
@@ -135,6 +139,8 @@ def native_size(value: Any, space: LatentSpace, *, latent_size: tuple[int, int] 
 
 
 def _as_float32(value: Any) -> FloatArray:
+    if isinstance(value, Stored):
+        value = value.array
     if hasattr(value, "detach"):  # a torch tensor, recognised by this method because torch is not imported here
         value = value.detach().cpu()
         value = (value.float() if value.is_floating_point() else value).numpy()

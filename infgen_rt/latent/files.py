@@ -5,6 +5,7 @@ import json
 import math
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,26 +14,48 @@ from numpy.lib import format as npy
 
 from infgen_rt.common.memory import GIB, format_bytes
 from infgen_rt.errors import LatentError
+from infgen_rt.latent.evidence import Normalisation
 from infgen_rt.latent.kinds import PICKLE, known_kind
+from infgen_rt.latent.spaces import LatentSpace
 
 MAX_FILE = GIB
 # Names of the tensor that diffusers users, ComfyUI and this package use.
 USUAL_NAMES = ("latent", "latents", "latent_tensor", "samples")
 
 Array = npt.NDArray[np.generic]
+# ComfyUI's SaveLatent marks files of unscaled numbers with an empty tensor of this name. Files without it are older.
+_COMFYUI_MARK = "latent_format_version_0"
 _MOST_NAMES = 8
 _SAFETENSORS_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
-def read_array(path: str | Path, key: str | None = None) -> tuple[Array, dict[str, str]]:
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """An array from a file, which `as_latents` takes.
+
+    Attributes:
+        array: the array, with bfloat16 widened to float32.
+        metadata: the text metadata of a safetensors file.
+        comfyui: whether ComfyUI wrote the file, which decides the normalisation.
+    """
+
+    array: Array
+    metadata: dict[str, str]
+    comfyui: bool = False
+
+    def normalisation(self, space: LatentSpace) -> Normalisation | None:
+        """The normalisation of the array as a latent of a space. None if the file does not say."""
+        if not self.comfyui:
+            return None
+        return "vae" if space.comfyui_raw else "model"
+
+
+def read_array(path: str | Path, key: str | None = None) -> Stored:
     """Read one floating-point array from a file. The ending of the file's name does not matter.
 
     Args:
         path: a .npy, .npz or .safetensors file. ComfyUI's .latent is a safetensors file.
         key: the array's name, for a file with several. By default the only array, or one of `USUAL_NAMES`.
-
-    Returns:
-        The array, with bfloat16 widened to float32, and the text metadata of a safetensors file.
 
     Raises:
         LatentError: the file is missing, damaged, of another kind, or does not contain the array.
@@ -51,7 +74,7 @@ def read_array(path: str | Path, key: str | None = None) -> tuple[Array, dict[st
     return parse_array(data, str(path), key)
 
 
-def parse_array(data: bytes, name: str, key: str | None = None) -> tuple[Array, dict[str, str]]:
+def parse_array(data: bytes, name: str, key: str | None = None) -> Stored:
     """Read one floating-point array from a file's content. Like `read_array`, which reads the file from a path.
 
     Args:
@@ -71,9 +94,9 @@ def parse_array(data: bytes, name: str, key: str | None = None) -> tuple[Array, 
         raise LatentError(f"{name} is damaged or not a .npy, .npz or .safetensors file: {error}") from None
 
 
-def _reader(data: bytes) -> Callable[[bytes, str | None], tuple[Array, dict[str, str]]]:
+def _reader(data: bytes) -> Callable[[bytes, str | None], Stored]:
     if data.startswith(npy.MAGIC_PREFIX):
-        return lambda content, key: (_read_npy(content), {})
+        return lambda content, key: Stored(_read_npy(content), {})
     return _read_npz if data.startswith(b"PK") else _read_safetensors
 
 
@@ -90,7 +113,7 @@ def _read_npy(data: bytes) -> Array:
     return _widen(array.view("<u2")) if dtype == np.dtype("V2") else array
 
 
-def _read_npz(data: bytes, key: str | None) -> tuple[Array, dict[str, str]]:
+def _read_npz(data: bytes, key: str | None) -> Stored:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
         if any(name.endswith("data.pkl") for name in entries):
@@ -102,10 +125,10 @@ def _read_npz(data: bytes, key: str | None) -> tuple[Array, dict[str, str]]:
             raise LatentError(
                 f"holds an array larger than {format_bytes(MAX_FILE)}, the most that is read: split a batch"
             )
-        return _read_npy(archive.read(entry)), {}
+        return Stored(_read_npy(archive.read(entry)), {})
 
 
-def _read_safetensors(data: bytes, key: str | None) -> tuple[Array, dict[str, str]]:
+def _read_safetensors(data: bytes, key: str | None) -> Stored:
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > len(data) - 8:
         raise LatentError("is damaged or not a .npy, .npz or .safetensors file")
@@ -125,7 +148,9 @@ def _read_safetensors(data: bytes, key: str | None) -> tuple[Array, dict[str, st
         raise LatentError(f"is truncated: tensor {name!r} ends at byte {stop:,} of {len(content):,}")
     _expect_length(stop - start, math.prod(entry["shape"]) * dtype.itemsize)
     array = np.frombuffer(content[start:stop], dtype).reshape(entry["shape"])
-    return (_widen(array) if entry["dtype"] == "BF16" else array), {str(k): str(v) for k, v in metadata.items()}
+    array = _widen(array) if entry["dtype"] == "BF16" else array
+    texts = {str(key): str(text) for key, text in metadata.items()}
+    return Stored(array, texts, name == "latent_tensor" and _COMFYUI_MARK in header)
 
 
 def _choose(names: list[str], key: str | None) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 
 from infgen_rt.common.pixels import FloatArray
 from infgen_rt.errors import LatentError
-from infgen_rt.latent.spaces import LatentSpace, latent_spaces
+from infgen_rt.latent.spaces import LatentSpace, joined, latent_spaces
 
 # If neighbours are less alike along one axis than along the other by this much, that axis is not a side of a picture.
 _UNLIKE_SIDES = 0.15
@@ -34,20 +34,37 @@ def plain_latents(
     channels, packed = space.channels, 4 * space.channels
     if 0 in array.shape:
         raise _not_a_latent(array, space)
-    array = _one_frame(array, channels)
+    array = _one_frame(array, space)
     batch = array if _is_batch(array, space, latent_size) else array[None]
-    if batch.ndim == 3 and batch.shape[2] == packed:
+    if space.packed and batch.ndim == 3 and batch.shape[2] == packed:
         return [_unpatchify(_grid(each, 2 * space.cell_pixels, latent_size)) for each in batch], True
-    if batch.ndim == 4 and batch.shape[1] == packed:
+    if space.patchified and batch.ndim == 4 and batch.shape[1] == packed:
         return [_unpatchify(each) for each in batch], True
     if batch.ndim == 4 and batch.shape[1] == channels:
         return list(batch), False
     raise _not_a_latent(array, space)
 
 
-def _one_frame(array: FloatArray, channels: int) -> FloatArray:
+def fits(shape: Sequence[int], space: LatentSpace) -> bool:
+    """Whether an array of a shape may be a latent, or a batch of latents, of a space."""
+    known, axes = _channel_counts(space), len(shape)
+    if space.packed and axes in (2, 3) and shape[-1] == 4 * space.channels:
+        return True
+    if axes == 3:
+        return shape[0] in known
+    if axes == 4:
+        return shape[1] in known or (shape[0] in known and shape[1] == 1)
+    return axes == 5 and shape[1] in known and shape[2] == 1
+
+
+def _channel_counts(space: LatentSpace) -> tuple[int, ...]:
+    """The numbers of channels that a latent of a space may have before its rows."""
+    return (space.channels, 4 * space.channels) if space.patchified else (space.channels,)
+
+
+def _one_frame(array: FloatArray, space: LatentSpace) -> FloatArray:
     """Remove the time axis from [N, C, 1, h, w] and [C, 1, h, w], the shapes of pictures in video models."""
-    known = (channels, 4 * channels)
+    known = _channel_counts(space)
     if array.ndim == 5 and array.shape[1] in known:
         axis = 2
     elif array.ndim == 4 and array.shape[0] in known and array.shape[1] not in known:
@@ -65,10 +82,10 @@ def _one_frame(array: FloatArray, channels: int) -> FloatArray:
 
 def _is_batch(array: FloatArray, space: LatentSpace, latent_size: tuple[int, int] | None) -> bool:
     """Whether the first axis is a batch axis."""
-    channels, packed = space.channels, 4 * space.channels
-    if array.ndim != 3 or array.shape[2] != packed:
+    packed = 4 * space.channels
+    if array.ndim != 3 or not space.packed or array.shape[2] != packed:
         return array.ndim == 4
-    if array.shape[0] not in (channels, packed):
+    if array.shape[0] not in _channel_counts(space):
         return True
     # The array may be a batch of packed pictures, or one plain latent that is `packed` cells wide.
     _, tokens, _ = array.shape
@@ -99,21 +116,26 @@ def _down_minus_across(array: FloatArray) -> float:
     return float(down - across) / square
 
 
+def expected_shapes(space: LatentSpace) -> str:
+    """The shapes that a latent of a space may have, without their batch axis, as alternatives in a sentence."""
+    channels, packed = space.channels, 4 * space.channels
+    shapes = [f"[{channels}, h, w]"]
+    shapes += [f"[{packed}, h/2, w/2]"] if space.patchified else []
+    shapes += [f"[tokens, {packed}]"] if space.packed else []
+    return joined(shapes)
+
+
 def _not_a_latent(array: FloatArray, space: LatentSpace) -> LatentError:
-    channels, packed, shape = space.channels, 4 * space.channels, list(array.shape)
+    known, shape = _channel_counts(space), list(array.shape)
     hint = ""
     if array.ndim >= 3 and 0 not in shape:
-        found = shape[-3]
-        spaces = latent_spaces().items()
-        others = [name for name, other in spaces if found == other.channels]
-        others = others or [name for name, other in spaces if found == 4 * other.channels]
-        if shape[-1] in (channels, packed):
+        others = [name for name, other in latent_spaces().items() if fits(shape, other)]
+        if shape[-1] in known:
             hint = f"; with its last axis first, [{shape[-1]}, h, w], it would be one"
-        elif others and found not in (channels, packed):
-            hint = f"; {found} channels are those of {', '.join(others)}, which needs another model"
+        elif others and shape[-3] not in known:
+            hint = f"; {shape[-3]} channels are those of {joined(others)}, which needs another model"
     return LatentError(
-        f"shape {shape} is not a latent's: expected [{channels}, h, w], [{packed}, h/2, w/2] or "
-        f"[tokens, {packed}], with or without a batch axis{hint}"
+        f"shape {shape} is not a latent's: expected {expected_shapes(space)}, with or without a batch axis{hint}"
     )
 
 

@@ -46,8 +46,8 @@ def load_sample(name: str) -> Sample:
     index = _index()
     if name not in index:
         raise LatentError(f"sample {name!r} is unknown: there are {', '.join(sorted(index))}")
-    array, _ = read_array(FOLDER / f"{name}.npz")
-    return Sample(name, **index[name], latent=as_latent(array, latent_space("flux2")))
+    stored = read_array(FOLDER / f"{name}.npz")
+    return Sample(name, **index[name], latent=as_latent(stored, latent_space("flux2")))
 
 
 def _index() -> dict[str, dict[str, str]]:

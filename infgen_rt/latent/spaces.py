@@ -1,7 +1,10 @@
 """The table of latent spaces, which are the conventions that latents follow."""
 
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +19,21 @@ _TABLE = Path(__file__).parents[1] / "data" / "latent_spaces.json"
 
 
 @dataclass(frozen=True)
+class Model:
+    """A diffusion model, or a family of models, whose latents are in a space.
+
+    Attributes:
+        title: its name as its makers write it.
+        names: the names that `latent_space` understands, apart from capitals, dots, dashes and spaces.
+        source: what says that it uses the space.
+    """
+
+    title: str
+    names: tuple[str, ...]
+    source: str
+
+
+@dataclass(frozen=True)
 class LatentSpace:
     """A convention for the meaning of a latent's numbers.
 
@@ -24,6 +42,8 @@ class LatentSpace:
     2x2-patchified latent, in the order channel * 4 + row * 2 + column.
 
     Attributes:
+        name: its name in the table.
+        title: the name of the models that it was made for.
         channels: the number of channels of an unpatchified latent.
         cell_pixels: the side of a cell in pixels at scale 1.
         usual_std: the smallest and largest overall standard deviation of real latents. None if not measured.
@@ -31,6 +51,13 @@ class LatentSpace:
         vae_mean: subtracted from the VAE's own latents.
         vae_std: divisor of the VAE's own latents, after the mean is subtracted.
         source: the source of the numbers.
+        models: the models that use it.
+        packed: whether pipelines return its latents packed into sequences [h/2 * w/2, 4 * channels].
+        patchified: whether programs return its latents patchified 2x2, as [4 * channels, h/2, w/2].
+        comfyui_raw: whether ComfyUI's files hold the VAE's own latents, and not the model's.
+        raw_example: who returns the VAE's own latents, with a verb, for messages.
+        channel_mean: each channel's mean over the latents of many pictures. None if not measured.
+        channel_std: each channel's standard deviation over the latents of many pictures. None if not measured.
         correlations: correlations of each pair of channels over pictures, as the upper triangle row by row. None if not
             measured.
     """
@@ -42,6 +69,15 @@ class LatentSpace:
     vae_mean: tuple[float, ...]
     vae_std: tuple[float, ...]
     source: str
+    name: str = ""
+    title: str = ""
+    models: tuple[Model, ...] = ()
+    packed: bool = False
+    patchified: bool = False
+    comfyui_raw: bool = True
+    raw_example: str = "the VAE's encoder returns"
+    channel_mean: tuple[float, ...] | None = None
+    channel_std: tuple[float, ...] | None = None
     correlations: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -53,8 +89,20 @@ class LatentSpace:
         for values in (self.vae_mean, self.vae_std):
             if len(values) not in (1, self.channels, 4 * self.channels):
                 raise ValueError(f"{len(values)} statistics are not of {self.channels} channels")
+        for measured in (self.channel_mean, self.channel_std):
+            if measured is not None and len(measured) != self.channels:
+                raise ValueError(f"{len(measured)} statistics are not of {self.channels} channels")
         if self.correlations is not None and len(self.correlations) != self.channels * (self.channels - 1) // 2:
             raise ValueError(f"{len(self.correlations)} correlations are not of {self.channels} channels")
+
+    @property
+    def normalisation(self) -> str:
+        """What makes the diffusion model's latents of the VAE's own, in words."""
+        if len(self.vae_std) == 1:
+            shift = f"minus {self.vae_mean[0]:g}, then " if len(self.vae_mean) == 1 and self.vae_mean[0] else ""
+            return f"{shift}times {1 / self.vae_std[0]:.5g}"
+        patchified = ", patchified 2x2" if len(self.vae_std) > self.channels else ""
+        return f"a mean and a deviation for each of {len(self.vae_std)} channels{patchified}"
 
     def native_size(self, latent: FloatArray) -> Size:
         """The size in pixels of the picture of a latent [channels, h, w] at scale 1."""
@@ -91,16 +139,51 @@ class LatentSpace:
 def latent_spaces() -> dict[str, LatentSpace]:
     """All known latent spaces, by name."""
     table = json.loads(_TABLE.read_text(encoding="utf-8"))
-    return {name: parse(LatentSpace, value, name) for name, value in table.items()}
+    return {name: parse(LatentSpace, {**value, "name": name}, name) for name, value in table.items()}
 
 
 def latent_space(name: str) -> LatentSpace:
     """Look up a latent space.
 
+    Args:
+        name: its name, or that of a model that uses it, as `sd1.5` or `Z-Image`. Capitals, dots, dashes, underscores
+            and spaces do not matter.
+
     Raises:
-        LatentError: there is no latent space with this name.
+        LatentError: there is no latent space or model with this name.
     """
-    spaces = latent_spaces()
-    if name not in spaces:
-        raise LatentError(f"latent space {name!r} is unknown to this version: known are {', '.join(spaces)}")
-    return spaces[name]
+    found = _spaces_by_name().get(_plain(name))
+    if found is None:
+        nearest = get_close_matches(_plain(name), _spaces_by_name(), 1)
+        hint = f" (did you mean {_written(nearest[0])}?)" if nearest else ""
+        known = ", ".join(latent_spaces())
+        raise LatentError(
+            f"latent space {name!r} is unknown to this version{hint}: known are {known}, and the models that "
+            "`infgen-rt spaces` lists"
+        )
+    return found
+
+
+def joined(names: Sequence[str]) -> str:
+    """Names as alternatives in a sentence: `a`, `a or b`, `a, b or c`."""
+    return " or ".join((", ".join(names[:-1]), names[-1])) if len(names) > 1 else names[0]
+
+
+def _plain(name: str) -> str:
+    """A name without what people write differently."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _written(plain: str) -> str:
+    """A name as the table writes it."""
+    space = _spaces_by_name()[plain]
+    names = (space.name, *(name for model in space.models for name in model.names))
+    return next(name for name in names if _plain(name) == plain)
+
+
+@cache
+def _spaces_by_name() -> dict[str, LatentSpace]:
+    """The spaces by their own names and those of their models, as `_plain` makes them."""
+    spaces = latent_spaces().values()
+    models = {_plain(name): space for space in spaces for model in space.models for name in model.names}
+    return models | {_plain(space.name): space for space in spaces}

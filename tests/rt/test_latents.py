@@ -236,7 +236,7 @@ def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
 def test_unknown_samples_and_spaces_are_refused() -> None:
     with pytest.raises(LatentError, match="sample 'nothing' is unknown"):
         infgen_rt.load_sample("nothing")
-    with pytest.raises(LatentError, match="known are flux2"):
+    with pytest.raises(LatentError, match="known are sd15, sdxl, sd3, flux1, flux2"):
         latent_space("nothing")
 
 
@@ -319,8 +319,8 @@ def test_as_many_packed_pictures_as_there_are_channels_do_not_become_one() -> No
 @pytest.mark.parametrize(
     ("shape", "text"),
     [
-        ((16, 8, 8), "16 channels are those of sd3, flux1, which needs another model"),
-        ((4, 8, 8), "4 channels are those of sd15, sdxl"),
+        ((16, 8, 8), "16 channels are those of sd3 or flux1, which needs another model"),
+        ((4, 8, 8), "4 channels are those of sd15 or sdxl"),
         ((8, 8, 32), "with its last axis first"),
         ((7, 8, 8), r"with or without a batch axis$"),
     ],
