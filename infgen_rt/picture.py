@@ -11,14 +11,14 @@ import numpy.typing as npt
 
 from infgen_rt.common.cancellation import Cancel, Cancellation
 from infgen_rt.common.memory import format_bytes
-from infgen_rt.common.pixels import Bits, ByteArray, FloatArray, to_floats
+from infgen_rt.common.pixels import Bits, ByteArray, FloatArray, interleaved
 from infgen_rt.common.progress import Counter, Tell
 from infgen_rt.errors import OutputError, PlanError
 from infgen_rt.geometry.shapes import Box, Size, parse_box
 from infgen_rt.plan.plan import Plan
-from infgen_rt.saving import save
+from infgen_rt.saving import layers_of
 from infgen_rt.source import Source, Stage
-from infgen_rt.writers import Format, TileFormat, check_output
+from infgen_rt.writers import Format, TileFormat, appearing, check_output
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -111,7 +111,7 @@ class Picture:
                 counter.step("prefill", self._plan.preparation)
             for part in parts:
                 cancellation.check()
-                pixels[part.relative_to(box).slices] = _interleaved(next(pictures), dtype)
+                pixels[part.relative_to(box).slices] = interleaved(next(pictures), dtype)
                 counter.step("decode")
         return pixels
 
@@ -180,7 +180,7 @@ class Picture:
                 with cancellation.watched():
                     cancellation.check()
                     planes = next(pictures)
-                yield tile, _interleaved(planes, dtype)
+                yield tile, interleaved(planes, dtype)
 
     def at(self, size: str | float | tuple[int, int]) -> "Picture":
         """The picture of the same latent at another size, in one stage. The work on the latent is shared.
@@ -289,14 +289,14 @@ class Picture:
         form = self.check_save(
             path, region=box, bits=bits, tile_format=tile_format, quality=quality, lossless=lossless, force=force
         )
-        stages = [self._stage]
-        for size in form.sizes(self.size)[1:] if box == self.size.box else []:
-            if (smaller := self._stage.resized(size, self._plan.workers)) is None:
-                break
-            stages.append(smaller)
+        cancellation = Cancellation(cancel)
+        layers, counter = layers_of(self._stage, self._plan, form, box, bits, progress, cancellation)
         self._stage.tiles.keep(self.memory_to_save(form, box.size, bits)[1])
         try:
-            save(path, form, stages, box, self._plan.preparation, bits, force, progress, Cancellation(cancel))
+            with cancellation.watched(), appearing(path, form, force, confirm=cancellation.check) as partial:
+                cancellation.check()
+                form.write(partial, layers)
+            counter.step("encode")
         finally:
             self._stage.tiles.keep(self._plan.cache)
 
@@ -348,8 +348,3 @@ class Picture:
 def _check_dtype(dtype: object) -> None:
     if dtype not in (np.uint8, np.float32):
         raise TypeError(f"dtype is {dtype!r}, expected numpy.uint8 or numpy.float32")
-
-
-def _interleaved(planes: npt.NDArray[Any], dtype: type[np.uint8] | type[np.float32]) -> npt.NDArray[Any]:
-    """The pixels of a tile as `dtype` [h, w, 3]."""
-    return np.ascontiguousarray(planes.transpose(1, 2, 0)) if dtype is np.uint8 else to_floats(planes)

@@ -72,6 +72,11 @@ def to_floats(planes: FloatArray) -> FloatArray:
     return np.clip(planes, 0.0, 1.0).transpose(1, 2, 0)
 
 
+def interleaved(planes: npt.NDArray[Any], number: type[np.uint8] | type[np.float32]) -> npt.NDArray[Any]:
+    """Fetched planes [3, h, w] as pixels [h, w, 3] of the same type, floats in [0, 1]."""
+    return np.ascontiguousarray(planes.transpose(1, 2, 0)) if number is np.uint8 else to_floats(planes)
+
+
 def to_bytes(planes: FloatArray) -> ByteArray:
     """Convert decoded pixels to 8 bits like `fetch`, but interleaved: uint8 [h, w, 3]."""
     return fetch(planes, np.uint8).transpose(1, 2, 0)

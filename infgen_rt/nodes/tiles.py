@@ -80,11 +80,21 @@ class Tiles:
         """
         tiles = list(self.cut.tiles(box))
         if len(tiles) > 1 and self.cut.fits_a_tile(box) and not self._cache.holds((tile, number) for tile in tiles):
-            return self._decode_once(box, number, shared)
+            tiles = [box]
         pixels = np.empty((3, box.height, box.width), number)
         for tile in tiles:
             part = tile.intersect(box)
-            pixels[:, *part.relative_to(box).slices] = self._read_part(part, tile, number, shared)
+            # Of a tile that is in the cache, a part is cut.
+            wanted = tile if self._cache.holds([(tile, number)]) else part
+            made = self._cache.get((wanted, number))
+            if made is None:
+                made = fetch(self._source.read(wanted, shared), number)
+                # The decoded pixels may be a view, which would keep the halo alive.
+                made = made if made.base is None else made.copy()
+                self._cache.put((wanted, number), made, made.nbytes)
+            if wanted == box:
+                return made
+            pixels[:, *part.relative_to(box).slices] = made[:, *part.relative_to(wanted).slices]
         return pixels
 
     def read_each(
@@ -105,7 +115,8 @@ class Tiles:
         self._engine.check_open()
         workers = min(self._workers, len(boxes))
         if workers < 2:
-            yield from (self.read(box, number) for box in boxes)
+            for box in boxes:
+                yield self.read(box, number)
             return
         # This is not done when the picture is planned, because reading a single tile does not need it.
         self._source.load_shared()
@@ -123,17 +134,3 @@ class Tiles:
                 yield ahead.popleft().result()
         finally:
             pool.shutdown(waits, cancel_futures=True)
-
-    def _read_part(self, part: Box, tile: Box, number: Number, shared: bool) -> npt.NDArray[Any]:
-        if self._cache.holds([(tile, number)]):
-            return self._decode_once(tile, number, shared)[:, *part.relative_to(tile).slices]
-        return self._decode_once(part, number, shared)
-
-    def _decode_once(self, box: Box, number: Number, shared: bool) -> npt.NDArray[Any]:
-        pixels = self._cache.get((box, number))
-        if pixels is None:
-            pixels = fetch(self._source.read(box, shared), number)
-            # The decoded pixels may be a view, which would keep the halo alive.
-            kept = pixels if pixels.base is None else pixels.copy()
-            self._cache.put((box, number), kept, kept.nbytes)
-        return pixels

@@ -1,7 +1,9 @@
 """Writes pictures. There is one module per format, and files appear only when they are complete."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from traceback import walk_tb
 
@@ -17,7 +19,7 @@ from infgen_rt.writers.staging import staged
 from infgen_rt.writers.tiff import Tiff
 from infgen_rt.writers.whole import Avif, Jpeg, WebP
 
-__all__ = ["FORMATS", "Format", "Layer", "TileFormat", "check_output", "write"]
+__all__ = ["FORMATS", "Format", "Layer", "TileFormat", "appearing", "check_output"]
 
 # Libraries that writers call. A stack frame of any other module does not belong to writing.
 _LIBRARIES = sys.stdlib_module_names - {"__main__"} | {"PIL", "tifffile", "imagecodecs", "numpy", "zlib_ng"}
@@ -82,20 +84,15 @@ def check_output(
     return form
 
 
-def write(
-    path: Path,
-    form: Format,
-    layers: Sequence[Layer],
-    force: bool = False,
-    confirm: Callable[[], object] = lambda: None,
-) -> None:
-    """Write a picture that appears under its name only when it is complete.
+@contextmanager
+def appearing(
+    path: Path, form: Format, force: bool = False, confirm: Callable[[], object] = lambda: None
+) -> Iterator[Path]:
+    """Yield the path that a format writes to. When the block ends, what it has written appears under its own name.
 
     Args:
         path: the file.
-        form: the format from `check_output`.
-        layers: the picture. For a pyramid, also the smaller sizes that are not shrunk from it. They are the first of
-            `form.sizes`.
+        form: the format from `check_output`, which writes in the block.
         force: whether to replace an existing file. Its mode and owner are kept, and it is unchanged if anything fails.
         confirm: called when everything is written, but before it appears under its name. It may raise to cancel.
 
@@ -107,7 +104,7 @@ def write(
     try:
         with staged(targets) as folder:
             # A link and its target may have names with different endings.
-            form.write(folder / path.name, layers)
+            yield folder / path.name
             if len(targets) == 1:
                 (folder / path.name).rename(folder / targets[0].name)
             confirm()
@@ -128,7 +125,9 @@ def _is_of_writing(error: OSError, form: Format) -> bool:
     Other code is the caller's progress function, its signal handlers, and the decoding itself. Their errors say nothing
     about the file. A stack frame that belongs neither to a writer nor to one of its libraries is from such code.
     """
-    modules = {frame.f_globals.get("__name__") or "" for frame, _ in walk_tb(error.__traceback__)}
+    # The first two frames are that of `appearing` and that of its block.
+    inside = islice(walk_tb(error.__traceback__), 2, None)
+    modules = {frame.f_globals.get("__name__") or "" for frame, _ in inside}
     return all(
         name.startswith(f"{__name__}.") or name in (__name__, type(form).__module__) or name.split(".")[0] in _LIBRARIES
         for name in modules

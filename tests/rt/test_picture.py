@@ -1,3 +1,4 @@
+import traceback
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 import infgen_rt
+import infgen_runtimes.onnxruntime
 from infgen_rt.bundle.graphs import DECODE, PREFILL
 from infgen_rt.common.pixels import to_bytes, to_floats
 from infgen_rt.errors import DecodeError, PlanError
@@ -168,3 +170,21 @@ def test_a_preview_is_the_whole_picture_small(
 def test_a_preview_of_no_pixels_is_refused(decoder: infgen_rt.Decoder) -> None:
     with pytest.raises(PlanError, match="preview of 0 pixels"):
         decoder.picture(tiny.random_latent(4, 4)).preview(0)
+
+
+def test_seven_calls_lead_from_save_to_a_graph(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A newcomer who follows a picture through the code has few stations to visit."""
+    ways: list[list[str]] = []
+    session = infgen_runtimes.onnxruntime.Session
+    run = session.run
+
+    def on_run(self: Any, inputs: Mapping[str, Any]) -> Any:
+        if "token_y" in inputs:
+            calls = [frame.name for frame in traceback.extract_stack() if "infgen_rt" in Path(frame.filename).parts]
+            ways.append(calls[calls.index("save") + 1 :])
+        return run(self, inputs)
+
+    monkeypatch.setattr(session, "run", on_run)
+    with infgen_rt.open(bundle, "onnxruntime", threads=1) as decoder:  # workers would be other threads
+        decoder.picture(LATENT, "2x", tile=64).save(tmp_path / "a.png")
+    assert set(map(tuple, ways)) == {("write", "_bands", "read_each", "read", "read", "run")}  # and the session's

@@ -25,7 +25,7 @@ import infgen_rt
 from infgen_rt.common.memory import MIB
 from infgen_rt.errors import Cancelled, OutputError, WriteError
 from infgen_rt.geometry.shapes import Size
-from infgen_rt.writers import FORMATS, Layer, check_output, write
+from infgen_rt.writers import FORMATS, Layer, appearing, check_output
 from infgen_rt.writers.bands import cut
 from infgen_rt.writers.tiff import most_bytes
 
@@ -62,7 +62,9 @@ def write_image(path: Path, image: np.ndarray, band: int, **options: Any) -> Non
     size = Size(image.shape[1], image.shape[0])
     bits = 8 * image.itemsize
     bands = iter([image[start : start + band] for start in range(0, size.height, band)])
-    write(path, check_output(path, size, False, bits, **options), [Layer(size, bits, bands)])
+    form = check_output(path, size, False, bits, **options)
+    with appearing(path, form) as partial:
+        form.write(partial, [Layer(size, bits, bands)])
 
 
 def photo(height: int, width: int) -> np.ndarray:
@@ -142,7 +144,8 @@ def test_memory_does_not_grow_with_the_picture(tmp_path: Path, suffix: str) -> N
     form = check_output(tmp_path / f"a{suffix}", size, False)
     bands = (np.zeros((band, size.width, 3), np.uint8) for _ in range(0, size.height, band))
     tracemalloc.start()
-    write(tmp_path / f"a{suffix}", form, [Layer(size, 8, bands)])
+    with appearing(tmp_path / f"a{suffix}", form) as partial:
+        form.write(partial, [Layer(size, 8, bands)])
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     # Two bands, and what filtering and compressing take for themselves.
