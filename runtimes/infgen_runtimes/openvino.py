@@ -79,7 +79,9 @@ class Backend:
                 for name in (MODEL, WEIGHTS):
                     digest.update(hashlib.sha256(files[name]).digest())
                 kept = options.cache / digest.hexdigest()[:32]
-            return Session(core, model, precision, settings, device, kept)
+            # OpenVINO keeps the working memory of each graph's largest run. On other devices, this is not tried.
+            releases = not options.keep_memory and options.device == "cpu"
+            return Session(core, model, precision, settings, device, kept, releases)
         # OpenVINO raises plain RuntimeErrors. A KeyError means that the bundle lacks one of the files.
         except Exception as error:
             text = f"openvino {ov.__version__} cannot load the graph on {options.device}: {one_line(error)}"
@@ -101,6 +103,7 @@ class Session:
         settings: Further properties of the device's plug-in.
         device: OpenVINO's name of the device.
         kept: Prefix of the files in which the compiled graph is kept. None to keep none.
+        releases: Whether to release the working memory after each run.
     """
 
     def __init__(
@@ -111,11 +114,12 @@ class Session:
         settings: Mapping[str, object],
         device: str = "CPU",
         kept: Path | None = None,
+        releases: bool = False,
     ) -> None:
         parts = [(model, precision)]
         if precision != "f32" and (halves := _cut(model)):
             parts = [(halves[0], "f32"), (halves[1], precision)]
-        self._outputs = [port.any_name for port in model.outputs]
+        self._outputs, self._releases = [port.any_name for port in model.outputs], releases
         compiling = [
             partial(
                 _compiled,
@@ -143,14 +147,19 @@ class Session:
                 # After optimisation, a tensor may have several names. One of them is the graph's.
                 feed = [next(values[name] for name in port.names if name in values) for port in part.model_inputs]
                 with current().interrupting(part.cancel):
-                    results = part.infer(feed, share_inputs=True)
+                    results = part.infer(feed, share_inputs=True, share_outputs=True)
                 values.update((name, results[port]) for port in part.model_outputs for name in port.names)
+            # Copied first, because the results are in memory that the next run, or releasing it, overwrites.
+            copies = {name: np.array(values[name], np.float32) for name in self._outputs}
+            if self._releases:
+                for part in parts:
+                    part.get_compiled_model().release_memory()
         except Exception as error:
             # A run that is stopped midway leaves some operations with its own shapes and others with those of the
             # previous run. The next run would fail (OpenVINO 2026.4).
             self._parts = []
             raise DecodeError(f"openvino could not run the graph: {one_line(error)}") from error
-        return {name: np.array(values[name], np.float32) for name in self._outputs}
+        return copies
 
     def close(self) -> None:
         """Free the graph."""
