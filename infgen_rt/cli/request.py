@@ -239,5 +239,6 @@ class Job:
                 "memory": self.memory,
                 "budget": plan.budget,
                 "seconds": plan.seconds,
+                "estimated": plan.estimated,
             },
         }

@@ -1,10 +1,10 @@
-"""The cost of a chain of nodes in bytes, steps and seconds, which is the sum of the costs of its nodes."""
+"""The cost of a chain of nodes in bytes, steps and time, which is the sum of the costs of its nodes."""
 
 from collections.abc import Iterator, Sequence
 from math import ceil
 
 from infgen_rt.backend.measuring import Speed
-from infgen_rt.bundle.graphs import REFINE
+from infgen_rt.bundle.graphs import DECODE, ENCODE, PREFILL, REFINE
 from infgen_rt.bundle.manifest import Manifest, Recipe
 from infgen_rt.geometry.shapes import Size
 from infgen_rt.geometry.tiling import HaloTiling
@@ -86,6 +86,20 @@ def seconds(chain: Chain, speed: Speed | None) -> float | None:
         return None
     computed = speed.context * sum(node.cells for node in every) + (speed.encode or 0.0) * encoded
     return computed / 1e3 + speed.decode * sum(node.pixels for node in every) / 1e6
+
+
+def multiply_adds(chain: Chain, manifest: Manifest) -> float:
+    """The estimated number of multiply-adds for computing the last stage's picture.
+
+    The manifest has the number for contexts. Elsewhere, each parameter is used at least once per cell or token. Decode
+    and encode go from cells to pixels in several steps, so that a parameter is used 1 to `patch**2` times per token or
+    cell. The geometric mean is taken, which is `patch`.
+    """
+    every, parameters = [node for nodes in chain for node in nodes], manifest.model.parameters
+    context = manifest.contexts[0].work or parameters.get(PREFILL.name, 0) + parameters.get(REFINE.name, 0)
+    decode, encode = (manifest.patch * parameters.get(kind.name, 0) for kind in (DECODE, ENCODE))
+    tokens = sum(node.pixels for node in every) / manifest.patch**2
+    return context * sum(node.cells for node in every) + decode * tokens + encode * sum(node.encoded for node in every)
 
 
 def padded_tokens(stage: StagePlan, manifest: Manifest) -> Size:

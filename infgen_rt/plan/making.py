@@ -22,7 +22,7 @@ from infgen_rt.nodes.context import ContextPlan
 from infgen_rt.nodes.features import LocalFeatures
 from infgen_rt.nodes.moments import Gathering
 from infgen_rt.nodes.node import FLOAT
-from infgen_rt.plan.costs import chain_costs, padded_tokens, peaks, preparation, seconds
+from infgen_rt.plan.costs import chain_costs, multiply_adds, padded_tokens, peaks, preparation, seconds
 from infgen_rt.plan.plan import LEAST_SCALE, Plan, StagePlan, decoded_grid
 
 # If a decoded picture is enlarged by resampling, its tiles are larger by the same factor, up to this one.
@@ -111,8 +111,8 @@ def make_plan(
             largest = max(grid.picture.area for grid in grids)
             # The other half of the remaining memory is a reserve for freed memory that does not return to the system.
             cache = min(CACHE, (budget - memory) // 2, 3 * FLOAT * largest)
-            took = seconds(chain, runs.speed)
-            return Plan(stages, encodings, runs, preparation(chain), budget, memory + cache, cache, count, took)
+            work, took = multiply_adds(chain, manifest), seconds(chain, runs.speed)
+            return Plan(stages, encodings, runs, preparation(chain), budget, memory + cache, cache, count, work, took)
     if not needs:
         pictures = " or ".join(str(grid.picture) for grid in grids)
         raise PlanError(f"the fixed shapes of {recipe.name!r} hold no tile of a {pictures} picture at this scale")

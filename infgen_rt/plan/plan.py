@@ -10,6 +10,7 @@ from infgen_rt.geometry.pictures import PictureTiles
 from infgen_rt.geometry.shapes import Size
 from infgen_rt.geometry.tiling import HaloTiling, Tiling
 from infgen_rt.nodes.context import ContextPlan
+from infgen_rt.plan.estimates import estimated_seconds
 
 # Below this scale, a picture has fewer pixels than its latent has detail, and its last token is outside the latent.
 LEAST_SCALE = 0.25
@@ -62,8 +63,8 @@ class Plan:
         memory: the expected peak memory in bytes, including the output band and the cache.
         cache: bytes of `memory` that hold decoded tiles for reuse.
         workers: the number of tiles that are decoded at the same time.
-        seconds: the expected time for computing all of the last picture, without resampling and writing. None if the
-            backend's speed was not measured.
+        work: the estimated number of multiply-adds for all of the last picture.
+        measured: the expected seconds from the measured speed of the backend. None if it was not measured.
     """
 
     stages: tuple[StagePlan, ...]
@@ -74,7 +75,22 @@ class Plan:
     memory: int
     cache: int
     workers: int = 1
-    seconds: float | None = None
+    work: float = 0.0
+    measured: float | None = None
+
+    @property
+    def estimated(self) -> bool:
+        """Whether `seconds` is an estimate, because the backend's speed was not measured."""
+        return self.measured is None
+
+    @property
+    def seconds(self) -> float:
+        """The expected time for computing all of the last picture, without resampling and writing.
+
+        If the backend was not measured, the time is estimated from the work and a quick measurement of the CPU, which
+        takes a few hundredths of a second, once per process. It is the CPU's also for other devices.
+        """
+        return estimated_seconds(self.work) if self.measured is None else self.measured
 
     def beside(self, extra: int) -> tuple[int, int]:
         """The memory of the decode together with something else, for which the decode keeps fewer tiles.
@@ -96,8 +112,8 @@ class Plan:
                 lines.append(f"picture {number - 1} encoded: latent of {self.encodings[number - 2]}")
             lines.append(f"stage {number}: {stage}" + (f", {self.workers} at a time" if self.workers > 1 else ""))
         lines.append(f"memory: about {format_bytes(self.memory)} of {format_bytes(self.budget)}")
-        unknown = "not measured here: infgen-rt devices --measure"
-        lines.append(f"time: {unknown if self.seconds is None else f'about {self.seconds:.1f} s of computing'}")
+        guess = ", estimated for this CPU; measured by: infgen-rt devices --measure" if self.estimated else ""
+        lines.append(f"time: about {self.seconds:.1f} s of computing{guess}")
         lines.append(f"backend: {self.runs}")
         return "\n".join(lines)
 

@@ -15,6 +15,7 @@ from infgen_rt.errors import InfGenWarning, PlanError
 from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.shapes import Box, Size
 from infgen_rt.geometry.tiling import LARGEST_TILE, SMALLEST_TILE
+from infgen_rt.plan import estimates
 from infgen_rt.plan.making import make_plan
 from infgen_rt.plan.plan import Plan
 
@@ -142,21 +143,51 @@ def test_what_fits_a_tile_fits_the_recipe_s_shape(
         assert context.height <= shape.context[0] and context.width <= shape.context[1]
 
 
-def test_time_is_told_where_speed_was_measured(manifest: Manifest) -> None:
+def test_time_is_that_of_the_measured_speed(manifest: Manifest) -> None:
     grids, recipe = (Grid(CELLS, Size(240, 160), 8),), manifest.recipes[0]
-    assert "time: not measured here: infgen-rt devices --measure" in str(plan(manifest, Size(240, 160)))
     runs = replace(RUNS, speed=Speed(decode=50.0, context=10.0, encode=None))
     whole = make_plan(grids, manifest, recipe, runs=runs, budget=GIB)
-    assert whole.seconds == pytest.approx(10 * 0.6 + 50 * 0.0384)
-    assert "time: about 7.9 s of computing" in str(whole)
+    assert whole.seconds == pytest.approx(10 * 0.6 + 50 * 0.0384) and not whole.estimated
+    assert "time: about 7.9 s of computing\n" in str(whole)
     # Tiles are decoded with halos.
     assert make_plan(grids, manifest, recipe, runs=runs, budget=GIB, tile=64).seconds > 1.1 * whole.seconds
-    # Encoding is a part of it, and here nobody knows how long it takes.
+    # Encoding is a part of it, and here its speed is not known.
     chain = (Grid(CELLS, Size(480, 320), 8), Grid(Size(60, 40), Size(960, 640), 8))
-    assert make_plan(chain, manifest, recipe, runs=runs, budget=GIB).seconds is None
+    assert make_plan(chain, manifest, recipe, runs=runs, budget=GIB).estimated
     known = replace(RUNS, speed=Speed(decode=50.0, context=10.0, encode=5.0))
     seconds = make_plan(chain, manifest, recipe, runs=known, budget=GIB).seconds
     assert seconds == pytest.approx(10 * (0.6 + 2.4) + 5 * 2.4 + 50 * (0.1536 + 0.6144), rel=0.15)
+
+
+def test_time_that_was_not_measured_is_estimated_and_marked(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plan(manifest, Size(240, 160))
+    assert made.estimated and 0 < made.seconds < float("inf")
+    monkeypatch.setattr(estimates, "rate", lambda: made.work)
+    assert made.seconds == pytest.approx(1 / 0.7)
+    assert "time: about 1.4 s of computing, estimated for this CPU; measured by: infgen-rt devices" in str(made)
+
+
+def test_the_work_is_that_of_the_contexts_the_tokens_and_the_encoded_cells(tmp_path: Path) -> None:
+    """Contexts by what the manifest counted, the others by their parameters, and halos are a part of it."""
+    manifest = Bundle.open(tiny.write_bundle(tmp_path, tiny.ENLARGEMENTS)).manifest
+    parameters = {"prefill": 40, "refine": 60, "decode": 100, "encode": 200}
+    manifest = replace(manifest, model=replace(manifest.model, parameters=parameters))
+
+    def work(manifest: Manifest, *pictures: Size, tile: int | None = None) -> float:
+        cells = (CELLS, *(Size(*(side // 8 for side in picture)) for picture in pictures))
+        grids = [Grid(own, picture, 8) for own, picture in zip(cells, pictures, strict=False)]
+        return make_plan(grids, manifest, manifest.recipes[0], runs=RUNS, budget=GIB, tile=tile).work
+
+    small, large = Size(240, 160), Size(480, 320)
+    assert work(manifest, small) == 600 * 1_000 + 8 * 100 * 600
+    assert work(manifest, large) == 600 * 3_000 + 8 * 100 * 2_400
+    assert work(manifest, small, tile=64) > work(manifest, small)
+    encoded = work(manifest, large, large) - work(manifest, large) - (2_400 * 1_000 + 8 * 100 * 2_400)
+    assert encoded == pytest.approx(8 * 200 * 2_400, rel=0.15)
+    nothing = tuple(replace(each, work=0) for each in tiny.ENLARGEMENTS)
+    assert work(replace(manifest, enlargements=nothing), small) == 600 * (40 + 60) + 8 * 100 * 600
 
 
 def test_a_larger_enlargement_takes_as_much_longer_as_it_has_more_to_multiply(tmp_path: Path) -> None:
