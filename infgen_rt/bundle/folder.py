@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from infgen_rt.bundle.manifest import MANIFEST, Manifest
-from infgen_rt.errors import BundleError
+from infgen_rt.errors import BundleError, one_line
 
 DEFAULT_BUNDLE = Path(__file__).parents[1] / "model"
 
@@ -81,8 +81,10 @@ def _lengths(root: Path) -> Mapping[str, int]:
         raise BundleError(f"{root} does not exist: expected a bundle, a folder or a zip with a {MANIFEST}") from None
     except OSError as error:
         raise BundleError(f"{root} cannot be read: {error.strerror or error}") from None
-    except zipfile.BadZipFile as error:
-        raise BundleError(f"{root} is not a bundle, a folder or a zip with a {MANIFEST}: {error}") from None
+    # zipfile raises various exceptions for what is damaged or no zip.
+    except Exception as error:
+        text = one_line(error)
+        raise BundleError(f"{root} is not a bundle, a folder or a zip with a {MANIFEST}: {text}") from None
 
 
 def _read(root: Path, name: str) -> bytes:
@@ -95,4 +97,4 @@ def _read(root: Path, name: str) -> bytes:
         raise BundleError(f"{root}: {name} cannot be read: {error.strerror or error}") from None
     # zipfile raises various exceptions for damaged files, including zlib.error.
     except Exception as error:
-        raise BundleError(f"{root} is damaged: {name} cannot be read: {error}") from None
+        raise BundleError(f"{root} is damaged: {name} cannot be read: {one_line(error)}") from None

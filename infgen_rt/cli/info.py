@@ -63,10 +63,13 @@ def info(
 
 
 def _is_bundle(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return os.path.isdir(path)  # `Path.is_dir` fails if the name is too long
-    with zipfile.ZipFile(path) as archive:
-        return MANIFEST in archive.namelist()
+    if os.path.isdir(path):  # `Path.is_dir` fails if the name is too long
+        return True
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return MANIFEST in archive.namelist()
+    except Exception:  # zipfile raises various exceptions for what is damaged or no zip
+        return False
 
 
 def _describe_installation() -> dict[str, Any]:
