@@ -39,7 +39,9 @@ def infgen(order: dict[str, Any], latent: Values) -> dict[str, Any]:
         plan()  # loads the graphs that the size needs
         start = time.perf_counter()
         picture = plan()
+        planned = picture.plan.memory
         if output and not output.endswith(".npy"):
+            planned, _ = picture.memory_to_save(picture.check_save(output, force=True), picture.size, 8)
             picture.save(output, force=True)
             seconds = time.perf_counter() - start
         else:
@@ -47,7 +49,7 @@ def infgen(order: dict[str, Any], latent: Values) -> dict[str, Any]:
             seconds = time.perf_counter() - start
             if output:
                 np.save(output, pixels)
-        return {"seconds": seconds, "arithmetic": decoder.backend.arithmetic}
+        return {"seconds": seconds, "arithmetic": decoder.backend.arithmetic, "planned": planned}
 
 
 def first_tile(order: dict[str, Any], latent: Values) -> dict[str, Any]:

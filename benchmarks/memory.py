@@ -1,32 +1,52 @@
 """Compares the limit of ``memory=`` with the peak memory of the process: ``python -m benchmarks.memory``.
 
-Large pictures, and pictures of large latents, are decoded into files. Each has a new process and a limit on memory. The
-seconds per megapixel show whether time grows with the pixels.
+Each backend decodes a picture into each format of file, with the least memory that the plan accepts. With ``--large``,
+one backend also decodes large pictures, and pictures of large latents, with certain limits. Their seconds per megapixel
+show whether time grows with the pixels. Each picture has a new process.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import click
 
+from benchmarks.backends import ways
 from benchmarks.process import Order, run
 from benchmarks.suite import latent_file
 from infgen_rt.bundle.folder import DEFAULT_BUNDLE
+from infgen_rt.common.folders import VARIABLE
+from infgen_rt.common.memory import parse_bytes
+from infgen_rt.writers import FORMATS
 
-MIB = 2**20
+HEADER = "backend", "precision", "picture", "file", "allowed MB", "planned MB", "peak MB", "kept", "s", "s a megapixel"
+REFUSAL = re.compile(r"needs(?: at least)? ([\d.]+ [MG]iB)")
+"""The memory that a refusal names."""
+ROUNDED = 2**20
+"""Bytes to add to a number that was rounded when it was printed."""
 
 
 @dataclass(frozen=True)
 class Promise:
-    """A picture, its file's ending, its limit in megabytes, its latent's cells and the stages between them."""
+    """A picture and the memory for it.
+
+    Attributes:
+        size: Width and height of the picture.
+        ending: Ending of the file.
+        megabytes: Limit. None for the least that the plan accepts.
+        cells: Width and height of the latent.
+        stages: Scales of the stages. None for one stage.
+    """
 
     size: tuple[int, int]
     ending: str
-    megabytes: int
+    megabytes: int | None = None
     cells: tuple[int, int] = (64, 64)
     stages: tuple[float, ...] | None = None
 
@@ -36,7 +56,8 @@ class Promise:
         return f"{columns}x{rows} cells -> {width}x{height}{stages}"
 
 
-PROMISES = (
+SMALL = Promise((1280, 1024), "png", cells=(40, 32))
+LARGE = (
     Promise((3840, 2160), "png", 400),
     Promise((7680, 4320), "png", 500),
     Promise((16384, 16384), "tif", 700),
@@ -48,51 +69,71 @@ PROMISES = (
 )
 
 
+def endings() -> list[str]:
+    """One ending of each format of file."""
+    first = {form.name: ending.removeprefix(".") for ending, form in reversed(FORMATS.items())}
+    return list(first.values())[::-1]
+
+
+def carried_out(order: Order, megabytes: int | None) -> tuple[int, dict[str, Any]]:
+    """Runs an order with a limit in megabytes, or with the least that refusals name. None stands for the least.
+
+    Returns:
+        The limit in bytes, and the measurements.
+
+    Raises:
+        click.ClickException: The limit was refused, or the contender failed.
+    """
+    limit = ROUNDED if megabytes is None else megabytes * 10**6
+    while True:
+        try:
+            return limit, run(replace(order, memory=str(limit)))
+        except click.ClickException as error:
+            named = REFUSAL.search(error.message)
+            if megabytes is not None or named is None or parse_bytes(named[1]) < limit:
+                raise
+            limit = parse_bytes(named[1]) + ROUNDED
+
+
+def verdict(peak: int, limit: int) -> str:
+    """Whether a peak is within a limit, or at most a tenth above it."""
+    return "yes" if peak <= limit else "within 10 %" if peak <= 1.1 * limit else "NO"
+
+
+def row(promise: Promise, way: Sequence[str], model: Path, threads: int, folder: Path) -> list[str]:
+    """Carries out a promise with a backend, on its device and in its precision, and describes what it took."""
+    output = folder / f"picture.{promise.ending}"
+    latent, (backend, device, precision) = latent_file(folder, promise.cells[::-1]), way
+    order = Order("infgen", model, latent, promise.size, threads, backend, device, precision, output)
+    where = backend if device == "cpu" else f"{backend} {device}"
+    about = [where, precision, str(promise), promise.ending]
+    try:
+        limit, result = carried_out(replace(order, stages=promise.stages), promise.megabytes)
+    except click.ClickException as error:
+        return [*about, str(promise.megabytes or ""), "", "", f"NO: {error.message}", "", ""]
+    output.unlink()
+    seconds, megapixels = result["seconds"], promise.size[0] * promise.size[1] / 1e6
+    amounts = [f"{amount / 1e6:.0f}" for amount in (limit, result["planned"], result["peak"])]
+    return [*about, *amounts, verdict(result["peak"], limit), f"{seconds:.1f}", f"{seconds / megapixels:.3f}"]
+
+
 @click.command()
 @click.option(
     "--model", type=click.Path(path_type=Path), default=DEFAULT_BUNDLE, help="Bundle; default the shipped one."
 )
-@click.option("--backend", default="onnxruntime", show_default=True)
-@click.option("--precision", default="exact", show_default=True)
+@click.option("--large", help="Name of a backend that also decodes large pictures.")
 @click.option("--threads", default=os.cpu_count() or 1, show_default=True)
-def main(model: Path, backend: str, precision: str, threads: int) -> None:
+def main(model: Path, large: str | None, threads: int) -> None:
     """Decodes pictures into files and prints what that took."""
-    click.echo(
-        "| picture | file | allowed MB | peak MB | kept | seconds | s per megapixel |\n|---|---|---|---|---|---|---|"
-    )
+    click.echo(f"| {' | '.join(HEADER)} |\n{'|---' * len(HEADER)}|")
     with tempfile.TemporaryDirectory() as name:
-        for promise in PROMISES:
-            output = Path(name) / f"picture.{promise.ending}"
-            order = Order(
-                kind="infgen",
-                model=model,
-                latent=latent_file(Path(name), promise.cells[::-1]),
-                size=promise.size,
-                threads=threads,
-                backend=backend,
-                precision=precision,
-                output=output,
-                memory=f"{promise.megabytes}MB",
-                stages=promise.stages,
-            )
-            try:
-                result = run(order)
-            except click.ClickException as error:  # the plan does not fit into the limit
-                refused = [str(promise), promise.ending, str(promise.megabytes), "", f"NO: {error.message}", "", ""]
-                click.echo(f"| {' | '.join(refused)} |")
-                continue
-            output.unlink()
-            peak, megapixels = result["peak"] / 1e6, promise.size[0] * promise.size[1] / 1e6
-            cells = [
-                str(promise),
-                promise.ending,
-                str(promise.megabytes),
-                f"{peak:.0f}",
-                "yes" if peak <= promise.megabytes else "NO",
-                f"{result['seconds']:.1f}",
-                f"{result['seconds'] / megapixels:.3f}",
-            ]
-            click.echo(f"| {' | '.join(cells)} |")
+        folder = Path(name)
+        os.environ[VARIABLE] = str(folder / "cache")
+        jobs = [(replace(SMALL, ending=ending), way) for way in ways(model) for ending in endings()]
+        if large is not None:
+            jobs += [(promise, (large, "cpu", "exact")) for promise in LARGE]
+        for promise, way in jobs:
+            click.echo(f"| {' | '.join(row(promise, way, model, threads, folder))} |")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 import itertools
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -261,23 +262,27 @@ def test_a_quick_run_measures_every_method(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_memory_is_measured_against_what_was_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    promises = (
-        memory.Promise((240, 160), "png", 900, (24, 16)),
-        memory.Promise((240, 160), "tif", 900, (24, 16)),
-        memory.Promise((240, 160), "png", 10, (24, 16)),
-    )
-    monkeypatch.setattr(memory, "PROMISES", promises)
-    result = CliRunner().invoke(memory.main, [])
+    small = memory.Promise((240, 160), "png", cells=(24, 16))
+    monkeypatch.setattr(memory, "SMALL", small)
+    monkeypatch.setattr(memory, "LARGE", [replace(small, megabytes=amount) for amount in (900, 10)])
+    monkeypatch.setattr(memory, "ways", lambda _: [("onnxruntime", "cpu", "exact")])
+    monkeypatch.setattr(memory, "endings", lambda: ["png", "dzi"])
+    result = CliRunner().invoke(memory.main, ["--large", "onnxruntime"])
     assert result.exit_code == 0, result.output
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in result.output.splitlines()[2:]]
-    assert [row[:3] for row in rows] == [
-        ["24x16 cells -> 240x160", "png", "900"],
-        ["24x16 cells -> 240x160", "tif", "900"],
-        ["24x16 cells -> 240x160", "png", "10"],
-    ]
+    assert all(row[:3] == ["onnxruntime", "exact", "24x16 cells -> 240x160"] for row in rows)
+    assert [row[3] for row in rows] == ["png", "dzi", "png", "png"]
     refused = rows.pop()
-    assert refused[3] == "" and refused[4].startswith("NO: ") and "too small" in refused[4]
-    assert all(20 < float(row[3]) < 900 and row[4] == "yes" and float(row[5]) > 0 for row in rows)
+    assert refused[4:7] == ["10", "", ""] and refused[7].startswith("NO: ") and "too small" in refused[7]
+    for *_, limit, planned, peak, kept, seconds, _ in rows:
+        assert 20 < float(planned) <= float(limit) and kept in ("yes", "within 10 %") and float(seconds) > 0
+        assert 20 < float(peak) <= 1.1 * float(limit)
+    assert float(rows[0][4]) < 900 == float(rows[2][4])
+
+
+def test_a_peak_is_judged_by_its_limit() -> None:
+    assert [memory.verdict(peak, 100) for peak in (100, 110, 111)] == ["yes", "within 10 %", "NO"]
+    assert set(memory.endings()) == {"png", "jpg", "webp", "avif", "tif", "dzi"}
 
 
 def test_cancelling_and_closing_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
