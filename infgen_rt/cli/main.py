@@ -16,6 +16,7 @@ from infgen_rt.cli.devices import devices
 from infgen_rt.cli.displays import displays
 from infgen_rt.cli.info import info
 from infgen_rt.cli.plan import plan
+from infgen_rt.cli.spaces import spaces
 from infgen_rt.errors import InfGenError, InputError
 from infgen_rt.version import __version__
 
@@ -38,7 +39,7 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (decode, plan, displays, info, devices, cache):
+for command in (decode, plan, displays, spaces, info, devices, cache):
     cli.add_command(command)
 
 

@@ -12,7 +12,8 @@ from infgen_rt.geometry.shapes import Size
 from infgen_rt.latent.evidence import Normalisation, is_foreign, moments, normalisation_of
 from infgen_rt.latent.files import Stored, read_array
 from infgen_rt.latent.layout import plain_latents
-from infgen_rt.latent.spaces import LatentSpace, latent_space
+from infgen_rt.latent.likeness import likely_space
+from infgen_rt.latent.spaces import LatentSpace, latent_space, latent_spaces
 
 __all__ = ["Normalisation", "as_latent", "as_latents", "load_latent", "load_latents", "native_size"]
 
@@ -107,7 +108,7 @@ def as_latents(
     notices = notices or Notices()
     if isinstance(value, Stored):
         normalisation = normalisation or value.normalisation(space)
-    plain, patched = plain_latents(_as_float32(value), space, latent_size)
+    plain, patched = plain_latents(as_float32(value), space, latent_size)
     return [_checked(latent, space, normalisation, patched, notices) for latent in plain]
 
 
@@ -126,19 +127,23 @@ def as_latent(
     """
     latents = as_latents(value, space, normalisation=normalisation, latent_size=latent_size, notices=notices)
     if len(latents) != 1:
-        raise LatentError(
-            f"shape {list(_as_float32(value).shape)} is a batch of {len(latents)}: Decoder.pictures makes a picture of each"
-        )
+        shape = list(as_float32(value).shape)
+        raise LatentError(f"shape {shape} is a batch of {len(latents)}: Decoder.pictures makes a picture of each")
     return latents[0]
 
 
 def native_size(value: Any, space: LatentSpace, *, latent_size: tuple[int, int] | None = None) -> Size:
     """The size in pixels of a latent's picture, or of each of several, at scale 1. Arguments as for `as_latents`."""
-    plain, _ = plain_latents(_as_float32(value), space, latent_size)
+    plain, _ = plain_latents(as_float32(value), space, latent_size)
     return space.native_size(plain[0])
 
 
-def _as_float32(value: Any) -> FloatArray:
+def as_float32(value: Any) -> FloatArray:
+    """The numbers of what `as_latents` takes, in their own shape.
+
+    Raises:
+        LatentError: these are not floating-point numbers.
+    """
     if isinstance(value, Stored):
         value = value.array
     if hasattr(value, "detach"):  # a torch tensor, recognised by this method because torch is not imported here
@@ -170,11 +175,13 @@ def _checked(
         first = ", ".join(str(int(index)) for index in np.argwhere(bad)[0])
         raise LatentError(f"{int(bad.sum()):,} of {latent.size:,} numbers are NaN or infinite, the first at [{first}]")
     doubtful = _check_normalisation(latent, space, normalisation, patched, notices)
-    if is_foreign(latent, space):
+    other = likely_space(latent, [space, *(each for each in latent_spaces().values() if each != space)])
+    like = f", but as those of {other.name} ({other.title})" if other and other != space else ""
+    if like or is_foreign(latent, space):
         notices.warn(
             "foreign",
-            f"the latent's {space.channels} channels do not go together as those of this latent space do: if it is of "
-            "another model, expect a picture of nothing",
+            f"the latent's {space.channels} channels do not go together as those of this latent space do{like}: if it "
+            "is of another model, expect a picture of nothing",
         )
     if normalisation == "vae":
         latent = space.normalise(latent)
@@ -182,11 +189,11 @@ def _checked(
     return np.ascontiguousarray(latent)
 
 
-_USE_VAE = (
-    "if it is of the VAE's own, as diffusers' Flux2KleinPipeline returns, "
-    "pass normalisation='vae' (--normalisation vae)"
-)
-_LEAVE_OUT = "leave out normalisation='vae' (--normalisation vae)"
+_SAY_MODEL = "pass normalisation='model' (--normalisation model)"
+
+
+def _say_vae(space: LatentSpace) -> str:
+    return f"if it is of the VAE's own, as {space.raw_example}, pass normalisation='vae' (--normalisation vae)"
 
 
 def _check_normalisation(
@@ -204,25 +211,25 @@ def _check_normalisation(
     low, high = space.usual_std
     if said == "vae" and likely == "model":
         notices.warn(
-            "normalised twice", f"the latent is normalised already (standard deviation {std:.2f}): {_LEAVE_OUT}"
+            "normalised twice", f"the latent is normalised already (standard deviation {std:.2f}): {_SAY_MODEL}"
         )
     elif said == "vae" and patched and low <= std <= high:
         notices.warn(
             "normalised packed",
-            f"a packed or patchified latent is normalised already as diffusers' Flux2Pipeline and ComfyUI return it: "
-            f"if it is from one of them, {_LEAVE_OUT}",
+            "a packed or patchified latent is normalised already as diffusers' pipelines return it: if it is from one "
+            f"of them, {_SAY_MODEL}",
         )
     elif said != "vae" and likely == "vae":
         notices.warn(
             "not normalised",
             f"the latent's numbers (standard deviation {std:.2f}, where {low:g} to {high:g} is usual) look like those "
-            f"of the VAE's own normalisation: {_USE_VAE}",
+            f"of the VAE's own normalisation: {_say_vae(space)}",
         )
     elif said is None and likely is None and not patched and low <= std <= high:
         notices.warn(
             "normalisation",
             "the latent's normalisation cannot be told from its numbers, and the diffusion model's is taken: "
-            f"{_USE_VAE}, otherwise normalisation='model' (--normalisation model) to say so",
+            f"{_say_vae(space)}, otherwise normalisation='model' (--normalisation model) to say so",
         )
     else:
         return False
@@ -241,7 +248,7 @@ def _check_values(
     found = f"the latent's standard deviation is {std:.2f}, where {low:g} to {high:g} is usual"
     if std > IMPOSSIBLE_STD:
         of_vae = said != "vae" and low <= std / float(np.mean(space.vae_std)) <= high
-        raise LatentError(f"{found}: these are not a latent's numbers" + (f"; {_USE_VAE}" if of_vae else ""))
+        raise LatentError(f"{found}: these are not a latent's numbers" + (f"; {_say_vae(space)}" if of_vae else ""))
     if doubtful:
         return
     if not low <= std <= high:

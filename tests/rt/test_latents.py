@@ -76,7 +76,7 @@ def test_the_vaes_own_latents_are_normalised() -> None:
 
 
 def test_normalising_twice_is_noticed() -> None:
-    with pytest.warns(InfGenWarning, match="leave out normalisation='vae'"):
+    with pytest.warns(InfGenWarning, match="pass normalisation='model'"):
         as_latent(LATENT * 0.9, FLUX2, normalisation="vae")
 
 

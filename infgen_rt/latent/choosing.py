@@ -1,0 +1,54 @@
+"""Chooses the space of a latent that comes without a name."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from infgen_rt.errors import LatentError
+from infgen_rt.latent.arrays import as_float32
+from infgen_rt.latent.layout import expected_shapes, fits, plain_latents
+from infgen_rt.latent.likeness import likely_space
+from infgen_rt.latent.spaces import LatentSpace, joined, latent_space, latent_spaces
+
+
+def space_of(
+    value: Any, names: Sequence[str] | None = None, *, latent_size: tuple[int, int] | None = None
+) -> LatentSpace:
+    """The space of a latent, if its shape leaves no choice. It is never guessed from the numbers.
+
+    Args:
+        value: the latent or latents, as for `as_latents`.
+        names: the spaces that it may be in, for example those of a bundle. None for all known ones.
+        latent_size: as for `as_latents`. Packed latents are examined only if it is given.
+
+    Raises:
+        LatentError: the shape is that of no space, or of several. The message then names them, and the one that the
+            numbers look like if they tell reliably.
+    """
+    array = as_float32(value)
+    spaces = [latent_space(name) for name in names] if names is not None else list(latent_spaces().values())
+    shape = list(array.shape)
+    found = [space for space in spaces if 0 not in shape and fits(shape, space)]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        known = "; ".join(f"{space.name} {expected_shapes(space)}" for space in spaces)
+        raise LatentError(f"shape {shape} is not a latent's: expected, with or without a batch axis, {known}")
+    likely = _likely(array, found, latent_size)
+    candidates = [space.name for space in found]
+    hint = f"its numbers look like {likely.name}'s: " if likely else ""
+    first = likely.name if likely else candidates[0]
+    raise LatentError(
+        f"shape {shape} may be of {joined(candidates)}: {hint}say which it is, as space={first!r} (--space {first})"
+    )
+
+
+def _likely(array: Any, spaces: Sequence[LatentSpace], latent_size: tuple[int, int] | None) -> LatentSpace | None:
+    """The space whose latent an array looks like, in whichever layout each space has for its shape."""
+    for space in spaces:
+        try:
+            (latent, *_), _ = plain_latents(array, space, latent_size)
+        except LatentError:
+            continue
+        if (likely := likely_space(latent, spaces)) is not None:
+            return likely
+    return None
