@@ -6,11 +6,14 @@ from typing import Literal
 import numpy as np
 
 from infgen_rt.common.pixels import FloatArray
+from infgen_rt.latent.distribution import Cells, is_measured, model_odds
 from infgen_rt.latent.spaces import LatentSpace
 
 Normalisation = Literal["model", "vae"]
 # Natural logarithm of the odds at which a normalisation counts as known, about twelve to one.
 _SURE = 2.5
+# The same for each cell, where the means and covariances of channels tell.
+_SURE_CELL = 2.0
 # The range `usual_std` spans this many standard deviations of log(std) over pictures, on either side of its middle.
 _SPAN = 2.5
 # With fewer cells, the statistics of a channel's parts say more about the picture than about the normalisation.
@@ -48,6 +51,8 @@ def normalisation_of(latent: FloatArray, space: LatentSpace) -> Normalisation | 
     latents differ in the same way as these statistics. The parts of a channel see the same picture, so its content
     cancels out. This evidence is stronger for larger latents, and is not used for small ones.
 
+    If the means and covariances of a space's channels were measured, these tell instead.
+
     Pictures of one colour have the smallest deviations. Those of their VAE's own latents are as large as those of other
     pictures' normalised latents.
 
@@ -60,6 +65,9 @@ def normalisation_of(latent: FloatArray, space: LatentSpace) -> Normalisation | 
     """
     if space.usual_std is None:
         return None
+    if is_measured(space) and len(space.vae_std) <= space.channels:
+        odds = model_odds(Cells.of(middle(latent)), space)
+        return None if abs(odds) < _SURE_CELL else "model" if odds > 0 else "vae"
     low, high = space.usual_std
     gain = float(np.mean(space.vae_std))
     _, std = moments(latent)
@@ -68,8 +76,8 @@ def normalisation_of(latent: FloatArray, space: LatentSpace) -> Normalisation | 
     of_model, of_vae = low <= std <= high, low * gain <= std <= high * gain
     if of_model != of_vae:
         return "model" if of_model else "vae"
-    middle, spread = log(low * high) / 2, log(high / low) / 2 / _SPAN
-    odds = ((log(std / gain) - middle) ** 2 - (log(std) - middle) ** 2) / (2 * spread**2)
+    usual, spread = log(low * high) / 2, log(high / low) / 2 / _SPAN
+    odds = ((log(std / gain) - usual) ** 2 - (log(std) - usual) ** 2) / (2 * spread**2)
     odds += _odds_of_parts(latent, space)
     return None if abs(odds) < _SURE else "model" if odds > 0 else "vae"
 

@@ -1,0 +1,82 @@
+"""How likely the cells of a latent are in a space, by means and covariances measured over many pictures.
+
+A space's cells are taken as normally distributed. The likelihood of a latent then depends on its own means and
+covariances only, so it is computed from these.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+
+from infgen_rt.common.pixels import FloatArray
+from infgen_rt.latent.spaces import LatentSpace
+
+Doubles = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """The statistics of a latent's cells.
+
+    Attributes:
+        mean: the mean of each channel, [C].
+        covariance: the covariance of each two channels, [C, C].
+    """
+
+    mean: Doubles
+    covariance: Doubles
+
+    @classmethod
+    def of(cls, latent: FloatArray) -> "Cells":
+        """The statistics of a latent, float32 [C, h, w]."""
+        cells = latent.reshape(len(latent), -1).astype(np.float64)
+        return cls(cells.mean(axis=1), np.atleast_2d(np.cov(cells, bias=True)))
+
+    def moved(self, shift: Doubles, scale: Doubles) -> "Cells":
+        """The statistics of (latent - shift) / scale."""
+        return Cells((self.mean - shift) / scale, self.covariance / np.multiply.outer(scale, scale))
+
+
+def is_measured(space: LatentSpace) -> bool:
+    """Whether the means and covariances of a space are known."""
+    return None not in (space.correlations, space.channel_mean, space.channel_std)
+
+
+def log_likelihood(cells: Cells, space: LatentSpace) -> float:
+    """The logarithm of a cell's likelihood in a measured space, on average, up to a constant for all spaces."""
+    usual, inverse, determinant = _distribution(space)
+    off = cells.mean - usual
+    return float(determinant + np.trace(inverse @ (cells.covariance + np.outer(off, off)))) / -2
+
+
+def best_log_likelihood(cells: Cells, space: LatentSpace) -> float:
+    """The same for the latent multiplied by the number that makes it greatest."""
+    usual, inverse, _ = _distribution(space)
+    count = len(usual)
+    # The logarithm is count * log(scale) - (square * scale**2 - 2 * cross * scale) / 2, up to what has no scale.
+    square = float(np.trace(inverse @ (cells.covariance + np.outer(cells.mean, cells.mean))))
+    cross = float(cells.mean @ inverse @ usual)
+    scale = (cross + np.sqrt(cross**2 + 4 * count * square)) / (2 * square)
+    scaled = cells.moved(np.zeros(count), np.full(count, 1 / scale))
+    return float(count * np.log(scale)) + log_likelihood(scaled, space)
+
+
+def model_odds(cells: Cells, space: LatentSpace) -> float:
+    """The logarithm of the odds, for each cell, that a latent of a measured space is the model's, not the VAE's own."""
+    count = len(cells.mean)
+    shift, scale = (np.broadcast_to(np.array(each, np.float64), count) for each in (space.vae_mean, space.vae_std))
+    of_vae = log_likelihood(cells.moved(shift, scale), space) - float(np.log(scale).sum())
+    return log_likelihood(cells, space) - of_vae
+
+
+@cache
+def _distribution(space: LatentSpace) -> tuple[Doubles, Doubles, float]:
+    """The mean of a cell, its inverse covariance, and the logarithm of the covariance's determinant."""
+    assert space.correlations is not None and space.channel_mean is not None and space.channel_std is not None
+    correlation = np.eye(space.channels)
+    upper = np.triu_indices(space.channels, 1)
+    correlation[upper] = correlation.T[upper] = space.correlations
+    covariance = correlation * np.outer(space.channel_std, space.channel_std)
+    return np.array(space.channel_mean), np.linalg.inv(covariance), float(np.linalg.slogdet(covariance)[1])
