@@ -15,6 +15,10 @@ from infgen_rt.common.schema import parse
 
 FRAMES = ("image", "cell")
 STARTS = ("mask", "sampled")
+OF_TRUNK = ("prefill.enter.", "prefill.blocks.", "refine.grow.", "refine.levels.")
+"""Prefixes of the trunk's parameters. Each latent space has a trunk of its own."""
+OF_SPACE = (*OF_TRUNK, "encode.leave.")
+"""Prefixes of all parameters that belong to one latent space. Models of several spaces can share the others."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class DecoderConfig:
         latent_channels: Number of channels C of a latent [C, h, w].
         width: Number of channels of a token, and of the part of the context that attention uses.
         trunk: Resolutions of the trunk. The first has one position per cell, and each of the others has twice the
-            resolution of the one before. Only the first uses global statistics. If empty, prefill only projects.
+            resolution of the one before. Only the first may use global statistics. If empty, prefill only projects.
         enlargements: Enlargements by rising factor. The context carries the enlarged picture, and the tokens correct
             it. If empty, the tokens make the whole picture.
         detail: Number of channels of the fine grid that the context also carries, at the trunk's last resolution;
@@ -77,6 +81,8 @@ class DecoderConfig:
         channel_norm: Whether the upsampler's blocks normalise each position over its channels.
         encoder: Resolutions of the encoder, each half the one before. The last has one position per cell.
         scale_range: Smallest and largest scale that the model is trained for, as output pixels per cell / 8.
+        pooled: Whether the blocks of the trunk's first resolution use global statistics. Of the tiny decoders that a
+            trunk starts from, only TAEF2's has them.
     """
 
     name: str
@@ -101,6 +107,7 @@ class DecoderConfig:
     channel_norm: bool
     encoder: tuple[Level, ...] = (Level(64, 3), Level(64, 3), Level(64, 3))
     scale_range: tuple[float, float] = (0.5, 4.0)
+    pooled: bool = True
 
     PATCH = 8
     """Side of a token in output pixels."""
@@ -188,9 +195,10 @@ class DecoderConfig:
 
     @property
     def moments(self) -> tuple[int, int] | None:
-        """Blocks and groups of the global statistics; ``None`` if prefill has to see the whole latent."""
-        # Without blocks there are no statistics. In the image frame, every cell has to know its place in the image.
-        if not self.trunk or not self.trunk[0].blocks or self.frame == "image":
+        """Blocks and groups of the global statistics; ``None`` if prefill takes only a latent."""
+        # Without pooled blocks there are no statistics. In the image frame, every cell has to know its place in the
+        # image, so prefill has to see the whole latent anyway.
+        if not self.pooled or not self.trunk or not self.trunk[0].blocks or self.frame == "image":
             return None
         return self.trunk[0].blocks, PooledBranch.GROUPS
 

@@ -147,7 +147,7 @@ class InfGen(nn.Module):
 
     @property
     def statistics(self) -> Statistics | None:
-        """Computes a latent's statistics with prefill's weights. ``None`` if prefill has to see the whole latent."""
+        """Computes a latent's statistics with prefill's weights. ``None`` if prefill takes only a latent."""
         return Statistics(self.prefill) if self.config.moments else None
 
     def context(self, latent: Tensor, enlargement: Enlargement | None = None) -> Tensor:

@@ -25,7 +25,7 @@ class Prefill(nn.Module):
         if config.trunk:
             channels = config.trunk[0].width
             self.enter = nn.Conv2d(config.latent_channels, channels, 3, padding=1)
-            self.blocks.extend(TripleBlock(channels, pooled=True) for _ in range(config.trunk[0].blocks))
+            self.blocks.extend(TripleBlock(channels, config.pooled) for _ in range(config.trunk[0].blocks))
         self.to_context = None if config.detail else nn.Conv2d(channels, config.width, 1)
         # In the cell frame, every cell's centre has the same position, so there is nothing to embed.
         self.inpe = INPE(config.inpe_features, config.inpe_sigma, config.width) if config.frame == "image" else None
@@ -110,11 +110,15 @@ class Refine(nn.Module):
         self.enlarger = Enlarger(width, config.enlargements)
         self.fold = config.detail_factor
 
+    def grown(self, features: Tensor) -> Tensor:
+        """The trunk's last features [B, F', 8 h, 8 w], from which the picture and the detail are made."""
+        for grow, level in zip(self.grow, self.levels, strict=True):
+            features = level(grow(F.interpolate(features, scale_factor=2)))
+        return features
+
     def forward(self, features: Tensor, enlargement: Enlargement) -> Tensor:
         """See the class."""
-        x = features
-        for grow, level in zip(self.grow, self.levels, strict=True):
-            x = level(grow(F.interpolate(x, scale_factor=2)))
+        x = self.grown(features)
         picture = self.enlarger(x, enlargement)
         folded = [
             F.pixel_unshuffle(self.to_detail(x), self.fold),

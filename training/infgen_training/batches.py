@@ -29,6 +29,7 @@ class Batch:
         small: The pictures that were encoded, uint8 [B, 3, 8 cells, 8 cells].
         sharp: Sharp pictures, uint8 [B, 3, 32 cells, 32 cells]. None if the step does not learn from them.
         photo: Photographs, uint8 of the same shape. None if one of the views has none.
+        guides: For a trunk, the whole latent of each view in the space that it learns from, [G, n, n] float32.
     """
 
     lesson: Lesson
@@ -39,6 +40,7 @@ class Batch:
     small: Tensor
     sharp: Tensor | None
     photo: Tensor | None
+    guides: tuple[Tensor, ...] = ()
 
     @property
     def side(self) -> int:
@@ -119,7 +121,7 @@ class Batches:
             for view in chosen
         )
         # An encoder has to learn the teacher's latents without noise.
-        noise = config.noise if config.part == "decoder" else 0.0
+        noise = config.noise if config.part != "encoder" else 0.0
         latents = tuple(_noisy(view.latent, noise, rng) for view in chosen)
         small = self._cut([view.small for view in chosen], corners, 1)
         pictures: list[Tensor | None] = []
@@ -127,7 +129,9 @@ class Batches:
             found = [each for view in chosen if (each := getattr(view, name)) is not None]
             wanted = lesson.factor > 1 and len(found) == len(chosen) and (sharp or name == "photo")
             pictures.append(self._cut(found, corners, FACTOR) if wanted else None)
-        return Batch(lesson, scale, latents, corners, config.cells, small, *pictures)
+        guides = tuple(view.guide.float() for view in chosen if view.guide is not None)
+        sharpened, photographed = pictures
+        return Batch(lesson, scale, latents, corners, config.cells, small, sharpened, photographed, guides)
 
     def _cut(self, pictures: Sequence[Pixels], corners: Sequence[tuple[int, int]], factor: int) -> Tensor:
         """The squares, uint8 [B, 3, h, w], of pictures that are ``factor`` times as large as those encoded."""

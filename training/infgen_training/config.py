@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from infgen_model import PRESETS, DecoderConfig
+from infgen_model.config import OF_TRUNK
 
-PARTS = ("decoder", "encoder")
+PARTS = ("decoder", "encoder", "trunk")
 PATCH = DecoderConfig.PATCH
 FACTOR = 4
 """How many times larger the pictures to learn from are than the picture at the latent's own size."""
@@ -39,9 +40,10 @@ class TrainConfig:
 
     Attributes:
         preset: Model preset that a new run starts from.
-        part: The part to train: the ``"decoder"``, or the ``"encoder"`` for a finished decoder.
-        latent_space: Name of the views' latent space.
-        latent_channels: Number of channels of the views' latents.
+        part: The part to train: the ``"decoder"``, the ``"encoder"`` for a finished decoder, or the ``"trunk"`` of
+            another latent space for a finished model, whose other parts stay as they are.
+        latent_space: Name of the latent space to train for: that of the views, or for a trunk that of the teacher.
+        latent_channels: Number of channels of that space's latents.
         minutes: Length of the run and of its cosine schedule, in total over all continuations.
         lessons: The training steps of each enlargement. An adversary needs a weight of LPIPS.
         between: Share of the steps at a scale between two enlargements, which needs resampling.
@@ -56,10 +58,13 @@ class TrainConfig:
         reduced: Weight of L1 between the reduced picture and the picture that was encoded.
         soft: Weight of L1 between an enlarged picture and a photograph. It is small because L1 averages away the detail
             that the latent does not determine.
+        features: For a trunk, share of the run in which it learns the features of the finished model's trunk. After
+            that, it learns from pictures.
         round_trip: For the encoder, weight of L1 between a picture and the decode of its own latent.
         adversary_from: Share of the run after which the adversary is used. It starts to learn a little earlier.
         lr: Highest learning rate.
-        copied_share: Learning rate of weights copied from a tiny autoencoder, relative to that of the others.
+        copied_share: Learning rate of weights copied from a tiny autoencoder, relative to that of the others. A trunk
+            has no others, and learns at ``lr``.
         adversary_lr: Learning rate of the adversary, which is constant.
         warmup: Number of linear warm-up steps, each time the run is continued.
         final: Learning rate at the end, as a share of the highest.
@@ -92,6 +97,7 @@ class TrainConfig:
     grid: float = 2.0
     reduced: float = 0.5
     soft: float = 0.15
+    features: float = 0.4
     round_trip: float = 5.0
     adversary_from: float = 0.35
     lr: float = 2e-4
@@ -109,6 +115,8 @@ class TrainConfig:
 
     def teaches(self, name: str) -> bool:
         """Whether this run trains a parameter of the model."""
+        if self.part == "trunk":
+            return name.startswith(OF_TRUNK)
         return name.startswith("encode.") == (self.part == "encoder")
 
     def __post_init__(self) -> None:
@@ -126,7 +134,7 @@ class TrainConfig:
                 )
         if not 0 <= 2 * self.margin < self.cells:
             raise ValueError(f"a margin of {self.margin} cells leaves nothing of {self.cells}")
-        for name in ("between", "sharp"):
+        for name in ("between", "sharp", "features"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share, in [0, 1], not {getattr(self, name)}")
         if self.minutes <= 0:

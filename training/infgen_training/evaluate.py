@@ -33,7 +33,7 @@ from infgen_training.config import PATCH
 from infgen_training.metrics import compare, mean, psnr
 from infgen_training.perception import Eye, frechet_distance
 from infgen_training.precision import mixed
-from infgen_training.teacher import Teacher, load_function
+from infgen_training.teacher import AUTOENCODER, AUTOENCODER_HELP, Teacher, load_function
 from infgen_training.views import Pixels, photo_files, to_tensor
 
 BICUBIC, LANCZOS = Image.Resampling.BICUBIC, Image.Resampling.LANCZOS
@@ -80,6 +80,20 @@ class Task:
     def size(self) -> tuple[int, int]:
         """Height and width of the true picture."""
         return self.truth.shape[0], self.truth.shape[1]
+
+
+def check_space(model: InfGen, teacher: Teacher) -> None:
+    """Checks that a teacher makes latents of a model's number of channels.
+
+    Raises:
+        InputError: It does not.
+    """
+    channels, expected = teacher.channels, model.config.latent_channels
+    if channels != expected:
+        raise InputError(
+            f"the teacher's latents have {channels} channels, those of {model.config.name} {expected}: pass an "
+            f"autoencoder of the latent space {model.config.latent_space}"
+        )
 
 
 def to_pixels(image: Tensor) -> Pixels:
@@ -207,7 +221,11 @@ def evaluate(
     Returns:
         Means, as ``{"scales": {scale: {method: {metric: mean}}}, "extras": {name: mean}, "pictures": count}``, with
         ``None`` for a metric that no picture has, and the contact sheet with the true picture and then each method.
+
+    Raises:
+        InputError: The teacher's latents have another number of channels than the model's.
     """
+    check_space(model, teacher)
     places = dict.fromkeys([file.stem for file in photos[:4]], (0.5, 0.5)) if places is None else places
     rows: dict[float, dict[str, _Row]] = {scale: {} for scale in scales}
     truths: dict[float, list[NDArray[np.float64]]] = {scale: [] for scale in scales}
@@ -277,7 +295,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.command()
 @click.argument("checkpoint", type=_FOLDER)
 @click.option("--photos", type=_FOLDER, required=True, help="Folder of photographs, not trained on.")
-@click.option("--teacher", type=_FILE, required=True)
+@click.option("--teacher", type=AUTOENCODER, required=True, help=AUTOENCODER_HELP)
 @click.option("--enlarger", type=_FILE, help="Python file with a network for 4 times, measured behind the teacher.")
 @click.option("--function", default="load_x4plus", show_default=True, help="Of the enlarger's file.")
 @click.option("--eye/--no-eye", default=True, show_default=True, help="LPIPS and patch Frechet distances.")

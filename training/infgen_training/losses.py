@@ -126,6 +126,11 @@ def gradient_distance(image: Tensor, truth: Tensor) -> Tensor:
     return F.l1_loss(across, true_across) + F.l1_loss(down, true_down)
 
 
+def feature_distance(made: Tensor, true: Tensor) -> Tensor:
+    """L1 between features, as a share of the mean absolute value of the true ones."""
+    return F.l1_loss(made, true) / true.abs().mean().clamp(min=1e-6)
+
+
 _NEAR = 4
 """Side of a neighbourhood in which a grid is measured, in pixels of the picture at the latent's own size."""
 

@@ -14,13 +14,13 @@ import numpy as np
 from PIL import Image
 
 from infgen_training.config import PATCH
-from infgen_training.teacher import Teacher
+from infgen_training.teacher import AUTOENCODER, AUTOENCODER_HELP, Teacher
 from infgen_training.views import to_tensor
 
 
 @click.command()
 @click.argument("photo", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--teacher", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True)
+@click.option("--teacher", type=AUTOENCODER, required=True, help=AUTOENCODER_HELP)
 @click.option("--cells", type=(int, int), default=(120, 68), show_default=True, help="Latent width and height.")
 @click.option("--name", required=True)
 @click.option("--title", required=True)

@@ -16,6 +16,7 @@ import click
 import torch
 
 from infgen_training import evaluate, train, views
+from infgen_training.teacher import AUTOENCODER, AUTOENCODER_HELP
 
 _MAKING = 0.2
 """Share of the time for making views with sharp pictures."""
@@ -29,7 +30,7 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.command()
 @click.option("--photos", type=_FOLDER, required=True, help="Photographs to learn from.")
 @click.option("--val", type=_FOLDER, required=True, help="Photographs to evaluate on, which are not learnt from.")
-@click.option("--teacher", type=_FILE, required=True, help="Python file with load_encoder() and load_decoder().")
+@click.option("--teacher", type=AUTOENCODER, required=True, help=AUTOENCODER_HELP)
 @click.option("--enlarger", type=_FILE, required=True, help="Python file with load_x4plus() and load_animevideo().")
 @click.option("--vgg", type=_FILE, help="Weights of LPIPS with VGG16, for LPIPS and the adversary.")
 @click.option("--start", type=_FOLDER, help="Checkpoint to start from; the teacher and the enlarger if omitted.")

@@ -1,4 +1,4 @@
-"""Frozen third-party networks that training learns from, loaded from Python files of the user's choice."""
+"""Frozen third-party networks that training learns from, loaded from Python files or weights of the user's choice."""
 
 from __future__ import annotations
 
@@ -8,11 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from infgen_rt.errors import InputError
+from infgen_training.autoencoders import load_autoencoder
+
+AUTOENCODER = click.Path(exists=True, path_type=Path)
+"""The type of the commands' option for an autoencoder."""
+AUTOENCODER_HELP = (
+    "Autoencoder: a Python file with load_encoder() and load_decoder(), or weights of diffusers or TAESD."
+)
+"""The help text of that option."""
 
 
 def load_function(file: Path, name: str) -> Callable[[], Any]:
@@ -48,18 +57,30 @@ class Teacher:
 
     @classmethod
     def load(cls, file: Path) -> Teacher:
-        """Imports ``file``, which must define ``load_encoder()`` and ``load_decoder()`` returning frozen modules.
+        """Loads an autoencoder.
+
+        Args:
+            file: A Python file with ``load_encoder()`` and ``load_decoder()``, which return frozen modules; or a folder
+                or file of weights (``infgen_training.autoencoders``).
 
         Raises:
             FileNotFoundError: The file does not exist.
-            InputError: The file lacks one of the two functions.
+            InputError: The file lacks one of the two functions, or the weights cannot be used.
         """
-        encoder, decoder = (load_function(file, name)() for name in ("load_encoder", "load_decoder"))
+        if file.is_dir() or file.suffix in (".safetensors", ".pth"):
+            encoder, decoder = load_autoencoder(file)
+        else:
+            encoder, decoder = (load_function(file, name)() for name in ("load_encoder", "load_decoder"))
         return cls(encoder.eval(), decoder.eval())
 
     def to(self, device: torch.device) -> Teacher:
         """The same teacher on a device."""
         return Teacher(self.encoder.to(device), self.decoder.to(device))
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of its latents."""
+        return self.encode(torch.zeros(1, 3, 8, 8)).shape[1]
 
     @torch.inference_mode()
     def encode(self, image: Tensor) -> Tensor:

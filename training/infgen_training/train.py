@@ -29,7 +29,9 @@ from infgen_rt.errors import InputError
 from infgen_training.batches import Batch, Batches
 from infgen_training.config import TrainConfig
 from infgen_training.losses import Vgg
+from infgen_training.teacher import AUTOENCODER, AUTOENCODER_HELP, Teacher
 from infgen_training.trainer import Diverged, Trainer
+from infgen_training.trunk import LATENTS, in_space, new_trunk, save_latents, shares
 from infgen_training.views import View, load_shards
 from infgen_training.warmstart import warm_start
 
@@ -74,13 +76,14 @@ def train(
     Args:
         config: Config of the run.
         shards: Folder of views.
-        teacher: Python file of the autoencoder that a new model starts from. None for random weights.
+        teacher: The autoencoder that a new model or a trunk starts from. None for random weights.
         vgg: Weights for LPIPS and the adversary. None to train without both.
         enlarger: Python file with ``load_animevideo()``, from whose network a new model's enlarger starts. The
             enlarger's last convolutions are fitted to the views.
         run: Folder of the run, which is continued if there is one.
         device: Device to train on.
-        start: Checkpoint to start a new run from.
+        start: Checkpoint to start a new run from. For a trunk, the finished model that it learns from and becomes a
+            part of, which is needed to continue too.
         slice_minutes: Saves and stops after this many minutes, even if the run is not finished.
 
     Raises:
@@ -92,18 +95,26 @@ def train(
     _check_same_run(config, run / "train.json")
     torch.manual_seed(config.seed)
     views = load_shards(shards)
-    origin = run / "checkpoint" if (run / "checkpoint").exists() else start
-    model = _new(config, teacher, enlarger, views) if origin is None else load_checkpoint(origin)
+    earlier = run / "checkpoint" if (run / "checkpoint").exists() else None
+    guide = None
+    if config.part == "trunk":
+        guide, model, views = _trunk(config, start, teacher, earlier, views, run / LATENTS, device)
+    elif origin := earlier or start:
+        model = load_checkpoint(origin)
+    else:
+        model = _new(config, teacher, enlarger, views)
     _check_latents(model, views)
     batches = Batches(views, config, model.config.enlargements)
     progress = _progress(run)
-    trainer = Trainer(config, model, Vgg(vgg) if vgg else None, device, int(progress["step"] or 0))
+    trainer = Trainer(config, model, Vgg(vgg) if vgg else None, device, int(progress["step"] or 0), guide)
     if (run / "adversary.safetensors").exists():
         judge = {name: value.float() for name, value in load_file(run / "adversary.safetensors").items()}
         trainer.adversary.load_state_dict(judge)
         trainer.balance = progress["balance"]
     run.mkdir(parents=True, exist_ok=True)
     (run / "train.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    if guide is not None:
+        save_latents(run / LATENTS, views)
     log = _Log(run / "log.jsonl")
     spent, last, saved = 60 * (progress["minutes"] or 0.0), time.monotonic(), time.monotonic()
     for batch in drawn(batches, trainer.step):
@@ -125,6 +136,36 @@ def _new(config: TrainConfig, teacher: Path | None, enlarger: Path | None, views
     _check_latents(model, views)
     warm_start(model, teacher, enlarger, views)
     return model
+
+
+def _trunk(
+    config: TrainConfig,
+    start: Path | None,
+    teacher: Path | None,
+    earlier: Path | None,
+    views: Sequence[View],
+    latents: Path,
+    device: torch.device,
+) -> tuple[InfGen, InfGen, list[View]]:
+    """The finished model, the model with the trunk to train, and the views in both spaces."""
+    if start is None or teacher is None:
+        raise InputError(
+            "a trunk needs --start, the checkpoint of a finished model, and --teacher, the autoencoder of the new space"
+        )
+    guide, origin = load_checkpoint(start), Teacher.load(teacher)
+    _check_latents(guide, views)
+    if (channels := origin.channels) != config.latent_channels:
+        raise InputError(
+            f"the teacher's latents have {channels} channels, not {config.latent_channels}: name its space with "
+            f"--set latent_space=NAME --set latent_channels={channels}"
+        )
+    both = in_space(views, origin, latents, device)
+    if earlier is None:
+        return guide, new_trunk(config, guide, origin, both), both
+    model = load_checkpoint(earlier)
+    if not shares(guide, model):
+        raise InputError(f"{earlier} shares nothing with {start}: continue with the --start that the run began with")
+    return guide, model, both
 
 
 def _check_latents(model: InfGen, views: Sequence[View]) -> None:
@@ -178,15 +219,13 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 @click.command()
 @click.option("--shards", type=_FOLDER, required=True, help="Folder of views, from infgen_training.views.")
-@click.option(
-    "--teacher", type=_FILE, help="Python file with load_encoder() and load_decoder(): where trunk and encoder start."
-)
+@click.option("--teacher", type=AUTOENCODER, help=f"Where trunk and encoder start. {AUTOENCODER_HELP}")
 @click.option("--enlarger", type=_FILE, help="Python file with load_animevideo(): where the enlarger starts.")
 @click.option("--vgg", type=_FILE, help="Weights of LPIPS with VGG16, for LPIPS and the adversary; without, neither.")
 @click.option(
     "-o", "--run", type=click.Path(file_okay=False, path_type=Path), required=True, help="Continued if it exists."
 )
-@click.option("--start", type=_FOLDER, help="Checkpoint whose weights a new run starts from.")
+@click.option("--start", type=_FOLDER, help="Checkpoint that a new run starts from; always for a trunk.")
 @click.option("--minutes", "slice_minutes", type=float, help="Stops after so many, saved, whatever is left of the run.")
 @click.option(
     "--set",
@@ -200,7 +239,7 @@ def main(
     shards: Path, teacher: Path | None, enlarger: Path | None, vgg: Path | None, run: Path, start: Path | None,
     slice_minutes: float | None, settings: tuple[str, ...], device: str,
 ) -> None:  # fmt: skip
-    """Trains an InfGen decoder or its encoder, or continues a run."""
+    """Trains an InfGen decoder, its encoder or a trunk of another latent space, or continues a run."""
     names = {field.name for field in dataclasses.fields(TrainConfig)}
     saved = run / "train.json"
     try:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from infgen_model.checkpoint import save_checkpoint
 from infgen_rt.common.files import whole
 from infgen_training.batches import Batch
 from infgen_training.config import PATCH, TrainConfig
-from infgen_training.losses import Adversary, Vgg, gradient_distance, grid_distance
+from infgen_training.losses import Adversary, Vgg, feature_distance, gradient_distance, grid_distance
 from infgen_training.precision import mixed
 from infgen_training.warmstart import COPIED
 
@@ -46,15 +47,25 @@ class Trainer:
         vgg: VGG16 for LPIPS and the adversary. None to train without both.
         device: Device to train on.
         step: Step to continue from.
+        guide: For a trunk, the finished model whose trunk it learns from.
     """
 
     def __init__(
-        self, config: TrainConfig, model: InfGen, vgg: Vgg | None, device: torch.device, step: int = 0
+        self,
+        config: TrainConfig,
+        model: InfGen,
+        vgg: Vgg | None,
+        device: torch.device,
+        step: int = 0,
+        guide: InfGen | None = None,
     ) -> None:
         self.config, self.device, self.step = config, device, step
         # Convolutions in reduced precision are about a third faster in this layout (measured on a CPU).
         self.model = model.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.model).requires_grad_(False)
+        self.guide = guide
+        if guide is not None:
+            guide.to(device).to(memory_format=torch.channels_last).requires_grad_(False)  # type: ignore[call-overload]
         self.vgg = vgg.to(device).to(memory_format=torch.channels_last) if vgg else None  # type: ignore[call-overload]
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(config.teaches(name))
@@ -81,7 +92,7 @@ class Trainer:
         share = warm * max(self.config.final, (1 + math.cos(math.pi * min(1.0, done))) / 2)
         for group in self.optimizer.param_groups:
             group["lr"] = share * group["peak"]
-        losses = self._decoder(batch, done) if self.config.part == "decoder" else self._encoder(batch)
+        losses = self._losses(batch, done)
         total = torch.stack(list(losses.values())).sum()
         total.backward()
         learning = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -101,16 +112,39 @@ class Trainer:
         config: DecoderConfig = self.model.config
         return config.enlargement_for((batch.scale, batch.scale))
 
+    def _losses(self, batch: Batch, done: float) -> dict[str, Tensor]:
+        if self.config.part == "encoder":
+            return self._encoder(batch)
+        if self.config.part == "trunk" and done < self.config.features:
+            return self._features(batch)
+        return self._decoder(batch, done)
+
+    def _squares(self, model: InfGen, latents: Sequence[Tensor], batch: Batch) -> Tensor:
+        """Prefill's features of a batch's squares. Statistics are of the whole latents."""
+        whole = (model.prefill(latent[None].to(self.device)) for latent in latents)
+        parts = [
+            each[:, :, row : row + batch.cells, column : column + batch.cells]
+            for each, (row, column) in zip(whole, batch.corners, strict=True)
+        ]
+        return torch.cat(parts).contiguous(memory_format=torch.channels_last)
+
+    def _features(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses of a trunk against the guide's: at prefill's output and at the last level, which all else reads."""
+        refine = self.model.refine
+        assert self.guide is not None and self.guide.refine is not None and refine is not None
+        with mixed(self.device, self.config.bfloat16):
+            with torch.no_grad():
+                coarse = self._squares(self.guide, batch.guides, batch)
+                fine = self.guide.refine.grown(coarse)
+            made = self._squares(self.model, batch.latents, batch)
+            pairs = {"coarse": (made, coarse), "fine": (refine.grown(made), fine)}
+        return {name: feature_distance(made.float(), true.float()) for name, (made, true) in pairs.items()}
+
     def _decoder(self, batch: Batch, done: float) -> dict[str, Tensor]:
         config, enlargement, cells, side = self.config, self.enlargement(batch), batch.cells, batch.side
         with mixed(self.device, config.bfloat16):
-            # Statistics are of the whole latent. A square of it is then decoded as if it were a whole latent.
-            whole = (self.model.prefill(latent[None].to(self.device)) for latent in batch.latents)
-            parts = [
-                each[:, :, row : row + cells, column : column + cells]
-                for each, (row, column) in zip(whole, batch.corners, strict=True)
-            ]
-            features = torch.cat(parts).contiguous(memory_format=torch.channels_last)
+            # A square of a latent is decoded as if it were a whole latent.
+            features = self._squares(self.model, batch.latents, batch)
             context = features if self.model.refine is None else self.model.refine(features, enlargement)
             grid = Grid.whole((cells, cells), (side, side)).to(self.device)
             image = self.model.decode(context, grid, enlargement)
@@ -225,12 +259,12 @@ def _compiled(model: InfGen) -> Iterator[nn.Module]:
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW on the trained parameters. Each group has its highest learning rate as ``peak``."""
-    named = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
-    groups = [
-        {"params": [value for name, value in named if not name.startswith(COPIED)], "peak": config.lr},
-        {
-            "params": [value for name, value in named if name.startswith(COPIED)],
-            "peak": config.copied_share * config.lr,
-        },
+    copied = () if config.part == "trunk" else COPIED
+    groups: list[dict[str, Any]] = [
+        {"params": [], "peak": config.lr},
+        {"params": [], "peak": config.copied_share * config.lr},
     ]
+    for name, value in model.named_parameters():
+        if value.requires_grad:
+            groups[name.startswith(copied)]["params"].append(value)
     return torch.optim.AdamW([group for group in groups if group["params"]], betas=(0.9, 0.98), weight_decay=0.0)

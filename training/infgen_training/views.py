@@ -35,7 +35,7 @@ from tqdm import tqdm
 from infgen_rt.errors import InputError
 from infgen_training.config import FACTOR, HELD_OUT, PATCH
 from infgen_training.precision import mixed
-from infgen_training.teacher import Teacher, load_function
+from infgen_training.teacher import AUTOENCODER, AUTOENCODER_HELP, Teacher, load_function
 
 Pixels = NDArray[np.uint8]
 CELLS = 32
@@ -56,12 +56,15 @@ class View:
         small: The picture that was encoded, [8n, 8n, 3].
         photo: The photograph, [32n, 32n, 3]. None if it has fewer pixels.
         sharp: The teacher's decode, enlarged and corrected, [32n, 32n, 3]. None if there was no enlarger.
+        guide: The latent of the same picture in another space, float16 [G, n, n], for a trunk that learns from the
+            trunk of that space. Shards do not have it.
     """
 
     latent: Tensor
     small: Pixels
     photo: Pixels | None
     sharp: Pixels | None
+    guide: Tensor | None = None
 
     @property
     def cells(self) -> int:
@@ -274,7 +277,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @click.command()
 @click.option("--photos", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
-@click.option("--teacher", type=_FILE, required=True, help="Python file with load_encoder() and load_decoder().")
+@click.option("--teacher", type=AUTOENCODER, required=True, help=AUTOENCODER_HELP)
 @click.option("--enlarger", type=_FILE, help="Python file with a function that loads a network for 4 times.")
 @click.option("--function", default="load_x4plus", show_default=True, help="Of the enlarger's file.")
 @click.option("--count", default=400, show_default=True, help="Views.")

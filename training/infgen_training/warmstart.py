@@ -15,21 +15,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from infgen_model import InfGen
+from infgen_model.config import OF_TRUNK
 from infgen_model.enlarger import smooth
 from infgen_rt.errors import InputError
 from infgen_training.config import FACTOR, PATCH
+from infgen_training.leastsquares import LeastSquares
 from infgen_training.teacher import Teacher, load_function
 from infgen_training.views import View, to_tensor
 
 COPIED = (
-    *("prefill.enter.", "prefill.blocks.", "refine.grow.", "refine.levels.", "refine.enlarger.to_picture."),
+    *OF_TRUNK,
+    "refine.enlarger.to_picture.",
     *("encode.levels.", "encode.shrink.", "encode.leave."),
 )
 """Prefixes of the parameters that are copied from a tiny autoencoder."""
 _PARTS = {"convolve": "conv", "pool": "pool"}
 """Names of a block's branches here and in the autoencoder."""
-_RIDGE = 1e-4
-"""Regularisation of a readout: added to the diagonal of the normal equations, relative to the diagonal's mean."""
 
 
 def warm_start(model: InfGen, teacher: Path | None, enlarger: Path | None, views: Sequence[View]) -> None:
@@ -55,16 +56,17 @@ def warm_start(model: InfGen, teacher: Path | None, enlarger: Path | None, views
         fit_readout(model, views)
 
 
-def copy_trunk(decoder: nn.Module, model: InfGen) -> None:
+def copy_trunk(decoder: nn.Module, model: InfGen, picture: bool = True) -> None:
     """Copies the first layers of a tiny autoencoder's decoder into a model's trunk, in place.
 
     Of the decoders named above, only TAEF2's has branches with global statistics. For the others, the trunk's branches
-    start at zero.
+    start at zero, if it has any.
 
     Args:
         decoder: A sequence of modules: soft clamp, convolution and ReLU, then blocks, an upsampling and a convolution
             for every resolution, and finally a convolution to the picture.
         model: A model whose trunk, in ``prefill`` and ``refine``, has the same widths.
+        picture: Whether to copy the convolution to the picture, which is not part of the trunk.
 
     Raises:
         InputError: The decoder has another structure or other widths.
@@ -80,7 +82,7 @@ def copy_trunk(decoder: nn.Module, model: InfGen) -> None:
         place += 2
         names.update(_names(level, f"refine.levels.{index}", place))
         place += len(list(level.children()))
-    if model.refine is not None:
+    if model.refine is not None and picture:
         for name in ("weight", "bias"):
             names[f"refine.enlarger.to_picture.{name}"] = f"{place}.{name}"
     if not any(".pool." in name for name in decoder.state_dict()):
@@ -227,7 +229,7 @@ def fit_readout(model: InfGen, views: Sequence[View], count: int = 24, cells: in
         for leave in refine.enlarger.leave.values()
     ]
     larger = [each for each in model.config.enlargements if each.factor > 1]
-    sums: dict[int, tuple[Tensor, Tensor]] = {}
+    fits = {each.factor: LeastSquares() for each in larger}
     try:
         for _ in range(count):
             view = pool[int(rng.integers(len(pool)))]
@@ -247,20 +249,12 @@ def fit_readout(model: InfGen, views: Sequence[View], count: int = 24, cells: in
                 wanted = F.interpolate(truth, size=(size, size), mode="bicubic", antialias=True)
                 missing = F.pixel_unshuffle(wanted, each.factor) - smooth(picture, each.factor)
                 near = F.unfold(reached, 3, padding=1).unflatten(2, picture.shape[-2:])
-                a, b = (value[inner][0].flatten(1).double() for value in (near, missing))
-                a = torch.cat([a, a.new_ones(1, a.shape[1])])
-                square, cross = sums.get(each.factor, (0.0, 0.0))
-                sums[each.factor] = (square + a @ a.T, cross + a @ b.T)
+                fits[each.factor].add(*(value[inner][0].flatten(1) for value in (near, missing)))
     finally:
         for hook in hooks:
             hook.remove()
-    for factor, (square, cross) in sums.items():
-        ridge = _RIDGE * square.diagonal().mean() * torch.eye(len(square), dtype=square.dtype)
-        solved = torch.linalg.solve(square + ridge, cross).float()
-        leave = refine.enlarger.leave[str(factor)]
-        assert isinstance(leave, nn.Conv2d) and leave.bias is not None
-        leave.weight.copy_(solved[:-1].T.reshape(leave.weight.shape))
-        leave.bias.copy_(solved[-1])
+    for factor, fit in fits.items():
+        fit.set(refine.enlarger.leave[str(factor)])
 
 
 def _names(level: nn.Module, prefix: str, place: int) -> Iterator[tuple[str, str]]:

@@ -1,0 +1,258 @@
+"""A trunk of another latent space learns to give what the rest of a finished model expects. Nothing else changes."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from infgen_model import InfGen, Level
+from infgen_model.checkpoint import load_checkpoint, save_checkpoint
+from infgen_model.config import OF_SPACE
+from infgen_training import trunk
+from infgen_training.batches import Batches
+from infgen_training.config import Lesson, TrainConfig
+from infgen_training.losses import feature_distance
+from infgen_training.teacher import Teacher
+from infgen_training.train import main
+from infgen_training.trainer import Trainer
+from infgen_training.views import View, save_shards
+
+from .conftest import TINY, some_views
+from .test_warmstart import decoder
+
+CPU = torch.device("cpu")
+CONFIG = TrainConfig(
+    part="trunk",
+    latent_space="sdxl",
+    latent_channels=4,
+    cells=6,
+    lessons=(Lesson(1, 1.0, 2, 0.0, 0.0),),
+    warmup=1,
+    lr=3e-3,
+    ema=0.5,
+    bfloat16=False,
+    noise=0.0,
+    features=0.5,
+)
+
+AUTOENCODER = """
+import torch
+from torch import nn
+from tests.training.test_warmstart import decoder
+
+
+class Encoder(nn.Module):
+    def forward(self, image):
+        colours = nn.functional.avg_pool2d(image.float(), 8)
+        return torch.cat([4 * colours - 2, colours.mean(1, keepdim=True)], 1)
+
+
+def load_encoder():
+    return Encoder()
+
+
+def load_decoder():
+    torch.manual_seed(5)
+    network = decoder(blocks=1, pooled=False)
+    network[1] = nn.Conv2d(4, 8, 3, padding=1)
+    return network
+"""
+
+
+@pytest.fixture
+def autoencoder(tmp_path: Path) -> Path:
+    """A tiny autoencoder of a space with 4 channels, without global statistics."""
+    file = tmp_path / "autoencoder.py"
+    file.write_text(AUTOENCODER)
+    return file
+
+
+@pytest.fixture
+def guide() -> InfGen:
+    """A finished model, with the numbers of its file."""
+    torch.manual_seed(0)
+    model = InfGen(TINY).eval()
+    with torch.no_grad():
+        model.decode.upsampler.to_pixels.weight.normal_(0, 0.1)  # a new model's tokens change nothing yet
+        for value in model.state_dict().values():
+            value.copy_(value.half())
+    return model
+
+
+@pytest.fixture
+def views(autoencoder: Path) -> list[View]:
+    return trunk.in_space(some_views(), Teacher.load(autoencoder), Path("none"), CPU)
+
+
+def new_trunk(guide: InfGen, autoencoder: Path, views: list[View]) -> InfGen:
+    return trunk.new_trunk(CONFIG, guide, Teacher.load(autoencoder), views)
+
+
+def distance(model: InfGen, guide: InfGen, views: list[View]) -> float:
+    """Between the last features of two trunks."""
+    assert model.refine is not None and guide.refine is not None
+    total = 0.0
+    with torch.no_grad():
+        for view in views:
+            assert view.guide is not None
+            made = model.refine.grown(model.prefill(view.latent[None].float()))
+            total += float(feature_distance(made, guide.refine.grown(guide.prefill(view.guide[None].float()))))
+    return total / len(views)
+
+
+def test_views_keep_their_latents_beside_those_of_the_new_space(autoencoder: Path, views: list[View]) -> None:
+    for view, before in zip(views, some_views(), strict=True):
+        assert view.guide is not None and view.guide.equal(before.latent)
+        assert view.latent.shape == (4, 8, 8) and view.latent.dtype == torch.float16
+        assert torch.allclose(view.latent[:3].float(), 4 * before.latent[:3].float() - 2, atol=0.02)
+
+
+def test_latents_are_encoded_once_and_again_for_other_views(
+    tmp_path: Path, autoencoder: Path, views: list[View]
+) -> None:
+    file = tmp_path / trunk.LATENTS
+    trunk.save_latents(file, views)
+    marked = [dataclasses.replace(view, latent=view.latent + 1) for view in views]
+    trunk.save_latents(file, marked)
+    teacher = Teacher.load(autoencoder)
+    again = trunk.in_space(some_views(), teacher, file, CPU)
+    assert all(a.latent.equal(b.latent) for a, b in zip(again, marked, strict=True))
+    other = trunk.in_space(some_views()[::-1], teacher, file, CPU)
+    assert other[0].latent.equal(views[-1].latent)
+    file.write_bytes(b"damaged")
+    assert trunk.in_space(some_views(), teacher, file, CPU)[0].latent.equal(views[0].latent)
+
+
+def test_a_new_trunk_is_the_teachers_decoder_in_the_guides_basis(
+    guide: InfGen, autoencoder: Path, views: list[View], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = new_trunk(guide, autoencoder, views)
+    assert model.config.name == "tiny-sdxl" and not model.config.pooled and model.statistics is None
+    assert (model.config.latent_space, model.config.latent_channels) == ("sdxl", 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(trunk, "change_basis", lambda *_: None)
+        plain = new_trunk(guide, autoencoder, views)
+    layers = Teacher.load(autoencoder).decoder
+    assert isinstance(layers, torch.nn.Sequential) and plain.refine is not None
+    latent = views[0].latent[None].float()
+    with torch.no_grad():
+        assert torch.allclose(plain.refine.grown(plain.prefill(latent)), layers[:-1](latent), atol=1e-4)
+    assert distance(model, guide, views) < 0.7 * distance(plain, guide, views)
+
+
+def test_a_trunk_with_a_longer_end_starts_as_it_is(guide: InfGen, views: list[View]) -> None:
+    longer = InfGen(dataclasses.replace(TINY, latent_channels=4, trunk=(*TINY.trunk[:-1], Level(8, 2))))
+    before = {name: value.clone() for name, value in longer.state_dict().items()}
+    trunk.change_basis(longer, guide, views)
+    assert all(value.equal(before[name]) for name, value in longer.state_dict().items())
+
+
+def test_the_encoder_is_fitted_to_the_new_latents(guide: InfGen, autoencoder: Path, views: list[View]) -> None:
+    model = new_trunk(guide, autoencoder, views)
+    for view in views:
+        image = torch.from_numpy(view.small).permute(2, 0, 1)[None].float() / 255
+        with torch.no_grad():
+            wrong = model.encode(image)[0] - view.latent.float()
+        assert wrong.square().mean() < 0.6 * view.latent.float().var()
+
+
+def test_a_trunk_learns_features_first_then_pictures_and_nothing_else_changes(
+    guide: InfGen, autoencoder: Path, views: list[View]
+) -> None:
+    model = new_trunk(guide, autoencoder, views)
+    trained, batches = Trainer(CONFIG, model, None, CPU, guide=guide), Batches(views, CONFIG, TINY.enlargements)
+    one = batches.draw(0)
+    losses = [trained.train_step(one, 0.1) for _ in range(15)]
+    assert set(losses[0]) == {"coarse", "fine"}
+    assert losses[-1]["coarse"] < 0.6 * losses[0]["coarse"] and losses[-1]["fine"] < 0.9 * losses[0]["fine"]
+    losses = [trained.train_step(one, 0.6) for _ in range(15)]
+    assert set(losses[0]) == {"pixels", "gradient"}
+    assert losses[-1]["pixels"] < losses[0]["pixels"]
+    for each in (trained.model, trained.average):
+        state = each.state_dict()
+        shared = {name: value for name, value in guide.state_dict().items() if not name.startswith(OF_SPACE)}
+        assert shared and all(value.equal(state[name]) for name, value in shared.items())
+        fitted = new_trunk(guide, autoencoder, views).encode.leave
+        assert each.encode.leave.weight.equal(fitted.weight)
+        start = new_trunk(guide, autoencoder, views).state_dict()
+        changed = {name for name, value in state.items() if not value.equal(start[name])}
+        assert changed == {name for name, _ in each.named_parameters() if CONFIG.teaches(name)}
+
+
+# The command.
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    save_shards(tmp_path / "shards", some_views(), "some")
+    return tmp_path / "shards"
+
+
+@pytest.fixture
+def start(tmp_path: Path, guide: InfGen) -> Path:
+    save_checkpoint(tmp_path / "start", guide, torch.float16)
+    return tmp_path / "start"
+
+
+def run(shards: Path, folder: Path, *options: object, **changes: Any) -> Result:
+    names = ("part", "latent_space", "latent_channels", "cells", "warmup", "bfloat16", "lr")
+    settings = {name: getattr(CONFIG, name) for name in names} | {"lessons": [dataclasses.asdict(CONFIG.lessons[0])]}
+    given = ["--shards", shards, "-o", folder, "--device", "cpu", "--minutes", 0.02, *options]
+    for name, value in (settings | changes).items():
+        given += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
+    return CliRunner().invoke(main, [*map(str, given)])
+
+
+def test_a_run_writes_a_whole_model_of_the_new_space_and_goes_on(
+    shards: Path, start: Path, autoencoder: Path, guide: InfGen, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    for _ in range(2):
+        result = run(shards, folder, "--start", start, "--teacher", autoencoder)
+        assert result.exit_code == 0, result.output
+        model = load_checkpoint(folder / "checkpoint")
+        assert (model.config.latent_space, model.config.pooled) == ("sdxl", False)
+        assert trunk.shares(guide, model)
+        with torch.inference_mode():
+            assert model(torch.randn(1, 4, 5, 6), (80, 96)).shape == (1, 3, 80, 96)
+        # The teacher's latents are kept.
+        autoencoder.write_text(AUTOENCODER.replace("image.float()", "image.float() + 1 / (image.shape[-1] == 8)"))
+    assert (folder / trunk.LATENTS).is_file()
+    other = InfGen(TINY)
+    save_checkpoint(tmp_path / "other", other, torch.float16)
+    result = run(shards, folder, "--start", tmp_path / "other", "--teacher", autoencoder)
+    assert result.exit_code == 1 and "continue with the --start that the run began with" in result.output
+
+
+def test_what_a_trunk_lacks_is_named(
+    shards: Path, start: Path, autoencoder: Path, teacher: Path, tmp_path: Path
+) -> None:
+    both = ("--start", start, "--teacher", autoencoder)
+    pooled = tmp_path / "wide.py"
+    pooled.write_text(AUTOENCODER.replace("decoder(", "decoder(width=10, ").replace("(4, 8", "(4, 10"))
+    for options, changes, text in (
+        (("--start", start), {}, "a trunk needs --start, the checkpoint of a finished model, and --teacher"),
+        (both[2:], {}, "a trunk needs --start, the checkpoint of a finished model, and --teacher"),
+        (both, {"latent_channels": 16}, "have 4 channels, not 16: name its space with"),
+        (("--start", start, "--teacher", pooled), {}, "the teacher is not one that this model can start from"),
+    ):
+        result = run(shards, tmp_path / "run", *options, **changes)
+        assert result.exit_code == 1 and text in result.output, result.output
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_decoder_with_other_layers_is_not_in_the_way_of_statistics(guide: InfGen, views: list[View]) -> None:
+    """A teacher with global statistics gives a trunk that has them too."""
+
+    class Pooled(torch.nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return image
+
+    network = decoder(blocks=1)
+    network[1] = torch.nn.Conv2d(4, 8, 3, padding=1)
+    model = trunk.new_trunk(CONFIG, guide, Teacher(Pooled(), network), views)
+    assert model.config.pooled and model.statistics is not None
