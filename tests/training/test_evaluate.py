@@ -1,5 +1,6 @@
 """The command measures every method by every metric, on what the runtime would make."""
 
+import dataclasses
 import importlib.util
 import json
 from collections.abc import Sequence
@@ -13,11 +14,12 @@ from click.testing import CliRunner, Result
 from numpy.typing import NDArray
 from PIL import Image
 
+from infgen_model import InfGen
 from infgen_model.checkpoint import load_checkpoint, save_checkpoint
 from infgen_training import evaluate, metrics
 from infgen_training.teacher import Teacher, load_function
 
-from .conftest import texture, tiny_model
+from .conftest import TINY, texture, tiny_model
 
 Pixels = NDArray[np.uint8]
 METRICS = {"lpips", "frechet", "psnr", "ssim", "ssimulacra2", "flat", "vivid"}
@@ -125,6 +127,23 @@ def test_ours_is_what_the_runtime_makes(
         pixels = evaluate.to_pixels(model(task.latent, (rows, columns)))
     expected = Image.fromarray(pixels).resize(task.size[::-1], Image.Resampling.LANCZOS)
     assert (ours[OURS] == np.asarray(expected)).all()
+
+
+def test_a_model_of_another_space_is_measured_on_latents_of_its_own_teacher(
+    photos: Path, teacher: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    model = InfGen(dataclasses.replace(TINY, latent_space="sdxl", latent_channels=4, pooled=False))
+    save_checkpoint(tmp_path / "sdxl", model)
+    own = tmp_path / "own.py"
+    own.write_text(teacher.read_text().replace("0, 29", "0, 1"))
+    result = run(photos, own, tmp_path / "sdxl", "--no-eye", "--scales", "2", "--only", "a")
+    assert result.exit_code == 0, result.output
+    assert all(name in result.output for name in (OURS, BICUBIC))
+    result = run(photos, own, checkpoint, "--no-eye")
+    assert result.exit_code == 1
+    assert "the teacher's latents have 4 channels, those of tiny 32: pass an autoencoder of the latent space" in (
+        " ".join(result.output.split())
+    )
 
 
 def test_other_methods_enlarge_what_the_teacher_decodes(

@@ -19,7 +19,7 @@ from infgen_model import PRESETS, InfGen
 from infgen_model.checkpoint import load_checkpoint, save_checkpoint
 from infgen_training import train
 from infgen_training.batches import Batch, Batches
-from infgen_training.config import PARTS, Lesson, TrainConfig
+from infgen_training.config import Lesson, TrainConfig
 from infgen_training.losses import Vgg
 from infgen_training.precision import has_bfloat16
 from infgen_training.teacher import load_function
@@ -32,6 +32,8 @@ from .conftest import TINY, some_views, tiny_model, view
 from .test_warmstart import PAPER
 
 CPU = torch.device("cpu")
+PARTS = ("decoder", "encoder")
+"""A trunk, which needs a second model, has tests of its own."""
 LESSONS = tuple(Lesson(factor, 1.0, 1, 0.4, 0.4) for factor in (1, 2, 4))
 CONFIG = TrainConfig(cells=6, lessons=LESSONS, warmup=2, ema=0.9, bfloat16=False, noise=0.0)
 
