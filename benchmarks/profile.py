@@ -29,7 +29,7 @@ from infgen_rt.backend.candidates import Candidate, Survey
 from infgen_rt.backend.engine import Engine
 from infgen_rt.backend.protocol import Backend, Options, Session
 from infgen_rt.bundle.folder import DEFAULT_BUNDLE, Bundle
-from infgen_rt.bundle.graphs import DECODE, PREFILL, REFINE, STATISTICS
+from infgen_rt.bundle.graphs import DECODE, KINDS
 from infgen_rt.errors import BackendError
 from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.shapes import Size
@@ -195,7 +195,7 @@ def cases(bundle: Bundle, candidate: Candidate, threads: int, scales: Sequence[f
         engine.load_for(enlargement)
         context = engine.context(latent, enlargement)
         engine.run(DECODE, inputs_of(grid, context, tile, halo.cells), enlargement)
-        for graph in (STATISTICS.name, PREFILL.name, enlargement.graph(REFINE.name), enlargement.graph(DECODE.name)):
+        for graph in (enlargement.graph(kind.name) if kind.enlarged else kind.name for kind in KINDS):
             if graph in recorder.inputs:
                 # A decode graph serves several scales. The others run once per latent.
                 name = f"{graph} at {scale:g}" if graph.startswith("decode") else graph

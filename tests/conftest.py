@@ -1,5 +1,6 @@
 """Fixtures for all tests."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,18 @@ import pytest
 import infgen_rt
 
 from .rt import tiny
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each of several test processes (pytest-xdist) a processor of its own.
+
+    The libraries start as many threads as there are processors that they may use. With more threads than processors,
+    waiting threads take the time of those that work.
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is not None and hasattr(os, "sched_setaffinity"):
+        available = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {available[int(worker.removeprefix("gw")) % len(available)]})
 
 
 @pytest.fixture(scope="session", autouse=True)

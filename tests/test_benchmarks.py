@@ -363,7 +363,7 @@ def test_a_profile_tells_of_the_graphs_of_every_enlargement() -> None:
     options = ["--threads", "1", "--scales", "1,3", "--runs", "2", "--backend", "onnxruntime"]
     result = CliRunner().invoke(profile.main, options)
     assert result.exit_code == 0, result.output
-    graphs = ["statistics", "prefill", "refine1", "decode1 at 1", "refine4", "decode4 at 3"]
+    graphs = ["statistics", "prefill", "trunk", "refine1", "decode1 at 1", "refine4", "decode4 at 3"]
     rows = [row for row in table_of(result.output) if row[1] == "onnxruntime, fp32"]
     assert [row[0] for row in rows] == graphs
     for graph, _, count, milliseconds, most in rows:
@@ -382,7 +382,7 @@ def test_a_profile_tells_of_openvino_too(monkeypatch: pytest.MonkeyPatch) -> Non
     result = CliRunner().invoke(profile.main, options)
     assert result.exit_code == 0, result.output
     rows = [row for row in table_of(result.output) if row[1] == "openvino, fp32"]
-    assert [row[0] for row in rows] == ["statistics", "prefill", "refine2", "decode2 at 2"]
+    assert [row[0] for row in rows] == ["statistics", "prefill", "trunk", "refine2", "decode2 at 2"]
     for graph, way, count, *_ in rows:
         total, kinds = profiled(result.output, f"{way}, 1 threads: {graph}")
         assert total[4] == "" and 10 < int(count) <= 3 * int(total[1])

@@ -10,7 +10,7 @@ from torch import Tensor
 from infgen_model import InfGen
 from infgen_model.graphs import Graph
 from infgen_rt.backend.inputs import fill, tile_inputs
-from infgen_rt.bundle.graphs import DECODE, ENCODE, PREFILL, REFINE
+from infgen_rt.bundle.graphs import DECODE, ENCODE, PREFILL, REFINE, TRUNK
 from infgen_rt.geometry import grid as coordinates
 from infgen_rt.geometry.shapes import Box, Size
 
@@ -71,15 +71,18 @@ def context_inputs(graph: Graph, model: InfGen, latent: Tensor, halo: int = 0, k
     """Inputs of one of the graphs that make a latent's context.
 
     Args:
-        graph: ``statistics``, ``prefill`` or ``refine``.
+        graph: ``statistics``, ``prefill``, ``trunk`` or ``refine``.
         model: The graph's model.
         latent: [1, C, h, w].
         halo: Number of rows and columns at the top and left with a share of 0 in statistics, as long as some remain.
         known: Number of blocks whose moments are given to statistics.
     """
-    if graph.kind == REFINE.name:
+    if graph.kind in (TRUNK.name, REFINE.name):
+        assert model.refine is not None
         with torch.no_grad():
-            return {"features": model.prefill(latent)}
+            features = model.prefill(latent)
+            fine = {"fine": model.refine.grown(features)} if graph.kind == REFINE.name else {}
+        return {"features": features} | fine
     if model.config.moments is None or model.statistics is None:
         return {"latent": latent}
     shares = []

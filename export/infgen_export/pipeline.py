@@ -226,6 +226,7 @@ class _Work:
             files=files,
             verification=tuple(entry.to_json() for entry in entries),
             feature_channels=config.feature_channels if config.detail else None,
+            fine_channels=config.fine_channels,
             moments=config.moments,
             enlargements=tuple(
                 bundle.Enlargement(

@@ -14,7 +14,7 @@ from infgen_rt.backend.gate import Gate
 from infgen_rt.backend.inputs import fill, statistics_inputs
 from infgen_rt.backend.protocol import Options, Session, Values
 from infgen_rt.bundle.folder import Bundle
-from infgen_rt.bundle.graphs import DECODE, PREFILL, REFINE, STATISTICS, Kind, kind_of
+from infgen_rt.bundle.graphs import DECODE, PREFILL, REFINE, STATISTICS, TRUNK, Kind, kind_of
 from infgen_rt.bundle.manifest import Enlargement
 from infgen_rt.common.cancellation import current
 from infgen_rt.common.folders import writable_cache
@@ -171,7 +171,14 @@ class Engine:
         gathers = self.has(STATISTICS)
         moments = {"moments": self.run(STATISTICS, statistics_inputs(latent, self.manifest))} if gathers else {}
         features = self.run(PREFILL, {"latent": latent[None]} | moments)
-        return self.run(REFINE, {"features": features}, enlargement) if self.has(REFINE) else features
+        return self.refine(features, enlargement) if self.has(REFINE) else features
+
+    def refine(self, features: Values, enlargement: Enlargement) -> Values:
+        """Compute the context [1, D, h, w] of features [1, F, h, w]. The reach is the enlargement's halo."""
+        inputs = {"features": features}
+        if self.has(TRUNK):
+            inputs["fine"] = self.run(TRUNK, inputs)
+        return self.run(REFINE, inputs, enlargement)
 
     def lends_to(self, borrower: Borrower) -> None:
         """Register an object that releases this engine's results on closing. Raises the same errors as `check_open`."""

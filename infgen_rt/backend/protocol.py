@@ -156,7 +156,7 @@ class Backend(Protocol):
         """Load a graph.
 
         Args:
-            graph: `statistics`, `prefill`, `refine`, `decode` or `encode`.
+            graph: `statistics`, `prefill`, `trunk`, `refine`, `decode` or `encode`.
             files: the content of the graph's file, or of the files in its folder, by name. Digests are already checked.
             options: the device, arithmetic and other options.
 

@@ -1,8 +1,8 @@
 """The kinds of graph in a model, with their names, inputs and outputs (docs/bundle.md).
 
 A side of a shape is a number, the name of a size, or a product such as `P*ht`. Lower-case names are sizes of a graph's
-inputs and output. Upper-case letters are sizes of the model: its patch P, the channels C of a latent, F of features and
-D of a context, and the blocks S and groups G of its statistics.
+inputs and output. Upper-case letters are sizes of the model: its patch P, the channels C of a latent, F of features, T
+of fine features and D of a context, and the blocks S and groups G of its statistics.
 """
 
 import math
@@ -88,6 +88,7 @@ class Kind:
 _LATENT = Tensorspec("latent", (1, "C", "h", "w"), "{space} latent")
 _MOMENTS = Tensorspec("moments", (2, "S", "G"), "means and variances of prefill's blocks, over the whole latent")
 _FEATURES = Tensorspec("features", (1, "F", "h", "w"), "what the context is refined from")
+_FINE = Tensorspec("fine", (1, "T", "P*h", "P*w"), "the trunk's features at the latent's own size")
 _CONTEXT = Tensorspec("context", (1, "D", "h", "w"), "what every tile of the picture is decoded from")
 
 STATISTICS = Kind(
@@ -103,7 +104,8 @@ STATISTICS = Kind(
     part="prefill",
 )
 PREFILL = Kind("prefill", (_LATENT, _MOMENTS), _FEATURES, "cell", part="prefill")
-REFINE = Kind("refine", (_FEATURES,), _CONTEXT, "cell", part="refine", enlarged=True)
+TRUNK = Kind("trunk", (_FEATURES,), _FINE, "cell", part="refine")
+REFINE = Kind("refine", (_FEATURES, _FINE), _CONTEXT, "cell", part="refine", enlarged=True)
 DECODE = Kind(
     "decode",
     (
@@ -131,27 +133,30 @@ ENCODE = Kind(
     picture=False,
     fixed=True,
 )
-KINDS = (STATISTICS, PREFILL, REFINE, DECODE, ENCODE)
+KINDS = (STATISTICS, PREFILL, TRUNK, REFINE, DECODE, ENCODE)
 
 
-def kinds(gathers: bool, refines: bool) -> tuple[Kind, ...]:
+def kinds(gathers: bool, grows: bool, refines: bool) -> tuple[Kind, ...]:
     """The kinds of graph in a model, in the order in which they run.
 
     Args:
         gathers: whether it has statistics. Without them, prefill takes only a latent.
+        grows: whether it has a trunk. Without it, refine takes only features.
         refines: whether it has refine. Without it, prefill gives the context.
     """
     inputs, output = PREFILL.inputs if gathers else (_LATENT,), _FEATURES if refines else _CONTEXT
     prefill = replace(PREFILL, inputs=inputs, output=output)
-    return (*([STATISTICS] if gathers else []), prefill, *([REFINE] if refines else []), DECODE, ENCODE)
+    refine = replace(REFINE, inputs=REFINE.inputs if grows else (_FEATURES,))
+    has = ((STATISTICS, gathers), (prefill, True), (TRUNK, grows), (refine, refines), (DECODE, True), (ENCODE, True))
+    return tuple(kind for kind, there in has if there)
 
 
 def model_sizes(
-    patch: int, latent: int, features: int | None, context: int, moments: tuple[int, int] | None
+    patch: int, latent: int, features: int | None, fine: int | None, context: int, moments: tuple[int, int] | None
 ) -> dict[str, int]:
     """A model's patch, channels and shape of statistics, by the letters that are used in shapes."""
     blocks, groups = moments or (0, 0)
-    return {"P": patch, "C": latent, "F": features or 0, "D": context, "S": blocks, "G": groups}
+    return {"P": patch, "C": latent, "F": features or 0, "T": fine or 0, "D": context, "S": blocks, "G": groups}
 
 
 def graph_name(kind: str, factor: int | None) -> str:

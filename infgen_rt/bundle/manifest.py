@@ -6,13 +6,13 @@ from dataclasses import asdict, astuple, dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from infgen_rt.bundle.graphs import REFINE, STATISTICS, Kind, graph_name, kinds, model_sizes
+from infgen_rt.bundle.graphs import REFINE, STATISTICS, TRUNK, Kind, graph_name, kinds, model_sizes
 from infgen_rt.common.schema import SchemaError, parse
 from infgen_rt.errors import BundleError
 
-FORMAT = 4
-# Format 1 had no refine, format 2 had no statistics, and format 3 had no enlargements.
-_READABLE = (1, 2, 3, FORMAT)
+FORMAT = 5
+# Format 1 had no refine, format 2 no statistics, format 3 no enlargements, and format 4 no trunk.
+_READABLE = (1, 2, 3, 4, FORMAT)
 MANIFEST = "manifest.json"
 
 
@@ -73,7 +73,7 @@ class Shapes:
 class Memory:
     """Measured memory in bytes: a fixed amount, and per cell or token that a graph runs on, halos included.
 
-    The defaults are for figures that were not measured, and for bundles without refine or statistics.
+    The defaults are for figures that were not measured, and for bundles without refine, statistics or a trunk.
     """
 
     base: int
@@ -82,6 +82,7 @@ class Memory:
     encode_per_cell: int = 64 * 2**10
     refine_per_cell: int = 32 * 2**10
     statistics_per_cell: int = 8 * 2**10
+    trunk_per_cell: int = 0
 
 
 # Twice the memory of the first model that shipped, for bundles without any measured figures.
@@ -102,8 +103,8 @@ class Recipe:
     """One export of the model.
 
     `graphs` maps the names of the graphs to a file or a folder of files. Prefill and decode are always there;
-    statistics, refine and encode are optional. In a model with enlargements, the names of refine and decode end with
-    the factor. Without refine, prefill's features are the context. Without statistics, prefill sees the whole latent.
+    the others are optional. In a model with enlargements, the names of refine and decode end with the factor. Without
+    refine, prefill's features are the context. Without statistics, prefill sees the whole latent.
     `memory` is None if the graphs were not run in their own runtime. `shapes` are the only shapes that decode and
     encode take. If it is empty, they take any.
     """
@@ -141,6 +142,7 @@ class Manifest:
     verification: tuple[dict[str, Any], ...] = ()
     format: int = FORMAT
     feature_channels: int | None = None
+    fine_channels: int | None = None
     moments: tuple[int, int] | None = None
     enlargements: tuple[Enlargement, ...] = ()
 
@@ -162,8 +164,10 @@ class Manifest:
             if missing := self._for_pictures(recipe) - recipe.graphs.keys():
                 raise BundleError(f"manifest: recipe {recipe.name!r} lacks the graph {min(missing)!r}")
             has = self.kinds(recipe)
-            if REFINE in has and not self.feature_channels:
+            if REFINE.name in {kind.name for kind in has} and not self.feature_channels:
                 raise BundleError(f"manifest: recipe {recipe.name!r} refines, and 'feature_channels' is missing")
+            if TRUNK in has and not self.fine_channels:
+                raise BundleError(f"manifest: recipe {recipe.name!r} has a trunk, and 'fine_channels' is missing")
             if STATISTICS in has and not (self.moments and min(self.moments) > 0):
                 raise BundleError(
                     f"manifest: recipe {recipe.name!r} has statistics, and 'moments' gives no shape of them"
@@ -228,12 +232,15 @@ class Manifest:
 
     def kinds(self, recipe: Recipe) -> tuple[Kind, ...]:
         """The kinds of graph in a recipe. Encode is included even if the recipe lacks it."""
-        return kinds(STATISTICS.name in recipe.graphs, bool(self.enlargements) or REFINE.name in recipe.graphs)
+        refines = bool(self.enlargements) or REFINE.name in recipe.graphs
+        return kinds(STATISTICS.name in recipe.graphs, TRUNK.name in recipe.graphs, refines)
 
     def sizes(self, enlargement: Enlargement | None = None) -> dict[str, int]:
         """The model's sizes, by the letters that are used in the shapes of graphs."""
         context = (enlargement or self.contexts[0]).channels
-        return model_sizes(self.patch, self.latent_channels, self.feature_channels, context, self.moments)
+        return model_sizes(
+            self.patch, self.latent_channels, self.feature_channels, self.fine_channels, context, self.moments
+        )
 
     def _for_pictures(self, recipe: Recipe) -> set[str]:
         """The graphs that a picture needs, whether the recipe has them or not."""

@@ -9,7 +9,6 @@ from typing import cast
 
 from infgen_rt.backend.engine import Engine
 from infgen_rt.backend.protocol import Values
-from infgen_rt.bundle.graphs import REFINE
 from infgen_rt.bundle.manifest import Enlargement, Manifest, Memory
 from infgen_rt.common.pixels import FloatArray
 from infgen_rt.geometry.shapes import Box, Size
@@ -43,7 +42,9 @@ class ContextPlan:
             manifest: the model's manifest.
             figures: the recipe's memory figures.
         """
-        reading = figures.refine_per_cell * self.tiles.window.area if refines else 0
+        fine = (manifest.fine_channels or 0) * FLOAT * manifest.patch**2
+        making = max(figures.trunk_per_cell, figures.refine_per_cell + fine) if refines else 0
+        reading = making * self.tiles.window.area
         return Cost(held=self.cache, reading=reading, cells=self.tiles.computed * effort(enlargement, manifest))
 
 
@@ -94,8 +95,7 @@ class Refined:
     def _tile(self, tile: Box) -> Values:
         def made() -> tuple[Values, int]:
             window = self._tiles.window_of(tile)
-            inputs = {"features": self._features.read(window)}
-            context = cut(self._engine.run(REFINE, inputs, self._enlargement), tile, window)
+            context = cut(self._engine.refine(self._features.read(window), self._enlargement), tile, window)
             return context, FLOAT * prod(context.shape)
 
         return self._kept.get_or_make((self._enlargement, tile), made)

@@ -178,6 +178,11 @@ class DecoderConfig:
         """Channels F of prefill's output: those of the trunk's first resolution, or without detail the context's."""
         return self.trunk[0].width if self.detail else self.width
 
+    @property
+    def fine_channels(self) -> int | None:
+        """Channels T of the trunk's last features, at the latent's own size. ``None`` without detail."""
+        return self.trunk[-1].width if self.detail else None
+
     def context_channels(self, enlargement: Enlargement | None = None) -> int:
         """Channels D of the context. Per cell: those for attention, then its fine grid, then its enlarged pixels."""
         factor = enlargement.factor if enlargement else 0
@@ -186,7 +191,9 @@ class DecoderConfig:
     def sizes(self, enlargement: Enlargement | None = None) -> dict[str, int]:
         """The model's sizes, by the letters used in the shapes of graphs (``infgen_rt.bundle.graphs``)."""
         context = self.context_channels(enlargement)
-        return model_sizes(self.PATCH, self.latent_channels, self.feature_channels, context, self.moments)
+        return model_sizes(
+            self.PATCH, self.latent_channels, self.feature_channels, self.fine_channels, context, self.moments
+        )
 
     def enlargement_for(self, scale: tuple[float, float]) -> Enlargement | None:
         """The smallest enlargement for a scale (vertical, horizontal), or the largest if the scale is beyond all."""

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from infgen_model.config import DecoderConfig, Enlargement
 from infgen_model.grid import Grid
 from infgen_model.infgen import InfGen
-from infgen_rt.bundle.graphs import DECODE, REFINE, Kind, Tensorspec, graph_name, kinds
+from infgen_model.prefill import Refine
+from infgen_rt.bundle.graphs import DECODE, REFINE, TRUNK, Kind, Tensorspec, graph_name, kinds
 from infgen_rt.bundle.manifest import FixedShape
 
 MAX_CELLS = 1024
@@ -84,22 +85,33 @@ class _Decode(nn.Module):
         return image
 
 
-class _Refine(nn.Module):
-    """``Refine`` for one enlargement."""
+class _Trunk(nn.Module):
+    """The first part of ``Refine``: the trunk's finer resolutions."""
 
-    def __init__(self, refine: nn.Module, enlargement: Enlargement) -> None:
+    def __init__(self, refine: Refine) -> None:
+        super().__init__()
+        self.refine = refine
+
+    def forward(self, features: Tensor) -> Tensor:
+        """See ``Refine.grown``."""
+        return self.refine.grown(features)
+
+
+class _Refine(nn.Module):
+    """The second part of ``Refine``, for one enlargement."""
+
+    def __init__(self, refine: Refine, enlargement: Enlargement) -> None:
         super().__init__()
         self.refine = refine
         self.enlargement = enlargement
 
-    def forward(self, features: Tensor) -> Tensor:
-        """See ``Refine``."""
-        context: Tensor = self.refine(features, self.enlargement)
-        return context
+    def forward(self, features: Tensor, fine: Tensor) -> Tensor:
+        """See ``Refine.enlarged``."""
+        return self.refine.enlarged(features, fine, self.enlargement)
 
 
 def graphs_of(model: InfGen, shapes: tuple[FixedShape, ...] = ()) -> tuple[Graph, ...]:
-    """The graphs of a model: prefill, decode and encode, and statistics and refine if it has them.
+    """The graphs of a model: prefill, decode and encode, and statistics, trunk and refine if it has them.
 
     Args:
         model: The model, in evaluation mode.
@@ -108,7 +120,7 @@ def graphs_of(model: InfGen, shapes: tuple[FixedShape, ...] = ()) -> tuple[Graph
     several: tuple[Enlargement | None, ...] = model.config.enlargements or (None,)
     return tuple(
         _graph(model, kind, enlargement, shapes if kind.fixed else ())
-        for kind in kinds(model.statistics is not None, model.refine is not None)
+        for kind in kinds(model.statistics is not None, model.refine is not None, model.refine is not None)
         for enlargement in (several if kind.enlarged else (None,))
     )
 
@@ -128,6 +140,8 @@ def _graph(model: InfGen, kind: Kind, enlargement: Enlargement | None, shapes: t
     module: nn.Module
     if kind == DECODE:
         module = _Decode(model, bool(shapes), enlargement)
+    elif kind == TRUNK and model.refine:
+        module = _Trunk(model.refine)
     elif kind == REFINE and enlargement and model.refine:
         module = _Refine(model.refine, enlargement)
     else:

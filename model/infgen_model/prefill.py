@@ -118,10 +118,13 @@ class Refine(nn.Module):
 
     def forward(self, features: Tensor, enlargement: Enlargement) -> Tensor:
         """See the class."""
-        x = self.grown(features)
-        picture = self.enlarger(x, enlargement)
+        return self.enlarged(features, self.grown(features), enlargement)
+
+    def enlarged(self, features: Tensor, fine: Tensor, enlargement: Enlargement) -> Tensor:
+        """The context, from features and the trunk's last features. No parameter of it belongs to the trunk."""
+        picture = self.enlarger(fine, enlargement)
         folded = [
-            F.pixel_unshuffle(self.to_detail(x), self.fold),
+            F.pixel_unshuffle(self.to_detail(fine), self.fold),
             F.pixel_unshuffle(picture, self.fold * enlargement.factor),
         ]
         return torch.cat([self.to_context(features), *folded], dim=1)

@@ -36,7 +36,7 @@ _PROVIDERS = {
 _PLUGIN = "onnxruntime-ep-"
 # Providers that compute in CUDA's memory, and the graphs' outputs that stay there.
 _CUDA = ("cuda", "tensorrt")
-_STAYING = ("features", "context", "image")
+_STAYING = ("features", "fine", "context", "image")
 _REGION = 64 * 2**20
 # Operations that ONNX Runtime deliberately runs on the CPU even with a GPU, because they compute sizes and indices.
 _SMALL = frozenset(
@@ -207,7 +207,7 @@ def _session_options(options: Options) -> ort.SessionOptions:
     settings.intra_op_num_threads = options.threads or 0
     # ONNX Runtime plans the reuse of memory per shape, and tiles differ by a token. Without it the peak is 40 % lower.
     settings.enable_mem_pattern = False
-    # Prefill, refine and decode take turns, so they can reuse the same working memory.
+    # Prefill, trunk, refine and decode take turns, so they can reuse the same working memory.
     _share_arena()
     settings.add_session_config_entry("session.use_env_allocators", "1")
     # On a busy machine, threads that spin while waiting take cores from the threads that work.

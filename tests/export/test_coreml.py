@@ -39,6 +39,7 @@ SHAPES = (
 )
 QUICK = {
     ("edge", "statistics", "fp16"),
+    ("edge", "trunk", "fp16"),
     ("edge", "refine4", "fp32"),
     ("near", "decode4", "fp16"),
     ("edge", "encode", "int8"),

@@ -1,5 +1,6 @@
 """From a checkpoint to a bundle that is the model's equal, or to none at all."""
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -34,15 +35,17 @@ from infgen_rt.bundle.folder import Bundle
 from . import tiny
 from .conftest import CARD, Exported
 
-# Inputs and output of every graph; F and D are fixed numbers, the model's own.
+# Inputs and output of every graph; F, T and D are fixed numbers, the model's own.
 LATENT, FEATURES, CONTEXT = (
     {name: [1, n, "h", "w"]} for name, n in (("latent", 32), ("features", "F"), ("context", "D"))
 )
+FINE = {"fine": [1, "T", "8*h", "8*w"]}
 MOMENTS = {"moments": [2, 2, 4]}
 CONTRACT = {
     "statistics": (LATENT | {"share_y": ["h"], "share_x": ["w"], "known": [2, 2, 4]}, MOMENTS),
     "prefill": (LATENT | MOMENTS, FEATURES),
-    "refine": (FEATURES, CONTEXT),
+    "trunk": (FEATURES, FINE),
+    "refine": (FEATURES | FINE, CONTEXT),
     "decode": (
         {
             "context": [1, "D", "hk", "wk"],
@@ -87,6 +90,20 @@ def test_the_runtime_decodes_the_same_pixels_as_torch(
         assert np.abs(np.asarray(picture).astype(int) - np.floor(expected * 255 + 0.5)).max() <= 1
 
 
+def test_a_trunk_without_statistics_has_no_graph_for_them(tmp_path: Path) -> None:
+    model = tiny.model(dataclasses.replace(tiny.EDGE, latent_space="sdxl", latent_channels=4, pooled=False))
+    save_checkpoint(tmp_path / "checkpoint", model)
+    export_one(tmp_path / "checkpoint", tmp_path / "bundle", card=CARD)
+    latent = torch.randn(1, 4, 7, 10, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = model(latent, (77, 101))[0].permute(1, 2, 0).clamp(0, 1).numpy()
+    with infgen_rt.open(tmp_path / "bundle") as decoder:
+        picture = decoder.picture(latent.numpy(), (101, 77), tile=40)
+        assert np.abs(picture.read(dtype=np.float32) - expected).max() < 1e-4
+    manifest = Bundle.open(tmp_path / "bundle").manifest
+    assert manifest.moments is None and "statistics" not in manifest.recipes[0].graphs
+
+
 @pytest.mark.parametrize("cells", [(1, 1), (5, 9), (31, 2)])
 def test_the_encoder_is_torchs_too(exported: Exported, cells: tuple[int, int]) -> None:
     image = torch.rand(1, 3, 8 * cells[0], 8 * cells[1])
@@ -97,7 +114,7 @@ def test_the_encoder_is_torchs_too(exported: Exported, cells: tuple[int, int]) -
 
 GRAPHS = {
     "tiny-edge": [
-        *("statistics", "prefill"),
+        *("statistics", "prefill", "trunk"),
         *(f"{kind}{factor}" for kind in ("refine", "decode") for factor in (1, 2, 4)),
         "encode",
     ],
@@ -121,7 +138,7 @@ def test_a_graph_keeps_the_contract(exported: Exported, graph: str) -> None:
     contract = CONTRACT[kind] if config.detail or kind != "prefill" else (LATENT, CONTEXT)
     enlargement = next((each for each in config.enlargements if str(each.factor) == factor), None)
     model = load(exported.bundle, graph)
-    numbers = {"F": config.feature_channels, "D": config.context_channels(enlargement)}
+    numbers = {"F": config.feature_channels, "T": config.fine_channels, "D": config.context_channels(enlargement)}
     for values, expected in zip((model.graph.input, model.graph.output), contract, strict=True):
         shapes = {value.name: value.type.tensor_type for value in values}
         expected = {name: [numbers.get(side, side) for side in shape] for name, shape in expected.items()}
@@ -182,7 +199,7 @@ def test_memory_is_the_runtimes_own_and_not_that_of_torch(exported: Exported) ->
     # At least the decoded pixels; far more would be memory that is not the tile's.
     assert 4 * 3 * 64 < memory.decode_per_token < 100e3
     assert 0 < memory.prefill_per_cell < 100e3
-    for graph in ("statistics", "refine"):
+    for graph in ("statistics", "trunk", "refine"):
         named = any(name.startswith(graph) for name in tiny.graph_names(exported.model))
         assert (getattr(memory, f"{graph}_per_cell") > 0) == named
 

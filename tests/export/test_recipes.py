@@ -21,10 +21,13 @@ from infgen_export.inputs import decode_inputs, fit
 from infgen_export.pipeline import export
 from infgen_export.recipes import RECIPES, TARGETS, select
 from infgen_export.report import Report
+from infgen_export.targets import Options
+from infgen_export.targets import onnx as onnx_target
 from infgen_export.targets.openvino import Session
 from infgen_export.verify import CASES, LEAST_PSNR, TOLERANCE, cases_of
 from infgen_model import InfGen
 from infgen_model.checkpoint import save_checkpoint
+from infgen_model.graphs import graphs_of
 from infgen_rt.bundle.folder import Bundle
 from infgen_rt.geometry.shapes import Box, Size
 from infgen_runtimes.openvino import _cut
@@ -86,8 +89,9 @@ def test_the_manifest_has_every_recipe_and_file(exported: Exported) -> None:
         # Float16 in ONNX is for GPUs.
         assert (recipe.memory is None) == (bool(recipe.shapes) or recipe.name == "onnx-fp16")
         memory = manifest.memory(recipe)
-        assert min(astuple(memory)[:-2]) > 0 and (memory.refine_per_cell > 0) == ("refine1" in recipe.graphs)
+        assert min(astuple(memory)[:-3]) > 0 and (memory.refine_per_cell > 0) == ("refine1" in recipe.graphs)
         assert (memory.statistics_per_cell > 0) == ("statistics" in recipe.graphs)
+        assert (memory.trunk_per_cell > 0) == ("trunk" in recipe.graphs)
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
@@ -301,3 +305,24 @@ def test_the_package_offers_the_command_to_programs() -> None:
     assert all(hasattr(infgen_export, name) for name in infgen_export.__all__)
     with pytest.raises(AttributeError, match="no attribute 'abacus'"):
         _ = infgen_export.abacus
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_weights_that_are_float16_numbers_take_half_the_file_and_give_the_same_numbers(
+    tmp_path: Path, exact: bool
+) -> None:
+    """A checkpoint is in float16. Weights that are not must stay as they are."""
+    model = tiny.model(tiny.CONFIGS["edge"])
+    if exact:
+        model.half().float()
+    graph = next(each for each in graphs_of(model) if each.name == "encode")
+    image = torch.rand(1, 3, 24, 32)
+    traced = onnx_target.trace(graph, (image,), Options())
+    recipe = next(recipe for recipe in RECIPES if recipe.name == "onnx-fp32")
+    onnx_target.convert(traced, graph, tmp_path / "short.onnx", {}, recipe, Options())
+    onnx.save(traced, tmp_path / "long.onnx")
+    before, after = (tmp_path / name for name in ("long.onnx", "short.onnx"))
+    found = [onnxruntime.InferenceSession(file).run(None, {"image": image.numpy()})[0] for file in (before, after)]
+    assert np.abs(found[0] - found[1]).max() < 1e-6  # the order of sums differs between runs
+    weights = sum(tensor.ByteSize() for tensor in onnx.load(after).graph.initializer)
+    assert (weights < 0.8 * sum(tensor.ByteSize() for tensor in traced.graph.initializer)) == exact

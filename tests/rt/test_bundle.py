@@ -79,7 +79,7 @@ def changed(manifest: dict, path: str, value: object) -> dict:
 @pytest.mark.parametrize(
     ("path", "value", "text"),
     [
-        ("format", 5, "has format 5, this version reads 1 to 4: upgrade infgen-rt"),
+        ("format", 6, "has format 6, this version reads 1 to 5: upgrade infgen-rt"),
         ("format", None, "upgrade infgen-rt"),
         ("latent_channels", "32", "manifest.latent_channels is str, expected int"),
         ("latent_channels", True, "is bool, expected int"),

@@ -87,7 +87,7 @@ def test_the_least_that_a_scale_is_not_beyond_is_taken(decoder: infgen_rt.Decode
     picture = decoder.picture(LATENT, size)
     assert picture.plan.stages[0].enlargement == chosen
     assert error(picture.read(dtype=np.float32), tiny.decode_whole(LATENT, size, chosen)) < 1e-5
-    assert set(ran) == {"statistics", "prefill", chosen.graph("refine"), chosen.graph("decode")}
+    assert set(ran) == {"statistics", "prefill", "trunk", chosen.graph("refine"), chosen.graph("decode")}
 
 
 def test_the_enlargements_give_different_pictures() -> None:
@@ -122,6 +122,15 @@ def test_each_stage_has_its_own(decoder: infgen_rt.Decoder, ran: list[str]) -> N
         assert [stage.enlargement for stage in picture.plan.stages] == [ONCE, FOUR]
         assert error(picture.read(dtype=np.float32), expected) < 1e-4
     assert {"refine1", "decode1", "refine4", "decode4"} < set(ran)
+
+
+def test_a_bundle_from_before_there_was_a_trunk(tmp_path: Path, ran: list[str]) -> None:
+    bundle = tiny.write_bundle(tmp_path, tiny.ENLARGEMENTS, trunk=False)
+    tiny.edit_manifest(bundle, format=4)
+    with infgen_rt.open(bundle) as decoder:
+        pixels = decoder.picture(LATENT, scaled(2), tile=24).read(dtype=np.float32)
+    assert error(pixels, tiny.decode_whole(LATENT, scaled(2), FOUR, trunk=False)) < 1e-5
+    assert set(ran) == {"statistics", "prefill", "refine4", "decode4"}
 
 
 # Exact.
@@ -218,7 +227,7 @@ def test_the_smaller_sizes_of_a_pyramid_keep_their_pictures_enlargement(
     native = np.asarray(Image.open(levels[-3] / "0_0.png")).astype(int)
     assert native.shape == (56, 104, 3)
     assert np.abs(native - np.floor(255 * tiny.decode_whole(LATENT, NATIVE, FOUR) + 0.5)).max() <= 1
-    assert set(ran) == {"statistics", "prefill", "refine4", "decode4"}
+    assert set(ran) == {"statistics", "prefill", "trunk", "refine4", "decode4"}
 
 
 def test_several_threads_decode_with_what_was_chosen(bundle: Path, ran: list[str]) -> None:
@@ -234,7 +243,7 @@ def test_several_threads_decode_with_what_was_chosen(bundle: Path, ran: list[str
 
 
 def test_graphs_are_loaded_when_a_picture_wants_them(decoder: infgen_rt.Decoder) -> None:
-    first = {"statistics", "prefill"}
+    first = {"statistics", "prefill", "trunk"}
     assert loaded(decoder) == first
     picture = decoder.picture(LATENT)
     assert loaded(decoder) == first | {"refine1", "decode1"}

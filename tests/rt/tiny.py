@@ -6,7 +6,8 @@ pixels and then over cells, so that it sees 9 pixels beyond a cell. Refine sees 
 two convolutions, each normalised over the whole latent, so that the second one's statistics depend on the first one's.
 
 A bundle may have two enlargements instead of the one context: a refine and a decode each, with weights, channels and a
-reach of their own, so that the wrong one gives another picture.
+reach of their own, so that the wrong one gives another picture. It then has a trunk too, whose result refine sees as
+well. The trunk convolves over enlarged features, so that it sees one cell beyond a cell.
 """
 
 import hashlib
@@ -22,7 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 from infgen_rt.bundle.manifest import Enlargement, FileInfo, Halo, Manifest, Memory, ModelInfo, Recipe, Shapes
 from infgen_rt.common.pixels import FloatArray
 
-CHANNELS, FEATURES, CONTEXT, PATCH = 32, 5, 6, 8
+CHANNELS, FEATURES, FINE, CONTEXT, PATCH = 32, 5, 2, 6, 8
 RADIUS = 2
 REFINE, PREFILL = 3, 2
 BLOCKS = 2
@@ -58,24 +59,29 @@ def manifest(
                 target="onnx",
                 precision="fp32",
                 graphs=graphs,
-                memory=Memory(1_000_000, 1_000, 10_000, 20_000, 2_000, statistics_per_cell=2_000),
+                memory=Memory(1_000_000, 1_000, 10_000, 20_000, 2_000, 2_000, 1_000 if "trunk" in graphs else 0),
             ),
         ),
         files=files,
         verification=({"recipe": "onnx-fp32", "max_error": 0.0},),
         feature_channels=FEATURES,
+        fine_channels=FINE if "trunk" in graphs else None,
         moments=(BLOCKS, 1),
         enlargements=tuple(enlargements),
     )
 
 
-def write_bundle(folder: Path, enlargements: Sequence[Enlargement] = (), **halo: float | None) -> Path:
-    """A bundle with one context for all scales, or with some enlargements."""
+def write_bundle(
+    folder: Path, enlargements: Sequence[Enlargement] = (), trunk: bool = True, **halo: float | None
+) -> Path:
+    """A bundle with one context for all scales, or with some enlargements and a trunk, unless it shall have none."""
+    trunk = trunk and bool(enlargements)
     contexts = enlargements or (ONE,)
     graphs = {
         "statistics": statistics_graph(),
         "prefill": prefill_graph(),
-        **{each.graph("refine"): refine_graph(each) for each in contexts},
+        **({"trunk": trunk_graph()} if trunk else {}),
+        **{each.graph("refine"): refine_graph(each, trunk) for each in contexts},
         **{each.graph("decode"): decode_graph(each) for each in contexts},
         "encode": encode_graph(),
     }
@@ -181,15 +187,35 @@ class _Builder:
         return self.node("Relu", [self.node("Div", [self.node("Sub", [x, mean]), root])], output)
 
 
-def refine_graph(enlargement: Enlargement = ONE) -> bytes:
+def trunk_graph() -> bytes:
+    """Features, enlarged by repetition and convolved."""
+    rng = np.random.default_rng(5)
+    build = _Builder()
+    repeated = build.node("Resize", ["features", "", build.constant([1, 1, PATCH, PATCH])], mode="nearest")
+    kernel = build.constant(rng.normal(0, 0.2, (FINE, FEATURES, 5, 5)))
+    build.node("Conv", [repeated, kernel], "fine", pads=[2] * 4)
+    outputs = {"fine": [1, FINE, f"{PATCH}*h", f"{PATCH}*w"]}
+    return _model(build.nodes, build.constants, {"features": [1, FEATURES, "h", "w"]}, outputs)
+
+
+def refine_graph(enlargement: Enlargement = ONE, trunk: bool = False) -> bytes:
+    """With a trunk, its result is folded into cells, and its reach of a cell leaves one less for this graph."""
     rng = np.random.default_rng(4 + 10 * (enlargement.factor or 0))
-    side, channels = 2 * enlargement.halo + 1, enlargement.channels
-    kernel = rng.normal(0, 2.0 / np.sqrt(FEATURES * side * side), (channels, FEATURES, side, side))
+    count, halo = (FEATURES + FINE * PATCH**2, enlargement.halo - 1) if trunk else (FEATURES, enlargement.halo)
+    side, channels = 2 * halo + 1, enlargement.channels
+    kernel = rng.normal(0, 2.0 / np.sqrt(count * side * side), (channels, count, side, side))
     nodes = [
-        helper.make_node("Tanh", ["features"], ["bent"]),
-        helper.make_node("Conv", ["bent", "kernel"], ["context"], pads=[enlargement.halo] * 4),
+        helper.make_node("SpaceToDepth", ["fine"], ["folded"], blocksize=PATCH),
+        helper.make_node("Concat", ["features", "folded"], ["both"], axis=1),
+    ]
+    nodes = [
+        *(nodes if trunk else []),
+        helper.make_node("Tanh", ["both" if trunk else "features"], ["bent"]),
+        helper.make_node("Conv", ["bent", "kernel"], ["context"], pads=[halo] * 4),
     ]
     inputs, outputs = {"features": [1, FEATURES, "h", "w"]}, {"context": [1, channels, "h", "w"]}
+    if trunk:
+        inputs["fine"] = [1, FINE, f"{PATCH}*h", f"{PATCH}*w"]
     return _model(nodes, {"kernel": kernel.astype(np.float32)}, inputs, outputs)
 
 
@@ -280,23 +306,29 @@ def encode_graph() -> bytes:
     return _model(nodes, constants, {"image": [1, 3, "8*h", "8*w"]}, {"latent": [1, CHANNELS, "h", "w"]})
 
 
-def decode_whole(latent: FloatArray, size: tuple[int, int], enlargement: Enlargement = ONE) -> FloatArray:
+def decode_whole(
+    latent: FloatArray, size: tuple[int, int], enlargement: Enlargement = ONE, trunk: bool = True
+) -> FloatArray:
     """Decode at once, straight from the contract's formulas and none of the runtime's code: [H, W, 3]."""
+    trunk = trunk and enlargement.factor is not None
     width, height = size
     h, w = latent.shape[1:]
     statistics, prefill, refine, decode = map(
         ort.InferenceSession,
-        (statistics_graph(), prefill_graph(), refine_graph(enlargement), decode_graph(enlargement)),
+        (statistics_graph(), prefill_graph(), refine_graph(enlargement, trunk), decode_graph(enlargement)),
     )
     shares = {"share_y": np.full(h, 1 / h, np.float32), "share_x": np.full(w, 1 / w, np.float32)}
     unknown = np.full((2, BLOCKS, 1), -1, np.float32)
     (moments,) = statistics.run(None, {"latent": latent[None], "known": unknown, **shares})
     (features,) = prefill.run(None, {"latent": latent[None], "moments": moments})
+    refined = {"features": features}
+    if trunk:
+        (refined["fine"],) = ort.InferenceSession(trunk_graph()).run(None, refined)
     rows, columns = (height + 7) // 8, (width + 7) // 8
     image = decode.run(
         None,
         {
-            "context": refine.run(None, {"features": features})[0],
+            "context": refine.run(None, refined)[0],
             "key_y": np.arange(h, dtype=np.float32) + 0.5,
             "key_x": np.arange(w, dtype=np.float32) + 0.5,
             "token_y": np.float32([(a + 0.5) * 8 * h / height for a in range(rows)]),

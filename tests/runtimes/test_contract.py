@@ -165,7 +165,7 @@ def test_a_run_that_is_interrupted_stops_and_the_next_ones_are_whole(
             decoder.picture(latent((9, 9))).read(cancel=lambda: False)
         else:
             decoder.picture(large)
-            for graph in ("statistics", "prefill", "refine1", "decode1"):
+            for graph in ("statistics", "prefill", "trunk", "refine1", "decode1"):
                 session = decoder._engine._sessions[graph]
                 stop_in_the_middle(session, partial(decoder.picture(large).read, (0, 0, 200, 200)))
         for picture, expected in zip(pictures[1:], reference[1:], strict=True):

@@ -32,7 +32,7 @@ def trace(graph: Graph, example: tuple[Tensor, ...], options: Options) -> dict[s
     """The graph's weights, named as in a checkpoint; see ``Target``."""
     part = kind_of(graph.kind).part
     names = ((name, value) for name, value in graph.module.state_dict().items())
-    # The modules of statistics, refine and decode contain a part of the model. Prefill and encode are parts themselves.
+    # The modules of prefill and encode are parts of the model. The others contain one.
     return {name if name.startswith(f"{part}.") else f"{part}.{name}": value.detach() for name, value in names}
 
 
