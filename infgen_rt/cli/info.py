@@ -32,7 +32,7 @@ from infgen_rt.version import __version__
   infgen-rt info model.zip --json""",
 )
 @click.argument("path", required=False, type=click.Path(path_type=Path))
-@click.option("--space", default="flux2", show_default=True, help="The latent space of a latent.")
+@click.option("--space", default="flux2", show_default=True, help="A latent's space, or a model that uses it.")
 @options.normalisation
 @options.latent_size
 @options.key

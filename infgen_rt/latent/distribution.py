@@ -4,6 +4,7 @@ A space's cells are taken as normally distributed. The likelihood of a latent th
 covariances only, so it is computed from these.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -45,22 +46,10 @@ def is_measured(space: LatentSpace) -> bool:
 
 
 def log_likelihood(cells: Cells, space: LatentSpace) -> float:
-    """The logarithm of a cell's likelihood in a measured space, on average, up to a constant for all spaces."""
+    """The logarithm of a cell's likelihood in a measured space, on average, up to a constant."""
     usual, inverse, determinant = _distribution(space)
     off = cells.mean - usual
     return float(determinant + np.trace(inverse @ (cells.covariance + np.outer(off, off)))) / -2
-
-
-def best_log_likelihood(cells: Cells, space: LatentSpace) -> float:
-    """The same for the latent multiplied by the number that makes it greatest."""
-    usual, inverse, _ = _distribution(space)
-    count = len(usual)
-    # The logarithm is count * log(scale) - (square * scale**2 - 2 * cross * scale) / 2, up to what has no scale.
-    square = float(np.trace(inverse @ (cells.covariance + np.outer(cells.mean, cells.mean))))
-    cross = float(cells.mean @ inverse @ usual)
-    scale = (cross + np.sqrt(cross**2 + 4 * count * square)) / (2 * square)
-    scaled = cells.moved(np.zeros(count), np.full(count, 1 / scale))
-    return float(count * np.log(scale)) + log_likelihood(scaled, space)
 
 
 def model_odds(cells: Cells, space: LatentSpace) -> float:
@@ -71,12 +60,18 @@ def model_odds(cells: Cells, space: LatentSpace) -> float:
     return log_likelihood(cells, space) - of_vae
 
 
+def covariance_of(deviations: Sequence[float], correlations: Sequence[float]) -> Doubles:
+    """A covariance [C, C] from C standard deviations and the upper triangle of correlations, row by row."""
+    correlation = np.eye(len(deviations))
+    upper = np.triu_indices(len(deviations), 1)
+    correlation[upper] = correlation.T[upper] = correlations
+    return np.asarray(correlation * np.outer(deviations, deviations))
+
+
 @cache
 def _distribution(space: LatentSpace) -> tuple[Doubles, Doubles, float]:
     """The mean of a cell, its inverse covariance, and the logarithm of the covariance's determinant."""
     assert space.correlations is not None and space.channel_mean is not None and space.channel_std is not None
-    correlation = np.eye(space.channels)
-    upper = np.triu_indices(space.channels, 1)
-    correlation[upper] = correlation.T[upper] = space.correlations
-    covariance = correlation * np.outer(space.channel_std, space.channel_std)
-    return np.array(space.channel_mean), np.linalg.inv(covariance), float(np.linalg.slogdet(covariance)[1])
+    covariance = covariance_of(space.channel_std, space.correlations)
+    inverse = np.asarray(np.linalg.inv(covariance), np.float64)
+    return np.array(space.channel_mean), inverse, float(np.linalg.slogdet(covariance)[1])

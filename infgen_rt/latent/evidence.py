@@ -26,10 +26,12 @@ _LEAST_CELLS = 256
 # The smallest agreement with the space's correlations of a latent in the space. Unrelated channels agree only by
 # chance, with a standard deviation of 0.045 over 496 pairs.
 _LEAST_AGREEMENT = 0.12
-# With fewer pairs of channels, unrelated ones agree too often by chance.
-_LEAST_PAIRS = 100
+# With fewer pairs of channels, related ones agree too little for some pictures, and unrelated ones by chance.
+_LEAST_PAIRS = 200
 # Largest side of the part of a latent that is examined, so that the time does not grow with the latent.
 _MOST_CELLS = 256
+# Below this correlation of cells two apart, a latent is noise. Pictures of fine texture have little more.
+NOISE = 0.05
 # Above this correlation of cells two apart, a latent shows a picture. Noise has no correlation.
 _SMOOTH = 0.2
 
@@ -65,8 +67,9 @@ def normalisation_of(latent: FloatArray, space: LatentSpace) -> Normalisation | 
     """
     if space.usual_std is None:
         return None
-    if is_measured(space) and len(space.vae_std) <= space.channels:
-        odds = model_odds(Cells.of(middle(latent)), space)
+    part = middle(latent)
+    if is_measured(space) and len(space.vae_std) <= space.channels and shows_picture(part, NOISE):
+        odds = model_odds(Cells.of(part), space)
         return None if abs(odds) < _SURE_CELL else "model" if odds > 0 else "vae"
     low, high = space.usual_std
     gain = float(np.mean(space.vae_std))
@@ -100,8 +103,8 @@ def is_foreign(latent: FloatArray, space: LatentSpace) -> bool:
     return float(np.corrcoef(found, space.correlations)[0, 1]) < _LEAST_AGREEMENT
 
 
-def shows_picture(latent: FloatArray) -> bool:
-    """Whether the cells of a latent, float32 [C, h, w], are alike over some distance. They are not in noise."""
+def shows_picture(latent: FloatArray, least: float = _SMOOTH) -> bool:
+    """Whether cells that are two apart correlate at least so much in a latent, float32 [C, h, w]. Noise's do not."""
     if min(latent.shape[1:]) < 3:
         return False
     centred = latent - latent.mean(axis=(1, 2), keepdims=True)
@@ -110,7 +113,7 @@ def shows_picture(latent: FloatArray) -> bool:
         return False
     down = (centred[:, 2:] * centred[:, :-2]).mean(axis=(1, 2), dtype=np.float64) / square
     across = (centred[:, :, 2:] * centred[:, :, :-2]).mean(axis=(1, 2), dtype=np.float64) / square
-    return float((down + across).mean()) / 2 >= _SMOOTH
+    return float((down + across).mean()) / 2 >= least
 
 
 def middle(latent: FloatArray) -> FloatArray:

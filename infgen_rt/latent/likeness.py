@@ -1,16 +1,17 @@
-"""Tells spaces of as many channels apart, by how the channels of a latent vary and go together."""
+"""Tells spaces of as many channels apart, by how the channels of a latent's fine detail go together."""
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 
 from infgen_rt.common.pixels import FloatArray
-from infgen_rt.latent.distribution import Cells, best_log_likelihood, is_measured
-from infgen_rt.latent.evidence import middle, shows_picture
+from infgen_rt.latent.distribution import Doubles, covariance_of
+from infgen_rt.latent.evidence import NOISE, middle, shows_picture
 from infgen_rt.latent.spaces import LatentSpace
 
-# How much likelier a cell must be in one space than in each other one, as a natural logarithm.
-_SURE = 0.6
+# How much likelier the detail of a cell must be in one space than in each other one, as a natural logarithm.
+_SURE = 0.2
 # Smaller latents show too little of a picture.
 _LEAST_CELLS = 1024
 
@@ -18,35 +19,53 @@ _LEAST_CELLS = 1024
 def likely_space(latent: FloatArray, spaces: Sequence[LatentSpace]) -> LatentSpace | None:
     """The space that the statistics of a latent tell, among those with as many channels.
 
-    The latent's scale does not count, and its shift is tried as both normalisations have it, so the normalisation need
-    not be known.
+    Only the differences of cells from their neighbours count, because the colours of pictures differ more than spaces
+    do. Their scale does not count, so the normalisation need not be known.
 
     Args:
         latent: float32 [C, h, w].
         spaces: the spaces that it may be in. Those with another number of channels are left out.
 
     Returns:
-        The space in which the latent's cells are likelier than in each other one by far. None if the latent has fewer
+        The space in which the latent's detail is likelier than in each other one by far. None if the latent has fewer
         than 1,024 cells, shows no picture or does not tell, or if a space was not measured.
     """
     spaces = [space for space in spaces if space.channels == len(latent)]
     if len(spaces) == 1:
         return spaces[0]
-    if not spaces or not all(map(is_measured, spaces)) or latent[0].size < _LEAST_CELLS:
+    measured = all(space.detail_std and space.detail_correlations for space in spaces)
+    if not spaces or not measured or latent[0].size < _LEAST_CELLS:
         return None
     latent = middle(latent)
-    if not shows_picture(latent):
+    if not shows_picture(latent, NOISE):
         return None
-    cells = Cells.of(latent)
-    ranks = sorted(((_likelihood(cells, space), index) for index, space in enumerate(spaces)), reverse=True)
+    covariance = detail_covariance(latent)
+    ranks = sorted(((_log_likelihood(covariance, space), index) for index, space in enumerate(spaces)), reverse=True)
     (best, index), (second, _) = ranks[:2]
     return spaces[index] if best - second > _SURE else None
 
 
-def _likelihood(cells: Cells, space: LatentSpace) -> float:
-    """Logarithm of the likelihood of a cell in whichever normalisation and at whichever scale it is greatest."""
-    # Statistics of the patchified latent are almost the same for all four parts of a channel.
-    mean = np.array(space.vae_mean, np.float64)
-    shift = mean if len(mean) in (1, space.channels) else mean.reshape(space.channels, 4).mean(axis=1)
-    raw = cells.moved(np.broadcast_to(shift, space.channels), np.ones(space.channels))
-    return max(best_log_likelihood(cells, space), best_log_likelihood(raw, space))
+def detail_covariance(latent: FloatArray) -> Doubles:
+    """The covariance of each two channels of the differences of cells from the mean of their four neighbours."""
+    cells = latent.astype(np.float64)
+    across = cells[:, 1:-1, :-2] + cells[:, 1:-1, 2:]
+    down = cells[:, :-2, 1:-1] + cells[:, 2:, 1:-1]
+    detail = (cells[:, 1:-1, 1:-1] - (across + down) / 4).reshape(len(latent), -1)
+    return np.asarray(detail @ detail.T / detail.shape[1])
+
+
+def _log_likelihood(covariance: Doubles, space: LatentSpace) -> float:
+    """The logarithm of the likelihood of a cell's detail, normally distributed, at the scale that makes it greatest.
+
+    It is an average over cells, up to a constant that all spaces share.
+    """
+    inverse, determinant = _distribution(space)
+    return -float(len(covariance) * np.log(np.trace(inverse @ covariance)) + determinant) / 2
+
+
+@cache
+def _distribution(space: LatentSpace) -> tuple[Doubles, float]:
+    """The inverse covariance of a cell's detail, and the logarithm of the covariance's determinant."""
+    assert space.detail_std is not None and space.detail_correlations is not None
+    covariance = covariance_of(space.detail_std, space.detail_correlations)
+    return np.asarray(np.linalg.inv(covariance), np.float64), float(np.linalg.slogdet(covariance)[1])

@@ -60,6 +60,9 @@ class LatentSpace:
         channel_std: each channel's standard deviation over the latents of many pictures. None if not measured.
         correlations: correlations of each pair of channels over pictures, as the upper triangle row by row. None if not
             measured.
+        detail_std: each channel's standard deviation of the differences between cells and the means of their four
+            neighbours. None if not measured.
+        detail_correlations: the correlations of these differences, like `correlations`. None if not measured.
     """
 
     channels: int
@@ -79,6 +82,8 @@ class LatentSpace:
     channel_mean: tuple[float, ...] | None = None
     channel_std: tuple[float, ...] | None = None
     correlations: tuple[float, ...] | None = None
+    detail_std: tuple[float, ...] | None = None
+    detail_correlations: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         """Check values beyond their types.
@@ -89,11 +94,12 @@ class LatentSpace:
         for values in (self.vae_mean, self.vae_std):
             if len(values) not in (1, self.channels, 4 * self.channels):
                 raise ValueError(f"{len(values)} statistics are not of {self.channels} channels")
-        for measured in (self.channel_mean, self.channel_std):
+        for measured in (self.channel_mean, self.channel_std, self.detail_std):
             if measured is not None and len(measured) != self.channels:
                 raise ValueError(f"{len(measured)} statistics are not of {self.channels} channels")
-        if self.correlations is not None and len(self.correlations) != self.channels * (self.channels - 1) // 2:
-            raise ValueError(f"{len(self.correlations)} correlations are not of {self.channels} channels")
+        for pairs in (self.correlations, self.detail_correlations):
+            if pairs is not None and len(pairs) != self.channels * (self.channels - 1) // 2:
+                raise ValueError(f"{len(pairs)} correlations are not of {self.channels} channels")
 
     @property
     def normalisation(self) -> str:

@@ -1,0 +1,184 @@
+"""Measures latents of the known spaces, and how reliably their statistics tell spaces of as many channels apart.
+
+``python -m benchmarks.studies.spaces --photos PHOTOS --teachers TEACHERS -o FOLDER``
+
+The teachers' encoders make latents of photographs. Those of the folder ``train`` give the statistics of
+``infgen_rt/data/latent_spaces.json``, which ``statistics.json`` holds in the same form. Those of the folder ``val``
+show how often ``likely_space`` and ``normalisation_of`` are right, for the middles of photographs and parts of these.
+
+The encoders run in bfloat16. A latent then differs from that of float32 by about a fiftieth of its deviation.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from PIL import Image
+
+from infgen_rt.common.pixels import FloatArray
+from infgen_rt.latent.distribution import Cells
+from infgen_rt.latent.evidence import moments, normalisation_of
+from infgen_rt.latent.likeness import detail_covariance, likely_space
+from infgen_rt.latent.spaces import LatentSpace, latent_space, latent_spaces
+from infgen_training.teacher import Teacher
+from infgen_training.views import photo_files
+
+SPACES = ("sd15", "sdxl", "sd3", "flux1")
+SIDE = 256
+"""Side of the square of a training photograph that is encoded, in pixels."""
+EVERY = 2
+"""Of how many training photographs one is encoded."""
+MIDDLE = (1024, 768)
+"""Size of the middle of a held-out photograph that is encoded, in pixels."""
+PARTS = (64, 32)
+"""Sides of the parts of a photograph's latent, in cells."""
+SMALL = 16
+"""Side in cells of the parts of training latents whose deviations and means count as usual."""
+EDGES, MARGIN = (0.5, 99.5), 1.1
+"""Percentiles of these, and the factor that widens them."""
+VERDICTS = ("space", "normalisation")
+_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+def squares(files: Sequence[Path]) -> Iterator[FloatArray]:
+    """The middle square of each photograph: of every second one as it is, of the others reduced to that height."""
+    for index, file in enumerate(files):
+        photo = Image.open(file).convert("RGB")
+        if index % 2:
+            factor = SIDE / min(photo.size)
+            photo = photo.resize((round(factor * photo.width), round(factor * photo.height)), Image.Resampling.LANCZOS)
+        left, top = (photo.width - SIDE) // 2, (photo.height - SIDE) // 2
+        yield _pixels(photo.crop((left, top, left + SIDE, top + SIDE)))
+
+
+def middles(files: Sequence[Path]) -> Iterator[FloatArray]:
+    """The middle of each photograph."""
+    for file in files:
+        photo = Image.open(file).convert("RGB")
+        left, top = (photo.width - MIDDLE[0]) // 2, (photo.height - MIDDLE[1]) // 2
+        yield _pixels(photo.crop((left, top, left + MIDDLE[0], top + MIDDLE[1])))
+
+
+def encode(pictures: Iterator[FloatArray], teacher: Teacher) -> Iterator[FloatArray]:
+    """The latent [C, h, w] of each picture [3, H, W] in [0, 1]."""
+    teacher.encoder.to(torch.bfloat16)
+    for picture in pictures:
+        batch = torch.from_numpy(picture)[None].to(torch.bfloat16).to(memory_format=torch.channels_last)
+        yield teacher.encode(batch)[0].float().numpy()
+
+
+def latents(space: str, part: str, photos: Path, teachers: Path, output: Path) -> list[FloatArray]:
+    """The latents of a folder of photographs, which are kept in a file from run to run."""
+    saved = output / f"{part}-{space}.npz"
+    if not saved.exists():
+        files, teacher = photo_files(photos / part), Teacher.load(teachers / f"{space}_autoencoder.py")
+        made = list(encode(squares(files[::EVERY]) if part == "train" else middles(files), teacher))
+        np.savez(saved, *(latent.astype(np.float16) for latent in made))
+    with np.load(saved) as archive:
+        return [archive[name].astype(np.float32) for name in archive.files]
+
+
+def parts(latent: FloatArray, side: int) -> Iterator[FloatArray]:
+    """All squares of a side in cells that lie side by side in a latent."""
+    _, height, width = latent.shape
+    for top in range(0, height - side + 1, side):
+        for left in range(0, width - side + 1, side):
+            yield latent[:, top : top + side, left : left + side]
+
+
+def statistics(made: Sequence[FloatArray]) -> dict[str, Any]:
+    """What the table of spaces has of a space's latents."""
+    cells = [Cells.of(latent) for latent in made]
+    mean = np.mean([each.mean for each in cells], axis=0)
+    covariance = np.mean([each.covariance + np.outer(each.mean - mean, each.mean - mean) for each in cells], axis=0)
+    deviation = np.sqrt(np.diag(covariance))
+    upper = np.triu_indices(len(mean), 1)
+    correlations = (covariance / np.outer(deviation, deviation))[upper]
+    detail = np.mean([detail_covariance(latent) for latent in made], axis=0)
+    finest = np.sqrt(np.diag(detail))
+    small = [moments(part) for latent in made for part in parts(latent, SMALL)]
+    means, deviations = np.abs([each[0] for each in small]), np.array([each[1] for each in small])
+    low, high = np.percentile(deviations, EDGES)
+    return {
+        "usual_std": [round(float(low) / MARGIN, 2), round(float(high) * MARGIN, 2)],
+        "usual_mean": round(float(np.percentile(means, EDGES[1])) * MARGIN, 2),
+        "channel_mean": mean.round(3).tolist(),
+        "channel_std": deviation.round(3).tolist(),
+        "correlations": correlations.round(2).tolist(),
+        "detail_std": finest.round(3).tolist(),
+        "detail_correlations": (detail / np.outer(finest, finest))[upper].round(3).tolist(),
+    }
+
+
+@dataclass
+class Score:
+    """How often a verdict was right, wrong, or not given."""
+
+    right: int = 0
+    wrong: int = 0
+    none: int = 0
+
+    def add(self, verdict: str | None, truth: str) -> None:
+        """Count a verdict. None is one that was not given."""
+        self.none += verdict is None
+        self.right += verdict == truth
+        self.wrong += verdict not in (None, truth)
+
+    def __str__(self) -> str:
+        """The shares in percent, of how many."""
+        count = self.right + self.wrong + self.none
+        return " | ".join(f"{100 * each / count:.1f} %" for each in (self.right, self.none, self.wrong)) + f" | {count}"
+
+
+def verdicts(latents: Sequence[FloatArray], space: LatentSpace) -> tuple[Score, Score]:
+    """How often the space and the normalisation are told of latents, each in both normalisations."""
+    spaces = list(latent_spaces().values())
+    told, normalised = Score(), Score()
+    for latent in latents:
+        for given, normalisation in ((latent, "model"), (space.denormalise(latent), "vae")):
+            likely = likely_space(given, spaces)
+            told.add(likely.name if likely else None, space.name)
+            normalised.add(normalisation_of(given, space), normalisation)
+    return told, normalised
+
+
+def report(held_out: Mapping[str, Sequence[FloatArray]]) -> str:
+    """A table of the verdicts on held-out photographs, whole and in parts."""
+    heads = ("latents of", "cells", "verdict", "right", "not told", "wrong", "of")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for name, made in held_out.items():
+        for side in (None, *PARTS):
+            cut = list(made) if side is None else [part for latent in made for part in parts(latent, side)]
+            cells = "x".join(map(str, cut[0].shape[:0:-1]))
+            for verdict, score in zip(VERDICTS, verdicts(cut, latent_space(name)), strict=True):
+                lines.append(f"| {name} | {cells} | {verdict} | {score} |")
+    return "\n".join(lines)
+
+
+def _pixels(photo: Image.Image) -> FloatArray:
+    return np.asarray(np.asarray(photo, np.float32).transpose(2, 0, 1) / np.float32(255), np.float32)
+
+
+@click.command()
+@click.option("--photos", type=_FOLDER, required=True, help="Folder with the folders train and val.")
+@click.option(
+    "--teachers", type=_FOLDER, required=True, help="Folder of SPACE_autoencoder.py, as --teacher takes them."
+)
+@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="Continued.")
+def main(photos: Path, teachers: Path, output: Path) -> None:
+    """Writes statistics.json, and prints how reliably the statistics in the table tell spaces and normalisations."""
+    output.mkdir(parents=True, exist_ok=True)
+    found = {name: statistics(latents(name, "train", photos, teachers, output)) for name in SPACES}
+    (output / "statistics.json").write_text(json.dumps(found, indent=2) + "\n")
+    click.echo(report({name: latents(name, "val", photos, teachers, output) for name in SPACES}))
+
+
+if __name__ == "__main__":
+    main()
