@@ -23,7 +23,8 @@ pytest.importorskip("diffusers.loaders")
 pytestmark = pytest.mark.filterwarnings("ignore::infgen_rt.InfGenWarning")
 
 WIDTH, HEIGHT = 96, 64
-TOKENS = torch.zeros(1, 3, 16)
+# Embedded prompts for two pictures.
+TOKENS, POOLED = torch.zeros(2, 3, 16), torch.zeros(2, 16)
 TINY = {"num_attention_heads": 2, "attention_head_dim": 16, "joint_attention_dim": 16, "num_layers": 1}
 
 
@@ -60,21 +61,21 @@ def unet(**options: Any) -> Any:
 
 def sd15(pipeline: Any) -> tuple[Any, dict[str, Any]]:
     # The scaling factor of stable-diffusion-v1-5 and stable-diffusion-2-1.
-    scheduler = diffusers.DDIMScheduler(clip_sample=False)
+    scheduler = diffusers.DDIMScheduler(clip_sample=False, steps_offset=1)
     pipe = pipeline(vae(4, 0.18215), None, None, unet(), scheduler, None, None, None, False)
     return pipe, {"prompt_embeds": TOKENS, "negative_prompt_embeds": TOKENS}
 
 
 def sdxl(pipeline: Any) -> tuple[Any, dict[str, Any]]:
+    scheduler = diffusers.DDIMScheduler(clip_sample=False, steps_offset=1)
     added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
     network = unet(**added, projection_class_embeddings_input_dim=6 * 8 + 16)
-    pipe = pipeline(vae(4, 0.13025), None, None, None, None, network, diffusers.EulerDiscreteScheduler())
-    pooled = torch.zeros(1, 16)
+    pipe = pipeline(vae(4, 0.13025), None, None, None, None, network, scheduler)
     return pipe, {
         "prompt_embeds": TOKENS,
         "negative_prompt_embeds": TOKENS,
-        "pooled_prompt_embeds": pooled,
-        "negative_pooled_prompt_embeds": pooled,
+        "pooled_prompt_embeds": POOLED,
+        "negative_pooled_prompt_embeds": POOLED,
     }
 
 
@@ -85,12 +86,11 @@ def sd3(pipeline: Any) -> tuple[Any, dict[str, Any]]:
     ).eval()
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
     pipe = pipeline(network, scheduler, vae(16, 1.5305, 0.0609), None, None, None, None, None, None)
-    pooled = torch.zeros(1, 16)
     return pipe, {
         "prompt_embeds": TOKENS,
         "negative_prompt_embeds": TOKENS,
-        "pooled_prompt_embeds": pooled,
-        "negative_pooled_prompt_embeds": pooled,
+        "pooled_prompt_embeds": POOLED,
+        "negative_pooled_prompt_embeds": POOLED,
     }
 
 
@@ -101,7 +101,7 @@ def flux1(pipeline: Any) -> tuple[Any, dict[str, Any]]:
     ).eval()
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
     pipe = pipeline(scheduler, vae(16, 0.3611, 0.1159), None, None, None, None, network)
-    return pipe, {"prompt_embeds": TOKENS, "pooled_prompt_embeds": torch.zeros(1, 16)}
+    return pipe, {"prompt_embeds": TOKENS, "pooled_prompt_embeds": POOLED}
 
 
 # Module, class and what makes it, of each space's own pipeline.
@@ -136,7 +136,6 @@ class Run:
             width=WIDTH,
             height=HEIGHT,
             num_inference_steps=2,
-            num_images_per_prompt=2,
             generator=torch.Generator().manual_seed(2),
             output_type=output_type,
             return_dict=False,
