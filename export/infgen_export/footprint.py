@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from infgen_export.errors import ExportError
 from infgen_rt.backend.candidates import Survey
@@ -15,18 +17,23 @@ from infgen_rt.backend.engine import Engine
 from infgen_rt.backend.inputs import tile_inputs
 from infgen_rt.backend.protocol import AbsentError
 from infgen_rt.bundle.folder import Bundle
-from infgen_rt.bundle.graphs import DECODE, KINDS, kind_of
-from infgen_rt.bundle.manifest import Memory
+from infgen_rt.bundle.graphs import DECODE, KINDS, Kind, kind_of
+from infgen_rt.bundle.manifest import Enlargement, Memory
 from infgen_rt.common.memory import peak_memory
 from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.shapes import Size
 
 CELLS = Size(96, 96)
 TOKENS = Size(72, 72)
+SIDES = (16, 24, 28)
+_ALL = "all"
 
 
 def measure(bundle: Path, backend: str) -> Memory | None:
-    """Runs each graph once, at a typical size, on this machine's CPU. Returns None if the graphs are not for CPUs.
+    """Runs each graph at a typical size, on this machine's CPU. Returns None if the graphs are not for CPUs.
+
+    The base is the memory of the loaded graphs and of what they keep after runs of several shapes, such as compiled
+    kernels. The rest is a run's growth per cell or token.
 
     Args:
         bundle: Folder with a manifest, whose memory figures are not used.
@@ -37,7 +44,7 @@ def measure(bundle: Path, backend: str) -> Memory | None:
     """
     bases, growth = [], dict.fromkeys((kind.memory for kind in KINDS), 0)
     graphs = next(iter(Bundle.open(bundle).manifest.recipes)).graphs
-    for graph in graphs:
+    for graph in [*graphs, _ALL]:
         command = [sys.executable, "-m", "infgen_export.footprint", str(bundle), backend, graph]
         process = subprocess.run(command, capture_output=True, text=True)
         if process.returncode:
@@ -48,6 +55,8 @@ def measure(bundle: Path, backend: str) -> Memory | None:
             return None
         loaded, grown = figures
         bases.append(loaded)
+        if graph == _ALL:
+            continue
         # A model with enlargements has several graphs of a kind.
         kind, positions = kind_of(graph), {"cell": CELLS.area, "token": TOKENS.area}
         growth[kind.memory] = max(growth[kind.memory], -(-grown // positions[kind.unit]))
@@ -63,6 +72,15 @@ def _main(bundle: str, backend: str, graph: str) -> None:
         return
     engine = Engine(opened, candidate)
     manifest = engine.manifest
+    if graph == _ALL:
+        enlargement = manifest.contexts[-1]
+        engine.load_for(enlargement)
+        # As the tiles of a picture, of which those at its edges are smaller.
+        kinds = [kind for kind in manifest.kinds(engine.recipe) if kind.picture]
+        for kind, height, width in product(kinds, SIDES, SIDES):
+            _run(engine, kind, enlargement, Size(width, height), Size(width, height))
+        json.dump([psutil.Process().memory_info().rss, 0], sys.stdout)
+        return
     kind = kind_of(graph)
     own = (each for each in manifest.contexts if graph == each.graph(kind.name))
     enlargement = next(own, manifest.contexts[-1])
@@ -70,16 +88,24 @@ def _main(bundle: str, backend: str, graph: str) -> None:
     engine.load_for(enlargement)
     engine.load(graph)
     loaded = peak_memory() or 0
-    # Decode is measured at twice the latent's own size.
-    sides = {"h": CELLS.height, "w": CELLS.width, "hk": TOKENS.height // 2, "wk": TOKENS.width // 2}
-    sizes = manifest.sizes(enlargement) | sides
-    inputs = {spec.name: np.ones(spec.at(sizes), np.float32) for spec in kind.inputs}
-    if kind == DECODE:
-        picture = Size(TOKENS.width * manifest.patch, TOKENS.height * manifest.patch)
-        grid = Grid(Size(sides["wk"], sides["hk"]), picture, manifest.patch)
-        inputs = tile_inputs(grid, inputs["context"], grid.cells.box, grid.tokens.box)
-    engine.run(kind, inputs, enlargement)
+    _run(engine, kind, enlargement, CELLS, TOKENS)
     json.dump([loaded, (peak_memory() or 0) - loaded], sys.stdout)
+
+
+def _run(engine: Engine, kind: Kind, enlargement: Enlargement, cells: Size, tokens: Size) -> None:
+    """Runs a graph on some cells, or decode on some tokens at twice the latent's own size."""
+    manifest = engine.manifest
+    sides = {"h": cells.height, "w": cells.width, "ht": tokens.height, "wt": tokens.width}
+    sides |= {"hk": tokens.height // 2, "wk": tokens.width // 2}
+    sizes = manifest.sizes(enlargement) | sides
+    if kind == DECODE:
+        picture = Size(tokens.width * manifest.patch, tokens.height * manifest.patch)
+        grid = Grid(Size(sides["wk"], sides["hk"]), picture, manifest.patch)
+        context = np.ones(kind.inputs[0].at(sizes), np.float32)
+        inputs = tile_inputs(grid, context, grid.cells.box, grid.tokens.box)
+    else:
+        inputs = {spec.name: np.ones(spec.at(sizes), np.float32) for spec in kind.inputs}
+    engine.run(kind, inputs, enlargement)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,15 @@
 """What OpenVINO's backend does in less than float32, on any processor: one without bfloat16 computes in float32."""
 
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import infgen_rt
+from infgen_rt.common.memory import MIB
 from infgen_runtimes.openvino import Backend
 
 
@@ -18,3 +24,34 @@ def test_a_model_that_is_cut_in_two_gives_the_same_picture(monkeypatch: pytest.M
         halves = decoder.picture(latent, "2x", stages=(1, 2)).read()
     error = np.square(whole.astype(float) - halves).mean()
     assert 10 * np.log10(255**2 / max(error, 1e-9)) >= 45
+
+
+PEAK = """
+import sys
+import infgen_rt
+from infgen_rt.common.memory import peak_memory
+latent = infgen_rt.load_sample("osprey").latent[:, 20:44, 20:52]
+with infgen_rt.open(backend="openvino", precision=sys.argv[1], memory=sys.argv[2]) as decoder:
+    try:
+        decoder.picture(latent, "2x").save(sys.argv[3])
+    except infgen_rt.PlanError as error:
+        sys.exit(str(error))
+print(peak_memory())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+def test_the_least_memory_that_a_refusal_names_is_enough_and_is_kept_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """With an empty cache, so that compiling and measuring are a part of it."""
+    monkeypatch.setenv("INFGEN_RT_CACHE", str(tmp_path / "cache"))
+    command = [sys.executable, "-c", PEAK, precision]
+    refused = subprocess.run([*command, "200MiB", str(tmp_path / "a.png")], capture_output=True, text=True)
+    least = re.search(r"needs at least ([\d.]+) MiB", refused.stderr)
+    assert refused.returncode and least is not None, refused.stderr
+    limit = int(float(least[1]) + 1) * MIB
+    done = subprocess.run([*command, str(limit), str(tmp_path / "a.png")], capture_output=True, text=True, check=True)
+    assert int(done.stdout) <= 1.1 * limit
