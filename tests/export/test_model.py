@@ -45,7 +45,7 @@ def test_presets_build_and_run(preset: str) -> None:
     assert latent.shape == (1, config.latent_channels, 5, 11) and latent.isfinite().all()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.data())
 def test_any_size_of_any_latent(data: st.DataObject) -> None:
     kind, (height, width) = data.draw(kinds), data.draw(cells)
@@ -77,7 +77,7 @@ def test_everything_a_model_is_given_shows_in_the_picture(kind: str) -> None:
 # Decode is local.
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.data())
 def test_a_tile_decoded_by_itself_is_a_crop_of_the_whole(data: st.DataObject) -> None:
     kind, (height, width) = data.draw(kinds), data.draw(cells)
@@ -441,7 +441,7 @@ def test_resampling_to_the_same_pixels_gives_them() -> None:
     assert torch.allclose(resampled(picture, y[4:9], x[20:], 1.0), picture[:, :, 4:9, 20:], atol=1e-5)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.data())
 def test_resampling_sees_a_crop_as_the_whole(data: st.DataObject) -> None:
     """As long as it holds three pixels of the result on either side, or ends where the picture does."""

@@ -62,7 +62,7 @@ def cut(context: Contexts, box: Box) -> np.ndarray:
     return context.of(tiny.ONE).read(box)
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_part_is_that_of_the_whole(decoder: infgen_rt.Decoder, data: st.DataObject) -> None:
     whole = decoder._engine.context(LATENT, tiny.ONE)

@@ -146,7 +146,7 @@ def test_any_tiling_gives_the_picture_decoded_at_once(
     assert error(pixels, tiny.decode_whole(LATENT, size, chosen)) < 1e-5
 
 
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_region_at_any_scale(decoder: infgen_rt.Decoder, data: st.DataObject) -> None:
     size = (data.draw(st.integers(52, 380), "width"), data.draw(st.integers(28, 224), "height"))

@@ -42,7 +42,7 @@ def test_a_model_that_looks_everywhere_is_exact_too(tmp_path: Path) -> None:
     assert np.abs(read(everywhere, (333, 201), 64) - tiny.decode_whole(LATENT, (333, 201))).max() < 1e-5
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_region_at_any_scale(decoder: infgen_rt.Decoder, data: st.DataObject) -> None:
     size = (data.draw(st.integers(52, 380), "width"), data.draw(st.integers(28, 224), "height"))

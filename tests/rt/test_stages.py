@@ -78,7 +78,7 @@ def test_the_tiny_model_needs_encodes_halo(tmp_path: Path, pixels: int) -> None:
     assert np.abs(actual - tiny.decode_stages(LATENT, SIZES)).max() > 1e-3
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_region_of_any_chain(decoder: infgen_rt.Decoder, data: st.DataObject) -> None:
     width, height = data.draw(st.integers(60, 430), "width"), data.draw(st.integers(40, 240), "height")

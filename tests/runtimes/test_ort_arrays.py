@@ -40,7 +40,7 @@ def cuts(draw: Any, sides: int = 3) -> list[tuple[slice, ...]]:
     return draw(st.lists(st.tuples(*[bounds()] * sides), max_size=2))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(parts=cuts(), drop=st.booleans())
 def test_parts_are_those_of_numpy(parts: list[tuple[slice, ...]], drop: bool) -> None:
     values = numbers(1, 9, 8, 7)
