@@ -41,8 +41,8 @@ PARTS = (64, 32)
 """Sides of the parts of a photograph's latent, in cells."""
 SMALL = 16
 """Side in cells of the parts of training latents whose deviations and means count as usual."""
-EDGES, MARGIN = (0.5, 99.5), 1.1
-"""Percentiles of these, and the factor that widens them."""
+EDGES, MARGIN, MEAN_MARGIN = (0.5, 99.5), 1.1, 1.5
+"""Percentiles of these, and the factors that widen them. Pictures of one colour have means of their own."""
 VERDICTS = ("space", "normalisation")
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
@@ -108,7 +108,7 @@ def statistics(made: Sequence[FloatArray]) -> dict[str, Any]:
     low, high = np.percentile(deviations, EDGES)
     return {
         "usual_std": [round(float(low) / MARGIN, 2), round(float(high) * MARGIN, 2)],
-        "usual_mean": round(float(np.percentile(means, EDGES[1])) * MARGIN, 2),
+        "usual_mean": round(float(np.percentile(means, EDGES[1])) * MEAN_MARGIN, 2),
         "channel_mean": mean.round(3).tolist(),
         "channel_std": deviation.round(3).tolist(),
         "correlations": correlations.round(2).tolist(),
