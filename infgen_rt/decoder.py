@@ -15,10 +15,11 @@ from infgen_rt.common.memory import default_budget, format_bytes, parse_bytes
 from infgen_rt.common.notices import Notices
 from infgen_rt.common.pixels import FloatArray
 from infgen_rt.common.progress import Tell
-from infgen_rt.errors import BackendError
+from infgen_rt.errors import BackendError, LatentError
 from infgen_rt.geometry.shapes import Size
-from infgen_rt.latent.arrays import Normalisation, as_latent, as_latents, native_size
-from infgen_rt.latent.spaces import LatentSpace, latent_space
+from infgen_rt.latent.arrays import Normalisation, as_float32, as_latent, as_latents, native_size
+from infgen_rt.latent.layout import fits
+from infgen_rt.latent.spaces import LatentSpace, joined, latent_space
 from infgen_rt.nodes.context import Contexts
 from infgen_rt.nodes.latents import Given
 from infgen_rt.picture import Picture
@@ -29,6 +30,7 @@ def open(
     path: str | Path | None = None,
     backend: str = AUTO,
     *,
+    space: str | None = None,
     device: str | None = None,
     precision: Precision = "fast",
     threads: int | None = None,
@@ -41,6 +43,8 @@ def open(
     Args:
         path: a bundle as a folder or a zip. None for the model that ships in the package.
         backend: a backend's name, `cuda`, or `auto` for the fastest on this machine, which is measured once.
+        space: the latent space, or a model that uses it (`sdxl`, `z-image`), in a bundle of several; see
+            `infgen_rt.spaces`. None for the bundle's first, which is FLUX.2's in the package.
         device: the backend's device (`cpu`, `cuda:1`, `gpu`, `npu`). None for the fastest. A device or backend that is
             named is used or refused.
         precision: `fast` for the device's native arithmetic, with at least 45 dB against float32. `exact` for float32
@@ -57,7 +61,8 @@ def open(
         A decoder. Close it after use, or use it as a context manager.
 
     Raises:
-        BundleError: there is no bundle, or it is damaged.
+        BundleError: there is no bundle, it is damaged, or it has no model for the space.
+        LatentError: the space is unknown.
         BackendError: the backend or the device is unknown, not installed or cannot run the bundle.
         PlanError: `memory` is not an amount.
         Cancelled: the work was cancelled with `cancel`.
@@ -65,11 +70,12 @@ def open(
     if threads is not None and threads < 1:
         raise BackendError(f"{threads} threads are not possible: expected 1 or more")
     budget = parse_bytes(memory) if memory is not None else default_budget()
-    bundle, cancellation = Bundle.open(path), Cancellation(cancel)
+    bundle = Bundle.open(path, None if space is None else latent_space(space).name)
+    cancellation = Cancellation(cancel)
     with cancellation.watched():
         cancellation.check()
         candidate, choice = choose(bundle, backend, device, precision, threads, progress)
-        return Decoder(Engine(bundle, candidate, threads), choice, budget)
+        return Decoder(Engine(bundle, candidate, threads), choice, budget, bundle.spaces)
 
 
 class Decoder:
@@ -77,10 +83,12 @@ class Decoder:
 
     Attributes:
         notices: gives the warnings. By default, only the first warning of each cause is given.
+        spaces: the latent spaces that the bundle has a model for. The decoder's own is `manifest.latent_space`.
     """
 
-    def __init__(self, engine: Engine, choice: Choice, budget: int) -> None:
+    def __init__(self, engine: Engine, choice: Choice, budget: int, spaces: Sequence[str] = ()) -> None:
         self._engine = engine
+        self.spaces = tuple(spaces)
         self._choice = choice
         self._budget = budget
         self.notices = Notices()
@@ -145,6 +153,7 @@ class Decoder:
         """
         # First of all: NumPy's matrix products start a thread, for which PyTorch waits at the end of a forked child.
         self._engine.check_open()
+        self._check_space(latent)
         array = as_latent(
             latent, self._space, normalisation=normalisation, latent_size=latent_size, notices=self.notices
         )
@@ -178,6 +187,7 @@ class Decoder:
             one after another.
         """
         self._engine.check_open()
+        self._check_space(latents)
         arrays = as_latents(
             latents, self._space, normalisation=normalisation, latent_size=latent_size, notices=self.notices
         )
@@ -186,6 +196,19 @@ class Decoder:
     @property
     def _space(self) -> LatentSpace:
         return latent_space(self.manifest.latent_space)
+
+    def _check_space(self, latent: Any) -> None:
+        """Refuse a latent whose shape is that of another of the bundle's spaces, and not of this one."""
+        others = [latent_space(name) for name in self.spaces if name != self.manifest.latent_space]
+        if not others:
+            return
+        shape = list(as_float32(latent).shape)
+        fitting = [space.name for space in others if fits(shape, space)]
+        if fitting and not fits(shape, self._space):
+            raise LatentError(
+                f"shape {shape} is not that of {self._space.name} latents, which this decoder is for, and may be of "
+                f"{joined(fitting)}: open the model with space={fitting[0]!r} (--space {fitting[0]})"
+            )
 
     def _source(self, latent: FloatArray, tile: int | None) -> Source:
         """The source that all pictures of a plain latent [C, h, w] share."""

@@ -7,27 +7,36 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from infgen_rt.bundle.manifest import MANIFEST, Manifest
+from infgen_rt.bundle.several import read_models
 from infgen_rt.errors import BundleError, one_line
 
 DEFAULT_BUNDLE = Path(__file__).parents[1] / "model"
 
 
 class Bundle:
-    """An opened bundle. Files are read, and their digests checked, when they are requested."""
+    """An opened bundle. Files are read, and their digests checked, when they are requested.
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    Attributes:
+        path: the folder or the zip.
+        manifest: the description of the model that was chosen.
+        spaces: the latent spaces that the bundle has a model for.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, spaces: tuple[str, ...] = ()) -> None:
         self.path = path
         self.manifest = manifest
+        self.spaces = spaces or (manifest.latent_space,)
 
     @classmethod
-    def open(cls, path: str | Path | None = None) -> "Bundle":
+    def open(cls, path: str | Path | None = None, space: str | None = None) -> "Bundle":
         """Open a bundle and check that all of its files exist and have the right length.
 
         Args:
-            path: a folder or a zip with a `manifest.json`. None for the model that ships in the package.
+            path: a folder or a zip with a `manifest.json`. None for the models that ship in the package.
+            space: the latent space of the model to choose. None for the bundle's first.
 
         Raises:
-            BundleError: there is no bundle, or it is damaged.
+            BundleError: there is no bundle, it is damaged, or it has no model for the space.
         """
         if path is None and not DEFAULT_BUNDLE.is_dir():
             raise BundleError(f"this installation ships no model: {_remedy()}")
@@ -35,12 +44,18 @@ class Bundle:
         lengths = _lengths(root)
         if MANIFEST not in lengths:
             raise BundleError(f"{root} is not a bundle: it has no {MANIFEST}; infgen-export writes bundles")
-        bundle = cls(root, Manifest.from_json(_read(root, MANIFEST)))
-        for name, info in bundle.manifest.files.items():
+        models = read_models(_read(root, MANIFEST))
+        for name, info in ((name, info) for each in models for name, info in each.files.items()):
             if lengths.get(name) != info.bytes:
                 found = f"has {lengths[name]:,} bytes" if name in lengths else "is missing"
                 raise BundleError(f"{root} is damaged: {name} {found}, expected {info.bytes:,} bytes; fetch it again")
-        return bundle
+        spaces = tuple(each.latent_space for each in models)
+        if space is not None and space not in spaces:
+            raise BundleError(
+                f"{root} has no model for {space} latents: it has one for {', '.join(spaces)}; pass another bundle's "
+                "path (--model), or train a model for them (training/README.md)"
+            )
+        return cls(root, models[spaces.index(space) if space else 0], spaces)
 
     def read_graph(self, graph: str) -> dict[str, bytes]:
         """The content of a graph's files, by name: its only file, or the files in its folder by their names there.

@@ -16,6 +16,22 @@ _READABLE = (1, 2, 3, 4, FORMAT)
 MANIFEST = "manifest.json"
 
 
+def load(text: str | bytes) -> dict[str, Any]:
+    """The JSON values of a manifest file.
+
+    Raises:
+        BundleError: it is not JSON, or has a newer format.
+    """
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{MANIFEST} is not valid JSON: {error}") from None
+    version = data.get("format") if isinstance(data, dict) else None
+    if version not in _READABLE:
+        raise BundleError(f"{MANIFEST} has format {version!r}, this version reads 1 to {FORMAT}: upgrade infgen-rt")
+    return dict(data)
+
+
 @dataclass(frozen=True)
 class ModelInfo:
     """General information on the model: name, version, licence, training, and parameters of each kind of graph."""
@@ -193,13 +209,15 @@ class Manifest:
         Raises:
             BundleError: it is not JSON, has a newer format, or lacks something.
         """
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise BundleError(f"{MANIFEST} is not valid JSON: {error}") from None
-        version = data.get("format") if isinstance(data, dict) else None
-        if version not in _READABLE:
-            raise BundleError(f"{MANIFEST} has format {version!r}, this version reads 1 to {FORMAT}: upgrade infgen-rt")
+        return cls.of(load(text))
+
+    @classmethod
+    def of(cls, data: dict[str, Any]) -> "Manifest":
+        """A manifest from what `load` returns, or from a part of it that describes one model.
+
+        Raises:
+            BundleError: it lacks something.
+        """
         try:
             return parse(cls, data, "manifest")
         except SchemaError as error:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import ExitStack
 from typing import Any
 
 import click
@@ -10,6 +11,7 @@ from infgen_rt.cli.console import FAILED, Stopwatch, complain, say, warnings_to_
 from infgen_rt.cli.latents import read_latent
 from infgen_rt.cli.options import Command, picture_options
 from infgen_rt.cli.request import Request
+from infgen_rt.decoder import Decoder
 from infgen_rt.errors import InfGenError
 
 
@@ -49,16 +51,21 @@ def decode(**options: Any) -> None:
 
 
 def _decode_several(request: Request, notes: list[str]) -> None:
-    """Decode all latents with one opened model."""
+    """Decode all latents. The model of each latent space is opened once."""
     outputs, failed = request.outputs(), 0
-    with request.decoder() as decoder:
+    decoders: dict[str, Decoder] = {}
+    with ExitStack() as opened:
         for latent, output in outputs.items():
             if request.resume and os.path.exists(output):
                 continue
             stopwatch = Stopwatch()
             notes.clear()
             try:
-                for job in request.jobs(decoder, read_latent(latent, request.key), output):
+                array = read_latent(latent, request.key)
+                space = request.space_of(array)
+                if space not in decoders:
+                    decoders[space] = opened.enter_context(request.decoder(space))
+                for job in request.jobs(decoders[space], array, output):
                     stopwatch.lap("open")
                     job.run(request, stopwatch, notes)
                     stopwatch = Stopwatch()

@@ -11,7 +11,7 @@ import click
 
 from infgen_rt.backend.protocol import installed_backends
 from infgen_rt.bundle.folder import DEFAULT_BUNDLE, Bundle
-from infgen_rt.bundle.manifest import MANIFEST
+from infgen_rt.bundle.manifest import MANIFEST, Manifest
 from infgen_rt.cli import options
 from infgen_rt.cli.console import print_facts, say, warnings_to_stderr
 from infgen_rt.cli.latents import read_latent
@@ -82,9 +82,15 @@ def _describe_installation() -> dict[str, Any]:
 
 
 def _describe_bundle(path: Path) -> dict[str, Any]:
-    manifest = Bundle.open(path).manifest
+    spaces = Bundle.open(path).spaces
+    if len(spaces) == 1:
+        return {"bundle": str(path)} | _describe_model(Bundle.open(path).manifest)
+    models = {space: _describe_model(Bundle.open(path, space).manifest) for space in spaces}
+    return {"bundle": str(path), "models": models}
+
+
+def _describe_model(manifest: Manifest) -> dict[str, Any]:
     return {
-        "bundle": str(path),
         **asdict(manifest.model),
         "latent_space": manifest.latent_space,
         "scale_range": manifest.scale_range,

@@ -53,6 +53,11 @@ def _number(context: click.Context, parameter: click.Parameter, value: str) -> i
 model = click.option(
     "--model", type=click.Path(path_type=Path), help="The model bundle to use.  [default: the one in the package]"
 )
+space = click.option(
+    "--space",
+    help="The latent's space, or a model that uses it (infgen-rt spaces), in a bundle of several.  [default: the only "
+    "one that its shape allows]",
+)
 threads = click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the backend's choice]")
 normalisation = click.option(
     "--normalisation",
@@ -105,6 +110,7 @@ _PICTURE_OPTIONS: tuple[Decorator, ...] = (
     click.option("--region", help="Write only this part of what is seen: x,y,width,height in pixels."),
     click.option("--sample", help="Decode a latent that the package ships. `infgen-rt info` lists them."),
     model,
+    space,
     click.option("--backend", default="auto", show_default=True, help="auto, a backend's name, or cuda."),
     click.option("--device", help="The backend's device, as `infgen-rt devices` lists them.  [default: the fastest]"),
     click.option(

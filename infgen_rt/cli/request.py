@@ -10,6 +10,7 @@ from threading import Event
 from typing import Any
 
 from infgen_rt.backend.candidates import Precision
+from infgen_rt.bundle.folder import Bundle
 from infgen_rt.cli.console import Stopwatch, late_progress_bar, progress_bar, say
 from infgen_rt.cli.interruption import beside, interruptible
 from infgen_rt.cli.latents import STREAM, expand, read_one
@@ -23,6 +24,8 @@ from infgen_rt.display.named import display_size
 from infgen_rt.errors import LatentError, OutputError, PlanError
 from infgen_rt.geometry.shapes import Box, Fit, Size, fit, fixed_size, parse_box
 from infgen_rt.latent.arrays import Normalisation
+from infgen_rt.latent.choosing import space_of
+from infgen_rt.latent.spaces import latent_space
 from infgen_rt.picture import Picture
 from infgen_rt.writers import Format, TileFormat
 
@@ -41,6 +44,7 @@ class Request:
     region: str | None
     sample: str | None
     model: Path | None
+    space: str | None
     backend: str
     device: str | None
     precision: Precision
@@ -84,18 +88,30 @@ class Request:
         if len(files) > 1:
             raise OutputError(f"{len(files)} latents cannot all be standard output: pass a folder for -o")
         array = read_one(files, self.sample, self.key)
-        with target_of(self.output, self.ending) as output, self.decoder() as decoder:
+        with target_of(self.output, self.ending) as output, self.decoder(self.space_of(array)) as decoder:
             jobs = self.jobs(decoder, array, output)
             if self.output == STREAM and len(jobs) > 1:
                 raise OutputError(f"{len(jobs)} pictures cannot all be standard output: pass a name for -o")
             yield jobs
 
-    def decoder(self) -> Decoder:
-        """Open the model."""
+    def space_of(self, array: Any) -> str:
+        """The name of the latent space of an array.
+
+        Raises:
+            LatentError: no space is requested, and the model has several that the array may be in.
+        """
+        if self.space is not None:
+            return latent_space(self.space).name
+        spaces = Bundle.open(self.model).spaces
+        return spaces[0] if len(spaces) == 1 else space_of(array, spaces, latent_size=self.latent_size).name
+
+    def decoder(self, space: str) -> Decoder:
+        """Open the model of a latent space."""
         with late_progress_bar(not self.quiet) as show, interruptible() as cancel:
             decoder = open_decoder(
                 self.model,
                 self.backend,
+                space=space,
                 device=self.device,
                 precision=self.precision,
                 threads=self.threads,

@@ -27,6 +27,7 @@ CHANNELS, FEATURES, FINE, CONTEXT, PATCH = 32, 5, 2, 6, 8
 RADIUS = 2
 REFINE, PREFILL = 3, 2
 BLOCKS = 2
+PREFILL_SEED = 10
 ONE = Enlargement(None, CONTEXT, REFINE)
 """The one context of this model, which has no enlargements."""
 ENLARGEMENTS = (Enlargement(1, 5, 2, work=1_000), Enlargement(4, 7, 4, work=3_000))
@@ -167,7 +168,7 @@ class _Builder:
         return self.constant(values, np.int64)
 
     def convolve(self, x: str, block: int) -> str:
-        rng = np.random.default_rng(10 + block)
+        rng = np.random.default_rng(PREFILL_SEED + block)
         count = CHANNELS if block == 0 else FEATURES
         kernel = rng.normal(0.02, 1 / np.sqrt(9 * count), (FEATURES, count, 3, 3))
         return self.node("Conv", [x, self.constant(kernel)], pads=[1, 1, 1, 1])
