@@ -14,6 +14,8 @@ FORMAT = 5
 # Format 1 had no refine, format 2 no statistics, format 3 no enlargements, and format 4 no trunk.
 _READABLE = (1, 2, 3, 4, FORMAT)
 MANIFEST = "manifest.json"
+# The largest number of channels, moments or pixels of a patch, and the largest scale.
+_MOST = 2**16
 
 
 def load(text: str | bytes) -> dict[str, Any]:
@@ -196,6 +198,10 @@ class Manifest:
         ranges = (self.scale_range, self.shapes.latent, self.shapes.context, self.shapes.tokens)
         if min(counts) <= 0 or any(low > high for low, high in ranges):
             raise BundleError("manifest: channels, patch and scale must be above 0 and ranges ascend")
+        most_channels = max(each.channels for each in self.contexts)
+        largest = max(*counts, most_channels, self.feature_channels or 0, self.fine_channels or 0, *(self.moments or ()))
+        if largest > _MOST:
+            raise BundleError(f"manifest: {largest:g} channels, moments, pixels or scales are more than {_MOST:,}")
         halos = (each.halo for each in self.contexts)
         if min(self.halo.tokens, self.halo.encode_pixels, self.halo.prefill, *halos) < 0 or (
             self.halo.cells is not None and self.halo.cells < 0

@@ -21,7 +21,7 @@ def parse_bytes(value: str | int) -> int:
     Raises:
         PlanError: the text is not understood or the amount is not above 0.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(value).lower())
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d+)?)\s*([a-z]*)\s*", str(value).lower())
     unit = _UNITS.get(match[2]) if match else None
     if match is None or unit is None:
         raise PlanError(f"memory {value!r} is not understood: expected an amount such as 1GiB, 512MiB or 800MB")

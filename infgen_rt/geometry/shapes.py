@@ -113,7 +113,7 @@ def parse_box(value: str | Sequence[int], within: Size) -> Box:
     """
     try:
         x, y, width, height = (int(part) for part in (value.split(",") if isinstance(value, str) else value))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise PlanError(f"region {value!r} is not understood: expected four whole numbers x,y,width,height") from None
     box = Box(x, y, width, height)
     if width < 1 or height < 1 or box.intersect(within.box) != box:
@@ -143,7 +143,7 @@ def parse_size(value: "str | float | tuple[int, int] | None", native: Size) -> S
         try:
             width, height = value
             size = Size(int(width), int(height))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise PlanError(f"size {value!r} is not understood: expected (width, height) in pixels") from None
         if size != (width, height):
             raise PlanError(f"size {value!r} is not in whole pixels")
@@ -199,7 +199,7 @@ def _parse_size_text(text: str, native: Size) -> Size:
         return Size(max(1, round(int(height[1]) * native.width / native.height)), int(height[1]))
     # "3x" is a factor and "3840x" a width. The limit between them is 64, because neither pictures so narrow nor factors
     # so large are useful.
-    if factor := re.fullmatch(r"(-?\d+(?:\.\d+)?)x", text):
+    if factor := re.fullmatch(r"(-?\d{1,9}(?:\.\d+)?)x", text):
         number = float(factor[1])
         if "." in factor[1] or number < 64:
             return _scaled(number, native)
@@ -211,4 +211,6 @@ def _parse_size_text(text: str, native: Size) -> Size:
 def _scaled(factor: float, native: Size) -> Size:
     if not (isfinite(factor) and factor > 0):
         raise PlanError(f"size factor {factor:g} is not usable: expected a number above 0")
+    if factor > MAX_SIDE:
+        raise PlanError(f"size factor {factor:g} is out of bounds: each side must be from 1 to {MAX_SIDE:,} pixels")
     return Size(round(native.width * factor), round(native.height * factor))
