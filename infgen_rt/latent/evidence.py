@@ -10,8 +10,9 @@ from infgen_rt.latent.distribution import Cells, is_measured, model_odds
 from infgen_rt.latent.spaces import LatentSpace
 
 Normalisation = Literal["model", "vae"]
-# Natural logarithm of the odds at which a normalisation counts as known, about twelve to one.
-_SURE = 2.5
+# Natural logarithm of the odds at which a latent counts as the VAE's own, about twelve to one, and as the model's. The
+# second is larger, because it is the one that is taken without a warning.
+_SURE_VAE, _SURE_MODEL = 2.5, 4.0
 # The same for each cell, where the means and covariances of channels tell.
 _SURE_CELL = 2.0
 # The range `usual_std` spans this many standard deviations of log(std) over pictures, on either side of its middle.
@@ -82,7 +83,7 @@ def normalisation_of(latent: FloatArray, space: LatentSpace) -> Normalisation | 
     usual, spread = log(low * high) / 2, log(high / low) / 2 / _SPAN
     odds = ((log(std / gain) - usual) ** 2 - (log(std) - usual) ** 2) / (2 * spread**2)
     odds += _odds_of_parts(latent, space)
-    return None if abs(odds) < _SURE else "model" if odds > 0 else "vae"
+    return "model" if odds >= _SURE_MODEL else "vae" if odds <= -_SURE_VAE else None
 
 
 def is_foreign(latent: FloatArray, space: LatentSpace) -> bool:

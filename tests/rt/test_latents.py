@@ -343,6 +343,25 @@ def test_pictures_are_told_from_the_vaes_own_by_the_batch_norms_statistics(name:
     assert normalisation_of(raw, FLUX2) == "vae"
 
 
+@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize(("rows", "columns"), [(8, 8), (16, 16), (32, 32), (32, 60), (48, 48), (64, 64)])
+@pytest.mark.parametrize("deviation", [0.85, 0.95, 1.05])
+def test_the_vaes_own_latents_are_never_taken_for_normalised_ones_in_silence(
+    name: str, rows: int, columns: int, deviation: float
+) -> None:
+    """Pictures of few colours have such deviations. Parts of the samples are scaled to them."""
+    latent = infgen_rt.load_sample(name).latent
+    for y in range(0, latent.shape[1] - rows + 1, 12):
+        for x in range(0, latent.shape[2] - columns + 1, 20):
+            part = latent[:, y : y + rows, x : x + columns]
+            raw = FLUX2.denormalise(part * np.float32(0.99 * deviation / FLUX2.denormalise(part).std()))
+            with pytest.warns(InfGenWarning, match="normalisation='vae'"):
+                as_latent(raw, FLUX2)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                as_latent(raw, FLUX2, normalisation="vae")
+
+
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("deviation", [0.8, 0.9, 1.0, 1.1])
 def test_a_normalisation_that_cannot_be_told_is_asked_about_and_not_guessed(seed: int, deviation: float) -> None:
