@@ -199,7 +199,9 @@ class Manifest:
         if min(counts) <= 0 or any(low > high for low, high in ranges):
             raise BundleError("manifest: channels, patch and scale must be above 0 and ranges ascend")
         most_channels = max(each.channels for each in self.contexts)
-        largest = max(*counts, most_channels, self.feature_channels or 0, self.fine_channels or 0, *(self.moments or ()))
+        largest = max(
+            *counts, most_channels, self.feature_channels or 0, self.fine_channels or 0, *(self.moments or ())
+        )
         if largest > _MOST:
             raise BundleError(f"manifest: {largest:g} channels, moments, pixels or scales are more than {_MOST:,}")
         halos = (each.halo for each in self.contexts)
