@@ -84,16 +84,16 @@ class TrainConfig:
     latent_channels: int = 32
     minutes: float = 90.0
     lessons: tuple[Lesson, ...] = (
-        Lesson(4, 0.62, 2, 0.6, 0.3),
-        Lesson(2, 0.13, 3, 0.4, 0.3),
-        Lesson(1, 0.25, 4, 0.5, 0.15),
+        Lesson(4, 0.62, 2, 0.7, 0.6),
+        Lesson(2, 0.13, 3, 0.5, 0.5),
+        Lesson(1, 0.25, 4, 1.0, 0.4),
     )
     between: float = 0.2
-    sharp: float = 0.7
+    sharp: float = 0.75
     cells: int = 16
     margin: int = 1
     crop: int = 224
-    gradient: float = 0.5
+    gradient: float = 0.7
     grid: float = 2.0
     reduced: float = 0.5
     soft: float = 0.15
