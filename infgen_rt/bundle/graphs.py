@@ -25,6 +25,11 @@ class Tensorspec:
     shape: tuple[str | int, ...]
     about: str
 
+    @property
+    def holds_values(self) -> bool:
+        """Whether it holds values of cells or pixels, and not coordinates, shares or statistics."""
+        return len(self.shape) == 4
+
     def of(self, sizes: Mapping[str, int]) -> "Tensorspec":
         """The same specification, with numbers for the sizes that are known."""
         return replace(self, shape=tuple(_with(sizes, side) for side in self.shape))
@@ -50,7 +55,7 @@ class Kind:
 
     Attributes:
         name: the name of the graph. If there is one graph per enlargement, the factor follows this name.
-        inputs: the inputs. The first holds values, and the others are coordinates, shares and statistics.
+        inputs: the inputs. The first holds values.
         output: the only output.
         unit: the unit by which its working memory grows: cells or tokens.
         part: the part of the PyTorch model that holds its weights.

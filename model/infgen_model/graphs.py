@@ -51,9 +51,9 @@ class Graph:
         return graph_name(self.kind, None if self.enlargement is None else self.enlargement.factor)
 
     @property
-    def data(self) -> str:
-        """The name of the input that holds values rather than coordinates."""
-        return self.inputs[0].name
+    def data(self) -> frozenset[str]:
+        """The names of the inputs that hold values rather than coordinates."""
+        return frozenset(spec.name for spec in self.inputs if spec.holds_values)
 
     def choices(self) -> list[dict[str, int]]:
         """The values of the named dimensions for each of the shapes."""

@@ -23,6 +23,8 @@ with without_openvino_telemetry():
 
 MODEL = "model.xml"
 WEIGHTS = "model.bin"
+# Changes with the way in which graphs are cut in two, because compiled graphs of another way do not fit.
+_CUT = 2
 _HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 _REMEDIES = {
     "gpu": ("Intel GPU", "OpenVINO finds no Intel GPU: is there one, with its compute driver (OpenCL) installed?"),
@@ -74,7 +76,8 @@ class Backend:
             precision, device = _HINTS[options.arithmetic], _name(options.device)
             kept = None
             if options.cache is not None and "EXPORT_IMPORT" in core.get_property(device, "OPTIMIZATION_CAPABILITIES"):
-                about = [ov.get_version(), device, core.get_property(device, "FULL_DEVICE_NAME"), precision, settings]
+                full_name = core.get_property(device, "FULL_DEVICE_NAME")
+                about = [_CUT, ov.get_version(), device, full_name, precision, settings]
                 digest = hashlib.sha256(repr(about).encode())
                 for name in (MODEL, WEIGHTS):
                     digest.update(hashlib.sha256(files[name]).digest())
@@ -98,7 +101,7 @@ class Session:
 
     Args:
         core: The OpenVINO core.
-        model: The model, read but not compiled. Its first input has the data, and the others have coordinates.
+        model: The model, read but not compiled. Inputs of four dimensions have the data, and the others coordinates.
         precision: Precision of the arithmetic, as a value of `INFERENCE_PRECISION_HINT`.
         settings: Further properties of the device's plug-in.
         device: OpenVINO's name of the device.
@@ -207,27 +210,29 @@ def _cut(model: ov.Model) -> tuple[ov.Model, ov.Model] | None:
             port.replace_source_output(parameter.output(0))
         parameters.append(parameter)
     positional = ov.Model(outputs, first.get_parameters(), "positional")
-    return positional, ov.Model(second.get_results(), [second.get_parameters()[0], *parameters], "rest")
+    return positional, ov.Model(second.get_results(), [*_data(second), *parameters], "rest")
 
 
 def _apart(model: ov.Model) -> set[str]:
-    """Names of the positional operations: they depend on inputs, but on the first input only through its shape."""
-    data, *others = (parameter.get_friendly_name() for parameter in model.get_parameters())
-    tainted, positional = {data}, set(others)
+    """Names of the positional operations: they depend on inputs, but on those with data only through their shapes."""
+    data = {parameter.get_friendly_name() for parameter in _data(model)}
+    others = {parameter.get_friendly_name() for parameter in model.get_parameters()} - data
+    tainted, positional = set(data), set(others)
     for operation in model.get_ordered_ops():
         name, sources = operation.get_friendly_name(), set(_sources(operation))
-        if operation.get_type_name() == "ShapeOf" and sources == {data}:
+        if operation.get_type_name() == "ShapeOf" and sources <= data:
             positional.add(name)
         elif not tainted.isdisjoint(sources):
             tainted.add(name)
         elif not positional.isdisjoint(sources):
             positional.add(name)
-    return positional - set(others)
+    return positional - others
 
 
 def _crossing(model: ov.Model, names: set[str]) -> dict[str, tuple[ov.Output, list[ov.Input]]]:
     """Outputs of the named operations that other operations use, and the ports that use them, in topological order."""
-    sources = names | {parameter.get_friendly_name() for parameter in model.get_parameters()[1:]}
+    data = _data(model)
+    sources = names | {each.get_friendly_name() for each in model.get_parameters() if each not in data}
     found: dict[str, tuple[ov.Output, list[ov.Input]]] = {}
     for operation in model.get_ordered_ops():
         if operation.get_friendly_name() in sources:
@@ -238,6 +243,11 @@ def _crossing(model: ov.Model, names: set[str]) -> dict[str, tuple[ov.Output, li
             if name in sources:
                 found.setdefault(f"{name}:{source.get_index()}", (source, []))[1].append(port)
     return found
+
+
+def _data(model: ov.Model) -> list[ov.Node]:
+    """The inputs that have data."""
+    return [parameter for parameter in model.get_parameters() if parameter.get_partial_shape().rank.get_length() == 4]
 
 
 def _sources(operation: ov.Node) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -114,17 +114,17 @@ def target_of(recipe: Recipe) -> Target:
         ) from error
 
 
-def depends_on(source: str, nodes: Iterable[tuple[str, Sequence[str], Sequence[str]]]) -> set[str]:
-    """Names of the values that are computed from an input's values.
+def depends_on(sources: Collection[str], nodes: Iterable[tuple[str, Sequence[str], Sequence[str]]]) -> set[str]:
+    """Names of the values that are computed from the values of some inputs.
 
     All others depend only on coordinates, shapes and weights: the positional embedding, sampling and rotary angles.
     These must stay float32 in graphs of lower precision.
 
     Args:
-        source: Name of the input.
+        sources: Names of the inputs.
         nodes: Kind, inputs and outputs of every node, in topological order.
     """
-    found = {source}
+    found = set(sources)
     for kind, inputs, outputs in nodes:
         if kind.lower() not in {"shape", "shapeof"} and not found.isdisjoint(inputs):
             found.update(outputs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -231,14 +231,14 @@ def _compute_precision(graph: Graph, precision: str) -> Any:
     return ct.transform.FP16ComputePrecision(op_selector=_computed_from(graph.data))
 
 
-def _computed_from(name: str) -> Callable[[Any], bool]:
-    """Selects the operations whose values depend on the values of an input, and not only on its shape."""
+def _computed_from(names: Collection[str]) -> Callable[[Any], bool]:
+    """Selects the operations whose values depend on the values of some inputs, and not only on their shapes."""
     known: dict[Any, bool] = {}
 
     def depends(value: Any) -> bool:
         if isinstance(value, (list, tuple)):
             return any(depends(part) for part in value)
-        return bool(value.name == name) if value.op is None else selected(value.op)
+        return value.name in names if value.op is None else selected(value.op)
 
     def selected(op: Any) -> bool:
         if op not in known:
