@@ -155,6 +155,21 @@ def test_the_embedding_is_float32_in_a_float16_onnx_graph(exported: Exported) ->
     assert {types[node.output[0]] for node in convolutions} == {onnx.TensorProto.FLOAT16}
 
 
+def test_nothing_of_the_enlarger_is_taken_for_a_coordinate(exported: Exported) -> None:
+    """Refine has two inputs, both of values. In float32, it would take several times as long."""
+    if exported.model.refine is None:
+        pytest.skip("this model has none")
+    graph = onnx.load(exported.bundle / "onnx-fp16" / "refine4.onnx").graph
+    values = onnx.shape_inference.infer_shapes(onnx.load(exported.bundle / "onnx-fp16" / "refine4.onnx")).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in values.value_info}
+    convolutions = [node.output[0] for node in graph.node if node.op_type == "Conv"]
+    assert convolutions and {types[name] for name in convolutions} == {onnx.TensorProto.FLOAT16}
+    model = openvino.Core().read_model(exported.bundle / "openvino-fp16" / "refine4" / "model.xml")
+    assert _cut(model) is None
+    marked = [node for node in model.get_ordered_ops() if any("recision" in key for key in node.get_rt_info())]
+    assert not any(node.get_type_name() == "Convolution" for node in marked)
+
+
 @pytest.mark.parametrize("recipe", ["openvino-fp16", "openvino-int8"])
 def test_the_embedding_is_float32_in_an_openvino_graph_whatever_the_cpu_computes_in(
     exported: Exported, recipe: str
