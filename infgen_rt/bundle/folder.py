@@ -112,4 +112,4 @@ def _read(root: Path, name: str) -> bytes:
         raise BundleError(f"{root}: {name} cannot be read: {error.strerror or error}") from None
     # zipfile raises various exceptions for damaged files, including zlib.error.
     except Exception as error:
-        raise BundleError(f"{root} is damaged: {name} cannot be read: {one_line(error)}") from None
+        raise BundleError(f"{root} is damaged: {name} cannot be read: {one_line(error)}; fetch it again") from None

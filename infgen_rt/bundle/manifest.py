@@ -27,7 +27,7 @@ def load(text: str | bytes) -> dict[str, Any]:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{MANIFEST} is not valid JSON: {error}") from None
+        raise BundleError(f"{MANIFEST} is not valid JSON: {error}; fetch the bundle again") from None
     version = data.get("format") if isinstance(data, dict) else None
     if version not in _READABLE:
         raise BundleError(f"{MANIFEST} has format {version!r}, this version reads 1 to {FORMAT}: upgrade infgen-rt")

@@ -42,7 +42,9 @@ def read_latent(path: Path, key: str | None) -> Stored:
         raise LatentError("there is no standard input: pass a file")
     data = sys.stdin.buffer.read(MAX_FILE + 1)
     if len(data) > MAX_FILE:
-        raise LatentError(f"standard input is longer than {format_bytes(MAX_FILE)}, the most that is read")
+        raise LatentError(
+            f"standard input is longer than {format_bytes(MAX_FILE)}, the most that is read: split a batch of so many"
+        )
     return parse_array(data, "standard input", key)
 
 

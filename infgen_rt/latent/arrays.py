@@ -173,7 +173,10 @@ def _checked(
     bad = ~np.isfinite(latent)
     if bad.any():
         first = ", ".join(str(int(index)) for index in np.argwhere(bad)[0])
-        raise LatentError(f"{int(bad.sum()):,} of {latent.size:,} numbers are NaN or infinite, the first at [{first}]")
+        raise LatentError(
+            f"{int(bad.sum()):,} of {latent.size:,} numbers are NaN or infinite, the first at [{first}]: make the "
+            "latent again, in bfloat16 or float32 if it was float16"
+        )
     doubtful = _check_normalisation(latent, space, normalisation, patched, notices)
     other = likely_space(latent, [space, *(each for each in latent_spaces().values() if each != space)])
     like = f", but as those of {other.name} ({other.title})" if other and other != space else ""

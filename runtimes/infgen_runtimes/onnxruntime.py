@@ -181,7 +181,7 @@ def _session(content: bytes, options: Options) -> ort.InferenceSession:
         return session
     devices = [device for name, device in _plugins() if _plugin_id(name, device) == options.device]
     if not devices:
-        raise BackendError(f"onnxruntime finds no device {options.device!r}")
+        raise BackendError(f"onnxruntime finds no device {options.device!r}: `infgen-rt devices` lists all")
     settings.add_provider_for_devices(devices, {})
     return ort.InferenceSession(content, settings)
 
