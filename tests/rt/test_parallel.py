@@ -182,6 +182,7 @@ def test_several_readers_share_the_workers(parallel: infgen_rt.Decoder, monkeypa
         with lock:
             running += 1
             most = max(most, running)
+        time.sleep(0.02)
         try:
             return run(self, inputs)
         finally:

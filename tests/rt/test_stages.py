@@ -200,7 +200,7 @@ def test_each_stage_is_warned_of(decoder: infgen_rt.Decoder) -> None:
     with pytest.warns(
         infgen_rt.InfGenWarning, match=r"^stage 2: 520x280 is 5.00x5.00 times 104x56; the model was"
     ) as r:
-        decoder.picture(LATENT, "5x", stages=(1, 5))
+        decoder.picture(LATENT, "5x", stages=(1, 5), normalisation="model")
     assert len(r) == 1
 
 
