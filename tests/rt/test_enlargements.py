@@ -113,7 +113,7 @@ def test_what_is_resampled_is_decoded_with_the_enlargement_of_what_is_decoded(
 
 
 def test_each_stage_has_its_own(decoder: infgen_rt.Decoder, ran: list[str]) -> None:
-    encode = tiny.ort.InferenceSession(tiny.encode_graph())
+    encode = tiny.session(tiny.encode_graph())
     first = tiny.decode_whole(LATENT, NATIVE, ONCE).clip(0, 1).transpose(2, 0, 1)
     again = encode.run(None, {"image": np.ascontiguousarray(first[None])})[0][0]
     expected = tiny.decode_whole(again, scaled(3), FOUR)

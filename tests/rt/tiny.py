@@ -307,6 +307,13 @@ def encode_graph() -> bytes:
     return _model(nodes, constants, {"image": [1, 3, "8*h", "8*w"]}, {"latent": [1, CHANNELS, "h", "w"]})
 
 
+def session(content: bytes) -> ort.InferenceSession:
+    """A session with one thread, because test processes have a processor each."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    return ort.InferenceSession(content, options)
+
+
 def decode_whole(
     latent: FloatArray, size: tuple[int, int], enlargement: Enlargement = ONE, trunk: bool = True
 ) -> FloatArray:
@@ -315,7 +322,7 @@ def decode_whole(
     width, height = size
     h, w = latent.shape[1:]
     statistics, prefill, refine, decode = map(
-        ort.InferenceSession,
+        session,
         (statistics_graph(), prefill_graph(), refine_graph(enlargement, trunk), decode_graph(enlargement)),
     )
     shares = {"share_y": np.full(h, 1 / h, np.float32), "share_x": np.full(w, 1 / w, np.float32)}
@@ -324,7 +331,7 @@ def decode_whole(
     (features,) = prefill.run(None, {"latent": latent[None], "moments": moments})
     refined = {"features": features}
     if trunk:
-        (refined["fine"],) = ort.InferenceSession(trunk_graph()).run(None, refined)
+        (refined["fine"],) = session(trunk_graph()).run(None, refined)
     rows, columns = (height + 7) // 8, (width + 7) // 8
     image = decode.run(
         None,
@@ -343,7 +350,7 @@ def decode_whole(
 
 def decode_stages(latent: FloatArray, sizes: list[tuple[int, int]]) -> FloatArray:
     """Decode to each size in turn, encoding the whole picture in between: the last one, [H, W, 3]."""
-    encode = ort.InferenceSession(encode_graph())
+    encode = session(encode_graph())
     for size in sizes[:-1]:
         image = decode_whole(latent, size).clip(0, 1).transpose(2, 0, 1)
         latent = encode.run(None, {"image": np.ascontiguousarray(image[None])})[0][0]

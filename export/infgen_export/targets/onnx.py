@@ -205,6 +205,8 @@ class Session:
     def __init__(self, path: Path) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        # Unlike PyTorch, ONNX Runtime starts a thread per core even if this process may use fewer of them.
+        options.intra_op_num_threads = torch.get_num_threads()
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self.operations = Counter(node.op_type for node in onnx.load(path, load_external_data=False).graph.node)
 
