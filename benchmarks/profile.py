@@ -29,7 +29,7 @@ from infgen_rt.backend.candidates import Candidate, Survey
 from infgen_rt.backend.engine import Engine
 from infgen_rt.backend.protocol import Backend, Options, Session
 from infgen_rt.bundle.folder import DEFAULT_BUNDLE, Bundle
-from infgen_rt.bundle.graphs import DECODE, KINDS
+from infgen_rt.bundle.graphs import DECODE, KINDS, kind_of
 from infgen_rt.errors import BackendError
 from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.shapes import Size
@@ -198,7 +198,7 @@ def cases(bundle: Bundle, candidate: Candidate, threads: int, scales: Sequence[f
         for graph in (enlargement.graph(kind.name) if kind.enlarged else kind.name for kind in KINDS):
             if graph in recorder.inputs:
                 # A decode graph serves several scales. The others run once per latent.
-                name = f"{graph} at {scale:g}" if graph.startswith("decode") else graph
+                name = f"{graph} at {scale:g}" if kind_of(graph) == DECODE else graph
                 found[name] = (recorder.files[graph], recorder.inputs[graph])
     engine.close()
     return found

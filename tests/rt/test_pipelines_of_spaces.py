@@ -59,6 +59,15 @@ def unet(**options: Any) -> Any:
     ).eval()
 
 
+GUIDED = {
+    "prompt_embeds": TOKENS,
+    "negative_prompt_embeds": TOKENS,
+    "pooled_prompt_embeds": POOLED,
+    "negative_pooled_prompt_embeds": POOLED,
+}
+"""Embeddings of a prompt and of a negative one."""
+
+
 def sd15(pipeline: Any) -> tuple[Any, dict[str, Any]]:
     # The scaling factor of stable-diffusion-v1-5 and stable-diffusion-2-1.
     scheduler = diffusers.DDIMScheduler(clip_sample=False, steps_offset=1)
@@ -71,12 +80,7 @@ def sdxl(pipeline: Any) -> tuple[Any, dict[str, Any]]:
     added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
     network = unet(**added, projection_class_embeddings_input_dim=6 * 8 + 16)
     pipe = pipeline(vae(4, 0.13025), None, None, None, None, network, scheduler)
-    return pipe, {
-        "prompt_embeds": TOKENS,
-        "negative_prompt_embeds": TOKENS,
-        "pooled_prompt_embeds": POOLED,
-        "negative_pooled_prompt_embeds": POOLED,
-    }
+    return pipe, GUIDED
 
 
 def sd3(pipeline: Any) -> tuple[Any, dict[str, Any]]:
@@ -86,12 +90,7 @@ def sd3(pipeline: Any) -> tuple[Any, dict[str, Any]]:
     ).eval()
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
     pipe = pipeline(network, scheduler, vae(16, 1.5305, 0.0609), None, None, None, None, None, None)
-    return pipe, {
-        "prompt_embeds": TOKENS,
-        "negative_prompt_embeds": TOKENS,
-        "pooled_prompt_embeds": POOLED,
-        "negative_pooled_prompt_embeds": POOLED,
-    }
+    return pipe, GUIDED
 
 
 def flux1(pipeline: Any) -> tuple[Any, dict[str, Any]]:
