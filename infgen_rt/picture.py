@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, overload
 
@@ -11,11 +10,13 @@ import numpy.typing as npt
 
 from infgen_rt.common.cancellation import Cancel, Cancellation
 from infgen_rt.common.memory import format_bytes
-from infgen_rt.common.pixels import Bits, ByteArray, FloatArray, interleaved
-from infgen_rt.common.progress import Counter, Tell
+from infgen_rt.common.pixels import Bits, ByteArray, FloatArray
+from infgen_rt.common.progress import Tell
 from infgen_rt.errors import OutputError, PlanError
+from infgen_rt.geometry.levels import Level, levels_of
 from infgen_rt.geometry.shapes import Box, Size, parse_box
 from infgen_rt.plan.plan import Plan
+from infgen_rt.reading import check_dtype, read_into, read_tiles
 from infgen_rt.saving import layers_of
 from infgen_rt.source import Source, Stage
 from infgen_rt.writers import Format, TileFormat, appearing, check_output
@@ -50,6 +51,14 @@ class Picture:
         return self._stage.tiles.size
 
     @property
+    def levels(self) -> tuple[Level, ...]:
+        """The sizes for a viewer: halves of this picture, from the whole picture in one tile up to its own size.
+
+        `infgen_rt.viewing.Pyramid` reads their tiles.
+        """
+        return levels_of(self.size)
+
+    @property
     def plan(self) -> Plan:
         """The plan for decoding it: stages, tiles, memory, backend."""
         return self._plan
@@ -60,6 +69,7 @@ class Picture:
         region: tuple[int, int, int, int] | None = None,
         dtype: type[np.uint8] = np.uint8,
         *,
+        out: ByteArray | None = None,
         progress: Tell | None = None,
         cancel: Cancel | None = None,
     ) -> ByteArray: ...
@@ -70,6 +80,7 @@ class Picture:
         region: tuple[int, int, int, int] | None = None,
         *,
         dtype: type[np.float32],
+        out: FloatArray | None = None,
         progress: Tell | None = None,
         cancel: Cancel | None = None,
     ) -> FloatArray: ...
@@ -79,6 +90,7 @@ class Picture:
         region: tuple[int, int, int, int] | None = None,
         dtype: type[np.uint8] | type[np.float32] = np.uint8,
         *,
+        out: ByteArray | FloatArray | None = None,
         progress: Tell | None = None,
         cancel: Cancel | None = None,
     ) -> ByteArray | FloatArray:
@@ -87,33 +99,21 @@ class Picture:
         Args:
             region: (x, y, width, height) in pixels. None for the whole picture.
             dtype: `numpy.uint8`, or `numpy.float32` for values in [0, 1] that are not rounded.
+            out: an array [height, width, 3] of this type to write to, with any strides. With `frame` uint8
+                [height, width, 4], `out=frame[:, :, 2::-1]` writes the first three channels of BGRA.
             progress: called after each step, as for `save`.
             cancel: as for `save`.
 
         Returns:
-            [height, width, 3] in sRGB.
+            [height, width, 3] in sRGB, which is `out` if it is given.
 
         Raises:
-            PlanError: the region is not inside the picture.
+            PlanError: the region is not inside the picture, or `out` has another shape or type.
             DecodeError: decoding failed.
             Cancelled: the work was cancelled with `cancel`.
         """
-        box = self._box(region)
-        _check_dtype(dtype)
-        pixels: npt.NDArray[Any] = np.empty((box.height, box.width, 3), dtype)
-        parts = list(self.parts(box))
-        cancellation = Cancellation(cancel)
-        counter = Counter(self._plan.preparation + len(parts), progress, cancellation)
-        with cancellation.watched(), closing(self._stage.tiles.read_each(parts, dtype)) as pictures:
-            if progress is not None:
-                for step in self._stage.tiles.prepare():
-                    counter.step(step)
-                counter.step("prefill", self._plan.preparation)
-            for part in parts:
-                cancellation.check()
-                pixels[part.relative_to(box).slices] = interleaved(next(pictures), dtype)
-                counter.step("decode")
-        return pixels
+        check_dtype(dtype)
+        return read_into(out, self._stage, self._plan, self._box(region), dtype, progress, Cancellation(cancel))
 
     @overload
     def tiles(
@@ -158,29 +158,8 @@ class Picture:
         Raises:
             PlanError: the region is not inside the picture.
         """
-        _check_dtype(dtype)
-        return self._tiles(start, self._box(region), dtype, Cancellation(cancel))
-
-    def _tiles(
-        self,
-        start: tuple[int, int] | None,
-        box: Box,
-        dtype: type[np.uint8] | type[np.float32],
-        cancellation: Cancellation,
-    ) -> Iterator[tuple[Box, npt.NDArray[Any]]]:
-        x, y = start if start is not None else (box.x + box.width // 2, box.y + box.height // 2)
-
-        def distance(tile: Box) -> float:
-            return (tile.x + tile.width / 2 - x) ** 2 + (tile.y + tile.height / 2 - y) ** 2
-
-        tiles = sorted((tile.intersect(box) for tile in self._stage.plan.tiles(box)), key=distance)
-        with closing(self._stage.tiles.read_each(tiles, dtype, waits=False)) as pictures:
-            for tile in tiles:
-                # Not while the caller works on a tile, because the current cancellation belongs to the thread.
-                with cancellation.watched():
-                    cancellation.check()
-                    planes = next(pictures)
-                yield tile, interleaved(planes, dtype)
+        check_dtype(dtype)
+        return read_tiles(self._stage, start, self._box(region), dtype, Cancellation(cancel))
 
     def at(self, size: str | float | tuple[int, int]) -> "Picture":
         """The picture of the same latent at another size, in one stage. The work on the latent is shared.
@@ -192,6 +171,14 @@ class Picture:
             PlanError: the size is not possible, or the memory budget is too small.
         """
         return Picture.of(self._source, Size(*size) if isinstance(size, tuple) else size)
+
+    def keep(self, capacity: int) -> None:
+        """Remember up to so many bytes of decoded tiles, for a program that remembers pixels itself.
+
+        Args:
+            capacity: the number of bytes. The plan's own number is `plan.cache`, which `save` returns to.
+        """
+        self._stage.tiles.keep(capacity)
 
     def preview(self, longest: int = 512) -> ByteArray:
         """A small version of the whole picture, which a window can show first. It costs little more than prefill.
@@ -343,8 +330,3 @@ class Picture:
                 f"writing {form.name} needs {format_bytes(needed)} for {size}, of {format_bytes(budget)}: "
                 f"allow more memory{'' if (form.name, bits) == ('PNG', 8) else ', or write 8-bit .png'}"
             )
-
-
-def _check_dtype(dtype: object) -> None:
-    if dtype not in (np.uint8, np.float32):
-        raise TypeError(f"dtype is {dtype!r}, expected numpy.uint8 or numpy.float32")

@@ -22,6 +22,11 @@ class TileCache(Generic[K, V]):
         self._tiles: OrderedDict[K, tuple[V, int]] = OrderedDict()
         self._lock, self._making = Lock(), Lock()
 
+    @property
+    def size(self) -> int:
+        """The bytes of all tiles in the cache."""
+        return self._size
+
     def resize(self, capacity: int) -> None:
         """Change the capacity in bytes."""
         with self._lock:

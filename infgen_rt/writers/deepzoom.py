@@ -9,6 +9,7 @@ import numpy as np
 
 from infgen_rt.common.pixels import Bits, LevelArray
 from infgen_rt.errors import OutputError
+from infgen_rt.geometry.levels import halvings
 from infgen_rt.geometry.shapes import Size
 from infgen_rt.writers.bands import cut, exhaust
 from infgen_rt.writers.formats import Format, Layer, TileFormat
@@ -60,10 +61,7 @@ class DeepZoom(Format):
         )
 
     def sizes(self, size: Size) -> list[Size]:
-        sizes = [size]
-        while max(sizes[-1]) > 1:
-            sizes.append(Size(*((side + 1) // 2 for side in sizes[-1])))
-        return sizes
+        return list(halvings(size))
 
     def memory(self, size: Size, bits: Bits) -> int:
         # Two windows and the reduced rows. All lower levels together take the same amount again.

@@ -1,0 +1,82 @@
+"""Levels: a picture at every power of two below its size, as Deep Zoom and its viewers have them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from infgen_rt.geometry.shapes import Box, Size
+
+TILE = 256
+"""The usual side of a level's tile, in pixels."""
+
+
+class Tile(NamedTuple):
+    """The place of a tile: the number of its level, its column and its row, each counted from 0."""
+
+    level: int
+    column: int
+    row: int
+
+
+@dataclass(frozen=True)
+class Level:
+    """A picture at one size, cut into tiles of one side. Those at the right and at the bottom may be smaller.
+
+    Attributes:
+        number: its number. Level 0 is one tile, and the last level has the picture's own size.
+        size: its width and height in pixels.
+        scale: the width and the height of the whole picture's pixel in this level's pixels, at most 1.
+        tile: the side of a tile in pixels.
+    """
+
+    number: int
+    size: Size
+    scale: tuple[float, float]
+    tile: int
+
+    @property
+    def columns(self) -> int:
+        """The number of tiles per row."""
+        return -(-self.size.width // self.tile)
+
+    @property
+    def rows(self) -> int:
+        """The number of rows of tiles."""
+        return -(-self.size.height // self.tile)
+
+    def box(self, column: int, row: int) -> Box:
+        """The pixels of a tile, in this level. It is empty if the level has no such tile."""
+        if not (0 <= column < self.columns and 0 <= row < self.rows):
+            return Box(0, 0, 0, 0)
+        return Box(column * self.tile, row * self.tile, self.tile, self.tile).intersect(self.size.box)
+
+    def touching(self, box: Box) -> Iterator[Tile]:
+        """The tiles that a box of this level's pixels touches, row by row. The box may reach outside the level."""
+        seen = box.intersect(self.size.box)
+        if seen.width < 1 or seen.height < 1:
+            return
+        for row in range(seen.y // self.tile, (seen.bottom - 1) // self.tile + 1):
+            for column in range(seen.x // self.tile, (seen.right - 1) // self.tile + 1):
+                yield Tile(self.number, column, row)
+
+
+def halvings(size: Size, smallest: int = 1) -> Iterator[Size]:
+    """A size, and each half of it with the sides rounded up, until no side is longer than `smallest` pixels."""
+    yield size
+    while max(size) > max(1, smallest):
+        size = Size(*((side + 1) // 2 for side in size))
+        yield size
+
+
+def levels_of(size: Size, tile: int = TILE) -> tuple[Level, ...]:
+    """The levels of a picture, from the whole picture in one tile up to its own size.
+
+    Args:
+        size: the picture's width and height in pixels.
+        tile: the side of a tile in pixels.
+    """
+    sizes = list(halvings(size, tile))[::-1]
+    return tuple(
+        Level(number, each, (each.width / size.width, each.height / size.height), tile)
+        for number, each in enumerate(sizes)
+    )

@@ -1,0 +1,91 @@
+"""Reads a region of a picture into an array, as a whole or tile by tile."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from infgen_rt.common.cancellation import Cancellation
+from infgen_rt.common.pixels import interleaved, to_floats
+from infgen_rt.common.progress import Counter, Tell
+from infgen_rt.errors import PlanError
+from infgen_rt.geometry.shapes import Box
+from infgen_rt.plan.plan import Plan
+from infgen_rt.source import Stage
+
+Dtype = type[np.uint8] | type[np.float32]
+
+
+def check_dtype(dtype: object) -> None:
+    """Raise TypeError if pixels of this type cannot be read."""
+    if dtype not in (np.uint8, np.float32):
+        raise TypeError(f"dtype is {dtype!r}, expected numpy.uint8 or numpy.float32")
+
+
+def read_into(
+    out: npt.NDArray[Any] | None,
+    stage: Stage,
+    plan: Plan,
+    box: Box,
+    dtype: Dtype,
+    tell: Tell | None,
+    cancellation: Cancellation,
+) -> npt.NDArray[Any]:
+    """Decode a box of a picture. Arguments, results and errors are those of `Picture.read`.
+
+    Args:
+        out: the array to write to, of any strides. None for a new one.
+        stage: the picture.
+        plan: its plan.
+        box: the box, in pixels.
+        dtype: the type of the pixels.
+        tell: called after each step.
+        cancellation: checked between steps.
+    """
+    shape = (box.height, box.width, 3)
+    pixels: npt.NDArray[Any] = np.empty(shape, dtype) if out is None else out
+    if pixels.shape != shape or pixels.dtype != dtype:
+        raise PlanError(f"out is {pixels.dtype} {list(pixels.shape)}: expected {np.dtype(dtype)} {list(shape)}")
+    parts = list(stage.plan.parts(box))
+    counter = Counter(plan.preparation + len(parts), tell, cancellation)
+    with cancellation.watched(), closing(stage.tiles.read_each(parts, dtype)) as pictures:
+        if tell is not None:
+            for step in stage.tiles.prepare():
+                counter.step(step)
+            counter.step("prefill", plan.preparation)
+        for part in parts:
+            cancellation.check()
+            planes = next(pictures)
+            made = planes.transpose(1, 2, 0) if dtype is np.uint8 else to_floats(planes)
+            pixels[part.relative_to(box).slices] = made
+            counter.step("decode")
+    return pixels
+
+
+def read_tiles(
+    stage: Stage, start: tuple[int, int] | None, box: Box, dtype: Dtype, cancellation: Cancellation
+) -> Iterator[tuple[Box, npt.NDArray[Any]]]:
+    """Decode a box of a picture tile by tile. Arguments, results and errors are those of `Picture.tiles`.
+
+    Args:
+        stage: the picture.
+        start: the pixel around which decoding starts. None for the middle of the box.
+        box: the box, in pixels.
+        dtype: the type of the pixels.
+        cancellation: checked between tiles.
+    """
+    x, y = start if start is not None else (box.x + box.width // 2, box.y + box.height // 2)
+
+    def distance(tile: Box) -> float:
+        return (tile.x + tile.width / 2 - x) ** 2 + (tile.y + tile.height / 2 - y) ** 2
+
+    tiles = sorted((tile.intersect(box) for tile in stage.plan.tiles(box)), key=distance)
+    with closing(stage.tiles.read_each(tiles, dtype, waits=False)) as pictures:
+        for tile in tiles:
+            # Not while the caller works on a tile, because the current cancellation belongs to the thread.
+            with cancellation.watched():
+                cancellation.check()
+                planes = next(pictures)
+            yield tile, interleaved(planes, dtype)

@@ -1,0 +1,140 @@
+"""Reads tiles in threads of its own, and remembers the last ones."""
+
+from collections.abc import Sequence
+from threading import Thread
+from types import TracebackType
+
+from infgen_rt.common.cancellation import Cancel
+from infgen_rt.common.memory import MIB
+from infgen_rt.errors import Cancelled
+from infgen_rt.geometry.levels import TILE, Level, Tile
+from infgen_rt.nodes.cache import TileCache
+from infgen_rt.picture import Picture
+from infgen_rt.viewing.frames import Frame, Order
+from infgen_rt.viewing.pyramid import Pyramid
+from infgen_rt.viewing.requests import Done, Request, Requests
+
+CACHE = 256 * MIB
+"""The usual number of bytes of tiles that are remembered."""
+
+
+class TileReader:
+    """Reads the tiles of a picture's levels for a viewer, whose own thread never waits. Several threads may use it.
+
+    Close it after use, or use it as a context manager. That does not close the decoder.
+
+    Args:
+        picture: the picture.
+        tile: the side of a tile in pixels.
+        cache: the number of bytes of tiles to remember. The least recently used tile is forgotten first.
+        order: the order of the channels in the frames.
+        workers: the number of threads. The model runs once at a time whatever this is, with all of its own threads, so
+            that more than two gain nothing.
+
+    Attributes:
+        pyramid: the levels of the picture.
+    """
+
+    def __init__(
+        self, picture: Picture, *, tile: int = TILE, cache: int = CACHE, order: Order = "bgra", workers: int = 2
+    ) -> None:
+        self.pyramid = Pyramid(picture, tile)
+        self._order = order
+        self._cache: TileCache[Tile, Frame] = TileCache(cache)
+        self._requests = Requests()
+        self._threads = [
+            Thread(target=self._work, name=f"infgen-view-{number}", daemon=True) for number in range(workers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The levels, from the whole picture in one tile up to the picture's own size."""
+        return self.pyramid.levels
+
+    @property
+    def memory(self) -> int:
+        """The bytes of the tiles that are remembered."""
+        return self._cache.size
+
+    @property
+    def open_requests(self) -> int:
+        """The number of requests that wait or are being worked on."""
+        return len(self._requests)
+
+    def cached(self, tile: Tile) -> Frame | None:
+        """A tile, if it is remembered. This never waits for a decode."""
+        return self._cache.get(tile)
+
+    def read(self, tile: Tile, *, cancel: Cancel | None = None) -> Frame:
+        """Read a tile in the caller's thread. Arguments and errors are those of `Pyramid.read`."""
+        frame = self._cache.get(tile)
+        if frame is None:
+            frame = self.pyramid.read(tile, self._order, cancel=cancel)
+            self._cache.put(tile, frame, frame.rows.nbytes)
+        return frame
+
+    def request(self, tile: Tile, priority: float = 0.0, done: Done | None = None) -> Request:
+        """Request a tile, which is read in another thread.
+
+        Args:
+            tile: the tile.
+            priority: requests with a smaller number are taken first.
+            done: as for `Request`.
+
+        Returns:
+            The request, which can be cancelled.
+
+        Raises:
+            PlanError: there is no such tile.
+        """
+        self.pyramid.box(tile)
+        request = Request(tile, priority, done)
+        self._requests.add(request)
+        return request
+
+    def want(self, tiles: Sequence[Tile], done: Done | None = None) -> None:
+        """Request the tiles that are needed now, in this order, and cancel all other requests.
+
+        A viewer calls it whenever it has moved. Tiles that are remembered, or were requested before, are not requested
+        again.
+
+        Args:
+            tiles: the tiles, the most urgent one first.
+            done: as for `Request`, for the tiles that were not requested before.
+        """
+        missing = (tile for tile in dict.fromkeys(tiles) if not self._cache.holds([tile]))
+        order = {tile: float(number) for number, tile in enumerate(missing)}
+        known = self._requests.keep_only(order)
+        for tile, priority in order.items():
+            if tile not in known:
+                self.request(tile, priority, done)
+
+    def close(self) -> None:
+        """Cancel all requests, wait for the threads and forget the tiles."""
+        self._requests.close()
+        for thread in self._threads:
+            thread.join()
+        self._cache.clear()
+
+    def __enter__(self) -> "TileReader":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _work(self) -> None:
+        while (request := self._requests.take()) is not None:
+            frame, error = None, None
+            try:
+                if request.cancelled.is_set():
+                    raise Cancelled("cancelled")
+                frame = self.read(request.tile, cancel=request.cancelled)
+            # Whatever it is, it belongs to whoever asked, and the thread has to go on.
+            except BaseException as raised:
+                error = raised
+            self._requests.release(request)
+            request.finish(frame, error)
