@@ -1,5 +1,6 @@
 """Opens a model and makes pictures with it."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,8 @@ from infgen_rt.nodes.context import Contexts
 from infgen_rt.nodes.latents import Given
 from infgen_rt.picture import Picture
 from infgen_rt.source import Source
+
+_LOG = logging.getLogger(__name__)
 
 
 def open(
@@ -75,6 +78,7 @@ def open(
     with cancellation.watched():
         cancellation.check()
         candidate, choice = choose(bundle, backend, device, precision, threads, progress)
+        _LOG.info("opens %s: %s", path or "the model in the package", choice)
         return Decoder(Engine(bundle, candidate, threads), choice, budget, bundle.spaces)
 
 

@@ -1,5 +1,6 @@
 """A picture: the pixels of a latent at one size, which are decoded where and when they are needed."""
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,10 +20,12 @@ from infgen_rt.plan.plan import Plan
 from infgen_rt.reading import check_dtype, read_into, read_tiles
 from infgen_rt.saving import layers_of
 from infgen_rt.source import Source, Stage
-from infgen_rt.writers import Format, TileFormat, appearing, check_output
+from infgen_rt.writers import Format, Metadata, TileFormat, appearing, check_output
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+_LOG = logging.getLogger(__name__)
 
 
 class Picture:
@@ -43,7 +46,9 @@ class Picture:
         max_scale: float | None = None,
     ) -> "Picture":
         """Plan a picture of a latent. Arguments and errors are those of `Decoder.picture`."""
-        return cls(source, *source.picture(size, stages, max_scale))
+        plan, stage = source.picture(size, stages, max_scale)
+        _LOG.info("planned: %s", plan)
+        return cls(source, plan, stage)
 
     @property
     def size(self) -> Size:
@@ -240,6 +245,7 @@ class Picture:
         tile_format: TileFormat = "jpg",
         quality: int | None = None,
         lossless: bool = False,
+        metadata: Metadata | None = None,
         force: bool = False,
         progress: Tell | None = None,
         cancel: Cancel | None = None,
@@ -259,6 +265,8 @@ class Picture:
             quality: the quality of .jpg, .webp, .avif and jpg tiles, from 1 to 100. None for 95, or 90 for .avif.
             lossless: whether to keep every level exactly. It is an error for .jpg and .avif. .png and .tif are always
                 lossless.
+            metadata: text for the file to carry, such as {"prompt": "..."}, in the places where ComfyUI reads it. Keys
+                have 1 to 79 Latin-1 characters and no colon. All text together has at most 4 MiB, or 64 kB for .jpg.
             force: whether to replace an existing file. Its mode is kept, and it is unchanged if anything fails.
             progress: called after each step.
             cancel: an event, or a function that returns a bool. The work stops once the event is set or the function
@@ -274,8 +282,16 @@ class Picture:
         """
         box, path = self._box(region), Path(path)
         form = self.check_save(
-            path, region=box, bits=bits, tile_format=tile_format, quality=quality, lossless=lossless, force=force
+            path,
+            region=box,
+            bits=bits,
+            tile_format=tile_format,
+            quality=quality,
+            lossless=lossless,
+            metadata=metadata,
+            force=force,
         )
+        _LOG.info("writes %s as %s, %s", path, form.name, box.size)
         cancellation = Cancellation(cancel)
         layers, counter = layers_of(self._stage, self._plan, form, box, bits, progress, cancellation)
         self._stage.tiles.keep(self.memory_to_save(form, box.size, bits)[1])
@@ -284,6 +300,7 @@ class Picture:
                 cancellation.check()
                 form.write(partial, layers)
             counter.step("encode")
+            _LOG.info("wrote %s", path)
         finally:
             self._stage.tiles.keep(self._plan.cache)
 
@@ -296,6 +313,7 @@ class Picture:
         tile_format: TileFormat = "jpg",
         quality: int | None = None,
         lossless: bool = False,
+        metadata: Metadata | None = None,
         force: bool = False,
     ) -> Format:
         """Check whether `save` could start. Arguments are those of `save`.
@@ -308,7 +326,7 @@ class Picture:
             PlanError: the region is not inside the picture.
         """
         size = self._box(region).size
-        form = check_output(Path(path), size, force, bits, tile_format, quality, lossless)
+        form = check_output(Path(path), size, force, bits, tile_format, quality, lossless, metadata)
         self._check_memory(form, size, bits)
         return form
 

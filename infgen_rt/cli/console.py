@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import sys
 import time
 import warnings
@@ -109,6 +110,31 @@ def warnings_to_stderr(quiet: bool = False) -> Iterator[list[str]]:
         warnings.simplefilter("always")
         warnings.showwarning = show
         yield notes
+
+
+class _Log(logging.Handler):
+    """Prints each record as a line on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(self.format(record), err=True)
+
+
+@contextmanager
+def log_to_stderr(wanted: bool) -> Iterator[None]:
+    """Print all that this package logs, with the time and the logger's name."""
+    if not wanted:
+        yield
+        return
+    log, handler = logging.getLogger("infgen_rt"), _Log()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
+    before = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from infgen_rt.cli.console import FAILED, Stopwatch, complain, say, warnings_to_stderr
+from infgen_rt.cli.console import FAILED, Stopwatch, complain, log_to_stderr, say, warnings_to_stderr
 from infgen_rt.cli.latents import read_latent
 from infgen_rt.cli.options import Command, picture_options
 from infgen_rt.cli.request import Request
@@ -25,6 +25,7 @@ from infgen_rt.errors import InfGenError
   infgen-rt decode *.npy -o pictures --size 4k --resume
   infgen-rt decode klein.npy -o picture.png --normalisation vae
   infgen-rt decode latents -o pictures --size 2x
+  infgen-rt decode ComfyUI_00001_.latent -o picture.png --metadata "Author=A. Painter"
   cat latent.npy | infgen-rt decode - -o - --format png > picture.png
   infgen-rt decode --sample NAME -o corner.png --size 8k --region 0,0,1024,1024""",
 )
@@ -39,7 +40,7 @@ def decode(**options: Any) -> None:
     """
     request = Request(**options)
     stopwatch = Stopwatch()
-    with warnings_to_stderr(request.quiet) as notes:
+    with log_to_stderr(request.verbose), warnings_to_stderr(request.quiet) as notes:
         if request.several:
             _decode_several(request, notes)
             return

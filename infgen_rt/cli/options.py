@@ -8,6 +8,7 @@ from typing import get_args
 import click
 
 from infgen_rt.backend.candidates import PRECISIONS
+from infgen_rt.cli.metadata import entries
 from infgen_rt.errors import LatentError, PlanError
 from infgen_rt.geometry.shapes import Fit
 from infgen_rt.latent.arrays import Normalisation
@@ -158,8 +159,21 @@ _PICTURE_OPTIONS: tuple[Decorator, ...] = (
         help="The quality of .jpg, .webp, .avif and jpg tiles.  [default: 95, of .avif 90]",
     ),
     click.option("--lossless", is_flag=True, help="Keep every level: for .webp, as .png and .tif do anyway."),
+    click.option(
+        "--metadata",
+        multiple=True,
+        metavar="KEY=TEXT",
+        callback=entries,
+        help="Text for the pictures to carry. The option can be repeated.",
+    ),
+    click.option(
+        "--no-metadata",
+        is_flag=True,
+        help="Leave out what the latent's file carries, as ComfyUI's prompt and workflow, which is written otherwise.",
+    ),
     click.option("--force", is_flag=True, help="Replace an existing file."),
     click.option("--quiet", is_flag=True, help="Print errors only."),
+    click.option("--verbose", is_flag=True, help="Print what is done, and when, on standard error."),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object a picture."),
 )
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from infgen_rt.cli.console import say, warnings_to_stderr
+from infgen_rt.cli.console import log_to_stderr, say, warnings_to_stderr
 from infgen_rt.cli.options import Command, picture_options
 from infgen_rt.cli.request import Request
 from infgen_rt.common.memory import format_bytes
@@ -24,7 +24,7 @@ def plan(**options: Any) -> None:
     `plan` refuses what `decode` would refuse before it starts.
     """
     request = Request(**options)
-    with warnings_to_stderr(request.quiet) as notes, request.open() as jobs:
+    with log_to_stderr(request.verbose), warnings_to_stderr(request.quiet) as notes, request.open() as jobs:
         described = [(job, job.describe()) for job in jobs]
     job, facts = described[0]
     if request.as_json:

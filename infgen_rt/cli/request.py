@@ -1,6 +1,7 @@
 """A request of `decode` or `plan`, and the jobs that it consists of."""
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from infgen_rt.bundle.folder import Bundle
 from infgen_rt.cli.console import Stopwatch, late_progress_bar, progress_bar, say
 from infgen_rt.cli.interruption import beside, interruptible
 from infgen_rt.cli.latents import STREAM, expand, read_one
+from infgen_rt.cli.metadata import metadata_of
 from infgen_rt.cli.stream import pour, target_of
 from infgen_rt.common.memory import peak_memory
 from infgen_rt.common.pixels import Bits
@@ -21,13 +23,15 @@ from infgen_rt.common.progress import Progress
 from infgen_rt.decoder import Decoder
 from infgen_rt.decoder import open as open_decoder
 from infgen_rt.display.named import display_size
-from infgen_rt.errors import LatentError, OutputError, PlanError
+from infgen_rt.errors import InputError, LatentError, OutputError, PlanError
 from infgen_rt.geometry.shapes import Box, Fit, Size, fit, fixed_size, parse_box
 from infgen_rt.latent.arrays import Normalisation
 from infgen_rt.latent.choosing import space_of
 from infgen_rt.latent.spaces import latent_space
 from infgen_rt.picture import Picture
 from infgen_rt.writers import Format, TileFormat
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,13 +64,25 @@ class Request:
     tile_format: TileFormat
     quality: int | None
     lossless: bool
+    metadata: dict[str, str]
+    no_metadata: bool
     force: bool
     quiet: bool
+    verbose: bool
     as_json: bool
+
+    def __post_init__(self) -> None:
+        """Check what needs no file.
+
+        Raises:
+            InputError: two options contradict each other.
+        """
+        if self.quiet and self.verbose:
+            raise InputError("--quiet and --verbose exclude each other: expected one of them")
 
     @property
     def writing(self) -> dict[str, Any]:
-        """Arguments of `Picture.save` and `Picture.check_save`."""
+        """Arguments of `Picture.save` and `Picture.check_save`, without the metadata."""
         names = ("bits", "tile_format", "quality", "lossless", "force")
         return {name: getattr(self, name) for name in names}
 
@@ -149,7 +165,8 @@ class Request:
             if self.several and self.resume and os.path.exists(name):
                 continue
             form = picture.check_save(name, region=box, **self.writing)
-            jobs.append(Job(decoder, picture, name, box, form, self.bits))
+            metadata = metadata_of(None if self.no_metadata else array, self.metadata, form, decoder.notices)
+            jobs.append(Job(decoder, picture, name, box, form, self.bits, metadata))
         return jobs
 
     def outputs(self) -> dict[Path, Path]:
@@ -189,7 +206,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Job:
-    """A job that has been checked: write the part `box` of `picture` to `output` as `form`."""
+    """A job that has been checked: write the part `box` of `picture` to `output` as `form`, with `metadata`."""
 
     decoder: Decoder
     picture: Picture
@@ -197,17 +214,20 @@ class Job:
     box: Box
     form: Format
     bits: Bits
+    metadata: dict[str, str]
 
     def run(self, request: Request, stopwatch: Stopwatch, notes: Sequence[str]) -> None:
         """Decode and write with progress, then report."""
         with progress_bar(not request.quiet) as show:
 
             def on_progress(progress: Progress) -> None:
+                _LOG.debug("%s", progress)
                 stopwatch.lap(progress.stage)
                 show(progress)
 
             def save(cancel: Event) -> None:
-                self.picture.save(self.output, region=self.box, **request.writing, progress=on_progress, cancel=cancel)
+                writing = request.writing | {"metadata": self.metadata}
+                self.picture.save(self.output, region=self.box, **writing, progress=on_progress, cancel=cancel)
 
             beside(save)
         # Messages must not get between the bytes of a picture.

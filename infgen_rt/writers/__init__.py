@@ -12,6 +12,7 @@ from infgen_rt.errors import OutputError, WriteError
 from infgen_rt.geometry.shapes import Size
 from infgen_rt.writers.deepzoom import DeepZoom
 from infgen_rt.writers.formats import Format, Layer, TileFormat
+from infgen_rt.writers.metadata import Metadata, check_metadata
 from infgen_rt.writers.names import check_name
 from infgen_rt.writers.png import Png
 from infgen_rt.writers.replacing import check_regular, keep_attributes, target_of
@@ -19,7 +20,7 @@ from infgen_rt.writers.staging import staged
 from infgen_rt.writers.tiff import Tiff
 from infgen_rt.writers.whole import Avif, Jpeg, WebP
 
-__all__ = ["FORMATS", "Format", "Layer", "TileFormat", "appearing", "check_output"]
+__all__ = ["FORMATS", "Format", "Layer", "Metadata", "TileFormat", "appearing", "check_metadata", "check_output"]
 
 # Libraries that writers call. A stack frame of any other module does not belong to writing.
 _LIBRARIES = sys.stdlib_module_names - {"__main__"} | {"PIL", "tifffile", "imagecodecs", "numpy", "zlib_ng"}
@@ -44,6 +45,7 @@ def check_output(
     tile_format: TileFormat = "jpg",
     quality: int | None = None,
     lossless: bool = False,
+    metadata: Metadata | None = None,
 ) -> Format:
     """Check that a picture can be written, before anything is decoded.
 
@@ -55,15 +57,16 @@ def check_output(
         tile_format: the format of a Deep Zoom pyramid's tiles.
         quality: the quality from 1 to 100. None for the format's default.
         lossless: whether to keep every level exactly.
+        metadata: text for the file to carry. None for none.
 
     Raises:
-        OutputError: the format is unknown or does not support the size, the bits or the quality, the folder is missing,
-            or the file exists and must not or cannot be replaced.
+        OutputError: the format is unknown or does not support the size, the bits, the quality or the metadata, the
+            folder is missing, or the file exists and must not or cannot be replaced.
     """
     form = FORMATS.get(path.suffix.lower())
     if form is None:
         raise OutputError(f"{path} has no known picture format: expected a name ending in {', '.join(FORMATS)}")
-    form = form.with_tiles(tile_format).encoded(quality, lossless)
+    form = form.with_tiles(tile_format).encoded(quality, lossless).with_metadata(check_metadata(metadata or {}))
     if not form.available():
         raise OutputError(f"Pillow was built without {form.name}: install it from PyPI, or write .png")
     if bits not in form.bits:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from infgen_rt.geometry.levels import halvings
 from infgen_rt.geometry.shapes import Size
 from infgen_rt.writers.bands import cut, exhaust
 from infgen_rt.writers.formats import Format, Layer, TileFormat
+from infgen_rt.writers.metadata import Metadata
 from infgen_rt.writers.srgb import srgb_profile
 from infgen_rt.writers.whole import Jpeg, check_quality, save_image
 
@@ -22,8 +24,10 @@ _OVERLAP = 1
 _DESCRIPTOR = """<?xml version="1.0" encoding="UTF-8"?>
 <Image xmlns="http://schemas.microsoft.com/deepzoom/2008" Format="{form}" Overlap="{overlap}" TileSize="{tile}">
   <Size Width="{width}" Height="{height}"/>
-</Image>
+{metadata}</Image>
 """
+# Viewers skip elements of other namespaces.
+_METADATA = '  <Metadata xmlns="urn:infgen-rt:metadata">\n{entries}  </Metadata>\n'
 
 
 class DeepZoom(Format):
@@ -32,16 +36,20 @@ class DeepZoom(Format):
     Args:
         tiles: the format of the tiles.
         quality: the quality of JPEG tiles. None for JPEG's default.
+        metadata: text for the file NAME.dzi.
     """
 
     name = "Deep Zoom"
     max_side = 2**31 - 1
 
-    def __init__(self, tiles: TileFormat, quality: int | None = None) -> None:
-        self._tiles, self._quality = tiles, quality
+    def __init__(self, tiles: TileFormat, quality: int | None = None, metadata: Metadata | None = None) -> None:
+        self._tiles, self._quality, self._metadata = tiles, quality, metadata or {}
 
     def with_tiles(self, tile_format: TileFormat) -> "DeepZoom":
-        return DeepZoom(tile_format, self._quality)
+        return DeepZoom(tile_format, self._quality, self._metadata)
+
+    def with_metadata(self, metadata: Metadata) -> "DeepZoom":
+        return DeepZoom(self._tiles, self._quality, metadata)
 
     def encoded(self, quality: int | None, lossless: bool) -> "DeepZoom":
         check_quality(quality)
@@ -49,7 +57,7 @@ class DeepZoom(Format):
             raise OutputError("PNG tiles are without loss and have no quality: write jpg tiles")
         if self._tiles == "jpg" and lossless:
             raise OutputError("jpg tiles cannot be without loss: write png tiles (tile_format, --tile-format)")
-        return DeepZoom(self._tiles, quality)
+        return DeepZoom(self._tiles, quality, self._metadata)
 
     def outputs(self, path: Path) -> tuple[Path, ...]:
         return path, path.with_name(f"{path.stem}_files")
@@ -82,8 +90,17 @@ class DeepZoom(Format):
             # Each level gets its rows from the level above it, so this writes all of them.
             exhaust(shrunk)
         width, height = sizes[0]
-        text = _DESCRIPTOR.format(form=self._tiles, overlap=_OVERLAP, tile=_TILE, width=width, height=height)
+        text = _DESCRIPTOR.format(
+            form=self._tiles, overlap=_OVERLAP, tile=_TILE, width=width, height=height, metadata=self._described()
+        )
         descriptor.write_text(text, encoding="utf-8")
+
+    def _described(self) -> str:
+        """The text as an element of the file NAME.dzi."""
+        entries = [
+            f"    <Entry Key={quoteattr(key)} Text={quoteattr(text)}/>\n" for key, text in self._metadata.items()
+        ]
+        return _METADATA.format(entries="".join(entries)) if entries else ""
 
     def _level(self, folder: Path, layer: Layer, pool: ThreadPoolExecutor) -> Iterator[LevelArray]:
         """Write a level's tiles, and yield its rows at half the size."""

@@ -9,6 +9,7 @@ from typing import Literal
 from infgen_rt.common.pixels import Bits, LevelArray
 from infgen_rt.errors import OutputError
 from infgen_rt.geometry.shapes import Size
+from infgen_rt.writers.metadata import Metadata
 
 TileFormat = Literal["jpg", "png"]
 
@@ -62,6 +63,19 @@ class Format(ABC):
         """
         if quality is not None:
             raise OutputError(f"{self.name} is always without loss and has no quality: write .jpg, .webp or .avif")
+        return self
+
+    def with_metadata(self, metadata: Metadata) -> "Format":
+        """The same format with text that each file carries.
+
+        Args:
+            metadata: what `check_metadata` returns. If it is empty, nothing is carried.
+
+        Raises:
+            OutputError: the format keeps no text, or not so much.
+        """
+        if metadata:
+            raise OutputError(f"{self.name} keeps no metadata: leave it out, or write .png")
         return self
 
     def outputs(self, path: Path) -> tuple[Path, ...]:

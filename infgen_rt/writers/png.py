@@ -14,6 +14,7 @@ from infgen_rt.common.cancellation import current
 from infgen_rt.common.pixels import Bits, ByteArray, LevelArray
 from infgen_rt.geometry.shapes import Size
 from infgen_rt.writers.formats import Format, Layer
+from infgen_rt.writers.metadata import Metadata
 
 _PAETH = 4  # the number of the filter
 # Number of pixels to filter at once. It is large enough for NumPy's speed, and temporary arrays stay small.
@@ -21,11 +22,21 @@ _PIXELS = 2**16
 
 
 class Png(Format):
-    """PNG with 8 or 16 bits. A thread compresses one band while the next is decoded."""
+    """PNG with 8 or 16 bits. A thread compresses one band while the next is decoded.
+
+    Args:
+        metadata: text for chunks before the pixels: tEXt if it is ASCII, else iTXt.
+    """
 
     name = "PNG"
     max_side = 2**31 - 1
     bits = (8, 16)
+
+    def __init__(self, metadata: Metadata | None = None) -> None:
+        self._metadata = metadata or {}
+
+    def with_metadata(self, metadata: Metadata) -> "Png":
+        return Png(metadata)
 
     def memory(self, size: Size, bits: Bits) -> int:
         return 0
@@ -33,7 +44,7 @@ class Png(Format):
     def write(self, path: Path, layers: Sequence[Layer]) -> None:
         layer = layers[0]
         with path.open("xb") as file, ThreadPoolExecutor(1, thread_name_prefix="infgen-png") as pool:
-            encoder = _Encoder(file, layer.size, layer.bits)
+            encoder = _Encoder(file, layer.size, layer.bits, self._metadata)
             pending: Future[None] | None = None
             for band in layer.bands:
                 if pending is not None:
@@ -45,13 +56,15 @@ class Png(Format):
 
 
 class _Encoder:
-    def __init__(self, file: BinaryIO, size: Size, bits: Bits) -> None:
+    def __init__(self, file: BinaryIO, size: Size, bits: Bits, metadata: Metadata) -> None:
         self._file = file
         self._zlib = zlib.compressobj(level=4, strategy=zlib.Z_FILTERED)
         self._above = np.zeros((1, size.width * 3 * bits // 8), np.uint8)
         file.write(b"\x89PNG\r\n\x1a\n")
         self._chunk(b"IHDR", struct.pack(">IIBBBBB", *size, bits, 2, 0, 0, 0))
         self._chunk(b"sRGB", b"\0")
+        for key, text in metadata.items():
+            self._chunk(*_text_chunk(key, text))
 
     def compress(self, band: LevelArray) -> None:
         count = max(1, _PIXELS // band.shape[1])
@@ -71,6 +84,19 @@ class _Encoder:
     def _chunk(self, kind: bytes, data: bytes) -> None:
         checksum = zlib.crc32(data, zlib.crc32(kind))
         self._file.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum))
+
+
+def _text_chunk(key: str, text: str) -> tuple[bytes, bytes]:
+    """The kind and the data of a chunk for text.
+
+    tEXt is Latin-1 by the specification, and some readers (ComfyUI's page is one) take it for UTF-8. So it is only for
+    ASCII, which is the same in both.
+    """
+    keyword = key.encode("latin-1") + b"\0"
+    if text.isascii():
+        return b"tEXt", keyword + text.encode()
+    # Not compressed, of no language, and without a translated key.
+    return b"iTXt", keyword + bytes(4) + text.encode()
 
 
 def _filter(rows: ByteArray, above: ByteArray, pixel: int) -> ByteArray:

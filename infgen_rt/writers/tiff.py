@@ -8,6 +8,7 @@ from infgen_rt.common.pixels import Bits, LevelArray, level_type
 from infgen_rt.geometry.shapes import Size
 from infgen_rt.writers.bands import cut, exhaust
 from infgen_rt.writers.formats import Format, Layer
+from infgen_rt.writers.metadata import Metadata, text_tags
 from infgen_rt.writers.srgb import srgb_profile
 
 _TILE = 256
@@ -18,11 +19,21 @@ _CLASSIC = 2**32 - 1
 
 
 class Tiff(Format):
-    """TIFF with 8 or 16 bits, in losslessly compressed tiles. It is a BigTIFF if it might not fit in 4 GiB."""
+    """TIFF with 8 or 16 bits, in losslessly compressed tiles. It is a BigTIFF if it might not fit in 4 GiB.
+
+    Args:
+        metadata: text for the tags that `text_tags` names.
+    """
 
     name = "TIFF"
     max_side = 2**31 - 1
     bits = (8, 16)
+
+    def __init__(self, metadata: Metadata | None = None) -> None:
+        self._metadata = metadata or {}
+
+    def with_metadata(self, metadata: Metadata) -> "Tiff":
+        return Tiff(metadata)
 
     def memory(self, size: Size, bits: Bits) -> int:
         # Two windows, and the compressed tiles of a batch.
@@ -33,7 +44,8 @@ class Tiff(Format):
 
         layer = layers[0]
         tiles = _tiles(layer)
-        big = most_bytes(layer.size, layer.bits) > _CLASSIC
+        texts = [(tag, "s", 0, text, True) for tag, text in text_tags(self._metadata).items()]
+        big = most_bytes(layer.size, layer.bits) + sum(len(text[3]) for text in texts) > _CLASSIC
         with path.open("xb") as file, TiffWriter(file, bigtiff=big) as tiff:
             tiff.write(
                 tiles,
@@ -44,6 +56,7 @@ class Tiff(Format):
                 compression="adobe_deflate",
                 predictor=True,
                 iccprofile=srgb_profile(),
+                extratags=texts,
                 metadata=None,
                 software=False,
                 maxworkers=os.cpu_count(),

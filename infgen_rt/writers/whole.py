@@ -12,10 +12,15 @@ from infgen_rt.common.pixels import Bits, LevelArray
 from infgen_rt.errors import OutputError
 from infgen_rt.geometry.shapes import Size
 from infgen_rt.writers.formats import Format, Layer
+from infgen_rt.writers.metadata import Metadata, exif_of
 from infgen_rt.writers.srgb import srgb_profile
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+
+# JPEG has EXIF in one segment, whose length is a number of two bytes that counts itself.
+_EXIF_MARK = b"Exif\0\0"
+_MAX_SEGMENT = 65_533
 
 
 class _Whole(Format):
@@ -44,6 +49,9 @@ class _Whole(Format):
         if lossless:
             return type(self)(**self.exact or {})
         return self if quality is None else type(self)(quality=quality)
+
+    def with_metadata(self, metadata: Metadata) -> Format:
+        return type(self)(**self.options, exif=exif_of(metadata)) if metadata else self
 
     def available(self) -> bool:
         from PIL import Image
@@ -95,6 +103,15 @@ class Jpeg(_Whole):
     name = "JPEG"
     max_side = 65_500
     options = {"quality": 95, "subsampling": 0}
+
+    def with_metadata(self, metadata: Metadata) -> Format:
+        exif = _EXIF_MARK + exif_of(metadata)
+        if len(exif) > _MAX_SEGMENT:
+            raise OutputError(
+                f"JPEG holds {_MAX_SEGMENT:,} bytes of metadata at most, and this is {len(exif):,}: write .png, .webp "
+                "or .tif, or leave it out"
+            )
+        return type(self)(**self.options, exif=exif) if metadata else self
 
     def memory(self, size: Size, bits: Bits) -> int:
         # Bytes per pixel of the array, of Pillow's copy, and of the file.

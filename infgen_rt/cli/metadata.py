@@ -1,0 +1,64 @@
+"""The text that pictures get: from `--metadata`, and from the header of the latent's file."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import click
+
+from infgen_rt.common.notices import Notices
+from infgen_rt.errors import OutputError
+from infgen_rt.latent.files import Stored
+from infgen_rt.writers import Format, check_metadata
+
+# What the header of a file says about the file, and not about its picture: safetensors' users write `format: pt`.
+_OF_FILES = {"format"}
+
+
+def entries(context: click.Context, parameter: click.Parameter, texts: Iterable[str]) -> dict[str, str]:
+    """Parse and check the values of `--metadata`, each of which is KEY=TEXT.
+
+    Raises:
+        OutputError: one has no `=`, its key is not possible or was given before, or its text is no text.
+    """
+    found: dict[str, str] = {}
+    for each in texts:
+        key, equals, text = each.partition("=")
+        if not equals:
+            raise OutputError(f"metadata {each!r} is not understood: expected KEY=TEXT")
+        if key in found:
+            raise OutputError(f"metadata {key!r} is given twice: pass each key once")
+        found[key] = text
+    return check_metadata(found)
+
+
+def metadata_of(latent: Any, given: dict[str, str], form: Format, notices: Notices) -> dict[str, str]:
+    """The text for the picture of a latent: what its file's header carries, and what is given for all pictures.
+
+    What is in a file's header was not asked for. So it is left out with a warning if it cannot be written.
+
+    Args:
+        latent: what `read_latent` returns. An array carries nothing.
+        given: the text for all pictures, which replaces text of the same keys in the header.
+        form: the picture's format.
+        notices: gives the warnings.
+
+    Raises:
+        OutputError: the format cannot hold what is given.
+    """
+    form.with_metadata(given)
+    header = latent.metadata if isinstance(latent, Stored) else {}
+    carried: dict[str, str] = {}
+    for key, text in header.items():
+        # ComfyUI writes an empty prompt if it has none.
+        if key in _OF_FILES or key in given or not text:
+            continue
+        try:
+            carried |= check_metadata({key: text})
+        except OutputError as error:
+            notices.warn("metadata", f"a part of the latent file's metadata is left out: {error}")
+    try:
+        form.with_metadata(check_metadata(carried | given))
+    except OutputError as error:
+        notices.warn("metadata", f"the latent file's metadata is left out: {error}")
+        return given
+    return carried | given
