@@ -79,7 +79,7 @@ def open(
         cancellation.check()
         candidate, choice = choose(bundle, backend, device, precision, threads, progress)
         _LOG.info("opens %s: %s", path or "the model in the package", choice)
-        return Decoder(Engine(bundle, candidate, threads), choice, budget, bundle.spaces)
+        return Decoder(Engine(bundle, candidate, threads, advises=True), choice, budget, bundle.spaces)
 
 
 class Decoder:

@@ -2,7 +2,14 @@
 
 
 class InfGenError(Exception):
-    """Base class of this package's errors. The message is one line that a user can act on."""
+    """Base class of this package's errors. The message is one line that a user can act on.
+
+    Args:
+        text: the message. Line breaks in it, for example those of another library's error, become spaces.
+    """
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(joined_lines(str(text)))
 
 
 class InputError(InfGenError):
@@ -49,8 +56,18 @@ class InfGenWarning(UserWarning):
     """
 
     def __init__(self, text: str = "", cause: str = "") -> None:
-        super().__init__(text)
+        super().__init__(joined_lines(text))
         self.cause = cause
+
+
+def joined_lines(text: str) -> str:
+    """A text on one line. Spaces inside its lines stay, because a file's name may have several."""
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def reason(error: OSError) -> str:
+    """The system's reason for an error, without the path. An error of a library may have only a text."""
+    return " ".join((error.strerror or str(error)).split()) or type(error).__name__
 
 
 def one_line(error: Exception, longest: int | None = None) -> str:

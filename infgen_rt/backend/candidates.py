@@ -124,6 +124,8 @@ def _devices(backend: Backend, wanted: str | None) -> list[Device]:
     found = backend.devices()
     named = [device for device in found if wanted is None or device.answers_to(wanted)]
     if not named:
+        if wanted is None:
+            raise AbsentError(f"backend {backend.name!r} finds no device on this machine: pass another (--backend)")
         ids = ", ".join(device.id for device in found) or "none"
         raise AbsentError(f"backend {backend.name!r} knows no device {wanted!r}: here it has {ids}")
     if usable := [device for device in named if device.problem is None]:
@@ -137,7 +139,8 @@ def _candidates(backend: Backend, usable: Sequence[Device], manifest: Manifest) 
         targets = ", ".join(sorted({recipe.target for recipe in manifest.recipes})) or "none"
         raise AbsentError(
             f"backend {backend.name!r} needs graphs for {backend.target!r}, the bundle {manifest.model.name!r} has "
-            f"{targets}: infgen-export CHECKPOINT --target {backend.target} -o BUNDLE makes them"
+            f"{targets}: pass another backend (--backend), or make the graphs with infgen-export CHECKPOINT --target "
+            f"{backend.target} -o BUNDLE"
         )
     # If there are no weights in 32 bits, those in 16 bits count as exact.
     best = "fp32" if any(recipe.precision == "fp32" for recipe in recipes) else "fp16"
@@ -157,5 +160,6 @@ def unsuited(backend: Backend, device: Device, manifest: Manifest) -> str:
     recipes = ", ".join(recipe.name for recipe in manifest.recipes if recipe.target == backend.target)
     return (
         f"backend {backend.name!r} runs none of the graphs of {manifest.model.name!r} on {device.name}, which are "
-        f"{recipes}: infgen-export CHECKPOINT --recipe {backend.target}-fp32 -o BUNDLE makes graphs that it runs"
+        f"{recipes}: pass another backend or device (--backend, --device), or make graphs that it runs with "
+        f"infgen-export CHECKPOINT --recipe {backend.target}-fp32 -o BUNDLE"
     )

@@ -8,11 +8,13 @@ from importlib.util import find_spec
 from infgen_rt.backend import measuring
 from infgen_rt.backend.candidates import AUTO, PRECISIONS, Candidate, Precision, Survey, worth_importing
 from infgen_rt.backend.measuring import Result, Speed
-from infgen_rt.backend.protocol import ALIASES, EXACT, KNOWN, Device, installing
+from infgen_rt.backend.others import or_install, other_backends
+from infgen_rt.backend.protocol import ALIASES, EXACT, KNOWN, Device
 from infgen_rt.bundle.folder import Bundle
 from infgen_rt.bundle.manifest import Manifest
 from infgen_rt.common.notices import warn
 from infgen_rt.common.progress import Tell
+from infgen_rt.common.remedies import installing
 from infgen_rt.errors import BackendError
 
 
@@ -109,7 +111,13 @@ def choose(
             warn(f"{result} is left out: {result.error}")
     best = _fastest(results, precision)
     if best is None:
-        raise BackendError("nothing here runs the bundle: " + "; ".join(f"{each}: {each.error}" for each in results))
+        tried = {each.way.backend for each in results}
+        others = other_backends(tried, bundle.manifest)
+        remedy = (
+            f"pass another backend (--backend): {', '.join(others)}" if others else or_install(tried, bundle.manifest)
+        )
+        errors = "; ".join(f"{each}: {each.error}" for each in results)
+        raise BackendError(f"nothing that was tried runs the bundle, and {remedy}: {errors}")
     candidate = next(each for each in survey.candidates if each.way == best.way)
     return candidate, _choice(candidate, best, results, precision)
 
@@ -143,10 +151,13 @@ def _choice(candidate: Candidate, result: Result | None, among: Iterable[Result]
 def _refusal(survey: Survey, manifest: Manifest, precision: Precision) -> str:
     if survey.candidates:
         backend = survey.candidates[0].backend
-        return (
-            f"nothing runs the bundle {manifest.model.name!r} in {precision!r} precision on {backend.name!r}: "
-            f"infgen-export CHECKPOINT --recipe {backend.target}-fp32 -o BUNDLE makes graphs in float32"
-        )
+        nothing = f"nothing runs the bundle {manifest.model.name!r} in {precision!r} precision on {backend.name!r}"
+        if precision == "exact" and any(candidate.suits("fast") for candidate in survey.candidates):
+            return (
+                f"{nothing}: pass precision='fast' (--precision fast), or make graphs in float32 with "
+                f"infgen-export CHECKPOINT --recipe {backend.target}-fp32 -o BUNDLE"
+            )
+        return f"{nothing}: infgen-export CHECKPOINT --recipe {backend.target}-fp32 -o BUNDLE makes graphs in float32"
     targets = ", ".join(sorted({recipe.target for recipe in manifest.recipes})) or "none"
     nothing = f"no backend here runs the bundle {manifest.model.name!r}, which has graphs for {targets}"
     reasons = [*survey.absent, *survey.broken]

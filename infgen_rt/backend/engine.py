@@ -12,6 +12,7 @@ from infgen_rt.backend import forks
 from infgen_rt.backend.candidates import Candidate, Survey
 from infgen_rt.backend.gate import Gate
 from infgen_rt.backend.inputs import fill, statistics_inputs
+from infgen_rt.backend.others import instead_of
 from infgen_rt.backend.protocol import Options, Session, Values
 from infgen_rt.bundle.folder import Bundle
 from infgen_rt.bundle.graphs import DECODE, PREFILL, REFINE, STATISTICS, TRUNK, Kind, kind_of
@@ -21,7 +22,7 @@ from infgen_rt.common.folders import writable_cache
 from infgen_rt.common.memory import give_back
 from infgen_rt.common.notices import warn
 from infgen_rt.common.pixels import FloatArray
-from infgen_rt.errors import DecodeError
+from infgen_rt.errors import BackendError, DecodeError
 from infgen_rt.geometry.shapes import Size
 
 _SHARED = "shared "
@@ -51,15 +52,16 @@ class Engine:
         bundle: the opened bundle.
         candidate: how the bundle is run.
         threads: the number of CPU threads. None for the backend's default.
+        advises: whether errors of the backend end with what to use instead of it.
 
     Raises:
         BackendError: a graph cannot be loaded.
     """
 
-    def __init__(self, bundle: Bundle, candidate: Candidate, threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, candidate: Candidate, threads: int | None = None, advises: bool = False) -> None:
         self.manifest = bundle.manifest
         self.recipe = candidate.recipe
-        self._bundle, self._candidate, self._threads = bundle, candidate, threads
+        self._bundle, self._candidate, self._threads, self._advises = bundle, candidate, threads, advises
         self._sessions: dict[str, Session] = {}
         self._kinds = {kind.name: kind for kind in self.manifest.kinds(self.recipe)}
         self._closed, self._birthplace = False, forks.Birthplace()
@@ -110,7 +112,10 @@ class Engine:
             keep, cache = kind_of(graph).kept, writable_cache(backend.name)
             options = Options(device.id, self._candidate.arithmetic, threads, keep, cache)
             files = self._bundle.read_graph(self.recipe.graphs[graph])
-            self._sessions[key] = backend.load(graph, files, options)
+            try:
+                self._sessions[key] = backend.load(graph, files, options)
+            except BackendError as error:
+                raise BackendError(f"{error}{self._advice()}") from error
             if not getattr(backend, "survives_fork", True):
                 forks.note_use(backend.name)
 
@@ -143,17 +148,22 @@ class Engine:
             cancellation.check()
             try:
                 results = self._sessions[_SHARED + graph if shared else graph].run(filled)
-            except DecodeError:
+            except DecodeError as error:
                 # An interrupted run fails with an error of the backend, so raise Cancelled instead.
                 cancellation.check()
-                raise
+                advice = self._advice("; pass less memory (--memory) or a smaller tile (--tile), or ")
+                raise DecodeError(f"{error}{advice}") from error
         if not kind.kept:
             give_back()
         kind, sizes = self._kinds[kind.name], self.manifest.sizes(enlargement)
         output, expected = kind.output.name, kind.output_shape(filled, sizes)
         shapes = {name: values.shape for name, values in results.items()}
         if shapes != {output: expected}:
-            raise DecodeError(f"{graph} gave {shapes}, expected {output} {expected}: is the model damaged?")
+            # The files are intact, because their digests are checked.
+            advice = self._advice("; export the model again, or ")
+            raise DecodeError(
+                f"{graph} gave {shapes}, expected {output} {expected}: the backend or the export is at fault{advice}"
+            )
         result = results[output]
         if filled is not inputs:
             result = result[tuple(slice(side) for side in kind.output_shape(inputs, sizes))]
@@ -219,8 +229,12 @@ class Engine:
                     return None
                 text = f"{self._candidate} gave NaN or infinite values, which are computed again in float32"
                 warn(text)
-                self._exact = Engine(self._bundle, exact, self._threads)
+                self._exact = Engine(self._bundle, exact, self._threads, self._advises)
             return self._exact
+
+    def _advice(self, before: str = "; ") -> str:
+        """The end of an error's message: what to do, which also names what can be used instead."""
+        return f"{before}{instead_of(self._candidate, self.manifest)}" if self._advises else ""
 
     def _filled(self, kind: Kind, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Pad the inputs of decode to the recipe's smallest shape that holds them, if it has fixed shapes."""

@@ -31,7 +31,7 @@ from infgen_rt.common.notices import warn
 from infgen_rt.common.pixels import FloatArray, fetch, psnr
 from infgen_rt.common.progress import Counter, Tell
 from infgen_rt.common.schema import SchemaError, parse
-from infgen_rt.errors import Cancelled, one_line
+from infgen_rt.errors import Cancelled, one_line, reason
 from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.shapes import Size
 from infgen_rt.geometry.tiling import LARGEST_SHARED_TILE, LARGEST_TILE
@@ -191,14 +191,17 @@ def remember(key: str, results: Sequence[Result], *questions: str) -> None:
     folder = cache_folder()
     try:
         if folder is None:
-            raise OSError(errno.ENOENT, f"this user has no home: set {VARIABLE}")
+            raise OSError(errno.ENOENT, "this user has no home")
         with alone("measurements", _PATIENCE):
             record = recall(key).add(results, *questions)
             text = json.dumps(_records() | {key: asdict(record)}, indent=1) + "\n"
             write_cached(folder / FILE, text.encode())
     except OSError as error:
         place = folder or "the user's cache folder"
-        text = f"measurements cannot be kept in {place} ({error.strerror}): every start will measure again"
+        text = (
+            f"measurements cannot be kept in {place} ({reason(error)}): every start measures again; set {VARIABLE} to "
+            "a folder that is writable"
+        )
         warn(text)
 
 

@@ -1,7 +1,6 @@
 """The protocol of backends, and the list of installed ones."""
 
 import re
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from infgen_rt.backend import forks
 from infgen_rt.bundle.manifest import Recipe
+from infgen_rt.common.remedies import installing, missing_library, reinstalling, upgrading
 from infgen_rt.errors import BackendError, one_line
 
 if TYPE_CHECKING:
@@ -29,6 +29,11 @@ class Known(NamedTuple):
     extra: str
     target: str
     distributions: tuple[str, ...]
+
+    @property
+    def is_here(self) -> bool:
+        """Whether its library is installed. It is not imported for this."""
+        return find_spec(self.distributions[0].replace("-", "_")) is not None
 
 
 KNOWN = {
@@ -186,28 +191,30 @@ def load_backend(name: str) -> Backend:
         BackendError: it is unknown, its library is broken or too old, or it was used before this process was forked.
     """
     forks.check_backend(name)
-    installed = installed_backends()
-    if name not in installed:
-        here = ", ".join(["auto", *ALIASES, *installed])
+    entries = installed_backends()
+    if name not in entries:
+        here = ", ".join(["auto", *ALIASES, *entries])
         raise BackendError(f"backend {name!r} is unknown: available here are {here}")
-    remedy = installing(KNOWN[name].extra) if name in KNOWN else "install what it needs"
     try:
-        backend: Backend = installed[name].load()()
-    except ImportError as error:
-        raise AbsentError(f"backend {name!r} is not installed ({one_line(error)}): {remedy}") from error
+        backend: Backend = entries[name].load()()
     except BackendError:
         raise
     # A broken installation or a missing driver may raise any exception on import.
     except Exception as error:
-        raise BackendError(f"backend {name!r} is broken ({one_line(error)}): reinstall it, {remedy}") from error
+        # A module inside a package is missing only from a package that is damaged.
+        if isinstance(error, ModuleNotFoundError) and "." not in (error.name or ""):
+            remedy = installing(KNOWN[name].extra) if name in KNOWN else "install what it needs"
+            raise AbsentError(f"backend {name!r} is not installed ({one_line(error)}): {remedy}") from error
+        raise BackendError(f"backend {name!r} is broken ({one_line(error)}): {_mending(name, error)}") from error
     return backend
 
 
-def installing(extra: str) -> str:
-    """The instruction for installing one of this package's extras."""
-    if getattr(sys, "frozen", False):
-        return f"this app was built without it, and must be built with infgen-rt[{extra}]"
-    return f"pip install 'infgen-rt[{extra}]'"
+def _mending(name: str, error: Exception) -> str:
+    """What to do about a backend that is installed, and whose import fails."""
+    if isinstance(error, ImportError) and (library := missing_library(error)):
+        return library
+    again = reinstalling(KNOWN[name].distributions) if name in KNOWN else "reinstall it"
+    return f"{again}; if that does not help, install the driver or the library that the brackets name"
 
 
 def require_version(name: str, version: str) -> None:
@@ -223,7 +230,9 @@ def require_version(name: str, version: str) -> None:
     if least := _lowest_version(name):
         needed, here = _numbers(least), _numbers(version)
         if here[: len(needed)] < needed:
-            raise BackendError(f"{name} {version} is too old: expected {least} or newer; pip install --upgrade {name}")
+            # The library may be installed under another name, as for GPUs, and must not be installed twice.
+            names = next((each.distributions for each in KNOWN.values() if name in each.distributions), (name,))
+            raise BackendError(f"{name} {version} is too old: expected {least} or newer; {upgrading(names)}")
 
 
 def _lowest_version(name: str) -> str | None:

@@ -1,16 +1,18 @@
 """Bundles: the graphs of one model with the manifest that describes them, in a folder or a zip."""
 
 import hashlib
-import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from infgen_rt.bundle.manifest import MANIFEST, Manifest
+from infgen_rt.bundle.manifest import MANIFEST, FormatError, Manifest
 from infgen_rt.bundle.several import read_models
-from infgen_rt.errors import BundleError, one_line
+from infgen_rt.common.files import is_possible
+from infgen_rt.common.remedies import PACKAGE, is_frozen, reinstalling
+from infgen_rt.errors import BundleError, one_line, reason
 
 DEFAULT_BUNDLE = Path(__file__).parents[1] / "model"
+_FREE = "close other programs, or raise the limit of this process"
 
 
 class Bundle:
@@ -44,11 +46,17 @@ class Bundle:
         lengths = _lengths(root)
         if MANIFEST not in lengths:
             raise BundleError(f"{root} is not a bundle: it has no {MANIFEST}; infgen-export writes bundles")
-        models = read_models(_read(root, MANIFEST))
+        text = _read(root, MANIFEST)
+        try:
+            models = read_models(text)
+        except FormatError as error:
+            raise BundleError(f"{root}: {error}") from None
+        except BundleError as error:
+            raise BundleError(f"{root}: {error}; {_again(root)}") from None
         for name, info in ((name, info) for each in models for name, info in each.files.items()):
             if lengths.get(name) != info.bytes:
                 found = f"has {lengths[name]:,} bytes" if name in lengths else "is missing"
-                raise BundleError(f"{root} is damaged: {name} {found}, expected {info.bytes:,} bytes; fetch it again")
+                raise BundleError(f"{root} is damaged: {name} {found}, expected {info.bytes:,} bytes; {_again(root)}")
         spaces = tuple(each.latent_space for each in models)
         if space is not None and space not in spaces:
             raise BundleError(
@@ -74,18 +82,25 @@ class Bundle:
         """
         content = _read(self.path, name)
         if hashlib.sha256(content).hexdigest() != self.manifest.files[name].sha256:
-            raise BundleError(f"{self.path} is damaged: the sha256 of {name} does not match; fetch it again")
+            raise BundleError(f"{self.path} is damaged: the sha256 of {name} does not match; {_again(self.path)}")
         return content
 
 
 def _remedy() -> str:
-    if getattr(sys, "frozen", False):
+    if is_frozen():
         return "the app was built without the data files of infgen_rt, which must be collected; or pass a bundle's path"
     return "pass the path of a bundle"
 
 
+def _again(root: Path) -> str:
+    """What to do about a damaged bundle."""
+    return reinstalling((PACKAGE,)) if root == DEFAULT_BUNDLE else "copy, download or export it again"
+
+
 def _lengths(root: Path) -> Mapping[str, int]:
     """Length in bytes of every file of a bundle, by its name with forward slashes."""
+    if not is_possible(root):
+        raise BundleError(f"{str(root)!r} cannot be a file's name: remove the character that no name may have")
     try:
         if root.is_dir():
             files = (file for file in root.rglob("*") if file.is_file())
@@ -95,7 +110,9 @@ def _lengths(root: Path) -> Mapping[str, int]:
     except FileNotFoundError:
         raise BundleError(f"{root} does not exist: expected a bundle, a folder or a zip with a {MANIFEST}") from None
     except OSError as error:
-        raise BundleError(f"{root} cannot be read: {error.strerror or error}") from None
+        raise BundleError(f"{root} cannot be read: {reason(error)}") from None
+    except MemoryError:
+        raise BundleError(f"there is too little memory to read {root}: {_FREE}") from None
     # zipfile raises various exceptions for what is damaged or no zip.
     except Exception as error:
         text = one_line(error)
@@ -109,7 +126,9 @@ def _read(root: Path, name: str) -> bytes:
         with zipfile.ZipFile(root) as archive:
             return archive.read(name)
     except OSError as error:
-        raise BundleError(f"{root}: {name} cannot be read: {error.strerror or error}") from None
+        raise BundleError(f"{root}: {name} cannot be read: {reason(error)}") from None
+    except MemoryError:
+        raise BundleError(f"there is too little memory to read {name} of {root}: {_FREE}") from None
     # zipfile raises various exceptions for damaged files, including zlib.error.
     except Exception as error:
-        raise BundleError(f"{root} is damaged: {name} cannot be read: {one_line(error)}; fetch it again") from None
+        raise BundleError(f"{root} is damaged: {name} cannot be read: {one_line(error)}; {_again(root)}") from None

@@ -8,7 +8,7 @@ from typing import Any
 
 from infgen_rt.bundle.graphs import REFINE, STATISTICS, TRUNK, Kind, graph_name, kinds, model_sizes
 from infgen_rt.common.schema import SchemaError, parse
-from infgen_rt.errors import BundleError
+from infgen_rt.errors import BundleError, one_line
 
 FORMAT = 5
 # Format 1 had no refine, format 2 no statistics, format 3 no enlargements, and format 4 no trunk.
@@ -18,19 +18,26 @@ MANIFEST = "manifest.json"
 _MOST = 2**16
 
 
+class FormatError(BundleError):
+    """A manifest is of a format that this version does not read. The message says what to do."""
+
+
 def load(text: str | bytes) -> dict[str, Any]:
     """The JSON values of a manifest file.
 
     Raises:
-        BundleError: it is not JSON, or has a newer format.
+        BundleError: it is not JSON.
+        FormatError: it has a newer format, or none.
     """
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{MANIFEST} is not valid JSON: {error}; fetch the bundle again") from None
+        raise BundleError(f"{MANIFEST} is not valid JSON: {one_line(error)}") from None
     version = data.get("format") if isinstance(data, dict) else None
+    if version is None:
+        raise FormatError(f"this {MANIFEST} is not that of a bundle, which has a 'format': pass another folder or zip")
     if version not in _READABLE:
-        raise BundleError(f"{MANIFEST} has format {version!r}, this version reads 1 to {FORMAT}: upgrade infgen-rt")
+        raise FormatError(f"{MANIFEST} has format {version!r}, this version reads 1 to {FORMAT}: upgrade infgen-rt")
     return dict(data)
 
 

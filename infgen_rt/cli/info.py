@@ -31,7 +31,7 @@ from infgen_rt.version import __version__
   infgen-rt info latent.safetensors
   infgen-rt info model.zip --json""",
 )
-@click.argument("path", required=False, type=click.Path(path_type=Path))
+@click.argument("path", required=False, type=options.ANY_PATH)
 @click.option("--space", default="flux2", show_default=True, help="A latent's space, or a model that uses it.")
 @options.normalisation
 @options.latent_size

@@ -3,13 +3,14 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import click
 
 from infgen_rt.backend.candidates import PRECISIONS
 from infgen_rt.cli.metadata import entries
-from infgen_rt.errors import LatentError, PlanError
+from infgen_rt.common.files import is_possible
+from infgen_rt.errors import InputError, LatentError, PlanError
 from infgen_rt.geometry.shapes import Fit
 from infgen_rt.latent.arrays import Normalisation
 from infgen_rt.writers import FORMATS, TileFormat
@@ -26,6 +27,18 @@ class Command(click.Command):
 
 
 # Parameter types. They raise this package's errors, whose messages are shown unchanged.
+
+
+class _AnyPath(click.Path):
+    """A path, whether there is a file or not. click fails with a ValueError for what cannot be a path at all."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not is_possible(value):
+            raise InputError(f"{str(value)!r} cannot be a file's name: remove the character that no name may have")
+        return super().convert(value, param, ctx)
+
+
+ANY_PATH = _AnyPath(path_type=Path)
 
 
 def pixel_pair(text: str) -> tuple[int, int]:
@@ -51,9 +64,7 @@ def _number(context: click.Context, parameter: click.Parameter, value: str) -> i
 
 # Options that several commands have.
 
-model = click.option(
-    "--model", type=click.Path(path_type=Path), help="The model bundle to use.  [default: the one in the package]"
-)
+model = click.option("--model", type=ANY_PATH, help="The model bundle to use.  [default: the one in the package]")
 space = click.option(
     "--space",
     help="The latent's space, or a model that uses it (infgen-rt spaces), in a bundle of several.  [default: the only "
@@ -78,12 +89,12 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON o
 
 # Options of `decode` and `plan`, in the order of the help.
 _PICTURE_OPTIONS: tuple[Decorator, ...] = (
-    click.argument("latents", nargs=-1, metavar="[LATENT]...", type=click.Path(path_type=Path)),
+    click.argument("latents", nargs=-1, metavar="[LATENT]...", type=ANY_PATH),
     click.option(
         "-o",
         "--output",
         required=True,
-        type=click.Path(path_type=Path),
+        type=ANY_PATH,
         help=f"The picture to write: {', '.join(FORMATS)}. For several latents, the folder for them. "
         "- is standard output, in the format of --format.",
     ),

@@ -1,9 +1,21 @@
 """Files that appear under their names only when they are complete."""
 
+import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def is_possible(path: str | Path) -> bool:
+    """Whether the system's functions take a path. A NUL, or half of a surrogate pair, is in no path."""
+    try:
+        os.lstat(path)
+    except ValueError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 @contextmanager

@@ -154,7 +154,10 @@ def as_float32(value: Any) -> FloatArray:
     except ValueError:
         raise LatentError("the latent's parts have different shapes: pass each by itself") from None
     if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
-        raise LatentError(f"numbers are {_dtype_name(array)}: a latent is float16, bfloat16, float32 or float64")
+        raise LatentError(
+            f"numbers are {_dtype_name(array)}, and a latent's are float16, bfloat16, float32 or float64: convert them "
+            "to float32, if they are those of the latent"
+        )
     with np.errstate(over="ignore"):
         return array.astype(np.float32)
 

@@ -12,13 +12,15 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
 
+from infgen_rt.common.files import is_possible
 from infgen_rt.common.memory import GIB, format_bytes
-from infgen_rt.errors import LatentError
+from infgen_rt.errors import LatentError, one_line, reason
 from infgen_rt.latent.evidence import Normalisation
 from infgen_rt.latent.kinds import PICKLE, known_kind
 from infgen_rt.latent.spaces import LatentSpace
 
 MAX_FILE = GIB
+_FREE = "close other programs, or split a batch into several files"
 # Names of the tensor that diffusers users, ComfyUI and this package use.
 USUAL_NAMES = ("latent", "latents", "latent_tensor", "samples")
 
@@ -61,6 +63,8 @@ def read_array(path: str | Path, key: str | None = None) -> Stored:
         LatentError: the file is missing, damaged, of another kind, or does not contain the array.
     """
     path = Path(path)
+    if not is_possible(path):
+        raise LatentError(f"{str(path)!r} cannot be a file's name: remove the character that no name may have")
     try:
         if path.stat().st_size > MAX_FILE:
             raise LatentError(
@@ -70,7 +74,9 @@ def read_array(path: str | Path, key: str | None = None) -> Stored:
     except FileNotFoundError:
         raise LatentError(f"{path} does not exist: expected a .npy, .npz or .safetensors file") from None
     except OSError as error:
-        raise LatentError(f"{path} cannot be read: {error.strerror}") from None
+        raise LatentError(f"{path} cannot be read: {reason(error)}") from None
+    except MemoryError:
+        raise LatentError(f"there is too little memory to read {path}: {_FREE}") from None
     return parse_array(data, str(path), key)
 
 
@@ -89,9 +95,13 @@ def parse_array(data: bytes, name: str, key: str | None = None) -> Stored:
         return read(data, key)
     except LatentError as error:
         raise LatentError(f"{name}: {error}") from None
+    except MemoryError:
+        raise LatentError(f"there is too little memory to read {name}: {_FREE}") from None
     # A damaged file may raise any exception of a parser (zlib, struct, JSON, ...). All of them mean the same.
     except Exception as error:
-        raise LatentError(f"{name} is damaged or not a .npy, .npz or .safetensors file: {error}") from None
+        raise LatentError(
+            f"{name} is damaged or not a .npy, .npz or .safetensors file: {one_line(error)}; save it again"
+        ) from None
 
 
 def _reader(data: bytes) -> Callable[[bytes, str | None], Stored]:
@@ -131,7 +141,7 @@ def _read_npz(data: bytes, key: str | None) -> Stored:
 def _read_safetensors(data: bytes, key: str | None) -> Stored:
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > len(data) - 8:
-        raise LatentError("is damaged or not a .npy, .npz or .safetensors file")
+        raise ValueError("its header is longer than the file")
     header = json.loads(data[8 : 8 + length])
     metadata = header.pop("__metadata__", {})
     name = _choose(list(header), key)

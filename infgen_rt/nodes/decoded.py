@@ -73,5 +73,8 @@ class Decoded:
             raise DecodeError(f"the tile {box} could not be decoded: {error}") from error
         pixels: FloatArray | DevicePixels = image[:, *box.relative_to(grid.pixels_of(tokens)).slices]
         if not is_finite(pixels):
-            raise DecodeError(f"the model gave NaN or infinite pixels in {box}: is the latent usable?")
+            raise DecodeError(
+                f"the model gave NaN or infinite pixels in {box}: pass precision='exact' (--precision exact) or "
+                "another backend (--backend), and look at the latent's numbers (infgen-rt info LATENT)"
+            )
         return pixels

@@ -50,7 +50,7 @@ class Backend:
 
     def devices(self) -> Sequence[Device]:
         """The three devices of a Mac; see `infgen_rt.backend.protocol.Backend`."""
-        problem = None if sys.platform == "darwin" else "Core ML exists on macOS only"
+        problem = None if sys.platform == "darwin" else "Core ML exists on macOS only: pass another backend (--backend)"
         return [Device(name, about, problem) for name, about in _DEVICES.items()]
 
     def arithmetics(self, device: str, recipe: Recipe) -> Sequence[str]:

@@ -7,17 +7,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 
-from infgen_rt.backend.protocol import Device, Options, Values, require_version
+from infgen_rt.backend.protocol import KNOWN, Device, Options, Values, require_version
 from infgen_rt.bundle.manifest import Recipe
 from infgen_rt.common.cancellation import current
 from infgen_rt.common.folders import private_folder
 from infgen_rt.common.notices import warn
+from infgen_rt.common.remedies import installed, installing, is_frozen
 from infgen_rt.errors import BackendError, DecodeError, one_line
 
 from .ort_arrays import Array, Place
@@ -175,8 +175,9 @@ def _session(content: bytes, options: Options) -> ort.InferenceSession:
         # If a provider's libraries cannot be loaded, ONNX Runtime drops the provider and only prints a line.
         if provider not in session.get_providers():
             raise BackendError(
-                f"onnxruntime {ort.__version__} has {provider}, but it cannot start on {options.device}: are its "
-                "driver and libraries installed, in the versions that it needs?"
+                f"onnxruntime {ort.__version__} has {provider}, but it cannot start on {options.device}: install its "
+                "driver and libraries in the versions that this onnxruntime needs (see its documentation), or pass "
+                "device='cpu' (--device cpu)"
             )
         return session
     devices = [device for name, device in _plugins() if _plugin_id(name, device) == options.device]
@@ -268,25 +269,16 @@ def _count(provider: str) -> int:
 
 
 def _without_cuda() -> str:
-    here = {name for name in ("onnxruntime", "onnxruntime-gpu") if _installed(name)}
-    if here == {"onnxruntime", "onnxruntime-gpu"}:
-        return (
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: pip uninstall -y onnxruntime "
-            "onnxruntime-gpu, then pip install 'infgen-rt[cuda]'"
-        )
-    return (
-        "this onnxruntime is the build for CPUs: pip uninstall -y onnxruntime, then pip install 'infgen-rt[cuda]'"
-        if "onnxruntime" in here
-        else "this onnxruntime has no CUDA provider: pip install 'infgen-rt[cuda]'"
-    )
-
-
-def _installed(distribution: str) -> bool:
-    try:
-        metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+    if is_frozen():
+        return f"this app's onnxruntime has no CUDA provider: {installing('cuda')}"
+    here = installed(KNOWN["onnxruntime"].distributions)
+    # All of them write the same files, so the others must go before one is installed.
+    remedy = f"pip uninstall -y {' '.join(here)}, then {installing('cuda')}" if here else installing("cuda")
+    if len(here) > 1:
+        return f"{' and '.join(here)} are both installed and overwrite each other: {remedy}"
+    if here == ["onnxruntime"]:
+        return f"this onnxruntime is the build for CPUs: {remedy}"
+    return f"this onnxruntime has no CUDA provider: {remedy}"
 
 
 def _plugin_devices() -> list[Device]:
@@ -296,7 +288,9 @@ def _plugin_devices() -> list[Device]:
         about = name.removeprefix(_PLUGIN)
         found += [Device(_plugin_id(name, device), f"{device.device.type.name} ({about} plug-in)") for device in own]
         if not own:
-            found.append(Device(about, f"{about} plug-in", f"{name} finds no device that it can use here"))
+            found.append(
+                Device(about, f"{about} plug-in", f"{name} finds no device that it can use here: install its driver")
+            )
     return found
 
 
@@ -323,5 +317,5 @@ def _plugins() -> "tuple[tuple[str, ort.OrtEpDevice], ...]":
             found += [(name, device) for device in ort.get_ep_devices()[before:]]
         # A plug-in for another machine or version must not make the CPU unusable.
         except Exception as error:
-            warn(f"{name} cannot be used: {one_line(error)}")
+            warn(f"{name} cannot be used: {one_line(error)}; update or uninstall it")
     return tuple(found)

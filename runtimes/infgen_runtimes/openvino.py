@@ -27,8 +27,8 @@ WEIGHTS = "model.bin"
 _CUT = 2
 _HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 _REMEDIES = {
-    "gpu": ("Intel GPU", "OpenVINO finds no Intel GPU: is there one, with its compute driver (OpenCL) installed?"),
-    "npu": ("Intel NPU", "OpenVINO finds no Intel NPU: is there one, with its driver installed?"),
+    "gpu": ("Intel GPU", "OpenVINO finds no Intel GPU: if there is one, install its compute driver (OpenCL)"),
+    "npu": ("Intel NPU", "OpenVINO finds no Intel NPU: if there is one, install its driver"),
 }
 
 

@@ -1,0 +1,51 @@
+"""What a user can pass or install instead of a backend that failed."""
+
+import sys
+
+from infgen_rt.backend.candidates import Candidate
+from infgen_rt.backend.protocol import KNOWN, installed_backends
+from infgen_rt.bundle.manifest import Manifest
+from infgen_rt.common.remedies import installing
+
+
+def instead_of(candidate: Candidate, manifest: Manifest) -> str:
+    """The other devices and backends that may run a bundle here, as the end of a message.
+
+    Args:
+        candidate: the way that failed.
+        manifest: the bundle's manifest.
+    """
+    backend, failed = candidate.backend, candidate.device.id
+    recipes = [recipe for recipe in manifest.recipes if recipe.target == backend.target]
+    devices = [
+        device.id
+        for device in backend.devices()
+        if device.problem is None and device.id != failed and any(backend.arithmetics(device.id, r) for r in recipes)
+    ]
+    ways = [f"another device (--device): {', '.join(devices)}"] if devices else []
+    if others := other_backends({backend.name}, manifest):
+        ways.append(f"another backend (--backend): {', '.join(others)}")
+    return f"pass {'; or '.join(ways)}" if ways else or_install({backend.name}, manifest)
+
+
+def other_backends(tried: set[str], manifest: Manifest) -> list[str]:
+    """Names of the installed backends that the bundle has graphs for, without those that were tried."""
+    return [
+        name
+        for name in installed_backends()
+        if name not in tried and (name not in KNOWN or (_fits(name, manifest) and KNOWN[name].is_here))
+    ]
+
+
+def or_install(tried: set[str], manifest: Manifest) -> str:
+    """The instruction for another backend that the bundle has graphs for, or for graphs if there is none."""
+    for name, known in KNOWN.items():
+        if name not in tried and _fits(name, manifest):
+            return f"another backend can be tried: {installing(known.extra)}"
+    return "there are no graphs for another backend, which infgen-export CHECKPOINT --target all -o BUNDLE makes"
+
+
+def _fits(name: str, manifest: Manifest) -> bool:
+    """Whether a backend of this project could run the bundle on this system."""
+    system = name != "coreml" or sys.platform == "darwin"
+    return system and any(recipe.target == KNOWN[name].target for recipe in manifest.recipes)
