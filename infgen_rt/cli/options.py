@@ -107,7 +107,7 @@ _PICTURE_OPTIONS: tuple[Decorator, ...] = (
         help="The format of the pictures in a folder, or of standard output.",
     ),
     click.option("--resume", is_flag=True, help="Leave out latents whose pictures are in the folder already."),
-    click.option("--size", help="3840x2160, 1080p, 1440p, 4k, 8k, x2160 (keeps the shape) or 2x.  [default: 1x]"),
+    click.option("--size", help="3840x2160, 1080p, 1440p, 4k, 8k, 16k, x2160 (keeps the shape) or 2x.  [default: 1x]"),
     click.option(
         "--display",
         help="Take the size of a display: a name that `infgen-rt displays` lists, or auto for this machine's screen.",

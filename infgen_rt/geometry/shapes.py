@@ -9,7 +9,13 @@ from infgen_rt.errors import PlanError
 
 MAX_SIDE = 2**18
 Fit = Literal["cover", "contain", "stretch"]
-NAMED_SIZES = {"1080p": (1920, 1080), "1440p": (2560, 1440), "4k": (3840, 2160), "8k": (7680, 4320)}
+NAMED_SIZES = {
+    "1080p": (1920, 1080),
+    "1440p": (2560, 1440),
+    "4k": (3840, 2160),
+    "8k": (7680, 4320),
+    "16k": (15360, 8640),
+}
 
 
 class Size(NamedTuple):

@@ -40,6 +40,7 @@ class Opener:
 
     Attributes:
         size: the size of the pictures, which may be changed.
+        notices: gives the warnings of models that are opened from now on. None for Python's warnings.
 
     Args:
         size: as for `Decoder.picture`. A width and height, or a name such as `8k`, is a limit within which a picture
@@ -54,7 +55,6 @@ class Opener:
         normalisation: as for `Decoder.picture`.
         latent_size: as for `Decoder.picture`.
         key: the name of the array in files with several.
-        notices: gives the warnings. None for Python's warnings.
     """
 
     def __init__(
@@ -71,9 +71,9 @@ class Opener:
         normalisation: Normalisation | None = None,
         latent_size: tuple[int, int] | None = None,
         key: str | None = None,
-        notices: Notices | None = None,
     ) -> None:
         self.size = size
+        self.notices: Notices | None = None
         self._model, self._space, self._key = model, space, key
         self._opening: dict[str, Any] = {
             "backend": backend,
@@ -83,7 +83,6 @@ class Opener:
             "memory": memory,
         }
         self._reading: dict[str, Any] = {"normalisation": normalisation, "latent_size": latent_size}
-        self._notices = notices
         self._decoders: dict[str, Decoder] = {}
 
     def open(
@@ -125,7 +124,7 @@ class Opener:
     def _decoder(self, space: str, progress: Tell | None, cancel: Cancel | None) -> Decoder:
         if space not in self._decoders:
             decoder = open_decoder(self._model, space=space, progress=progress, cancel=cancel, **self._opening)
-            if self._notices is not None:
-                decoder.notices = self._notices
+            if self.notices is not None:
+                decoder.notices = self.notices
             self._decoders[space] = decoder
         return self._decoders[space]

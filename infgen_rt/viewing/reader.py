@@ -111,10 +111,14 @@ class TileReader:
             if tile not in known:
                 self.request(tile, priority, done)
 
-    def close(self) -> None:
-        """Cancel all requests, wait for the threads and forget the tiles."""
+    def close(self, wait: bool = True) -> None:
+        """Cancel all requests and forget the tiles.
+
+        Args:
+            wait: whether to wait until the threads have ended, which may take as long as a part of a decode.
+        """
         self._requests.close()
-        for thread in self._threads:
+        for thread in self._threads if wait else ():
             thread.join()
         self._cache.clear()
 

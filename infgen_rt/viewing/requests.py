@@ -49,6 +49,11 @@ class Request:
         """
         return self._result.result(timeout)
 
+    @property
+    def error(self) -> BaseException | None:
+        """The reason why there is no tile. None if there is one, or if it is not known yet."""
+        return self._result.exception() if self._result.done() else None
+
     def finish(self, frame: Frame | None, error: BaseException | None) -> None:
         """Set the result. Called once, by the reader."""
         if frame is not None:

@@ -109,7 +109,8 @@ class Viewport:
         across, down = level.scale
         left = (x / across - self.x) * self.zoom + self.window.width / 2
         top = (y / down - self.y) * self.zoom + self.window.height / 2
-        return round(left), round(top)
+        # Not `round`, which rounds halves to even numbers and would make tiles of different widths.
+        return floor(left + 0.5), floor(top + 0.5)
 
     def _seen(self, across: float, down: float, size: Size) -> Box:
         left, top = self.to_picture(0, 0)

@@ -1,0 +1,64 @@
+"""`infgen-rt view`."""
+
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from infgen_rt.backend.candidates import PRECISIONS
+from infgen_rt.cli import options
+from infgen_rt.cli.console import warnings_to_stderr
+from infgen_rt.common.remedies import installing, missing_library
+from infgen_rt.errors import InputError, LatentError, one_line
+from infgen_rt.viewing.opening import Opener
+
+# The exit code for a signal is this plus the signal's number, as in shells.
+_SIGNALLED = 128
+
+
+@click.command(
+    cls=options.Command,
+    epilog="""Examples:
+  infgen-rt view latent.safetensors
+  infgen-rt view latent.npy --size 16k --normalisation vae
+  infgen-rt view --sample NAME --size 16384x""",
+)
+@click.argument("latent", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--size",
+    default="4x",
+    show_default=True,
+    help="The picture's size, as for decode. With a width and height, or a name as 16k, the picture keeps its latent's "
+    "shape and is as large as fits in.",
+)
+@click.option("--sample", help="Show a latent that the package ships. `infgen-rt info` lists them.")
+@options.model
+@options.space
+@click.option("--backend", default="auto", show_default=True, help="auto, a backend's name, or cuda.")
+@click.option("--device", help="The backend's device, as `infgen-rt devices` lists them.  [default: the fastest]")
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fast", show_default=True, help="As for decode.")
+@options.threads
+@click.option("--memory", help="The memory for decoding, as for decode. 256 MiB of tiles are remembered beside it.")
+@options.normalisation
+@options.latent_size
+@options.key
+def view(latent: Path | None, sample: str | None, **opening: Any) -> None:
+    """Show LATENT in a window: zoom, move, save and copy. Only what is seen is decoded.
+
+    Without LATENT, the window is empty, and a file can be dropped on it.
+    """
+    if latent is not None and sample is not None:
+        raise LatentError("expected either a LATENT file or --sample NAME")
+    try:
+        from infgen_rt.qt.app import run
+    except ImportError as error:
+        remedy = missing_library(error) or installing("viewer")
+        raise InputError(f"the viewer needs PySide6, which is not usable here ({one_line(error)}): {remedy}") from error
+    with warnings_to_stderr():
+        received = run(Opener(**opening), latent, sample)
+    if received == signal.SIGINT:
+        raise click.Abort
+    if received:
+        sys.exit(_SIGNALLED + received)

@@ -1,0 +1,69 @@
+"""Work beside the event loop, such as opening and saving."""
+
+from collections.abc import Callable
+from threading import Event, Thread
+from typing import Any
+
+from PySide6.QtCore import QObject, Qt, Signal, Slot
+
+from infgen_rt.common.progress import Progress, Tell
+
+Work = Callable[[Tell, Event], Any]
+
+
+class Job(QObject):
+    """Work in a thread of its own. Its signals arrive in the thread that the job was made in.
+
+    Args:
+        work: takes the function to tell its progress to, and the event that is set to cancel it.
+        parent: the parent.
+    """
+
+    progressed = Signal(object)
+    """The work has done a step: a `Progress`."""
+    finished = Signal(object)
+    """The work is done: its result."""
+    failed = Signal(object)
+    """The work has raised an exception, which is `Cancelled` if it was cancelled."""
+    _told = Signal(object)
+    _ended = Signal(object, object)
+
+    def __init__(self, work: Work, parent: QObject | None = None) -> None:
+        super().__init__(parent)
+        self._work = work
+        self._cancelled = Event()
+        self._thread = Thread(target=self._run, name="infgen-job", daemon=True)
+        self._told.connect(self._tell, Qt.ConnectionType.QueuedConnection)
+        self._ended.connect(self._end, Qt.ConnectionType.QueuedConnection)
+
+    def start(self) -> None:
+        """Start the work."""
+        self._thread.start()
+
+    def cancel(self) -> None:
+        """Ask the work to stop, which it does at its next step or in the middle of a graph."""
+        self._cancelled.set()
+
+    def wait(self) -> None:
+        """Wait until the work has ended. Its signals arrive later."""
+        self._thread.join()
+
+    def _run(self) -> None:
+        result, error = None, None
+        try:
+            result = self._work(self._told.emit, self._cancelled)
+        # Whatever it is, it is told in the window.
+        except BaseException as raised:
+            error = raised
+        self._ended.emit(result, error)
+
+    @Slot(object)
+    def _tell(self, progress: Progress) -> None:
+        self.progressed.emit(progress)
+
+    @Slot(object, object)
+    def _end(self, result: Any, error: BaseException | None) -> None:
+        if error is None:
+            self.finished.emit(result)
+        else:
+            self.failed.emit(error)
