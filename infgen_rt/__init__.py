@@ -9,6 +9,10 @@ with infgen_rt.open() as decoder:
     pixels = picture.read((100, 200, 640, 480))
 """
 
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
 from infgen_rt.backend.choice import Choice
 from infgen_rt.bundle.folder import Bundle
 from infgen_rt.bundle.manifest import Manifest
@@ -34,6 +38,9 @@ from infgen_rt.latent.samples import Sample, load_sample, sample_names
 from infgen_rt.picture import Picture
 from infgen_rt.plan.plan import Plan
 from infgen_rt.version import __version__
+
+if TYPE_CHECKING:
+    from infgen_rt import diffusers as diffusers
 
 __all__ = [
     "__version__",
@@ -69,3 +76,14 @@ __all__ = [
     "open",
     "sample_names",
 ]
+
+# Parts for other programs, which need libraries of their own and are imported when they are first used.
+_INTEGRATIONS = ("diffusers",)
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> ModuleType:
+        if name in _INTEGRATIONS:
+            return import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

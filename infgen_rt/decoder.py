@@ -10,11 +10,12 @@ from infgen_rt.backend.candidates import AUTO, Precision
 from infgen_rt.backend.choice import Choice, choose
 from infgen_rt.backend.engine import Engine
 from infgen_rt.bundle.folder import Bundle
+from infgen_rt.bundle.graphs import ENCODE
 from infgen_rt.bundle.manifest import Manifest
 from infgen_rt.common.cancellation import Cancel, Cancellation
 from infgen_rt.common.memory import default_budget, format_bytes, parse_bytes
 from infgen_rt.common.notices import Notices
-from infgen_rt.common.pixels import FloatArray
+from infgen_rt.common.pixels import FloatArray, as_pixels
 from infgen_rt.common.progress import Tell
 from infgen_rt.errors import BackendError, LatentError
 from infgen_rt.geometry.shapes import Size
@@ -22,8 +23,9 @@ from infgen_rt.latent.arrays import Normalisation, as_float32, as_latent, as_lat
 from infgen_rt.latent.layout import fits
 from infgen_rt.latent.spaces import LatentSpace, joined, latent_space
 from infgen_rt.nodes.context import Contexts
-from infgen_rt.nodes.latents import Given
+from infgen_rt.nodes.latents import Given, encode_pixels
 from infgen_rt.picture import Picture
+from infgen_rt.plan.encoding import plan_encoding
 from infgen_rt.source import Source
 
 _LOG = logging.getLogger(__name__)
@@ -196,6 +198,28 @@ class Decoder:
             latents, self._space, normalisation=normalisation, latent_size=latent_size, notices=self.notices
         )
         return [Picture.of(self._source(array, tile), size, stages, max_scale) for array in arrays]
+
+    def encode(self, pixels: Any) -> FloatArray:
+        """Encode a picture with the model's encoder, for example to change it with a diffusion model.
+
+        Args:
+            pixels: [H, W, 3] in sRGB as NumPy or Pillow have it, uint8, or float32 in [0, 1]. Both sides are multiples
+                of 8.
+
+        Returns:
+            float32 [C, h, w] in the model's normalisation.
+
+        Raises:
+            InputError: these are not the pixels of a picture.
+            PlanError: the model has no encoder, the size is not possible, or the memory budget is too small.
+            DecodeError: encoding failed.
+        """
+        self._engine.check_open()
+        picture = as_pixels(pixels)
+        size = Size(*picture.shape[1::-1])
+        tiles = plan_encoding(size, self.manifest, self._engine.recipe, self._budget)
+        self._engine.load(ENCODE.name)
+        return encode_pixels(picture, tiles, self._engine)
 
     @property
     def _space(self) -> LatentSpace:

@@ -6,6 +6,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from infgen_rt.errors import InputError
+
 FloatArray = npt.NDArray[np.float32]
 ByteArray = npt.NDArray[np.uint8]
 LevelArray = npt.NDArray[np.uint8 | np.uint16]
@@ -80,6 +82,33 @@ def interleaved(planes: npt.NDArray[Any], number: type[np.uint8] | type[np.float
 def to_bytes(planes: FloatArray) -> ByteArray:
     """Convert decoded pixels to 8 bits like `fetch`, but interleaved: uint8 [h, w, 3]."""
     return fetch(planes, np.uint8).transpose(1, 2, 0)
+
+
+def as_pixels(value: Any) -> FloatArray | ByteArray:
+    """Check the pixels of a picture that is given.
+
+    Args:
+        value: an array, or anything that NumPy reads.
+
+    Returns:
+        [h, w, 3], uint8, or float32, which are about [0, 1].
+
+    Raises:
+        InputError: the shape, the type or the numbers are not those of a picture.
+    """
+    array: npt.NDArray[Any] = np.asarray(value)
+    shaped = array.ndim == 3 and array.shape[2] == 3 and 0 not in array.shape
+    if not shaped or (array.dtype != np.uint8 and array.dtype.kind != "f"):
+        raise InputError(
+            f"{array.dtype} {list(array.shape)} are not pixels: expected uint8, or float32 in [0, 1], of the shape "
+            "[height, width, 3]"
+        )
+    if array.dtype == np.uint8:
+        return array
+    floats = array.astype(np.float32, copy=False)
+    if not np.isfinite(floats).all():
+        raise InputError("the picture has pixels that are NaN or infinite: pass numbers in [0, 1]")
+    return floats
 
 
 def psnr(picture: npt.NDArray[Any], truth: npt.NDArray[Any], largest: float = 1.0) -> float:

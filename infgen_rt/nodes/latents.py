@@ -8,7 +8,7 @@ import numpy as np
 from infgen_rt.backend.engine import Engine
 from infgen_rt.bundle.graphs import ENCODE
 from infgen_rt.bundle.manifest import Manifest, Memory
-from infgen_rt.common.pixels import FloatArray
+from infgen_rt.common.pixels import LARGEST, ByteArray, FloatArray
 from infgen_rt.geometry.pictures import PictureTiles
 from infgen_rt.geometry.shapes import Box, Size
 from infgen_rt.geometry.tiling import HaloTiling
@@ -74,7 +74,7 @@ class Reencoded:
         held, steps = latent_bytes(tiles.tiling.box.size, manifest), 0
         for _, window in tiles.windows():
             steps += 1 + sum(1 for _ in picture.parts(picture.grid.pixels_of(window)))
-        working = (3 * FLOAT * manifest.patch**2 + figures.encode_per_cell) * tiles.window.area
+        working = encoding_bytes(tiles, manifest, figures)
         return Cost(steps=steps, making=held + working, held=held, encoded=tiles.computed)
 
     @property
@@ -96,6 +96,32 @@ def latent_bytes(cells: Size, manifest: Manifest) -> int:
     return manifest.latent_channels * FLOAT * cells.area
 
 
+def encoding_bytes(tiles: HaloTiling, manifest: Manifest, figures: Memory) -> int:
+    """The bytes that encoding one tile of a latent takes, with the pixels that the tile is encoded from."""
+    return (3 * FLOAT * manifest.patch**2 + figures.encode_per_cell) * tiles.window.area
+
+
+def encode_pixels(pixels: FloatArray | ByteArray, tiles: HaloTiling, engine: Engine) -> FloatArray:
+    """Encode a picture that is given, tile by tile.
+
+    Args:
+        pixels: [H, W, 3], uint8, or float32 in [0, 1]. Both sides are those of the tiles' cells.
+        tiles: the tiles of the latent.
+        engine: the engine, with encode loaded.
+
+    Returns:
+        float32 [C, h, w].
+    """
+    cells, patch = tiles.tiling.box, engine.manifest.patch
+    latent = np.empty((engine.manifest.latent_channels, cells.height, cells.width), np.float32)
+    for tile, window in tiles.windows():
+        part = pixels[Box(*(patch * side for side in window)).slices].transpose(2, 0, 1)
+        scale = LARGEST[np.uint8] if part.dtype == np.uint8 else 1.0
+        image = np.clip(np.divide(part, scale, dtype=np.float32), 0.0, 1.0)
+        _encode_tile(np.ascontiguousarray(image), tile, window, latent, engine)
+    return latent
+
+
 def _encode(picture: Tiles, tiles: HaloTiling, engine: Engine) -> Generator[Step, None, FloatArray]:
     """Encode a picture, as floats in [0, 1], tile by tile."""
     yield from picture.prepare()
@@ -110,7 +136,12 @@ def _encode(picture: Tiles, tiles: HaloTiling, engine: Engine) -> Generator[Step
             for part, planes in zip(parts, planes_of_parts, strict=True):
                 np.clip(planes, 0.0, 1.0, out=image[:, *part.relative_to(pixels).slices])
                 yield "decode"
-        made = engine.run(ENCODE, {"image": image[None]})[0]
-        latent[:, *tile.slices] = made[:, *tile.relative_to(window).slices]
+        _encode_tile(image, tile, window, latent, engine)
         yield "reencode"
     return latent
+
+
+def _encode_tile(image: FloatArray, tile: Box, window: Box, latent: FloatArray, engine: Engine) -> None:
+    """Set a tile of a latent, from the pixels [3, H, W] of its window."""
+    made = engine.run(ENCODE, {"image": image[None]})[0]
+    latent[:, *tile.slices] = made[:, *tile.relative_to(window).slices]

@@ -1,0 +1,58 @@
+"""Checks arguments before a pipeline starts, and says in which parts a picture is read."""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+
+from infgen_rt.errors import LatentError, PlanError
+from infgen_rt.geometry.grid import Grid
+from infgen_rt.geometry.shapes import Box, Size, parse_size
+from infgen_rt.geometry.stages import chain
+from infgen_rt.picture import Picture
+
+# A usual picture, for checking what does not depend on the latent.
+_USUAL = Grid(Size(64, 64), Size(512, 512), 8)
+
+
+def picture_options(
+    scale: float | None,
+    size: str | tuple[int, int] | None,
+    stages: Sequence[float] | None,
+    max_scale: float | None,
+    tile: int | None,
+) -> dict[str, Any]:
+    """The arguments of `Decoder.picture`, checked as far as is possible without a latent.
+
+    Raises:
+        PlanError: an argument is not possible, or two exclude each other.
+    """
+    if scale is not None and size is not None:
+        raise PlanError("scale and size exclude each other: expected one of them")
+    wanted = size if scale is None else scale
+    picture = parse_size(wanted, _USUAL.picture)
+    if stages is None or not isinstance(wanted, (str, list, tuple)):
+        chain(Grid(_USUAL.cells, picture, _USUAL.patch), stages, max_scale)
+    return {"size": wanted, "stages": stages, "max_scale": max_scale, "tile": tile}
+
+
+def check_batch(values: object, what: str, expected: str) -> None:
+    """Check a batch from a pipeline, apart from what the runtime checks.
+
+    Raises:
+        LatentError: the values are not a tensor with four axes, or a gradient is expected to flow through them.
+    """
+    if not isinstance(values, torch.Tensor) or values.ndim != 4 or 0 in values.shape:
+        found = f"shape {list(values.shape)}" if isinstance(values, torch.Tensor) else type(values).__name__
+        raise LatentError(f"{what} are {found}: expected a torch tensor {expected}")
+    if values.requires_grad and torch.is_grad_enabled():
+        raise LatentError(f"{what} require a gradient, which InfGen does not compute: use torch.no_grad()")
+
+
+def bands(picture: Picture) -> Iterator[Box]:
+    """The rows of a picture's tiles, so that no more of it is held twice."""
+    for _, row in groupby(picture.parts(picture.size.box), key=lambda part: part.y):
+        first, *others = row
+        last = others[-1] if others else first
+        yield first._replace(width=last.right - first.x)
