@@ -10,15 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from infgen_rt.common.cancellation import Cancel, Cancellation
-from infgen_rt.common.memory import format_bytes
 from infgen_rt.common.pixels import Bits, ByteArray, FloatArray
 from infgen_rt.common.progress import Tell
-from infgen_rt.errors import OutputError, PlanError
+from infgen_rt.errors import PlanError
 from infgen_rt.geometry.levels import Level, levels_of
 from infgen_rt.geometry.shapes import Box, Size, parse_box
 from infgen_rt.plan.plan import Plan
 from infgen_rt.reading import check_dtype, read_into, read_tiles
-from infgen_rt.saving import layers_of
+from infgen_rt.saving import layers_of, memory_to_save, plan_to_save
 from infgen_rt.source import Source, Stage
 from infgen_rt.writers import Format, Metadata, TileFormat, appearing, check_output
 
@@ -293,8 +292,11 @@ class Picture:
         )
         _LOG.info("writes %s as %s, %s", path, form.name, box.size)
         cancellation = Cancellation(cancel)
-        layers, counter = layers_of(self._stage, self._plan, form, box, bits, progress, cancellation)
-        self._stage.tiles.keep(self.memory_to_save(form, box.size, bits)[1])
+        picture = self.for_saving(form, box.size, bits)
+        if picture is not self:
+            self._stage.tiles.keep(0)
+        layers, counter = layers_of(picture._stage, picture._plan, form, box, bits, progress, cancellation)
+        picture._stage.tiles.keep(picture.memory_to_save(form, box.size, bits)[1])
         try:
             with cancellation.watched(), appearing(path, form, force, confirm=cancellation.check) as partial:
                 cancellation.check()
@@ -327,7 +329,7 @@ class Picture:
         """
         size = self._box(region).size
         form = check_output(Path(path), size, force, bits, tile_format, quality, lossless, metadata)
-        self._check_memory(form, size, bits)
+        plan_to_save(self._source, self._plan, form, size, bits)
         return form
 
     def _box(self, region: tuple[int, int, int, int] | None) -> Box:
@@ -339,12 +341,13 @@ class Picture:
 
     def memory_to_save(self, form: Format, size: Size, bits: Bits) -> tuple[int, int]:
         """The peak memory in bytes of decoding and writing a part of this size, and the bytes of it that hold tiles."""
-        return self._plan.beside((bits // 8 - 1) * self._plan.stages[-1].bands + form.memory(size, bits))
+        return memory_to_save(self._plan, form, size, bits)
 
-    def _check_memory(self, form: Format, size: Size, bits: Bits) -> None:
-        needed, budget = self.memory_to_save(form, size, bits)[0], self._plan.budget
-        if needed > budget:
-            raise OutputError(
-                f"writing {form.name} needs {format_bytes(needed)} for {size}, of {format_bytes(budget)}: "
-                f"allow more memory{'' if (form.name, bits) == ('PNG', 8) else ', or write 8-bit .png'}"
-            )
+    def for_saving(self, form: Format, size: Size, bits: Bits) -> "Picture":
+        """This picture, or the same one in smaller tiles if writing a part of this size needs the memory.
+
+        Raises:
+            OutputError: no tile is small enough.
+        """
+        plan = plan_to_save(self._source, self._plan, form, size, bits)
+        return self if plan is self._plan else Picture(self._source, plan, self._source.linked(plan))

@@ -1,4 +1,4 @@
-"""Prepares a picture for a writer: the rows of its tiles, which are decoded when the writer takes them."""
+"""Prepares a picture for a writer: memory for both, and the rows of tiles, which are decoded when it takes them."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -7,12 +7,51 @@ from itertools import chain
 import numpy as np
 
 from infgen_rt.common.cancellation import Cancellation
+from infgen_rt.common.memory import enough, format_bytes
 from infgen_rt.common.pixels import Bits, LevelArray, level_type
 from infgen_rt.common.progress import Counter, Tell
-from infgen_rt.geometry.shapes import Box
+from infgen_rt.errors import OutputError
+from infgen_rt.geometry.shapes import Box, Size
+from infgen_rt.plan.costs import Writing
+from infgen_rt.plan.making import TooLittleMemory
 from infgen_rt.plan.plan import Plan
-from infgen_rt.source import Stage
+from infgen_rt.source import Source, Stage
 from infgen_rt.writers import Format, Layer
+
+
+def memory_to_save(plan: Plan, form: Format, size: Size, bits: Bits) -> tuple[int, int]:
+    """The peak memory in bytes of decoding and writing a part of this size, and the bytes of it that hold tiles."""
+    return plan.beside(_writing(form, size, bits).extra(plan.stages[-1]))
+
+
+def plan_to_save(source: Source, plan: Plan, form: Format, size: Size, bits: Bits) -> Plan:
+    """A plan for decoding and writing a picture within its budget: its own, or one with smaller tiles.
+
+    Args:
+        source: the latent.
+        plan: the picture's plan.
+        form: the format.
+        size: the size of the part to write.
+        bits: the bits per channel.
+
+    Raises:
+        OutputError: no tile is small enough.
+    """
+    if memory_to_save(plan, form, size, bits)[0] <= plan.budget:
+        return plan
+    try:
+        return source.for_writing(plan, _writing(form, size, bits))
+    except TooLittleMemory as error:
+        tiles = f" with tiles of {source.tile} pixels" if source.tile else ""
+        other = "" if (form.name, bits) == ("PNG", 8) else ", or write 8-bit .png"
+        raise OutputError(
+            f"writing {form.name} needs at least {enough(error.needed)} for {size}{tiles}, of "
+            f"{format_bytes(plan.budget)}: pass that as memory (--memory){other}"
+        ) from None
+
+
+def _writing(form: Format, size: Size, bits: Bits) -> Writing:
+    return Writing(form.memory(size, bits), bits // 8)
 
 
 def layers_of(

@@ -14,6 +14,7 @@ from infgen_rt.geometry.stages import chain
 from infgen_rt.nodes.chain import next_latent, picture_of
 from infgen_rt.nodes.context import Contexts
 from infgen_rt.nodes.tiles import Tiles
+from infgen_rt.plan.costs import PLAIN, Writing
 from infgen_rt.plan.making import make_plan
 from infgen_rt.plan.plan import LEAST_SCALE, Plan, StagePlan
 
@@ -94,26 +95,49 @@ class Source:
         Returns:
             The plan, and the last stage.
         """
-        manifest, engine = self.engine.manifest, self.engine
+        manifest = self.engine.manifest
         grids = chain(Grid(self.cells, parse_size(size, self.native), manifest.patch), stages, max_scale)
         # Beyond its trained scales, the model leaves patterns. Explicitly requested stages are not limited.
         scales = manifest.scale_range if stages is None and max_scale is None else None
-        plan = make_plan(
+        plan = self._plan(grids, scales, PLAIN)
+        for each in plan.stages:
+            self.engine.load_for(each.enlargement)
+        first = plan.stages[0]
+        self.contexts.plan(first.context, first.enlargement, plan.budget - plan.memory)
+        _warn_of_scale(grids, manifest, self.native, first.decoded != grids[0], self.notices)
+        return plan, self._linked(plan)
+
+    def for_writing(self, plan: Plan, writing: Writing) -> Plan:
+        """A plan for the same picture that leaves memory for writing it.
+
+        Raises:
+            TooLittleMemory: no tile is small enough.
+        """
+        return self._plan([stage.grid for stage in plan.stages], plan.stages[0].scales, writing)
+
+    def linked(self, plan: Plan) -> Stage:
+        """The last stage of a plan from `for_writing`."""
+        first = plan.stages[0]
+        self.contexts.plan(first.context, first.enlargement, plan.budget - plan.memory, again=True)
+        return self._linked(plan)
+
+    def _plan(self, grids: Sequence[Grid], scales: tuple[float, float] | None, writing: Writing) -> Plan:
+        return make_plan(
             grids,
-            manifest,
-            engine.recipe,
+            self.engine.manifest,
+            self.engine.recipe,
             runs=self.runs,
             budget=self.budget,
             tile=self.tile,
             scales=scales,
             made=self.contexts.planned,
-            workers=engine.workers,
+            workers=self.engine.workers,
+            writing=writing,
         )
-        for each in plan.stages:
-            engine.load_for(each.enlargement)
-        first = plan.stages[0]
-        self.contexts.plan(first.context, first.enlargement, plan.budget - plan.memory)
-        _warn_of_scale(grids, manifest, self.native, first.decoded != grids[0], self.notices)
+
+    def _linked(self, plan: Plan) -> Stage:
+        """Link the nodes of a plan, whose first context is planned."""
+        first, engine = plan.stages[0], self.engine
         if plan.encodings:
             engine.load(ENCODE.name)
         stage = Stage.of(self.contexts, first, engine, plan.cache, plan.workers)
@@ -121,7 +145,7 @@ class Source:
             later = next_latent(stage.tiles, encoding, engine)
             later.plan(each.context, each.enlargement)
             stage = Stage.of(later, each, engine, plan.cache, plan.workers)
-        return plan, stage
+        return stage
 
 
 def _warn_of_scale(grids: Sequence[Grid], manifest: Manifest, native: Size, resamples: bool, notices: Notices) -> None:
@@ -133,10 +157,12 @@ def _warn_of_scale(grids: Sequence[Grid], manifest: Manifest, native: Size, resa
         if max(scale_y, scale_x) > high or (min(scale_y, scale_x) < low and not resamples):
             which = f"stage {number}: " if len(grids) > 1 else ""
             own = f"the latent's own {native}" if number == 1 else f"{grids[number - 2].picture}"
+            edge = low if max(scale_y, scale_x) < low else high
             notices.warn(
                 "scale of stages" if not resamples else "scale",
                 f"{which}{grid.picture} is {scale_x:.2f}x{scale_y:.2f} times {own}; "
-                f"the model was trained for {low:g} to {high:g} times" + beyond,
+                f"the model was trained for {low:g} to {high:g} times{beyond}; "
+                f"{Size(*(round(edge * side * grid.patch) for side in grid.cells))} is within that",
             )
     size = grids[-1].picture
     stretch = size.width * native.height / (size.height * native.width)

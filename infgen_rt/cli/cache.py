@@ -12,6 +12,7 @@ from infgen_rt.cli import options
 from infgen_rt.cli.console import say
 from infgen_rt.common.folders import VARIABLE, cache_folder
 from infgen_rt.common.memory import format_bytes
+from infgen_rt.errors import reason
 
 
 @click.command()
@@ -27,7 +28,10 @@ def cache(clear: bool, as_json: bool) -> None:
         try:
             _clear_cache(folder)
         except OSError as error:
-            raise click.ClickException(f"{folder} cannot be cleared: {error.strerror}") from error
+            raise click.ClickException(
+                f"{folder} cannot be cleared: {reason(error)}; remove it as its owner, or set {VARIABLE} to another "
+                "folder"
+            ) from error
     if as_json:
         say(json.dumps({"folder": str(folder), "bytes": sizes, "cleared": clear}), needed=True)
         return

@@ -13,14 +13,14 @@ from typing import Any, TextIO, cast
 import click
 
 from infgen_rt.common.progress import Progress
-from infgen_rt.errors import InfGenError
+from infgen_rt.errors import InfGenError, joined_lines, reason
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 
 def complain(text: str, code: int) -> int:
     """Print an error as one line and return its exit code."""
-    say(f"Error: {' '.join(text.split())}", err=True)
+    say(f"Error: {joined_lines(text)}", err=True)
     return code
 
 
@@ -46,7 +46,7 @@ def say(text: str, err: bool = False, needed: bool = False) -> None:
         if error.errno == errno.EPIPE and needed:
             raise  # click ends the command
         if needed:
-            raise InfGenError(f"cannot print: {error.strerror}") from error
+            raise InfGenError(f"cannot print: {reason(error)}") from error
 
 
 def is_terminal(stream: TextIO | None) -> bool:

@@ -23,7 +23,7 @@ from infgen_rt.common.progress import Progress
 from infgen_rt.decoder import Decoder
 from infgen_rt.decoder import open as open_decoder
 from infgen_rt.display.named import display_size
-from infgen_rt.errors import InputError, LatentError, OutputError, PlanError
+from infgen_rt.errors import InputError, LatentError, OutputError, PlanError, reason
 from infgen_rt.geometry.shapes import Box, Fit, Size, fit, fixed_size, parse_box
 from infgen_rt.latent.arrays import Normalisation
 from infgen_rt.latent.choosing import space_of
@@ -98,7 +98,13 @@ class Request:
     def open(self) -> Iterator[list["Job"]]:
         """Open the model and plan the picture, or each picture of a batch. Errors in the request are found here."""
         if self.several:
-            raise LatentError(f"{len(expand(self.latents))} latents: expected one, and a picture's name for -o")
+            files = expand(self.latents)
+            if len(files) > 1:
+                raise LatentError(f"{len(files)} latents: expected one, and a picture's name for -o")
+            if os.path.isdir(self.output):
+                name = self.output / f"picture.{self.ending}"
+                raise OutputError(f"{self.output} is a folder: expected a picture's name for -o, such as {name}")
+            raise LatentError(f"{self.latents[0]} is a folder: expected the latent in it, {files[0]}")
         self._target()
         files = expand(self.latents)
         if len(files) > 1:
@@ -158,7 +164,12 @@ class Request:
         )
         box = seen or pictures[0].size.box
         if self.region:
-            box = parse_box(self.region, box.size).placed_in(box)
+            try:
+                box = parse_box(self.region, box.size).placed_in(box)
+            except PlanError as error:
+                if seen is None:
+                    raise
+                raise PlanError(f"{error}; with --display or --fit, that is the part which is shown") from None
         digits, jobs = len(str(len(pictures))), []
         for number, picture in enumerate(pictures, start=1):
             name = output if len(pictures) == 1 else output.with_stem(f"{output.stem}-{number:0{digits}}")
@@ -166,7 +177,9 @@ class Request:
                 continue
             form = picture.check_save(name, region=box, **self.writing)
             metadata = metadata_of(None if self.no_metadata else array, self.metadata, form, decoder.notices)
-            jobs.append(Job(decoder, picture, name, box, form, self.bits, metadata))
+            jobs.append(
+                Job(decoder, picture.for_saving(form, box.size, self.bits), name, box, form, self.bits, metadata)
+            )
         return jobs
 
     def outputs(self) -> dict[Path, Path]:
@@ -187,7 +200,9 @@ class Request:
         try:
             self.output.mkdir(exist_ok=True)
         except OSError as error:
-            raise OutputError(f"{self.output} cannot be a folder of pictures: {error.strerror}") from None
+            raise OutputError(
+                f"{self.output} cannot be a folder of pictures: {reason(error)}; pass another name for -o"
+            ) from None
         return outputs
 
     def _target(self) -> Size | None:

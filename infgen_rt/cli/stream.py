@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from infgen_rt.cli.latents import STREAM
-from infgen_rt.errors import OutputError, WriteError
+from infgen_rt.errors import OutputError, WriteError, reason
 
 
 @contextmanager
@@ -40,4 +40,4 @@ def pour(path: Path) -> None:
             shutil.copyfileobj(file, sys.stdout.buffer)
         sys.stdout.buffer.flush()
     except OSError as error:
-        raise WriteError(f"cannot write to standard output: {error.strerror or error}") from error
+        raise WriteError(f"cannot write to standard output: {reason(error)}") from error

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import math
 import re
 import sys
 
@@ -34,6 +35,13 @@ def parse_bytes(value: str | int) -> int:
 def format_bytes(amount: int) -> str:
     """Format an amount of memory for people, in MiB or GiB."""
     return f"{amount / GIB:.2f} GiB" if amount >= GIB else f"{amount / MIB:.1f} MiB"
+
+
+def enough(amount: int) -> str:
+    """Like `format_bytes`, but rounded up, so that the text is an amount that suffices."""
+    if amount >= GIB:
+        return f"{math.ceil(amount * 100 / GIB) / 100:.2f} GiB"
+    return f"{math.ceil(amount * 10 / MIB) / 10:.1f} MiB"
 
 
 def default_budget() -> int:

@@ -184,10 +184,11 @@ def _checked(
     other = likely_space(latent, [space, *(each for each in latent_spaces().values() if each != space)])
     like = f", but as those of {other.name} ({other.title})" if other and other != space else ""
     if like or is_foreign(latent, space):
+        step = f"open a model for it (space={other.name!r}, --space {other.name})" if like and other else _LOOK
         notices.warn(
             "foreign",
-            f"the latent's {space.channels} channels do not go together as those of this latent space do{like}: if it "
-            "is of another model, expect a picture of nothing",
+            f"the latent's {space.channels} channels do not go together as those of {space.name} do{like}: if it is of "
+            f"another model, the picture shows nothing; {step}",
         )
     if normalisation == "vae":
         latent = space.normalise(latent)
@@ -195,6 +196,7 @@ def _checked(
     return np.ascontiguousarray(latent)
 
 
+_LOOK = "`infgen-rt spaces` lists the models of each space"
 _SAY_MODEL = "pass normalisation='model' (--normalisation model)"
 
 
@@ -258,6 +260,12 @@ def _check_values(
     if doubtful:
         return
     if not low <= std <= high:
-        notices.warn("deviation", f"{found}: expect a poor picture")
+        notices.warn(
+            "deviation", f"{found}: expect a poor picture, unless a scaling after the sampler is left out or added"
+        )
     elif space.usual_mean is not None and abs(mean) > space.usual_mean:
-        notices.warn("mean", f"the latent's mean is {mean:.2f}, where 0 is usual: expect wrong colours")
+        notices.warn(
+            "mean",
+            f"the latent's mean is {mean:.2f}, where 0 is usual: expect wrong colours, unless a shift after the "
+            "sampler is left out or added",
+        )

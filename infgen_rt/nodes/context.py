@@ -131,7 +131,7 @@ class Contexts:
         """The plan for an enlargement's context, from the first picture that uses it. None if there is no plan yet."""
         return self._planned.get(enlargement)
 
-    def plan(self, plan: ContextPlan | None, enlargement: Enlargement, room: int = 0) -> None:
+    def plan(self, plan: ContextPlan | None, enlargement: Enlargement, room: int = 0, again: bool = False) -> None:
         """Set the plan for a context, before any part of it is read. The first plan for an enlargement is kept.
 
         The very first plan also determines how statistics are gathered for all contexts.
@@ -140,12 +140,16 @@ class Contexts:
             plan: the plan for the context. None if prefill gives it as a whole.
             enlargement: the picture's enlargement.
             room: bytes that the picture leaves for contexts of other enlargements.
+            again: whether this plan replaces an earlier one. Pictures of the earlier plan can still be read.
         """
         if self._latent is not None:
             self._features = self._features_of(self._latent, plan.gathering if plan else None)
             self._latent = None
         if plan is None or self._features is None:
             return
+        if again and plan != self._planned.get(enlargement):
+            self._planned.pop(enlargement, None)
+            self._refined.pop(enlargement, None)
         self._planned.setdefault(enlargement, plan)
         if enlargement not in self._refined:
             tiles = self._planned[enlargement].tiles

@@ -1,6 +1,7 @@
 """The cost of a chain of nodes in bytes, steps and time, which is the sum of the costs of its nodes."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from math import ceil
 
 from infgen_rt.backend.measuring import Speed
@@ -21,12 +22,34 @@ Chain = tuple[tuple[Cost, ...], ...]
 """For each stage, the costs of its nodes, from the latent to the tiles."""
 
 
+@dataclass(frozen=True)
+class Writing:
+    """The memory for writing a picture while it is decoded.
+
+    Attributes:
+        encoder: bytes of the file format's encoder.
+        wide: how many times as large the rows of tiles are that the writer holds: 2 for 16 bits.
+    """
+
+    encoder: int = 0
+    wide: int = 1
+
+    def extra(self, stage: StagePlan) -> int:
+        """The bytes beyond those that a writer of 8 bits without an encoder needs for a stage's picture."""
+        return self.encoder + (self.wide - 1) * stage.bands
+
+
+PLAIN = Writing()
+"""8-bit PNG, which is counted in every plan."""
+
+
 def chain_costs(
     stages: Sequence[StagePlan],
     encodings: Sequence[HaloTiling],
     manifest: Manifest,
     recipe: Recipe,
     workers: int = 1,
+    writing: Writing = PLAIN,
 ) -> Chain:
     """The costs of the nodes of all stages, as `nodes.chain` links them.
 
@@ -36,6 +59,7 @@ def chain_costs(
         manifest: the model's manifest.
         recipe: the recipe that will run.
         workers: the number of tiles that are decoded at the same time.
+        writing: the memory for writing the last picture.
     """
     figures = manifest.memory(recipe)
     chain = []
@@ -46,7 +70,7 @@ def chain_costs(
             latent = Given.cost(stage.grid.cells, manifest)
         chain.append((latent, *_stage_costs(stage, manifest, recipe, workers)))
     # A writer holds two rows of the last picture's tiles.
-    chain[-1] = (*chain[-1], Cost(held=stages[-1].bands))
+    chain[-1] = (*chain[-1], Cost(held=stages[-1].bands + writing.extra(stages[-1])))
     return tuple(chain)
 
 

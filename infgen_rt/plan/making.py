@@ -1,12 +1,13 @@
 """Makes plans: chooses tiles for given sizes and a memory budget, before anything runs."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import product
 
 from infgen_rt.backend.choice import Choice
 from infgen_rt.bundle.graphs import ENCODE, REFINE, STATISTICS
 from infgen_rt.bundle.manifest import Enlargement, Manifest, Recipe
-from infgen_rt.common.memory import MIB, format_bytes
+from infgen_rt.common.memory import MIB, enough, format_bytes
 from infgen_rt.errors import PlanError
 from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.shapes import Size
@@ -22,7 +23,8 @@ from infgen_rt.nodes.context import ContextPlan
 from infgen_rt.nodes.features import LocalFeatures
 from infgen_rt.nodes.moments import Gathering
 from infgen_rt.nodes.node import FLOAT
-from infgen_rt.plan.costs import chain_costs, multiply_adds, padded_tokens, peaks, preparation, seconds
+from infgen_rt.plan.costs import PLAIN, Writing, chain_costs, multiply_adds, peaks, preparation, seconds
+from infgen_rt.plan.fixed import fits_a_shape, largest_tile, what_fits
 from infgen_rt.plan.plan import LEAST_SCALE, Plan, StagePlan, decoded_grid
 
 # If a decoded picture is enlarged by resampling, its tiles are larger by the same factor, up to this one.
@@ -31,8 +33,21 @@ _ENLARGED = 2
 _ENCODED = 2
 # Sides in cells of the tiles in which a context is made. Smaller tiles spend more of the work on halos.
 _CONTEXT_TILES = (128, 96, 64, 48, 32, 24, 16, 8)
+
 CACHE = 64 * MIB
 """Maximum bytes of decoded tiles that are kept."""
+
+
+class TooLittleMemory(PlanError):
+    """No tile fits in the memory budget.
+
+    Attributes:
+        needed: bytes that would do.
+    """
+
+    def __init__(self, text: str, needed: int = 0) -> None:
+        super().__init__(text)
+        self.needed = needed
 
 
 def make_plan(
@@ -46,6 +61,7 @@ def make_plan(
     scales: tuple[float, float] | None = None,
     made: Callable[[Enlargement], ContextPlan | None] = lambda _: None,
     workers: int = 1,
+    writing: Writing = PLAIN,
 ) -> Plan:
     """Plan one decode.
 
@@ -61,10 +77,11 @@ def make_plan(
             None for any scale.
         made: returns the existing plan of the first latent's context for an enlargement, if there is one.
         workers: the best number of tiles to decode at the same time, if memory allows.
+        writing: the memory for writing the last picture.
 
     Raises:
-        PlanError: a latent or a picture is out of bounds, the recipe cannot encode for a second stage, or the budget
-            is too small.
+        PlanError: a latent or a picture is out of bounds, or the recipe cannot encode for a second stage.
+        TooLittleMemory: the budget is too small.
     """
     for number, grid in enumerate(grids, start=1):
         _check_bounds(grid, manifest, f"stage {number}: " if len(grids) > 1 else "")
@@ -73,7 +90,7 @@ def make_plan(
     if tile is None:
         # Fixed shapes may only have room for small tiles.
         least = 1 if recipe.shapes else SMALLEST_TILE
-        sides = range(min(LARGEST_TILE, _largest_tile(manifest, recipe)), least - 1, -1)
+        sides = range(min(LARGEST_TILE, largest_tile(manifest, recipe)), least - 1, -1)
     else:
         sides = range(_tile_tokens(tile, grids[0].patch, manifest, recipe), 0, -1)[:1]
     # First try contexts with the memory that the budget allows, then with as little memory as possible.
@@ -86,6 +103,10 @@ def make_plan(
         )
         for amount in (budget, 0)
     ]
+    if writing != PLAIN and (first := ways[-1][0]) is not None:
+        # An existing context may be made again in smaller parts. The statistics of its latent are kept.
+        smallest = plan_context(grids[0].cells, enlargements[0], manifest, recipe, 0)
+        ways.append((replace(smallest, gathering=first.gathering) if smallest else None, *ways[-1][1:]))
     needs: tuple[int, ...] = ()
     for contexts, count, side in product(dict.fromkeys(ways), dict.fromkeys((workers, workers // 2 or 1, 1)), sides):
         if count > 1 and tile is None and not SMALLEST_SHARED_TILE <= side <= LARGEST_SHARED_TILE:
@@ -100,11 +121,11 @@ def make_plan(
             )
             for grid, enlargement, context in zip(grids, enlargements, contexts, strict=True)
         )
-        if not all(_fits_a_shape(stage, manifest, recipe) for stage in stages):
+        if not all(fits_a_shape(stage, manifest, recipe) for stage in stages):
             continue
         longest = Size(_ENCODED * side, _ENCODED * side)
         encodings = tuple(HaloTiling(Tiling.of(grid.cells, longest), manifest.encode_halo) for grid in grids[1:])
-        chain = chain_costs(stages, encodings, manifest, recipe, count)
+        chain = chain_costs(stages, encodings, manifest, recipe, count, writing)
         needs = peaks(chain, manifest.memory(recipe).base)
         memory = max(needs)
         if memory <= budget:
@@ -112,16 +133,22 @@ def make_plan(
             # The other half of the remaining memory is a reserve for freed memory that does not return to the system.
             cache = min(CACHE, (budget - memory) // 2, 3 * FLOAT * largest)
             work, took = multiply_adds(chain, manifest), seconds(chain, runs.speed)
-            return Plan(stages, encodings, runs, preparation(chain), budget, memory + cache, cache, count, work, took)
+            written = writing.extra(stages[-1])
+            return Plan(
+                stages, encodings, runs, preparation(chain), budget, memory + cache, cache, count, work, took, written
+            )
     if not needs:
         pictures = " or ".join(str(grid.picture) for grid in grids)
-        raise PlanError(f"the fixed shapes of {recipe.name!r} hold no tile of a {pictures} picture at this scale")
+        tokens = None if tile is None else tile // grids[0].patch
+        remedy = what_fits(grids[0], tokens, manifest, recipe, scales)
+        raise PlanError(f"the fixed shapes of {recipe.name!r} hold no tile of a {pictures} picture: {remedy}")
     number = needs.index(max(needs))
     which = f"stage {number + 1}, " if len(grids) > 1 else ""
-    raise PlanError(
+    raise TooLittleMemory(
         f"memory of {format_bytes(budget)} is too small: {which}a {grids[number].picture} picture from a "
-        f"{grids[number].cells} latent needs at least {format_bytes(needs[number])}"
-        + (f" with tiles of {tile} pixels" if tile else "")
+        f"{grids[number].cells} latent needs at least {enough(needs[number])} (memory, --memory)"
+        + (f" with tiles of {tile} pixels" if tile else ""),
+        needs[number],
     )
 
 
@@ -195,26 +222,8 @@ def _check_encodes(recipe: Recipe, stages: int) -> None:
         raise PlanError(f"{stages} stages need shapes of any size, and {recipe.name!r} has fixed ones: use one stage")
 
 
-def _largest_tile(manifest: Manifest, recipe: Recipe) -> int:
-    side = max((min(shape.tokens) for shape in recipe.shapes), default=manifest.shapes.tokens[1])
-    return max(1, side - 2 * manifest.halo.tokens)
-
-
-def _fits_a_shape(stage: StagePlan, manifest: Manifest, recipe: Recipe) -> bool:
-    """Whether any region of a tile's size, with halo and context, fits one of the recipe's shapes, if it has any."""
-    padded = padded_tokens(stage, manifest)
-    context = stage.decoded.most_context(padded, manifest.halo.cells)
-    return not recipe.shapes or any(
-        all(
-            need <= side
-            for need, side in zip((*padded, *context), (*shape.tokens[::-1], *shape.context[::-1]), strict=True)
-        )
-        for shape in recipe.shapes
-    )
-
-
 def _tile_tokens(tile: int, patch: int, manifest: Manifest, recipe: Recipe) -> int:
-    largest = _largest_tile(manifest, recipe) * patch
+    largest = largest_tile(manifest, recipe) * patch
     if tile % patch or not patch <= tile <= largest:
         raise PlanError(f"tile of {tile} pixels is not possible: expected a multiple of {patch}, up to {largest}")
     return tile // patch

@@ -65,6 +65,7 @@ class Plan:
         workers: the number of tiles that are decoded at the same time.
         work: the estimated number of multiply-adds for all of the last picture.
         measured: the expected seconds from the measured speed of the backend. None if it was not measured.
+        writing: bytes of `memory` for writing, beyond those that a writer of 8-bit PNG needs.
     """
 
     stages: tuple[StagePlan, ...]
@@ -77,6 +78,7 @@ class Plan:
     workers: int = 1
     work: float = 0.0
     measured: float | None = None
+    writing: int = 0
 
     @property
     def estimated(self) -> bool:
@@ -101,7 +103,7 @@ class Plan:
         Returns:
             The peak memory in bytes, and the bytes of it that may hold tiles. A peak above `budget` does not fit.
         """
-        needed = self.memory - self.cache + extra
+        needed = self.memory - self.cache - self.writing + extra
         cache = max(0, min(self.cache, self.budget - needed))
         return needed + cache, cache
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from traceback import walk_tb
 
 from infgen_rt.common.pixels import Bits
-from infgen_rt.errors import OutputError, WriteError
+from infgen_rt.errors import OutputError, WriteError, reason
 from infgen_rt.geometry.shapes import Size
 from infgen_rt.writers.deepzoom import DeepZoom
 from infgen_rt.writers.formats import Format, Layer, TileFormat
@@ -118,8 +118,8 @@ def appearing(
     except OSError as error:
         if not _is_of_writing(error, form):
             raise
-        reason = (error.strerror or error) if targets[0].parent.is_dir() else "its folder was removed meanwhile"
-        raise WriteError(f"cannot write {path}: {reason}") from error
+        why = reason(error) if targets[0].parent.is_dir() else "its folder was removed meanwhile"
+        raise WriteError(f"cannot write {path}: {why}") from error
 
 
 def _is_of_writing(error: OSError, form: Format) -> bool:

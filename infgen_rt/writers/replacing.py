@@ -25,7 +25,7 @@ def target_of(path: Path) -> Path:
         return path
     target = Path(os.path.realpath(path))
     if target.is_symlink():
-        raise OutputError(f"{path} is a symbolic link that leads nowhere: choose another name")
+        raise OutputError(f"{path} is a symbolic link that leads to itself: remove it, or choose another name")
     return target
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from infgen_rt.errors import OutputError
+from infgen_rt.errors import OutputError, reason
 from infgen_rt.writers.names import hidden_name
 
 _HIDDEN = re.compile(r"\..*\.[0-9a-f]{8}\.part", re.DOTALL)
@@ -83,7 +83,7 @@ def _make(main: Path, held: ExitStack) -> Path:
         try:
             folder.mkdir()
         except OSError as error:
-            raise OutputError(f"cannot write in {main.parent}: {error.strerror}") from None
+            raise OutputError(f"cannot write in {main.parent}: {reason(error)}") from None
         with suppress(*_NO_LOCK):
             held.enter_context(FileLock(folder / _LOCK).acquire(timeout=0))
         # Before it was locked, another process may have removed it as one of a crashed process.

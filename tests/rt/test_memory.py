@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,11 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
 
 import infgen_rt
 from infgen_rt.cli.main import main
 from infgen_rt.common.limits import available_memory
-from infgen_rt.common.memory import GIB, MIB
+from infgen_rt.common.memory import GIB, MIB, enough, parse_bytes
+from infgen_rt.errors import OutputError
 
 from . import tiny
 
@@ -139,3 +144,57 @@ def test_a_plan_counts_the_writer_and_keeps_fewer_tiles_for_it(
         plan = decoder.picture(tiny.random_latent(40, 40)).plan
         room = plan.budget - plan.memory + plan.cache
         assert plan.beside(room - 100) == (plan.budget, 100) and plan.beside(room + 1) == (plan.budget + 1, 0)
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".webp", ".avif", ".tif", ".dzi"])
+def test_tiles_are_made_smaller_for_the_encoder_and_the_least_that_is_named_will_do(
+    bundle: Path, tmp_path: Path, ending: str
+) -> None:
+    latent = tiny.random_latent(64, 64)
+    with (
+        infgen_rt.open(bundle, memory="12MiB") as decoder,
+        pytest.raises(OutputError, match="needs at least") as caught,
+    ):
+        decoder.picture(latent, "4x", normalisation="model").check_save(tmp_path / f"a{ending}")
+    named = re.search(
+        r"needs at least ([\d.]+ [MG]iB) for 2048x2048, of 12.0 MiB: pass that as memory", str(caught.value)
+    )
+    assert named is not None
+    with infgen_rt.open(bundle, memory=named[1]) as decoder:
+        picture = decoder.picture(latent, "4x", normalisation="model")
+        form = picture.check_save(tmp_path / f"a{ending}")
+        smaller = picture.for_saving(form, picture.size, 8)
+        assert smaller.plan.stages[-1].count > picture.plan.stages[-1].count
+        assert picture.memory_to_save(form, picture.size, 8)[0] > picture.plan.budget
+        assert smaller.memory_to_save(form, picture.size, 8)[0] == smaller.plan.memory <= smaller.plan.budget
+    with infgen_rt.open(bundle, memory=parse_bytes(named[1]) - 2**20) as decoder, pytest.raises(OutputError):
+        decoder.picture(latent, "4x", normalisation="model").check_save(tmp_path / f"a{ending}")
+
+
+def test_a_picture_that_is_saved_in_smaller_tiles_is_the_same_picture(bundle: Path, tmp_path: Path) -> None:
+    latent = tiny.random_latent(48, 64)
+    with infgen_rt.open(bundle, memory="1GiB") as decoder:
+        expected = decoder.picture(latent, "2x", normalisation="model").read()
+    with infgen_rt.open(bundle, memory="12MiB") as decoder, pytest.raises(OutputError) as caught:
+        decoder.picture(latent, "2x", normalisation="model").save(tmp_path / "a.webp", lossless=True)
+    least = re.search(r"needs at least ([\d.]+ [MG]iB)", str(caught.value))
+    assert least is not None
+    with infgen_rt.open(bundle, memory=least[1]) as decoder:
+        picture = decoder.picture(latent, "2x", normalisation="model")
+        before = picture.read((0, 0, 64, 64))
+        picture.save(tmp_path / "a.webp", lossless=True)
+        assert np.array_equal(picture.read((0, 0, 64, 64)), before)
+    with Image.open(tmp_path / "a.webp") as image:
+        assert np.abs(np.asarray(image).astype(int) - expected).max() <= 1
+
+
+def test_a_tile_that_was_asked_for_stays_as_it_is(bundle: Path, tmp_path: Path) -> None:
+    with infgen_rt.open(bundle, memory="20MiB") as decoder:
+        picture = decoder.picture(tiny.random_latent(64, 64), "4x", tile=64, normalisation="model")
+        with pytest.raises(OutputError, match="for 2048x2048 with tiles of 64 pixels, of 20.0 MiB"):
+            picture.check_save(tmp_path / "a.jpg")
+
+
+@given(st.integers(1, 2**36))
+def test_an_amount_that_is_rounded_up_suffices(amount: int) -> None:
+    assert amount <= parse_bytes(enough(amount)) <= amount * 1.01 + 2**18

@@ -186,3 +186,50 @@ def test_a_file_in_the_place_of_a_folder_is_called_one(decoder: infgen_rt.Decode
         picture.save(tmp_path / "file" / "out.png")
     with pytest.raises(OutputError, match="cannot write in .*none: there is no such folder"):
         picture.save(tmp_path / "none" / "out.png")
+
+
+def test_a_link_to_itself_is_called_one(decoder: infgen_rt.Decoder, tmp_path: Path) -> None:
+    (tmp_path / "out.png").symlink_to("out.png")
+    with pytest.raises(OutputError, match="a symbolic link that leads to itself: remove it, or choose another name"):
+        decoder.picture(tiny.random_latent(4, 4), normalisation="model").save(tmp_path / "out.png")
+
+
+def test_plan_says_which_folder_is_in_the_way(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in").mkdir()
+    np.save(tmp_path / "in/latent.npy", tiny.random_latent(4, 4))
+    latent = str(tmp_path / "in/latent.npy")
+    for arguments, text in (
+        ([latent, "-o", str(tmp_path)], f"{tmp_path} is a folder: expected a picture's name for -o, such as"),
+        ([str(tmp_path / "in"), "-o", "a.png"], f"{tmp_path / 'in'} is a folder: expected the latent in it, {latent}"),
+    ):
+        assert main(["plan", *arguments, "--model", str(bundle)]) == 2
+        assert text in capsys.readouterr().err
+
+
+def test_a_region_outside_of_a_display_says_what_it_counts_in(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "latent.npy", tiny.random_latent(20, 30))
+    arguments = ["plan", str(tmp_path / "latent.npy"), "-o", str(tmp_path / "a.png"), "--model", str(bundle)]
+    assert main([*arguments, "--size", "200x200", "--fit", "cover", "--region", "150,0,100,100"]) == 2
+    said = capsys.readouterr().err
+    assert "which is 200x200; with --display or --fit, that is the part which is shown" in said
+
+
+@pytest.mark.parametrize(
+    ("latent", "size", "cause", "step"),
+    [
+        (tiny.random_latent(8, 12) * 3, None, "deviation", "unless a scaling after the sampler is left out or added"),
+        (tiny.random_latent(8, 12) + 1, None, "mean", "unless a shift after the sampler is left out or added"),
+        (tiny.random_latent(8, 12), "5x", "scale", "; 384x256 is within that"),
+        (tiny.random_latent(8, 12), (200, 64), "shape", "would keep its shape"),
+    ],
+)
+def test_warnings_end_with_a_step(
+    decoder: infgen_rt.Decoder, latent: np.ndarray, size: str | tuple[int, int] | None, cause: str, step: str
+) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        decoder.picture(latent, size, normalisation="model")
+    told = {each.message.cause: str(each.message) for each in caught if isinstance(each.message, InfGenWarning)}
+    assert step in told[cause]

@@ -14,7 +14,17 @@ PAGE = (ROOT / "docs/messages.md").read_text(encoding="utf-8")
 ROWS = [text for _, text in re.findall(r"^\| (`{1,2})(.+?)\1 \|", PAGE, re.MULTILINE)]
 LEAST = 12
 # Functions that return whole messages, or their ends.
-BUILDERS = {"_refusal", "unsuited", "_without_cuda", "_again", "_mending", "_advice", "instead_of", "or_install"}
+BUILDERS = {
+    "_refusal",
+    "unsuited",
+    "_without_cuda",
+    "_again",
+    "_mending",
+    "_advice",
+    "instead_of",
+    "or_install",
+    "what_fits",
+}
 BUILDERS |= {"installing", "reinstalling", "upgrading", "missing_library"}
 # Messages whose longest fixed part is shorter, and those that are built elsewhere.
 SHORT = {"cancelled", "interrupted", "cannot use", "lacks", ", expected"}

@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,6 +142,24 @@ def test_what_fits_a_tile_fits_the_recipe_s_shape(
         context = grid.context_of(tokens, manifest.halo.cells)
         assert tokens.height <= shape.tokens[0] and tokens.width <= shape.tokens[1]
         assert context.height <= shape.context[0] and context.width <= shape.context[1]
+
+
+@pytest.mark.parametrize(("scale", "tile"), [(1.0, 128), (0.3, None)])
+def test_a_refusal_of_fixed_shapes_names_what_would_do(manifest: Manifest, scale: float, tile: int | None) -> None:
+    recipe = replace(manifest.recipes[0], shapes=(FixedShape((40, 40), (12, 12), (320, 320)),))
+    picture = Size(*(round(8 * side * scale) for side in (90, 60)))
+
+    def planned(picture: Size, tile: int | None) -> Plan:
+        return make_plan((Grid(Size(90, 60), picture, 8),), manifest, recipe, runs=RUNS, budget=GIB, tile=tile)
+
+    with pytest.raises(PlanError, match="hold no tile") as caught:
+        planned(picture, tile)
+    if tile is not None:
+        found = re.search(r"pass a tile of (\d+) pixels or less \(--tile", str(caught.value))
+        assert found is not None and planned(picture, int(found[1])).stages[0].count > 1
+    else:
+        found = re.search(r"pass a size of (\d+)x(\d+) or more \(--size", str(caught.value))
+        assert found is not None and planned(Size(int(found[1]), int(found[2])), None)
 
 
 def test_time_is_that_of_the_measured_speed(manifest: Manifest) -> None:
