@@ -29,12 +29,13 @@ from infgen_rt.backend.candidates import Candidate, Survey
 from infgen_rt.backend.engine import Engine
 from infgen_rt.backend.protocol import Backend, Options, Session
 from infgen_rt.bundle.folder import DEFAULT_BUNDLE, Bundle
-from infgen_rt.bundle.graphs import DECODE, KINDS, kind_of
+from infgen_rt.bundle.graphs import DECODE, KINDS, WEIGHTS, Content, kind_of
 from infgen_rt.errors import BackendError
 from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.shapes import Size
 from infgen_rt.geometry.tiling import Tiling
 from infgen_runtimes.openvino import Session as OpenVinoSession
+from infgen_runtimes.openvino import read_model
 
 CELLS = Size(64, 64)
 TILE = Size(64, 64)
@@ -88,13 +89,13 @@ class Recorder:
     """
 
     backend: Backend
-    files: dict[str, Mapping[str, bytes]] = field(default_factory=dict)
+    files: dict[str, Mapping[str, Content]] = field(default_factory=dict)
     inputs: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.backend, name)
 
-    def load(self, graph: str, files: Mapping[str, bytes], options: Options) -> Session:
+    def load(self, graph: str, files: Mapping[str, Content], options: Options) -> Session:
         """See ``infgen_rt.backend.protocol.Backend``."""
         self.files[graph] = files
         return _Recording(self, graph, self.backend.load(graph, files, options))
@@ -114,19 +115,21 @@ class _Recording:
         self.session.close()
 
 
-def profile_onnx(files: Mapping[str, bytes], inputs: Mapping[str, Any], threads: int, runs: int) -> Profile:
+def profile_onnx(files: Mapping[str, Content], inputs: Mapping[str, Any], threads: int, runs: int) -> Profile:
     """ONNX Runtime's profile of a graph, with the number of operations in the optimised model that it saves."""
-    (content,) = files.values()
+    (content,) = (content for name, content in files.items() if name != WEIGHTS)
     with tempfile.TemporaryDirectory() as folder:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.enable_mem_pattern = threads, False
         options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "profile")
         options.optimized_model_filepath, options.log_severity_level = str(Path(folder) / "optimised.onnx"), _ERRORS
+        if weights := files.get(WEIGHTS):
+            options.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         for _ in range(runs + 1):
             session.run(None, dict(inputs))
         events = json.loads(Path(session.end_profiling()).read_text())
-        count = len(onnx.load(options.optimized_model_filepath).graph.node)
+        count = len(onnx.load(options.optimized_model_filepath, load_external_data=False).graph.node)
     times, about = defaultdict(list), {}
     for event in events:
         if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
@@ -153,11 +156,11 @@ def _products(event: Mapping[str, Any]) -> float:
 
 
 def profile_openvino(
-    files: Mapping[str, bytes], inputs: Mapping[str, Any], arithmetic: str, threads: int, runs: int
+    files: Mapping[str, Content], inputs: Mapping[str, Any], arithmetic: str, threads: int, runs: int
 ) -> Profile:
     """OpenVINO's profile of a graph and its runtime model. For bfloat16, the graph is cut in two as in the runtime."""
     core = openvino.Core()
-    model = core.read_model(files["model.xml"], openvino.Tensor(np.frombuffer(files["model.bin"], np.uint8)))
+    model = read_model(core, files)
     settings = {"INFERENCE_NUM_THREADS": threads, "PERF_COUNT": True}
     session = OpenVinoSession(core, model, arithmetic.replace("fp32", "f32"), settings)
     compiled = (request.get_compiled_model().get_runtime_model() for request in session._parts)

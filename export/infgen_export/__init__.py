@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from infgen_runtimes.telemetry import silence_onnxruntime
 
 if TYPE_CHECKING:
-    from infgen_export.pipeline import Card, export
+    from infgen_export.description import Card
+    from infgen_export.pipeline import export
     from infgen_export.report import Report
     from infgen_export.targets import Options
 
@@ -21,7 +22,7 @@ __all__ = ["Card", "Options", "Report", "export"]
 # Before a module here imports it.
 silence_onnxruntime()
 
-_HOMES = {"Card": "pipeline", "export": "pipeline", "Report": "report", "Options": "targets"}
+_HOMES = {"Card": "description", "export": "pipeline", "Report": "report", "Options": "targets"}
 
 
 def __getattr__(name: str) -> Any:

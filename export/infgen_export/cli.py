@@ -32,7 +32,7 @@ class _Command(click.Command):
     "'infgen-export recipes' lists what a target can be exported as.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoints", metavar="CHECKPOINT...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--target",
     "targets",
@@ -51,6 +51,12 @@ class _Command(click.Command):
 @click.option(
     "--training", default="unspecified", show_default=True, help="How the weights were made, for the manifest."
 )
+@click.option(
+    "--leave-out",
+    multiple=True,
+    metavar="PATTERN",
+    help="Leave out graphs that pictures do not need, such as '*.encode'; repeatable.",
+)
 @click.option("--opset", default=20, show_default=True, type=int, help="ONNX operator set.")
 @click.option("--min-deployment-target", default="iOS18", show_default=True, help="Oldest system for Core ML programs.")
 @click.option("--validate/--no-validate", default=True, show_default=True, help="Prove every graph against PyTorch.")
@@ -66,7 +72,7 @@ class _Command(click.Command):
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def main(
-    checkpoint: Path,
+    checkpoints: tuple[Path, ...],
     targets: tuple[str, ...],
     recipes: tuple[str, ...],
     output: Path,
@@ -74,6 +80,7 @@ def main(
     licence: str,
     training: str,
     opset: int,
+    leave_out: tuple[str, ...],
     min_deployment_target: str,
     validate: bool,
     keep_going: bool,
@@ -84,6 +91,8 @@ def main(
 ) -> None:
     """Turns a trained CHECKPOINT folder into a verified bundle of graphs.
 
+    Several checkpoints are of different latent spaces, and share all that does not belong to a space.
+
     Every graph is compared with PyTorch at shapes that were not used for tracing; a bundle that does not pass is not
     written.
     """
@@ -91,8 +100,9 @@ def main(
         if file.suffix not in {".md", ".json"} or not file.parent.is_dir():
             raise click.BadParameter(f"{file} must end in .md or .json, in a folder that exists", param_hint="--report")
     try:
+        from infgen_export.description import Card
         from infgen_export.errors import ExportError
-        from infgen_export.pipeline import Card, export  # torch takes seconds to import; --help should not
+        from infgen_export.pipeline import export  # torch takes seconds to import; --help should not
         from infgen_export.targets import Options
     except ImportError as error:
         click.echo(f"Error: {error.name} is not installed: pip install 'infgen-rt[export]'", err=True)
@@ -104,12 +114,13 @@ def main(
 
     try:
         report = export(
-            checkpoint,
+            checkpoints,
             output,
             targets,
             recipes,
             card=Card(model_version, licence, training),
             options=Options(opset, min_deployment_target),
+            leave_out=leave_out,
             validate=validate,
             keep_going=keep_going,
             force=force,

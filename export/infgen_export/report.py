@@ -17,6 +17,7 @@ class GraphReport:
     Attributes:
         recipe: Name of the recipe.
         graph: Name of the graph.
+        space: Latent space of the graph, if the bundle has graphs of several.
         precision: Precision of the recipe.
         bytes: Size of its files.
         parameters: Number of weights and biases.
@@ -30,6 +31,7 @@ class GraphReport:
 
     recipe: str
     graph: str
+    space: str | None
     precision: str
     bytes: int
     parameters: int
@@ -64,7 +66,7 @@ class GraphReport:
         shapes = str(len(self.checks)) if self.checks else "-"
         return (
             self.recipe,
-            self.graph,
+            f"{self.graph} ({self.space})" if self.space else self.graph,
             f"{self.parameters / 1e6:.2f} M",
             f"{self.bytes / 1e6:.2f} MB",
             str(sum(self.operations.values())),

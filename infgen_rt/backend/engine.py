@@ -111,7 +111,7 @@ class Engine:
             backend, device = self._candidate.backend, self._candidate.device
             keep, cache = kind_of(graph).kept, writable_cache(backend.name)
             options = Options(device.id, self._candidate.arithmetic, threads, keep, cache)
-            files = self._bundle.read_graph(self.recipe.graphs[graph])
+            files = self._bundle.read_graph(self.recipe, graph)
             try:
                 self._sessions[key] = backend.load(graph, files, options)
             except BackendError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from infgen_rt.backend import forks
+from infgen_rt.bundle.graphs import Content
 from infgen_rt.bundle.manifest import Recipe
 from infgen_rt.common.remedies import installing, missing_library, reinstalling, upgrading
 from infgen_rt.errors import BackendError, one_line
@@ -157,12 +158,13 @@ class Backend(Protocol):
         """
         ...
 
-    def load(self, graph: str, files: Mapping[str, bytes], options: Options) -> Session:
+    def load(self, graph: str, files: Mapping[str, Content], options: Options) -> Session:
         """Load a graph.
 
         Args:
             graph: `statistics`, `prefill`, `trunk`, `refine`, `decode` or `encode`.
-            files: the content of the graph's file, or of the files in its folder, by name. Digests are already checked.
+            files: the content of the graph's file, or of the files in its folder, by name, and of the file of weights
+                that the recipe may have, as `weights.safetensors`. Digests are already checked.
             options: the device, arithmetic and other options.
 
         Raises:

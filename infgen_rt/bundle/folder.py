@@ -1,11 +1,13 @@
 """Bundles: the graphs of one model with the manifest that describes them, in a folder or a zip."""
 
 import hashlib
+import mmap
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from infgen_rt.bundle.manifest import MANIFEST, FormatError, Manifest
+from infgen_rt.bundle.graphs import WEIGHTS, Content
+from infgen_rt.bundle.manifest import MANIFEST, FormatError, Manifest, Recipe
 from infgen_rt.bundle.several import read_models
 from infgen_rt.common.files import is_possible
 from infgen_rt.common.remedies import PACKAGE, is_frozen, reinstalling
@@ -28,6 +30,7 @@ class Bundle:
         self.path = path
         self.manifest = manifest
         self.spaces = spaces or (manifest.latent_space,)
+        self._kept: dict[str, Content] = {}
 
     @classmethod
     def open(cls, path: str | Path | None = None, space: str | None = None) -> "Bundle":
@@ -65,14 +68,29 @@ class Bundle:
             )
         return cls(root, models[spaces.index(space) if space else 0], spaces)
 
-    def read_graph(self, graph: str) -> dict[str, bytes]:
-        """The content of a graph's files, by name: its only file, or the files in its folder by their names there.
+    def read_graph(self, recipe: Recipe, graph: str) -> dict[str, Content]:
+        """The content of the files that a graph of a recipe needs.
+
+        Returns:
+            By name: its only file, or the files in its folder by their names there, and if the recipe has a file of
+            weights, that file as `weights.safetensors`.
 
         Raises:
             BundleError: a digest does not match the manifest.
         """
-        names = self.manifest.files_of(graph)
-        return {name.removeprefix(f"{graph}/"): self.read(name) for name in names}
+        path = recipe.graphs[graph]
+        files: dict[str, Content] = {
+            name.removeprefix(f"{path}/"): self.read(name) for name in self.manifest.files_of(path)
+        }
+        if recipe.weights is not None:
+            files[WEIGHTS] = self._weights(recipe.weights)
+        return files
+
+    def _weights(self, name: str) -> Content:
+        """A file that many graphs need: mapped into memory where it can be, and checked once."""
+        if name not in self._kept:
+            self._kept[name] = self._checked(name, _map(self.path, name))
+        return self._kept[name]
 
     def read(self, name: str) -> bytes:
         """The content of a listed file.
@@ -81,6 +99,10 @@ class Bundle:
             BundleError: its digest does not match the manifest.
         """
         content = _read(self.path, name)
+        self._checked(name, content)
+        return content
+
+    def _checked(self, name: str, content: Content) -> Content:
         if hashlib.sha256(content).hexdigest() != self.manifest.files[name].sha256:
             raise BundleError(f"{self.path} is damaged: the sha256 of {name} does not match; {_again(self.path)}")
         return content
@@ -117,6 +139,17 @@ def _lengths(root: Path) -> Mapping[str, int]:
     except Exception as error:
         text = one_line(error)
         raise BundleError(f"{root} is not a bundle, a folder or a zip with a {MANIFEST}: {text}") from None
+
+
+def _map(root: Path, name: str) -> Content:
+    """The content of a file that is not empty, mapped into memory if it is not in a zip."""
+    if not root.is_dir():
+        return _read(root, name)
+    try:
+        with (root / name).open("rb") as file:
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except (OSError, ValueError):  # a file system that cannot do it
+        return _read(root, name)
 
 
 def _read(root: Path, name: str) -> bytes:

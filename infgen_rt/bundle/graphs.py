@@ -10,6 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+WEIGHTS = "weights.safetensors"
+"""The file of a bundle with the weights that several graphs share."""
+Content = bytes | memoryview
+"""The content of a file. That of a file that is mapped into memory is a view."""
+
 
 @dataclass(frozen=True)
 class Tensorspec:
@@ -59,6 +64,7 @@ class Kind:
         output: the only output.
         unit: the unit by which its working memory grows: cells or tokens.
         part: the part of the PyTorch model that holds its weights.
+        of_space: whether every latent space has a graph of its own. Models of several spaces can share the others.
         enlarged: whether there is one graph per enlargement of the model.
         picture: whether it is needed to make a picture.
         fixed: whether it takes only the shapes of the recipe, if the recipe has fixed shapes.
@@ -70,6 +76,7 @@ class Kind:
     output: Tensorspec
     unit: Literal["cell", "token"]
     part: str
+    of_space: bool = False
     enlarged: bool = False
     picture: bool = True
     fixed: bool = False
@@ -93,7 +100,7 @@ class Kind:
 _LATENT = Tensorspec("latent", (1, "C", "h", "w"), "{space} latent")
 _MOMENTS = Tensorspec("moments", (2, "S", "G"), "means and variances of prefill's blocks, over the whole latent")
 _FEATURES = Tensorspec("features", (1, "F", "h", "w"), "what the context is refined from")
-_FINE = Tensorspec("fine", (1, "T", "P*h", "P*w"), "the trunk's features at the latent's own size")
+_FINE = Tensorspec("fine", (1, "T", "P*h", "P*w"), "the trunk's features and picture at the latent's own size")
 _CONTEXT = Tensorspec("context", (1, "D", "h", "w"), "what every tile of the picture is decoded from")
 
 STATISTICS = Kind(
@@ -107,9 +114,10 @@ STATISTICS = Kind(
     _MOMENTS,
     "cell",
     part="prefill",
+    of_space=True,
 )
-PREFILL = Kind("prefill", (_LATENT, _MOMENTS), _FEATURES, "cell", part="prefill")
-TRUNK = Kind("trunk", (_FEATURES,), _FINE, "cell", part="refine")
+PREFILL = Kind("prefill", (_LATENT, _MOMENTS), _FEATURES, "cell", part="prefill", of_space=True)
+TRUNK = Kind("trunk", (_FEATURES,), _FINE, "cell", part="refine", of_space=True)
 REFINE = Kind("refine", (_FEATURES, _FINE), _CONTEXT, "cell", part="refine", enlarged=True)
 DECODE = Kind(
     "decode",
@@ -135,6 +143,7 @@ ENCODE = Kind(
     _LATENT,
     "cell",
     part="encode",
+    of_space=True,
     picture=False,
     fixed=True,
 )

@@ -10,9 +10,10 @@ from infgen_rt.bundle.graphs import REFINE, STATISTICS, TRUNK, Kind, graph_name,
 from infgen_rt.common.schema import SchemaError, parse
 from infgen_rt.errors import BundleError, one_line
 
-FORMAT = 5
-# Format 1 had no refine, format 2 no statistics, format 3 no enlargements, and format 4 no trunk.
-_READABLE = (1, 2, 3, 4, FORMAT)
+FORMAT = 6
+# Format 1 had no refine, format 2 no statistics, format 3 no enlargements, format 4 no trunk, and format 5 no file of
+# weights that graphs share.
+_READABLE = (1, 2, 3, 4, 5, FORMAT)
 MANIFEST = "manifest.json"
 # The largest number of channels, moments or pixels of a patch, and the largest scale.
 _MOST = 2**16
@@ -131,7 +132,8 @@ class Recipe:
     the others are optional. In a model with enlargements, the names of refine and decode end with the factor. Without
     refine, prefill's features are the context. Without statistics, prefill sees the whole latent.
     `memory` is None if the graphs were not run in their own runtime. `shapes` are the only shapes that decode and
-    encode take. If it is empty, they take any.
+    encode take. If it is empty, they take any. `weights` is the file with weights that the graphs refer to. If it is
+    None, the graphs' own files have all weights.
     """
 
     name: str
@@ -140,6 +142,7 @@ class Recipe:
     graphs: dict[str, str]
     memory: Memory | None
     shapes: tuple[FixedShape, ...] = ()
+    weights: str | None = None
 
 
 @dataclass(frozen=True)
@@ -197,7 +200,7 @@ class Manifest:
                 raise BundleError(
                     f"manifest: recipe {recipe.name!r} has statistics, and 'moments' gives no shape of them"
                 )
-            for name in recipe.graphs.values():
+            for name in (*recipe.graphs.values(), *([recipe.weights] if recipe.weights is not None else ())):
                 if not self.files_of(name):
                     raise BundleError(f"manifest: recipe {recipe.name!r} names {name!r}, which is not in 'files'")
         channels = min(each.channels for each in self.contexts)

@@ -3,11 +3,12 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 from infgen_rt.bundle.manifest import FORMAT, FileInfo, Manifest, load
 from infgen_rt.errors import BundleError
 
-_MODELS, _FILES = "models", "files"
+_MODELS, _FILES, _VERIFICATION = "models", "files", "verification"
 
 
 def read_models(text: str | bytes) -> tuple[Manifest, ...]:
@@ -26,7 +27,8 @@ def read_models(text: str | bytes) -> tuple[Manifest, ...]:
     described, files = data[_MODELS], data.get(_FILES)
     if not isinstance(described, list) or not described or not all(isinstance(each, dict) for each in described):
         raise BundleError("manifest: 'models' is not a list of one model or more")
-    models = [Manifest.of({**each, "format": data["format"], _FILES: files}) for each in described]
+    common = {"format": data["format"], _FILES: files, _VERIFICATION: data.get(_VERIFICATION, [])}
+    models = [_own_results(Manifest.of({**each, **common})) for each in described]
     spaces = [each.latent_space for each in models]
     if twin := next((space for space in spaces if spaces.count(space) > 1), None):
         raise BundleError(f"manifest: two models are for {twin!r} latents")
@@ -46,12 +48,23 @@ def write_models(models: Sequence[Manifest]) -> str:
         for name, info in model.files.items():
             if files.setdefault(name, info) != info:
                 raise ValueError(f"two models have different files {name!r}")
-    shared = ("format", _FILES)
-    described = [{name: value for name, value in asdict(each).items() if name not in shared} for each in models]
+    common = ("format", _FILES, _VERIFICATION)
+    described = [{name: value for name, value in asdict(each).items() if name not in common} for each in models]
     listed = {name: asdict(info) for name, info in files.items()}
-    return json.dumps({"format": FORMAT, _MODELS: described, _FILES: listed}, indent=2) + "\n"
+    results: list[dict[str, Any]] = []
+    for result in (result for model in models for result in model.verification):
+        if result not in results:
+            results.append(result)
+    shared = {_FILES: listed, _VERIFICATION: results}
+    return json.dumps({"format": FORMAT, _MODELS: described, **shared}, indent=2) + "\n"
+
+
+def _own_results(model: Manifest) -> Manifest:
+    """The model with the results of its own graphs and of those that it shares."""
+    spaces = (None, model.latent_space)
+    return replace(model, verification=tuple(each for each in model.verification if each.get("space") in spaces))
 
 
 def _own_files(model: Manifest) -> dict[str, FileInfo]:
-    graphs = {graph for recipe in model.recipes for graph in recipe.graphs.values()}
-    return {name: model.files[name] for graph in sorted(graphs) for name in model.files_of(graph)}
+    used = {name for recipe in model.recipes for name in (*recipe.graphs.values(), recipe.weights) if name}
+    return {name: model.files[name] for each in sorted(used) for name in model.files_of(each)}

@@ -15,7 +15,10 @@ from infgen_rt.common.schema import parse
 
 FRAMES = ("image", "cell")
 STARTS = ("mask", "sampled")
-OF_TRUNK = ("prefill.enter.", "prefill.blocks.", "refine.grow.", "refine.levels.")
+OF_TRUNK = (
+    *("prefill.enter.", "prefill.blocks.", "refine.grow.", "refine.levels.", "refine.adapt."),
+    "refine.enlarger.to_picture.",
+)
 """Prefixes of the trunk's parameters. Each latent space has a trunk of its own."""
 OF_SPACE = (*OF_TRUNK, "encode.leave.")
 """Prefixes of all parameters that belong to one latent space. Models of several spaces can share the others."""
@@ -83,6 +86,8 @@ class DecoderConfig:
         scale_range: Smallest and largest scale that the model is trained for, as output pixels per cell / 8.
         pooled: Whether the blocks of the trunk's first resolution use global statistics. Of the tiny decoders that a
             trunk starts from, only TAEF2's has them.
+        adapted: Whether a further layer makes the trunk's last features into those that the enlarger was trained on.
+            The trunk of another latent space than the first needs it.
     """
 
     name: str
@@ -108,6 +113,7 @@ class DecoderConfig:
     encoder: tuple[Level, ...] = (Level(64, 3), Level(64, 3), Level(64, 3))
     scale_range: tuple[float, float] = (0.5, 4.0)
     pooled: bool = True
+    adapted: bool = False
 
     PATCH = 8
     """Side of a token in output pixels."""
@@ -180,8 +186,8 @@ class DecoderConfig:
 
     @property
     def fine_channels(self) -> int | None:
-        """Channels T of the trunk's last features, at the latent's own size. ``None`` without detail."""
-        return self.trunk[-1].width if self.detail else None
+        """Channels T of what the trunk gives at the latent's own size, with its picture. ``None`` without detail."""
+        return self.trunk[-1].width + 3 if self.detail else None
 
     def context_channels(self, enlargement: Enlargement | None = None) -> int:
         """Channels D of the context. Per cell: those for attention, then its fine grid, then its enlarged pixels."""

@@ -44,9 +44,14 @@ class Enlarger(nn.Module):
                 leave.weight.zero_()
                 leave.bias.zero_()
 
-    def forward(self, features: Tensor, enlargement: Enlargement) -> Tensor:
-        """Makes a picture [B, 3, factor H, factor W], about [0, 1] and not clamped, from features [B, F, H, W]."""
-        picture: Tensor = self.to_picture(features)
+    def forward(self, features: Tensor, picture: Tensor, enlargement: Enlargement) -> Tensor:
+        """Makes a picture [B, 3, factor H, factor W], about [0, 1] and not clamped.
+
+        Args:
+            features: [B, F, H, W], at the latent's own size.
+            picture: [B, 3, H, W], what ``to_picture`` makes of the trunk's features.
+            enlargement: The enlargement.
+        """
         factor = enlargement.factor
         if factor == 1:
             return picture

@@ -106,25 +106,30 @@ class Refine(nn.Module):
         self.levels = nn.ModuleList(
             nn.Sequential(*(TripleBlock(level.width) for _ in range(level.blocks))) for level in config.trunk[1:]
         )
+        self.adapt = nn.Conv2d(width, width, 1) if config.adapted else None
         self.to_detail = nn.Conv2d(width, config.detail, 1)
         self.enlarger = Enlarger(width, config.enlargements)
         self.fold = config.detail_factor
 
     def grown(self, features: Tensor) -> Tensor:
-        """The trunk's last features [B, F', 8 h, 8 w], from which the picture and the detail are made."""
+        """What the trunk gives [B, T, 8 h, 8 w]: features for the enlarger and the detail, then the picture in RGB."""
         for grow, level in zip(self.grow, self.levels, strict=True):
             features = level(grow(F.interpolate(features, scale_factor=2)))
-        return features
+        picture = self.enlarger.to_picture(features)
+        if self.adapt is not None:
+            features = F.relu(self.adapt(features))
+        return torch.cat([features, picture], dim=1)
 
     def forward(self, features: Tensor, enlargement: Enlargement) -> Tensor:
         """See the class."""
         return self.enlarged(features, self.grown(features), enlargement)
 
     def enlarged(self, features: Tensor, fine: Tensor, enlargement: Enlargement) -> Tensor:
-        """The context, from features and the trunk's last features. No parameter of it belongs to the trunk."""
-        picture = self.enlarger(fine, enlargement)
+        """The context, from features and what ``grown`` gives. None of its parameters belongs to the trunk."""
+        fine, picture = fine[:, :-3], fine[:, -3:]
+        enlarged = self.enlarger(fine, picture, enlargement)
         folded = [
             F.pixel_unshuffle(self.to_detail(fine), self.fold),
-            F.pixel_unshuffle(picture, self.fold * enlargement.factor),
+            F.pixel_unshuffle(enlarged, self.fold * enlargement.factor),
         ]
         return torch.cat([self.to_context(features), *folded], dim=1)

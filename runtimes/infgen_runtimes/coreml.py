@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from infgen_rt.backend.protocol import Device, Options, require_version
+from infgen_rt.bundle.graphs import Content
 from infgen_rt.bundle.manifest import Recipe
 from infgen_rt.common.pixels import FloatArray
 from infgen_rt.errors import BackendError, DecodeError, one_line
@@ -60,7 +61,7 @@ class Backend:
             return ()
         return (arithmetic,)
 
-    def load(self, graph: str, files: Mapping[str, bytes], options: Options) -> "Session":
+    def load(self, graph: str, files: Mapping[str, Content], options: Options) -> "Session":
         """Compile and load an `.mlpackage`; see `infgen_rt.backend.protocol.Backend`."""
         try:
             with tempfile.TemporaryDirectory() as folder:
@@ -138,7 +139,7 @@ def _move(source: Path, target: Path) -> None:
         source.rename(target)
 
 
-def _digest(files: Mapping[str, bytes]) -> str:
+def _digest(files: Mapping[str, Content]) -> str:
     digest = hashlib.sha256()
     for name in sorted(files):
         digest.update(name.encode() + b"\0" + hashlib.sha256(files[name]).digest())

@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime as ort
 
 from infgen_rt.backend.protocol import KNOWN, Device, Options, Values, require_version
+from infgen_rt.bundle.graphs import WEIGHTS, Content
 from infgen_rt.bundle.manifest import Recipe
 from infgen_rt.common.cancellation import current
 from infgen_rt.common.folders import private_folder
@@ -76,11 +77,11 @@ class Backend:
             return () if recipe.precision == "fp16" else ("fp32",)
         return ("fp16",) if recipe.precision == "fp16" else ("fp32",)
 
-    def load(self, graph: str, files: Mapping[str, bytes], options: Options) -> "Session":
-        """Load an ONNX graph, which is one file; see `infgen_rt.backend.protocol.Backend`."""
+    def load(self, graph: str, files: Mapping[str, Content], options: Options) -> "Session":
+        """Load an ONNX graph and the weights that it refers to; see `infgen_rt.backend.protocol.Backend`."""
         try:
-            (content,) = files.values()
-            session = _session(content, options)
+            (content,) = (content for name, content in files.items() if name != WEIGHTS)
+            session = _session(content, options, files.get(WEIGHTS))
         except BackendError:
             raise
         # ONNX Runtime's exceptions have no common base class.
@@ -162,8 +163,10 @@ def _least(side: int | str) -> int:
     return side if isinstance(side, int) else int(side.partition("*")[0]) if "*" in side else 1
 
 
-def _session(content: bytes, options: Options) -> ort.InferenceSession:
+def _session(content: Content, options: Options, weights: Content | None = None) -> ort.InferenceSession:
     settings = _session_options(options)
+    if weights is not None:
+        settings.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])
     kind, _, index = options.device.partition(":")
     if kind == "cpu":
         return ort.InferenceSession(content, settings, providers=[_CPU])

@@ -11,6 +11,7 @@ import numpy as np
 
 from infgen_rt.backend.forks import keep_in_children
 from infgen_rt.backend.protocol import Device, Options, require_version
+from infgen_rt.bundle.graphs import WEIGHTS, Content
 from infgen_rt.bundle.manifest import Recipe
 from infgen_rt.common.cancellation import current
 from infgen_rt.common.folders import read_checked, write_checked
@@ -21,8 +22,7 @@ from infgen_runtimes.telemetry import without_openvino_telemetry
 with without_openvino_telemetry():
     import openvino as ov
 
-MODEL = "model.xml"
-WEIGHTS = "model.bin"
+SUFFIX = ".xml"
 # Changes with the way in which graphs are cut in two, because compiled graphs of another way do not fit.
 _CUT = 2
 _HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
@@ -65,22 +65,22 @@ class Backend:
         capabilities = _core().get_property(_name(device), "OPTIMIZATION_CAPABILITIES")
         return ("fp32", "bf16") if "BF16" in capabilities else ("fp32",)
 
-    def load(self, graph: str, files: Mapping[str, bytes], options: Options) -> "Session":
-        """Load a graph's `model.xml` and `model.bin`; see `infgen_rt.backend.protocol.Backend`."""
+    def load(self, graph: str, files: Mapping[str, Content], options: Options) -> "Session":
+        """Load a graph's `.xml` with the file of its weights; see `infgen_rt.backend.protocol.Backend`."""
         settings: dict[str, object] = {}
         if options.threads is not None and options.device == "cpu":
             settings["INFERENCE_NUM_THREADS"] = options.threads
         try:
             core = _core()
-            model = core.read_model(files[MODEL], ov.Tensor(np.frombuffer(files[WEIGHTS], np.uint8)))
+            model = read_model(core, files)
             precision, device = _HINTS[options.arithmetic], _name(options.device)
             kept = None
             if options.cache is not None and "EXPORT_IMPORT" in core.get_property(device, "OPTIMIZATION_CAPABILITIES"):
                 full_name = core.get_property(device, "FULL_DEVICE_NAME")
                 about = [_CUT, ov.get_version(), device, full_name, precision, settings]
                 digest = hashlib.sha256(repr(about).encode())
-                for name in (MODEL, WEIGHTS):
-                    digest.update(hashlib.sha256(files[name]).digest())
+                for _, content in sorted(files.items()):
+                    digest.update(hashlib.sha256(content).digest())
                 kept = options.cache / digest.hexdigest()[:32]
             # OpenVINO keeps the working memory of each graph's largest run. On other devices, this is not tried.
             releases = not options.keep_memory and options.device == "cpu"
@@ -89,6 +89,14 @@ class Backend:
         except Exception as error:
             text = f"openvino {ov.__version__} cannot load the graph on {options.device}: {one_line(error)}"
             raise BackendError(text) from error
+
+
+def read_model(core: ov.Core, files: Mapping[str, Content]) -> ov.Model:
+    """Read a graph from the content of its files, without compiling it."""
+    (description,) = (content for name, content in files.items() if name.endswith(SUFFIX))
+    # In bundles up to format 5, each graph has a second file.
+    weights = files[WEIGHTS] if WEIGHTS in files else files["model.bin"]
+    return core.read_model(bytes(description), ov.Tensor(np.frombuffer(weights, np.uint8)))
 
 
 class Session:

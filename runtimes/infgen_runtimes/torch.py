@@ -12,10 +12,11 @@ from safetensors.torch import load
 from torch.overrides import TorchFunctionMode
 
 from infgen_model import DecoderConfig, InfGen
-from infgen_model.checkpoint import CONFIG, WEIGHTS
+from infgen_model.checkpoint import CONFIG
+from infgen_model.checkpoint import WEIGHTS as CHECKPOINT
 from infgen_model.graphs import graphs_of
 from infgen_rt.backend.protocol import EXACT, Device, Options, Values, require_version
-from infgen_rt.bundle.graphs import kind_of
+from infgen_rt.bundle.graphs import WEIGHTS, Content, kind_of
 from infgen_rt.bundle.manifest import Recipe
 from infgen_rt.common.cancellation import current
 from infgen_rt.common.pixels import LARGEST, Number
@@ -59,14 +60,16 @@ class Backend:
             return ("fp32", "fp16")
         return ("fp32", "bf16") if torch.backends.mkldnn.is_available() and _has_bf16() else ("fp32",)
 
-    def load(self, graph: str, files: Mapping[str, bytes], options: Options) -> "Session":
-        """Load `config.json` and a graph's part of `model.safetensors`; see `infgen_rt.backend.protocol.Backend`."""
+    def load(self, graph: str, files: Mapping[str, Content], options: Options) -> "Session":
+        """Load a description of the model, and a graph's weights; see `infgen_rt.backend.protocol.Backend`."""
         try:
-            model = InfGen(DecoderConfig.from_json(json.loads(files[CONFIG])))
-            part = kind_of(graph).part
-            weights = {name: tensor.float() for name, tensor in load(files[WEIGHTS]).items()}
-            own = {name.removeprefix(f"{part}."): each for name, each in weights.items() if name.startswith(f"{part}.")}
-            getattr(model, part).load_state_dict(own)
+            config, weights = _model(files)
+            model = InfGen(config)
+            part = f"{kind_of(graph).part}."
+            own = {name.removeprefix(part): value for name, value in weights.items() if name.startswith(part)}
+            module = model.get_submodule(part.rstrip("."))
+            expected = module.state_dict()
+            module.load_state_dict({name: value.float().reshape(expected[name].shape) for name, value in own.items()})
             entry = next(entry for entry in graphs_of(model.eval()) if entry.name == graph)
             device = torch.device(options.device)
             moved = entry.module.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -165,6 +168,17 @@ class _Stopping(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         current().check()
         return func(*args, **(kwargs or {}))
+
+
+def _model(files: Mapping[str, Content]) -> tuple[DecoderConfig, dict[str, torch.Tensor]]:
+    """The config of a model, and its weights by their names in a checkpoint."""
+    if CONFIG in files:  # bundles up to format 5, and checkpoints
+        return DecoderConfig.from_json(json.loads(bytes(files[CONFIG]))), load(bytes(files[CHECKPOINT]))
+    (described,) = (json.loads(bytes(content)) for name, content in files.items() if name != WEIGHTS)
+    tensors = load(bytes(files[WEIGHTS]))
+    return DecoderConfig.from_json(described["config"]), {
+        name: tensors[stored] for name, stored in described["weights"].items()
+    }
 
 
 @contextmanager

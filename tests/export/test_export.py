@@ -28,8 +28,9 @@ from infgen_export.targets import Options
 from infgen_export.targets.dims import dynamic_shapes
 from infgen_export.targets.onnx import Session
 from infgen_export.verify import CASES, TOLERANCE, compare
-from infgen_model.checkpoint import save_checkpoint
+from infgen_model.checkpoint import load_checkpoint, save_checkpoint
 from infgen_model.graphs import MAX_CELLS, MAX_TOKENS, Graph
+from infgen_model.sharing import share
 from infgen_rt.bundle.folder import Bundle
 
 from . import tiny
@@ -68,7 +69,7 @@ export_one = partial(export, recipes=["onnx-fp32"])
 
 
 def load(bundle: Path, graph: str) -> onnx.ModelProto:
-    return onnx.load(bundle / "onnx-fp32" / f"{graph}.onnx")
+    return onnx.load(bundle / f"onnx-fp32.{graph}.onnx")
 
 
 # A good export.
@@ -109,7 +110,7 @@ def test_the_encoder_is_torchs_too(exported: Exported, cells: tuple[int, int]) -
     image = torch.rand(1, 3, 8 * cells[0], 8 * cells[1])
     with torch.inference_mode():
         expected = exported.model.encode(image)
-    assert torch.allclose(Session(exported.bundle / "onnx-fp32" / "encode.onnx")({"image": image}), expected, atol=1e-4)
+    assert torch.allclose(Session(exported.bundle / "onnx-fp32.encode.onnx")({"image": image}), expected, atol=1e-4)
 
 
 GRAPHS = {
@@ -126,7 +127,9 @@ def test_a_model_has_the_graphs_of_its_kind(exported: Exported) -> None:
     """One without a trunk has no statistics to be given, and its features are the context."""
     names = GRAPHS[exported.model.config.name]
     assert tiny.graph_names(exported.model) == names
-    assert sorted(path.stem for path in (exported.bundle / "onnx-fp32").iterdir()) == sorted(names)
+    assert sorted(path.name for path in exported.bundle.glob("*.onnx")) == sorted(
+        f"onnx-fp32.{name}.onnx" for name in names
+    )
 
 
 @pytest.mark.parametrize("graph", GRAPHS["tiny-edge"] + ["decode"])
@@ -187,7 +190,8 @@ def test_the_manifest_says_what_the_model_is(exported: Exported) -> None:
     (recipe,) = manifest.recipes
     assert (recipe.name, recipe.target, recipe.precision) == ("onnx-fp32", "onnx", "fp32")
     files = {path.relative_to(exported.bundle).as_posix() for path in exported.bundle.rglob("*.*")}
-    assert files == {"manifest.json", *manifest.files} and set(manifest.files) == set(recipe.graphs.values())
+    assert files == {"manifest.json", *manifest.files}
+    assert set(manifest.files) == {"weights.safetensors", *recipe.graphs.values()}
     for name, info in manifest.files.items():
         content = (exported.bundle / name).read_bytes()
         assert (hashlib.sha256(content).hexdigest(), len(content)) == (info.sha256, info.bytes)
@@ -209,7 +213,7 @@ def test_the_report_has_every_graph_at_every_shape(exported: Exported) -> None:
     for entry in exported.report.graphs:
         assert [check.case for check in entry.checks] == [case.name for case in CASES]
         assert 0 <= entry.max_error <= TOLERANCE and entry.psnr > 80 and not entry.failures()
-        assert entry.bytes == (exported.bundle / "onnx-fp32" / f"{entry.graph}.onnx").stat().st_size
+        assert entry.bytes > (exported.bundle / f"onnx-fp32.{entry.graph}.onnx").stat().st_size
     rows = str(exported.report).splitlines()
     assert rows[0].split()[:2] == ["recipe", "graph"] and [row.split()[1] for row in rows[1:]] == tiny.graph_names(
         exported.model
@@ -221,7 +225,7 @@ def test_the_report_has_every_graph_at_every_shape(exported: Exported) -> None:
 def test_progress_names_each_step(exported: Exported) -> None:
     steps = [line for line in exported.progress if not line.startswith("  ")]
     names = tiny.graph_names(exported.model)
-    graphs = [f"[{number}/{len(names)}] onnx-fp32: {graph}" for number, graph in enumerate(names, start=1)]
+    graphs = [f"[{number}/{len(names)}] onnx-fp32.{graph}" for number, graph in enumerate(names, start=1)]
     assert steps == [*graphs, "onnx-fp32: measuring memory"]
     details = exported.progress[1 : exported.progress.index(graphs[1])]
     assert details[0].startswith("  converted in ")
@@ -514,3 +518,77 @@ def test_help_is_quick_because_torch_is_not_loaded() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.startswith("Usage: ")
     assert not {"torch", "onnx", "onnxruntime"} & set(itertools.chain(*map(str.split, result.stdout.splitlines()[-1:])))
+
+
+# Several latent spaces.
+
+
+@pytest.fixture(scope="module")
+def of_spaces(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Checkpoints of two latent spaces that share all but what belongs to a space; not to be changed."""
+    folder, guide = tmp_path_factory.mktemp("spaces"), tiny.model(tiny.EDGE)
+    other = dataclasses.replace(tiny.EDGE, name="tiny-sdxl", latent_space="sdxl", latent_channels=4, pooled=False)
+    model = tiny.model(other, seed=1)
+    share(guide, model)
+    save_checkpoint(folder / "flux2", guide)
+    save_checkpoint(folder / "sdxl", model)
+    return {space: folder / space for space in ("flux2", "sdxl")}
+
+
+def test_models_of_several_spaces_share_a_bundle(of_spaces: dict[str, Path], tmp_path: Path) -> None:
+    """Graphs after the trunk are exported once, and every space has the pixels of its own model."""
+    report = export_one(list(of_spaces.values()), tmp_path / "bundle", card=CARD, leave_out=["*.encode.sdxl"])
+    own = [entry.graph for entry in report.graphs if entry.space == "sdxl"]
+    assert own == ["prefill", "trunk"] and not any(entry.failures() for entry in report.graphs)
+    assert Bundle.open(tmp_path / "bundle").spaces == ("flux2", "sdxl")
+    manifests = {space: Bundle.open(tmp_path / "bundle", space).manifest for space in of_spaces}
+    recipes = {space: manifest.recipes[0] for space, manifest in manifests.items()}
+    same = recipes["flux2"].graphs.items() & recipes["sdxl"].graphs.items()
+    assert {name for name, _ in same} == {f"{kind}{factor}" for kind in ("refine", "decode") for factor in (1, 2, 4)}
+    assert recipes["sdxl"].graphs["trunk"] == "onnx-fp32.trunk.sdxl.onnx" and "encode" not in recipes["sdxl"].graphs
+    assert recipes["flux2"].graphs["encode"] == "onnx-fp32.encode.flux2.onnx"
+    for space, folder in of_spaces.items():
+        model = load_checkpoint(folder)
+        latent = torch.randn(1, model.config.latent_channels, 7, 10, generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            expected = model(latent, (77, 101))[0].permute(1, 2, 0).clamp(0, 1).numpy()
+        with infgen_rt.open(tmp_path / "bundle", space=space) as decoder:
+            pixels = decoder.picture(latent.numpy(), (101, 77), tile=40).read(dtype=np.float32)
+        assert np.abs(pixels - expected).max() < 1e-4
+        # Each is told how good its own graphs and the shared ones are.
+        assert manifests[space].psnr("onnx-fp32", "fp32") > 80
+
+
+def test_what_models_of_several_spaces_cannot_be(of_spaces: dict[str, Path], tmp_path: Path) -> None:
+    flux2, sdxl = of_spaces.values()
+    with pytest.raises(RequestError, match=r"sdxl is a second model for sdxl latents: a bundle has one for each"):
+        export_one([flux2, sdxl, sdxl], tmp_path / "bundle")
+    save_checkpoint(tmp_path / "stranger", tiny.model(load_checkpoint(sdxl).config, seed=2))
+    with pytest.raises(RequestError, match=r"stranger and .*flux2 differ in what models of one bundle share"):
+        export_one([flux2, tmp_path / "stranger"], tmp_path / "bundle")
+    with pytest.raises(RequestError, match="no checkpoint to export"):
+        export_one([], tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [
+        ("*.encoder", r"no graph is called '\*\.encoder': their names are like 'onnx-fp32\.statistics"),
+        ("*.decode2", r"'onnx-fp32\.decode2' cannot be left out, because pictures need it"),
+        ("*", r"'onnx-fp32\.statistics' cannot be left out"),
+    ],
+)
+def test_only_what_pictures_do_not_need_can_be_left_out(
+    of_spaces: dict[str, Path], tmp_path: Path, pattern: str, text: str
+) -> None:
+    with pytest.raises(RequestError, match=text):
+        export_one(of_spaces["flux2"], tmp_path / "bundle", leave_out=[pattern])
+
+
+def test_a_bundle_without_an_encoder_decodes(of_spaces: dict[str, Path], tmp_path: Path) -> None:
+    arguments = [str(of_spaces["flux2"]), "-o", str(tmp_path / "bundle"), "--leave-out", "*.encode", "--no-validate"]
+    assert CliRunner().invoke(main, [*arguments, *ONE, "--quiet"]).exit_code == 0
+    with infgen_rt.open(tmp_path / "bundle") as decoder:
+        assert "encode" not in decoder.manifest.recipes[0].graphs
+        assert decoder.picture(tiny.latent(5, 6).numpy()).read().shape == (40, 48, 3)

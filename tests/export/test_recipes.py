@@ -23,13 +23,13 @@ from infgen_export.recipes import RECIPES, TARGETS, select
 from infgen_export.report import Report
 from infgen_export.targets import Options
 from infgen_export.targets import onnx as onnx_target
-from infgen_export.targets.openvino import Session
 from infgen_export.verify import CASES, LEAST_PSNR, TOLERANCE, cases_of
 from infgen_model import InfGen
 from infgen_model.checkpoint import save_checkpoint
 from infgen_model.graphs import graphs_of
 from infgen_rt.bundle.folder import Bundle
 from infgen_rt.geometry.shapes import Box, Size
+from infgen_runtimes import openvino as backend
 from infgen_runtimes.openvino import _cut
 
 from . import tiny
@@ -53,6 +53,11 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     save_checkpoint(folder / "checkpoint", model)
     report = export(folder / "checkpoint", folder / "bundle", recipes=NAMES)
     yield Exported(model, folder / "checkpoint", folder / "bundle", report)
+
+
+def read(exported: Exported, name: str) -> openvino.Model:
+    """A graph of OpenVINO as any program reads it."""
+    return openvino.Core().read_model(exported.bundle / f"{name}.xml", exported.bundle / "weights.safetensors")
 
 
 def test_every_graph_of_every_recipe_is_proven(exported: Exported) -> None:
@@ -85,8 +90,9 @@ def test_the_manifest_has_every_recipe_and_file(exported: Exported) -> None:
     files = {path.relative_to(exported.bundle).as_posix() for path in exported.bundle.rglob("*.*")}
     assert files == {"manifest.json", *manifest.files}
     for recipe in manifest.recipes:
-        listed = [name for graph in recipe.graphs.values() for name in manifest.files_of(graph)]
-        assert len(listed) == len(tiny.graph_names(exported.model)) * (1 if recipe.target == "onnx" else 2)
+        suffix = "onnx" if recipe.target == "onnx" else "xml"
+        names = {name: f"{recipe.name}.{name}.{suffix}" for name in tiny.graph_names(exported.model)}
+        assert recipe.graphs == names and recipe.weights == "weights.safetensors"
         assert recipe.shapes == ((tile(64),) if recipe.name == "openvino-npu" else ())
         # Float16 in ONNX is for GPUs.
         assert (recipe.memory is None) == (bool(recipe.shapes) or recipe.name == "onnx-fp16")
@@ -138,7 +144,7 @@ def is_among(expected: np.ndarray, values: list[np.ndarray], tolerance: float) -
 
 def test_the_embedding_is_float32_in_a_float16_onnx_graph(exported: Exported) -> None:
     inputs = far(exported.model)
-    graph = onnx.load(exported.bundle / "onnx-fp16" / f"{tiny.decode_graph(exported.model).name}.onnx")
+    graph = onnx.load(exported.bundle / f"onnx-fp16.{tiny.decode_graph(exported.model).name}.onnx")
     casts = [node.input[0] for node in graph.graph.node if node.op_type == "Cast" and node.output[0].endswith("_half")]
     coordinates = [name for name in casts if name not in {"context", "image"}]
     inferred = onnx.shape_inference.infer_shapes(graph).graph
@@ -161,12 +167,12 @@ def test_nothing_of_the_enlarger_is_taken_for_a_coordinate(exported: Exported) -
     """Refine has two inputs, both of values. In float32, it would take several times as long."""
     if exported.model.refine is None:
         pytest.skip("this model has none")
-    graph = onnx.load(exported.bundle / "onnx-fp16" / "refine4.onnx").graph
-    values = onnx.shape_inference.infer_shapes(onnx.load(exported.bundle / "onnx-fp16" / "refine4.onnx")).graph
+    graph = onnx.load(exported.bundle / "onnx-fp16.refine4.onnx").graph
+    values = onnx.shape_inference.infer_shapes(onnx.load(exported.bundle / "onnx-fp16.refine4.onnx")).graph
     types = {value.name: value.type.tensor_type.elem_type for value in values.value_info}
     convolutions = [node.output[0] for node in graph.node if node.op_type == "Conv"]
     assert convolutions and {types[name] for name in convolutions} == {onnx.TensorProto.FLOAT16}
-    model = openvino.Core().read_model(exported.bundle / "openvino-fp16" / "refine4" / "model.xml")
+    model = read(exported, "openvino-fp16.refine4")
     assert _cut(model) is None
     marked = [node for node in model.get_ordered_ops() if any("recision" in key for key in node.get_rt_info())]
     assert not any(node.get_type_name() == "Convolution" for node in marked)
@@ -177,9 +183,8 @@ def test_the_embedding_is_float32_in_an_openvino_graph_whatever_the_cpu_computes
     exported: Exported, recipe: str
 ) -> None:
     inputs = far(exported.model)
-    core = openvino.Core()
-    file = exported.bundle / recipe / tiny.decode_graph(exported.model).name / "model.xml"
-    positional, rest = _cut(core.read_model(file))
+    core, name = openvino.Core(), f"{recipe}.{tiny.decode_graph(exported.model).name}"
+    positional, rest = _cut(read(exported, name))
     compiled = core.compile_model(positional, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     outputs = compiled([inputs[port.get_node().get_friendly_name()].numpy() for port in positional.inputs])
     assert is_among(embedding(exported.model, inputs), list(outputs.values()), 1e-4)
@@ -188,15 +193,15 @@ def test_the_embedding_is_float32_in_an_openvino_graph_whatever_the_cpu_computes
     # OpenVINO keeps marked operations in float32 on devices that compute in float16.
     marked = {
         node.get_type_name()
-        for node in core.read_model(file).get_ordered_ops()
+        for node in read(exported, name).get_ordered_ops()
         if any("recision" in key for key in node.get_rt_info())
     }
     assert {"Cos", "Sin"} <= marked and "Convolution" not in marked
 
 
 def test_openvino_has_the_bounds_and_the_card(exported: Exported) -> None:
-    core, decode = openvino.Core(), tiny.decode_graph(exported.model)
-    model = core.read_model(exported.bundle / "openvino-fp16" / decode.name / "model.xml")
+    decode = tiny.decode_graph(exported.model)
+    model = read(exported, f"openvino-fp16.{decode.name}")
     shapes = {port.any_name: port.partial_shape.to_string() for port in model.inputs}
     depth = exported.model.config.context_channels(decode.enlargement)
     assert shapes["context"] == f"[1,{depth},1..1024,1..1024]" and shapes["token_x"] == "[1..2048]"
@@ -204,7 +209,7 @@ def test_openvino_has_the_bounds_and_the_card(exported: Exported) -> None:
     card = model.get_rt_info(["infgen"]).astype(dict)
     assert card["latent_space"] == "flux2" and card["about.context"] == "crop of the context"
     assert card["bounds.ht"] == "1..2048" and card["scale_range"] == "{}..{}".format(*exported.model.config.scale_range)
-    fixed = core.read_model(exported.bundle / "openvino-npu" / decode.name / "model.xml")
+    fixed = read(exported, f"openvino-npu.{decode.name}")
     assert {port.any_name: list(port.shape) for port in fixed.inputs}["context"] == [1, depth, 68, 68]
     assert list(fixed.outputs[0].shape) == [1, 3, 512, 512]
 
@@ -222,7 +227,7 @@ def test_a_changed_openvino_weight_is_noticed(
     def damaged(traced, graph, path, *others) -> None:
         convert(traced, graph, path, *others)
         if graph.kind == "decode":
-            file = path / "model.bin"
+            file = path.with_suffix(".bin")
             weights = np.frombuffer(file.read_bytes(), np.float32).copy()
             # Not what is an integer, of whose bits a float is made that is next to nothing: shapes would be enormous.
             weights[(np.abs(weights) > 1e-6) & (np.abs(weights) < 1)] += 0.3
@@ -241,7 +246,7 @@ def test_keeping_on_tells_of_every_failure_and_still_writes_nothing(
     from infgen_export.targets import onnx as target
 
     def damaged(traced, graph, path, *others) -> None:
-        model = onnx.load(exported.bundle / "onnx-fp32" / f"{graph.name}.onnx")
+        model = onnx.load(exported.bundle / f"onnx-fp32.{graph.name}.onnx")
         if graph.name != "prefill":
             tensor = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
             tensor.CopyFrom(numpy_helper.from_array(1.5 * numpy_helper.to_array(tensor), tensor.name))
@@ -308,11 +313,13 @@ def test_native_precision_of_a_fixed_shape_agrees_with_the_dynamic_graph(exporte
     model = exported.model
     fixed, dynamic = tiny.decode_graph(model, tile(64)), tiny.decode_graph(model)
     inputs = decode_inputs(dynamic, model, tiny.latent(12, 10), Size(155, 203))
-    session = Session(exported.bundle / "openvino-npu" / dynamic.name)
+    core = openvino.Core()
+    session = backend.Session(core, read(exported, f"openvino-npu.{dynamic.name}"), "f32", {})
     with torch.inference_mode():
         expected = dynamic.module(*inputs.values())
     height, width = expected.shape[2:]
-    assert torch.allclose(session(fit(fixed, inputs))[:, :, :height, :width], expected, atol=2e-3)
+    (image,) = session.run({name: value.numpy() for name, value in fit(fixed, inputs).items()}).values()
+    assert np.allclose(image[:, :, :height, :width], expected.numpy(), atol=2e-3)
 
 
 def test_the_package_offers_the_command_to_programs() -> None:

@@ -474,7 +474,7 @@ def test_a_plugin_of_onnxruntime_is_found_and_a_broken_one_told(
 def test_compiled_graphs_are_kept_and_a_damaged_one_is_made_anew(tmp_path: Path) -> None:
     default = Bundle.open()
     recipe = next(each for each in default.manifest.recipes if each.name == "openvino-fp16")
-    files = default.read_graph(recipe.graphs[default.manifest.contexts[0].graph("decode")])
+    files = default.read_graph(recipe, default.manifest.contexts[0].graph("decode"))
     from infgen_runtimes.openvino import Backend
 
     options = Options(cache=tmp_path / "cache")

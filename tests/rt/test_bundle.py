@@ -79,7 +79,7 @@ def changed(manifest: dict, path: str, value: object) -> dict:
 @pytest.mark.parametrize(
     ("path", "value", "text"),
     [
-        ("format", 6, "has format 6, this version reads 1 to 5: upgrade infgen-rt"),
+        ("format", 7, "has format 7, this version reads 1 to 6: upgrade infgen-rt"),
         ("format", None, "this manifest.json is not that of a bundle, .*: pass another folder or zip"),
         ("latent_channels", "32", "manifest.latent_channels is str, expected int"),
         ("latent_channels", True, "is bool, expected int"),

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from infgen_model import PRESETS, InfGen
 from infgen_model.checkpoint import load_checkpoint
+from infgen_model.sharing import shares
 from infgen_rt.common.schema import parse
 from infgen_rt.errors import InputError
 from infgen_training.batches import Batch, Batches
@@ -31,7 +32,7 @@ from infgen_training.config import TrainConfig
 from infgen_training.losses import Vgg
 from infgen_training.teacher import AUTOENCODER, AUTOENCODER_HELP, Teacher
 from infgen_training.trainer import Diverged, Trainer
-from infgen_training.trunk import LATENTS, in_space, new_trunk, save_latents, shares
+from infgen_training.trunk import LATENTS, in_space, new_trunk, save_latents
 from infgen_training.views import View, load_shards
 from infgen_training.warmstart import warm_start
 

@@ -137,7 +137,8 @@ class Trainer:
                 coarse = self._squares(self.guide, batch.guides, batch)
                 fine = self.guide.refine.grown(coarse)
             made = self._squares(self.model, batch.latents, batch)
-            pairs = {"coarse": (made, coarse), "fine": (refine.grown(made), fine)}
+            # After the features, the trunk gives a picture, which is learned from pictures.
+            pairs = {"coarse": (made, coarse), "fine": (refine.grown(made)[:, :-3], fine[:, :-3])}
         return {name: feature_distance(made.float(), true.float()) for name, (made, true) in pairs.items()}
 
     def _decoder(self, batch: Batch, done: float) -> dict[str, Tensor]:

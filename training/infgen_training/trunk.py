@@ -15,12 +15,11 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from infgen_model import InfGen
-from infgen_model.config import OF_SPACE
-from infgen_model.layers import TripleBlock
+from infgen_model.sharing import share
 from infgen_rt.common.files import whole
 from infgen_rt.errors import InputError
 from infgen_training.config import TrainConfig
@@ -35,9 +34,6 @@ _OF_VIEWS = "views"
 """The entry of that file's metadata that says which views the latents are of."""
 _FITTED = 48
 """Number of views that layers are fitted to."""
-_DAMPING = 0.03
-"""What a change of basis is undone with at least, as a share of its largest singular value. Without it, the directions
-that the change nearly removes would be amplified several hundred times."""
 
 
 def in_space(views: Sequence[View], teacher: Teacher, file: Path, device: torch.device) -> list[View]:
@@ -87,8 +83,9 @@ def _digest(views: Sequence[View]) -> str:
 def new_trunk(config: TrainConfig, guide: InfGen, teacher: Teacher, views: Sequence[View]) -> InfGen:
     """Makes a model of another latent space that shares all but its trunk with a finished one.
 
-    The trunk starts as the teacher's decoder, in the guide's basis. The encoder's last layer, the only other one that
-    depends on the space, is fitted to the teacher's latents.
+    The trunk starts as the teacher's decoder, with its picture. A layer after it is fitted to the features that the
+    guide's trunk has for the same pictures. The encoder's last layer, the only other one that depends on the space, is
+    fitted to the teacher's latents.
 
     Args:
         config: Config of the run.
@@ -108,74 +105,33 @@ def new_trunk(config: TrainConfig, guide: InfGen, teacher: Teacher, views: Seque
         latent_space=config.latent_space,
         latent_channels=config.latent_channels,
         pooled=any(".pool." in name for name in teacher.decoder.state_dict()),
+        adapted=True,
     )
     model = InfGen(own).eval()
     share(guide, model)
-    copy_trunk(teacher.decoder, model, picture=False)
-    change_basis(model, guide, views)
+    copy_trunk(teacher.decoder, model)
+    fit_features(model, guide, views)
     fit_encoder(model, views)
     return model
 
 
-def share(guide: InfGen, model: InfGen) -> None:
-    """Copies all that does not belong to a latent space from one model into another, in place."""
-    shared = {name: value for name, value in guide.state_dict().items() if not name.startswith(OF_SPACE)}
-    model.load_state_dict(model.state_dict() | shared)
-
-
-def shares(guide: InfGen, model: InfGen) -> bool:
-    """Whether all that does not belong to a latent space is the same in two models, stored in float16."""
-    theirs = guide.state_dict()
-    return all(
-        name in theirs and value.half().equal(theirs[name].half())
-        for name, value in model.state_dict().items()
-        if not name.startswith(OF_SPACE)
-    )
-
-
 @torch.no_grad()
-def change_basis(model: InfGen, guide: InfGen, views: Sequence[View]) -> None:
-    """Maps a trunk's last features, in place, to those of the guide, as far as a linear function can.
-
-    A trunk that ends with a linear layer and one block can take the function in without a further layer: the linear
-    layer and the block's last convolution apply it, and the block's first convolution undoes it. The block's ReLU comes
-    after that. Other trunks stay as they are.
-    """
+def fit_features(model: InfGen, guide: InfGen, views: Sequence[View]) -> None:
+    """Sets the layer after a trunk, in place, to the linear function that comes closest to the guide's features."""
     assert model.refine is not None and guide.refine is not None
-    ends = [refine.levels[-1] if len(refine.levels) else nn.Sequential() for refine in (model.refine, guide.refine)]
-    if any(len(list(end.children())) != 1 for end in ends):
-        return
-    (block,), grow = ends[0].children(), model.refine.grow[-1]
-    assert isinstance(block, TripleBlock) and isinstance(grow, nn.Conv2d)
-    fit = LeastSquares()
-    for view in _some(views):
-        assert view.guide is not None
-        pair = [_before_relu(each, latent) for each, latent in ((model, view.latent), (guide, view.guide))]
-        fit.add(*(values[0].flatten(1) for values in pair))
-    change, shift = fit.solve()
-    first, last = block.convolve[0], block.convolve[-1]
-    assert isinstance(first, nn.Conv2d) and isinstance(last, nn.Conv2d) and last.bias is not None
-    for layer in (grow, last):
-        layer.weight.copy_(torch.einsum("ab,bcij->acij", change, layer.weight.double()))
-    last.bias.copy_(change @ last.bias.double() + shift)
-    square = change.T @ change
-    damping = (_DAMPING * torch.linalg.matrix_norm(change, 2)) ** 2 * torch.eye(len(square), dtype=square.dtype)
-    undo = torch.linalg.solve(square + damping, change.T)
-    first.weight.copy_(torch.einsum("abij,bc->acij", first.weight.double(), undo))
-
-
-def _before_relu(model: InfGen, latent: Tensor) -> Tensor:
-    """The features of a trunk's last block before its last ReLU."""
-    assert model.refine is not None
-    (block,) = model.refine.levels[-1].children()
-    seen: list[Tensor] = []
-    assert isinstance(block, TripleBlock)
-    hook = block.convolve.register_forward_hook(lambda _, given, made: seen.append(given[0] + made))
+    trunk, width = model.refine, model.config.trunk[-1].width
+    assert trunk.adapt is not None
+    fit, seen = LeastSquares(), list[Tensor]()
+    hook = trunk.adapt.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     try:
-        model.refine.grown(model.prefill(latent[None].float()))
+        for view in _some(views):
+            assert view.guide is not None
+            trunk.grown(model.prefill(view.latent[None].float()))
+            theirs = guide.refine.grown(guide.prefill(view.guide[None].float()))[0, :width]
+            fit.add(seen.pop()[0].flatten(1), theirs.flatten(1))
     finally:
         hook.remove()
-    return seen[0]
+    fit.set(trunk.adapt)
 
 
 @torch.no_grad()

@@ -25,7 +25,6 @@ from infgen_training.views import View, to_tensor
 
 COPIED = (
     *OF_TRUNK,
-    "refine.enlarger.to_picture.",
     *("encode.levels.", "encode.shrink.", "encode.leave."),
 )
 """Prefixes of the parameters that are copied from a tiny autoencoder."""
@@ -56,7 +55,7 @@ def warm_start(model: InfGen, teacher: Path | None, enlarger: Path | None, views
         fit_readout(model, views)
 
 
-def copy_trunk(decoder: nn.Module, model: InfGen, picture: bool = True) -> None:
+def copy_trunk(decoder: nn.Module, model: InfGen) -> None:
     """Copies the first layers of a tiny autoencoder's decoder into a model's trunk, in place.
 
     Of the decoders named above, only TAEF2's has branches with global statistics. For the others, the trunk's branches
@@ -66,7 +65,6 @@ def copy_trunk(decoder: nn.Module, model: InfGen, picture: bool = True) -> None:
         decoder: A sequence of modules: soft clamp, convolution and ReLU, then blocks, an upsampling and a convolution
             for every resolution, and finally a convolution to the picture.
         model: A model whose trunk, in ``prefill`` and ``refine``, has the same widths.
-        picture: Whether to copy the convolution to the picture, which is not part of the trunk.
 
     Raises:
         InputError: The decoder has another structure or other widths.
@@ -82,7 +80,7 @@ def copy_trunk(decoder: nn.Module, model: InfGen, picture: bool = True) -> None:
         place += 2
         names.update(_names(level, f"refine.levels.{index}", place))
         place += len(list(level.children()))
-    if model.refine is not None and picture:
+    if model.refine is not None:
         for name in ("weight", "bias"):
             names[f"refine.enlarger.to_picture.{name}"] = f"{place}.{name}"
     if not any(".pool." in name for name in decoder.state_dict()):

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from numpy.typing import NDArray
 from torch import Tensor
 
 from infgen_export.errors import RequestError
+from infgen_export.pool import Pool
 from infgen_export.quiet import quiet
 from infgen_export.recipes import Recipe
 from infgen_model.graphs import Graph
@@ -55,13 +57,17 @@ class Target(Protocol):
 
     Attributes:
         SUFFIX: Suffix of a graph's file or folder.
-        SHARED: Name of the folder that all graphs of a recipe share, or ``None`` if each graph has its own.
+        SHARED: Whether all graphs of a model share one file.
+        POOLED: Whether packed graphs refer to weights in the bundle's file of weights.
+        NAMED: Whether weights have the names of a checkpoint. Otherwise, names mean nothing outside of their graph.
         BACKEND: The runtime backend for these graphs, if this machine can run it.
         NATIVE: Whether a session runs in the target's own runtime, so that its times are meaningful.
     """
 
     SUFFIX: str
-    SHARED: str | None
+    SHARED: bool
+    POOLED: bool
+    NAMED: bool
     BACKEND: str | None
     NATIVE: bool
 
@@ -92,6 +98,20 @@ class Target(Protocol):
 
     def load(self, path: Path, graph: str, precision: str | None = None) -> Session:
         """Loads a graph by name from the output of ``convert``, in its own precision or a native one."""
+        ...
+
+    def weights(self, path: Path) -> dict[str, NDArray[Any]]:
+        """The weights in the output of ``convert`` that may be stored elsewhere. Empty if there are none."""
+        ...
+
+    def pack(self, path: Path, output: Path, pool: Pool) -> None:
+        """Writes the output of ``convert`` for a bundle, with references to those weights that the pool has.
+
+        Args:
+            path: File or folder that ``convert`` has written.
+            output: File or folder to make, with this target's suffix, beside the pool's file.
+            pool: The weights of the bundle, already saved.
+        """
         ...
 
     def native_precisions(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -17,6 +18,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from infgen_export import mil
+from infgen_export.pool import Array, Pool
 from infgen_export.recipes import PRECISIONS, Recipe
 from infgen_export.targets import LEAST_WEIGHTS, Options
 from infgen_export.targets.dims import dynamic_shapes, sizes
@@ -24,7 +26,9 @@ from infgen_model.graphs import Graph
 from infgen_rt.bundle.graphs import Tensorspec
 
 SUFFIX = ".mlpackage"
-SHARED = None
+SHARED = False
+POOLED = False
+NAMED = False
 BACKEND = None
 NATIVE = False
 _ATEN = torch.ops.aten
@@ -122,6 +126,16 @@ def write_package(
 def load(path: Path, graph: str, precision: str | None = None) -> Session | Compiled:
     """Loads a package into the interpreter, or into Core ML for a native precision; see ``Target``."""
     return Compiled(path) if precision else Session(path)
+
+
+def weights(path: Path) -> dict[str, Array]:
+    """None, because a package has its weights in a file of its own format; see ``Target``."""
+    return {}
+
+
+def pack(path: Path, output: Path, pool: Pool) -> None:
+    """Copies the package; see ``Target``."""
+    shutil.copytree(path, output)
 
 
 def native_precisions() -> tuple[str, ...]:

@@ -13,14 +13,18 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
+from infgen_export.pool import LEAST_BYTES, Array, Pool
 from infgen_export.recipes import Recipe
 from infgen_export.targets import LEAST_WEIGHTS, Options, depends_on
 from infgen_export.targets.dims import dynamic_shapes
 from infgen_export.targets.transposed import with_transposed_convolutions
 from infgen_model.graphs import Graph
+from infgen_rt.bundle.graphs import WEIGHTS
 
 SUFFIX = ".onnx"
-SHARED = None
+SHARED = False
+POOLED = True
+NAMED = False
 BACKEND = "onnxruntime"
 NATIVE = True
 
@@ -192,6 +196,27 @@ def _quantize(model: onnx.ModelProto, graph: Graph) -> None:
 def load(path: Path, graph: str, precision: str | None = None) -> Session:
     """Loads a graph into ONNX Runtime on the CPU; see ``Target``."""
     return Session(path)
+
+
+def weights(path: Path) -> dict[str, Array]:
+    """The initializers, except for small ones, which stay in the graph; see ``Target``."""
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
+    return {name: array for name, array in arrays.items() if array.nbytes >= LEAST_BYTES}
+
+
+def pack(path: Path, output: Path, pool: Pool) -> None:
+    """Writes the graph with external data, which ONNX looks for in the graph's own folder; see ``Target``."""
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if array.nbytes < LEAST_BYTES:
+            continue
+        external = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        external.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in (("location", WEIGHTS), ("offset", pool.offset(array)), ("length", array.nbytes)):
+            external.external_data.add(key=key, value=str(value))
+        tensor.CopyFrom(external)
+    output.write_bytes(model.SerializeToString())
 
 
 def native_precisions() -> tuple[str, ...]:

@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from infgen_export.pool import Array, Pool
 from infgen_export.recipes import Recipe
 from infgen_export.targets import Options, depends_on
 from infgen_export.targets.transposed import with_transposed_convolutions
 from infgen_model.graphs import Graph
 from infgen_rt.bundle.graphs import Tensorspec
 from infgen_runtimes import openvino
-from infgen_runtimes.openvino import MODEL
 from infgen_runtimes.telemetry import without_openvino_telemetry
 
 with without_openvino_telemetry():
     import nncf
     import openvino as ov
 
-SUFFIX = ""
-"""A graph is a folder of two files."""
-SHARED = None
+SUFFIX = ".xml"
+SHARED = False
+POOLED = True
+NAMED = False
 BACKEND = "openvino"
 NATIVE = True
+_DTYPES = {"f16": "<f2", "f32": "<f4", "i8": "i1", "i32": "<i4", "i64": "<i8"}
 
 
 def trace(graph: Graph, example: tuple[Tensor, ...], options: Options) -> ov.Model:
@@ -48,7 +51,7 @@ def convert(
     recipe: Recipe,
     options: Options,
 ) -> None:
-    """Writes a graph as ``model.xml`` and ``model.bin`` in a folder; see ``Target``."""
+    """Writes a graph as an ``.xml`` and a ``.bin`` file; see ``Target``."""
     model = traced.clone()
     bounds = {f"bounds.{name}": f"{low}..{high}" for name, (low, high) in graph.bounds.items()}
     descriptions = {f"about.{spec.name}": spec.about for spec in (*graph.inputs, graph.output)}
@@ -58,17 +61,17 @@ def convert(
     if recipe.precision == "int8":
         ignored = nncf.IgnoredScope(names=sorted(positional), validate=False)
         model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM, ignored_scope=ignored)
-    path.mkdir()
-    ov.save_model(model, path / MODEL, compress_to_fp16=False)
+    ov.save_model(model, path, compress_to_fp16=False)
     if recipe.precision == "fp16":
-        _keep_precision(path / MODEL, positional)
-        model = ov.Core().read_model(path / MODEL)
-        ov.save_model(model, path / "half.xml", compress_to_fp16=True)
+        _keep_precision(path, positional)
+        half = path.with_name(f"half-{path.name}")
+        model = ov.Core().read_model(path)
+        ov.save_model(model, half, compress_to_fp16=True)
         del model  # it maps the file that is replaced
         for suffix in (".xml", ".bin"):
-            (path / "half").with_suffix(suffix).replace((path / MODEL).with_suffix(suffix))
+            half.with_suffix(suffix).replace(path.with_suffix(suffix))
     elif recipe.precision == "int8":
-        _keep_precision(path / MODEL, positional)
+        _keep_precision(path, positional)
 
 
 def _shape(spec: Tensorspec, graph: Graph) -> ov.PartialShape:
@@ -119,6 +122,36 @@ def load(path: Path, graph: str, precision: str | None = None) -> Session:
     return Session(path, precision or "f32")
 
 
+def weights(path: Path) -> dict[str, Array]:
+    """The constants; see ``Target``."""
+    content = path.with_suffix(".bin").read_bytes()
+    return {name: _constant(data, content) for name, data in _constants(ElementTree.parse(path))}
+
+
+def pack(path: Path, output: Path, pool: Pool) -> None:
+    """Writes the graph for the pool's file, which takes the place of the ``.bin`` file; see ``Target``."""
+    tree, content = ElementTree.parse(path), path.with_suffix(".bin").read_bytes()
+    for _, data in _constants(tree):
+        data.set("offset", str(pool.offset(_constant(data, content))))
+    tree.write(output)
+
+
+def _constants(tree: ElementTree.ElementTree[ElementTree.Element]) -> Iterator[tuple[str, ElementTree.Element]]:
+    """Name and ``data`` element of each constant."""
+    for layer in tree.iter("layer"):
+        data = layer.find("data")
+        if layer.get("type") == "Const" and data is not None:
+            yield str(layer.get("name")), data
+
+
+def _constant(data: ElementTree.Element, content: bytes) -> Array:
+    """The numbers of a constant, without its shape."""
+    start, length = int(data.get("offset", 0)), int(data.get("size", 0))
+    # Types that NumPy lacks are compared as bytes.
+    dtype = _DTYPES.get(str(data.get("element_type")), "u1")
+    return np.frombuffer(content[start : start + length], np.dtype(dtype))
+
+
 def native_precisions() -> tuple[str, ...]:
     """The low precision that OpenVINO chooses by itself on this CPU, if it has one."""
     capabilities = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -129,13 +162,13 @@ class Session:
     """A converted graph in OpenVINO on the CPU; see ``targets.Session``.
 
     Args:
-        path: Folder of the graph.
+        path: The graph's ``.xml`` file.
         precision: Precision of the arithmetic. By itself, OpenVINO would choose bfloat16 if the CPU supports it.
     """
 
     def __init__(self, path: Path, precision: str = "f32") -> None:
         core = ov.Core()
-        model = core.read_model(path / MODEL)
+        model = core.read_model(path)
         self.operations: Counter[str] = Counter(node.get_type_name() for node in model.get_ordered_ops())
         self._session = openvino.Session(core, model, precision, {})
 

@@ -6,24 +6,30 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from infgen_export.pool import Array, Pool
 from infgen_export.recipes import Recipe
 from infgen_export.targets import Options
-from infgen_model.checkpoint import CONFIG, WEIGHTS
+from infgen_model.checkpoint import CONFIG
+from infgen_model.checkpoint import WEIGHTS as CHECKPOINT
+from infgen_model.config import OF_SPACE
 from infgen_model.graphs import Graph
 from infgen_rt.backend.protocol import Options as RunOptions
 from infgen_rt.bundle.graphs import kind_of
 from infgen_rt.bundle.manifest import Recipe as BundleRecipe
 from infgen_runtimes.torch import Backend, Pixels
 
-SUFFIX = ""
-SHARED = "weights"
-"""Name of the folder of two files that all graphs share, because some have weights in common."""
+SUFFIX = ".json"
+SHARED = True
+POOLED = True
+NAMED = True
 BACKEND = "torch"
 NATIVE = True
 
@@ -44,21 +50,41 @@ def convert(
     recipe: Recipe,
     options: Options,
 ) -> None:
-    """Writes ``config.json``, and adds the weights that ``model.safetensors`` lacks to it; see ``Target``."""
+    """Writes ``config.json`` and ``model.safetensors`` in a folder, or adds to them; see ``Target``."""
     path.mkdir(exist_ok=True)
     (path / CONFIG).write_text(json.dumps(graph.config.to_json(), indent=2) + "\n")
     dtype = torch.float16 if recipe.precision == "fp16" else torch.float32
     # The frequencies of the positional embedding stay float32, as in all targets.
     values = {name: value if "frequencies" in name else value.to(dtype) for name, value in traced.items()}
-    known = load_file(path / WEIGHTS) if (path / WEIGHTS).exists() else {}
+    known = load_file(path / CHECKPOINT) if (path / CHECKPOINT).exists() else {}
     # The file holds several graphs, so it does not have the name of one.
     about = {name: value for name, value in metadata.items() if name != "graph"}
-    save_file(known | {name: value.contiguous() for name, value in values.items()}, path / WEIGHTS, about)
+    save_file(known | {name: value.contiguous() for name, value in values.items()}, path / CHECKPOINT, about)
 
 
 def load(path: Path, graph: str, precision: str | None = None) -> Session:
     """Loads a graph into the backend, in float32 or in a native precision; see ``Target``."""
     return Session(path, graph, precision or "fp32")
+
+
+def weights(path: Path) -> dict[str, Array]:
+    """The tensors by their names in a checkpoint, those of a latent space after its name; see ``Target``."""
+    space = _described(path)["latent_space"]
+    return {
+        f"{space}/{name}" if name.startswith(OF_SPACE) else name: value
+        for name, value in load_numpy(path / CHECKPOINT).items()
+    }
+
+
+def pack(path: Path, output: Path, pool: Pool) -> None:
+    """Writes the config, and for each tensor of the checkpoint its name in the pool; see ``Target``."""
+    stored = {name: pool.name(value) for name, value in load_numpy(path / CHECKPOINT).items()}
+    output.write_text(json.dumps({"config": _described(path), "weights": stored}, indent=1) + "\n")
+
+
+def _described(path: Path) -> dict[str, Any]:
+    described: dict[str, Any] = json.loads((path / CONFIG).read_text())
+    return described
 
 
 def native_precisions() -> tuple[str, ...]:

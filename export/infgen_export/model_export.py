@@ -1,0 +1,198 @@
+"""The export of one model's graphs, each verified, before they are packed into a bundle."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from infgen_export.description import Card
+from infgen_export.errors import LONGEST, ExportError
+from infgen_export.inputs import trace_inputs
+from infgen_export.quiet import quiet
+from infgen_export.recipes import Recipe
+from infgen_export.report import GraphReport
+from infgen_export.targets import Options, Session, Target
+from infgen_export.verify import Case, Check, case_inputs, verify
+from infgen_model import InfGen
+from infgen_model.graphs import Graph, graphs_of
+from infgen_rt.bundle import manifest as bundle
+from infgen_rt.bundle.graphs import WEIGHTS, kind_of
+from infgen_rt.errors import one_line
+from infgen_rt.geometry.shapes import Size
+
+_TILE = Case("one tile", Size(64, 64), Size(512, 512))
+"""The case that is timed."""
+
+
+@dataclass(frozen=True)
+class ModelExport:
+    """The export of one model in progress.
+
+    Attributes:
+        model: The model.
+        folder: Where converted graphs are written.
+        card: Information about the model.
+        options: Options of conversions.
+        leave_out: Patterns of the labels of graphs to leave out.
+        validate: Whether graphs are verified.
+        say: Called with a line of text for each step.
+        several: Whether the bundle has models of several latent spaces.
+        lender: The export of the model whose graphs this model uses where they are the same.
+        traced: Traced graphs, by target, graph and shapes.
+        entries: The results so far, by recipe and graph.
+    """
+
+    model: InfGen
+    folder: Path
+    card: Card
+    options: Options
+    leave_out: tuple[str, ...]
+    validate: bool
+    say: Callable[[str], None]
+    several: bool
+    lender: ModelExport | None = None
+    traced: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+    entries: dict[tuple[str, str], GraphReport] = field(default_factory=dict)
+
+    def graphs_of(self, recipe: Recipe) -> tuple[Graph, ...]:
+        """The model's graphs with a recipe's shapes, without those that are left out."""
+        return tuple(
+            graph
+            for graph in graphs_of(self.model, recipe.shapes(self.model.config))
+            if not any(fnmatchcase(self.label(recipe, graph), pattern) for pattern in self.leave_out)
+        )
+
+    def own_graphs(self, recipe: Recipe) -> tuple[Graph, ...]:
+        """The graphs that no other model lends."""
+        return tuple(graph for graph in self.graphs_of(recipe) if self._owner(graph) is self)
+
+    def label(self, recipe: Recipe, graph: Graph) -> str:
+        """The name of an exported graph, such as ``"onnx-fp32.trunk.sdxl"``. The space is there if it matters."""
+        space = f".{self.model.config.latent_space}" if self.several and kind_of(graph.kind).of_space else ""
+        return f"{recipe.name}.{graph.name}{space}"
+
+    def file(self, recipe: Recipe, target: Target, graph: Graph) -> str:
+        """The name of a graph's file or folder in the bundle."""
+        owner = self._owner(graph)
+        if not target.SHARED:
+            return f"{owner.label(recipe, graph)}{target.SUFFIX}"
+        space = f".{owner.model.config.latent_space}" if self.several else ""
+        return f"{recipe.name}{space}{target.SUFFIX}"
+
+    def path(self, recipe: Recipe, target: Target, graph: Graph) -> Path:
+        """Where a graph is converted to, in a folder of its own, or of all graphs that share a file."""
+        name = self.file(recipe, target, graph)
+        return self.folder / name / name
+
+    def _owner(self, graph: Graph) -> ModelExport:
+        return self if self.lender is None or kind_of(graph.kind).of_space else self.lender
+
+    def export_graph(self, recipe: Recipe, target: Target, graph: Graph) -> GraphReport:
+        """Converts and verifies a graph.
+
+        Raises:
+            ExportError: It cannot be converted, or it does not run.
+        """
+        path = self.path(recipe, target, graph)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        began = time.perf_counter()
+        try:
+            with quiet():
+                key = (recipe.target, graph.name, graph.shapes)
+                if key not in self.traced:
+                    self.traced[key] = target.trace(graph, trace_inputs(graph, self.model), self.options)
+                traced = self.traced[key]
+                target.convert(traced, graph, path, self._metadata(graph), recipe, self.options)
+                session = target.load(path, graph.name)
+        # Converters may raise any exception.
+        except Exception as error:
+            raise ExportError(f"{self.label(recipe, graph)} cannot be converted: {one_line(error, LONGEST)}") from error
+        entry = GraphReport(
+            recipe=recipe.name,
+            graph=graph.name,
+            space=self.model.config.latent_space if self.several and kind_of(graph.kind).of_space else None,
+            precision=recipe.precision,
+            bytes=sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file()),
+            parameters=sum(p.numel() for p in graph.module.parameters()),
+            operations=dict(session.operations.most_common()),
+            checks=(),
+            seconds=None,
+            native={},
+        )
+        self.say(f"  converted in {time.perf_counter() - began:.1f} s, {entry.bytes / 1e6:.1f} MB")
+        if self.validate:
+            try:
+                checks = tuple(self._told(verify(self.model, graph, session, recipe.precision)))
+                # Fixed shapes are for devices other than this CPU.
+                general = all(check.passed for check in checks) and not recipe.tiles
+                native = self._native(target, path, graph, recipe) if general else {}
+            except ExportError as error:
+                raise ExportError(f"{recipe.name} {error}") from error
+            seconds = self._seconds(graph, session) if target.NATIVE else None
+            entry = dataclasses.replace(entry, checks=checks, seconds=seconds, native=native)
+        self.entries[recipe.name, graph.name] = entry
+        return entry
+
+    def describe(self, recipe: Recipe, target: Target, files: Collection[str]) -> bundle.Recipe:
+        """The recipe for the manifest of a bundle with some files, without memory figures."""
+        graphs = {graph.name: self.file(recipe, target, graph) for graph in self.graphs_of(recipe)}
+        weights = WEIGHTS if WEIGHTS in files and target.POOLED else None
+        shapes = recipe.shapes(self.model.config)
+        return bundle.Recipe(recipe.name, recipe.target, recipe.precision, graphs, None, shapes, weights)
+
+    def results(self) -> tuple[GraphReport, ...]:
+        """The results of all graphs of the model, including those that another model lends."""
+        lent = self.lender.entries if self.lender else {}
+        shared = (entry for entry in lent.values() if not kind_of(entry.graph).of_space)
+        return (*self.entries.values(), *shared)
+
+    def _metadata(self, graph: Graph) -> dict[str, str]:
+        config = self.model.config
+        return {
+            "author": "infgen-rt",
+            "licence": self.card.licence,
+            "version": self.card.version,
+            "model": config.name,
+            "latent_space": config.latent_space,
+            "scale_range": "{}..{}".format(*config.scale_range),
+            "graph": graph.name,
+        }
+
+    def _native(self, target: Target, path: Path, graph: Graph, recipe: Recipe) -> dict[str, float]:
+        """Lowest PSNR in each low precision that the target's runtime would choose on this machine."""
+        found = {}
+        for precision in target.native_precisions():
+            with quiet():
+                session = target.load(path, graph.name, precision)
+            # Weights in 8 bits limit the quality, in any precision of the runtime.
+            least = "int8" if recipe.precision == "int8" else precision
+            checks = list(verify(self.model, graph, session, least))
+            if failed := [check for check in checks if not check.passed]:
+                raise ExportError(f"{graph.name} in {precision} has {failed[0].psnr:.0f} dB at {failed[0].case!r}")
+            found[precision] = min(check.psnr for check in checks)
+        return found
+
+    def _told(self, checks: Iterable[Check]) -> Iterator[Check]:
+        """Reports each check as soon as it is done."""
+        for check in checks:
+            verdict = "" if check.passed else ", NOT the model's equal"
+            self.say(f"  {check.case}: error {check.max_error:.1e}, {check.psnr:.0f} dB{verdict}")
+            yield check
+
+    def _seconds(self, graph: Graph, session: Session) -> float:
+        """Median time of three runs, after a first run that is not counted."""
+        inputs = case_inputs(self.model, graph, _TILE, torch.Generator().manual_seed(0))
+        times = []
+        for _ in range(4):
+            start = time.perf_counter()
+            session(inputs)
+            times.append(time.perf_counter() - start)
+        return statistics.median(times[1:])

@@ -1,0 +1,48 @@
+"""Packing: verified graphs become the files of a bundle, and weights that several of them have are stored once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from infgen_export.pool import Pool
+from infgen_export.targets import Target
+from infgen_rt.bundle.graphs import WEIGHTS
+
+
+@dataclass(frozen=True)
+class Part:
+    """One converted graph on its way into the bundle.
+
+    Attributes:
+        target: Module of its target.
+        path: What the target's ``convert`` has written.
+        name: Name of its file or folder in the bundle.
+    """
+
+    target: Target
+    path: Path
+    name: str
+
+
+def pack(parts: Iterable[Part], folder: Path) -> None:
+    """Writes graphs, and the file of weights that they share, into a folder.
+
+    Args:
+        parts: The graphs, each with a name of its own.
+        folder: An empty folder.
+    """
+    pool = Pool()
+    # Names in a checkpoint mean something to people, so its tensors come first.
+    parts = sorted(parts, key=lambda part: not part.target.NAMED)
+    for part in parts:
+        for name, array in part.target.weights(part.path).items():
+            own = f"{part.name}:{name}"
+            if part.target.NAMED:
+                pool.add((name, own), array)
+            else:
+                pool.add_constant(own, array)
+    pool.save(folder / WEIGHTS)
+    for part in parts:
+        part.target.pack(part.path, folder / part.name, pool)

@@ -1,0 +1,85 @@
+"""The weights of a bundle: one safetensors file that graphs of several targets refer to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import save_file
+
+Array = npt.NDArray[Any]
+
+
+LEAST_BYTES = 512
+"""Smaller constants have no entry of their own in the file: its header would be longer than they are."""
+_SMALL = "constants"
+"""Entry with all small constants. Its integers of 8 bytes keep each constant aligned."""
+
+
+class Pool:
+    """Tensors, each stored once. Graphs refer to a tensor by its name, or to its bytes by their place in the file."""
+
+    def __init__(self) -> None:
+        self._tensors: dict[str, Array] = {}
+        self._names: dict[bytes, str] = {}
+        self._small = bytearray()
+        self._places: dict[bytes, int] = {}
+        self._offsets: dict[str, int] = {}
+
+    def add(self, names: Sequence[str], array: Array) -> None:
+        """Adds a tensor under the first name that is free, unless the pool has the same numbers already."""
+        key = _digest(array)
+        if key not in self._names:
+            name = self._names[key] = next(name for name in names if name not in self._tensors)
+            self._tensors[name] = np.ascontiguousarray(array)
+
+    def add_constant(self, name: str, array: Array) -> None:
+        """Adds numbers whose place in the file matters, and not their name. Small ones have none."""
+        content = array.tobytes()
+        if len(content) >= LEAST_BYTES:
+            self.add((name,), array)
+        elif content not in self._places:
+            self._places[content] = len(self._small)
+            self._small += content + bytes(-len(content) % 8)
+
+    def save(self, file: Path) -> None:
+        """Writes the file, unless the pool is empty. Nothing is added afterwards."""
+        tensors = self._tensors | ({_SMALL: np.frombuffer(self._small, "<i8")} if self._small else {})
+        if not tensors:
+            return
+        save_file(tensors, file, {"format": "pt"})
+        file.chmod(0o644)  # a bundle is for everyone, and safetensors writes for its user only
+        with file.open("rb") as opened:
+            (length,) = struct.unpack("<Q", opened.read(8))
+            header = json.loads(opened.read(length))
+        self._offsets = {name: 8 + length + header[name]["data_offsets"][0] for name in tensors}
+
+    def name(self, array: Array) -> str:
+        """The name of the tensor with the numbers of an array, whatever its shape.
+
+        Raises:
+            KeyError: No tensor has them.
+        """
+        return self._names[_digest(array)]
+
+    def offset(self, array: Array) -> int:
+        """Where the bytes of an array start in the saved file.
+
+        Raises:
+            KeyError: They are not there.
+        """
+        content = array.tobytes()
+        if len(content) < LEAST_BYTES:
+            return self._offsets[_SMALL] + self._places[content]
+        return self._offsets[self.name(array)]
+
+
+def _digest(array: Array) -> bytes:
+    content = np.ascontiguousarray(array)
+    return hashlib.sha256(f"{content.dtype.str} ".encode() + content.tobytes()).digest()
