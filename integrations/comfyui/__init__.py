@@ -1,0 +1,19 @@
+"""InfGen's nodes for ComfyUI, which calls `comfy_entrypoint` when it starts."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .nodes import InfGenDecode, InfGenLoad, InfGenPreview, InfGenSave
+
+__all__ = ["comfy_entrypoint"]
+
+
+class InfGenExtension(ComfyExtension):
+    """The nodes of this folder."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [InfGenLoad, InfGenDecode, InfGenSave, InfGenPreview]
+
+
+async def comfy_entrypoint() -> InfGenExtension:
+    """Return the extension, as ComfyUI's V3 schema wants it."""
+    return InfGenExtension()
