@@ -1,10 +1,13 @@
 """Files that appear under their names only when they are complete."""
 
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.partial", re.DOTALL)
 
 
 def is_possible(path: str | Path) -> bool:
@@ -16,6 +19,11 @@ def is_possible(path: str | Path) -> bool:
     except OSError:
         pass
     return True
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """The temporary files of `whole` in a folder. Those whose process still runs are among them."""
+    return [path for path in folder.iterdir() if _TEMPORARY.fullmatch(path.name)]
 
 
 @contextmanager

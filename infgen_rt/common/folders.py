@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infgen_rt.common.cancellation import current
-from infgen_rt.common.files import whole
+from infgen_rt.common.files import leftovers, whole
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -24,6 +24,9 @@ VARIABLE = "INFGEN_RT_CACHE"
 
 _DIGEST = hashlib.sha256().digest_size
 _PLACES = 64
+_WRITING = "writing.lock"
+# Seconds to wait for other writers, each of which takes much less.
+_PATIENCE = 30.0
 # Seconds between two checks of whether waiting for a lock was cancelled.
 _WAIT = 0.2
 # Errors of a lock: it is held, the folder is not writable, or its file system has no locks.
@@ -107,14 +110,36 @@ def alone(name: str, patience: float) -> Iterator[None]:
 
 
 def write_cached(file: Path, content: bytes) -> None:
-    """Write a file of the cache atomically.
+    """Write a file of the cache atomically, and remove what processes left in its folder that died while writing.
 
     Raises:
         OSError: the file cannot be written.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with whole(file) as partial:
-        partial.write_bytes(content)
+    with ExitStack() as stack:
+        if _locked(file.parent, stack):
+            # All writers hold the lock, so these have no writer any more.
+            for left in leftovers(file.parent):
+                left.unlink(missing_ok=True)
+        with whole(file) as partial:
+            partial.write_bytes(content)
+
+
+def _locked(folder: Path, stack: ExitStack) -> bool:
+    """Hold the lock of a folder's writers until the stack ends. False on a file system without locks.
+
+    Raises:
+        OSError: other processes held it for long, or this user may not take it.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        stack.enter_context(FileLock(folder / _WRITING).acquire(timeout=_PATIENCE))
+    except (Timeout, PermissionError):
+        raise
+    except _NO_LOCK:
+        return False
+    return True
 
 
 def write_checked(file: Path, content: bytes) -> None:

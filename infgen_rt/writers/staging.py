@@ -76,7 +76,7 @@ def _is_needed(folder: Path) -> bool:
 
 def _make(main: Path, held: ExitStack) -> Path:
     """Make a hidden folder for an output, locked until the stack ends."""
-    from filelock import FileLock
+    from filelock import FileLock, Timeout
 
     for _ in range(_TRIES):
         folder = main.with_name(hidden_name(main, f"{secrets.token_hex(4)}.part"))
@@ -84,9 +84,14 @@ def _make(main: Path, held: ExitStack) -> Path:
             folder.mkdir()
         except OSError as error:
             raise OutputError(f"cannot write in {main.parent}: {reason(error)}") from None
-        with suppress(*_NO_LOCK):
-            held.enter_context(FileLock(folder / _LOCK).acquire(timeout=0))
-        # Before it was locked, another process may have removed it as one of a crashed process.
+        # Before it is locked, another process may take it for one of a crashed process, and lock and remove it.
+        try:
+            with suppress(NotImplementedError):
+                held.enter_context(FileLock(folder / _LOCK).acquire(timeout=0))
+        except Timeout:
+            continue
+        except OSError:  # a file system without locks, on which nothing is removed
+            pass
         if folder.is_dir():
             break
     return folder

@@ -1,16 +1,20 @@
 """Replacing files as careful editors do, and what processes leave behind that die while they write."""
 
 import os
+import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 import infgen_rt
+from infgen_rt.common.folders import write_cached
 from infgen_rt.errors import OutputError
 from infgen_rt.writers.staging import clean, staged
 
@@ -148,3 +152,61 @@ def test_the_only_copy_of_what_was_to_be_replaced_stays(tmp_path: Path, bundle: 
     (tmp_path / "old.dzi").write_text("new")
     clean(tmp_path)
     assert not left.exists()
+
+
+def test_a_folder_that_another_process_takes_for_a_leftover_is_not_used(
+    tmp_path: Path, picture: infgen_rt.Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other process locks it between the moments in which it is made and is locked here, and then removes it."""
+    taken: list[FileLock] = []
+    make = Path.mkdir
+
+    def made(path: Path, *arguments: int, **options: bool) -> None:
+        make(path, *arguments, **options)
+        if not taken and path.name.endswith(".part"):
+            taken.append(FileLock(path / "writing.lock"))
+            taken[0].acquire(timeout=0)
+
+    monkeypatch.setattr(Path, "mkdir", made)
+    with staged([tmp_path / "a.png"]) as folder:
+        other = Path(taken[0].lock_file).parent
+        assert other != folder
+        taken[0].release()
+        shutil.rmtree(other)
+        (folder / "a.png").write_text("all of it")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_the_cache_loses_what_the_dead_left_and_nothing_that_is_being_written(tmp_path: Path) -> None:
+    code = """
+import os, signal, sys
+from pathlib import Path
+from infgen_rt.common.folders import write_cached
+write = Path.write_bytes
+def slow(path, content):
+    write(path, content[:1])
+    if sys.argv[2] == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    print("writing", flush=True)
+    sys.stdin.readline()
+    write(path, content)
+Path.write_bytes = slow
+write_cached(Path(sys.argv[1]) / "theirs", b"whole")
+"""
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    assert subprocess.run([*command, "dies"], check=False).returncode == -signal.SIGKILL
+    (left,) = tmp_path.glob(".theirs.*.partial")
+    with subprocess.Popen([*command, "lives"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdin is not None and other.stdout is not None
+        assert other.stdout.readline() == "writing\n"
+        (theirs,) = tmp_path.glob(".theirs.*.partial")
+        assert not left.exists() and theirs != left
+        writer = threading.Thread(target=write_cached, args=(tmp_path / "mine", b"whole"))
+        writer.start()
+        writer.join(0.5)
+        assert theirs.exists()
+        other.stdin.write("\n")
+        other.stdin.flush()
+        writer.join()
+    assert (tmp_path / "theirs").read_bytes() == (tmp_path / "mine").read_bytes() == b"whole"
+    assert not list(tmp_path.glob("*.partial"))
