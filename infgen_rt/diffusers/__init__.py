@@ -47,6 +47,7 @@ class InfGenVAE(ModelMixin, ConfigMixin):
 
     Attributes:
         bn: for FLUX.2, a batch norm whose statistics pipelines read. None for the other spaces.
+        place: a parameter that stands for the weights, which are not PyTorch's.
         use_tiling: what `enable_tiling` and `disable_tiling` set. It changes nothing, because pictures are always
             decoded in tiles that fit exactly.
         use_slicing: what `enable_slicing` and `disable_slicing` set. It changes nothing, because the pictures of a
@@ -100,8 +101,9 @@ class InfGenVAE(ModelMixin, ConfigMixin):
         self.register_to_config(path=path, space=name)  # type: ignore[no-untyped-call]
         self._space = latent_space(name)
         self.bn = batch_norm(self._space)
-        # The device and the type of a module are those of its tensors.
-        self.register_buffer("_place", torch.zeros(()), persistent=False)
+        # The device and the type of a module are those of its first parameter, which CPU offload moves. It is in a part
+        # of its own, because offloading takes the batch norm's statistics away from modules that have parameters.
+        self.place = torch.nn.ParameterList([torch.nn.Parameter(torch.zeros(1), requires_grad=False)])
         self.use_tiling = self.use_slicing = False
 
     @classmethod

@@ -10,14 +10,9 @@ from infgen_rt.errors import InfGenWarning
 from infgen_rt.latent.arrays import as_latents
 from infgen_rt.latent.spaces import latent_space
 
-from .pipelines import without_transformers
-
-torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
-pytest.importorskip("diffusers.loaders")
+from .pipelines import HEIGHT, WIDTH, diffusers, flux2_transformer, flux2_vae, torch, without_transformers
 
 FLUX2 = latent_space("flux2")
-WIDTH, HEIGHT = 96, 64
 # Module, class, and whether the batch norm is undone in what it returns.
 PIPELINES = {
     "Flux2Pipeline": ("pipeline_flux2", False),
@@ -32,38 +27,13 @@ def transformers() -> Iterator[None]:
         yield
 
 
-def vae() -> Any:
-    torch.manual_seed(0)
-    vae = diffusers.AutoencoderKLFlux2(
-        block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4, mid_block_add_attention=False
-    ).eval()
-    # The batch norm of FLUX.2's, as the table has it.
-    vae.bn.running_mean.copy_(torch.tensor(FLUX2.vae_mean))
-    vae.bn.running_var.copy_(torch.tensor(FLUX2.vae_std) ** 2 - vae.config.batch_norm_eps)
-    return vae
-
-
-def transformer() -> Any:
-    torch.manual_seed(1)
-    return diffusers.Flux2Transformer2DModel(
-        in_channels=128,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=16,
-        timestep_guidance_channels=16,
-        axes_dims_rope=(4, 4, 4, 4),
-    ).eval()
-
-
 @pytest.fixture(scope="module", params=PIPELINES)
 def pipeline(request: pytest.FixtureRequest, transformers: None) -> Any:
     import importlib
 
     module, _ = PIPELINES[request.param]
     kind = getattr(importlib.import_module(f"diffusers.pipelines.flux2.{module}"), request.param)
-    pipe = kind(diffusers.FlowMatchEulerDiscreteScheduler(), vae(), None, None, transformer())
+    pipe = kind(diffusers.FlowMatchEulerDiscreteScheduler(), flux2_vae(), None, None, flux2_transformer())
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
