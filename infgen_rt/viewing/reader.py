@@ -98,7 +98,7 @@ class TileReader:
         """Request the tiles that are needed now, in this order, and cancel all other requests.
 
         A viewer calls it whenever it has moved. Tiles that are remembered, or were requested before, are not requested
-        again.
+        again. A tile that is already being decoded is finished if others of its level are needed.
 
         Args:
             tiles: the tiles, the most urgent one first.
@@ -106,7 +106,7 @@ class TileReader:
         """
         missing = (tile for tile in dict.fromkeys(tiles) if not self._cache.holds([tile]))
         order = {tile: float(number) for number, tile in enumerate(missing)}
-        known = self._requests.keep_only(order)
+        known = self._requests.keep_only(order, {tile.level for tile in tiles})
         for tile, priority in order.items():
             if tile not in known:
                 self.request(tile, priority, done)

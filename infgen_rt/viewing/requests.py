@@ -113,25 +113,31 @@ class Requests:
             self._running.remove(request)
             self._changed.notify_all()
 
-    def keep_only(self, tiles: dict[Tile, float]) -> set[Tile]:
+    def keep_only(self, tiles: dict[Tile, float], levels: set[int]) -> set[Tile]:
         """Cancel all requests but those for some tiles, which get new priorities.
+
+        A tile that is being made is finished if its level is still needed. Its first part may be seconds of work on the
+        latent that the other tiles need too, and that would never end while the picture is moved.
 
         Args:
             tiles: the priority of each tile.
+            levels: the levels that are needed.
 
         Returns:
             The tiles of these that are requested already.
         """
         with self._changed:
-            kept = set()
-            for each in (*self._waiting, *self._running):
+            for each in self._waiting:
                 if each.tile not in tiles:
                     each.cancel()
-                elif not each.cancelled.is_set():
-                    each.priority = tiles[each.tile]
-                    kept.add(each.tile)
+            for each in self._running:
+                if each.tile.level not in levels:
+                    each.cancel()
+            kept = [each for each in (*self._waiting, *self._running) if not each.cancelled.is_set()]
+            for each in kept:
+                each.priority = tiles.get(each.tile, each.priority)
             self._changed.notify_all()
-            return kept
+            return {each.tile for each in kept}
 
     def close(self) -> None:
         """Cancel all requests and let all threads go."""

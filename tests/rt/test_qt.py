@@ -226,7 +226,8 @@ def test_a_frame_does_not_wait_for_a_decode_and_what_scrolled_away_is_dropped(
         # Decoding stands still, and the preview is shown enlarged instead.
         assert grab(view).std() > 1
     assert view.reader is not None
-    assert view.reader.open_requests <= len(port_of(view).wanted(view.reader.levels))
+    # Beside what is seen, only the two threads may have something left of before.
+    assert view.reader.open_requests <= len(port_of(view).wanted(view.reader.levels)) + 2
     held.set()
     settle(view)
 

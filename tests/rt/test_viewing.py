@@ -1,5 +1,6 @@
 """What a viewer needs, without a window."""
 
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 import infgen_rt
 from infgen_rt.bundle.graphs import DECODE
+from infgen_rt.cli.main import main
 from infgen_rt.geometry.shapes import Box, Size
 from infgen_rt.viewing import Frame, Level, Opener, Pyramid, Request, Tile, TileReader, Viewport, levels_of
 
@@ -178,16 +180,29 @@ def test_what_has_scrolled_away_is_dropped_and_nothing_is_decoded_twice(reader: 
     reader.want([Tile(3, column, 0) for column in range(6)])
     assert held.begun.wait(SECONDS)
     there = threading.Barrier(3)
+    before = held.count
     seen = [Tile(3, 5, 3), Tile(3, 4, 3), Tile(3, 5, 3)]
     for _ in range(3):  # a viewer asks again at each move
         reader.want(seen, done=lambda request: there.wait(SECONDS))
-    assert reader.open_requests == 2
+    assert reader.open_requests <= 4  # two that were running, and the two that are seen
     held.go.set()
     there.wait(SECONDS)
     assert reader.cached(Tile(3, 4, 0)) is None and reader.cached(Tile(3, 3, 0)) is None
-    assert held.count <= 4  # two that were running, and the two that are seen
+    assert before <= 2 and held.count <= 4
     reader.want(seen)
-    assert reader.open_requests == 0
+    assert all(reader.cached(tile) is not None for tile in seen)
+
+
+def test_another_level_stops_what_is_being_decoded(reader: TileReader, held: Held) -> None:
+    request = reader.request(Tile(3, 0, 0))
+    assert held.begun.wait(SECONDS)
+    reader.want([Tile(3, 5, 0)])
+    assert not request.cancelled.is_set()
+    reader.want([Tile(2, 0, 0)])
+    assert request.cancelled.is_set()
+    held.go.set()
+    with pytest.raises(infgen_rt.Cancelled):
+        request.result(SECONDS)
 
 
 def test_one_tile_that_is_asked_for_twice_is_decoded_once(reader: TileReader, held: Held) -> None:
@@ -322,3 +337,21 @@ def test_an_opener_keeps_the_shape_and_opens_a_model_once(bundle: Path, tmp_path
     opener.close()
     with pytest.raises(infgen_rt.DecodeError, match="closed"):
         first.pictures[0].read((0, 0, 8, 8))
+
+
+# The command without PySide6.
+
+
+def test_without_pyside_the_command_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.startswith(("infgen_rt.qt", "PySide6"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "PySide6", None)
+    assert main(["view", "latent.npy"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("Error: the viewer needs PySide6") and line.endswith("pip install 'infgen-rt[viewer]'")
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    assert main(["view", "latent.npy"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "pip" not in line and "this app was built without it" in line
