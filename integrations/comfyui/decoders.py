@@ -105,4 +105,4 @@ class Model:
         try:
             return space_of(samples, self.spaces).name
         except LatentError as error:
-            raise LatentError(f"{error}; the node InfGen Load has the choice `space`") from None
+            raise LatentError(f"{error}; the node InfGen Load has the choice 'space'") from None

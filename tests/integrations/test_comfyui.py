@@ -139,7 +139,7 @@ def test_the_space_is_told_by_the_channels_or_asked_for(comfyui: ModuleType, mon
     model = comfyui.decoders.Model()
     assert model._space_of(torch.zeros(1, 16, 8, 8)) == "flux1"
     assert model._space_of(torch.zeros(1, 128, 4, 4)) == "flux2"
-    with pytest.raises(LatentError, match="may be of sd15 or sdxl.*the node InfGen Load has the choice `space`$"):
+    with pytest.raises(LatentError, match="may be of sd15 or sdxl.*the node InfGen Load has the choice 'space'$"):
         model._space_of(torch.zeros(1, 4, 8, 8))
 
 
