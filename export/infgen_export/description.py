@@ -66,6 +66,7 @@ def describe(
         feature_channels=config.feature_channels if config.detail else None,
         fine_channels=config.fine_channels,
         moments=config.moments,
+        prefill_is_local=config.prefill_is_local,
         enlargements=tuple(
             Enlargement(each.factor, config.context_channels(each), config.refine_halo(each), context_work(model, each))
             for each in config.enlargements

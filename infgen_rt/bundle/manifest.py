@@ -1,6 +1,7 @@
 """Manifests, which describe a model before any of its graphs is loaded."""
 
 import json
+import math
 import re
 from dataclasses import asdict, astuple, dataclass
 from pathlib import PurePosixPath
@@ -155,7 +156,11 @@ class FileInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The description of a model, which the runtime reads before it loads a graph."""
+    """The description of a model, which the runtime reads before it loads a graph.
+
+    `prefill_is_local` says of a model without statistics that a cell's features depend on the cells within the halo of
+    prefill. Otherwise, its prefill sees the whole latent. With statistics, prefill is always local.
+    """
 
     model: ModelInfo
     latent_space: str
@@ -173,6 +178,7 @@ class Manifest:
     fine_channels: int | None = None
     moments: tuple[int, int] | None = None
     enlargements: tuple[Enlargement, ...] = ()
+    prefill_is_local: bool = False
 
     def __post_init__(self) -> None:
         """Check values beyond their types.
@@ -261,7 +267,9 @@ class Manifest:
                 native = entry["native"].get(arithmetic)
                 if native is None and arithmetic not in ("fp32", chosen.precision):
                     return None  # the exporter's machine does not support it
-                found.append(float(min(check["psnr"] for check in entry["checks"]) if native is None else native))
+                # Equal outputs have an infinite PSNR, which JSON cannot express.
+                checks = (math.inf if check["psnr"] is None else check["psnr"] for check in entry["checks"])
+                found.append(float(min(checks) if native is None else native))
             except (StopIteration, KeyError, TypeError, ValueError, AttributeError):  # from another exporter
                 return None
         return min(found, default=None)

@@ -26,12 +26,19 @@ class ContextPlan:
     Attributes:
         tiles: the tiles of the latent, with the halo of refine.
         cache: bytes of tiles that are kept.
-        gathering: how the latent's statistics are gathered. None if prefill sees the whole latent instead.
+        gathering: how the latent's statistics are gathered. None if the model has none.
+        local: whether prefill is local although the model has no statistics.
     """
 
     tiles: HaloTiling
     cache: int
     gathering: Gathering | None = None
+    local: bool = False
+
+    @property
+    def is_local(self) -> bool:
+        """Whether features are computed where they are needed. Otherwise, prefill sees the whole latent."""
+        return self.local or self.gathering is not None
 
     def cost(self, enlargement: Enlargement, refines: bool, manifest: Manifest, figures: Memory) -> Cost:
         """The cost of making one tile at a time, and of the tiles that are kept.
@@ -143,7 +150,7 @@ class Contexts:
             again: whether this plan replaces an earlier one. Pictures of the earlier plan can still be read.
         """
         if self._latent is not None:
-            self._features = self._features_of(self._latent, plan.gathering if plan else None)
+            self._features = self._features_of(self._latent, plan)
             self._latent = None
         if plan is None or self._features is None:
             return
@@ -164,10 +171,11 @@ class Contexts:
         assert node is not None, "a context is planned before it is used"
         return node
 
-    def _features_of(self, latent: Node[FloatArray], gathering: Gathering | None) -> Node[Values]:
-        if gathering is None:
+    def _features_of(self, latent: Node[FloatArray], plan: ContextPlan | None) -> Node[Values]:
+        if plan is None or not plan.is_local:
             return WholeFeatures(latent, self._engine)
-        return LocalFeatures(latent, Moments(latent, gathering, self._engine), self._engine)
+        moments = Moments(latent, plan.gathering, self._engine) if plan.gathering else None
+        return LocalFeatures(latent, moments, self._engine)
 
 
 def effort(enlargement: Enlargement, manifest: Manifest) -> float:

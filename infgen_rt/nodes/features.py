@@ -18,15 +18,15 @@ from infgen_rt.nodes.node import FLOAT, Cost, Node, Once, Step
 
 
 class LocalFeatures:
-    """Features [1, F, h, w] of a latent whose moments are known, computed where they are needed.
+    """Features [1, F, h, w] of a model whose prefill is local, computed where they are needed.
 
     Args:
         latent: float32 [C, h, w].
-        moments: the moments of the whole latent.
+        moments: the moments of the whole latent. None if the model has no statistics.
         engine: the engine, with the prefill graph.
     """
 
-    def __init__(self, latent: Node[FloatArray], moments: Moments, engine: Engine) -> None:
+    def __init__(self, latent: Node[FloatArray], moments: Moments | None, engine: Engine) -> None:
         self._latent, self._moments, self._engine = latent, moments, engine
 
     @staticmethod
@@ -47,15 +47,15 @@ class LocalFeatures:
         return self._latent.size
 
     def prepare(self) -> Iterator[Step]:
-        """Gather the moments; see `Node`."""
-        return self._moments.prepare()
+        """Gather the moments, or without any prepare the latent; see `Node`."""
+        return (self._moments or self._latent).prepare()
 
     def read(self, box: Box) -> Values:
         """The features of some cells."""
-        moments = self._moments.read(box)
+        moments = {"moments": self._moments.read(box)} if self._moments else {}
         seen = box.grow(self._engine.manifest.halo.prefill, self.size.box)
         latent = np.ascontiguousarray(self._latent.read(seen))
-        return cut(self._engine.run(PREFILL, {"latent": latent[None], "moments": moments}), box, seen)
+        return cut(self._engine.run(PREFILL, {"latent": latent[None]} | moments), box, seen)
 
 
 class WholeFeatures:

@@ -139,8 +139,9 @@ def padded_tokens(stage: StagePlan, manifest: Manifest) -> Size:
 
 def _stage_costs(stage: StagePlan, manifest: Manifest, recipe: Recipe, workers: int) -> Iterator[Cost]:
     plan, figures, at_once = stage.context, manifest.memory(recipe), min(workers, stage.count)
-    if plan is not None and plan.gathering is not None:
-        yield plan.gathering.cost(figures)
+    if plan is not None and plan.is_local:
+        if plan.gathering is not None:
+            yield plan.gathering.cost(figures)
         yield LocalFeatures.cost(plan.tiles, manifest, figures)
     else:
         yield WholeFeatures.cost(stage.grid.cells, plan is not None, stage.enlargement, manifest, figures)

@@ -186,7 +186,7 @@ def plan_context(
         tile = enlargement.channels * FLOAT * tiles.tiling.largest.area
         # Keep all tiles, or as many as two rows of the picture's tiles touch when it is decoded row by row.
         for kept in sorted({tiles.tiling.count, min(tiles.tiling.count, 2 * tiles.tiling.across)}, reverse=True):
-            plan = ContextPlan(tiles, kept * tile, gathering)
+            plan = ContextPlan(tiles, kept * tile, gathering, manifest.prefill_is_local)
             if plan.cache + _working(plan, enlargement, manifest, recipe) <= room:
                 return plan
     return plan
@@ -196,7 +196,7 @@ def _working(plan: ContextPlan, enlargement: Enlargement, manifest: Manifest, re
     """The bytes that are needed to make a tile of a context."""
     figures, refines = manifest.memory(recipe), enlargement.graph(REFINE.name) in recipe.graphs
     refining = plan.cost(enlargement, refines, manifest, figures).reading
-    return max(refining, LocalFeatures.cost(plan.tiles, manifest, figures).reading if plan.gathering else 0)
+    return max(refining, LocalFeatures.cost(plan.tiles, manifest, figures).reading if plan.is_local else 0)
 
 
 def _longest(side: int, grid: Grid, scales: tuple[float, float] | None) -> Size:

@@ -216,6 +216,12 @@ class DecoderConfig:
         return self.trunk[0].blocks, PooledBranch.GROUPS
 
     @property
+    def prefill_is_local(self) -> bool:
+        """Whether a cell's features depend only on the cells near it, once global statistics are known."""
+        # In the image frame, a cell has to know its place in the image.
+        return self.frame == "cell" and bool(self.moments or not (self.pooled and self.trunk and self.trunk[0].blocks))
+
+    @property
     def prefill_halo(self) -> int:
         """Reach of prefill in cells: how far a cell's features depend on the latent, global statistics aside."""
         return 1 + TripleBlock.REACH * self.trunk[0].blocks if self.trunk else 0

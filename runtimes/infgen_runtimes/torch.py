@@ -13,7 +13,6 @@ from torch.overrides import TorchFunctionMode
 
 from infgen_model import DecoderConfig, InfGen
 from infgen_model.checkpoint import CONFIG
-from infgen_model.checkpoint import WEIGHTS as CHECKPOINT
 from infgen_model.graphs import graphs_of
 from infgen_rt.backend.protocol import EXACT, Device, Options, Values, require_version
 from infgen_rt.bundle.graphs import WEIGHTS, Content, kind_of
@@ -172,8 +171,8 @@ class _Stopping(TorchFunctionMode):
 
 def _model(files: Mapping[str, Content]) -> tuple[DecoderConfig, dict[str, torch.Tensor]]:
     """The config of a model, and its weights by their names in a checkpoint."""
-    if CONFIG in files:  # bundles up to format 5, and checkpoints
-        return DecoderConfig.from_json(json.loads(bytes(files[CONFIG]))), load(bytes(files[CHECKPOINT]))
+    if CONFIG in files:
+        raise BackendError("its files for PyTorch are of a bundle of format 5 or before: export the checkpoint again")
     (described,) = (json.loads(bytes(content)) for name, content in files.items() if name != WEIGHTS)
     tensors = load(bytes(files[WEIGHTS]))
     return DecoderConfig.from_json(described["config"]), {

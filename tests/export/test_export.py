@@ -32,6 +32,9 @@ from infgen_model.checkpoint import load_checkpoint, save_checkpoint
 from infgen_model.graphs import MAX_CELLS, MAX_TOKENS, Graph
 from infgen_model.sharing import share
 from infgen_rt.bundle.folder import Bundle
+from infgen_rt.geometry.shapes import Box
+from infgen_rt.nodes.features import LocalFeatures, WholeFeatures
+from infgen_rt.nodes.latents import Given
 
 from . import tiny
 from .conftest import CARD, Exported
@@ -101,8 +104,16 @@ def test_a_trunk_without_statistics_has_no_graph_for_them(tmp_path: Path) -> Non
     with infgen_rt.open(tmp_path / "bundle") as decoder:
         picture = decoder.picture(latent.numpy(), (101, 77), tile=40)
         assert np.abs(picture.read(dtype=np.float32) - expected).max() < 1e-4
+        assert picture.plan.stages[0].context.is_local
+        engine, box = decoder._engine, Box(2, 3, 4, 3)
+        given = Given(latent.numpy()[0], engine)
+        nodes = (LocalFeatures(given, None, engine), WholeFeatures(given, engine))
+        for node in nodes:
+            list(node.prepare())
+        assert np.allclose(*(node.read(box) for node in nodes), atol=1e-5)
     manifest = Bundle.open(tmp_path / "bundle").manifest
     assert manifest.moments is None and "statistics" not in manifest.recipes[0].graphs
+    assert manifest.prefill_is_local and manifest.halo.prefill > 0
 
 
 @pytest.mark.parametrize("cells", [(1, 1), (5, 9), (31, 2)])
@@ -446,7 +457,7 @@ def test_the_command_makes_a_bundle(exported: Exported, damage: Callable[..., No
     assert result.exit_code == 0
     assert result.stdout.startswith("recipe") and result.stdout.endswith(f"wrote {bundle}\n")
     graphs = tiny.graph_names(exported.model)
-    assert result.stderr.splitlines()[0] == f"[1/{len(graphs)}] onnx-fp32: {graphs[0]}"
+    assert result.stderr.splitlines()[0] == f"[1/{len(graphs)}] onnx-fp32.{graphs[0]}"
     model = Bundle.open(bundle).manifest.model
     assert (model.version, model.licence, model.training) == ("3", "MIT", "long")
 
