@@ -41,7 +41,8 @@ def infgen(order: dict[str, Any], latent: Values) -> dict[str, Any]:
         picture = plan()
         planned = picture.plan.memory
         if output and not output.endswith(".npy"):
-            planned, _ = picture.memory_to_save(picture.check_save(output, force=True), picture.size, 8)
+            form = picture.check_save(output, force=True)
+            planned, _ = picture.for_saving(form, picture.size, 8).memory_to_save(form, picture.size, 8)
             picture.save(output, force=True)
             seconds = time.perf_counter() - start
         else:

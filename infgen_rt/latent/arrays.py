@@ -9,7 +9,7 @@ from infgen_rt.common.notices import Notices
 from infgen_rt.common.pixels import FloatArray
 from infgen_rt.errors import LatentError
 from infgen_rt.geometry.shapes import Size
-from infgen_rt.latent.evidence import Normalisation, is_foreign, moments, normalisation_of
+from infgen_rt.latent.evidence import LARGEST, Normalisation, is_foreign, moments, normalisation_of
 from infgen_rt.latent.files import Stored, read_array
 from infgen_rt.latent.layout import plain_latents
 from infgen_rt.latent.likeness import likely_space
@@ -179,6 +179,11 @@ def _checked(
         raise LatentError(
             f"{int(bad.sum()):,} of {latent.size:,} numbers are NaN or infinite, the first at [{first}]: make the "
             "latent again, in bfloat16 or float32 if it was float16"
+        )
+    if (largest := float(np.abs(latent).max())) > LARGEST:
+        raise LatentError(
+            f"the latent's numbers reach {largest:.3g}, where {LARGEST:g} is more than any latent has: look at what "
+            "was done to them after the sampler"
         )
     doubtful = _check_normalisation(latent, space, normalisation, patched, notices)
     other = likely_space(latent, [space, *(each for each in latent_spaces().values() if each != space)])

@@ -10,6 +10,8 @@ from infgen_rt.latent.distribution import Cells, is_measured, model_odds
 from infgen_rt.latent.spaces import LatentSpace
 
 Normalisation = Literal["model", "vae"]
+LARGEST = 1e4
+"""No latent has larger numbers, in any normalisation. Squares of much larger ones are no float32 numbers."""
 # Natural logarithm of the odds at which a latent counts as the VAE's own, about twelve to one, and as the model's. The
 # second is larger, because it is the one that is taken without a warning.
 _SURE_VAE, _SURE_MODEL = 2.5, 4.0

@@ -7,7 +7,7 @@ import numpy as np
 
 from infgen_rt.common.pixels import FloatArray
 from infgen_rt.latent.distribution import Doubles, covariance_of
-from infgen_rt.latent.evidence import NOISE, middle, shows_picture
+from infgen_rt.latent.evidence import LARGEST, NOISE, middle, shows_picture
 from infgen_rt.latent.spaces import LatentSpace
 
 # How much likelier the detail of a cell must be in one space than in each other one, as a natural logarithm.
@@ -37,6 +37,8 @@ def likely_space(latent: FloatArray, spaces: Sequence[LatentSpace]) -> LatentSpa
     if not spaces or not measured or latent[0].size < _LEAST_CELLS:
         return None
     latent = middle(latent)
+    if not np.abs(latent).max() <= LARGEST:  # NaN is not either
+        return None
     if not shows_picture(latent, NOISE):
         return None
     covariance = detail_covariance(latent)

@@ -54,9 +54,12 @@ def load_checkpoint(folder: str | Path) -> InfGen:
         raise CheckpointError(f"{folder} is not a checkpoint folder with {CONFIG} and {WEIGHTS}{hint}")
     config = _read(folder / CONFIG, lambda file: DecoderConfig.from_json(json.loads(file.read_text())))
     state = _read(folder / WEIGHTS, load_file)
-    model = InfGen(config)
-    if problems := _problems(state, model.state_dict()):
+    # Without memory for its weights, which would be too much for a config that is wrong.
+    with torch.device("meta"):
+        expected = InfGen(config).state_dict()
+    if problems := _problems(state, expected):
         raise CheckpointError(f"{folder / WEIGHTS} does not fit its config: " + "; ".join(problems))
+    model = InfGen(config)
     model.load_state_dict(state)
     return model.eval()
 
@@ -66,7 +69,7 @@ def _read(file: Path, read: Callable[[Path], T]) -> T:
         raise CheckpointError(f"{file.parent} lacks {file.name}")
     try:
         return read(file)
-    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+    except (OSError, ValueError, OverflowError, RecursionError, SafetensorError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
 
 

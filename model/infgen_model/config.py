@@ -13,6 +13,8 @@ from infgen_model.layers import PooledBranch, TripleBlock
 from infgen_rt.bundle.graphs import model_sizes
 from infgen_rt.common.schema import parse
 
+_MOST = 4096
+"""The largest count that is meant. A model of more takes more memory than there is."""
 FRAMES = ("image", "cell")
 STARTS = ("mask", "sampled")
 OF_TRUNK = (
@@ -119,7 +121,11 @@ class DecoderConfig:
     """Side of a token in output pixels."""
 
     def __post_init__(self) -> None:
-        problems = [f"{name} must be {least} or more, not {n}" for name, n, least in self._counts() if n < least]
+        problems = [
+            f"{name} must be {least} to {_MOST}, not {n}"
+            for name, n, least in self._counts()
+            if not least <= n <= _MOST
+        ]
         if problems:
             raise ValueError("impossible model config: " + "; ".join(problems))
         for name, value, known in (("frame", self.frame, FRAMES), ("start", self.start, STARTS)):

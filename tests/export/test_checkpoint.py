@@ -3,15 +3,19 @@
 import json
 import os
 import pickle
+import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from infgen_model.checkpoint import CONFIG, WEIGHTS, CheckpointError, load_checkpoint, save_checkpoint
+from tests.rt.test_fuzz import edits, fuzz, mutations, only_own_errors
 
 from . import tiny
 
@@ -111,7 +115,7 @@ BAD_FIELDS = {
     "level": ({"levels": [{"width": 8}]}, r"config.levels\[0\] lacks 'blocks'"),
     "pair": ({"rotary": [1.0]}, "config.rotary has 1 items, expected 2"),
     "number": ({"scale_range": ["low", 4]}, r"config.scale_range\[0\] is str, expected float"),
-    "impossible": ({"heads": 0}, "heads must be 1 or more, not 0"),
+    "impossible": ({"heads": 0}, "heads must be 1 to 4096, not 0"),
     "choice": ({"frame": "window"}, "frame must be one of image, cell, not 'window'"),
 }
 
@@ -192,3 +196,27 @@ def test_a_failed_save_leaves_the_old_weights(folder: Path, monkeypatch: pytest.
     with pytest.raises(OSError, match="No space"):
         save_checkpoint(folder, tiny.model(tiny.EDGE, seed=1))
     assert (folder / WEIGHTS).read_bytes() == before
+
+
+def test_changed_checkpoints_are_read_or_refused(folder: Path) -> None:
+    """Fuzzing, as in `tests/rt/test_fuzz.py`: of the config, and of the header and the numbers of the weights."""
+    config, weights = (folder / CONFIG).read_text(), (folder / WEIGHTS).read_bytes()
+    length = int.from_bytes(weights[:8], "little")
+    header, numbers = weights[8 : 8 + length].decode(), weights[8 + length :]
+
+    def body(parts: tuple[Any, Any], changed: bytes | None) -> None:
+        described, tensors = parts
+        text = json.dumps(tensors).encode()
+        (folder / CONFIG).write_text(json.dumps(described))
+        whole = struct.pack("<Q", len(text)) + text + numbers
+        (folder / WEIGHTS).write_bytes(whole if changed is None else changed)
+        with only_own_errors():
+            load_checkpoint(folder)
+
+    kept = st.just(json.loads(config)), st.just(json.loads(header))
+    fuzz(
+        body,
+        15,
+        parts=st.tuples(edits([config]), kept[1]) | st.tuples(kept[0], edits([header])),
+        changed=st.none() | mutations({"weights": weights}),
+    )

@@ -525,11 +525,11 @@ def test_a_config_survives_json(preset: str) -> None:
 
 BAD_CONFIGS = {
     "heads": ({"heads": 3}, "with 3 heads, key_width 16 must divide by 12"),
-    "no heads": ({"heads": 0}, "heads must be 1 or more, not 0"),
+    "no heads": ({"heads": 0}, "heads must be 1 to 4096, not 0"),
     "levels": ({"levels": (Level(8, 1),) * 4}, "4 levels enlarge by more than the patch of 8"),
     "level": ({"levels": (Level(8, 1), Level(0, 1))}, r"levels\[1\].width must be 1 or more"),
-    "blocks": ({"token_blocks": -1}, "token_blocks must be 0 or more, not -1"),
-    "trunk": ({"trunk": (Level(8, 1), Level(8, -1))}, r"trunk\[1\].blocks must be 0 or more, not -1"),
+    "blocks": ({"token_blocks": -1}, "token_blocks must be 0 to 4096, not -1"),
+    "trunk": ({"trunk": (Level(8, 1), Level(8, -1))}, r"trunk\[1\].blocks must be 0 to 4096, not -1"),
     "detail": ({"trunk": ()}, "detail needs a trunk that makes it and levels that use it"),
     "short trunk": ({"trunk": (Level(8, 1),) * 3}, "enlargements need a trunk of 4 levels, .*, not 3"),
     "no enlargements": ({"enlargements": ()}, "enlargements and detail need each other"),

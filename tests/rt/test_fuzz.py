@@ -44,8 +44,8 @@ LATENTS = {path.name: path.read_bytes() for path in sorted((CORPUS / "latents").
 MANIFESTS = {path.name: path.read_text() for path in sorted((CORPUS / "manifests").iterdir())}
 ZIPS = {path.name: path.read_bytes() for path in sorted((CORPUS / "zips").iterdir())}
 OPTIONS = [json.loads(line) for line in (CORPUS / "options.jsonl").read_text().splitlines()]
-TARGETS = 8
-"""The number of tests below that share the minutes of a long run."""
+TARGETS = 13
+"""The number of tests here, in `test_fuzz_requests` and in `tests/export/test_checkpoint` that share the minutes."""
 
 
 def fuzz(body: Callable[..., None], examples: int, **strategies: st.SearchStrategy[Any]) -> None:
