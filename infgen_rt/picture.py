@@ -344,6 +344,6 @@ class Picture:
         return memory_to_save(self._plan, form, size, bits)
 
     def for_saving(self, form: Format, size: Size, bits: Bits) -> "Picture":
-        """This picture, or the same in smaller tiles if writing needs the memory. OutputError if none is small enough."""
+        """This picture, or the same in smaller tiles if writing needs memory. OutputError if none is small enough."""
         plan = plan_to_save(self._source, self._plan, form, size, bits)
         return self if plan is self._plan else Picture(self._source, plan, self._source.linked(plan))

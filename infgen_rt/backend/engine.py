@@ -227,7 +227,10 @@ class Engine:
                 exact = next((candidate for candidate in candidates if candidate.exact), None)
                 if exact is None:
                     return None
-                text = f"{self._candidate} gave NaN or infinite values, which are computed again in float32"
+                text = (
+                    f"{self._candidate} gave NaN or infinite values, which are computed again in float32; pass "
+                    "precision='exact' if every latent does so"
+                )
                 warn(text)
                 self._exact = Engine(self._bundle, exact, self._threads, self._advises)
             return self._exact
@@ -245,7 +248,10 @@ class Engine:
             available = (*shape.tokens, *shape.context)
             if all(need <= side for need, side in zip(needed, available, strict=True)):
                 return fill(dict(inputs), Size(*shape.context[::-1]), Size(*shape.tokens[::-1]))
-        raise DecodeError(f"a tile of {needed} tokens and cells fits no shape of the recipe {self.recipe.name!r}")
+        raise DecodeError(
+            f"a tile of {needed} tokens and cells fits no shape of the recipe {self.recipe.name!r}: pass another "
+            "backend or device, and report this"
+        )
 
 
 def cores() -> int:

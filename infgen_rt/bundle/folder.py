@@ -48,7 +48,9 @@ class Bundle:
         root = Path(path) if path is not None else DEFAULT_BUNDLE
         lengths = _lengths(root)
         if MANIFEST not in lengths:
-            raise BundleError(f"{root} is not a bundle: it has no {MANIFEST}; infgen-export writes bundles")
+            raise BundleError(
+                f"{root} is not a bundle: it has no {MANIFEST}; pass the folder or zip that has one at its top"
+            )
         text = _read(root, MANIFEST)
         try:
             models = read_models(text)

@@ -46,7 +46,7 @@ def say(text: str, err: bool = False, needed: bool = False) -> None:
         if error.errno == errno.EPIPE and needed:
             raise  # click ends the command
         if needed:
-            raise InfGenError(f"cannot print: {reason(error)}") from error
+            raise InfGenError(f"cannot print: {reason(error)}; send the output elsewhere") from error
 
 
 def is_terminal(stream: TextIO | None) -> bool:

@@ -76,4 +76,6 @@ def _decode_several(request: Request, notes: list[str]) -> None:
                 if request.as_json:
                     say(json.dumps({"output": str(output), "error": str(error)}))
     if failed:
-        raise InfGenError(f"{failed} of {len(outputs)} latents failed")
+        raise InfGenError(
+            f"{failed} of {len(outputs)} latents failed, for the reasons above; --resume leaves out those that are done"
+        )

@@ -155,7 +155,9 @@ def _read_safetensors(data: bytes, key: str | None) -> Stored:
     dtype = np.dtype(_SAFETENSORS_DTYPES[entry["dtype"]])
     content = memoryview(data)[8 + length :]
     if not 0 <= start <= stop <= len(content):
-        raise LatentError(f"is truncated: tensor {name!r} ends at byte {stop:,} of {len(content):,}")
+        raise LatentError(
+            f"is truncated: tensor {name!r} ends at byte {stop:,} of {len(content):,}; save or copy it again"
+        )
     _expect_length(stop - start, math.prod(entry["shape"]) * dtype.itemsize)
     array = np.frombuffer(content[start:stop], dtype).reshape(entry["shape"])
     array = _widen(array) if entry["dtype"] == "BF16" else array
@@ -169,7 +171,7 @@ def _choose(names: list[str], key: str | None) -> str:
         if name in names:
             return name
     if not names:
-        raise LatentError("holds no array")
+        raise LatentError("holds no array: save the latent in it")
     some = ", ".join(names[:_MOST_NAMES]) + (
         f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
     )
@@ -179,7 +181,9 @@ def _choose(names: list[str], key: str | None) -> str:
 
 def _expect_length(found: int, expected: int) -> None:
     if found != expected:
-        raise LatentError(f"is truncated or damaged: {found:,} bytes of numbers, expected {expected:,}")
+        raise LatentError(
+            f"is truncated or damaged: {found:,} bytes of numbers, expected {expected:,}; save or copy it again"
+        )
 
 
 def _widen(halves: Array) -> Array:

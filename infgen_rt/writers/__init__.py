@@ -82,7 +82,7 @@ def check_output(
         check_name(output)
     folder = _targets(path, form)[0].parent
     if not folder.is_dir():
-        raise OutputError(f"cannot write in {folder}: there is no such folder")
+        raise OutputError(f"cannot write in {folder}: there is no such folder; make it first")
     _check_free(path, form, force)
     return form
 

@@ -86,7 +86,7 @@ class Session:
         """Run the graph; see `infgen_rt.backend.protocol.Session`."""
         model = self._model
         if model is None:
-            raise DecodeError("the session is closed")
+            raise DecodeError("the session is closed: open the model again")
         try:
             results = model.predict(dict(inputs))
         except Exception as error:

@@ -111,7 +111,7 @@ class Session:
         """Run the graph; see `infgen_rt.backend.protocol.Session`."""
         session = self._session
         if session is None:
-            raise DecodeError("the session is closed")
+            raise DecodeError("the session is closed: open the model again")
         # These options are for this run only, so that cancelling it does not stop the runs of other threads.
         options = _run_options(self._settings)
         try:
@@ -262,7 +262,8 @@ def _report_fallbacks(session: ort.InferenceSession, graph: str, device: str) ->
             left.update(node.op_type for node in part.get_nodes() if node.op_type not in _SMALL)
     if left:
         kinds = ", ".join(f"{count} {kind}" for kind, count in left.most_common(5))
-        text = f"onnxruntime runs {left.total()} operations of {graph} on the CPU instead of {device}: {kinds}"
+        count = f"onnxruntime runs {left.total()} operations of {graph} on the CPU"
+        text = f"{count} instead of {device}, which is slower: {kinds}"
         warn(text)
 
 

@@ -150,7 +150,7 @@ class Session:
     def run(self, inputs: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
         """Run the graph; see `infgen_rt.backend.protocol.Session`."""
         if self._compile is None:
-            raise DecodeError("the session is closed")
+            raise DecodeError("the session is closed: open the model again")
         values: dict[str, object] = dict(inputs)
         try:
             self._parts = parts = self._parts or self._compile()

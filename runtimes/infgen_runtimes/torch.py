@@ -101,7 +101,7 @@ class Session:
         """Run the graph; see `infgen_rt.backend.protocol.Session`. Features, contexts and pixels stay on the device."""
         module = self._module
         if module is None:
-            raise DecodeError("the session is closed")
+            raise DecodeError("the session is closed: open the model again")
         try:
             arguments = [torch.as_tensor(inputs[name], device=self._device) for name in self._inputs]
             with torch.inference_mode(), self._arithmetic(), _threads(self._options.threads), _Stopping():
