@@ -1,22 +1,53 @@
-"""Made the thumbnails here: ``python tests/data/make.py SAMPLE PHOTO``; one pixel is one cell of the latent."""
+"""Makes the files here. One pixel of a thumbnail is one cell of the latent.
+
+    python tests/data/make.py thumbnail SAMPLE PHOTO
+    python tests/data/make.py spaces PHOTO TEACHERS
+
+The second command encodes the middle of a photograph with the tiny autoencoder of each latent space.
+"""
 
 import sys
 from pathlib import Path
 
+import numpy as np
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
-CELLS = (120, 68)
+from infgen_training.teacher import Teacher
+from infgen_training.views import to_tensor
+
+FOLDER = Path(__file__).parent
+CELLS, FEW = (120, 68), (40, 30)
+SPACES = ("sd15", "sdxl", "sd3", "flux1")
 
 
-def main(sample: str, photo: str) -> None:
+def thumbnail(sample: str, photo: str) -> None:
     """Cuts the photograph as the sample's latent was cut, and reduces it."""
+    cut(Path(photo), CELLS, 1).save(FOLDER / f"{sample}.png")
+
+
+def spaces(photo: str, teachers: str) -> None:
+    """A latent of each space, as diffusion models scale it, and the thumbnail."""
+    image = cut(Path(photo), FEW, 8)
+    latents = {}
+    for space in SPACES:
+        teacher = Teacher.load(Path(teachers) / f"{space}_autoencoder.py")
+        with torch.inference_mode():
+            latents[space] = teacher.encode(to_tensor(np.asarray(image))[None])[0].half().contiguous()
+    save_file(latents, FOLDER / "spaces.safetensors")
+    image.resize(FEW, Image.Resampling.BOX).save(FOLDER / "spaces.png")
+
+
+def cut(photo: Path, cells: tuple[int, int], side: int) -> Image.Image:
+    """The middle of a photograph with the ratio of a latent's sides, with so many pixels per cell."""
     image = Image.open(photo).convert("RGB")
-    scale = min(image.width / CELLS[0], image.height / CELLS[1])
-    width, height = CELLS[0] * scale, CELLS[1] * scale
+    scale = min(image.width / cells[0], image.height / cells[1])
+    width, height = cells[0] * scale, cells[1] * scale
     left, top = (image.width - width) / 2, (image.height - height) / 2
-    small = image.resize(CELLS, Image.Resampling.BOX, box=(left, top, left + width, top + height))
-    small.save(Path(__file__).parent / f"{sample}.png")
+    size = (cells[0] * side, cells[1] * side)
+    return image.resize(size, Image.Resampling.BOX, box=(left, top, left + width, top + height))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    {"thumbnail": thumbnail, "spaces": spaces}[sys.argv[1]](*sys.argv[2:])

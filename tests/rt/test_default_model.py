@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
 import infgen_rt
+from infgen_rt.bundle.folder import Bundle
 
 DATA = Path(__file__).parent.parent / "data"
 
@@ -33,6 +35,22 @@ def test_samples_look_like_their_photographs(
     assert psnr(shrunk, thumbnail) > 30
     # No colour cast: channel by channel, the mean is right to four levels of 255.
     assert np.abs(shrunk.mean((0, 1)) - thumbnail.mean((0, 1))).max() < 4
+
+
+@pytest.mark.parametrize("scale", ["1x", "2x", (801, 603), "4x"], ids=str)
+@pytest.mark.parametrize("space", ["sd15", "sdxl", "sd3", "flux1"])
+def test_latents_of_every_space_look_like_their_photograph(space: str, scale: str | tuple[int, int]) -> None:
+    latent = load_file(DATA / "spaces.safetensors")[space]
+    thumbnail = np.asarray(Image.open(DATA / "spaces.png"))
+    with infgen_rt.open(space=space, backend="onnxruntime") as decoder:
+        picture = decoder.picture(latent, scale, normalisation="model")
+        shrunk = np.asarray(picture.image().resize(thumbnail.shape[1::-1], Image.Resampling.BOX))
+    assert psnr(shrunk, thumbnail) > 26
+    assert np.abs(shrunk.mean((0, 1)) - thumbnail.mean((0, 1))).max() < 4
+
+
+def test_every_space_has_a_model() -> None:
+    assert Bundle.open().spaces == ("flux2", "flux1", "sd3", "sdxl", "sd15")
 
 
 @pytest.mark.parametrize("size", [(320, 240), (601, 443), (941, 703)], ids=lambda size: f"{size[0]}x{size[1]}")

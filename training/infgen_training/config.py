@@ -97,7 +97,7 @@ class TrainConfig:
     grid: float = 2.0
     reduced: float = 0.5
     soft: float = 0.15
-    features: float = 0.4
+    features: float = 0.0
     round_trip: float = 5.0
     adversary_from: float = 0.35
     lr: float = 2e-4
