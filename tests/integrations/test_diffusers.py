@@ -106,6 +106,21 @@ def test_a_picture_guides_a_pipeline_through_the_bundles_encoder(vae: Any, trans
     assert guided.shape == (2, 2 * HEIGHT, 2 * WIDTH, 3) and np.abs(guided - run(pipe, prompts, "np")).max() > 1e-3
 
 
+def test_the_own_encoder_of_a_pipeline_can_be_kept(bundles: dict[str, Path], transformers: None) -> None:
+    pipe, prompts = made("flux2")
+    own = pipe.vae
+    pipe.vae = InfGenVAE.replacing(own, bundles["flux2"], scale=2, **RUNS)
+    pixels = torch.rand(1, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(3))
+    image = pipe.image_processor.postprocess(2 * pixels - 1)
+    bundled = run(pipe, prompts, "latent", image=image)
+    pipe.vae.encode = own.encode
+    kept = run(pipe, prompts, "latent", image=image)
+    pipe.vae.close()
+    pipe.vae = own
+    assert torch.allclose(kept, run(pipe, prompts, "latent", image=image), atol=1e-3)
+    assert not torch.allclose(kept, bundled, atol=1e-2)
+
+
 @pytest.mark.parametrize("offload", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
 def test_offloading_and_moving_change_no_pixel(vae: Any, transformers: None, offload: str) -> None:
     pytest.importorskip("accelerate")
