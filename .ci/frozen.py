@@ -11,7 +11,7 @@ from PIL import Image
 
 import infgen_rt
 
-SAMPLE, SIZE, LIMIT = "osprey", (480, 272), 600
+SAMPLE, SIZE, LIMIT = "osprey", (480, 272), 1800
 
 began = time.monotonic()
 script, folder = Path(sys.argv[1]), Path(sys.argv[2])

@@ -1,25 +1,20 @@
-"""Fills in a picture tile by tile, starting where the user looks, as in a viewer's window. It can be cancelled.
+"""Shows a picture of 16384 pixels in an app's own window. Only what is seen is decoded.
 
 python examples/window.py
 """
 
-import threading
-
-import numpy as np
-from PIL import Image
+from PySide6.QtWidgets import QApplication, QMainWindow
 
 import infgen_rt
+from infgen_rt.qt import PictureView
 
-cancel = threading.Event()
-
+app = QApplication([])
 with infgen_rt.open() as decoder:
-    picture = decoder.picture(infgen_rt.load_sample("colosseum").latent, "1080p")
-    # First show a soft preview of the whole picture, then sharp tiles, starting where the user looks.
-    canvas = np.array(Image.fromarray(picture.preview()).resize(picture.size))
-    for box, pixels in picture.tiles(start=(400, 600)):
-        if cancel.is_set():
-            break
-        canvas[box.slices] = pixels
-        print("drawn:", box)
-
-Image.fromarray(canvas).save("window.png")
+    window, view = QMainWindow(), PictureView()
+    view.set_picture(decoder.picture(infgen_rt.load_sample("colosseum").latent, "16384x"))
+    view.failed.connect(window.statusBar().showMessage)
+    window.setCentralWidget(view)
+    window.resize(1280, 800)
+    window.show()
+    app.exec()
+    view.shut()

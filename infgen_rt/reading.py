@@ -47,7 +47,8 @@ def read_into(
     shape = (box.height, box.width, 3)
     pixels: npt.NDArray[Any] = np.empty(shape, dtype) if out is None else out
     if pixels.shape != shape or pixels.dtype != dtype:
-        raise PlanError(f"out is {pixels.dtype} {list(pixels.shape)}: expected {np.dtype(dtype)} {list(shape)}")
+        given, needed = f"{pixels.dtype} {list(pixels.shape)}", f"{np.dtype(dtype)} {list(shape)}"
+        raise PlanError(f"out is {given}, and the region needs {needed}: pass an array of this type and shape")
     parts = list(stage.plan.parts(box))
     counter = Counter(plan.preparation + len(parts), tell, cancellation)
     with cancellation.watched(), closing(stage.tiles.read_each(parts, dtype)) as pictures:

@@ -38,7 +38,7 @@ def run(opener: Opener, path: Path | None, sample: str | None) -> int:
         os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM")
     ):
         # Qt would abort the process.
-        raise InputError("there is no display to show a window on: log in on a desktop, or use `infgen-rt decode`")
+        raise InputError("there is no display to show a window on: log in on a desktop, or use infgen-rt decode")
     app = QApplication.instance() or QApplication([_PROGRAM])
     window = ViewerWindow(opener)
     window.resize(*_WINDOW)

@@ -46,7 +46,7 @@ class Pyramid:
             box = self.levels[tile.level].box(tile.column, tile.row)
             if box.width:
                 return box
-        raise PlanError(f"there is no tile {tuple(tile)} of (level, column, row): expected one that `levels` has")
+        raise PlanError(f"there is no tile {tuple(tile)} of (level, column, row): expected one that the levels have")
 
     def read(self, tile: Tile, order: Order = "rgb", *, cancel: Cancel | None = None) -> Frame:
         """Decode a tile.
