@@ -48,14 +48,19 @@ def metadata_of(latent: Any, given: dict[str, str], form: Format, notices: Notic
     form.with_metadata(given)
     header = latent.metadata if isinstance(latent, Stored) else {}
     carried: dict[str, str] = {}
-    for key, text in header.items():
+    problems: list[str] = []
+    # In a fixed order, because safetensors writes the same header in any order, and equal pictures are equal files.
+    for key, text in sorted(header.items()):
         # ComfyUI writes an empty prompt if it has none.
         if key in _OF_FILES or key in given or not text:
             continue
         try:
             carried |= check_metadata({key: text})
         except OutputError as error:
-            notices.warn("metadata", f"a part of the latent file's metadata is left out: {error}")
+            problems.append(str(error))
+    if problems:
+        more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
+        notices.warn("metadata", f"a part of the latent file's metadata is left out: {problems[0]}{more}")
     try:
         form.with_metadata(check_metadata(carried | given))
     except OutputError as error:
