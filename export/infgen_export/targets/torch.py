@@ -22,7 +22,7 @@ from infgen_model.checkpoint import WEIGHTS as CHECKPOINT
 from infgen_model.config import OF_SPACE
 from infgen_model.graphs import Graph
 from infgen_rt.backend.protocol import Options as RunOptions
-from infgen_rt.bundle.graphs import kind_of
+from infgen_rt.bundle.graphs import WEIGHTS, kind_of
 from infgen_rt.bundle.manifest import Recipe as BundleRecipe
 from infgen_runtimes.torch import Backend, Pixels
 
@@ -97,7 +97,9 @@ class Session:
     """A graph in the runtime's own backend; see ``targets.Session``."""
 
     def __init__(self, path: Path, graph: str, arithmetic: str) -> None:
-        files = {file.name: file.read_bytes() for file in path.iterdir()}
+        names = load_numpy(path / CHECKPOINT)
+        described = {"config": _described(path), "weights": {name: name for name in names}}
+        files = {f"model{SUFFIX}": json.dumps(described).encode(), WEIGHTS: (path / CHECKPOINT).read_bytes()}
         self._session = Backend().load(graph, files, RunOptions(arithmetic=arithmetic))
         self.operations: Counter[str] = Counter()
 
