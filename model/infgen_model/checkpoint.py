@@ -1,11 +1,16 @@
-"""Checkpoints: a folder with ``config.json`` and ``model.safetensors``. Pickles are never read."""
+"""Checkpoints: a folder with ``config.json`` and ``model.safetensors``. Pickles are never read.
+
+A checkpoint may hold only what belongs to its latent space. Its config then has the path of its base, a whole
+checkpoint of another space, which has the rest.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -13,11 +18,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from infgen_model import DecoderConfig, InfGen
+from infgen_model.config import OF_SPACE
+from infgen_model.sharing import shares
 from infgen_rt.common.files import whole
 from infgen_rt.errors import InputError
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+_BASE = "base"
+"""Name in the config for the base's path, relative to the checkpoint's folder."""
 
 T = TypeVar("T")
 
@@ -26,17 +35,27 @@ class CheckpointError(InputError):
     """A checkpoint is missing, unreadable or does not fit its config."""
 
 
-def save_checkpoint(folder: Path, model: InfGen, dtype: torch.dtype = torch.float32) -> None:
+def save_checkpoint(folder: Path, model: InfGen, dtype: torch.dtype = torch.float32, base: Path | None = None) -> None:
     """Writes a checkpoint. The file of weights is written atomically.
 
     Args:
         folder: Created if missing.
         model: The model to save.
         dtype: Type that the weights are stored in. float16 halves the file at no visible cost.
+        base: A checkpoint that shares all but what belongs to a latent space. Only the rest is written then.
+
+    Raises:
+        CheckpointError: The base cannot be read, or does not share all that it has to.
     """
+    values, state = model.config.to_json(), model.state_dict()
+    if base is not None:
+        if not shares(load_checkpoint(base), model):
+            raise CheckpointError(f"{base} is no base of this model: they share less than all but the latent space's")
+        values[_BASE] = Path(os.path.relpath(base, folder)).as_posix()
+        state = {name: value for name, value in state.items() if name.startswith(OF_SPACE)}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(model.config.to_json(), indent=2) + "\n")
-    state = {name: value.detach().to("cpu", dtype).contiguous() for name, value in model.state_dict().items()}
+    (folder / CONFIG).write_text(json.dumps(values, indent=2) + "\n")
+    state = {name: value.detach().to("cpu", dtype).contiguous() for name, value in state.items()}
     with whole(folder / WEIGHTS) as partial:
         save_file(state, partial)
 
@@ -52,8 +71,10 @@ def load_checkpoint(folder: str | Path) -> InfGen:
     if not folder.is_dir():
         hint = " (pickles are refused: they can run code)" if folder.suffix in {".pt", ".pth", ".ckpt", ".bin"} else ""
         raise CheckpointError(f"{folder} is not a checkpoint folder with {CONFIG} and {WEIGHTS}{hint}")
-    config = _read(folder / CONFIG, lambda file: DecoderConfig.from_json(json.loads(file.read_text())))
+    config, base = _read(folder / CONFIG, _described)
     state = _read(folder / WEIGHTS, load_file)
+    if base is not None:
+        state = _shared(folder / base) | state
     # Without memory for its weights, which would be too much for a config that is wrong.
     with torch.device("meta"):
         expected = InfGen(config).state_dict()
@@ -62,6 +83,22 @@ def load_checkpoint(folder: str | Path) -> InfGen:
     model = InfGen(config)
     model.load_state_dict(state)
     return model.eval()
+
+
+def _described(file: Path) -> tuple[DecoderConfig, str | None]:
+    """The config in a file, and the path of the base if there is one."""
+    values = json.loads(file.read_text())
+    base = values.pop(_BASE, None) if isinstance(values, dict) else None
+    if not (base is None or isinstance(base, str)):
+        raise ValueError(f"{_BASE} must be a path, not {base!r}")
+    return DecoderConfig.from_json(values), base
+
+
+def _shared(base: Path) -> dict[str, Any]:
+    """What a base has for checkpoints of other latent spaces."""
+    if (base / CONFIG).exists() and _read(base / CONFIG, _described)[1] is not None:
+        raise CheckpointError(f"{base} has a base itself: name the whole checkpoint that both belong to")
+    return {name: value for name, value in load_checkpoint(base).state_dict().items() if not name.startswith(OF_SPACE)}
 
 
 def _read(file: Path, read: Callable[[Path], T]) -> T:

@@ -1,5 +1,6 @@
 """Checkpoints: what is saved comes back, and nothing else is believed."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -14,7 +15,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from infgen_model import InfGen
 from infgen_model.checkpoint import CONFIG, WEIGHTS, CheckpointError, load_checkpoint, save_checkpoint
+from infgen_model.config import OF_SPACE
+from infgen_model.sharing import share
 from tests.rt.test_fuzz import edits, fuzz, mutations, only_own_errors
 
 from . import tiny
@@ -220,3 +224,48 @@ def test_changed_checkpoints_are_read_or_refused(folder: Path) -> None:
         parts=st.tuples(edits([config]), kept[1]) | st.tuples(kept[0], edits([header])),
         changed=st.none() | mutations({"weights": weights}),
     )
+
+
+# A checkpoint with a base.
+
+
+@pytest.fixture
+def with_base(tmp_path: Path) -> InfGen:
+    """A model of another latent space, saved beside its base."""
+    base = tiny.model(tiny.EDGE)
+    own = dataclasses.replace(tiny.EDGE, name="tiny-sdxl", latent_space="sdxl", latent_channels=4, pooled=False)
+    model = tiny.model(own, seed=1)
+    share(base, model)
+    save_checkpoint(tmp_path / "flux2", base)
+    save_checkpoint(tmp_path / "runs" / "sdxl", model, base=tmp_path / "flux2")
+    return model
+
+
+def test_a_checkpoint_with_a_base_is_small_and_the_whole_model(with_base: InfGen, tmp_path: Path) -> None:
+    found = load_checkpoint(tmp_path / "runs" / "sdxl")
+    assert found.config == with_base.config
+    assert all(value.equal(with_base.state_dict()[name]) for name, value in found.state_dict().items())
+    stored = load_file(tmp_path / "runs" / "sdxl" / "model.safetensors")
+    assert stored.keys() == {name for name in found.state_dict() if name.startswith(OF_SPACE)}
+    # Both may be moved together.
+    (tmp_path / "runs" / "sdxl").rename(tmp_path / "runs" / "moved")
+    (tmp_path / "other").mkdir()
+    for folder in ("flux2", "runs"):
+        (tmp_path / folder).rename(tmp_path / "other" / folder)
+    load_checkpoint(tmp_path / "other" / "runs" / "moved")
+
+
+def test_a_base_that_cannot_be_one_is_refused(with_base: InfGen, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "stranger", tiny.model(tiny.EDGE, seed=5))
+    with pytest.raises(CheckpointError, match="stranger is no base of this model"):
+        save_checkpoint(tmp_path / "new", with_base, base=tmp_path / "stranger")
+    assert not (tmp_path / "new").exists()
+    config = tmp_path / "runs" / "sdxl" / "config.json"
+    for base, text in {
+        ".": "has a base itself",
+        "../missing": "missing is not a checkpoint folder",
+        3: "base must be a path, not 3",
+    }.items():
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"base": base}))
+        with pytest.raises(CheckpointError, match=text):
+            load_checkpoint(config.parent)
