@@ -227,7 +227,7 @@ BAD = {
     "unwritable": (["latent.npy", "-o", "none/out.png"], "cannot write in none"),
     "format": (["latent.npy", "-o", "out.bmp"], "no known picture format"),
     "missing model": (["latent.npy", "--model", "none"], "does not exist"),
-    "broken model": (["latent.npy", "--model", "broken"], "upgrade infgen-rt"),
+    "broken model": (["latent.npy", "--model", "broken"], "pass another folder or zip"),
     "unknown backend": (["latent.npy", "--backend", "abacus"], "'abacus' is unknown"),
     "absent device": (["latent.npy", "--backend", "onnxruntime", "--device", "cuda:9"], "knows no device 'cuda:9'"),
     "small memory": (["latent.npy", "--memory", "1MB"], "too small"),
@@ -481,7 +481,7 @@ def test_streams_that_cannot_be_used_say_why(eleven: np.ndarray, bundle: Path) -
         (["decode", "latent.npy", "batch.npy", "-o", "-"], b"", 2, b"2 latents cannot all be standard output"),
         (["decode", "latent.npy", "-o", "-", "--format", "dzi"], b"", 2, b"a .dzi is many files"),
         (["decode", "-", "-o", "out.png"], b"", 2, b"standard input is empty"),
-        (["decode", "-", "-o", "out.png"], b"rubbish, and much of it", 2, b"standard input: is damaged or not"),
+        (["decode", "-", "-o", "out.png"], b"rubbish, and much of it", 2, b"standard input is damaged or not"),
     ]:
         ran = piped([*arguments, *model], content)
         assert (ran.returncode, ran.stdout) == (code, b"") and text in ran.stderr, ran.stderr
