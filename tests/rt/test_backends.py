@@ -444,7 +444,7 @@ def test_work_that_lands_on_the_cpu_is_reported() -> None:
     settings = onnxruntime.ort.SessionOptions()
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     session = onnxruntime.ort.InferenceSession(tiny.prefill_graph(), settings, providers=["CPUExecutionProvider"])
-    with pytest.warns(InfGenWarning, match="operations of prefill on the CPU instead of cuda:0, which is slower: .*2 Conv"):
+    with pytest.warns(InfGenWarning, match="of prefill on the CPU instead of cuda:0, which is slower: .*2 Conv"):
         onnxruntime._report_fallbacks(session, "prefill", "cuda:0")
 
 
