@@ -15,7 +15,7 @@ from infgen_rt.errors import BackendError, BundleError, DecodeError, InputError,
 from infgen_rt.latent.spaces import latent_space
 
 from ..rt import test_several, tiny
-from ..rt.pipelines import HEIGHT, PIPELINES, WIDTH, diffusers, made, torch, without_transformers
+from ..rt.pipelines import HEIGHT, PIPELINES, WIDTH, diffusers, generated, made, torch, without_transformers
 
 InfGenVAE = pytest.importorskip("infgen_rt.diffusers").InfGenVAE
 pytestmark = pytest.mark.filterwarnings("ignore::infgen_rt.InfGenWarning")
@@ -54,19 +54,6 @@ def vae(bundles: dict[str, Path]) -> Iterator[Any]:
     vae.close()
 
 
-def run(pipeline: Any, prompts: dict[str, Any], output_type: str, **options: Any) -> Any:
-    return pipeline(
-        **prompts,
-        **options,
-        width=WIDTH,
-        height=HEIGHT,
-        num_inference_steps=2,
-        generator=torch.Generator().manual_seed(2),
-        output_type=output_type,
-        return_dict=False,
-    )[0]
-
-
 def raw_latents(count: int = 2, channels: int = 32, height: int = 6, width: int = 8) -> Any:
     return torch.randn(count, channels, height, width, generator=torch.Generator().manual_seed(1))
 
@@ -80,10 +67,10 @@ def test_a_pipelines_picture_is_that_of_its_latent(name: str, bundles: dict[str,
     with infgen_rt.open(bundles[name], space=name, **RUNS) as decoder:
         # FLUX.2 klein's pipeline undoes the batch norm, and the others return what the transformer gave.
         normalisation = "vae" if name == "flux2" else "model"
-        returned = run(pipe, prompts, "latent")
+        returned = generated(pipe, prompts, "latent")
         pictures = decoder.pictures(returned, "2x", normalisation=normalisation, **packed)
         direct = np.stack([picture.read() for picture in pictures])
-    found = run(pipe, prompts, "np")
+    found = generated(pipe, prompts, "np")
     assert found.shape == direct.shape == (2, 2 * HEIGHT, 2 * WIDTH, 3)
     assert np.abs(np.round(255 * found) - direct).max() <= 1 and direct.std() > 5
     pipe.vae.close()
@@ -92,7 +79,7 @@ def test_a_pipelines_picture_is_that_of_its_latent(name: str, bundles: dict[str,
 def test_pillow_and_torch_pictures_are_as_large_as_was_asked(vae: Any, transformers: None) -> None:
     pipe, prompts = made("flux2")
     pipe.vae = vae
-    pillow, tensor = run(pipe, prompts, "pil"), run(pipe, prompts, "pt")
+    pillow, tensor = generated(pipe, prompts, "pil"), generated(pipe, prompts, "pt")
     assert [image.size for image in pillow] == [(2 * WIDTH, 2 * HEIGHT)] * 2
     assert tensor.shape == (2, 3, 2 * HEIGHT, 2 * WIDTH) and 0 <= tensor.min() <= tensor.max() <= 1
     assert np.abs(np.asarray(pillow[1], np.float32) - 255 * tensor[1].permute(1, 2, 0).numpy()).max() <= 0.51
@@ -102,8 +89,10 @@ def test_a_picture_guides_a_pipeline_through_the_bundles_encoder(vae: Any, trans
     pipe, prompts = made("flux2")
     pipe.vae = vae
     pixels = torch.rand(1, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(3))
-    guided = run(pipe, prompts, "np", image=pipe.image_processor.postprocess(2 * pixels - 1))
-    assert guided.shape == (2, 2 * HEIGHT, 2 * WIDTH, 3) and np.abs(guided - run(pipe, prompts, "np")).max() > 1e-3
+    guided = generated(pipe, prompts, "np", image=pipe.image_processor.postprocess(2 * pixels - 1))
+    assert (
+        guided.shape == (2, 2 * HEIGHT, 2 * WIDTH, 3) and np.abs(guided - generated(pipe, prompts, "np")).max() > 1e-3
+    )
 
 
 def test_the_own_encoder_of_a_pipeline_can_be_kept(bundles: dict[str, Path], transformers: None) -> None:
@@ -112,12 +101,12 @@ def test_the_own_encoder_of_a_pipeline_can_be_kept(bundles: dict[str, Path], tra
     pipe.vae = InfGenVAE.replacing(own, bundles["flux2"], scale=2, **RUNS)
     pixels = torch.rand(1, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(3))
     image = pipe.image_processor.postprocess(2 * pixels - 1)
-    bundled = run(pipe, prompts, "latent", image=image)
+    bundled = generated(pipe, prompts, "latent", image=image)
     pipe.vae.encode = own.encode
-    kept = run(pipe, prompts, "latent", image=image)
+    kept = generated(pipe, prompts, "latent", image=image)
     pipe.vae.close()
     pipe.vae = own
-    assert torch.allclose(kept, run(pipe, prompts, "latent", image=image), atol=1e-3)
+    assert torch.allclose(kept, generated(pipe, prompts, "latent", image=image), atol=1e-3)
     assert not torch.allclose(kept, bundled, atol=1e-2)
 
 
@@ -126,14 +115,14 @@ def test_offloading_and_moving_change_no_pixel(vae: Any, transformers: None, off
     pytest.importorskip("accelerate")
     pipe, prompts = made("flux2")
     pipe.vae = vae
-    before = run(pipe.to("cpu", torch.float32), prompts, "np")
+    before = generated(pipe.to("cpu", torch.float32), prompts, "np")
     # On a processor, accelerate's sequential offload fails with any weights. Here it is only about the VAE.
     pipe._exclude_from_cpu_offload = ["transformer"]
     getattr(pipe, offload)(device="cpu")
     assert hasattr(pipe.vae, "_hf_hook")
-    assert np.array_equal(run(pipe, prompts, "np"), before)
+    assert np.array_equal(generated(pipe, prompts, "np"), before)
     # Again, after what was moved back and forth.
-    assert np.array_equal(run(pipe, prompts, "np"), before)
+    assert np.array_equal(generated(pipe, prompts, "np"), before)
 
 
 def test_a_saved_pipeline_is_loaded_with_the_same_vae(vae: Any, transformers: None, tmp_path: Path) -> None:

@@ -194,3 +194,17 @@ def without_transformers() -> Iterator[None]:
     for name in set(sys.modules) - before:
         if name.startswith("diffusers.pipelines."):
             del sys.modules[name]
+
+
+def generated(pipeline: Any, prompts: dict[str, Any], output_type: str, **options: Any) -> Any:
+    """What a pipeline returns for two steps of denoising, always from the same noise."""
+    return pipeline(
+        **prompts,
+        **options,
+        width=WIDTH,
+        height=HEIGHT,
+        num_inference_steps=2,
+        generator=torch.Generator().manual_seed(2),
+        output_type=output_type,
+        return_dict=False,
+    )[0]

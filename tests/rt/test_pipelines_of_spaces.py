@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from infgen_rt.latent.arrays import as_latents, load_latents
 from infgen_rt.latent.spaces import latent_space
 
-from .pipelines import HEIGHT, PIPELINES, WIDTH, made, torch, without_transformers
+from .pipelines import HEIGHT, PIPELINES, WIDTH, generated, made, without_transformers
 
 pytestmark = pytest.mark.filterwarnings("ignore::infgen_rt.InfGenWarning")
 
@@ -34,15 +34,7 @@ class Run:
         (self.given,) = given
 
     def _run(self, output_type: str) -> Any:
-        return self.pipeline(
-            **self._prompts,
-            width=WIDTH,
-            height=HEIGHT,
-            num_inference_steps=2,
-            generator=torch.Generator().manual_seed(2),
-            output_type=output_type,
-            return_dict=False,
-        )[0]
+        return generated(self.pipeline, self._prompts, output_type)
 
 
 @pytest.fixture(scope="module", params=[name for name in PIPELINES if name != "flux2"])
