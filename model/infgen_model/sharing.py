@@ -12,6 +12,14 @@ def share(guide: InfGen, model: InfGen) -> None:
     model.load_state_dict(model.state_dict() | shared)
 
 
+def tie(guide: InfGen, model: InfGen) -> None:
+    """Gives a model the guide's own parameters where both can share them, so that training one trains the other."""
+    for name, value in guide.named_parameters():
+        if not name.startswith(OF_SPACE):
+            place, _, last = name.rpartition(".")
+            setattr(model.get_submodule(place), last, value)
+
+
 def shares(guide: InfGen, model: InfGen) -> bool:
     """Whether all that does not belong to a latent space is the same in two models, stored in float16."""
     theirs = guide.state_dict()

@@ -276,7 +276,7 @@ def test_every_parameter_that_learns_is_optimised_once(config: Any, part: str) -
 
 def test_copied_layers_are_those_that_a_warm_start_fills() -> None:
     model = tiny_model()
-    groups = make_optimizer(model, dataclasses.replace(CONFIG, copied_share=0.5)).param_groups
+    groups = make_optimizer([model], dataclasses.replace(CONFIG, copied_share=0.5)).param_groups
     names = {id(value): name for name, value in model.named_parameters()}
     slow = {names[id(value)] for value in groups[1]["params"]}
     assert {

@@ -11,10 +11,10 @@ from click.testing import CliRunner, Result
 
 from infgen_model import InfGen
 from infgen_model.checkpoint import load_checkpoint, save_checkpoint
-from infgen_model.config import OF_SPACE
+from infgen_model.config import OF_SPACE, OF_TRUNK
 from infgen_model.sharing import shares
 from infgen_training import trunk
-from infgen_training.batches import Batches
+from infgen_training.batches import Batches, Turns
 from infgen_training.config import Lesson, TrainConfig
 from infgen_training.losses import feature_distance
 from infgen_training.teacher import Teacher
@@ -252,3 +252,67 @@ def test_a_decoder_with_other_layers_is_not_in_the_way_of_statistics(guide: InfG
     network[1] = torch.nn.Conv2d(4, 8, 3, padding=1)
     model = trunk.new_trunk(CONFIG, guide, Teacher(Pooled(), network), views)
     assert model.config.pooled and model.statistics is not None
+
+
+# Several spaces at once.
+
+
+def test_models_trained_together_share_all_but_what_belongs_to_a_space(
+    guide: InfGen, autoencoder: Path, views: list[View]
+) -> None:
+    config = dataclasses.replace(CONFIG, part="decoder", latent_space="flux2", latent_channels=32, others=1.0)
+    other = new_trunk(guide, autoencoder, views)
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    trained = Trainer(config, guide, None, CPU, others=[other])
+    turns = Turns([Batches(each, config, TINY.enlargements) for each in (some_views(), views)], config)
+    for step in range(6):
+        losses = trained.train_step(turns.draw(step), 0.5)
+        assert set(losses) == {"pixels", "gradient"} and all(torch.isfinite(each) for each in losses.values())
+    for model, first in ((other, guide), (trained.averages[1], trained.average)):
+        assert shares(first, model)
+        changed = {name for name, value in model.state_dict().items() if not value.equal(before[name])}
+        assert any(name.startswith(OF_TRUNK) for name in changed)
+        assert any(not name.startswith(OF_SPACE) for name in changed)
+    learning = [value for group in trained.optimizer.param_groups for value in group["params"]]
+    assert len(learning) == len(set(learning))
+
+
+def test_other_spaces_have_their_turns(views: list[View]) -> None:
+    config = dataclasses.replace(CONFIG, part="decoder", others=0.5)
+    batches = [Batches(each, config, TINY.enlargements) for each in (some_views(), views, views)]
+    turns = [Turns(batches, config).draw(step) for step in range(200)]
+    assert [batch.latents[0].shape[0] == 32 for batch in turns] == [batch.model == 0 for batch in turns]
+    counts = [sum(batch.model == index for batch in turns) for index in range(3)]
+    assert 70 < counts[0] < 130 and min(counts[1:]) > 25
+    alone = dataclasses.replace(config, others=0.0)
+    assert {Turns(batches, alone).draw(step).model for step in range(50)} == {0}
+
+
+def test_a_run_of_several_spaces_writes_each_and_goes_on(
+    shards: Path, start: Path, autoencoder: Path, guide: InfGen, views: list[View], tmp_path: Path
+) -> None:
+    save_checkpoint(tmp_path / "sdxl", new_trunk(guide, autoencoder, views), torch.float16, start)
+    folder = tmp_path / "run"
+    together = ("--start", start, "--other", tmp_path / "sdxl", autoencoder)
+    whole = {"part": "decoder", "latent_space": "flux2", "latent_channels": 32, "others": 1.0}
+    for _ in range(2):
+        result = run(shards, folder, *together, **whole)
+        assert result.exit_code == 0, result.output
+        own, other = (load_checkpoint(folder / name) for name in ("checkpoint", "checkpoint-sdxl"))
+        assert (own.config.latent_space, other.config.latent_space) == ("flux2", "sdxl")
+        assert shares(own, other) and not shares(guide, other)
+    assert (folder / "latents-sdxl.safetensors").is_file()
+
+
+def test_a_model_of_other_parts_cannot_be_trained_together(
+    shards: Path, start: Path, autoencoder: Path, guide: InfGen, views: list[View], tmp_path: Path
+) -> None:
+    stranger = new_trunk(InfGen(TINY), autoencoder, views)
+    save_checkpoint(tmp_path / "stranger", stranger, torch.float16)
+    given = ("--start", start, "--other", tmp_path / "stranger", autoencoder)
+    whole = {"part": "decoder", "latent_space": "flux2", "latent_channels": 32}
+    result = run(shards, tmp_path / "run", *given, **whole)
+    assert result.exit_code == 1 and "shares nothing with the model of this run" in result.output
+    result = run(shards, tmp_path / "run", *given, "--teacher", autoencoder)
+    assert result.exit_code == 1 and "trained together with a decoder, not with part=trunk" in result.output
+    assert not (tmp_path / "run").exists()

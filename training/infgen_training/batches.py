@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,8 +28,9 @@ class Batch:
         cells: Side of the squares in cells.
         small: The pictures that were encoded, uint8 [B, 3, 8 cells, 8 cells].
         sharp: Sharp pictures, uint8 [B, 3, 32 cells, 32 cells]. None if the step does not learn from them.
-        photo: Photographs, uint8 of the same shape. None if one of the views has none.
+        photo: Photographs, uint8 of the same shape. None if one of the views has none, or none is compared with.
         guides: For a trunk, the whole latent of each view in the space that it learns from, [G, n, n] float32.
+        model: Index among the run's models of the one that learns from this batch.
     """
 
     lesson: Lesson
@@ -41,6 +42,7 @@ class Batch:
     sharp: Tensor | None
     photo: Tensor | None
     guides: tuple[Tensor, ...] = ()
+    model: int = 0
 
     @property
     def side(self) -> int:
@@ -124,10 +126,11 @@ class Batches:
         noise = config.noise if config.part != "encoder" else 0.0
         latents = tuple(_noisy(view.latent, noise, rng) for view in chosen)
         small = self._cut([view.small for view in chosen], corners, 1)
+        clean = sharp and rng.random() < config.clean
         pictures: list[Tensor | None] = []
         for name in ("sharp", "photo"):
             found = [each for view in chosen if (each := getattr(view, name)) is not None]
-            wanted = lesson.factor > 1 and len(found) == len(chosen) and (sharp or name == "photo")
+            wanted = lesson.factor > 1 and len(found) == len(chosen) and (not clean if name == "photo" else sharp)
             pictures.append(self._cut(found, corners, FACTOR) if wanted else None)
         guides = tuple(view.guide.float() for view in chosen if view.guide is not None)
         sharpened, photographed = pictures
@@ -140,6 +143,25 @@ class Batches:
             rows, columns = (slice(side * first, side * (first + self.config.cells)) for first in (row, column))
             parts.append(pixels[rows, columns])
         return torch.from_numpy(np.stack(parts)).permute(0, 3, 1, 2).contiguous()
+
+
+class Turns:
+    """Draws each step's batch for one of several models, each of which has batches of its own latent space.
+
+    Args:
+        batches: The batches of each model. The first is the run's own.
+        config: Config of the run, which says how often the others have their turn.
+    """
+
+    def __init__(self, batches: Sequence[Batches], config: TrainConfig) -> None:
+        self._batches, self._config = batches, config
+
+    def draw(self, step: int) -> Batch:
+        """The batch of a step."""
+        rng = np.random.default_rng((self._config.seed, step, 1))
+        others = len(self._batches) - 1
+        index = 1 + int(rng.integers(others)) if others and rng.random() < self._config.others else 0
+        return replace(self._batches[index].draw(step), model=index)
 
 
 def _noisy(latent: Tensor, most: float, rng: np.random.Generator) -> Tensor:

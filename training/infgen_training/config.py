@@ -49,6 +49,9 @@ class TrainConfig:
         between: Share of the steps at a scale between two enlargements, which needs resampling.
         sharp: Share of the steps above scale 1 that learn from views with sharp pictures, if there are any. The other
             steps learn from photographs, with the pixel loss weighted by ``soft``.
+        clean: Share of those steps in which LPIPS compares with the sharp pictures, too. In the others it compares with
+            the photographs, where a view has one.
+        others: Share of the steps that are of the other latent spaces, which take turns, if the run has any.
         cells: Side in latent cells of the square that is decoded from a view.
         margin: Width in cells of the square's border that the losses ignore, because the decoder lacks the latent
             around the square there.
@@ -63,8 +66,8 @@ class TrainConfig:
         round_trip: For the encoder, weight of L1 between a picture and the decode of its own latent.
         adversary_from: Share of the run after which the adversary is used. It starts to learn a little earlier.
         lr: Highest learning rate.
-        copied_share: Learning rate of weights copied from a tiny autoencoder, relative to that of the others. A trunk
-            has no others, and learns at ``lr``.
+        copied_share: Learning rate of weights copied from a tiny autoencoder, relative to that of the others. It does
+            not apply to the trunks of other latent spaces, which learn at ``lr``.
         adversary_lr: Learning rate of the adversary, which is constant.
         warmup: Number of linear warm-up steps, each time the run is continued.
         final: Learning rate at the end, as a share of the highest.
@@ -90,6 +93,8 @@ class TrainConfig:
     )
     between: float = 0.2
     sharp: float = 0.75
+    clean: float = 0.0
+    others: float = 0.5
     cells: int = 16
     margin: int = 1
     crop: int = 224
@@ -134,7 +139,7 @@ class TrainConfig:
                 )
         if not 0 <= 2 * self.margin < self.cells:
             raise ValueError(f"a margin of {self.margin} cells leaves nothing of {self.cells}")
-        for name in ("between", "sharp", "features"):
+        for name in ("between", "sharp", "clean", "others", "features"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share, in [0, 1], not {getattr(self, name)}")
         if self.minutes <= 0:

@@ -27,11 +27,11 @@ from infgen_model.checkpoint import load_checkpoint
 from infgen_model.sharing import shares
 from infgen_rt.common.schema import parse
 from infgen_rt.errors import InputError
-from infgen_training.batches import Batch, Batches
+from infgen_training.batches import Batch, Batches, Turns
 from infgen_training.config import TrainConfig
 from infgen_training.losses import Vgg
 from infgen_training.teacher import AUTOENCODER, AUTOENCODER_HELP, Teacher
-from infgen_training.trainer import Diverged, Trainer
+from infgen_training.trainer import CHECKPOINT, Diverged, Trainer
 from infgen_training.trunk import LATENTS, in_space, new_trunk, save_latents
 from infgen_training.views import View, load_shards
 from infgen_training.warmstart import warm_start
@@ -46,7 +46,7 @@ _PAUSE = 5.0
 """Maximum seconds that a step counts, because a process that was suspended did not train in the meantime."""
 
 
-def drawn(batches: Batches, first: int) -> Iterator[Batch]:
+def drawn(batches: Turns, first: int) -> Iterator[Batch]:
     """Yields batches from a step on, prepared ahead in a thread."""
     with ThreadPoolExecutor(1) as pool:
         ahead: deque[Future[Batch]] = deque(pool.submit(batches.draw, first + index) for index in range(_AHEAD))
@@ -69,6 +69,7 @@ def train(
     device: torch.device,
     start: Path | None = None,
     slice_minutes: float | None = None,
+    others: Sequence[tuple[Path, Path]] = (),
 ) -> Trainer:
     """Starts or continues a training run.
 
@@ -86,6 +87,8 @@ def train(
         start: Checkpoint to start a new run from. For a trunk, the finished model that it learns from and becomes a
             part of, which is needed to continue too.
         slice_minutes: Saves and stops after this many minutes, even if the run is not finished.
+        others: Models of other latent spaces to train together with a decoder that is started from a checkpoint, each
+            with the autoencoder of its space. They share with it what does not belong to a space.
 
     Raises:
         InputError: The config contradicts the settings of the run, or one of the arguments cannot be used.
@@ -96,7 +99,9 @@ def train(
     _check_same_run(config, run / "train.json")
     torch.manual_seed(config.seed)
     views = load_shards(shards)
-    earlier = run / "checkpoint" if (run / "checkpoint").exists() else None
+    if others and config.part != "decoder":
+        raise InputError(f"other latent spaces are trained together with a decoder, not with part={config.part}")
+    earlier = run / CHECKPOINT if (run / CHECKPOINT).exists() else None
     guide = None
     if config.part == "trunk":
         guide, model, views = _trunk(config, start, teacher, earlier, views, run / LATENTS, device)
@@ -105,9 +110,11 @@ def train(
     else:
         model = _new(config, teacher, enlarger, views)
     _check_latents(model, views)
-    batches = Batches(views, config, model.config.enlargements)
-    progress = _progress(run)
-    trainer = Trainer(config, model, Vgg(vgg) if vgg else None, device, int(progress["step"] or 0), guide)
+    also = [_other(model, *each, views, run, device) for each in others]
+    own = (views, *(of_space for _, of_space in also))
+    turns = Turns([Batches(each, config, model.config.enlargements) for each in own], config)
+    progress, step = _progress(run), int(_progress(run)["step"] or 0)
+    trainer = Trainer(config, model, Vgg(vgg) if vgg else None, device, step, guide, [other for other, _ in also])
     if (run / "adversary.safetensors").exists():
         judge = {name: value.float() for name, value in load_file(run / "adversary.safetensors").items()}
         trainer.adversary.load_state_dict(judge)
@@ -116,9 +123,11 @@ def train(
     (run / "train.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
     if guide is not None:
         save_latents(run / LATENTS, views)
+    for other, of_space in also:
+        save_latents(_latents(run, other), of_space)
     log = _Log(run / "log.jsonl")
     spent, last, saved = 60 * (progress["minutes"] or 0.0), time.monotonic(), time.monotonic()
-    for batch in drawn(batches, trainer.step):
+    for batch in drawn(turns, trainer.step):
         done = spent / (60 * config.minutes)
         if done >= 1 or (slice_minutes is not None and time.monotonic() - began >= 60 * slice_minutes):
             break
@@ -167,6 +176,26 @@ def _trunk(
     if not shares(guide, model):
         raise InputError(f"{earlier} shares nothing with {start}: continue with the --start that the run began with")
     return guide, model, both
+
+
+def _other(
+    model: InfGen, checkpoint: Path, teacher: Path, views: Sequence[View], run: Path, device: torch.device
+) -> tuple[InfGen, list[View]]:
+    """A model of another latent space to train together with a model, and the views in its space."""
+    other, origin = load_checkpoint(checkpoint), Teacher.load(teacher)
+    space = other.config.latent_space
+    if (saved := run / f"{CHECKPOINT}-{space}").exists():
+        other = load_checkpoint(saved)
+    if not shares(model, other):
+        raise InputError(f"{checkpoint} shares nothing with the model of this run: use one that was trained for it")
+    both = in_space(views, origin, _latents(run, other), device)
+    _check_latents(other, both)
+    return other, both
+
+
+def _latents(run: Path, other: InfGen) -> Path:
+    """The file in a run's folder with the views' latents in another model's space."""
+    return run / f"{Path(LATENTS).stem}-{other.config.latent_space}.safetensors"
 
 
 def _check_latents(model: InfGen, views: Sequence[View]) -> None:
@@ -227,6 +256,14 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
     "-o", "--run", type=click.Path(file_okay=False, path_type=Path), required=True, help="Continued if it exists."
 )
 @click.option("--start", type=_FOLDER, help="Checkpoint that a new run starts from; always for a trunk.")
+@click.option(
+    "--other",
+    "others",
+    type=(_FOLDER, AUTOENCODER),
+    multiple=True,
+    metavar="CHECKPOINT AUTOENCODER",
+    help="Model of another latent space to train together with the one of --start; repeatable.",
+)
 @click.option("--minutes", "slice_minutes", type=float, help="Stops after so many, saved, whatever is left of the run.")
 @click.option(
     "--set",
@@ -238,7 +275,7 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 def main(
     shards: Path, teacher: Path | None, enlarger: Path | None, vgg: Path | None, run: Path, start: Path | None,
-    slice_minutes: float | None, settings: tuple[str, ...], device: str,
+    others: tuple[tuple[Path, Path], ...], slice_minutes: float | None, settings: tuple[str, ...], device: str,
 ) -> None:  # fmt: skip
     """Trains an InfGen decoder, its encoder or a trunk of another latent space, or continues a run."""
     names = {field.name for field in dataclasses.fields(TrainConfig)}
@@ -260,7 +297,7 @@ def main(
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--set") from error
     try:
-        train(config, shards, teacher, vgg, enlarger, run, torch.device(device), start, slice_minutes)
+        train(config, shards, teacher, vgg, enlarger, run, torch.device(device), start, slice_minutes, others)
     except (InputError, FileNotFoundError) as error:
         raise click.ClickException(str(error)) from error
     except Diverged as error:

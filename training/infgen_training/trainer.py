@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from infgen_model import DecoderConfig, Enlargement, Grid, InfGen
 from infgen_model.checkpoint import save_checkpoint
+from infgen_model.sharing import tie
 from infgen_rt.common.files import whole
 from infgen_training.batches import Batch
 from infgen_training.config import PATCH, TrainConfig
@@ -23,6 +24,8 @@ from infgen_training.losses import Adversary, Vgg, feature_distance, gradient_di
 from infgen_training.precision import mixed
 from infgen_training.warmstart import COPIED
 
+CHECKPOINT = "checkpoint"
+"""The folder in a run's folder with the averaged weights. Those of another space have its name appended."""
 _BALANCE_EVERY = 25
 """Steps between comparisons of the adversary's gradient with that of LPIPS."""
 _BAD_STEPS = 10
@@ -48,6 +51,8 @@ class Trainer:
         device: Device to train on.
         step: Step to continue from.
         guide: For a trunk, the finished model whose trunk it learns from.
+        others: Models of other latent spaces, which are trained together with the model. What they can share with it
+            becomes shared.
     """
 
     def __init__(
@@ -58,25 +63,43 @@ class Trainer:
         device: torch.device,
         step: int = 0,
         guide: InfGen | None = None,
+        others: Sequence[InfGen] = (),
     ) -> None:
         self.config, self.device, self.step = config, device, step
-        # Convolutions in reduced precision are about a third faster in this layout (measured on a CPU).
-        self.model = model.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        self.average = copy.deepcopy(self.model).requires_grad_(False)
+        self.models = [model, *others]
+        for each in self.models:
+            # Convolutions in reduced precision are about a third faster in this layout (measured on a CPU).
+            each.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        for other in others:
+            tie(model, other)
+        # Copied at once, the averages share what the models share.
+        self.averages = [each.requires_grad_(False) for each in copy.deepcopy(self.models)]
         self.guide = guide
         if guide is not None:
             guide.to(device).to(memory_format=torch.channels_last).requires_grad_(False)  # type: ignore[call-overload]
         self.vgg = vgg.to(device).to(memory_format=torch.channels_last) if vgg else None  # type: ignore[call-overload]
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(config.teaches(name))
-        self.optimizer = make_optimizer(self.model, config)
+        for each in self.models:
+            for name, parameter in each.named_parameters():
+                parameter.requires_grad_(config.teaches(name))
+        self.optimizer = make_optimizer(self.models, config)
         self.adversary = Adversary(device, config.adversary_lr)
         self.balance: float | None = None
         self._began = step
         self.bad = 0
         if config.compile:
-            for part in _compiled(self.model):
-                part.compile(dynamic=True)
+            for each in self.models:
+                for part in _compiled(each):
+                    part.compile(dynamic=True)
+
+    @property
+    def model(self) -> InfGen:
+        """The run's own model."""
+        return self.models[0]
+
+    @property
+    def average(self) -> InfGen:
+        """The run's own model with averaged weights."""
+        return self.averages[0]
 
     def train_step(self, batch: Batch, done: float) -> dict[str, Tensor]:
         """Does one training step.
@@ -130,25 +153,27 @@ class Trainer:
 
     def _features(self, batch: Batch) -> dict[str, Tensor]:
         """Losses of a trunk against the guide's: at prefill's output and at the last level, which all else reads."""
-        refine = self.model.refine
+        model = self.models[batch.model]
+        refine = model.refine
         assert self.guide is not None and self.guide.refine is not None and refine is not None
         with mixed(self.device, self.config.bfloat16):
             with torch.no_grad():
                 coarse = self._squares(self.guide, batch.guides, batch)
                 fine = self.guide.refine.grown(coarse)
-            made = self._squares(self.model, batch.latents, batch)
+            made = self._squares(model, batch.latents, batch)
             # After the features, the trunk gives a picture, which is learned from pictures.
             pairs = {"coarse": (made, coarse), "fine": (refine.grown(made)[:, :-3], fine[:, :-3])}
         return {name: feature_distance(made.float(), true.float()) for name, (made, true) in pairs.items()}
 
     def _decoder(self, batch: Batch, done: float) -> dict[str, Tensor]:
         config, enlargement, cells, side = self.config, self.enlargement(batch), batch.cells, batch.side
+        model = self.models[batch.model]
         with mixed(self.device, config.bfloat16):
             # A square of a latent is decoded as if it were a whole latent.
-            features = self._squares(self.model, batch.latents, batch)
-            context = features if self.model.refine is None else self.model.refine(features, enlargement)
+            features = self._squares(model, batch.latents, batch)
+            context = features if model.refine is None else model.refine(features, enlargement)
             grid = Grid.whole((cells, cells), (side, side)).to(self.device)
-            image = self.model.decode(context, grid, enlargement)
+            image = model.decode(context, grid, enlargement)
         image = image.float()[:, :, :side, :side]
         edge = round(side / cells * config.margin)
         made, true = _inner(image, edge), _inner(batch.target(self.device), edge)
@@ -226,12 +251,18 @@ class Trainer:
     def _update_average(self) -> None:
         """Updates the exponential moving average, which forgets the first weights quickly."""
         share = max(1 - self.config.ema, 10 / (10 + self.step))
-        mean, values = ([*module.parameters(), *module.buffers()] for module in (self.average, self.model))
+        mean, values = (
+            [*modules.parameters(), *modules.buffers()]
+            for modules in (nn.ModuleList(self.averages), nn.ModuleList(self.models))
+        )
         torch._foreach_lerp_(mean, values, share)
 
     def save(self, run: Path, minutes: float) -> None:
         """Writes the files from which a run can be continued, each of them atomically."""
-        save_checkpoint(run / "checkpoint", self.average, torch.float16)
+        save_checkpoint(run / CHECKPOINT, self.average, torch.float16)
+        for other in self.averages[1:]:
+            space = other.config.latent_space
+            save_checkpoint(run / f"{CHECKPOINT}-{space}", other, torch.float16, run / CHECKPOINT)
         state = {
             name: value.half() if name != "scales" else value for name, value in self.adversary.state_dict().items()
         }
@@ -258,14 +289,21 @@ def _compiled(model: InfGen) -> Iterator[nn.Module]:
         yield from (*model.refine.levels, *model.refine.enlarger.blocks)
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW on the trained parameters. Each group has its highest learning rate as ``peak``."""
-    copied = () if config.part == "trunk" else COPIED
+def make_optimizer(models: Sequence[nn.Module], config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW on the trained parameters of models. Each group has its highest learning rate as ``peak``.
+
+    The copied parameters of the first model alone are in the group that learns slowly, and only in a decoder or an
+    encoder: the trunks of other latent spaces have further to go.
+    """
     groups: list[dict[str, Any]] = [
         {"params": [], "peak": config.lr},
         {"params": [], "peak": config.copied_share * config.lr},
     ]
-    for name, value in model.named_parameters():
-        if value.requires_grad:
-            groups[name.startswith(copied)]["params"].append(value)
+    seen = set[nn.Parameter]()
+    for index, model in enumerate(models):
+        copied = () if index or config.part == "trunk" else COPIED
+        for name, value in model.named_parameters():
+            if value.requires_grad and value not in seen:
+                groups[name.startswith(copied)]["params"].append(value)
+                seen.add(value)
     return torch.optim.AdamW([group for group in groups if group["params"]], betas=(0.9, 0.98), weight_decay=0.0)
