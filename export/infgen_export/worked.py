@@ -1,0 +1,244 @@
+"""Worked numbers of a bundle: what goes into each of its graphs and comes out, for a small latent and one tile.
+
+``python -m infgen_export.worked BUNDLE -o numbers.json`` writes them for authors who run the graphs from another
+language. ``docs/bundle.md`` explains the file.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from infgen_rt.backend.candidates import Survey
+from infgen_rt.backend.engine import Engine
+from infgen_rt.backend.inputs import statistics_inputs, tile_inputs
+from infgen_rt.bundle.folder import Bundle
+from infgen_rt.bundle.graphs import DECODE, ENCODE, PREFILL, REFINE, STATISTICS, TRUNK, Kind
+from infgen_rt.bundle.manifest import Enlargement
+from infgen_rt.common.pixels import FloatArray, fetch
+from infgen_rt.errors import InfGenError
+from infgen_rt.geometry.grid import Grid
+from infgen_rt.geometry.shapes import Box, Size
+from infgen_rt.geometry.tiling import HaloTiling, Tiling
+from infgen_rt.nodes.moments import merged
+
+FORMAT = 1
+"""The format of the file."""
+CELLS = Size(40, 6)
+"""The latent. It is wide enough for a tile whose halo ends inside it, and low enough for halos that are clipped."""
+ENCODED = Size(3, 2)
+"""The cells of the picture that is encoded."""
+TILE = Size(4, 3)
+"""The tile, in tokens."""
+TOLERANCE = 1e-3
+"""How far outputs may be off on another machine, in parts of the largest value of each output."""
+_SHORT, _SHOWN = 64, 8
+
+
+def worked(path: Path | None = None, backend: str = "onnxruntime") -> dict[str, Any]:
+    """Runs each graph of a bundle in float32, and returns its inputs and outputs as JSON values.
+
+    The graphs that belong to a latent space are run for every space, and those that all share for every enlargement.
+
+    Args:
+        path: The bundle. None for the models in the package.
+        backend: The backend that runs it on the CPU.
+
+    Raises:
+        InfGenError: The bundle cannot be opened, or not be run in float32.
+    """
+    models: list[dict[str, Any]] = []
+    for space in Bundle.open(path).spaces:
+        bundle = Bundle.open(path, space)
+        candidate = next(each for each in Survey.of(bundle.manifest, backend, "cpu").candidates if each.exact)
+        run = _Run(Engine(bundle, candidate, threads=1))
+        models.append(run.described(complete=not models))
+    manifest = Bundle.open(path).manifest
+    return {
+        "format": FORMAT,
+        "bundle": {"format": manifest.format, "name": manifest.model.name, "version": manifest.model.version},
+        "tolerance": TOLERANCE,
+        "models": models,
+    }
+
+
+def latent_of(channels: int, cells: Size) -> FloatArray:
+    """The latent of the example [C, h, w], whose numbers are exact in every language."""
+    channel, row, column = np.ogrid[:channels, : cells.height, : cells.width]
+    return np.asarray((7 * channel + 5 * row + 3 * column) % 17 / 8 - 1, np.float32)
+
+
+def picture_of(size: Size) -> FloatArray:
+    """The picture [3, H, W] that is encoded in the example."""
+    channel, row, column = np.ogrid[:3, : size.height, : size.width]
+    return np.asarray((3 * channel + 5 * row + 7 * column) % 17 / 16, np.float32)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The engine of one model, and the description of what it computes."""
+
+    engine: Engine
+
+    def described(self, complete: bool) -> dict[str, Any]:
+        """The inputs and outputs of a model's graphs, of all enlargements or of only the first."""
+        manifest = self.engine.manifest
+        latent = latent_of(manifest.latent_channels, CELLS)
+        parts: dict[str, Any] = {"space": manifest.latent_space, "latent": _tensor(latent)}
+        moments = None
+        if self.engine.has(STATISTICS):
+            moments, parts["statistics"] = self.step(STATISTICS, statistics_inputs(latent, manifest))
+            parts["statistics_in_tiles"] = self.in_tiles(latent)
+        contexts = manifest.contexts if complete else manifest.contexts[:1]
+        parts["pictures"] = [self.picture(latent, moments, each) for each in contexts]
+        if ENCODE.name in self.engine.recipe.graphs:
+            self.engine.load(ENCODE.name)
+            image = picture_of(Size(*(side * manifest.patch for side in ENCODED)))
+            parts["encode"] = self.step(ENCODE, {"image": image[None]})[1]
+        return parts
+
+    def step(
+        self, kind: Kind, inputs: Mapping[str, Any], enlargement: Enlargement | None = None
+    ) -> tuple[FloatArray, dict[str, Any]]:
+        """Runs a graph, and describes its inputs and its output."""
+        output = np.asarray(self.engine.run(kind, inputs, enlargement))
+        graph = enlargement.graph(kind.name) if enlargement and kind.enlarged else kind.name
+        exact = {spec.name for spec in kind.inputs if not spec.holds_values and spec.name not in ("moments", "known")}
+        return output, {
+            "graph": graph,
+            "inputs": {name: _tensor(value, name in exact) for name, value in inputs.items()},
+            "outputs": {kind.output.name: _tensor(output)},
+        }
+
+    def in_tiles(self, latent: FloatArray) -> dict[str, Any]:
+        """The statistics of the latent in two tiles, with one pass for each block."""
+        manifest = self.engine.manifest
+        tiles = HaloTiling(Tiling.of(CELLS, Size(CELLS.width // 2, CELLS.height)), manifest.halo.prefill)
+        known = np.full(STATISTICS.output.at(manifest.sizes()), -1, np.float32)
+        passes = []
+        for block in range(known.shape[1]):
+            runs, results = [], []
+            for tile, window in tiles.windows():
+                part = np.ascontiguousarray(latent[:, *window.slices])
+                inputs = statistics_inputs(part, manifest, tile.relative_to(window), known)
+                output, described = self.step(STATISTICS, inputs)
+                results.append(output[:, block])
+                runs.append({"tile": _box(tile), "window": _box(window), **described})
+            known = known.copy()
+            known[:, block] = merged(results, [tile.size.area for tile, _ in tiles.windows()])
+            passes.append({"block": block, "runs": runs, "known_afterwards": _tensor(known)})
+        return {"passes": passes}
+
+    def picture(self, latent: FloatArray, moments: FloatArray | None, enlargement: Enlargement) -> dict[str, Any]:
+        """A tile of a picture that the enlargement is for, decoded from the part of the latent that it needs."""
+        engine, manifest = self.engine, self.engine.manifest
+        engine.load_for(enlargement)
+        factor = enlargement.factor or 2
+        scale = 1.0 if factor == 1 else 0.78 * factor
+        size = Size(*(round(scale * manifest.patch * side) for side in CELLS))
+        grid = Grid(CELLS, size, manifest.patch)
+        # At the picture's bottom edge, so that the halo is clipped there.
+        tile = Box(grid.tokens.width // 2, grid.tokens.height - TILE.height, *TILE)
+        tokens = tile.grow(manifest.halo.tokens, grid.tokens.box)
+        cells = grid.context_of(tokens, manifest.halo.cells)
+        refined = cells.grow(enlargement.halo, CELLS.box) if engine.has(REFINE) else cells
+        # Without statistics, prefill is local only if the manifest says so.
+        local = moments is not None or manifest.prefill_is_local
+        seen = refined.grow(manifest.halo.prefill, CELLS.box) if local else CELLS.box
+        given = {"latent": np.ascontiguousarray(latent[None, :, *seen.slices])}
+        values, described = self.step(PREFILL, given | ({} if moments is None else {"moments": moments}))
+        steps = [described]
+        if engine.has(REFINE):
+            inputs = {"features": _cut(values, refined, seen)}
+            if engine.has(TRUNK):
+                inputs["fine"], described = self.step(TRUNK, inputs)
+                steps.append(described)
+            values, described = self.step(REFINE, inputs, enlargement)
+            steps.append(described)
+        context = _cut(values, cells, refined if engine.has(REFINE) else seen)
+        image, described = self.step(DECODE, tile_inputs(grid, context, cells, tokens), enlargement)
+        box = grid.pixels_of(tile)
+        pixels = image[0][:, *box.relative_to(grid.pixels_of(tokens)).slices]
+        levels = fetch(pixels.copy(), np.uint8)
+        return {
+            "size": [size.width, size.height],
+            "enlargement": enlargement.factor,
+            "tile": _box(tile),
+            "tokens": _box(tokens),
+            "cells": _box(cells),
+            "refined": _box(refined),
+            "prefilled": _box(seen),
+            "steps": [*steps, described],
+            "pixels": {
+                "box": _box(box),
+                "shape": list(levels.shape),
+                "dtype": "uint8",
+                "first": levels.ravel()[:_SHOWN].tolist(),
+                "last": levels.ravel()[-_SHOWN:].tolist(),
+                "mean": _rounded(levels.mean()),
+            },
+        }
+
+
+def _cut(values: FloatArray, box: Box, whole: Box) -> FloatArray:
+    return np.ascontiguousarray(values[:, :, *box.relative_to(whole).slices])
+
+
+def _box(box: Box) -> dict[str, int]:
+    return {"x": box.x, "y": box.y, "width": box.width, "height": box.height}
+
+
+def _tensor(array: FloatArray, exact: bool = False) -> dict[str, Any]:
+    """The description of an array: all values of a short one, else the first and last and two means.
+
+    Args:
+        array: float32.
+        exact: Whether to give each value exactly, as the shortest number that is the same in float32. Otherwise, six
+            digits are given, because the rest depends on the machine.
+    """
+    flat = array.astype(np.float32).ravel()
+    number = (lambda value: float(str(value))) if exact else _rounded
+    described: dict[str, Any] = {"dtype": "float32", "shape": list(array.shape)}
+    if flat.size <= _SHORT:
+        return described | {"values": [number(value) for value in flat]}
+    wide = flat.astype(np.float64)
+    return described | {
+        "first": [number(value) for value in flat[:_SHOWN]],
+        "last": [number(value) for value in flat[-_SHOWN:]],
+        "mean": _rounded(wide.mean()),
+        "mean_absolute": _rounded(np.abs(wide).mean()),
+    }
+
+
+def _rounded(value: float | np.floating[Any]) -> float:
+    return float(f"{value:.6g}")
+
+
+def as_text(numbers: Mapping[str, Any]) -> str:
+    """The file, with each list of numbers on one line."""
+    text = json.dumps(numbers, indent=1)
+    return re.sub(r"\[([^\[\]{}]*)\]", lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
+
+
+@click.command()
+@click.argument("bundle", required=False, type=click.Path(exists=True, path_type=Path))
+@click.option("--backend", default="onnxruntime", show_default=True, help="The backend that runs the graphs.")
+@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="File to write.")
+def main(bundle: Path | None, backend: str, output: Path) -> None:
+    """Writes the inputs and outputs of each graph of a BUNDLE, or of the models in the package, as JSON."""
+    try:
+        numbers = worked(bundle, backend)
+    except InfGenError as error:
+        raise click.ClickException(str(error)) from None
+    output.write_text(as_text(numbers))
+
+
+if __name__ == "__main__":
+    main()
