@@ -277,6 +277,22 @@ def test_models_trained_together_share_all_but_what_belongs_to_a_space(
     assert len(learning) == len(set(learning))
 
 
+def test_encoders_trained_together_share_all_but_their_last_layers(
+    guide: InfGen, autoencoder: Path, views: list[View]
+) -> None:
+    config = dataclasses.replace(CONFIG, part="encoder", latent_space="flux2", latent_channels=32, others=0.5)
+    other = new_trunk(guide, autoencoder, views)
+    before = [{name: value.clone() for name, value in model.state_dict().items()} for model in (guide, other)]
+    trained = Trainer(config, guide, None, CPU, others=[other])
+    turns = Turns([Batches(each, config, TINY.enlargements) for each in (some_views(), views)], config)
+    for step in range(8):
+        trained.train_step(turns.draw(step), 0.5)
+    assert shares(*trained.models) and shares(*trained.averages)
+    for model, old in zip(trained.models, before, strict=True):
+        changed = {name for name, value in model.state_dict().items() if not value.equal(old[name])}
+        assert changed == {name for name in old if name.startswith("encode.")}
+
+
 def test_other_spaces_have_their_turns(views: list[View]) -> None:
     config = dataclasses.replace(CONFIG, part="decoder", others=0.5)
     batches = [Batches(each, config, TINY.enlargements) for each in (some_views(), views, views)]
@@ -314,5 +330,7 @@ def test_a_model_of_other_parts_cannot_be_trained_together(
     result = run(shards, tmp_path / "run", *given, **whole)
     assert result.exit_code == 1 and "shares nothing with the model of this run" in result.output
     result = run(shards, tmp_path / "run", *given, "--teacher", autoencoder)
-    assert result.exit_code == 1 and "trained together with a decoder, not with part=trunk" in result.output
+    assert (
+        result.exit_code == 1 and "trained together with a decoder or an encoder, not with part=trunk" in result.output
+    )
     assert not (tmp_path / "run").exists()

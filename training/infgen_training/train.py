@@ -87,8 +87,8 @@ def train(
         start: Checkpoint to start a new run from. For a trunk, the finished model that it learns from and becomes a
             part of, which is needed to continue too.
         slice_minutes: Saves and stops after this many minutes, even if the run is not finished.
-        others: Models of other latent spaces to train together with a decoder that is started from a checkpoint, each
-            with the autoencoder of its space. They share with it what does not belong to a space.
+        others: Models of other latent spaces to train together with a decoder or encoder that is started from a
+            checkpoint, each with the autoencoder of its space. They share with it what does not belong to a space.
 
     Raises:
         InputError: The config contradicts the settings of the run, or one of the arguments cannot be used.
@@ -99,8 +99,8 @@ def train(
     _check_same_run(config, run / "train.json")
     torch.manual_seed(config.seed)
     views = load_shards(shards)
-    if others and config.part != "decoder":
-        raise InputError(f"other latent spaces are trained together with a decoder, not with part={config.part}")
+    if others and config.part == "trunk":
+        raise InputError("other latent spaces are trained together with a decoder or an encoder, not with part=trunk")
     earlier = run / CHECKPOINT if (run / CHECKPOINT).exists() else None
     guide = None
     if config.part == "trunk":

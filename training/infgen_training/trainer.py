@@ -223,17 +223,17 @@ class Trainer:
 
     def _encoder(self, batch: Batch) -> dict[str, Tensor]:
         """Losses of the encoder: against the teacher's latents, and of the pictures that its own latents decode to."""
-        config, cells = self.config, batch.cells
+        config, cells, model = self.config, batch.cells, self.models[batch.model]
         image = batch.encoded(self.device)
         latents = [
             latent[:, row : row + cells, column : column + cells]
             for latent, (row, column) in zip(batch.latents, batch.corners, strict=True)
         ]
-        enlargement = self.model.config.enlargement_for((1.0, 1.0))
+        enlargement = model.config.enlargement_for((1.0, 1.0))
         with mixed(self.device, config.bfloat16):
-            made = self.model.encode(image)
+            made = model.encode(image)
             grid = Grid.whole((cells, cells), (image.shape[-2], image.shape[-1])).to(self.device)
-            again = self.model.decode(self.model.context(made, enlargement), grid, enlargement).float()
+            again = model.decode(model.context(made, enlargement), grid, enlargement).float()
         edge = PATCH * config.margin
         inner = slice(config.margin, cells - config.margin)
         truth = torch.stack(latents).to(self.device)
