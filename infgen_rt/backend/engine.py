@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Mapping
+from itertools import takewhile
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 from weakref import WeakSet
 
 import numpy as np
@@ -15,7 +16,7 @@ from infgen_rt.backend.inputs import fill, statistics_inputs
 from infgen_rt.backend.others import instead_of
 from infgen_rt.backend.protocol import Options, Session, Values
 from infgen_rt.bundle.folder import Bundle
-from infgen_rt.bundle.graphs import DECODE, PREFILL, REFINE, STATISTICS, TRUNK, Kind, kind_of
+from infgen_rt.bundle.graphs import DECODE, Kind, kind_of
 from infgen_rt.bundle.manifest import Enlargement
 from infgen_rt.common.cancellation import current
 from infgen_rt.common.folders import writable_cache
@@ -177,18 +178,12 @@ class Engine:
         return kind.name in self._kinds
 
     def context(self, latent: FloatArray, enlargement: Enlargement) -> Values:
-        """Compute the whole context [1, D, h, w] of a latent [C, h, w] at once."""
-        gathers = self.has(STATISTICS)
-        moments = {"moments": self.run(STATISTICS, statistics_inputs(latent, self.manifest))} if gathers else {}
-        features = self.run(PREFILL, {"latent": latent[None]} | moments)
-        return self.refine(features, enlargement) if self.has(REFINE) else features
-
-    def refine(self, features: Values, enlargement: Enlargement) -> Values:
-        """Compute the context [1, D, h, w] of features [1, F, h, w]. The reach is the enlargement's halo."""
-        inputs = {"features": features}
-        if self.has(TRUNK):
-            inputs["fine"] = self.run(TRUNK, inputs)
-        return self.run(REFINE, inputs, enlargement)
+        """Compute the whole context [1, D, h, w] of a latent [C, h, w] at once, with all graphs before decode."""
+        values = statistics_inputs(latent, self.manifest)
+        for kind in takewhile(lambda kind: kind.name != DECODE.name, self._kinds.values()):
+            inputs = {each.name: values[each.name] for each in kind.inputs}
+            values[kind.output.name] = self.run(kind, inputs, enlargement)
+        return cast(Values, values[DECODE.inputs[0].name])
 
     def lends_to(self, borrower: Borrower) -> None:
         """Register an object that releases this engine's results on closing. Raises the same errors as `check_open`."""

@@ -1,22 +1,21 @@
-"""Nodes for contexts, from which tiles are decoded. They are refined where needed, and shared between pictures."""
+"""Links the nodes from a latent to its contexts, which the latent's pictures share and decode their tiles from."""
 
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
-from math import prod
-from typing import cast
 
 from infgen_rt.backend.engine import Engine
 from infgen_rt.backend.protocol import Values
-from infgen_rt.bundle.manifest import Enlargement, Manifest, Memory
+from infgen_rt.bundle.graphs import REFINE, TRUNK
+from infgen_rt.bundle.manifest import Enlargement, Manifest, Recipe
 from infgen_rt.common.pixels import FloatArray
-from infgen_rt.geometry.shapes import Box, Size
+from infgen_rt.geometry.shapes import Size
 from infgen_rt.geometry.tiling import HaloTiling
-from infgen_rt.nodes.cache import TileCache
-from infgen_rt.nodes.features import LocalFeatures, WholeFeatures, cut, joined
+from infgen_rt.nodes.features import LocalFeatures, WholeFeatures
+from infgen_rt.nodes.kept import ContextCache, Kept
 from infgen_rt.nodes.moments import Gathering, Moments
-from infgen_rt.nodes.node import FLOAT, Cost, Node, Step
+from infgen_rt.nodes.node import Cost, Node
+from infgen_rt.nodes.refining import Features, Grown, Inputs, Refined
 
 
 @dataclass(frozen=True)
@@ -40,72 +39,9 @@ class ContextPlan:
         """Whether features are computed where they are needed. Otherwise, prefill sees the whole latent."""
         return self.local or self.gathering is not None
 
-    def cost(self, enlargement: Enlargement, refines: bool, manifest: Manifest, figures: Memory) -> Cost:
-        """The cost of making one tile at a time, and of the tiles that are kept.
-
-        Args:
-            enlargement: the context's enlargement.
-            refines: whether the recipe has a refine graph.
-            manifest: the model's manifest.
-            figures: the recipe's memory figures.
-        """
-        fine = (manifest.fine_channels or 0) * FLOAT * manifest.patch**2
-        making = max(figures.trunk_per_cell, figures.refine_per_cell + fine) if refines else 0
-        reading = making * self.tiles.window.area
-        return Cost(held=self.cache, reading=reading, cells=self.tiles.computed * effort(enlargement, manifest))
-
-
-class Refined:
-    """The context [1, D, h, w] for one enlargement, made one tile at a time.
-
-    Args:
-        features: the features that it is refined from.
-        tiles: its tiles, with the halo of refine.
-        enlargement: its enlargement.
-        kept: the cache for the tiles of this context and of the same latent's other contexts.
-        engine: the engine, with the refine graph.
-    """
-
-    def __init__(
-        self,
-        features: Node[Values],
-        tiles: HaloTiling,
-        enlargement: Enlargement,
-        kept: TileCache[tuple[Enlargement, Box], Values],
-        engine: Engine,
-    ) -> None:
-        self._features, self._tiles, self._enlargement = features, tiles, enlargement
-        self._kept, self._engine = kept, engine
-
-    @property
-    def size(self) -> Size:
-        """Width and height in cells."""
-        return self._features.size
-
-    def prepare(self) -> Iterator[Step]:
-        """Prepare the features; see `Node`."""
-        return self._features.prepare()
-
-    def read(self, box: Box) -> Values:
-        """The context of some cells, on the backend's device."""
-        for _ in self.prepare():
-            pass
-        self._engine.check_open()
-        rows_of_parts = [
-            [self._tile(tile)[:, :, *tile.intersect(box).relative_to(tile).slices] for tile in row]
-            for _, row in groupby(self._tiles.tiling.touching(box), key=lambda tile: tile.y)
-        ]
-        if len(rows_of_parts) == len(rows_of_parts[0]) == 1:
-            return cast(Values, rows_of_parts[0][0])
-        return cast(Values, joined([joined(parts, axis=3) for parts in rows_of_parts]))
-
-    def _tile(self, tile: Box) -> Values:
-        def made() -> tuple[Values, int]:
-            window = self._tiles.window_of(tile)
-            context = cut(self._engine.refine(self._features.read(window), self._enlargement), tile, window)
-            return context, FLOAT * prod(context.shape)
-
-        return self._kept.get_or_make((self._enlargement, tile), made)
+    def cost(self, enlargement: Enlargement, manifest: Manifest) -> Cost:
+        """The cost of the tiles that are kept, and of making each of them once."""
+        return Cost(held=self.cache, cells=self.tiles.computed * effort(enlargement, manifest))
 
 
 class Contexts:
@@ -121,17 +57,17 @@ class Contexts:
         # Released once there is a node for the features, which may not need it for long.
         self._latent: Node[FloatArray] | None = latent
         self._features: Node[Values] | None = None
-        self._refined: dict[Enlargement, Refined] = {}
+        self._kept: dict[Enlargement, Kept] = {}
         self._planned: dict[Enlargement, ContextPlan] = {}
         # One cache for all contexts. Otherwise, a picture and its preview could together keep more than was planned.
-        self._tiles: TileCache[tuple[Enlargement, Box], Values] = TileCache(0)
+        self._tiles: ContextCache = ContextCache(0)
         self._room = sys.maxsize
         engine.lends_to(self)
 
     def let_go(self) -> None:
         """See `engine.Borrower`."""
         self._tiles.clear()
-        self._refined.clear()
+        self._kept.clear()
         self._latent = self._features = None
 
     def planned(self, enlargement: Enlargement) -> ContextPlan | None:
@@ -156,18 +92,19 @@ class Contexts:
             return
         if again and plan != self._planned.get(enlargement):
             self._planned.pop(enlargement, None)
-            self._refined.pop(enlargement, None)
+            self._kept.pop(enlargement, None)
         self._planned.setdefault(enlargement, plan)
-        if enlargement not in self._refined:
+        if enlargement not in self._kept:
             tiles = self._planned[enlargement].tiles
-            self._refined[enlargement] = Refined(self._features, tiles, enlargement, self._tiles, self._engine)
+            context = self._context_of(self._features, tiles.halo, enlargement)
+            self._kept[enlargement] = Kept(context, tiles.tiling, enlargement, self._tiles, self._engine)
         caches = [each.cache for each in self._planned.values()]
         self._room = min(self._room, plan.cache + room)
         self._tiles.resize(max(*caches, min(sum(caches), self._room)))
 
     def of(self, enlargement: Enlargement) -> Node[Values]:
-        """The context for an enlargement, which must be planned. Without a refine graph, this is the features."""
-        node = self._refined.get(enlargement, self._features)
+        """The context for an enlargement, which must be planned. Without a plan for its tiles, this is the features."""
+        node = self._kept.get(enlargement, self._features)
         assert node is not None, "a context is planned before it is used"
         return node
 
@@ -176,6 +113,43 @@ class Contexts:
             return WholeFeatures(latent, self._engine)
         moments = Moments(latent, plan.gathering, self._engine) if plan.gathering else None
         return LocalFeatures(latent, moments, self._engine)
+
+    def _context_of(self, features: Node[Values], halo: int, enlargement: Enlargement) -> Node[Values]:
+        if not self._engine.has(REFINE):
+            return features
+        inputs: Node[Inputs] = Features(features)
+        if self._engine.has(TRUNK):
+            inputs = Grown(inputs, self._engine)
+        return Refined(inputs, halo, enlargement, self._engine)
+
+
+def context_costs(
+    plan: ContextPlan | None, cells: Size, enlargement: Enlargement, manifest: Manifest, recipe: Recipe
+) -> Iterator[Cost]:
+    """The costs of the nodes from a latent to its context, as `Contexts` links them.
+
+    Args:
+        plan: the plan for the context. None if prefill gives it as a whole.
+        cells: the latent's width and height.
+        enlargement: the context's enlargement.
+        manifest: the model's manifest.
+        recipe: the recipe that will run.
+    """
+    figures, has = manifest.memory(recipe), {kind.name for kind in manifest.kinds(recipe)}
+    if plan is None or not plan.is_local:
+        yield WholeFeatures.cost(cells, plan is not None, enlargement, manifest, figures)
+    if plan is None:
+        yield Cost(cells=cells.area * effort(enlargement, manifest))
+        return
+    if plan.gathering is not None:
+        yield plan.gathering.cost(figures)
+    if plan.is_local:
+        yield LocalFeatures.cost(plan.tiles, manifest, figures)
+    if TRUNK.name in has:
+        yield Grown.cost(plan.tiles, figures)
+    if REFINE.name in has:
+        yield Refined.cost(plan.tiles, manifest, figures)
+    yield plan.cost(enlargement, manifest)
 
 
 def effort(enlargement: Enlargement, manifest: Manifest) -> float:

@@ -9,9 +9,8 @@ from infgen_rt.bundle.graphs import DECODE, ENCODE, PREFILL, REFINE
 from infgen_rt.bundle.manifest import Manifest, Recipe
 from infgen_rt.geometry.shapes import Size
 from infgen_rt.geometry.tiling import HaloTiling
-from infgen_rt.nodes.context import effort
+from infgen_rt.nodes.context import context_costs
 from infgen_rt.nodes.decoded import Decoded
-from infgen_rt.nodes.features import LocalFeatures, WholeFeatures
 from infgen_rt.nodes.latents import Given, Reencoded
 from infgen_rt.nodes.node import Cost
 from infgen_rt.nodes.resampled import SUPPORT
@@ -138,18 +137,8 @@ def padded_tokens(stage: StagePlan, manifest: Manifest) -> Size:
 
 
 def _stage_costs(stage: StagePlan, manifest: Manifest, recipe: Recipe, workers: int) -> Iterator[Cost]:
-    plan, figures, at_once = stage.context, manifest.memory(recipe), min(workers, stage.count)
-    if plan is not None and plan.is_local:
-        if plan.gathering is not None:
-            yield plan.gathering.cost(figures)
-        yield LocalFeatures.cost(plan.tiles, manifest, figures)
-    else:
-        yield WholeFeatures.cost(stage.grid.cells, plan is not None, stage.enlargement, manifest, figures)
-    if plan is not None:
-        refines = stage.enlargement.graph(REFINE.name) in recipe.graphs
-        yield plan.cost(stage.enlargement, refines, manifest, figures)
-    else:
-        yield Cost(cells=stage.grid.cells.area * effort(stage.enlargement, manifest))
+    figures, at_once = manifest.memory(recipe), min(workers, stage.count)
+    yield from context_costs(stage.context, stage.grid.cells, stage.enlargement, manifest, recipe)
     tokens = padded_tokens(stage, manifest)
     yield Decoded.cost(tokens, stage.count, at_once, manifest.patch, figures)
     yield Tiles.cost(stage, at_once)

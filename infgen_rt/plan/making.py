@@ -19,8 +19,7 @@ from infgen_rt.geometry.tiling import (
     HaloTiling,
     Tiling,
 )
-from infgen_rt.nodes.context import ContextPlan
-from infgen_rt.nodes.features import LocalFeatures
+from infgen_rt.nodes.context import ContextPlan, context_costs
 from infgen_rt.nodes.moments import Gathering
 from infgen_rt.nodes.node import FLOAT
 from infgen_rt.plan.costs import PLAIN, Writing, chain_costs, multiply_adds, peaks, preparation, seconds
@@ -187,16 +186,10 @@ def plan_context(
         # Keep all tiles, or as many as two rows of the picture's tiles touch when it is decoded row by row.
         for kept in sorted({tiles.tiling.count, min(tiles.tiling.count, 2 * tiles.tiling.across)}, reverse=True):
             plan = ContextPlan(tiles, kept * tile, gathering, manifest.prefill_is_local)
-            if plan.cache + _working(plan, enlargement, manifest, recipe) <= room:
+            costs = context_costs(plan, cells, enlargement, manifest, recipe)
+            if plan.cache + max(cost.reading for cost in costs) <= room:
                 return plan
     return plan
-
-
-def _working(plan: ContextPlan, enlargement: Enlargement, manifest: Manifest, recipe: Recipe) -> int:
-    """The bytes that are needed to make a tile of a context."""
-    figures, refines = manifest.memory(recipe), enlargement.graph(REFINE.name) in recipe.graphs
-    refining = plan.cost(enlargement, refines, manifest, figures).reading
-    return max(refining, LocalFeatures.cost(plan.tiles, manifest, figures).reading if plan.is_local else 0)
 
 
 def _longest(side: int, grid: Grid, scales: tuple[float, float] | None) -> Size:

@@ -1,0 +1,115 @@
+"""Nodes for the graphs between features and a context. A model without such a graph has no node for it."""
+
+from collections.abc import Iterator, Mapping
+
+from infgen_rt.backend.engine import Engine
+from infgen_rt.backend.protocol import Values
+from infgen_rt.bundle.graphs import REFINE, TRUNK
+from infgen_rt.bundle.manifest import Enlargement, Manifest, Memory
+from infgen_rt.geometry.shapes import Box, Size
+from infgen_rt.geometry.tiling import HaloTiling
+from infgen_rt.nodes.features import cut
+from infgen_rt.nodes.node import FLOAT, Cost, Node, Step
+
+Inputs = Mapping[str, Values]
+"""Values for the same cells, by the names of a graph's inputs."""
+
+
+class Features:
+    """The features [1, F, h, w], by the name that they have as the input of a graph.
+
+    Args:
+        features: the node for features.
+    """
+
+    def __init__(self, features: Node[Values]) -> None:
+        self._features = features
+
+    @property
+    def size(self) -> Size:
+        """Width and height in cells."""
+        return self._features.size
+
+    def prepare(self) -> Iterator[Step]:
+        """Prepare the features; see `Node`."""
+        return self._features.prepare()
+
+    def read(self, box: Box) -> Inputs:
+        """The features of some cells."""
+        return {TRUNK.inputs[0].name: self._features.read(box)}
+
+
+class Grown:
+    """The features, and the fine features [1, T, P * h, P * w] that the trunk computes from them.
+
+    Args:
+        features: the node for features, by name.
+        engine: the engine, with the trunk graph.
+    """
+
+    def __init__(self, features: Node[Inputs], engine: Engine) -> None:
+        self._features, self._engine = features, engine
+
+    @staticmethod
+    def cost(tiles: HaloTiling, figures: Memory) -> Cost:
+        """The cost of the fine features for a context's tiles, one at a time.
+
+        Args:
+            tiles: the tiles of the context.
+            figures: the recipe's memory figures.
+        """
+        return Cost(reading=figures.trunk_per_cell * tiles.window.area)
+
+    @property
+    def size(self) -> Size:
+        """Width and height in cells."""
+        return self._features.size
+
+    def prepare(self) -> Iterator[Step]:
+        """Prepare the features; see `Node`."""
+        return self._features.prepare()
+
+    def read(self, box: Box) -> Inputs:
+        """The features and the fine features of some cells. The trunk sees no other cells."""
+        features = self._features.read(box)
+        return {**features, TRUNK.output.name: self._engine.run(TRUNK, features)}
+
+
+class Refined:
+    """The context [1, D, h, w] for one enlargement.
+
+    Args:
+        inputs: the node for refine's inputs.
+        halo: the number of cells on each side of a box that its context depends on.
+        enlargement: the context's enlargement.
+        engine: the engine, with the refine graph.
+    """
+
+    def __init__(self, inputs: Node[Inputs], halo: int, enlargement: Enlargement, engine: Engine) -> None:
+        self._inputs, self._halo, self._enlargement, self._engine = inputs, halo, enlargement, engine
+
+    @staticmethod
+    def cost(tiles: HaloTiling, manifest: Manifest, figures: Memory) -> Cost:
+        """The cost of refining a context's tiles, one at a time.
+
+        Args:
+            tiles: the tiles of the context.
+            manifest: the model's manifest.
+            figures: the recipe's memory figures.
+        """
+        fine = (manifest.fine_channels or 0) * FLOAT * manifest.patch**2
+        return Cost(reading=(figures.refine_per_cell + fine) * tiles.window.area)
+
+    @property
+    def size(self) -> Size:
+        """Width and height in cells."""
+        return self._inputs.size
+
+    def prepare(self) -> Iterator[Step]:
+        """Prepare the inputs; see `Node`."""
+        return self._inputs.prepare()
+
+    def read(self, box: Box) -> Values:
+        """The context of some cells, on the backend's device."""
+        window = box.grow(self._halo, self.size.box)
+        return cut(self._engine.run(REFINE, self._inputs.read(window), self._enlargement), box, window)
