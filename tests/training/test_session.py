@@ -10,8 +10,11 @@ from click.testing import CliRunner
 from infgen_model import PRESETS
 from infgen_model.checkpoint import save_checkpoint
 from infgen_training import session
+from infgen_training.teacher import Teacher
+from infgen_training.trunk import in_space
 
-from .conftest import TINY, tiny_model
+from .conftest import TINY, some_views, tiny_model
+from .test_trunk import AUTOENCODER, CPU, new_trunk
 
 
 def test_a_session_makes_shards_trains_and_evaluates_and_goes_on(
@@ -19,16 +22,22 @@ def test_a_session_makes_shards_trains_and_evaluates_and_goes_on(
 ) -> None:
     monkeypatch.setitem(PRESETS, "edge", lambda space, channels: dataclasses.replace(TINY, latent_channels=channels))
     save_checkpoint(tmp_path / "start", tiny_model())
+    other, autoencoder = tmp_path / "sdxl", tmp_path / "autoencoder.py"
+    autoencoder.write_text(AUTOENCODER)
+    views = in_space(some_views(), Teacher.load(autoencoder), Path("none"), CPU)
+    save_checkpoint(other, new_trunk(tiny_model(), autoencoder, views))
     folder = tmp_path / "session"
     given = ["--photos", photos, "--val", photos, "--teacher", teacher, "--enlarger", enlarger, "--count", 3]
     given += ["--set", "cells=2", "--set", "margin=0", "--device", "cpu", "--no-eye", "-o", folder]
     given += ["--start", tmp_path / "start", "--set", "minutes=5", "--minutes", 0.1]
+    given += ["--other", other, autoencoder]
     steps = []
     for _ in range(2):
         result = CliRunner().invoke(session.main, [*map(str, given)])
         assert result.exit_code == 0, result.output
         steps.append(json.loads((folder / "run" / "progress.json").read_text())["step"])
     assert 0 < steps[0] < steps[1], "the second goes on where the first stopped"
+    assert (folder / "run" / "checkpoint-sdxl").is_dir()
     assert sorted(file.name.partition("-")[0] for file in (folder / "shards").iterdir()) == ["photo", "sharp"]
     report = json.loads((folder / "report" / "report.json").read_text())
     assert set(report["scales"]["4"]) >= {"infgen", "teacher + Real-ESRGAN"}

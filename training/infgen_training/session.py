@@ -34,6 +34,7 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--enlarger", type=_FILE, required=True, help="Python file with load_x4plus() and load_animevideo().")
 @click.option("--vgg", type=_FILE, help="Weights of LPIPS with VGG16, for LPIPS and the adversary.")
 @click.option("--start", type=_FOLDER, help="Checkpoint to start from; the teacher and the enlarger if omitted.")
+@train.OTHERS
 @click.option("--count", default=340, show_default=True, help="Views of each kind at most.")
 @click.option("--minutes", default=28.0, show_default=True, help="Of the whole session.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="As for infgen_training.train.")
@@ -41,8 +42,9 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 @click.option("-o", "--session", type=click.Path(file_okay=False, path_type=Path), required=True)
 def main(
-    photos: Path, val: Path, teacher: Path, enlarger: Path, vgg: Path | None, start: Path | None, count: int,
-    minutes: float, settings: tuple[str, ...], eye: bool, device: str, session: Path,
+    photos: Path, val: Path, teacher: Path, enlarger: Path, vgg: Path | None, start: Path | None,
+    others: tuple[tuple[Path, Path], ...], count: int, minutes: float, settings: tuple[str, ...], eye: bool,
+    device: str, session: Path,
 ) -> None:  # fmt: skip
     """Makes shards, trains and evaluates within a time."""
     began = time.monotonic()
@@ -58,6 +60,8 @@ def main(
     options: list[object] = ["--shards", shards, "--device", device, "-o", run]
     options += ["--start", start] if start else ["--teacher", teacher, "--enlarger", enlarger]
     options += ["--vgg", vgg] if vgg else []
+    for checkpoint, autoencoder in others:
+        options += ["--other", checkpoint, autoencoder]
     training = left() - _EVALUATING * minutes
     if training <= 0:
         raise click.ClickException(f"{minutes:g} minutes are over before training starts: use --minutes or --count")

@@ -245,6 +245,15 @@ def _check_same_run(config: TrainConfig, file: Path) -> None:
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+OTHERS = click.option(
+    "--other",
+    "others",
+    type=(_FOLDER, AUTOENCODER),
+    multiple=True,
+    metavar="CHECKPOINT AUTOENCODER",
+    help="Model of another latent space to train together with the one of --start; repeatable.",
+)
+"""The option for models that are trained together."""
 
 
 @click.command()
@@ -256,14 +265,7 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
     "-o", "--run", type=click.Path(file_okay=False, path_type=Path), required=True, help="Continued if it exists."
 )
 @click.option("--start", type=_FOLDER, help="Checkpoint that a new run starts from; always for a trunk.")
-@click.option(
-    "--other",
-    "others",
-    type=(_FOLDER, AUTOENCODER),
-    multiple=True,
-    metavar="CHECKPOINT AUTOENCODER",
-    help="Model of another latent space to train together with the one of --start; repeatable.",
-)
+@OTHERS
 @click.option("--minutes", "slice_minutes", type=float, help="Stops after so many, saved, whatever is left of the run.")
 @click.option(
     "--set",
