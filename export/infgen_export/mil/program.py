@@ -14,7 +14,8 @@ import torch
 from coremltools.converters.mil.frontend.milproto.load import load as load_program
 from torch import Tensor
 
-from infgen_export.mil.operations import DTYPES, KINDS
+from infgen_export.mil.operations import KINDS
+from infgen_export.mil.parameters import DTYPES
 
 Value = Tensor | str
 
