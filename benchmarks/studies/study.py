@@ -22,7 +22,7 @@ from benchmarks.cost import decoder_cost
 from infgen_model import PRESETS, DecoderConfig, Enlargement, InfGen, Level
 from infgen_model.checkpoint import load_checkpoint, save_checkpoint
 from infgen_rt.errors import InputError
-from infgen_training.batches import Batches
+from infgen_training.batches import Batches, Turns
 from infgen_training.config import HELD_OUT, TrainConfig
 from infgen_training.evaluate import OURS, evaluate
 from infgen_training.losses import Vgg
@@ -143,7 +143,8 @@ def main(
         model = InfGen(shape)
         warm_start(model, teacher, enlarger, views)
         trainer = Trainer(config, model, Vgg(vgg) if vgg else None, torch.device(device))
-        for step, batch in zip(range(steps), drawn(Batches(views, config, shape.enlargements), 0), strict=False):
+        turns = Turns([Batches(views, config, shape.enlargements)], config)
+        for step, batch in zip(range(steps), drawn(turns, 0), strict=False):
             trainer.train_step(batch, step / steps)
         folder = output / name.replace(" ", "-").replace(",", "")
         save_checkpoint(folder, trainer.average, torch.float16)
