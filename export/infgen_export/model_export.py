@@ -18,7 +18,7 @@ from infgen_export.errors import LONGEST, ExportError
 from infgen_export.inputs import trace_inputs
 from infgen_export.quiet import quiet
 from infgen_export.recipes import Recipe
-from infgen_export.report import GraphReport
+from infgen_export.report import GraphReport, label_of
 from infgen_export.targets import Options, Session, Target
 from infgen_export.verify import Case, Check, case_inputs, verify
 from infgen_model import InfGen
@@ -75,9 +75,8 @@ class ModelExport:
         return tuple(graph for graph in self.graphs_of(recipe) if self._owner(graph) is self)
 
     def label(self, recipe: Recipe, graph: Graph) -> str:
-        """The name of an exported graph, such as ``"onnx-fp32.trunk.sdxl"``. The space is there if it matters."""
-        space = f".{self.model.config.latent_space}" if self.several and kind_of(graph.kind).of_space else ""
-        return f"{recipe.name}.{graph.name}{space}"
+        """The name of an exported graph; see `label_of`."""
+        return label_of(recipe.name, graph.name, self._space(graph))
 
     def file(self, recipe: Recipe, target: Target, graph: Graph) -> str:
         """The name of a graph's file or folder in the bundle."""
@@ -91,6 +90,9 @@ class ModelExport:
         """Where a graph is converted to, in a folder of its own, or of all graphs that share a file."""
         name = self.file(recipe, target, graph)
         return self.folder / name / name
+
+    def _space(self, graph: Graph) -> str | None:
+        return self.model.config.latent_space if self.several and kind_of(graph.kind).of_space else None
 
     def _owner(self, graph: Graph) -> ModelExport:
         return self if self.lender is None or kind_of(graph.kind).of_space else self.lender
@@ -118,7 +120,7 @@ class ModelExport:
         entry = GraphReport(
             recipe=recipe.name,
             graph=graph.name,
-            space=self.model.config.latent_space if self.several and kind_of(graph.kind).of_space else None,
+            space=self._space(graph),
             precision=recipe.precision,
             bytes=sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file()),
             parameters=sum(p.numel() for p in graph.module.parameters()),

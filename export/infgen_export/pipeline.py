@@ -195,7 +195,7 @@ def _failure(entry: GraphReport) -> list[str]:
         return []
     worst = max(failures, key=lambda check: check.max_error)
     return [
-        f"{entry.recipe} {entry.graph} differs from PyTorch in {len(failures)} of {len(entry.checks)} cases, most in "
+        f"{entry.label} differs from PyTorch in {len(failures)} of {len(entry.checks)} cases, most in "
         f"{worst.case!r}: {worst.max_error:.1e} of full scale at {list(worst.worst)} of {list(worst.shape)}, "
         f"{worst.psnr:.0f} dB"
     ]

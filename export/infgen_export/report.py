@@ -10,6 +10,17 @@ from typing import Any
 from infgen_export.verify import Check
 
 
+def label_of(recipe: str, graph: str, space: str | None) -> str:
+    """The name of an exported graph in messages and files, such as ``"onnx-fp32.trunk.sdxl"``.
+
+    Args:
+        recipe: Name of the recipe.
+        graph: Name of the graph.
+        space: Latent space of the graph. ``None`` if models of all spaces in the bundle share it.
+    """
+    return ".".join(part for part in (recipe, graph, space) if part)
+
+
 @dataclass(frozen=True)
 class GraphReport:
     """One graph of one recipe.
@@ -39,6 +50,11 @@ class GraphReport:
     checks: tuple[Check, ...]
     seconds: float | None
     native: dict[str, float]
+
+    @property
+    def label(self) -> str:
+        """The graph's name in messages."""
+        return label_of(self.recipe, self.graph, self.space)
 
     @property
     def max_error(self) -> float:

@@ -336,9 +336,9 @@ def nonsense(graph: onnx.GraphProto) -> None:
 
 
 FAULTS = [
-    ("prefill", weight, r"onnx-fp32 prefill differs from PyTorch in \d of 9 cases, most in '\w+': "),
-    ("decode", weight, r"onnx-fp32 decode\d? differs from PyTorch in \d of 9 cases"),
-    ("encode", weight, r"onnx-fp32 encode differs from PyTorch in \d of 9 cases"),
+    ("prefill", weight, r"onnx-fp32\.prefill differs from PyTorch in \d of 9 cases, most in '\w+': "),
+    ("decode", weight, r"onnx-fp32\.decode\d? differs from PyTorch in \d of 9 cases"),
+    ("encode", weight, r"onnx-fp32\.encode differs from PyTorch in \d of 9 cases"),
     ("decode", swapped_axes, r"decode\d? differs from PyTorch|decode\d?, case \w+: "),
     ("decode", swapped_scale, r"decode\d? differs from PyTorch"),
     ("prefill", mirrored, r"prefill differs from PyTorch in [789] of 9 cases"),
@@ -472,7 +472,7 @@ def test_a_failed_proof_is_exit_code_1(exported: Exported, damage: Callable[...,
     damage(prefill=weight)
     result = run(exported.checkpoint, *ONE, "-o", tmp_path / "bundle", "--quiet")
     assert result.exit_code == 1 and result.stdout == ""
-    assert result.stderr.startswith("Error: onnx-fp32 prefill differs") and result.stderr.count("\n") == 1
+    assert result.stderr.startswith("Error: onnx-fp32.prefill differs") and result.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 

@@ -258,7 +258,7 @@ def test_keeping_on_tells_of_every_failure_and_still_writes_nothing(
     result = CliRunner().invoke(main, [*map(str, arguments), "--keep-going", *map(str, files)])
     assert result.exit_code == 1
     for name in (tiny.decode_graph(exported.model).name, "encode"):
-        assert f"onnx-fp32 {name} differs" in result.stderr
+        assert f"onnx-fp32.{name} differs" in result.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"report.md", "report.json"}
     text = (tmp_path / "report.md").read_text()
     assert "| no |" in text and text.count("| onnx-fp32 | prefill |") == 1 + len(CASES)
