@@ -163,12 +163,13 @@ def profile_openvino(
     model = read_model(core, files)
     settings = {"INFERENCE_NUM_THREADS": threads, "PERF_COUNT": True}
     session = OpenVinoSession(core, model, arithmetic.replace("fp32", "f32"), settings)
-    compiled = (request.get_compiled_model().get_runtime_model() for request in session._parts)
+    (parts,) = session._idle
+    compiled = (model.get_runtime_model() for model in session._models)
     kinds = [node.get_rt_info()["layerType"].astype(str) for part in compiled for node in part.get_ops()]
     sums: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0])
     for number in range(1, runs + 2):
         session.run(inputs)
-        for part, request in enumerate(session._parts):
+        for part, request in enumerate(parts):
             for info in request.profiling_info:
                 # OpenVINO reports the mean of all runs so far.
                 node = (f"{part} {info.node_name}", f"{info.node_type}, {info.exec_type}")

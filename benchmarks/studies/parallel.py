@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import numpy as np
 from infgen_rt.backend.candidates import Survey
 from infgen_rt.backend.engine import Engine
 from infgen_rt.backend.inputs import tile_inputs
-from infgen_rt.backend.protocol import Values
+from infgen_rt.backend.protocol import Backend, Values
 from infgen_rt.bundle.folder import DEFAULT_BUNDLE, Bundle
 from infgen_rt.bundle.graphs import DECODE
 from infgen_rt.bundle.manifest import Enlargement
@@ -46,21 +47,33 @@ def inputs_of(grid: Grid, context: Values, tokens: Box, radius: float | None) ->
     return tile_inputs(grid, context[:, :, *cells.slices], cells, tokens)
 
 
+@dataclass
+class Parallel:
+    """A backend that claims to gain from several runs at a time.
+
+    Attributes:
+        backend: The backend that does the work.
+        parallel_on: See ``infgen_rt.backend.protocol.Backend``.
+    """
+
+    backend: Backend
+    parallel_on: Collection[str] = ("cpu",)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.backend, name)
+
+
 def one_after_another(engine: Engine, inputs: Sequence[dict[str, Any]], enlargement: Enlargement) -> None:
     """Decodes tiles one after another, each with all threads."""
     for each in inputs:
         engine.run(DECODE, each, enlargement)
 
 
-def side_by_side(engines: Sequence[Engine], inputs: Sequence[dict[str, Any]], enlargement: Enlargement) -> None:
+def side_by_side(engine: Engine, inputs: Sequence[dict[str, Any]], enlargement: Enlargement) -> None:
     """Decodes tiles in parallel, each with one thread."""
-    with ThreadPoolExecutor(len(engines)) as pool:
-        busy = [
-            pool.submit(engines[index % len(engines)].run, DECODE, each, enlargement)
-            for index, each in enumerate(inputs)
-        ]
-        for future in busy:
-            future.result()
+    with ThreadPoolExecutor(engine.workers) as pool:
+        for busy in [pool.submit(engine.run, DECODE, each, enlargement, True) for each in inputs]:
+            busy.result()
 
 
 @click.command()
@@ -78,32 +91,32 @@ def main(model: Path, names: tuple[str, ...], threads: int, scales: str, runs: i
     latent = rng.normal(0, 0.8, (bundle.manifest.latent_channels, *CELLS[::-1])).astype(np.float32)
     halo, patch = bundle.manifest.halo, bundle.manifest.patch
     click.echo(
-        "| backend | scale | tiles | one after another, s | side by side, s | ratio |\n|---|---|---|---|---|---|"
+        "| backend | arithmetic | scale | tiles | one after another, s | side by side, s | ratio |\n" + "|---" * 7 + "|"
     )
-    for name in names:
-        candidate = next(each for each in Survey.of(bundle.manifest, name, "cpu").candidates if each.exact)
-        whole, single = Engine(bundle, candidate, threads), [Engine(bundle, candidate, 1) for _ in range(threads)]
+    candidates = [each for name in names for each in Survey.of(bundle.manifest, name, "cpu").candidates]
+    for candidate in candidates:
+        engine = Engine(bundle, replace(candidate, backend=Parallel(candidate.backend)), threads)
         for scale in (float(text) for text in scales.split(",")):
             grid = Grid(CELLS, Size(*(round(patch * scale * side) for side in CELLS)), patch)
             enlargement = bundle.manifest.context_for(grid.scale)
-            for engine in (whole, *single):
-                engine.load_for(enlargement)
-            context = whole.context(latent, enlargement)
-            # The first tiles, two for each thread. If there are fewer, they are repeated.
+            engine.load_for(enlargement)
+            engine.load_shared(enlargement)
+            context = engine.context(latent, enlargement)
+            # The first tiles, four for each thread. If there are fewer, they are repeated.
             tiles = list(Tiling.of(grid.tokens, TILE).touching(grid.tokens.box))
-            tiles = (2 * threads * tiles)[: 2 * threads]
+            tiles = (4 * threads * tiles)[: 4 * threads]
             inputs = [inputs_of(grid, context, tile.grow(halo.tokens, grid.tokens.box), halo.cells) for tile in tiles]
             ways = (
-                partial(one_after_another, whole, inputs, enlargement),
-                partial(side_by_side, single, inputs, enlargement),
+                partial(one_after_another, engine, inputs, enlargement),
+                partial(side_by_side, engine, inputs, enlargement),
             )
             for way in ways:
                 way()
             pairs = [tuple(seconds(way) for way in ways) for _ in range(runs)]
             before, after = (statistics.median(times) for times in zip(*pairs, strict=True))
-            click.echo(f"| {name} | {scale:g} | {len(inputs)} | {before:.3f} | {after:.3f} | {after / before:.2f} |")
-        for engine in (whole, *single):
-            engine.close()
+            figures = f"{len(inputs)} | {before:.3f} | {after:.3f} | {after / before:.2f}"
+            click.echo(f"| {candidate.backend.name} | {candidate.arithmetic} | {scale:g} | {figures} |")
+        engine.close()
 
 
 if __name__ == "__main__":
