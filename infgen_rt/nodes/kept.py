@@ -1,6 +1,5 @@
 """The node that makes a context tile by tile and keeps the tiles."""
 
-from collections.abc import Iterator
 from itertools import groupby
 from math import prod
 from typing import cast
@@ -8,17 +7,17 @@ from typing import cast
 from infgen_rt.backend.engine import Engine
 from infgen_rt.backend.protocol import Values
 from infgen_rt.bundle.manifest import Enlargement
-from infgen_rt.geometry.shapes import Box, Size
+from infgen_rt.geometry.shapes import Box
 from infgen_rt.geometry.tiling import Tiling
 from infgen_rt.nodes.cache import TileCache
 from infgen_rt.nodes.features import joined
-from infgen_rt.nodes.node import FLOAT, Node, Step
+from infgen_rt.nodes.node import FLOAT, Derived, Node
 
 ContextCache = TileCache[tuple[Enlargement, Box], Values]
 """The tiles of a latent's contexts, by enlargement and box."""
 
 
-class Kept:
+class Kept(Derived):
     """The context [1, D, h, w] for one enlargement, read from tiles that are kept.
 
     Args:
@@ -32,17 +31,9 @@ class Kept:
     def __init__(
         self, context: Node[Values], tiling: Tiling, enlargement: Enlargement, kept: ContextCache, engine: Engine
     ) -> None:
-        self._context, self._tiling, self._enlargement = context, tiling, enlargement
+        super().__init__(context)
+        self._tiling, self._enlargement = tiling, enlargement
         self._kept, self._engine = kept, engine
-
-    @property
-    def size(self) -> Size:
-        """Width and height in cells."""
-        return self._context.size
-
-    def prepare(self) -> Iterator[Step]:
-        """Prepare the context; see `Node`."""
-        return self._context.prepare()
 
     def read(self, box: Box) -> Values:
         """The context of some cells, on the backend's device."""
@@ -59,7 +50,7 @@ class Kept:
 
     def _tile(self, tile: Box) -> Values:
         def made() -> tuple[Values, int]:
-            context = self._context.read(tile)
+            context = self._source.read(tile)
             return context, FLOAT * prod(context.shape)
 
         return self._kept.get_or_make((self._enlargement, tile), made)

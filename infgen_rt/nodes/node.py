@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from threading import Lock
-from typing import Generic, Literal, Protocol, TypeVar, cast
+from typing import Any, Generic, Literal, Protocol, TypeVar, cast
 
 from infgen_rt.backend.engine import Engine
 from infgen_rt.geometry.shapes import Box, Size
@@ -41,6 +41,26 @@ class Node(Protocol[T_co]):
     def read(self, box: Box) -> T_co:
         """The values of a box inside the node. This first does the remaining preparation."""
         ...
+
+
+class Derived:
+    """The base of nodes that have the size and the preparation of the node before them.
+
+    Args:
+        source: the node before.
+    """
+
+    def __init__(self, source: Node[Any]) -> None:
+        self._source = source
+
+    @property
+    def size(self) -> Size:
+        """Width and height, in the units of the node before."""
+        return self._source.size
+
+    def prepare(self) -> Iterator[Step]:
+        """Prepare the node before; see `Node`."""
+        return self._source.prepare()
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,21 @@
 """Nodes for the graphs between features and a context. A model without such a graph has no node for it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from infgen_rt.backend.engine import Engine
 from infgen_rt.backend.protocol import Values
 from infgen_rt.bundle.graphs import REFINE, TRUNK
 from infgen_rt.bundle.manifest import Enlargement, Manifest, Memory
-from infgen_rt.geometry.shapes import Box, Size
+from infgen_rt.geometry.shapes import Box
 from infgen_rt.geometry.tiling import HaloTiling
 from infgen_rt.nodes.features import cut
-from infgen_rt.nodes.node import FLOAT, Cost, Node, Step
+from infgen_rt.nodes.node import FLOAT, Cost, Derived, Node
 
 Inputs = Mapping[str, Values]
 """Values for the same cells, by the names of a graph's inputs."""
 
 
-class Features:
+class Features(Derived):
     """The features [1, F, h, w], by the name that they have as the input of a graph.
 
     Args:
@@ -23,23 +23,14 @@ class Features:
     """
 
     def __init__(self, features: Node[Values]) -> None:
-        self._features = features
-
-    @property
-    def size(self) -> Size:
-        """Width and height in cells."""
-        return self._features.size
-
-    def prepare(self) -> Iterator[Step]:
-        """Prepare the features; see `Node`."""
-        return self._features.prepare()
+        super().__init__(features)
 
     def read(self, box: Box) -> Inputs:
         """The features of some cells."""
-        return {TRUNK.inputs[0].name: self._features.read(box)}
+        return {TRUNK.inputs[0].name: self._source.read(box)}
 
 
-class Grown:
+class Grown(Derived):
     """The features, and the fine features [1, T, P * h, P * w] that the trunk computes from them.
 
     Args:
@@ -48,7 +39,8 @@ class Grown:
     """
 
     def __init__(self, features: Node[Inputs], engine: Engine) -> None:
-        self._features, self._engine = features, engine
+        super().__init__(features)
+        self._engine = engine
 
     @staticmethod
     def cost(tiles: HaloTiling, figures: Memory) -> Cost:
@@ -60,22 +52,13 @@ class Grown:
         """
         return Cost(reading=figures.trunk_per_cell * tiles.window.area)
 
-    @property
-    def size(self) -> Size:
-        """Width and height in cells."""
-        return self._features.size
-
-    def prepare(self) -> Iterator[Step]:
-        """Prepare the features; see `Node`."""
-        return self._features.prepare()
-
     def read(self, box: Box) -> Inputs:
         """The features and the fine features of some cells. The trunk sees no other cells."""
-        features = self._features.read(box)
+        features = self._source.read(box)
         return {**features, TRUNK.output.name: self._engine.run(TRUNK, features)}
 
 
-class Refined:
+class Refined(Derived):
     """The context [1, D, h, w] for one enlargement.
 
     Args:
@@ -86,7 +69,8 @@ class Refined:
     """
 
     def __init__(self, inputs: Node[Inputs], halo: int, enlargement: Enlargement, engine: Engine) -> None:
-        self._inputs, self._halo, self._enlargement, self._engine = inputs, halo, enlargement, engine
+        super().__init__(inputs)
+        self._halo, self._enlargement, self._engine = halo, enlargement, engine
 
     @staticmethod
     def cost(tiles: HaloTiling, manifest: Manifest, figures: Memory) -> Cost:
@@ -100,16 +84,7 @@ class Refined:
         fine = (manifest.fine_channels or 0) * FLOAT * manifest.patch**2
         return Cost(reading=(figures.refine_per_cell + fine) * tiles.window.area)
 
-    @property
-    def size(self) -> Size:
-        """Width and height in cells."""
-        return self._inputs.size
-
-    def prepare(self) -> Iterator[Step]:
-        """Prepare the inputs; see `Node`."""
-        return self._inputs.prepare()
-
     def read(self, box: Box) -> Values:
         """The context of some cells, on the backend's device."""
         window = box.grow(self._halo, self.size.box)
-        return cut(self._engine.run(REFINE, self._inputs.read(window), self._enlargement), box, window)
+        return cut(self._engine.run(REFINE, self._source.read(window), self._enlargement), box, window)

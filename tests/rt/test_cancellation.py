@@ -100,7 +100,7 @@ def test_closing_lets_go_of_what_pictures_hold(bundle: Path) -> None:
         with pytest.raises(DecodeError, match="the decoder is closed"):
             picture.read()
     contexts, kept = picture._stage.contexts, picture._stage.tiles._source._context
-    features = kept._context._inputs._features
+    features = kept._source._source._source
     assert not picture._stage.tiles._cache._tiles and not contexts._tiles._tiles
     assert contexts._features is features._latent._latent is features._moments._made._made is None
 
