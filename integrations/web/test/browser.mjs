@@ -16,11 +16,11 @@ const report = { browser: browser.version(), cases: {} };
 const TIMEOUT = 1000 * (job.timeout ?? 300);
 
 /** Decode a case in the page's own thread. Gives the pixels of its region as base64. */
-async function decode({ content, name, space, normalisation, size, region, backend, memory, threads, model }) {
+async function decode({ content, name, space, normalisation, latentSize, size, region, backend, memory, threads, model }) {
   const library = await import("/library.js");
   const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
   try {
-    const latent = await library.readLatent(new File([bytes(content)], name), { space, normalisation });
+    const latent = await library.readLatent(new File([bytes(content)], name), { space, normalisation, latentSize });
     const from = model ? library.bundleInZip(bytes(model), "the zip") : "/model/";
     const wasmPaths = new URL("/", location.href).href;
     const decoder = await library.open(from, { space: latent.space, backend, memory, threads, wasmPaths });

@@ -2,6 +2,7 @@
 
 import { contextFor, type Enlargement, graphName } from "../bundle/manifest.js";
 import type { Engine } from "../engine.js";
+import { InfGenError } from "../errors.js";
 import { type Box, boxOf, grow, relativeTo } from "../geometry/box.js";
 import type { Grid } from "../geometry/grid.js";
 import { cut, type Values, vector } from "../values.js";
@@ -38,6 +39,12 @@ export class Decoded {
       scale: vector(grid.scale),
     };
     const image = await engine.run(graphName("decode", this.#enlargement), inputs, signal);
-    return cut(image, relativeTo(box, grid.pixelsOf(tokens)));
+    const pixels = cut(image, relativeTo(box, grid.pixelsOf(tokens)));
+    if (!pixels.data.every(Number.isFinite)) {
+      const where = `${box.x},${box.y},${box.width},${box.height}`;
+      const remedy = engine.backend.name === "webgpu" ? ', or use backend: "wasm"' : "";
+      throw new InfGenError("decode", `the model gave NaN or infinite pixels in ${where}: look at the latent's numbers${remedy}`);
+    }
+    return pixels;
   }
 }

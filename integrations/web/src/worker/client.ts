@@ -106,12 +106,13 @@ class Line {
 
   ask<T extends keyof Tasks>(task: T, ask: Tasks[T]["ask"], signal?: AbortSignal): Promise<Tasks[T]["answer"]> {
     const id = ++this.#count;
-    return new Promise((resolve, reject) => {
+    const stop = () => this.#worker.postMessage({ stop: id });
+    const answer = new Promise<Tasks[T]["answer"]>((resolve, reject) => {
       this.#waiting.set(id, { resolve, reject });
-      const stop = () => this.#worker.postMessage({ stop: id });
       this.#worker.postMessage({ id, task, ask });
-      if (signal?.aborted) stop();
-      else signal?.addEventListener("abort", stop, { once: true });
     });
+    if (signal?.aborted) stop();
+    signal?.addEventListener("abort", stop);
+    return answer.finally(() => signal?.removeEventListener("abort", stop));
   }
 }
