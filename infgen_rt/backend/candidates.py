@@ -8,6 +8,7 @@ from typing import Literal
 
 from infgen_rt.backend.protocol import EXACT, KNOWN, AbsentError, Backend, Device, installed_backends, load_backend
 from infgen_rt.bundle.manifest import Manifest, Recipe
+from infgen_rt.common.callers import raise_callers
 from infgen_rt.common.cancellation import current
 from infgen_rt.errors import BackendError
 
@@ -98,7 +99,8 @@ class Survey:
             backend = load_backend(name)
             return cls(tuple(_candidates(backend, _devices(backend, device), manifest)))
         candidates: list[Candidate] = []
-        absent, broken = [], []
+        absent: list[str] = []
+        broken: list[str] = []
         for entry in installed_backends():
             if not worth_importing(entry, manifest):
                 continue
@@ -106,10 +108,9 @@ class Survey:
             try:
                 backend = load_backend(entry)
                 candidates += _candidates(backend, _devices(backend, device), manifest)
-            except AbsentError as error:
-                absent.append(str(error))
             except BackendError as error:
-                broken.append(str(error))
+                raise_callers(error)
+                (absent if isinstance(error, AbsentError) else broken).append(str(error))
         return cls(tuple(candidates), tuple(absent), tuple(broken))
 
 

@@ -1,6 +1,5 @@
 """Chooses how to run a bundle: the fastest way that is exact enough, or exactly what the user has named."""
 
-import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -12,6 +11,7 @@ from infgen_rt.backend.others import or_install, other_backends
 from infgen_rt.backend.protocol import ALIASES, EXACT, KNOWN, Device
 from infgen_rt.bundle.folder import Bundle
 from infgen_rt.bundle.manifest import Manifest
+from infgen_rt.common.callers import suppress_but_callers
 from infgen_rt.common.notices import warn
 from infgen_rt.common.progress import Tell
 from infgen_rt.common.remedies import installing
@@ -82,7 +82,7 @@ def choose(
         if question in (record := measuring.recall(key)).asked:
             known = [result for result in record.results if _answers(result, name, device, bundle.manifest)]
             if found := _fastest(known, precision):
-                with contextlib.suppress(BackendError, StopIteration):  # it may have been removed since
+                with suppress_but_callers(BackendError, StopIteration):  # it may have been removed since
                     survey = Survey.of(bundle.manifest, found.way.backend, found.way.device)
                     candidate = next(each for each in survey.candidates if each.way == found.way)
                     return candidate, _choice(candidate, found, known, precision)

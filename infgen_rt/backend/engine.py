@@ -18,6 +18,7 @@ from infgen_rt.backend.protocol import Options, Session, Values
 from infgen_rt.bundle.folder import Bundle
 from infgen_rt.bundle.graphs import DECODE, Kind, kind_of
 from infgen_rt.bundle.manifest import Enlargement
+from infgen_rt.common.callers import raise_callers
 from infgen_rt.common.cancellation import current
 from infgen_rt.common.folders import writable_cache
 from infgen_rt.common.memory import give_back
@@ -116,6 +117,7 @@ class Engine:
             try:
                 self._sessions[key] = backend.load(graph, files, options)
             except BackendError as error:
+                raise_callers(error)
                 raise BackendError(f"{error}{self._advice()}") from error
             if not getattr(backend, "survives_fork", True):
                 forks.note_use(backend.name)
@@ -150,6 +152,7 @@ class Engine:
             try:
                 results = self._sessions[_SHARED + graph if shared else graph].run(filled)
             except DecodeError as error:
+                raise_callers(error)
                 # An interrupted run fails with an error of the backend, so raise Cancelled instead.
                 cancellation.check()
                 advice = self._advice("; pass less memory (--memory) or a smaller tile (--tile), or ")

@@ -20,12 +20,15 @@ class Gate:
     @contextmanager
     def enter(self, alone: bool) -> Iterator[None]:
         """Wait for one place, or for all of them if `alone`, and hold it."""
-        needed = self._places if alone else 1
-        # Only one thread at a time takes places. Otherwise, two threads that need all places could each get half.
-        with self._turn:
-            for _ in range(needed):
-                self._free.acquire()
+        needed, taken = self._places if alone else 1, 0
         try:
+            # Only one thread at a time takes places. Otherwise, two threads that need all places could each get half.
+            with self._turn:
+                while taken < needed:
+                    self._free.acquire()
+                    taken += 1
             yield
         finally:
-            self._free.release(needed)
+            # A signal's handler may end the waiting after some places were taken.
+            if taken:
+                self._free.release(taken)

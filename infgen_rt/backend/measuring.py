@@ -25,6 +25,7 @@ from infgen_rt.backend.inputs import tile_inputs
 from infgen_rt.bundle.folder import Bundle
 from infgen_rt.bundle.graphs import DECODE, ENCODE
 from infgen_rt.bundle.manifest import Enlargement
+from infgen_rt.common.callers import raise_callers
 from infgen_rt.common.cancellation import current
 from infgen_rt.common.folders import VARIABLE, alone, cache_folder, write_cached
 from infgen_rt.common.notices import warn
@@ -116,6 +117,7 @@ def measure(
             raise
         # A driver may raise any exception. A candidate that cannot run is not chosen.
         except Exception as failure:
+            raise_callers(failure)
             current().check()
             error = one_line(failure)
         else:
@@ -197,6 +199,7 @@ def remember(key: str, results: Sequence[Result], *questions: str) -> None:
             text = json.dumps(_records() | {key: asdict(record)}, indent=1) + "\n"
             write_cached(folder / FILE, text.encode())
     except OSError as error:
+        raise_callers(error)
         place = folder or "the user's cache folder"
         text = (
             f"measurements cannot be kept in {place} ({reason(error)}): every start measures again; set {VARIABLE} to "
@@ -211,7 +214,8 @@ def _records() -> dict[str, Any]:
         return {}
     try:
         records = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError, RecursionError) as error:
+        raise_callers(error)
         return {}
     return records if isinstance(records, dict) else {}
 

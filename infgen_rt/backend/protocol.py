@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from infgen_rt.backend import forks
 from infgen_rt.bundle.graphs import Content
 from infgen_rt.bundle.manifest import Recipe
+from infgen_rt.common.callers import raise_callers
 from infgen_rt.common.remedies import installing, missing_library, reinstalling, upgrading
 from infgen_rt.errors import BackendError, one_line
 
@@ -106,7 +107,9 @@ class Values(Protocol):
 class Session(Protocol):
     """One loaded graph, which may be run from several threads.
 
-    A session that can stop in the middle of a run uses `cancellation.current()` to do so.
+    A session that can stop in the middle of a run uses `cancellation.current()` to do so. An error of the caller's own,
+    such as that of a signal's handler, may be raised in the middle of any method. It need not be told from others: if
+    a session's error is raised `from` it, the caller gets it as it is.
     """
 
     def run(self, inputs: Mapping[str, Values]) -> Mapping[str, Values]:
@@ -199,10 +202,11 @@ def load_backend(name: str) -> Backend:
         raise BackendError(f"backend {name!r} is unknown: available here are {here}")
     try:
         backend: Backend = entries[name].load()()
-    except BackendError:
-        raise
     # A broken installation or a missing driver may raise any exception on import.
     except Exception as error:
+        raise_callers(error)
+        if isinstance(error, BackendError):
+            raise
         # A module inside a package is missing only from a package that is damaged.
         if isinstance(error, ModuleNotFoundError) and "." not in (error.name or ""):
             remedy = installing(KNOWN[name].extra) if name in KNOWN else "install what it needs"

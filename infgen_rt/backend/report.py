@@ -8,6 +8,7 @@ from infgen_rt.backend.candidates import AUTO, Candidate, Survey, unsuited
 from infgen_rt.backend.measuring import Speed
 from infgen_rt.backend.protocol import KNOWN, installed_backends, load_backend
 from infgen_rt.bundle.folder import Bundle
+from infgen_rt.common.callers import raise_callers
 from infgen_rt.common.cancellation import Cancel, Cancellation, current
 from infgen_rt.common.progress import Tell
 from infgen_rt.errors import BackendError
@@ -95,6 +96,7 @@ def _describe(bundle: Bundle, threads: int | None, fresh: bool, progress: Tell |
                         problem = unsuited(those[0].backend, device, bundle.manifest)
                         facts.append(Fact(name, device.id, device.name, problem=problem))
         except BackendError as error:
+            raise_callers(error)
             facts.append(Fact(name, problem=str(error)))
     if fresh and candidates:
         with measuring.turn():

@@ -9,6 +9,7 @@ from pathlib import Path
 from infgen_rt.bundle.graphs import WEIGHTS, Content
 from infgen_rt.bundle.manifest import MANIFEST, FormatError, Manifest, Recipe
 from infgen_rt.bundle.several import read_models
+from infgen_rt.common.callers import raise_callers
 from infgen_rt.common.files import is_possible
 from infgen_rt.common.remedies import PACKAGE, is_frozen, reinstalling
 from infgen_rt.errors import BundleError, one_line, reason
@@ -134,11 +135,13 @@ def _lengths(root: Path) -> Mapping[str, int]:
     except FileNotFoundError:
         raise BundleError(f"{root} does not exist: expected a bundle, a folder or a zip with a {MANIFEST}") from None
     except OSError as error:
+        raise_callers(error)
         raise BundleError(f"{root} cannot be read: {reason(error)}") from None
     except MemoryError:
         raise BundleError(f"there is too little memory to read {root}: {_FREE}") from None
     # zipfile raises various exceptions for what is damaged or no zip.
     except Exception as error:
+        raise_callers(error)
         text = one_line(error)
         raise BundleError(f"{root} is not a bundle, a folder or a zip with a {MANIFEST}: {text}") from None
 
@@ -150,7 +153,8 @@ def _map(root: Path, name: str) -> Content:
     try:
         with (root / name).open("rb") as file:
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except (OSError, ValueError):  # a file system that cannot do it
+    except (OSError, ValueError) as error:  # a file system that cannot do it
+        raise_callers(error)
         return _read(root, name)
 
 
@@ -161,9 +165,11 @@ def _read(root: Path, name: str) -> bytes:
         with zipfile.ZipFile(root) as archive:
             return archive.read(name)
     except OSError as error:
+        raise_callers(error)
         raise BundleError(f"{root}: {name} cannot be read: {reason(error)}") from None
     except MemoryError:
         raise BundleError(f"there is too little memory to read {name} of {root}: {_FREE}") from None
     # zipfile raises various exceptions for damaged files, including zlib.error.
     except Exception as error:
+        raise_callers(error)
         raise BundleError(f"{root} is damaged: {name} cannot be read: {one_line(error)}; {_again(root)}") from None

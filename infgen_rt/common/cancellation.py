@@ -6,6 +6,7 @@ from contextvars import ContextVar
 from threading import Event, Lock, Thread
 from typing import Protocol
 
+from infgen_rt.common.callers import ask
 from infgen_rt.errors import Cancelled
 
 
@@ -42,12 +43,15 @@ class Cancellation:
             raise TypeError(f"cancel is {cancel!r}: expected an event or a function that returns True")
         self._interrupts: list[Callable[[], object]] = []
         self._stopped = False
+        self._failure: Exception | None = None
         self._lock = Lock()
 
     def check(self) -> None:
-        """Raise Cancelled if the caller has cancelled the work."""
-        if self._stopped or (self._requested is not None and self._requested()):
-            raise Cancelled("cancelled")
+        """Raise Cancelled if the caller has cancelled the work, or the error of the caller's function."""
+        if self._requested is not None and not self._stopped and ask(self._requested):
+            self._stopped = True
+        if self._stopped:
+            raise self._failure or Cancelled("cancelled")
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -74,7 +78,7 @@ class Cancellation:
         """
         with self._lock:
             if self._stopped:
-                raise Cancelled("cancelled")
+                raise self._failure or Cancelled("cancelled")
             self._interrupts.append(interrupt)
         try:
             yield
@@ -85,12 +89,12 @@ class Cancellation:
     def _watch(self, done: Event) -> None:
         assert self._requested is not None
         while not done.wait(_INTERVAL):
-            # If the caller's function fails, it also fails in the caller's thread at the next step.
+            # An error of the caller's function ends the work too, and is raised in the caller's thread.
             try:
-                requested = self._requested()
-            except Exception:
-                return
-            if requested:
+                requested = ask(self._requested)
+            except Exception as error:
+                self._failure = error
+            if self._failure or requested:
                 with self._lock:
                     self._stopped = True
                     for interrupt in self._interrupts:

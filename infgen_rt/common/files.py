@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from infgen_rt.common.callers import raise_callers
+
 _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.partial", re.DOTALL)
 
 
@@ -14,10 +16,11 @@ def is_possible(path: str | Path) -> bool:
     """Whether the system's functions take a path. A NUL, or half of a surrogate pair, is in no path."""
     try:
         os.lstat(path)
-    except ValueError:
+    except ValueError as error:
+        raise_callers(error)
         return False
-    except OSError:
-        pass
+    except OSError as error:
+        raise_callers(error)
     return True
 
 

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from infgen_rt.common.callers import raise_callers, suppress_but_callers
 from infgen_rt.common.cancellation import current
 from infgen_rt.common.files import leftovers, whole
 
@@ -40,7 +41,7 @@ def cache_folder() -> Path | None:
         return Path(chosen)
     from platformdirs import user_cache_path
 
-    with suppress(RuntimeError, KeyError, OSError):
+    with suppress_but_callers(RuntimeError, KeyError, OSError):
         folder = user_cache_path("infgen-rt", appauthor=False)
         # If the home folder is not known, `~` is not expanded.
         return folder if folder.is_absolute() else None
@@ -57,7 +58,8 @@ def writable_cache(name: str) -> Path | None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
-    except OSError:
+    except OSError as error:
+        raise_callers(error)
         return None
 
 
@@ -71,7 +73,7 @@ def private_folder(folder: Path) -> Path | None:
 
     for place in range(_PLACES):
         lock = FileLock(folder / f"{place}.lock")
-        with suppress(*_NO_LOCK):
+        with suppress_but_callers(*_NO_LOCK):
             lock.acquire(timeout=0)
             _held.append(lock)
             own = folder / str(place)
@@ -98,7 +100,7 @@ def alone(name: str, patience: float) -> Iterator[None]:
         if root is not None:
             from filelock import FileLock, Timeout
 
-            with suppress(*_NO_LOCK):
+            with suppress_but_callers(*_NO_LOCK):
                 root.mkdir(parents=True, exist_ok=True)
                 lock, until = FileLock(root / f"{name}.lock"), time.monotonic() + patience
                 while time.monotonic() < until:
@@ -137,7 +139,8 @@ def _locked(folder: Path, stack: ExitStack) -> bool:
         stack.enter_context(FileLock(folder / _WRITING).acquire(timeout=_PATIENCE))
     except (Timeout, PermissionError):
         raise
-    except _NO_LOCK:
+    except _NO_LOCK as error:
+        raise_callers(error)
         return False
     return True
 
@@ -151,7 +154,8 @@ def read_checked(file: Path) -> bytes | None:
     """Read a file from `write_checked`. None if the file is missing or does not match its digest."""
     try:
         found = file.read_bytes()
-    except OSError:
+    except OSError as error:
+        raise_callers(error)
         return None
     digest, content = found[:_DIGEST], found[_DIGEST:]
     return content if hashlib.sha256(content).digest() == digest else None

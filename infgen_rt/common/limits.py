@@ -4,6 +4,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from infgen_rt.common.callers import raise_callers, suppress_but_callers
+
 # For each version of control groups: the names of the limit, of the used memory, and of the droppable file cache in it.
 _FILES = {
     1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -29,13 +31,15 @@ def _of_machine(root: Path) -> int | None:
         try:
             with (root / "proc/meminfo").open(encoding="ascii") as lines:
                 return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-        except (OSError, StopIteration):
+        except (OSError, StopIteration) as error:
+            raise_callers(error)
             return None
     try:
         import psutil
 
         return int(psutil.virtual_memory().available)
-    except (ImportError, OSError, RuntimeError):
+    except (ImportError, OSError, RuntimeError) as error:
+        raise_callers(error)
         return None
 
 
@@ -43,7 +47,8 @@ def _of_groups(root: Path) -> Iterator[int]:
     """Yield the bytes that each limit leaves."""
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
+    except OSError as error:
+        raise_callers(error)
         return
     for line in lines:
         number, controllers, path = line.split(":", 2)
@@ -68,11 +73,10 @@ def _left(group: Path, version: int) -> int | None:
     limit, used, droppable = _FILES[version]
     try:
         most, now = (int((group / name).read_text(encoding="ascii")) for name in (limit, used))
-    except (OSError, ValueError):  # no such group, or `max`
+    except (OSError, ValueError) as error:  # no such group, or `max`
+        raise_callers(error)
         return None
-    try:
+    with suppress_but_callers(OSError, ValueError):
         facts = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
         now -= int(facts.get(droppable, 0))
-    except (OSError, ValueError):
-        pass
     return max(0, most - max(0, now))

@@ -1,11 +1,11 @@
 """Amounts of memory: parses and prints them, and has the default budget and the process's peak."""
 
-import contextlib
 import ctypes
 import math
 import re
 import sys
 
+from infgen_rt.common.callers import suppress_but_callers
 from infgen_rt.common.limits import available_memory
 from infgen_rt.errors import PlanError
 
@@ -80,5 +80,5 @@ def _peak_on_windows() -> int | None:
 
 def give_back() -> None:
     """Return freed memory to the system, if the C library would keep it for later (glibc)."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+    with suppress_but_callers(OSError, AttributeError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from infgen_rt.common.callers import ask
 from infgen_rt.common.cancellation import Cancellation
 
 ProgressStep = Literal["measure", "prefill", "decode", "reencode", "encode"]
@@ -53,12 +54,12 @@ class Counter:
     def begin(self, kind: ProgressStep) -> None:
         """Report that no step is finished, for work whose first step takes long."""
         if self._tell is not None:
-            self._tell(Progress(kind, 0, self._total))
+            ask(self._tell, Progress(kind, 0, self._total))
 
     def step(self, kind: ProgressStep, reached: int = 0) -> None:
         """Count one step, or more if `reached` is larger, because other threads may have done some of the steps."""
         self._done = max(self._done + 1, reached)
         if self._tell is not None:
-            self._tell(Progress(kind, self._done, self._total))
+            ask(self._tell, Progress(kind, self._done, self._total))
         if self._done < self._total:
             self._cancellation.check()

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
 
+from infgen_rt.common.callers import raise_callers
 from infgen_rt.common.files import is_possible
 from infgen_rt.common.memory import GIB, format_bytes
 from infgen_rt.errors import LatentError, one_line, reason
@@ -74,6 +75,7 @@ def read_array(path: str | Path, key: str | None = None) -> Stored:
     except FileNotFoundError:
         raise LatentError(f"{path} does not exist: expected a .npy, .npz or .safetensors file") from None
     except OSError as error:
+        raise_callers(error)
         raise LatentError(f"{path} cannot be read: {reason(error)}") from None
     except MemoryError:
         raise LatentError(f"there is too little memory to read {path}: {_FREE}") from None
@@ -99,6 +101,7 @@ def parse_array(data: bytes, name: str, key: str | None = None) -> Stored:
         raise LatentError(f"there is too little memory to read {name}: {_FREE}") from None
     # A damaged file may raise any exception of a parser (zlib, struct, JSON, ...). All of them mean the same.
     except Exception as error:
+        raise_callers(error)
         raise LatentError(
             f"{name} is damaged or not a .npy, .npz or .safetensors file: {one_line(error)}; save it again"
         ) from None

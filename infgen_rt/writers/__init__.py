@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from traceback import walk_tb
 
+from infgen_rt.common.callers import raise_callers
 from infgen_rt.common.pixels import Bits
 from infgen_rt.errors import OutputError, WriteError, reason
 from infgen_rt.geometry.shapes import Size
@@ -116,6 +117,7 @@ def appearing(
             for target in targets:
                 keep_attributes(target, folder / target.name)
     except OSError as error:
+        raise_callers(error)
         if not _is_of_writing(error, form):
             raise
         why = reason(error) if targets[0].parent.is_dir() else "its folder was removed meanwhile"

@@ -4,6 +4,7 @@ import errno
 import os
 from pathlib import Path
 
+from infgen_rt.common.callers import raise_callers
 from infgen_rt.errors import OutputError, one_line, reason
 
 _SHOWN = 60
@@ -20,11 +21,13 @@ def check_name(path: Path) -> None:
     except FileNotFoundError:
         pass
     except ValueError as error:  # a NUL
+        raise_callers(error)
         raise OutputError(
             f"{str(path)[:_SHOWN]!r} cannot be a file's name ({one_line(error)}): remove the character that no name "
             "may have"
         ) from None
     except OSError as error:
+        raise_callers(error)
         if error.errno != errno.ENAMETOOLONG:
             raise OutputError(f"{path} cannot be a file here: {reason(error)}; choose another folder or name") from None
         name, whole = (len(os.fsencode(each)) for each in (path.name, path))

@@ -2,9 +2,9 @@
 
 import os
 import stat
-from contextlib import suppress
 from pathlib import Path
 
+from infgen_rt.common.callers import raise_callers, suppress_but_callers
 from infgen_rt.errors import OutputError
 
 _KINDS = (
@@ -37,7 +37,8 @@ def check_regular(path: Path) -> None:
     """
     try:
         mode = path.stat().st_mode
-    except OSError:
+    except OSError as error:
+        raise_callers(error)
         return
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         kind = next((name for test, name in _KINDS if test(mode)), "no regular file")
@@ -52,7 +53,8 @@ def keep_attributes(old: Path, new: Path) -> None:
     """
     try:
         before = old.stat()
-    except OSError:
+    except OSError as error:
+        raise_callers(error)
         return
     if not stat.S_ISREG(before.st_mode):
         return
@@ -60,20 +62,21 @@ def keep_attributes(old: Path, new: Path) -> None:
     if hasattr(os, "chown"):
         now = new.stat()
         if now.st_uid != before.st_uid:
-            with suppress(OSError):
+            with suppress_but_callers(OSError):
                 os.chown(new, before.st_uid, -1)
         if now.st_gid != before.st_gid:
             try:
                 os.chown(new, -1, before.st_gid)
-            except OSError:
+            except OSError as error:
+                raise_callers(error)
                 mode &= ~stat.S_IRWXG
         # The setuid and setgid bits are only for the original owner and group.
         if (new.stat().st_uid, new.stat().st_gid) != (before.st_uid, before.st_gid):
             mode &= ~(stat.S_ISUID | stat.S_ISGID)
     if hasattr(os, "listxattr"):
-        with suppress(OSError):
+        with suppress_but_callers(OSError):
             for name in os.listxattr(old):
-                with suppress(OSError):
+                with suppress_but_callers(OSError):
                     os.setxattr(new, name, os.getxattr(old, name))
-    with suppress(OSError):
+    with suppress_but_callers(OSError):
         new.chmod(mode)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from infgen_rt.common.callers import raise_callers
 from infgen_rt.common.cancellation import current
 from infgen_rt.common.pixels import Bits, LevelArray
 from infgen_rt.errors import OutputError
@@ -82,6 +83,7 @@ def save_image(pixels: LevelArray, path: Path, **options: Any) -> None:
         try:
             Image.fromarray(pixels).save(file, **options)
         except (RuntimeError, ValueError) as error:
+            raise_callers(error)
             # Pillow passes on an encoder's errors in this way.
             raise OSError(str(error)) from error
 

@@ -1,6 +1,5 @@
 """The ONNX Runtime backend, for CPUs and for the devices of all installed execution providers."""
 
-import contextlib
 import importlib
 import sys
 from collections import Counter
@@ -8,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -15,6 +15,7 @@ import onnxruntime as ort
 from infgen_rt.backend.protocol import KNOWN, Device, Options, Values, require_version
 from infgen_rt.bundle.graphs import WEIGHTS, Content
 from infgen_rt.bundle.manifest import Recipe
+from infgen_rt.common.callers import raise_callers, suppress_but_callers
 from infgen_rt.common.cancellation import current
 from infgen_rt.common.folders import private_folder
 from infgen_rt.common.notices import warn
@@ -146,7 +147,7 @@ class Session:
         }
         last = _run_options(replace(self._settings, keep_memory=False))
         last.log_severity_level = _FATAL_ONLY
-        with contextlib.suppress(Exception):  # the app does not depend on this
+        with suppress_but_callers(Exception):  # the app does not depend on this
             results = session.run(self._outputs, smallest, last)
             places = [ort.OrtValue.ortvalue_from_numpy(np.empty_like(result)) for result in results]
             del results
@@ -169,12 +170,12 @@ def _session(content: Content, options: Options, weights: Content | None = None)
         settings.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])
     kind, _, index = options.device.partition(":")
     if kind == "cpu":
-        return ort.InferenceSession(content, settings, providers=[_CPU])
+        return _inference(content, settings, [_CPU])
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if kind in _PROVIDERS:
         provider = _PROVIDERS[kind][0]
         chosen = [(provider, _provider_options(kind, int(index or 0), options)), _CPU]
-        session = ort.InferenceSession(content, settings, providers=chosen)
+        session = _inference(content, settings, chosen)
         # If a provider's libraries cannot be loaded, ONNX Runtime drops the provider and only prints a line.
         if provider not in session.get_providers():
             raise BackendError(
@@ -187,7 +188,12 @@ def _session(content: Content, options: Options, weights: Content | None = None)
     if not devices:
         raise BackendError(f"onnxruntime finds no device {options.device!r}: `infgen-rt devices` lists all")
     settings.add_provider_for_devices(devices, {})
-    return ort.InferenceSession(content, settings)
+    return _inference(content, settings)
+
+
+def _inference(content: Content, settings: ort.SessionOptions, providers: Sequence[Any] = ()) -> ort.InferenceSession:
+    # By default, ONNX Runtime answers errors by starting again on the CPU, also an error of a signal's handler.
+    return ort.InferenceSession(content, settings, providers=[*providers] or None, enable_fallback=0)
 
 
 def _place(options: Options) -> Place | None:
@@ -229,7 +235,7 @@ def _share_arena() -> None:
     region = {"initial_chunk_size_bytes": 2**20, "max_power_of_two_extend_bytes": _REGION}
     region["initial_growth_chunk_size_bytes"] = _REGION
     settings = ort.OrtArenaCfg({"max_mem": 0, "arena_extend_strategy": 0, "max_dead_bytes_per_chunk": 2**20, **region})
-    with contextlib.suppress(Exception):  # there is one already
+    with suppress_but_callers(Exception):  # there is one already
         ort.create_and_register_allocator(where, settings)
 
 
@@ -321,5 +327,6 @@ def _plugins() -> "tuple[tuple[str, ort.OrtEpDevice], ...]":
             found += [(name, device) for device in ort.get_ep_devices()[before:]]
         # A plug-in for another machine or version must not make the CPU unusable.
         except Exception as error:
+            raise_callers(error)
             warn(f"{name} cannot be used: {one_line(error)}; update or uninstall it")
     return tuple(found)

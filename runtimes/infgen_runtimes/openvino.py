@@ -1,6 +1,5 @@
 """The OpenVINO backend, for Intel CPUs, GPUs and NPUs, and any other x86 or Arm CPU."""
 
-import contextlib
 import hashlib
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ from infgen_rt.backend.forks import keep_in_children
 from infgen_rt.backend.protocol import Device, Options, require_version
 from infgen_rt.bundle.graphs import WEIGHTS, Content
 from infgen_rt.bundle.manifest import Recipe
+from infgen_rt.common.callers import suppress_but_callers
 from infgen_rt.common.cancellation import current
 from infgen_rt.common.folders import read_checked, write_checked
 from infgen_rt.common.pixels import FloatArray
@@ -188,10 +188,10 @@ def _compiled(
     if file is None:
         return core.compile_model(model, device, settings)
     if content := read_checked(file):
-        with contextlib.suppress(RuntimeError):  # it is from another version, which the name does not tell
+        with suppress_but_callers(RuntimeError):  # it is from another version, which the name does not tell
             return core.import_model(content, device, settings)
     compiled = core.compile_model(model, device, settings)
-    with contextlib.suppress(OSError, RuntimeError):  # if this fails, it is compiled again at the next start
+    with suppress_but_callers(OSError, RuntimeError):  # if this fails, it is compiled again at the next start
         blob = io.BytesIO()
         compiled.export_model(blob)
         write_checked(file, blob.getvalue())

@@ -4,10 +4,8 @@ import errno
 import json
 import os
 import pickle
-import signal
 import subprocess
 import sys
-import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +18,6 @@ from infgen_rt.cli.main import main
 from infgen_rt.errors import BackendError, BundleError, InfGenWarning, LatentError, OutputError
 
 from . import tiny
-
-ENDINGS = [".png", ".jpg", ".webp", ".tif", ".dzi"]
 
 
 @pytest.fixture
@@ -56,46 +52,6 @@ def test_torch_that_auto_leaves_out_is_named(tmp_path: Path) -> None:
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     line = ran.stderr.splitlines()[-1]
     assert "pass backend='torch' (--backend torch)" in line and "pip install" not in line
-
-
-class CallersError(OSError):
-    pass
-
-
-def fails(*_: object) -> None:
-    raise CallersError(errno.ENOSPC, "the caller's own disk")
-
-
-@pytest.mark.parametrize("ending", ENDINGS)
-@pytest.mark.parametrize("argument", ["progress", "cancel"])
-def test_the_callers_own_error_stays_what_it_is(
-    decoder: infgen_rt.Decoder, tmp_path: Path, ending: str, argument: str
-) -> None:
-    picture = decoder.picture(tiny.random_latent(8, 12), tile=32, normalisation="model")
-    out = tmp_path / f"out{ending}"
-    with pytest.raises(CallersError):
-        picture.save(out, progress=fails) if argument == "progress" else picture.save(out, cancel=fails)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs alarms")
-@pytest.mark.parametrize("ending", ENDINGS)
-def test_an_error_of_a_signal_handler_stays_what_it_is(decoder: infgen_rt.Decoder, tmp_path: Path, ending: str) -> None:
-    picture = decoder.picture(tiny.random_latent(40, 60), "4x", tile=32, normalisation="model")
-    before = signal.signal(signal.SIGALRM, fails)
-
-    def begun(_: object) -> None:
-        # The alarm comes while the callback waits. While a graph runs, a backend may take any error for its own.
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
-        threading.Event().wait(10)
-
-    try:
-        with pytest.raises(CallersError):
-            picture.save(tmp_path / f"out{ending}", progress=begun)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_batch_is_as_many_pictures(decoder: infgen_rt.Decoder) -> None:

@@ -1,0 +1,65 @@
+"""Tells errors of the caller's own code from errors of libraries and of the system, so that they stay what they are.
+
+The caller's code runs in the middle of this package's work in two ways: as a function that was passed (`progress`,
+`cancel`), and as the handler of a signal, which Python calls in the main thread wherever that is. Its errors may be of
+any kind. Code that treats every error of a library, or of the system, as its own therefore asks here first.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from inspect import CO_VARARGS
+from traceback import walk_tb
+from types import FrameType
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def ask(function: Callable[..., T], *arguments: object) -> T:
+    """Call a function that the caller has passed. Whatever it raises is the caller's own."""
+    return function(*arguments)
+
+
+def raise_callers(error: BaseException) -> None:
+    """Raise the caller's own error, if an error is one, or was raised `from` one. Otherwise, do nothing.
+
+    Args:
+        error: the error that is being handled.
+    """
+    each: BaseException | None = error
+    while each is not None:
+        if _is_callers(each):
+            raise each from each.__cause__
+        each = each.__cause__
+
+
+@contextmanager
+def suppress_but_callers(*kinds: type[Exception]) -> Iterator[None]:
+    """Like `contextlib.suppress`, but the caller's own errors come out."""
+    try:
+        yield
+    except kinds as error:
+        raise_callers(error)
+
+
+def _is_callers(error: BaseException) -> bool:
+    passed: list[FrameType] = []
+    for frame, _ in walk_tb(error.__traceback__):
+        if frame.f_code is ask.__code__ or _is_handler(frame, passed):
+            return True
+        passed.append(frame)
+    return False
+
+
+def _is_handler(frame: FrameType, passed: list[FrameType]) -> bool:
+    """Whether a frame is that of a signal's handler: only handlers are called with the frame that was interrupted.
+
+    The handler itself may not be installed any more, for example if it is for one signal only.
+    """
+    code = frame.f_code
+    count = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & CO_VARARGS)
+    for name in code.co_varnames[:count]:
+        value = frame.f_locals.get(name)
+        if any(given is each for given in (value if isinstance(value, tuple) else (value,)) for each in passed):
+            return True
+    return False
