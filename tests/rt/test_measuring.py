@@ -5,10 +5,10 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -174,18 +174,18 @@ def test_the_command_line_shows_it_on_a_terminal(
 def test_ctrl_c_ends_the_run_in_progress(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupt() -> None:
-        # Another thread receives the signal, so that waiting in this one goes on like native code.
-        def send() -> None:
-            while sys._current_frames()[threading.main_thread().ident or 0].f_code.co_name != "wait":
-                time.sleep(0.01)
-            time.sleep(0.2)
-            signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+    def handler(number: int, frame: FrameType | None) -> None:
+        # Python calls it only when native code has ended, which it does when it is interrupted.
+        assert Endless.interrupted.wait(60)
+        signal.default_int_handler(number, frame)
 
-        threading.Thread(target=send).start()
-
-    monkeypatch.setattr(Endless, "begun", staticmethod(interrupt))
+    monkeypatch.setattr(Endless, "begun", staticmethod(lambda: signal.raise_signal(signal.SIGINT)))
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
-    assert main(["devices", "--measure", "--model", str(bundle)]) == 130
+    # A process that a shell has started in the background ignores the signal.
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        assert main(["devices", "--measure", "--model", str(bundle)]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert Endless.interrupted.is_set() and not measured(bundle)
     assert terminal.getvalue().splitlines()[-1] == "Error: interrupted"
