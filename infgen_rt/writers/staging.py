@@ -1,20 +1,18 @@
 """Outputs that appear under their names only when they are complete."""
 
 import re
-import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from infgen_rt.common.callers import raise_callers
+from infgen_rt.common.claims import claim, remove_leftovers
 from infgen_rt.errors import OutputError, reason
 from infgen_rt.writers.names import hidden_name
 
 _HIDDEN = re.compile(r"\..*\.[0-9a-f]{8}\.part", re.DOTALL)
-_LOCK, _REPLACED = "writing.lock", "replaced"
-# Errors of a lock: it is held, the folder is gone, or the file system has no locks.
-_NO_LOCK = (OSError, NotImplementedError)
-_TRIES = 10
+_REPLACED = "replaced"
 
 
 @contextmanager
@@ -39,7 +37,8 @@ def staged(outputs: Sequence[Path]) -> Iterator[Path]:
             try:
                 _publish(folder, outputs)
             except OSError as error:
-                # Without its traceback, the error counts as one of writing. No code of the caller runs here.
+                raise_callers(error)
+                # Without its traceback, the error counts as one of writing.
                 raise error.with_traceback(None) from None
         finally:
             # A failure here is ignored: the outputs are in place, or another error is already being raised.
@@ -54,17 +53,7 @@ def clean(parent: Path) -> None:
     A hidden folder that is still in use is locked and stays. One that holds the only copy of a replaced output also
     stays.
     """
-    from filelock import FileLock
-
-    with suppress(OSError):
-        for folder in [each for each in parent.iterdir() if _HIDDEN.fullmatch(each.name)]:
-            # A folder without a lock file is either not locked yet, or was not made by this package.
-            if folder.is_symlink() or not (folder / _LOCK).is_file() or _is_needed(folder):
-                continue
-            with suppress(*_NO_LOCK), FileLock(folder / _LOCK).acquire(timeout=0):
-                shutil.rmtree(folder, ignore_errors=True)
-            if not (folder / _LOCK).exists():
-                shutil.rmtree(folder, ignore_errors=True)
+    remove_leftovers(parent, _HIDDEN, _is_needed)
 
 
 def _is_needed(folder: Path) -> bool:
@@ -76,25 +65,11 @@ def _is_needed(folder: Path) -> bool:
 
 def _make(main: Path, held: ExitStack) -> Path:
     """Make a hidden folder for an output, locked until the stack ends."""
-    from filelock import FileLock, Timeout
-
-    for _ in range(_TRIES):
-        folder = main.with_name(hidden_name(main, f"{secrets.token_hex(4)}.part"))
-        try:
-            folder.mkdir()
-        except OSError as error:
-            raise OutputError(f"cannot write in {main.parent}: {reason(error)}") from None
-        # Before it is locked, another process may take it for one of a crashed process, and lock and remove it.
-        try:
-            with suppress(NotImplementedError):
-                held.enter_context(FileLock(folder / _LOCK).acquire(timeout=0))
-        except Timeout:
-            continue
-        except OSError:  # a file system without locks, on which nothing is removed
-            pass
-        if folder.is_dir():
-            break
-    return folder
+    try:
+        return claim(lambda mark: main.with_name(hidden_name(main, f"{mark}.part")), held)
+    except OSError as error:
+        raise_callers(error)
+        raise OutputError(f"cannot write in {main.parent}: {reason(error)}") from None
 
 
 def _publish(folder: Path, outputs: Sequence[Path]) -> None:

@@ -1,14 +1,14 @@
 """The Core ML backend, for the Neural Engine, GPU and CPU of a Mac."""
 
-import contextlib
 import hashlib
 import importlib
 import platform
-import secrets
+import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
 from typing import Protocol
@@ -18,10 +18,13 @@ import numpy as np
 from infgen_rt.backend.protocol import Device, Options, require_version
 from infgen_rt.bundle.graphs import Content
 from infgen_rt.bundle.manifest import Recipe
+from infgen_rt.common.callers import raise_callers, suppress_but_callers
+from infgen_rt.common.claims import claim, remove_leftovers
 from infgen_rt.common.pixels import FloatArray
 from infgen_rt.errors import BackendError, DecodeError, one_line
 
 _DEVICES = {"ane": "Apple Neural Engine", "gpu": "Apple GPU", "cpu": "Apple CPU"}
+_WORKING = re.compile(r"\.infgen-coreml\.[0-9a-f]{8}\.part")
 _UNITS = {"ane": "CPU_AND_NE", "gpu": "CPU_AND_GPU", "cpu": "CPU_ONLY"}
 
 
@@ -64,12 +67,17 @@ class Backend:
     def load(self, graph: str, files: Mapping[str, Content], options: Options) -> "Session":
         """Compile and load an `.mlpackage`; see `infgen_rt.backend.protocol.Backend`."""
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                package = Path(folder) / f"{graph}.mlpackage"
+            with ExitStack() as held:
+                folder = _working_folder(options.cache, held)
+                package = folder / f"{graph}.mlpackage"
                 for name, content in files.items():
                     (package / name).parent.mkdir(parents=True, exist_ok=True)
                     (package / name).write_bytes(content)
-                return Session(open_package(package, _digest(files), options))
+                model = open_package(package, _digest(files), options)
+                shutil.rmtree(package)
+                # A program that is kept in the cache needs no folder.
+                in_use = _program(package).exists()
+                return Session(model, held.pop_all() if in_use else ExitStack())
         # coremltools raises plain RuntimeErrors and any exception of Core ML's bridge.
         except Exception as error:
             text = f"coremltools {self.version} cannot load the graph on {options.device}: {one_line(error)}"
@@ -77,10 +85,16 @@ class Backend:
 
 
 class Session:
-    """A loaded ML program."""
+    """A loaded ML program.
 
-    def __init__(self, model: Model) -> None:
+    Args:
+        model: the program.
+        held: holds what the program needs while it is loaded.
+    """
+
+    def __init__(self, model: Model, held: ExitStack) -> None:
         self._model: Model | None = model
+        self._held = held
 
     def run(self, inputs: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
         """Run the graph; see `infgen_rt.backend.protocol.Session`."""
@@ -96,6 +110,7 @@ class Session:
     def close(self) -> None:
         """Free the graph."""
         self._model = None
+        self._held.close()
 
 
 def open_package(package: Path, digest: str, options: Options) -> Model:
@@ -104,7 +119,7 @@ def open_package(package: Path, digest: str, options: Options) -> Model:
     Core ML itself does not keep compiled programs after the process has ended.
 
     Args:
-        package: an `.mlpackage`. It may be deleted afterwards.
+        package: an `.mlpackage`. It may be deleted afterwards, but not other files in its folder.
         digest: the digest of its content.
         options: the device, and the folder in which compiled programs are kept.
     """
@@ -112,30 +127,46 @@ def open_package(package: Path, digest: str, options: Options) -> Model:
     from coremltools.models import CompiledMLModel
     from coremltools.models.utils import compile_model
 
-    units = ComputeUnit[_UNITS[options.device]]
-    if options.cache is None:
-        model: Model = CompiledMLModel(compile_model(str(package)), units)
-        return model
+    units, own = ComputeUnit[_UNITS[options.device]], _program(package)
     # A compiled program is for one version of the operating system.
-    kept = options.cache / f"{digest}-{platform.mac_ver()[0]}.mlmodelc"
-    own = kept.with_stem(f"{kept.stem}-{secrets.token_hex(4)}")
-    if kept.exists():
+    kept = options.cache and options.cache / f"{digest}-{platform.mac_ver()[0]}.mlmodelc"
+    if kept is not None and kept.exists():
         try:
-            model = CompiledMLModel(str(kept), units)
+            model: Model = CompiledMLModel(str(kept), units)
             return model
-        except Exception:  # it is damaged, so compile it again
-            _move(kept, own)
-            shutil.rmtree(own, ignore_errors=True)
+        except Exception as error:  # it is damaged, so compile it again
+            raise_callers(error)
+            _move(kept, own.with_stem("damaged"))
     # Other processes may do the same. Each compiles into its own folder, and the first to finish moves it into place.
     compile_model(str(package), str(own))
-    _move(own, kept)
-    model = CompiledMLModel(str(kept if kept.exists() else own), units)
-    shutil.rmtree(own, ignore_errors=True)
+    if kept is not None:
+        _move(own, kept)
+    model = CompiledMLModel(str(own if kept is None or own.exists() else kept), units)
     return model
 
 
+def _program(package: Path) -> Path:
+    """The place of the program that is compiled from a package."""
+    return package.with_suffix(".mlmodelc")
+
+
+def _working_folder(cache: Path | None, held: ExitStack) -> Path:
+    """Make a folder of this process, which is removed when the stack ends. Those of dead processes are removed now.
+
+    Args:
+        cache: the folder in which compiled programs are kept, so that they can be renamed into it. None for the
+            system's folder for temporary files.
+        held: removes it.
+    """
+    parent = cache or Path(tempfile.gettempdir())
+    remove_leftovers(parent, _WORKING)
+    folder = claim(lambda mark: parent / f".infgen-coreml.{mark}.part", held, 0o700)
+    held.callback(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def _move(source: Path, target: Path) -> None:
-    with contextlib.suppress(OSError):  # another process was first
+    with suppress_but_callers(OSError):  # another process was first
         source.rename(target)
 
 
