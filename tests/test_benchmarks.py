@@ -16,7 +16,7 @@ from PIL import Image
 import benchmarks.__main__
 import infgen_rt
 from benchmarks import backends, compare, cost, memory, methods, peers, plots, process, profile, report, suite
-from benchmarks.studies import attention, chooser, comb, extrapolation, parallel, stopping, study
+from benchmarks.studies import attention, chooser, comb, extrapolation, parallel, precision, stopping, study
 from infgen_export.work import multiply_adds
 from infgen_model import PRESETS, InfGen, edge
 from infgen_model.checkpoint import load_checkpoint, save_checkpoint
@@ -339,8 +339,21 @@ def test_tiles_are_decoded_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     result = CliRunner().invoke(parallel.main, options)
     assert result.exit_code == 0, result.output
     rows = [row for row in table_of(result.output) if row[0] == "onnxruntime"]
-    assert [row[1:3] for row in rows] == [["1", "4"], ["3", "4"]]
-    assert all(float(cell) > 0 for row in rows for cell in row[3:5])
+    assert [row[1:4] for row in rows] == [["fp32", "1", "8"], ["fp32", "3", "8"]]
+    assert all(float(cell) > 0 for row in rows for cell in row[4:6])
+
+
+def test_fewer_bits_are_farther_from_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "CELLS", Size(6, 5))
+    monkeypatch.setattr(precision, "Lpips", lambda: StandIn().lpips)
+    result = CliRunner().invoke(precision.main, ["--scale", "2", "--runs", "1"])
+    assert result.exit_code == 0, result.output
+    rows = {(engine, name): values for engine, name, *values in table_of(result.output)[1:]}
+    steps = ("fp32", "8-bit weights", "8-bit weights and activations")
+    errors = [float(rows["onnxruntime", name][2]) for name in steps]
+    assert errors[0] == np.inf and 60 > errors[1] > errors[2] + 3 and errors[2] > 20
+    # Both engines compute the same graphs.
+    assert float(rows["openvino", steps[1]][2]) == pytest.approx(errors[1], abs=1)
 
 
 def profiled(text: str, heading: str) -> tuple[list[str], list[list[str]]]:
