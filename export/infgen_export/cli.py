@@ -11,6 +11,7 @@ import click
 from infgen_rt.errors import InfGenError, InputError
 
 _RECIPES = "recipes"
+_UNSPECIFIED = "unspecified"
 
 
 class _Command(click.Command):
@@ -47,9 +48,9 @@ class _Command(click.Command):
 )
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Bundle folder to make.")
 @click.option("--model-version", default="0", show_default=True, help="Version of the weights, for the manifest.")
-@click.option("--licence", default="unspecified", show_default=True, help="Licence of the weights, for the manifest.")
+@click.option("--licence", default=_UNSPECIFIED, show_default=True, help="Licence of the weights, for the manifest.")
 @click.option(
-    "--training", default="unspecified", show_default=True, help="How the weights were made, for the manifest."
+    "--training", default=_UNSPECIFIED, show_default=True, help="How the weights were made, for the manifest."
 )
 @click.option(
     "--leave-out",
@@ -138,6 +139,8 @@ def main(
     elif not quiet:
         click.echo(report)
         click.echo(f"wrote {output}" + ("" if validate else ", which nothing has verified"))
+        if licence == _UNSPECIFIED:
+            click.echo("its manifest names no licence of the weights: pass --licence, and --model-version")
 
 
 def _write(files: tuple[Path, ...], report: Any) -> None:

@@ -148,7 +148,9 @@ class ModelExport:
         graphs = {graph.name: self.file(recipe, target, graph) for graph in self.graphs_of(recipe)}
         weights = WEIGHTS if WEIGHTS in files and target.POOLED else None
         shapes = recipe.shapes(self.model.config)
-        return bundle.Recipe(recipe.name, recipe.target, recipe.precision, graphs, None, shapes, weights)
+        suiting = {name: recipe.compute_units(kind_of(name)) for name in graphs}
+        units = {name: chosen for name, chosen in suiting.items() if chosen}
+        return bundle.Recipe(recipe.name, recipe.target, recipe.precision, graphs, None, shapes, weights, units)
 
     def results(self) -> tuple[GraphReport, ...]:
         """The results of all graphs of the model, including those that another model lends."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from infgen_export.errors import RequestError
+from infgen_rt.bundle.graphs import Kind
 from infgen_rt.bundle.manifest import FixedShape
 from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.shapes import Size
@@ -49,6 +50,17 @@ class Recipe:
     def shapes(self, config: DecoderConfig) -> tuple[FixedShape, ...]:
         """The only shapes that a model's decode and encode take, smallest first. If empty, they take any."""
         return tuple(tile(side, config) for side in self.tiles)
+
+    def compute_units(self, kind: Kind) -> str | None:
+        """The units of an Apple device that suit a kind of graph, by Core ML's name. None for other targets.
+
+        Of a graph with several shapes, the Neural Engine runs only the default one, and float32 it does not run at all.
+        Such graphs are for the GPU.
+        """
+        if self.target != "coreml":
+            return None
+        fixed = kind.fixed and len(self.tiles) == 1 and self.precision != "fp32"
+        return "cpuAndNeuralEngine" if fixed else "cpuAndGPU"
 
 
 RECIPES = (

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -134,7 +134,8 @@ class Recipe:
     refine, prefill's features are the context. Without statistics, prefill sees the whole latent.
     `memory` is None if the graphs were not run in their own runtime. `shapes` are the only shapes that decode and
     encode take. If it is empty, they take any. `weights` is the file with weights that the graphs refer to. If it is
-    None, the graphs' own files have all weights.
+    None, the graphs' own files have all weights. `compute_units` maps the graphs of a Core ML recipe to the units of a
+    device that suit them, by the names of Swift's `MLComputeUnits`. It is empty for other targets.
     """
 
     name: str
@@ -144,6 +145,7 @@ class Recipe:
     memory: Memory | None
     shapes: tuple[FixedShape, ...] = ()
     weights: str | None = None
+    compute_units: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -603,3 +603,13 @@ def test_a_bundle_without_an_encoder_decodes(of_spaces: dict[str, Path], tmp_pat
     with infgen_rt.open(tmp_path / "bundle") as decoder:
         assert "encode" not in decoder.manifest.recipes[0].graphs
         assert decoder.picture(tiny.latent(5, 6).numpy()).read().shape == (40, 48, 3)
+
+
+def test_the_command_says_when_the_licence_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(
+        "infgen_export.pipeline.export", lambda *_, card, **__: f"a report on a model under {card.licence}"
+    )
+    arguments = ["checkpoint", "-o", str(tmp_path / "bundle")]
+    assert "names no licence of the weights: pass --licence" in CliRunner().invoke(main, arguments).output
+    licensed = CliRunner().invoke(main, [*arguments, "--licence", "MIT", "--model-version", "3"])
+    assert "under MIT" in licensed.output and "names no licence" not in licensed.output

@@ -16,12 +16,14 @@ from torch import Tensor
 
 import infgen_rt
 from infgen_export.cli import main
+from infgen_export.description import Card
 from infgen_export.errors import ExportError, RequestError
 from infgen_export.inputs import decode_inputs, fit
+from infgen_export.model_export import ModelExport
 from infgen_export.pipeline import export
 from infgen_export.recipes import RECIPES, TARGETS, select
 from infgen_export.report import Report
-from infgen_export.targets import Options
+from infgen_export.targets import Options, target_of
 from infgen_export.targets import onnx as onnx_target
 from infgen_export.verify import CASES, LEAST_PSNR, TOLERANCE, cases_of
 from infgen_model import InfGen
@@ -350,3 +352,17 @@ def test_weights_that_are_float16_numbers_take_half_the_file_and_give_the_same_n
     assert np.abs(found[0] - found[1]).max() < 1e-6  # the order of sums differs between runs
     weights = sum(tensor.ByteSize() for tensor in onnx.load(after).graph.initializer)
     assert (weights < 0.8 * sum(tensor.ByteSize() for tensor in traced.graph.initializer)) == exact
+
+
+@pytest.mark.parametrize(
+    ("name", "decode"),
+    [("coreml-fp16", "cpuAndGPU"), ("coreml-ane", "cpuAndNeuralEngine"), ("coreml-enum", "cpuAndGPU")],
+)
+def test_a_manifest_names_the_units_of_an_apple_device_that_suit_each_graph(name: str, decode: str) -> None:
+    """The Neural Engine takes a graph of one shape, and all graphs before decode take latents of any size."""
+    model, recipe = tiny.model(tiny.CONFIGS["edge"]), next(each for each in RECIPES if each.name == name)
+    work = ModelExport(model, Path(), Card(), Options(), (), False, print, False)
+    units = work.describe(recipe, target_of(recipe), ()).compute_units
+    assert units.keys() == {graph.name for graph in graphs_of(model)}
+    assert {units[graph] for graph in units if graph.startswith(("decode", "encode"))} == {decode}
+    assert {units["prefill"], units["statistics"]} == {"cpuAndGPU"}
