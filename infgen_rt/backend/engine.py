@@ -100,9 +100,9 @@ class Engine:
     def load_shared(self, enlargement: Enlargement) -> None:
         """Load decode for runs with one thread each. Raises the same errors as `load`."""
         graph = enlargement.graph(DECODE.name)
-        self._load(_SHARED + graph, graph, 1)
+        self._load(_SHARED + graph, graph, 1, self.workers)
 
-    def _load(self, key: str, graph: str, threads: int | None) -> None:
+    def _load(self, key: str, graph: str, threads: int | None, runs: int = 1) -> None:
         self._birthplace.check()
         # Loading cannot be interrupted, but nothing more is loaded for work that was cancelled.
         current().check()
@@ -112,7 +112,7 @@ class Engine:
             self.check_open()
             backend, device = self._candidate.backend, self._candidate.device
             keep, cache = kind_of(graph).kept, writable_cache(backend.name)
-            options = Options(device.id, self._candidate.arithmetic, threads, keep, cache)
+            options = Options(device.id, self._candidate.arithmetic, threads, runs, keep, cache)
             files = self._bundle.read_graph(self.recipe, graph)
             try:
                 self._sessions[key] = backend.load(graph, files, options)

@@ -75,7 +75,8 @@ class Options:
     Attributes:
         device: the id of one of its devices.
         arithmetic: one of the arithmetics that it offers for the recipe.
-        threads: the number of CPU threads. None for the backend's default.
+        threads: the number of CPU threads of a run. None for the backend's default.
+        runs: the number of runs at a time. The session may be run by more threads, which then wait for each other.
         keep_memory: whether to keep working memory between runs, for a graph that runs often.
         cache: a writable folder for compiled graphs, which may be deleted. None to keep none.
     """
@@ -83,6 +84,7 @@ class Options:
     device: str = "cpu"
     arithmetic: str = EXACT
     threads: int | None = None
+    runs: int = 1
     keep_memory: bool = True
     cache: Path | None = None
 

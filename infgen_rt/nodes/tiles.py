@@ -18,6 +18,8 @@ from infgen_rt.nodes.decoded import Decoded
 from infgen_rt.nodes.node import FLOAT, Cost, Step
 from infgen_rt.nodes.resampled import Resampled
 
+# With fewer boxes, decoding them at the same time saves less than it takes to load the graph for that.
+_FEW = 6
 # Bytes per pixel of a finished tile: four copies (decoded, kept, returned, and being rounded) of three floats.
 _HANDLING = 4 * 3 * FLOAT
 
@@ -114,7 +116,7 @@ class Tiles:
         # This check comes before any lock: see `Engine`.
         self._engine.check_open()
         workers = min(self._workers, len(boxes))
-        if workers < 2:
+        if workers < 2 or len(boxes) < _FEW:
             for box in boxes:
                 yield self.read(box, number)
             return

@@ -5,6 +5,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
@@ -38,8 +39,7 @@ class Backend:
     name = "openvino"
     target = "openvino"
     version = ov.__version__
-    # OpenVINO binds each model's threads to the same cores.
-    parallel_on = ()
+    parallel_on = ("cpu",)
     # A child process that opens it again crashes when it ends (OpenVINO 2026.4).
     survives_fork = False
 
@@ -69,7 +69,10 @@ class Backend:
         """Load a graph's `.xml` with the file of its weights; see `infgen_rt.backend.protocol.Backend`."""
         settings: dict[str, object] = {}
         if options.threads is not None and options.device == "cpu":
-            settings["INFERENCE_NUM_THREADS"] = options.threads
+            settings["INFERENCE_NUM_THREADS"] = options.threads * options.runs
+        if options.runs > 1 and options.device == "cpu":
+            # Several models with one thread each would be bound to the same core. The streams of a model are not.
+            settings["NUM_STREAMS"] = options.runs
         try:
             core = _core()
             model = read_model(core, files)
@@ -142,39 +145,62 @@ class Session:
             )
             for number, (part, hint) in enumerate(parts)
         ]
-        self._compile: Callable[[], list[ov.InferRequest]] | None = lambda: [
-            compiled().create_infer_request() for compiled in compiling
-        ]
-        self._parts = self._compile()
+        self._compile: Callable[[], list[ov.CompiledModel]] | None = lambda: [compiled() for compiled in compiling]
+        self._lock = Lock()
+        self._models = self._compile()
+        self._idle = [self._requests(self._models)]
 
     def run(self, inputs: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
         """Run the graph; see `infgen_rt.backend.protocol.Session`."""
-        if self._compile is None:
-            raise DecodeError("the session is closed: open the model again")
         values: dict[str, object] = dict(inputs)
+        models: list[ov.CompiledModel] = []
         try:
-            self._parts = parts = self._parts or self._compile()
+            models, parts = self._borrow()
             for part in parts:
                 # After optimisation, a tensor may have several names. One of them is the graph's.
                 feed = [next(values[name] for name in port.names if name in values) for port in part.model_inputs]
                 with current().interrupting(part.cancel):
                     results = part.infer(feed, share_inputs=True, share_outputs=True)
                 values.update((name, results[port]) for port in part.model_outputs for name in port.names)
-            # Copied first, because the results are in memory that the next run, or releasing it, overwrites.
-            copies = {name: np.array(values[name], np.float32) for name in self._outputs}
             if self._releases:
-                for part in parts:
-                    part.get_compiled_model().release_memory()
+                # The results stay in memory of these requests, which are not used again. They may be large to copy.
+                found = {name: np.asarray(values[name], np.float32) for name in self._outputs}
+                for model in models:
+                    model.release_memory()
+            else:
+                # Copied, because the next run with these requests overwrites the results.
+                found = {name: np.array(values[name], np.float32) for name in self._outputs}
+                with self._lock:
+                    if self._models is models:
+                        self._idle.append(parts)
+        except DecodeError:
+            raise
         except Exception as error:
             # A run that is stopped midway leaves some operations with its own shapes and others with those of the
-            # previous run. The next run would fail (OpenVINO 2026.4).
-            self._parts = []
+            # previous run. The next run would fail (OpenVINO 2026.4), so the models are compiled again.
+            with self._lock:
+                if self._models is models:
+                    self._models, self._idle = [], []
             raise DecodeError(f"openvino could not run the graph: {one_line(error)}") from error
-        return copies
+        return found
 
     def close(self) -> None:
         """Free the graph."""
-        self._parts, self._compile = [], None
+        with self._lock:
+            self._models, self._idle, self._compile = [], [], None
+
+    def _borrow(self) -> tuple[list[ov.CompiledModel], list[ov.InferRequest]]:
+        """The compiled models, and a request of each that no other run uses."""
+        with self._lock:
+            if self._compile is None:
+                raise DecodeError("the session is closed: open the model again")
+            if not self._models:
+                self._models = self._compile()
+            return self._models, self._idle.pop() if self._idle else self._requests(self._models)
+
+    @staticmethod
+    def _requests(models: Sequence[ov.CompiledModel]) -> list[ov.InferRequest]:
+        return [model.create_infer_request() for model in models]
 
 
 def _compiled(

@@ -3,13 +3,17 @@
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import infgen_rt
+from infgen_rt.backend.protocol import Options
+from infgen_rt.bundle.folder import Bundle
 from infgen_rt.common.memory import MIB
+from infgen_rt.errors import DecodeError
 from infgen_runtimes.openvino import Backend
 
 
@@ -24,6 +28,40 @@ def test_a_model_that_is_cut_in_two_gives_the_same_picture(monkeypatch: pytest.M
         halves = decoder.picture(latent, "2x", stages=(1, 2)).read()
     error = np.square(whole.astype(float) - halves).mean()
     assert 10 * np.log10(255**2 / max(error, 1e-9)) >= 45
+
+
+def test_several_runs_at_a_time_give_what_one_gives_also_after_one_was_stopped() -> None:
+    bundle = Bundle.open()
+    recipe = next(recipe for recipe in bundle.manifest.recipes if recipe.target == "openvino")
+    session = Backend().load("trunk", bundle.read_graph(recipe, "trunk"), Options(threads=1, runs=2))
+    rng = np.random.default_rng(0)
+    inputs = [{"features": rng.normal(0, 1, (1, 64, 8 + number, 9)).astype(np.float32)} for number in range(6)]
+    alone = [session.run(each)["fine"] for each in inputs]
+    with ThreadPoolExecutor(3) as pool:
+        together = [found["fine"] for found in pool.map(session.run, inputs)]
+    with pytest.raises(DecodeError):
+        session.run({"features": np.zeros((1, 63, 8, 9), np.float32)})
+    after = session.run(inputs[0])["fine"]
+    assert after.shape == (1, 67, 64, 72)
+    for one, other in zip([*alone, alone[0]], [*together, after], strict=True):
+        assert np.array_equal(one, other)
+    session.close()
+    with pytest.raises(DecodeError, match="closed"):
+        session.run(inputs[0])
+
+
+def test_results_that_are_not_copied_outlive_the_next_run_and_the_session() -> None:
+    bundle = Bundle.open()
+    recipe = next(recipe for recipe in bundle.manifest.recipes if recipe.target == "openvino")
+    session = Backend().load("trunk", bundle.read_graph(recipe, "trunk"), Options(threads=1, keep_memory=False))
+    rng = np.random.default_rng(0)
+    inputs = [{"features": rng.normal(0, 1, (1, 64, 8, 9)).astype(np.float32)} for _ in range(3)]
+    results = [session.run(each)["fine"] for each in inputs]
+    copies = [result.copy() for result in results]
+    again = [session.run(each)["fine"] for each in inputs[::-1]]
+    session.close()
+    assert all(np.array_equal(result, copy) for result, copy in zip(results, copies, strict=True))
+    assert all(np.array_equal(result, copy) for result, copy in zip(again[::-1], copies, strict=True))
 
 
 PEAK = """
