@@ -73,7 +73,7 @@ class Enlargement:
         factor: how many times larger than the latent's own size the picture in the context is. This is also the largest
             scale that the context is for. None if it is for all scales.
         channels: the number of channels of the context.
-        halo: the reach of refine in cells: how far a cell's context depends on the features.
+        halo: how far a cell's context depends on the features, in cells: the reach of refine, with that of the trunk.
         work: multiply-adds per cell of prefill and refine, or 0 if they were not counted.
     """
 
@@ -302,6 +302,10 @@ class Manifest:
         """The smallest enlargement for a scale (vertical, horizontal), or the largest if the scale is beyond all."""
         able = (each for each in self.contexts if each.factor is None or max(scale) <= each.factor + 1e-6)
         return next(able, self.contexts[-1])
+
+    def refine_halo(self, enlargement: Enlargement) -> int:
+        """The reach of refine alone in cells. In a model with a trunk, `halo.refine` is the reach of the trunk."""
+        return enlargement.halo - (self.halo.refine if self.fine_channels else 0)
 
     @property
     def encode_halo(self) -> int:

@@ -23,16 +23,23 @@ class ContextPlan:
     """How a latent's context is made in tiles.
 
     Attributes:
-        tiles: the tiles of the latent, with the halo of refine.
+        tiles: the tiles of the latent, with the halo of all graphs between features and context.
         cache: bytes of tiles that are kept.
         gathering: how the latent's statistics are gathered. None if the model has none.
         local: whether prefill is local although the model has no statistics.
+        refine_halo: the part of the halo that refine sees. None for all of it.
     """
 
     tiles: HaloTiling
     cache: int
     gathering: Gathering | None = None
     local: bool = False
+    refine_halo: int | None = None
+
+    @property
+    def refined(self) -> HaloTiling:
+        """The tiles with the halo that refine sees."""
+        return self.tiles if self.refine_halo is None else HaloTiling(self.tiles.tiling, self.refine_halo)
 
     @property
     def is_local(self) -> bool:
@@ -41,7 +48,9 @@ class ContextPlan:
 
     def cost(self, enlargement: Enlargement, manifest: Manifest) -> Cost:
         """The cost of the tiles that are kept, and of making each of them once."""
-        return Cost(held=self.cache, cells=self.tiles.computed * effort(enlargement, manifest))
+        # Most of the work for the smallest enlargement is the trunk's, and refine does what the others need beyond it.
+        more = effort(enlargement, manifest) - 1
+        return Cost(held=self.cache, cells=self.tiles.computed + self.refined.computed * more)
 
 
 class Contexts:
@@ -95,9 +104,9 @@ class Contexts:
             self._kept.pop(enlargement, None)
         self._planned.setdefault(enlargement, plan)
         if enlargement not in self._kept:
-            tiles = self._planned[enlargement].tiles
-            context = self._context_of(self._features, tiles.halo, enlargement)
-            self._kept[enlargement] = Kept(context, tiles.tiling, enlargement, self._tiles, self._engine)
+            made = self._planned[enlargement]
+            context = self._context_of(self._features, made, enlargement)
+            self._kept[enlargement] = Kept(context, made.tiles.tiling, enlargement, self._tiles, self._engine)
         caches = [each.cache for each in self._planned.values()]
         self._room = min(self._room, plan.cache + room)
         self._tiles.resize(max(*caches, min(sum(caches), self._room)))
@@ -114,13 +123,13 @@ class Contexts:
         moments = Moments(latent, plan.gathering, self._engine) if plan.gathering else None
         return LocalFeatures(latent, moments, self._engine)
 
-    def _context_of(self, features: Node[Values], halo: int, enlargement: Enlargement) -> Node[Values]:
+    def _context_of(self, features: Node[Values], plan: ContextPlan, enlargement: Enlargement) -> Node[Values]:
         if not self._engine.has(REFINE):
             return features
         inputs: Node[Inputs] = Features(features)
         if self._engine.has(TRUNK):
-            inputs = Grown(inputs, self._engine)
-        return Refined(inputs, halo, enlargement, self._engine)
+            inputs = Grown(inputs, plan.tiles.halo - plan.refined.halo, self._engine)
+        return Refined(inputs, plan.refined.halo, enlargement, self._engine)
 
 
 def context_costs(
@@ -146,9 +155,9 @@ def context_costs(
     if plan.is_local:
         yield LocalFeatures.cost(plan.tiles, manifest, figures)
     if TRUNK.name in has:
-        yield Grown.cost(plan.tiles, figures)
+        yield Grown.cost(plan.tiles, plan.refined, manifest, figures)
     if REFINE.name in has:
-        yield Refined.cost(plan.tiles, manifest, figures)
+        yield Refined.cost(plan.refined, manifest, figures)
     yield plan.cost(enlargement, manifest)
 
 

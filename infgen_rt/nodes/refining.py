@@ -35,27 +35,36 @@ class Grown(Derived):
 
     Args:
         features: the node for features, by name.
+        halo: the number of cells on each side of a box that its fine features depend on.
         engine: the engine, with the trunk graph.
     """
 
-    def __init__(self, features: Node[Inputs], engine: Engine) -> None:
+    def __init__(self, features: Node[Inputs], halo: int, engine: Engine) -> None:
         super().__init__(features)
-        self._engine = engine
+        self._halo, self._engine = halo, engine
 
     @staticmethod
-    def cost(tiles: HaloTiling, figures: Memory) -> Cost:
+    def cost(tiles: HaloTiling, refined: HaloTiling, manifest: Manifest, figures: Memory) -> Cost:
         """The cost of the fine features for a context's tiles, one at a time.
 
         Args:
-            tiles: the tiles of the context.
+            tiles: the tiles of the context, with the halo of trunk and refine.
+            refined: the same tiles, with the halo of refine.
+            manifest: the model's manifest.
             figures: the recipe's memory figures.
         """
-        return Cost(reading=figures.trunk_per_cell * tiles.window.area)
+        cut_out = fine_bytes(manifest) * refined.window.area if refined.window != tiles.window else 0
+        return Cost(reading=figures.trunk_per_cell * tiles.window.area + cut_out)
 
     def read(self, box: Box) -> Inputs:
-        """The features and the fine features of some cells. The trunk sees no other cells."""
-        features = self._source.read(box)
-        return {**features, TRUNK.output.name: self._engine.run(TRUNK, features)}
+        """The features and the fine features of some cells."""
+        window = box.grow(self._halo, self.size.box)
+        features = self._source.read(window)
+        fine = self._engine.run(TRUNK, features)
+        inner, outer = (Box(*(self._engine.manifest.patch * side for side in each)) for each in (box, window))
+        return {name: cut(each, box, window) for name, each in features.items()} | {
+            TRUNK.output.name: cut(fine, inner, outer)
+        }
 
 
 class Refined(Derived):
@@ -63,7 +72,7 @@ class Refined(Derived):
 
     Args:
         inputs: the node for refine's inputs.
-        halo: the number of cells on each side of a box that its context depends on.
+        halo: the number of cells on each side of a box whose inputs its context depends on.
         enlargement: the context's enlargement.
         engine: the engine, with the refine graph.
     """
@@ -77,14 +86,18 @@ class Refined(Derived):
         """The cost of refining a context's tiles, one at a time.
 
         Args:
-            tiles: the tiles of the context.
+            tiles: the tiles of the context, with the halo of refine.
             manifest: the model's manifest.
             figures: the recipe's memory figures.
         """
-        fine = (manifest.fine_channels or 0) * FLOAT * manifest.patch**2
-        return Cost(reading=(figures.refine_per_cell + fine) * tiles.window.area)
+        return Cost(reading=(figures.refine_per_cell + fine_bytes(manifest)) * tiles.window.area)
 
     def read(self, box: Box) -> Values:
         """The context of some cells, on the backend's device."""
         window = box.grow(self._halo, self.size.box)
         return cut(self._engine.run(REFINE, self._source.read(window), self._enlargement), box, window)
+
+
+def fine_bytes(manifest: Manifest) -> int:
+    """Bytes per cell of the fine features. 0 for a model without a trunk."""
+    return (manifest.fine_channels or 0) * FLOAT * manifest.patch**2

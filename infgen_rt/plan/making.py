@@ -185,7 +185,8 @@ def plan_context(
         tile = enlargement.channels * FLOAT * tiles.tiling.largest.area
         # Keep all tiles, or as many as two rows of the picture's tiles touch when it is decoded row by row.
         for kept in sorted({tiles.tiling.count, min(tiles.tiling.count, 2 * tiles.tiling.across)}, reverse=True):
-            plan = ContextPlan(tiles, kept * tile, gathering, manifest.prefill_is_local)
+            refine_halo = manifest.refine_halo(enlargement)
+            plan = ContextPlan(tiles, kept * tile, gathering, manifest.prefill_is_local, refine_halo)
             costs = context_costs(plan, cells, enlargement, manifest, recipe)
             if plan.cache + max(cost.reading for cost in costs) <= room:
                 return plan

@@ -194,7 +194,8 @@ def test_a_large_latents_context_takes_half_of_the_memory_at_most(megabytes: int
     plan, figures = plan_context(cells, enlargement, manifest, recipe, budget), manifest.memory(recipe)
     assert plan is not None and plan.tiles.halo == enlargement.halo and plan.gathering is not None
     room = (budget - figures.base) // 2
-    assert plan.cache + figures.refine_per_cell * plan.tiles.window.area <= room
+    assert plan.cache + figures.refine_per_cell * plan.refined.window.area <= room
+    assert plan.cache + figures.trunk_per_cell * plan.tiles.window.area <= room
     assert figures.statistics_per_cell * plan.gathering.tiles.window.area <= room
     # What two rows of tiles touch is kept, so that a picture that is made row by row has nothing made twice.
     tile = 4 * enlargement.channels * plan.tiles.tiling.largest.area

@@ -165,17 +165,23 @@ def test_contexts_are_made_in_tiles_with_their_own_halo(
 ) -> None:
     expected = tiny.decode_whole(LARGE, size, chosen)
     less = [vars(each) | {"halo": each.halo - 1} for each in tiny.ENLARGEMENTS]
-    damaged = tiny.write_bundle(tmp_path, tiny.ENLARGEMENTS)
-    tiny.edit_manifest(damaged, enlargements=less)
-    for path, right in ((bundle, True), (damaged, False)):
+    # Without halos that are too small, the test could pass on a runtime that has none, or more than it needs.
+    blind, narrow = (tiny.write_bundle(tmp_path / name, tiny.ENLARGEMENTS) for name in ("blind", "narrow"))
+    tiny.edit_manifest(blind, enlargements=less)
+    halo = json.loads((narrow / "manifest.json").read_text())["halo"]
+    tiny.edit_manifest(narrow, halo=halo | {"refine": tiny.TRUNK + 1})
+    for path, whole, refined in (
+        (bundle, chosen.halo, chosen.halo - tiny.TRUNK),
+        (blind, chosen.halo - 1, chosen.halo - 1 - tiny.TRUNK),
+        (narrow, chosen.halo, chosen.halo - tiny.TRUNK - 1),
+    ):
         with infgen_rt.open(path, memory=8 * 10**6) as decoder:
             picture = decoder.picture(LARGE, size, tile=64)
             made = picture.plan.stages[0].context
             assert made is not None and made.tiles.tiling.count > 1
-            assert made.tiles.halo == chosen.halo - (not right)
+            assert (made.tiles.halo, made.refined.halo) == (whole, refined)
             found = error(picture.read(dtype=np.float32), expected)
-            # Without a halo that is needed the test could pass on a runtime that has none.
-            assert found < 1e-4 if right else found > 1e-3
+            assert found < 1e-4 if path == bundle else found > 1e-3
 
 
 # Several at once.

@@ -28,6 +28,8 @@ RADIUS = 2
 REFINE, PREFILL = 3, 2
 BLOCKS = 2
 PREFILL_SEED = 10
+TRUNK = 1
+"""Reach of the trunk, in cells. That of an enlargement includes it."""
 ONE = Enlargement(None, CONTEXT, REFINE)
 """The one context of this model, which has no enlargements."""
 ENLARGEMENTS = (Enlargement(1, 5, 2, work=1_000), Enlargement(4, 7, 4, work=3_000))
@@ -40,11 +42,13 @@ def manifest(
     halo_tokens: int = 2,
     halo_cells: float | None = RADIUS + 0.5,
     encode_pixels: int = PATCH + 1,
-    refine: int = REFINE,
+    refine: int | None = None,
     prefill: int = PREFILL,
     enlargements: Sequence[Enlargement] = (),
 ) -> Manifest:
     graphs = {Path(name).stem: name for name in files}
+    if refine is None:
+        refine = TRUNK if "trunk" in graphs else REFINE
     return Manifest(
         model=ModelInfo("tiny", "1", "CC0-1.0", "none: random weights", dict.fromkeys(graphs, 1)),
         latent_space="flux2",
@@ -202,7 +206,7 @@ def trunk_graph() -> bytes:
 def refine_graph(enlargement: Enlargement = ONE, trunk: bool = False) -> bytes:
     """With a trunk, its result is folded into cells, and its reach of a cell leaves one less for this graph."""
     rng = np.random.default_rng(4 + 10 * (enlargement.factor or 0))
-    count, halo = (FEATURES + FINE * PATCH**2, enlargement.halo - 1) if trunk else (FEATURES, enlargement.halo)
+    count, halo = (FEATURES + FINE * PATCH**2, enlargement.halo - TRUNK) if trunk else (FEATURES, enlargement.halo)
     side, channels = 2 * halo + 1, enlargement.channels
     kernel = rng.normal(0, 2.0 / np.sqrt(count * side * side), (channels, count, side, side))
     nodes = [
