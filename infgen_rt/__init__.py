@@ -41,6 +41,7 @@ from infgen_rt.version import __version__
 
 if TYPE_CHECKING:
     from infgen_rt import diffusers as diffusers
+    from infgen_rt import ray as ray
 
 __all__ = [
     "__version__",
@@ -78,7 +79,7 @@ __all__ = [
 ]
 
 # Parts for other programs, which need libraries of their own and are imported when they are first used.
-_INTEGRATIONS = ("diffusers",)
+_INTEGRATIONS = ("diffusers", "ray")
 
 
 if not TYPE_CHECKING:

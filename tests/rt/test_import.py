@@ -15,6 +15,7 @@ def test_import_pulls_in_nothing_heavy() -> None:
         "safetensors",
         "ml_dtypes",
         "openvino",
+        "ray",
         "infgen_runtimes",
     }
     assert "infgen_rt.decoder" in modules

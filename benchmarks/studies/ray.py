@@ -1,0 +1,100 @@
+"""Measures how fast a data set is decoded in Ray Data: ``python -m benchmarks.studies.ray``.
+
+Two workers with one core each are compared with one worker with two. Each decodes the same latents to files on this
+machine, in a cluster of two processors. The time starts when the actors are ready, so that it is that of decoding.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+import numpy as np
+
+from infgen_rt.geometry.shapes import Size
+from infgen_rt.latent.samples import load_sample, sample_names
+
+CORES = 2
+SETUPS = {"two workers with one core": (2, 1), "one worker with two cores": (1, 2)}
+"""Workers, and the cores of each."""
+
+
+def latents(count: int, cells: Size) -> list[dict[str, Any]]:
+    """Rows with parts of the samples, of the same size."""
+    rows: list[dict[str, Any]] = []
+    names = sample_names()
+    for number in range(count):
+        latent = load_sample(names[number % len(names)]).latent
+        left = 7 * number % (latent.shape[2] - cells.width + 1)
+        top = 5 * number % (latent.shape[1] - cells.height + 1)
+        part = latent[:, top : top + cells.height, left : left + cells.width]
+        rows.append({"key": f"{number:04}", "latent": np.ascontiguousarray(part)})
+    return rows
+
+
+def measure(rows: list[dict[str, Any]], workers: int, cores: int, size: str, backend: str, folder: Path) -> float:
+    """Seconds from the first picture to the last, for all pictures but one for each worker.
+
+    The first picture of a worker comes after the model is loaded, so its time is not that of decoding.
+    """
+    import ray
+
+    import infgen_rt.ray
+
+    options = {"size": size, "backend": backend, "normalisation": "model", "folder": str(folder)}
+    made = (
+        ray.data.from_items(rows, override_num_blocks=len(rows))
+        .map_batches(
+            infgen_rt.ray.Decode,
+            fn_constructor_kwargs=options,
+            compute=ray.data.ActorPoolStrategy(size=workers),
+            num_cpus=cores,
+            batch_size=1,
+        )
+        .take_all()
+    )
+    ends = sorted(Path(row["file"]).stat().st_mtime for row in made)
+    return (ends[-1] - ends[workers - 1]) / (len(ends) - workers)
+
+
+@click.command()
+@click.option("--count", default=24, show_default=True, help="Latents.")
+@click.option("--cells", default="64x64", show_default=True, help="Their width and height.")
+@click.option("--size", default="2x", show_default=True, help="The pictures' size.")
+@click.option("--backend", default="onnxruntime", show_default=True)
+@click.option("--runs", default=3, show_default=True, help="Runs of each, in turn.")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the times as JSON.")
+def main(count: int, cells: str, size: str, backend: str, runs: int, output: Path | None) -> None:
+    """Measures two workers with one core each against one with two, in seconds a picture."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    width, height = map(int, cells.split("x"))
+    rows = latents(count, Size(width, height))
+    times: dict[str, list[float]] = {name: [] for name in SETUPS}
+    ray.init(num_cpus=CORES, include_dashboard=False, log_to_driver=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    try:
+        for _ in range(runs):
+            for name, (workers, cores) in SETUPS.items():
+                with TemporaryDirectory() as folder:
+                    began = time.perf_counter()
+                    times[name].append(measure(rows, workers, cores, size, backend, Path(folder)))
+                    click.echo(f"{name}: {times[name][-1]:.3f} s, {time.perf_counter() - began:.0f} s in all", err=True)
+    finally:
+        ray.shutdown()
+    click.echo("| workers | seconds a picture, median | least - most |\n|---|---|---|")
+    for name, found in times.items():
+        click.echo(f"| {name} | {statistics.median(found):.3f} | {min(found):.3f} - {max(found):.3f} |")
+    if output:
+        output.write_text(json.dumps({"cells": cells, "size": size, "backend": backend, "seconds": times}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
