@@ -132,6 +132,7 @@ class Decoder:
         stages: Sequence[float] | None = None,
         max_scale: float | None = None,
         tile: int | None = None,
+        part: int | None = None,
         normalisation: Normalisation | None = None,
         latent_size: tuple[int, int] | None = None,
     ) -> Picture:
@@ -147,6 +148,9 @@ class Decoder:
                 scale that the model was trained for. Beyond it, the picture is enlarged by Lanczos.
             max_scale: the largest scale of a stage, for iterative extrapolation with the fewest stages.
             tile: the side of the largest tile in pixels. None to let the memory budget decide.
+            part: the side in cells of the largest part of the latent that is prepared at once. None for the largest
+                that memory allows, which is the fastest for a whole picture. With a small part, such as 32, the first
+                region of a large latent's picture is there sooner, and the whole picture takes longer.
             normalisation: `vae` for the VAE's own latents, as diffusers' Flux2KleinPipeline returns with
                 `output_type="latent"`. `model` for the diffusion model's, as its Flux2Pipeline returns. None means the
                 model's, with a warning if the numbers contradict it or are ambiguous. See `spaces.as_latents`.
@@ -154,7 +158,7 @@ class Decoder:
 
         Raises:
             LatentError: the latent is not usable.
-            PlanError: the size, the stages or the tile are not possible, or the memory budget is too small.
+            PlanError: the size, the stages, the tile or the part are not possible, or the memory budget is too small.
             BackendError: the graph that several stages need cannot be loaded.
         """
         # First of all: NumPy's matrix products start a thread, for which PyTorch waits at the end of a forked child.
@@ -163,7 +167,7 @@ class Decoder:
         array = as_latent(
             latent, self._space, normalisation=normalisation, latent_size=latent_size, notices=self.notices
         )
-        return Picture.of(self._source(array, tile), size, stages, max_scale)
+        return Picture.of(self._source(array, tile, part), size, stages, max_scale)
 
     def pictures(
         self,
@@ -173,6 +177,7 @@ class Decoder:
         stages: Sequence[float] | None = None,
         max_scale: float | None = None,
         tile: int | None = None,
+        part: int | None = None,
         normalisation: Normalisation | None = None,
         latent_size: tuple[int, int] | None = None,
     ) -> list[Picture]:
@@ -185,6 +190,7 @@ class Decoder:
             stages: as for `picture`.
             max_scale: as for `picture`.
             tile: as for `picture`.
+            part: as for `picture`.
             normalisation: as for `picture`.
             latent_size: as for `picture`.
 
@@ -197,7 +203,7 @@ class Decoder:
         arrays = as_latents(
             latents, self._space, normalisation=normalisation, latent_size=latent_size, notices=self.notices
         )
-        return [Picture.of(self._source(array, tile), size, stages, max_scale) for array in arrays]
+        return [Picture.of(self._source(array, tile, part), size, stages, max_scale) for array in arrays]
 
     def encode(self, pixels: Any) -> FloatArray:
         """Encode a picture with the model's encoder, for example to change it with a diffusion model.
@@ -238,11 +244,11 @@ class Decoder:
                 f"{joined(fitting)}: open the model with space={fitting[0]!r} (--space {fitting[0]})"
             )
 
-    def _source(self, latent: FloatArray, tile: int | None) -> Source:
+    def _source(self, latent: FloatArray, tile: int | None, part: int | None) -> Source:
         """The source that all pictures of a plain latent [C, h, w] share."""
         given, native = Given(latent, self._engine), self._space.native_size(latent)
         contexts = Contexts(given, self._engine)
-        return Source(contexts, given.size, native, self._engine, self._choice, self._budget, tile, self.notices)
+        return Source(contexts, given.size, native, self._engine, self._choice, self._budget, tile, part, self.notices)
 
     def close(self) -> None:
         """Free the model and the memory of its pictures, which can no longer be read."""

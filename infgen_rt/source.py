@@ -72,6 +72,7 @@ class Source:
         runs: the choice of how the model is run.
         budget: bytes that a decode may use.
         tile: the side of the largest tile in pixels. None to let the budget decide.
+        part: the side in cells of the largest part of a context. None to let the budget decide.
         notices: gives warnings about sizes.
     """
 
@@ -82,6 +83,7 @@ class Source:
     runs: Choice
     budget: int
     tile: int | None
+    part: int | None
     notices: Notices
 
     def picture(
@@ -129,6 +131,7 @@ class Source:
             runs=self.runs,
             budget=self.budget,
             tile=self.tile,
+            part=self.part,
             scales=scales,
             made=self.contexts.planned,
             workers=self.engine.workers,

@@ -57,6 +57,7 @@ def make_plan(
     runs: Choice,
     budget: int,
     tile: int | None = None,
+    part: int | None = None,
     scales: tuple[float, float] | None = None,
     made: Callable[[Enlargement], ContextPlan | None] = lambda _: None,
     workers: int = 1,
@@ -72,6 +73,7 @@ def make_plan(
         budget: bytes that may be used.
         tile: the side of the largest tile in pixels, a multiple of the patch. None to let the budget decide. Between
             two stages, encoding uses tiles of twice this side.
+        part: the side in cells of the largest part in which a context is made. None to let the budget decide.
         scales: the smallest and largest scale that a stage decodes. Beyond them, its picture is resampled by Lanczos.
             None for any scale.
         made: returns the existing plan of the first latent's context for an enlargement, if there is one.
@@ -79,13 +81,16 @@ def make_plan(
         writing: the memory for writing the last picture.
 
     Raises:
-        PlanError: a latent or a picture is out of bounds, or the recipe cannot encode for a second stage.
+        PlanError: a latent or a picture is out of bounds, the part is too small, or the recipe cannot encode for a
+            second stage.
         TooLittleMemory: the budget is too small.
     """
     for number, grid in enumerate(grids, start=1):
         _check_bounds(grid, manifest, f"stage {number}: " if len(grids) > 1 else "")
     if len(grids) > 1:
         _check_encodes(recipe, len(grids))
+    if part is not None and part < (least := _CONTEXT_TILES[-1]):
+        raise PlanError(f"part of {part} cells is not possible: expected {least} or more")
     if tile is None:
         # Fixed shapes may only have room for small tiles.
         least = 1 if recipe.shapes else SMALLEST_TILE
@@ -97,14 +102,14 @@ def make_plan(
     ways: list[tuple[ContextPlan | None, ...]] = [
         tuple(
             (made(enlargement) if number == 0 else None)
-            or plan_context(grid.cells, enlargement, manifest, recipe, amount)
+            or plan_context(grid.cells, enlargement, manifest, recipe, amount, part)
             for number, (grid, enlargement) in enumerate(zip(grids, enlargements, strict=True))
         )
         for amount in (budget, 0)
     ]
     if writing != PLAIN and (first := ways[-1][0]) is not None:
         # An existing context may be made again in smaller parts. The statistics of its latent are kept.
-        smallest = plan_context(grids[0].cells, enlargements[0], manifest, recipe, 0)
+        smallest = plan_context(grids[0].cells, enlargements[0], manifest, recipe, 0, part)
         ways.append((replace(smallest, gathering=first.gathering) if smallest else None, *ways[-1][1:]))
     needs: tuple[int, ...] = ()
     for contexts, count, side in product(dict.fromkeys(ways), dict.fromkeys((workers, workers // 2 or 1, 1)), sides):
@@ -152,7 +157,12 @@ def make_plan(
 
 
 def plan_context(
-    cells: Size, enlargement: Enlargement, manifest: Manifest, recipe: Recipe, budget: int
+    cells: Size,
+    enlargement: Enlargement,
+    manifest: Manifest,
+    recipe: Recipe,
+    budget: int,
+    part: int | None = None,
 ) -> ContextPlan | None:
     """Plan how a latent's context is made.
 
@@ -163,6 +173,7 @@ def plan_context(
         recipe: the recipe that will run.
         budget: bytes that may be used. The context takes up to half of the bytes that the loaded graphs leave, or as
             little as possible.
+        part: the side in cells of its largest part. None to let the budget decide.
 
     Returns:
         The plan, or None if the recipe has no graphs for it. Prefill's features of the whole latent are then the
@@ -180,7 +191,8 @@ def plan_context(
             if figures.statistics_per_cell * parts.window.area <= room:
                 break
         gathering = Gathering(parts, manifest.moments[0])
-    for side in _CONTEXT_TILES:
+    for longest in _CONTEXT_TILES:
+        side = min(longest, part or longest)
         tiles = HaloTiling(Tiling.of(cells, Size(side, side)), enlargement.halo)
         tile = enlargement.channels * FLOAT * tiles.tiling.largest.area
         # Keep all tiles, or as many as two rows of the picture's tiles touch when it is decoded row by row.

@@ -19,6 +19,9 @@ from infgen_rt.latent.samples import load_sample
 from infgen_rt.latent.spaces import latent_space
 from infgen_rt.picture import Picture
 
+PART = 32
+"""Side in cells of the parts of a latent that are prepared at once, so that the first tiles are there soon."""
+
 
 @dataclass(frozen=True)
 class Opened:
@@ -105,7 +108,7 @@ class Opener:
         native = decoder.native_size(array, latent_size=self._reading["latent_size"])
         limit = fixed_size(self.size)
         size = parse_size(self.size, native) if limit is None else fit(native, limit, "contain")[0]
-        pictures = decoder.pictures(array, size, **self._reading)
+        pictures = decoder.pictures(array, size, part=PART, **self._reading)
         return Opened(sample or "" if path is None else Path(path).name, decoder, tuple(pictures))
 
     def close(self) -> None:

@@ -159,6 +159,25 @@ def test_a_picture_in_little_memory_is_the_same_picture(bundle: Path, refined: l
         assert np.abs(picture.at("x111").read((30, 20, 50, 60)).mean() - 255 * expected.mean()) < 60
 
 
+def test_small_parts_prepare_little_for_the_first_region(
+    decoder: infgen_rt.Decoder, refined: list[tuple[int, int]]
+) -> None:
+    size = (640, 450)
+    whole = decoder.picture(LATENT, size)
+    expected = whole.read(dtype=np.float32)
+    assert refined == [(37, 53)]
+    refined.clear()
+    picture = decoder.picture(LATENT, size, part=16)
+    found = picture.read((20, 20, 40, 30), dtype=np.float32)
+    assert len(refined) == 1 and max(refined[0]) <= 16 + 2 * tiny.REFINE
+    assert np.abs(found - expected[20:50, 20:60]).max() < 1e-5
+    assert np.abs(picture.read(dtype=np.float32) - expected).max() < 1e-5 and len(refined) == 12
+    # Another size of the same latent keeps to it.
+    assert max(decoder.picture(LATENT, "1x", part=16).at("2x").plan.stages[0].context.tiles.tiling.largest) <= 16
+    with pytest.raises(infgen_rt.PlanError, match="part of 7 cells is not possible: expected 8 or more"):
+        decoder.picture(LATENT, size, part=7)
+
+
 @pytest.mark.parametrize("form", [1, 2, 3])
 def test_bundles_of_earlier_formats_are_read(tmp_path: Path, form: int) -> None:
     """They have one context for all scales. Prefill sees the whole latent in two of them, and in the first makes it."""

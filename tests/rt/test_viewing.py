@@ -15,7 +15,7 @@ import infgen_rt
 from infgen_rt.bundle.graphs import DECODE
 from infgen_rt.cli.main import main
 from infgen_rt.geometry.shapes import Box, Size
-from infgen_rt.viewing import Frame, Level, Opener, Pyramid, Request, Tile, TileReader, Viewport, levels_of
+from infgen_rt.viewing import Frame, Level, Opener, Pyramid, Request, Tile, TileReader, Viewport, levels_of, opening
 
 from . import tiny
 from .watching import Run, on_runs
@@ -330,6 +330,8 @@ def test_an_opener_keeps_the_shape_and_opens_a_model_once(bundle: Path, tmp_path
     second = opener.open(tmp_path / "b.npy", cancel=None)
     assert first.title == "a.npy" and [each.size for each in first.pictures] == [(400, 267)]
     assert [each.size for each in second.pictures] == [(267, 400)] * 2 and second.decoder is first.decoder
+    made = first.pictures[0].plan.stages[0].context
+    assert made is not None and max(made.tiles.tiling.largest) <= opening.PART
     opener.size = "2x"
     assert opener.open(tmp_path / "a.npy", cancel=None).pictures[0].size == (192, 128)
     with pytest.raises(infgen_rt.LatentError, match="does not exist"):
