@@ -16,6 +16,7 @@ from typing import Any
 import click
 import numpy as np
 
+from infgen_export.errors import RequestError
 from infgen_rt.backend.candidates import Survey
 from infgen_rt.backend.engine import Engine
 from infgen_rt.backend.inputs import statistics_inputs, tile_inputs
@@ -57,8 +58,13 @@ def worked(path: Path | None = None, backend: str = "onnxruntime") -> dict[str, 
     models: list[dict[str, Any]] = []
     for space in Bundle.open(path).spaces:
         bundle = Bundle.open(path, space)
-        candidate = next(each for each in Survey.of(bundle.manifest, backend, "cpu").candidates if each.exact)
-        run = _Run(Engine(bundle, candidate, threads=1))
+        candidates = [each for each in Survey.of(bundle.manifest, backend, "cpu").candidates if each.exact]
+        if not candidates:
+            raise RequestError(
+                f"{bundle.path} has no graphs that {backend} runs in float32: pass another backend (--backend), or "
+                "export the recipe onnx-fp32"
+            )
+        run = _Run(Engine(bundle, candidates[0], threads=1))
         models.append(run.described(complete=not models))
     manifest = Bundle.open(path).manifest
     return {

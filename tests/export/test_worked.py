@@ -120,7 +120,10 @@ def test_a_bundle_without_statistics_or_trunk_has_numbers_too(bundle: Path, tmp_
     assert [step["graph"] for step in model["pictures"][0]["steps"]] == ["prefill", "refine", "decode"]
 
 
-def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
+def test_what_cannot_be_run_is_refused(bundle: Path, tmp_path: Path) -> None:
+    arguments = [str(bundle), "--backend", "openvino", "-o", str(tmp_path / "numbers.json")]
+    result = CliRunner().invoke(worked.main, arguments)
+    assert result.exit_code == 1 and "needs graphs for 'openvino'" in result.output
     result = CliRunner().invoke(worked.main, [str(tmp_path), "-o", str(tmp_path / "numbers.json")])
     assert result.exit_code == 1 and "is not a bundle" in result.output
     assert not (tmp_path / "numbers.json").exists()
