@@ -34,3 +34,13 @@ def test_a_librarys_lowest_version_is_the_same_wherever_a_backend_needs_it() -> 
         lowest.setdefault(name.removesuffix("-gpu"), set()).add(version)
     assert {"onnxruntime", "coremltools"} <= lowest.keys()
     assert all(len(versions) == 1 for versions in lowest.values()), lowest
+
+
+@pytest.mark.parametrize("page", ["robustness", "reproducibility"])
+def test_a_page_of_promises_names_tests_that_exist(page: str) -> None:
+    text = (ROOT / f"docs/{page}.md").read_text(encoding="utf-8")
+    files = [ROOT / name for name in re.findall(r"`(tests/[\w/]+\.py)`", text)]
+    assert files and all(file.is_file() for file in files)
+    sources = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("*.py"))
+    named = set(re.findall(r"`(test_\w+)`", text)) - {file.stem for file in files}
+    assert named <= set(re.findall(r"^def (test_\w+)", sources, re.MULTILINE))
