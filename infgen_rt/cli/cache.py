@@ -16,10 +16,10 @@ from infgen_rt.errors import reason
 
 
 @click.command()
-@click.option("--clear", is_flag=True, help="Remove all of it. What is needed is made again.")
+@click.option("--clear", is_flag=True, help="Remove everything in the folder. What is needed later is made again.")
 @options.as_json
 def cache(clear: bool, as_json: bool) -> None:
-    """Show what is kept in this user's cache folder: measurements and compiled graphs."""
+    """Show this user's cache folder, which has measurements and compiled graphs."""
     folder = cache_folder()
     if folder is None:
         raise click.ClickException(f"this user has no home, and so no cache: set {VARIABLE} to a folder for it")

@@ -31,12 +31,14 @@ from infgen_rt.errors import InfGenError
 )
 @picture_options
 def decode(**options: Any) -> None:
-    """Decode LATENT, a .npy, .npz or .safetensors file, a folder of them or - for standard input, into a picture.
+    """Decode LATENT into a picture.
 
-    A batch in one array becomes one picture each, numbered: picture-1.png, picture-2.png and so on.
+    LATENT is a .npy, .npz or .safetensors file, a folder of them, or - for standard input.
 
-    With several latents, or if -o is a folder, each becomes a picture of its name in that folder, and --json prints a
-    line for each. A latent that fails is reported and skipped, and the exit code is then 1.
+    A batch of latents in one array becomes several numbered pictures: picture-1.png, picture-2.png and so on.
+
+    If there are several latents, or if -o is a folder, the folder gets a picture for each latent, with the latent's
+    name, and --json prints a line for each. A latent that fails is reported and skipped, and the exit code is then 1.
     """
     request = Request(**options)
     stopwatch = Stopwatch()

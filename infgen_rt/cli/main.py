@@ -32,9 +32,8 @@ _SIGNALLED = 128
 def cli(context: click.Context) -> None:
     """Decode diffusion latents into pictures of any size.
 
-    The exit code is 0 when all is done, 1 when the work failed, 2 for bad input and 130 when interrupted
-    (143 by SIGTERM, 129 by SIGHUP). A picture
-    file is there whole or not at all.
+    The exit code is 0 for success, 1 if the work failed, 2 for wrong input and 130 after an interruption (143 after
+    SIGTERM, 129 after SIGHUP). A picture file is complete, or it does not exist.
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())

@@ -67,22 +67,22 @@ def _number(context: click.Context, parameter: click.Parameter, value: str) -> i
 model = click.option("--model", type=ANY_PATH, help="The model bundle to use.  [default: the one in the package]")
 space = click.option(
     "--space",
-    help="The latent's space, or a model that uses it (infgen-rt spaces), in a bundle of several.  [default: the only "
-    "one that its shape allows]",
+    help="The latent's space, or the name of a model that uses it (see infgen-rt spaces), if the bundle has several.  "
+    "[default: the only one that fits the latent's shape]",
 )
 threads = click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the backend's choice]")
 normalisation = click.option(
     "--normalisation",
     type=click.Choice(get_args(Normalisation)),
-    help="The latent's normalisation: the diffusion model's, or the VAE's own. With output_type='latent' diffusers' "
-    "Flux2Pipeline (0.36 to 0.42.1) returns the model's, and its Flux2KleinPipeline (0.37 to 0.42.1) the VAE's own.  "
-    "[default: model, with a warning if the numbers say otherwise or cannot tell]",
+    help="The latent's normalisation: the diffusion model's, or the VAE's own. With output_type='latent', "
+    "Flux2Pipeline of diffusers 0.36 to 0.42.1 returns the model's, and Flux2KleinPipeline of 0.37 to 0.42.1 the VAE's "
+    "own.  [default: model, with a warning if the numbers contradict it or are ambiguous]",
 )
 latent_size = click.option(
     "--latent-size",
     type=pixel_pair,
     metavar="WxH",
-    help="The size in pixels that the pipeline was asked for. Only packed latents need it.",
+    help="The size in pixels that was requested from the pipeline. Only packed latents need it.",
 )
 key = click.option("--key", help="The name of the array, if the file has several.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -95,8 +95,8 @@ _PICTURE_OPTIONS: tuple[Decorator, ...] = (
         "--output",
         required=True,
         type=ANY_PATH,
-        help=f"The picture to write: {', '.join(FORMATS)}. For several latents, the folder for them. "
-        "- is standard output, in the format of --format.",
+        help=f"The picture to write: {', '.join(FORMATS)}. For several latents, the folder for their "
+        "pictures. - is standard output, in the format of --format.",
     ),
     click.option(
         "--format",
@@ -115,11 +115,11 @@ _PICTURE_OPTIONS: tuple[Decorator, ...] = (
     click.option(
         "--fit",
         type=click.Choice(get_args(Fit)),
-        help="How a picture fits a display, or a size as 3840x2160, of another shape. cover: it fills the display, "
-        "and only the middle that is seen is written. contain: all of it is seen. stretch: its shape is changed.  "
-        "[default: cover for a display, else stretch]",
+        help="How a picture fits a display, or a size such as 3840x2160, of other proportions. cover: the picture "
+        "fills the display, and only its visible middle is written. contain: the whole picture is visible. stretch: "
+        "the picture's proportions change.  [default: cover for a display, else stretch]",
     ),
-    click.option("--region", help="Write only this part of what is seen: x,y,width,height in pixels."),
+    click.option("--region", help="Write only this part of the visible picture: x,y,width,height in pixels."),
     click.option("--sample", help="Decode a latent that the package ships. `infgen-rt info` lists them."),
     model,
     space,
@@ -130,22 +130,25 @@ _PICTURE_OPTIONS: tuple[Decorator, ...] = (
         type=click.Choice(PRECISIONS),
         default="fast",
         show_default=True,
-        help="exact: float32 throughout. fast: what the device does natively.",
+        help="exact: float32 throughout. fast: the arithmetic that is fastest on the device.",
     ),
     threads,
     click.option(
-        "--memory", help="The memory to stay within, as 1GiB.  [default: 4GiB, or half of what is free if less]"
+        "--memory",
+        help="The limit of memory, such as 1GiB.  [default: 4GiB, or half of the free memory if that is less]",
     ),
     click.option(
         "--stages",
         type=scales,
         metavar="SCALES",
-        help="Decode in stages of these scales, as 2,2. The picture is encoded again between two stages.",
+        help="Decode in stages of these scales, such as 2,2. The picture is encoded again between two stages.",
     ),
     click.option(
-        "--max-scale", type=float, help="Take the fewest stages that enlarge so much at most.  [default: one stage]"
+        "--max-scale",
+        type=float,
+        help="Use the fewest stages of which none enlarges more than this.  [default: one stage]",
     ),
-    click.option("--tile", type=int, help="The largest tile's side in pixels.  [default: what memory allows]"),
+    click.option("--tile", type=int, help="The largest tile's side in pixels.  [default: as large as memory allows]"),
     normalisation,
     latent_size,
     key,
@@ -155,7 +158,7 @@ _PICTURE_OPTIONS: tuple[Decorator, ...] = (
         default="8",
         show_default=True,
         callback=_number,
-        help=f"Bits a channel. {', '.join(ending for ending, form in FORMATS.items() if 16 in form.bits)} can hold 16.",
+        help=f"Bits per channel. 16 is for {', '.join(ending for ending, form in FORMATS.items() if 16 in form.bits)}.",
     ),
     click.option(
         "--tile-format",
@@ -167,25 +170,25 @@ _PICTURE_OPTIONS: tuple[Decorator, ...] = (
     click.option(
         "--quality",
         type=click.IntRange(1, 100),
-        help="The quality of .jpg, .webp, .avif and jpg tiles.  [default: 95, of .avif 90]",
+        help="The quality of .jpg, .webp, .avif and jpg tiles.  [default: 95, or 90 for .avif]",
     ),
-    click.option("--lossless", is_flag=True, help="Keep every level: for .webp, as .png and .tif do anyway."),
+    click.option("--lossless", is_flag=True, help="Write .webp without loss. .png and .tif are always without loss."),
     click.option(
         "--metadata",
         multiple=True,
         metavar="KEY=TEXT",
         callback=entries,
-        help="Text for the pictures to carry. The option can be repeated.",
+        help="Text to write into the pictures. The option can be repeated.",
     ),
     click.option(
         "--no-metadata",
         is_flag=True,
-        help="Leave out what the latent's file carries, as ComfyUI's prompt and workflow, which is written otherwise.",
+        help="Do not write text from the latent's file, such as ComfyUI's prompt and workflow, into the picture.",
     ),
     click.option("--force", is_flag=True, help="Replace an existing file."),
     click.option("--quiet", is_flag=True, help="Print errors only."),
-    click.option("--verbose", is_flag=True, help="Print what is done, and when, on standard error."),
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON object a picture."),
+    click.option("--verbose", is_flag=True, help="Print each step with its time on standard error."),
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object per picture."),
 )
 
 

@@ -19,9 +19,9 @@ from infgen_rt.common.memory import format_bytes
 )
 @picture_options
 def plan(**options: Any) -> None:
-    """Say what `decode` would do with LATENT and the same options, without doing it.
+    """Show what `decode` would do with LATENT and the same options. Nothing is decoded.
 
-    `plan` refuses what `decode` would refuse before it starts.
+    Inputs that `decode` refuses before it starts are errors of `plan` too.
     """
     request = Request(**options)
     with log_to_stderr(request.verbose), warnings_to_stderr(request.quiet) as notes, request.open() as jobs:

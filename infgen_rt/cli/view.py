@@ -30,8 +30,8 @@ _SIGNALLED = 128
     "--size",
     default="4x",
     show_default=True,
-    help="The picture's size, as for decode. With a width and height, or a name as 16k, the picture keeps its latent's "
-    "shape and is as large as fits in.",
+    help="The picture's size, as for decode. A width and height, or a name such as 16k, is the largest size: the "
+    "picture keeps the proportions of its latent.",
 )
 @click.option("--sample", help="Show a latent that the package ships. `infgen-rt info` lists them.")
 @options.model
@@ -40,12 +40,12 @@ _SIGNALLED = 128
 @click.option("--device", help="The backend's device, as `infgen-rt devices` lists them.  [default: the fastest]")
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fast", show_default=True, help="As for decode.")
 @options.threads
-@click.option("--memory", help="The memory for decoding, as for decode. 256 MiB of tiles are remembered beside it.")
+@click.option("--memory", help="The memory for decoding, as for decode. Decoded tiles take up to 256 MiB more.")
 @options.normalisation
 @options.latent_size
 @options.key
 def view(latent: Path | None, sample: str | None, **opening: Any) -> None:
-    """Show LATENT in a window: zoom, move, save and copy. Only what is seen is decoded.
+    """Show LATENT in a window: zoom, move, save and copy. Only the visible part is decoded.
 
     Without LATENT, the window is empty, and a file can be dropped on it.
     """
