@@ -16,7 +16,7 @@ def is_frozen() -> bool:
 
 
 def installed(distributions: Sequence[str]) -> list[str]:
-    """Those of some distributions that are installed. A frozen app may lack the metadata that tells."""
+    """Those of the given distributions that are installed. A frozen app may lack the metadata for this."""
     from importlib import metadata  # slow to import, and only needed here
 
     found = []

@@ -23,7 +23,7 @@ class Cells:
 
     Attributes:
         mean: the mean of each channel, [C].
-        covariance: the covariance of each two channels, [C, C].
+        covariance: the covariance of each pair of channels, [C, C].
     """
 
     mean: Doubles

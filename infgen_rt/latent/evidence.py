@@ -56,7 +56,7 @@ def normalisation_of(latent: FloatArray, space: LatentSpace) -> Normalisation | 
     latents differ in the same way as these statistics. The parts of a channel see the same picture, so its content
     cancels out. This evidence is stronger for larger latents, and is not used for small ones.
 
-    If the means and covariances of a space's channels were measured, these tell instead.
+    If the means and covariances of a space's channels were measured, only these are used as evidence.
 
     Pictures of one colour have the smallest deviations. Those of their VAE's own latents are as large as those of other
     pictures' normalised latents.

@@ -1,4 +1,4 @@
-"""Tells spaces of as many channels apart, by how the channels of a latent's fine detail go together."""
+"""Distinguishes spaces with the same number of channels, by the covariances of a latent's fine detail."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -17,7 +17,7 @@ _LEAST_CELLS = 1024
 
 
 def likely_space(latent: FloatArray, spaces: Sequence[LatentSpace]) -> LatentSpace | None:
-    """The space that the statistics of a latent tell, among those with as many channels.
+    """Find the space of a latent by its statistics, among the spaces with the same number of channels.
 
     Only the differences of cells from their neighbours count, because the colours of pictures differ more than spaces
     do. Their scale does not count, so the normalisation need not be known.
@@ -27,7 +27,7 @@ def likely_space(latent: FloatArray, spaces: Sequence[LatentSpace]) -> LatentSpa
         spaces: the spaces that it may be in. Those with another number of channels are left out.
 
     Returns:
-        The space in which the latent's detail is likelier than in each other one by far. None if the latent has fewer
+        The space in which the latent's detail is much likelier than in any other. None if the latent has fewer
         than 1,024 cells, shows no picture or does not tell, or if a space was not measured.
     """
     spaces = [space for space in spaces if space.channels == len(latent)]
@@ -48,7 +48,7 @@ def likely_space(latent: FloatArray, spaces: Sequence[LatentSpace]) -> LatentSpa
 
 
 def detail_covariance(latent: FloatArray) -> Doubles:
-    """The covariance of each two channels of the differences of cells from the mean of their four neighbours."""
+    """The covariance of each pair of channels, for the differences of cells from the mean of their four neighbours."""
     cells = latent.astype(np.float64)
     across = cells[:, 1:-1, :-2] + cells[:, 1:-1, 2:]
     down = cells[:, :-2, 1:-1] + cells[:, 2:, 1:-1]

@@ -103,7 +103,7 @@ class LatentSpace:
 
     @property
     def normalisation(self) -> str:
-        """What makes the diffusion model's latents of the VAE's own, in words."""
+        """How the VAE's own latents are converted to those of the diffusion model, in words."""
         if len(self.vae_std) == 1:
             shift = f"minus {self.vae_mean[0]:g}, then " if len(self.vae_mean) == 1 and self.vae_mean[0] else ""
             return f"{shift}times {1 / self.vae_std[0]:.5g}"
@@ -176,7 +176,7 @@ def joined(names: Sequence[str]) -> str:
 
 
 def _plain(name: str) -> str:
-    """A name without what people write differently."""
+    """A name without the characters that people write differently."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
