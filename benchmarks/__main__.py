@@ -34,13 +34,16 @@ CHECKPOINT = Path(__file__).parents[1] / "training" / "checkpoints" / "edge-flux
     "--model", type=click.Path(path_type=Path), default=DEFAULT_BUNDLE, help="Bundle; default the shipped one."
 )
 @click.option(
-    "--checkpoint", type=click.Path(path_type=Path), default=CHECKPOINT, help="Of the model, to count its work."
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    default=CHECKPOINT,
+    help="Checkpoint of the model, to count its multiply-adds.",
 )
 @click.option("--quality", type=click.Path(exists=True, path_type=Path), help="report.json of the evaluation command.")
 @click.option(
     "--again",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Measures nothing: tables and plots of an earlier results.json, with another --quality perhaps.",
+    help="Measure nothing, and make tables and plots of an earlier results.json, optionally with another --quality.",
 )
 @click.option("--threads", default=os.cpu_count() or 1, show_default=True)
 @click.option(

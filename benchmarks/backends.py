@@ -56,7 +56,7 @@ def ways(bundle: Path) -> list[tuple[str, str, str]]:
 @click.option("--sample", default="osprey", show_default=True)
 @click.option("--threads", default=os.cpu_count() or 1, show_default=True)
 @click.option("--repeat", default=3, show_default=True)
-@click.option("--json", "file", type=click.Path(path_type=Path), help="Where to write every sample.")
+@click.option("--json", "file", type=click.Path(path_type=Path), help="File for all single measurements.")
 def main(model: Path, sample: str, threads: int, repeat: int, file: Path | None) -> None:
     """Decodes a sample on every backend."""
     latent = infgen_rt.load_sample(sample).latent

@@ -38,10 +38,10 @@ def decoder_cost(checkpoint: Path) -> dict[str, dict[str, float]]:
 @click.option(
     "--teacher",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Python file with load_encoder() and load_decoder(), to count beside it.",
+    help="Python file with load_encoder() and load_decoder(), which is counted too.",
 )
 def main(checkpoint: Path, teacher: Path | None) -> None:
-    """Prints what CHECKPOINT costs: once a latent cell, once an output pixel."""
+    """Prints the cost of CHECKPOINT per latent cell and per output pixel."""
     model = load_checkpoint(checkpoint)
     for name, part in model.named_children():
         parameters = sum(p.numel() for p in part.parameters())

@@ -124,7 +124,7 @@ def row(promise: Promise, way: Sequence[str], model: Path, threads: int, folder:
 @click.option("--large", help="Name of a backend that also decodes large pictures.")
 @click.option("--threads", default=os.cpu_count() or 1, show_default=True)
 def main(model: Path, large: str | None, threads: int) -> None:
-    """Decodes pictures into files and prints what that took."""
+    """Decodes pictures into files, and prints the time and the memory."""
     click.echo(f"| {' | '.join(HEADER)} |\n{'|---' * len(HEADER)}|")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

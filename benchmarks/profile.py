@@ -247,11 +247,11 @@ def summary(way: str, case: str, profile: Profile) -> str:
     "--model", type=click.Path(path_type=Path), default=DEFAULT_BUNDLE, help="Bundle; default the shipped one."
 )
 @click.option("--threads", default=os.cpu_count() or 1, show_default=True)
-@click.option("--scales", default="1,2,4", show_default=True, help="Comma-separated, of refine and decode.")
+@click.option("--scales", default="1,2,4", show_default=True, help="Scales of refine and decode, separated by commas.")
 @click.option("--backend", "names", multiple=True, default=("onnxruntime", "openvino"), show_default=True)
-@click.option("--runs", default=7, show_default=True, help="Of which the medians are printed.")
+@click.option("--runs", default=7, show_default=True, help="Number of runs. Their medians are printed.")
 def main(model: Path, threads: int, scales: str, names: tuple[str, ...], runs: int) -> None:
-    """Prints, for each graph and runtime, milliseconds and thousand million multiply-adds per second by kind.
+    """Prints, for each graph and runtime, milliseconds and billions of multiply-adds per second for each kind.
 
     Last of all, in one table: the operations that are left of each graph, its time, and what takes most of it.
     """

@@ -154,12 +154,14 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 @click.command()
 @click.argument("checkpoint", type=_FOLDER)
-@click.option("--photos", type=_FOLDER, required=True, help="Folder of photographs, not trained on.")
+@click.option("--photos", type=_FOLDER, required=True, help="Folder of photographs that were not used for training.")
 @click.option("--teacher", type=_FILE, required=True)
 @click.option("--enlarger", type=_FILE, required=True, help="Python file with a network for 4 times.")
-@click.option("--function", default="load_x4plus", show_default=True, help="Of the enlarger's file.")
+@click.option(
+    "--function", default="load_x4plus", show_default=True, help="Name of the function in the enlarger's file."
+)
 @click.option("--places", type=_FILE, required=True, help='JSON: [{"photo": STEM, "x", "y", "scale", "name"}, ...].')
-@click.option("--seed", default=0, show_default=True, help="Of the order.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the random order.")
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True)
 def main(
     checkpoint: Path, photos: Path, teacher: Path, enlarger: Path, function: str, places: Path, seed: int, output: Path

@@ -176,7 +176,7 @@ def _blocks(picture: Levels, side: int) -> NDArray[np.float32]:
 @click.option("--backend", default="onnxruntime", show_default=True)
 @click.option("--threads", type=int, help="CPU threads; the backend's own choice by default.")
 def main(model: Path, names: tuple[str, ...], backend: str, threads: int | None) -> None:
-    """Prints the comb of each sample's picture, in levels of 255, and in brackets what of it all blocks share."""
+    """Prints the grid pattern of each sample's picture in levels of 255, and how much of it all blocks share."""
     click.echo(f"| {' | '.join(HEADER)} |\n{'|---' * len(HEADER)}|")
     with warnings.catch_warnings(), infgen_rt.open(model, backend, precision="exact", threads=threads) as decoder:
         warnings.simplefilter("ignore", infgen_rt.InfGenWarning)

@@ -113,12 +113,14 @@ def parse_chain(text: str) -> tuple[float, ...]:
     "--stages", "chains", multiple=True, default=("4,1.5", "4,2"), show_default=True,
     help="Scales of a chain; repeatable. Chains are measured at the scale that they multiply to.",
 )  # fmt: skip
-@click.option("--eye/--no-eye", default=True, show_default=True, help="LPIPS and patch Frechet distances.")
+@click.option(
+    "--eye/--no-eye", default=True, show_default=True, help="Whether to measure LPIPS and patch Frechet distances."
+)
 @click.option("--limit", type=int, help="Only the first photographs that are large enough.")
 def main(
     photos: Path, teacher: Path, model: Path | None, chains: tuple[str, ...], eye: bool, limit: int | None
 ) -> None:
-    """Prints a table: chains of stages beside one stage, and beside its largest picture enlarged by Lanczos."""
+    """Prints a table that compares chains of stages with one stage and with its largest picture enlarged by Lanczos."""
     by_scale: dict[float, list[tuple[float, ...]]] = {}
     for chain in map(parse_chain, chains):
         by_scale.setdefault(round(math.prod(chain), 6), []).append(chain)

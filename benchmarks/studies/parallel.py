@@ -82,8 +82,8 @@ def side_by_side(engine: Engine, inputs: Sequence[dict[str, Any]], enlargement: 
 )
 @click.option("--backend", "names", multiple=True, default=("onnxruntime", "openvino"), show_default=True)
 @click.option("--threads", default=os.cpu_count() or 1, show_default=True)
-@click.option("--scales", default="1,4", show_default=True, help="Comma-separated.")
-@click.option("--runs", default=5, show_default=True, help="Of which the medians are printed.")
+@click.option("--scales", default="1,4", show_default=True, help="Scales, separated by commas.")
+@click.option("--runs", default=5, show_default=True, help="Number of runs. Their medians are printed.")
 def main(model: Path, names: tuple[str, ...], threads: int, scales: str, runs: int) -> None:
     """Decodes a picture's tiles both ways, in turn, and prints the seconds of each."""
     bundle = Bundle.open(model)

@@ -201,7 +201,7 @@ def _candidates(bundle: Bundle, name: str) -> list[Candidate]:
 @click.command()
 @click.option("--model", type=click.Path(path_type=Path), default=DEFAULT_BUNDLE, help="Default: the shipped bundle.")
 @click.option("--scale", default=4.0, show_default=True)
-@click.option("--runs", default=5, show_default=True, help="Of which the medians are printed.")
+@click.option("--runs", default=5, show_default=True, help="Number of runs. Their medians are printed.")
 def main(model: Path, scale: float, runs: int) -> None:
     """Prints a table of engines and precisions against ONNX Runtime's float32."""
     bundle, latent, eye = Bundle.open(model), middle(DECODED), Lpips()

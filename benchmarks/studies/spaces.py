@@ -1,4 +1,4 @@
-"""Measures latents of the known spaces, and how reliably their statistics tell spaces of as many channels apart.
+"""Measures latents of the known spaces, and how reliably they distinguish spaces with the same number of channels.
 
 ``python -m benchmarks.studies.spaces --photos PHOTOS --teachers TEACHERS -o FOLDER``
 
@@ -94,7 +94,7 @@ def parts(latent: FloatArray, side: int) -> Iterator[FloatArray]:
 
 
 def statistics(made: Sequence[FloatArray]) -> dict[str, Any]:
-    """What the table of spaces has of a space's latents."""
+    """The statistics of a space's latents for the table of spaces."""
     cells = [Cells.of(latent) for latent in made]
     mean = np.mean([each.mean for each in cells], axis=0)
     covariance = np.mean([each.covariance + np.outer(each.mean - mean, each.mean - mean) for each in cells], axis=0)
@@ -138,7 +138,7 @@ class Score:
 
 
 def verdicts(latents: Sequence[FloatArray], space: LatentSpace) -> tuple[Score, Score]:
-    """How often the space and the normalisation are told of latents, each in both normalisations."""
+    """How often the space and the normalisation of latents are found, for each latent in both normalisations."""
     spaces = list(latent_spaces().values())
     told, normalised = Score(), Score()
     for latent in latents:
@@ -173,7 +173,7 @@ def _pixels(photo: Image.Image) -> FloatArray:
 )
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="Continued.")
 def main(photos: Path, teachers: Path, output: Path) -> None:
-    """Writes statistics.json, and prints how reliably the statistics in the table tell spaces and normalisations."""
+    """Writes statistics.json, and prints how reliably the statistics determine spaces and normalisations."""
     output.mkdir(parents=True, exist_ok=True)
     found = {name: statistics(latents(name, "train", photos, teachers, output)) for name in SPACES}
     (output / "statistics.json").write_text(json.dumps(found, indent=2) + "\n")

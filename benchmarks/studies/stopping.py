@@ -38,7 +38,7 @@ CLOSED = ((64, 64), (3840, 2160))
 @click.option("--backend", "backends", multiple=True, default=("onnxruntime", "openvino", "torch"), show_default=True)
 @click.option("--threads", default=os.cpu_count() or 1, show_default=True)
 def main(model: Path, backends: tuple[str, ...], threads: int) -> None:
-    """Cancels pictures, closes decoders, and prints what that took."""
+    """Cancels pictures, closes decoders, and prints the time and the memory."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         click.echo(

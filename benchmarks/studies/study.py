@@ -114,11 +114,16 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @click.command()
 @click.option("--shards", type=_FOLDER, required=True, help="Folder of views, from infgen_training.views.")
-@click.option("--photos", type=_FOLDER, required=True, help="Of which those that training keeps out are measured.")
+@click.option(
+    "--photos",
+    type=_FOLDER,
+    required=True,
+    help="Folder of photographs. Those that are left out of training are measured.",
+)
 @click.option("--teacher", type=_FILE, required=True)
 @click.option("--enlarger", type=_FILE, help="Python file with load_animevideo(): where the enlarger starts.")
 @click.option("--vgg", type=_FILE, help="Weights of LPIPS with VGG16; without, no variant has LPIPS or an adversary.")
-@click.option("--steps", default=300, show_default=True, help="Of each variant.")
+@click.option("--steps", default=300, show_default=True, help="Number of training steps of each variant.")
 @click.option("--only", multiple=True, type=click.Choice(VARIANTS), help="Repeatable; all by default.")
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="Continued.")

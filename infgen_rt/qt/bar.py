@@ -1,4 +1,4 @@
-"""The line below the picture: progress with a button to cancel, and facts about what is seen."""
+"""The line below the picture: progress with a button to cancel, and facts about the visible part."""
 
 from PySide6.QtCore import Qt, Signal
 from PySide6.QtWidgets import QLabel, QProgressBar, QPushButton, QSizePolicy, QStatusBar, QWidget
@@ -36,7 +36,7 @@ class Bar(QStatusBar):
         self.idle()
 
     def busy(self, work: str) -> None:
-        """Show that some work has begun, which has not told its progress yet."""
+        """Show that some work has begun, before its progress is known."""
         self._work.setText(work)
         self.progress.setRange(0, 0)
         for widget in (self._work, self.progress, self.cancel):

@@ -15,7 +15,7 @@ class Job(QObject):
     """Work in a thread of its own. Its signals arrive in the thread that the job was made in.
 
     Args:
-        work: takes the function to tell its progress to, and the event that is set to cancel it.
+        work: takes the function that it calls with its progress, and the event that is set to cancel it.
         parent: the parent.
     """
 

@@ -22,7 +22,7 @@ _SQUARES = 3.0
 
 
 class PictureView(QWidget):
-    """Shows a picture of any size, which is decoded where it is seen, at the level that is seen.
+    """Shows a picture of any size. Only its visible part is decoded, at the level of the zoom.
 
     The whole picture comes first, as a preview. The tiles that are seen follow, from the middle outwards, decoded in
     other threads. What has scrolled away is dropped, and tiles are remembered. A frame never waits for a decode.

@@ -116,7 +116,7 @@ class ViewerWindow(QMainWindow):
         self._start(f"Saving {Path(path).name}", work, self.message.show_note)
 
     def copy(self) -> None:
-        """Copy what is seen to the clipboard, at the level at which it is seen."""
+        """Copy the visible part to the clipboard, at the level of the zoom."""
         picture, port, level = self.view.picture, self.view.viewport, self.view.level
         if picture is None or port is None or level is None:
             self.message.show_error(_NO_PICTURE)

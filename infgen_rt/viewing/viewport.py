@@ -1,4 +1,4 @@
-"""The geometry of a window over a picture: what is seen, at which level, and in which order it is needed."""
+"""The geometry of a window over a picture: the visible part, its level, and the order in which its tiles are needed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -124,7 +124,7 @@ class Viewport:
         return box.intersect(size.box)
 
     def _inside(self) -> "Viewport":
-        """Without empty space beside a picture that is larger than the window, and else in the middle."""
+        """Move the picture so that no empty space is beside it, or to the middle if it is smaller than the window."""
         places = []
         for place, side, shown in zip((self.x, self.y), self.picture, self.window, strict=True):
             half = shown / self.zoom / 2
