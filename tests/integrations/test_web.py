@@ -208,6 +208,7 @@ def decoded(built: None, tmp_path_factory: pytest.TempPathFactory) -> Decoded:
     jobs.append({"title": "webgpu", **common, "space": "sd3", "backend": "webgpu"})
     jobs.append({"title": "outside", **common, "space": "sd3", "backend": "wasm", "region": {**region, "x": 4}})
     jobs.append({"title": "space", **common, "space": "flux2", "backend": "wasm"})
+    jobs.append({"title": "stopped", **common, "space": "sd3", "backend": "wasm", "stops": True})
     return run(folder, jobs)
 
 
@@ -246,6 +247,7 @@ def test_what_is_refused_rejects_the_promise_with_what_to_do(decoded: Decoded) -
         ),
         "outside": ("plan", "reaches outside the picture, which is 96x80"),
         "space": ("latent", "is not that of flux2 latents: expected [32, h, w]"),
+        "stopped": ("cancelled", "the work was stopped"),
     }
     for title, (kind, words) in expected.items():
         found = decoded.report["cases"][title]

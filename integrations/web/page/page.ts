@@ -1,4 +1,4 @@
-/** The page: drop a latent, pan and zoom, save as PNG. The address may say `?model=URL&backend=wasm&size=4x`. */
+/** The page: drop a latent, pan and zoom, save as PNG. The address may say `?model=URL&backend=wasm&threads=1&size=4x`. */
 
 import OpenSeadragon from "openseadragon";
 
@@ -17,6 +17,8 @@ import { save } from "./saving.js";
 
 /** Tiles may take minutes in WebAssembly, and OpenSeadragon gives up after half a minute unless it is told. */
 const PATIENCE = 60 * 60 * 1000;
+
+const DECODING = "Decoding what is seen.";
 
 const find = <T extends HTMLElement>(id: string): T => document.getElementById(id) as T;
 const file = find<HTMLInputElement>("file");
@@ -67,7 +69,8 @@ async function openModel(from: string | Uint8Array): Promise<void> {
   say("The model is being opened.");
   const backend = (address.get("backend") ?? "auto") as NonNullable<BackendOptions["backend"]>;
   const wasmPaths = new URL("./", location.href).href;
-  model = await connect(worker, from, { backend, wasmPaths });
+  const threads = address.has("threads") ? Number(address.get("threads")) : undefined;
+  model = await connect(worker, from, { backend, threads, wasmPaths });
   space.length = 1;
   for (const name of model.spaces) space.add(new Option(name));
   say(`Ready for latents of ${model.spaces.join(", ")}.`);
@@ -96,11 +99,8 @@ async function show(): Promise<void> {
   find("hint").hidden = true;
   find("model").textContent = `${latent.space} latent of ${latent.cells.width}x${latent.cells.height} cells, ${width}x${height} pixels, on ${next.backend.name}`;
   saveButton.disabled = false;
-  viewer.open({ tileSource: tileSource(next, { failed: complain, busy }) });
-}
-
-function busy(count: number): void {
-  if (!saving) say(count > 0 ? "Decoding what is seen." : "What is seen is complete.");
+  say(DECODING);
+  viewer.open({ tileSource: tileSource(next, { failed: complain }) });
 }
 
 async function savePicture(): Promise<void> {
@@ -120,6 +120,9 @@ async function savePicture(): Promise<void> {
   }
 }
 
+viewer.addHandler("fully-loaded-change", ({ fullyLoaded }) => {
+  if (!saving) say(fullyLoaded ? "What is seen is complete." : DECODING);
+});
 file.addEventListener("change", () => {
   const chosen = file.files?.[0];
   if (chosen) attempt(() => openFile(chosen));

@@ -35,7 +35,10 @@ export async function chooseBackend(options: BackendOptions = {}): Promise<Backe
   if (!["auto", "webgpu", "wasm"].includes(wanted)) {
     throw new InfGenError("backend", `backend '${wanted}' is unknown: expected auto, webgpu or wasm`);
   }
-  const problem = wanted === "wasm" ? "WebAssembly was asked for" : await problemOfWebGpu();
+  if (options.threads !== undefined && !(Number.isInteger(options.threads) && options.threads > 0)) {
+    throw new InfGenError("backend", `${options.threads} threads are not possible: expected 1 or more`);
+  }
+  const problem = wanted === "wasm" ? "WebAssembly was asked for" : await problemOfWebGpu(wanted === "webgpu");
   if (wanted === "webgpu" && problem) {
     throw new InfGenError("backend", `WebGPU cannot be used: ${problem}; use another browser, or backend: "wasm"`);
   }
@@ -53,13 +56,24 @@ export async function chooseBackend(options: BackendOptions = {}): Promise<Backe
   return { name, ort, reason: problem ?? "the browser has WebGPU" };
 }
 
-/** Why WebGPU cannot be used here. Undefined if it can. */
-async function problemOfWebGpu(): Promise<string | undefined> {
-  // The types of WebGPU are not part of TypeScript's own libraries for all targets.
-  const gpu = (globalThis.navigator as { gpu?: { requestAdapter(): Promise<unknown> } } | undefined)?.gpu;
+/** The part of WebGPU that is used here. Its types are not in TypeScript's own libraries for all targets. */
+interface Gpu {
+  requestAdapter(): Promise<{ readonly info?: { readonly isFallbackAdapter?: boolean } } | null>;
+}
+
+/**
+ * Why WebGPU cannot be used here. Undefined if it can.
+ *
+ * @param named whether it was asked for. Otherwise, WebGPU that is emulated in software counts as none, because it is slower
+ *   than WebAssembly.
+ */
+async function problemOfWebGpu(named: boolean): Promise<string | undefined> {
+  const gpu = (globalThis.navigator as { gpu?: Gpu } | undefined)?.gpu;
   if (!gpu) return "the browser has no WebGPU, or the page is neither from https nor from this machine";
   try {
-    return (await gpu.requestAdapter()) ? undefined : "the browser gives no WebGPU adapter";
+    const adapter = await gpu.requestAdapter();
+    if (!adapter) return "the browser gives no WebGPU adapter";
+    return !named && adapter.info?.isFallbackAdapter ? "the browser's WebGPU is emulated in software" : undefined;
   } catch (error) {
     return `the browser gives no WebGPU adapter (${oneLine(error)})`;
   }

@@ -102,6 +102,8 @@ export class Engine {
     const options: Ort.InferenceSession.SessionOptions = {
       // What WebGPU lacks of a graph runs in WebAssembly.
       executionProviders: this.backend.name === "webgpu" ? ["webgpu", "wasm"] : ["wasm"],
+      // Errors only. Warnings tell which operators run in WebAssembly.
+      logSeverityLevel: 3,
       ...(weights && shared ? { externalData: [{ path: weights, data: shared }] } : {}),
     };
     try {

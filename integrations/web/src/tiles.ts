@@ -31,8 +31,6 @@ export interface TileOptions {
   readonly side?: number | undefined;
   /** Called with errors, which OpenSeadragon itself only counts. */
   readonly failed?: ((error: InfGenError) => void) | undefined;
-  /** Called when tiles begin and end, with the number of tiles that are being made. */
-  readonly busy?: ((count: number) => void) | undefined;
 }
 
 let sources = 0;
@@ -54,7 +52,6 @@ export function tileSource(picture: Readable, options: TileOptions = {}): TileSo
   const smallest = all.find((level) => isDecoded(level.size)) ?? all[all.length - 1];
   const pictures = new Map<number, Readable>([[all.length - 1, picture]]);
   const number = ++sources;
-  let running = 0;
 
   async function pixels(src: string, signal: AbortSignal): Promise<Pixels> {
     const [level = 0, column = 0, row = 0] = src.split("/").slice(1).map(Number);
@@ -76,15 +73,13 @@ export function tileSource(picture: Readable, options: TileOptions = {}): TileSo
     downloadTileStart(job) {
       const stop = new AbortController();
       stops.set(job, stop);
-      options.busy?.(++running);
       pixels(job.src, stop.signal)
         .then((found) => job.finish(drawn(found), null, "context2d"))
         .catch((error: unknown) => {
           const known = error instanceof InfGenError ? error : new InfGenError("decode", oneLine(error), error);
           job.fail(known.message, null);
           if (known.kind !== "cancelled") options.failed?.(known);
-        })
-        .finally(() => options.busy?.(--running));
+        });
     },
     downloadTileAbort(job) {
       stops.get(job)?.abort();

@@ -16,7 +16,7 @@ const report = { browser: browser.version(), cases: {} };
 const TIMEOUT = 1000 * (job.timeout ?? 300);
 
 /** Decode a case in the page's own thread. Gives the pixels of its region as base64. */
-async function decode({ content, name, space, normalisation, latentSize, size, region, backend, memory, threads, model }) {
+async function decode({ content, name, space, normalisation, latentSize, size, region, backend, memory, threads = 1, model, stops }) {
   const library = await import("/library.js");
   const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
   try {
@@ -25,7 +25,9 @@ async function decode({ content, name, space, normalisation, latentSize, size, r
     const wasmPaths = new URL("/", location.href).href;
     const decoder = await library.open(from, { space: latent.space, backend, memory, threads, wasmPaths });
     const picture = decoder.picture(latent, size);
-    const { data, width, height } = await picture.read(region);
+    const stop = new AbortController();
+    if (stops) setTimeout(() => stop.abort());
+    const { data, width, height } = await picture.read(region, stop.signal);
     let text = "";
     for (let at = 0; at < data.length; at += 4) text += String.fromCharCode(data[at], data[at + 1], data[at + 2]);
     const { backend: used } = decoder;
@@ -51,7 +53,7 @@ try {
   }
   if (job.page) {
     const state = (text) => page.getByRole("status").getByText(text).waitFor();
-    await page.goto(`${server.address}?backend=${job.page.backend ?? "wasm"}&size=${job.page.size}`);
+    await page.goto(`${server.address}?backend=wasm&threads=1&size=${job.page.size}`);
     await state("Ready for latents");
     // A file that is no latent is refused in words, and the page goes on.
     await page.locator("#file").setInputFiles(job.page.wrong);
