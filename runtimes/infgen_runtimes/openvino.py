@@ -1,5 +1,6 @@
 """The OpenVINO backend, for Intel CPUs, GPUs and NPUs, and any other x86 or Arm CPU."""
 
+import contextlib
 import hashlib
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -160,8 +161,8 @@ class Session:
                 # After optimisation, a tensor may have several names. One of them is the graph's.
                 feed = [next(values[name] for name in port.names if name in values) for port in part.model_inputs]
                 with current().interrupting(part.cancel):
-                    results = part.infer(feed, share_inputs=True, share_outputs=True)
-                values.update((name, results[port]) for port in part.model_outputs for name in port.names)
+                    _infer(part, feed)
+                values.update((name, part.get_tensor(port).data) for port in part.model_outputs for name in port.names)
             if self._releases:
                 # The results stay in memory of these requests, which are not used again. They may be large to copy.
                 found = {name: np.asarray(values[name], np.float32) for name in self._outputs}
@@ -201,6 +202,19 @@ class Session:
     @staticmethod
     def _requests(models: Sequence[ov.CompiledModel]) -> list[ov.InferRequest]:
         return [model.create_infer_request() for model in models]
+
+
+def _infer(request: ov.InferRequest, feed: list[object]) -> None:
+    """Run a request. Unlike OpenVINO's own `infer`, this can also be cancelled if there is a single thread."""
+    try:
+        request.start_async(feed, share_inputs=True)
+        request.wait()
+    except BaseException:
+        # After an error of a signal's handler, the run may go on. Its inputs must not be freed before it ends.
+        request.cancel()
+        with contextlib.suppress(RuntimeError):
+            request.wait()
+        raise
 
 
 def _compiled(
