@@ -11,7 +11,14 @@ const page = join(dist, "page");
 rmSync(dist, { recursive: true, force: true });
 mkdirSync(page, { recursive: true });
 
-const common = { absWorkingDir: here, bundle: true, format: "esm", target: "es2022", logLevel: "warning", sourcemap: true };
+const common = {
+  absWorkingDir: here,
+  bundle: true,
+  format: "esm",
+  target: "es2022",
+  logLevel: "warning",
+  sourcemap: true,
+};
 
 // The bundler of the app that uses the library finds onnxruntime-web and fflate.
 await build({

@@ -14,13 +14,15 @@ const TYPES = {
   ".wasm": "application/wasm",
 };
 
-/** Start a server for the page at `/` and a bundle's folder at `/model/`. Returns its address and a function to stop it. */
+/** Start a server for the page at `/` and a bundle's folder at `/model/`. Returns its address and what stops it. */
 export async function serve({ model = join(here, "..", "..", "infgen_rt", "model"), port = 0 } = {}) {
   const page = join(here, "dist", "page");
   if (!existsSync(page)) throw new Error("the page is not built: run `npm run build` first");
   const server = createServer((request, response) => {
     const path = decodeURIComponent(new URL(request.url ?? "/", "http://localhost").pathname);
-    const [root, name] = path.startsWith("/model/") ? [resolve(model), path.slice(7)] : [page, path.slice(1) || "index.html"];
+    const [root, name] = path.startsWith("/model/")
+      ? [resolve(model), path.slice(7)]
+      : [page, path.slice(1) || "index.html"];
     const file = join(root, normalize(name));
     // With these, the page is cross-origin isolated, which threads of WebAssembly need.
     response.setHeader("Cross-Origin-Opener-Policy", "same-origin");

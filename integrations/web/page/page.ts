@@ -1,4 +1,4 @@
-/** The page: drop a latent, pan and zoom, save as PNG. The address may say `?model=URL&backend=wasm&threads=1&size=4x`. */
+/** The page: drop a latent, pan and zoom, save. The address may say `?model=URL&backend=wasm&threads=1&size=4x`. */
 
 import OpenSeadragon from "openseadragon";
 
@@ -31,7 +31,7 @@ const address = new URL(location.href).searchParams;
 const viewer = OpenSeadragon({
   element: find("view"),
   showNavigationControl: false,
-  // The worker makes one tile at a time. A second one is on its way, and the others wait where the view can change their order.
+  // The worker makes one tile at a time, and a second one is on its way. The others wait where their order can change.
   imageLoaderLimit: 2,
   timeout: PATIENCE,
   maxZoomPixelRatio: 8,
@@ -97,7 +97,9 @@ async function show(): Promise<void> {
   picture = next;
   const { width, height } = next.size;
   find("hint").hidden = true;
-  find("model").textContent = `${latent.space} latent of ${latent.cells.width}x${latent.cells.height} cells, ${width}x${height} pixels, on ${next.backend.name}`;
+  find("model").textContent =
+    `${latent.space} latent of ${latent.cells.width}x${latent.cells.height} cells, ` +
+    `${width}x${height} pixels, on ${next.backend.name}`;
   saveButton.disabled = false;
   say(DECODING);
   viewer.open({ tileSource: tileSource(next, { failed: complain }) });

@@ -9,7 +9,7 @@ export type BackendName = "webgpu" | "wasm";
 
 /** How ONNX Runtime is set up. */
 export interface BackendOptions {
-  /** `auto` takes WebGPU where the browser has it, and WebAssembly otherwise. A backend that is named is used or refused. */
+  /** `auto` takes WebGPU where the browser has it, and otherwise WebAssembly. One that is named is used or refused. */
   readonly backend?: BackendName | "auto" | undefined;
   /** Where the `.wasm` files of onnxruntime-web are. By default, beside the script that is bundled with it. */
   readonly wasmPaths?: string | undefined;
@@ -47,7 +47,11 @@ export async function chooseBackend(options: BackendOptions = {}): Promise<Backe
   try {
     ort = name === "webgpu" ? await import("onnxruntime-web/webgpu") : await import("onnxruntime-web/wasm");
   } catch (error) {
-    throw new InfGenError("backend", `onnxruntime-web cannot be loaded: ${oneLine(error)}; look at the address of its files`, error);
+    throw new InfGenError(
+      "backend",
+      `onnxruntime-web cannot be loaded: ${oneLine(error)}; look at the address of its files`,
+      error,
+    );
   }
   if (options.wasmPaths !== undefined) ort.env.wasm.wasmPaths = options.wasmPaths;
   const cores = globalThis.navigator?.hardwareConcurrency ?? 1;
@@ -64,8 +68,8 @@ interface Gpu {
 /**
  * Why WebGPU cannot be used here. Undefined if it can.
  *
- * @param named whether it was asked for. Otherwise, WebGPU that is emulated in software counts as none, because it is slower
- *   than WebAssembly.
+ * @param named whether it was asked for. Otherwise, WebGPU that is emulated in software counts as none, because it is
+ *   slower than WebAssembly.
  */
 async function problemOfWebGpu(named: boolean): Promise<string | undefined> {
   const gpu = (globalThis.navigator as { gpu?: Gpu } | undefined)?.gpu;

@@ -65,7 +65,11 @@ export class Decoder {
   picture(latent: Latent, size?: SizeLike): Picture {
     const { latentSpace } = this.manifest;
     if (latent.space !== latentSpace) {
-      throw new InfGenError("latent", `the latent is of ${latent.space}, and this decoder is for ${latentSpace}: open the model with space: "${latent.space}"`);
+      throw new InfGenError(
+        "latent",
+        `the latent is of ${latent.space}, and this decoder is for ${latentSpace}: open the model with space: ` +
+          `"${latent.space}"`,
+      );
     }
     return new Picture(new Contexts(latent, this.#engine, this.#memory), this.#engine, this.#memory, size);
   }

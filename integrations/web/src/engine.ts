@@ -69,7 +69,9 @@ export class Engine {
 
   async #run(graph: string, session: Ort.InferenceSession, inputs: Inputs): Promise<Values> {
     const { ort, name } = this.backend;
-    const feeds = Object.entries(inputs).map(([key, { data, dims }]) => [key, new ort.Tensor("float32", data, [...dims])] as const);
+    const feeds = Object.entries(inputs).map(
+      ([key, { data, dims }]) => [key, new ort.Tensor("float32", data, [...dims])] as const,
+    );
     let output: Ort.Tensor | undefined;
     try {
       output = Object.values(await session.run(Object.fromEntries(feeds)))[0] as Ort.Tensor;
@@ -98,7 +100,10 @@ export class Engine {
     const file = this.manifest.graphs.get(graph);
     if (file === undefined) throw new InfGenError("bundle", `the model has no graph '${graph}': export it again`);
     const { weights } = this.manifest;
-    const [content, shared] = await Promise.all([this.bundle.read(file), weights ? this.bundle.weights(weights) : undefined]);
+    const [content, shared] = await Promise.all([
+      this.bundle.read(file),
+      weights ? this.bundle.weights(weights) : undefined,
+    ]);
     const options: Ort.InferenceSession.SessionOptions = {
       // What WebGPU lacks of a graph runs in WebAssembly.
       executionProviders: this.backend.name === "webgpu" ? ["webgpu", "wasm"] : ["wasm"],
@@ -109,7 +114,11 @@ export class Engine {
     try {
       return await this.backend.ort.InferenceSession.create(content, options);
     } catch (error) {
-      throw new InfGenError("backend", `${this.backend.name} cannot load ${graph}: ${oneLine(error)}; use another browser or backend`, error);
+      throw new InfGenError(
+        "backend",
+        `${this.backend.name} cannot load ${graph}: ${oneLine(error)}; use another browser or backend`,
+        error,
+      );
     }
   }
 

@@ -17,7 +17,14 @@ export { type ErrorKind, InfGenError, oneLine } from "./errors.js";
 export type { Box, Size } from "./geometry/box.js";
 export type { SizeLike } from "./geometry/sizes.js";
 export type { FloatArray, Stored } from "./latent/array.js";
-export { asLatent, type Latent, type LatentOptions, type Normalisation, readArray, readLatent } from "./latent/latent.js";
+export {
+  asLatent,
+  type Latent,
+  type LatentOptions,
+  type Normalisation,
+  readArray,
+  readLatent,
+} from "./latent/latent.js";
 export { type LatentSpace, SPACES, spacesOf } from "./latent/spaces.js";
 export { Picture, type Pixels, type Readable } from "./picture.js";
 export { pngStream, type SaveOptions, toPng } from "./png.js";

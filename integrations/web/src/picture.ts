@@ -89,7 +89,10 @@ export class Picture implements Readable {
     const whole = [x, y, width, height].every(Number.isInteger);
     if (!whole || width < 1 || height < 1 || !same(region, intersect(region, boxOf(this.size)))) {
       const text = `region ${x},${y},${width},${height}`;
-      throw new InfGenError("plan", `${text} is empty, not in whole pixels, or reaches outside the picture, which is ${sizeText(this.size)}`);
+      throw new InfGenError(
+        "plan",
+        `${text} is empty, not in whole pixels, or reaches outside the picture, which is ${sizeText(this.size)}`,
+      );
     }
   }
 

@@ -29,7 +29,7 @@ export function contextSide(cells: Size, enlargement: Enlargement, manifest: Man
   return CONTEXT_SIDES.find(fits) ?? 8;
 }
 
-/** The side of the parts in which statistics are gathered, in cells: the whole latent if it fits in half of the memory. */
+/** The side of the parts in which statistics are gathered, in cells: the whole latent if it fits in half the memory. */
 export function statisticsSide(cells: Size, manifest: Manifest, memory: number): number {
   const fits = (side: number) => {
     const { mostCells } = new HaloTiling(Tiling.of(cells, side), manifest.halo.prefill);
@@ -65,10 +65,20 @@ export function checkBounds(grid: Grid, manifest: Manifest): void {
   const [low, high] = manifest.latentSides;
   const { cells } = grid;
   if (Math.min(cells.width, cells.height) < low || Math.max(cells.width, cells.height) > high) {
-    throw new InfGenError("plan", `latent of ${sizeText(cells)} cells is out of bounds: the model takes ${low} to ${high} a side`);
+    throw new InfGenError(
+      "plan",
+      `latent of ${sizeText(cells)} cells is out of bounds: the model takes ${low} to ${high} a side`,
+    );
   }
   if (Math.min(...grid.scale) < LEAST_SCALE) {
-    const least = { width: Math.ceil(cells.width * grid.patch * LEAST_SCALE), height: Math.ceil(cells.height * grid.patch * LEAST_SCALE) };
-    throw new InfGenError("plan", `size ${sizeText(grid.picture)} is too small for a latent of ${sizeText(cells)} cells: at least ${sizeText(least)}`);
+    const least = {
+      width: Math.ceil(cells.width * grid.patch * LEAST_SCALE),
+      height: Math.ceil(cells.height * grid.patch * LEAST_SCALE),
+    };
+    throw new InfGenError(
+      "plan",
+      `size ${sizeText(grid.picture)} is too small for a latent of ${sizeText(cells)} cells: at least ` +
+        `${sizeText(least)}`,
+    );
   }
 }

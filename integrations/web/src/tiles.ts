@@ -41,8 +41,8 @@ const stops = new WeakMap<ImageJob, AbortController>();
 /**
  * Make a source of tiles of a picture.
  *
- * Each level is decoded at its own size. The levels are those down to the picture's native size, which has so few pixels
- * that OpenSeadragon reduces them itself.
+ * Each level is decoded at its own size. The levels are those down to the picture's native size, which has so few
+ * pixels that OpenSeadragon reduces them itself.
  */
 export function tileSource(picture: Readable, options: TileOptions = {}): TileSource {
   const side = options.side ?? 256;
@@ -92,7 +92,8 @@ function drawn(pixels: Pixels): CanvasRenderingContext2D {
   canvas.width = pixels.width;
   canvas.height = pixels.height;
   const context = canvas.getContext("2d", { alpha: false, willReadFrequently: true });
-  if (!context) throw new InfGenError("decode", "the browser gives no canvas: close other pages, which may hold its memory");
+  if (!context)
+    throw new InfGenError("decode", "the browser gives no canvas: close other pages, which may hold its memory");
   context.putImageData(new ImageData(pixels.data, pixels.width, pixels.height), 0, 0);
   return context;
 }

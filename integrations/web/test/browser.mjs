@@ -16,7 +16,20 @@ const report = { browser: browser.version(), cases: {} };
 const TIMEOUT = 1000 * (job.timeout ?? 300);
 
 /** Decode a case in the page's own thread. Gives the pixels of its region as base64. */
-async function decode({ content, name, space, normalisation, latentSize, size, region, backend, memory, threads = 1, model, stops }) {
+async function decode({
+  content,
+  name,
+  space,
+  normalisation,
+  latentSize,
+  size,
+  region,
+  backend,
+  memory,
+  threads = 1,
+  model,
+  stops,
+}) {
   const library = await import("/library.js");
   const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
   try {

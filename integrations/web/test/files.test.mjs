@@ -70,18 +70,29 @@ test("shapes and numbers that are not those of a latent are refused", () => {
   const array = (shape, value = 0) => ({ data: new Float32Array(shape.reduce((a, b) => a * b, 1)).fill(value), shape });
   refused(() => asLatent(array([4, 8, 8])), "latent", /may be of sd15 or sdxl: say which it is/);
   refused(() => asLatent(array([5, 8, 8])), "latent", /is not a latent's/);
-  refused(() => asLatent(array([4, 8, 8]), { space: "flux2" }), "latent", /is not that of flux2 latents: expected \[32, h, w\]/);
+  refused(
+    () => asLatent(array([4, 8, 8]), { space: "flux2" }),
+    "latent",
+    /is not that of flux2 latents: expected \[32, h, w\]/,
+  );
   refused(() => asLatent(array([2, 32, 8, 8]), { space: "flux2" }), "latent", /is a batch of 2/);
   refused(() => asLatent(array([16, 128]), { space: "flux2" }), "latent", /16 packed tokens: say the pipeline's width/);
   refused(() => asLatent(array([32, 8, 8], Number.NaN)), "latent", /2048 of 2048 numbers are NaN or infinite/);
   refused(() => asLatent(array([32, 8, 8], 1e5)), "latent", /reach 1.00e\+5/);
   refused(() => asLatent(array([4, 8, 8]), { space: "sdxxl" }), "latent", /latent space 'sdxxl' is unknown/);
-  assert.deepEqual(spacesOf([1, 16, 8, 8]).map((each) => each.name), ["sd3", "flux1"]);
-  assert.deepEqual(asLatent(array([1, 16, 128]), { space: "flux2", latentSize: { width: 64, height: 64 } }).cells, { width: 8, height: 8 });
+  assert.deepEqual(
+    spacesOf([1, 16, 8, 8]).map((each) => each.name),
+    ["sd3", "flux1"],
+  );
+  assert.deepEqual(asLatent(array([1, 16, 128]), { space: "flux2", latentSize: { width: 64, height: 64 } }).cells, {
+    width: 8,
+    height: 8,
+  });
 });
 
 test("bundles that cannot be run are refused", async () => {
-  const opened = (manifest) => Bundle.open(bundleInZip(zipSync({ "manifest.json": text(JSON.stringify(manifest)) }), "m.zip"));
+  const opened = (manifest) =>
+    Bundle.open(bundleInZip(zipSync({ "manifest.json": text(JSON.stringify(manifest)) }), "m.zip"));
   const cases = [
     [opened([]), /is not that of a bundle/],
     [opened({ format: 7 }), /has format 7, and this version reads 6: upgrade/],
@@ -92,6 +103,9 @@ test("bundles that cannot be run are refused", async () => {
     [Bundle.open(bundleInZip(zipSync({ other: text("") }), "m.zip")), /has no manifest.json at its top/],
   ];
   for (const [promise, words] of cases) {
-    await assert.rejects(promise, (error) => error instanceof InfGenError && error.kind === "bundle" && words.test(error.message));
+    await assert.rejects(
+      promise,
+      (error) => error instanceof InfGenError && error.kind === "bundle" && words.test(error.message),
+    );
   }
 });

@@ -43,7 +43,11 @@ export class Bundle {
   model(space: string): Manifest {
     const found = this.models.find((each) => each.latentSpace === space);
     if (found) return found;
-    throw new InfGenError("bundle", `${this.#files.title} has no model for ${space} latents: it has one for ${this.spaces.join(", ")}; pass another bundle`);
+    throw new InfGenError(
+      "bundle",
+      `${this.#files.title} has no model for ${space} latents: it has one for ${this.spaces.join(", ")}; pass ` +
+        "another bundle",
+    );
   }
 
   /**
@@ -56,14 +60,21 @@ export class Bundle {
     if (!info) throw new InfGenError("bundle", `manifest: '${name}' is not in 'files': export the model again`);
     const content = await this.#files.read(name);
     if (content.length !== info.bytes) {
-      throw new InfGenError("bundle", `${this.#files.title} is damaged: ${name} has ${content.length} bytes, expected ${info.bytes}; copy or download it again`);
+      throw new InfGenError(
+        "bundle",
+        `${this.#files.title} is damaged: ${name} has ${content.length} bytes, expected ${info.bytes}; copy or ` +
+          "download it again",
+      );
     }
     // Browsers have digests only on pages from https or this machine. Elsewhere, the length is all that is checked.
     if (globalThis.crypto?.subtle) {
       const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", content));
       const found = Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
       if (found !== info.sha256) {
-        throw new InfGenError("bundle", `${this.#files.title} is damaged: the sha256 of ${name} does not match; copy or download it again`);
+        throw new InfGenError(
+          "bundle",
+          `${this.#files.title} is damaged: the sha256 of ${name} does not match; copy or download it again`,
+        );
       }
     }
     return content;

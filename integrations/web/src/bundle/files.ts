@@ -24,10 +24,18 @@ export function bundleAt(address: string | URL): BundleFiles {
       try {
         response = await fetch(new URL(name.split("/").map(encodeURIComponent).join("/"), folder));
       } catch (error) {
-        throw new InfGenError("bundle", `${folder.href}${name} cannot be fetched: ${oneLine(error)}; look at the address and the connection`, error);
+        throw new InfGenError(
+          "bundle",
+          `${folder.href}${name} cannot be fetched: ${oneLine(error)}; look at the address and the connection`,
+          error,
+        );
       }
       if (!response.ok) {
-        throw new InfGenError("bundle", `${folder.href}${name} cannot be fetched: the server answered ${response.status}; look at the bundle's address`);
+        throw new InfGenError(
+          "bundle",
+          `${folder.href}${name} cannot be fetched: the server answered ${response.status}; look at the bundle's ` +
+            "address",
+        );
       }
       return new Uint8Array(await response.arrayBuffer());
     },
@@ -43,10 +51,18 @@ export function bundleInZip(content: Uint8Array, title = "the zip"): BundleFiles
       try {
         found = unzipSync(content, { filter: (file) => file.name === name })[name];
       } catch (error) {
-        return Promise.reject(new InfGenError("bundle", `${title} is not a bundle's zip, or is damaged: ${oneLine(error)}; download it again`, error));
+        return Promise.reject(
+          new InfGenError(
+            "bundle",
+            `${title} is not a bundle's zip, or is damaged: ${oneLine(error)}; download it again`,
+            error,
+          ),
+        );
       }
       if (found) return Promise.resolve(new Uint8Array(found));
-      return Promise.reject(new InfGenError("bundle", `${title} has no ${name} at its top: pass a bundle's zip, or download it again`));
+      return Promise.reject(
+        new InfGenError("bundle", `${title} has no ${name} at its top: pass a bundle's zip, or download it again`),
+      );
     },
   };
 }

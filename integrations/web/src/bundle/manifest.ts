@@ -86,11 +86,18 @@ export function readModels(text: string): Manifest[] {
     throw new InfGenError("bundle", `${MANIFEST} is not valid JSON: copy or download the bundle again`, error);
   }
   if (!isRecord(data) || !("format" in data)) {
-    throw new InfGenError("bundle", `this ${MANIFEST} is not that of a bundle, which has a 'format': pass another folder or zip`);
+    throw new InfGenError(
+      "bundle",
+      `this ${MANIFEST} is not that of a bundle, which has a 'format': pass another folder or zip`,
+    );
   }
   if (data["format"] !== FORMAT) {
-    const remedy = Number(data["format"]) > FORMAT ? "upgrade infgen-rt-web" : "export the model again with infgen-export";
-    throw new InfGenError("bundle", `${MANIFEST} has format ${String(data["format"])}, and this version reads ${FORMAT}: ${remedy}`);
+    const remedy =
+      Number(data["format"]) > FORMAT ? "upgrade infgen-rt-web" : "export the model again with infgen-export";
+    throw new InfGenError(
+      "bundle",
+      `${MANIFEST} has format ${String(data["format"])}, and this version reads ${FORMAT}: ${remedy}`,
+    );
   }
   const models = "models" in data ? data["models"] : [data];
   if (!Array.isArray(models) || models.length === 0) throw lacks("models");
@@ -104,12 +111,21 @@ function modelOf(data: Fields, files: ReadonlyMap<string, FileInfo>): Manifest {
   const info = record(data, "model");
   const space = text(data, "latent_space");
   const recipes = data["recipes"];
-  const recipe = Array.isArray(recipes) ? recipes.find((each: unknown) => isRecord(each) && each["target"] === "onnx") : undefined;
+  const recipe = Array.isArray(recipes)
+    ? recipes.find((each: unknown) => isRecord(each) && each["target"] === "onnx")
+    : undefined;
   if (!isRecord(recipe)) {
-    throw new InfGenError("bundle", `the model for ${space} latents has no ONNX graphs, which browsers run: export it with the recipe onnx-fp32`);
+    throw new InfGenError(
+      "bundle",
+      `the model for ${space} latents has no ONNX graphs, which browsers run: export it with the recipe onnx-fp32`,
+    );
   }
   if (Array.isArray(recipe["shapes"]) && recipe["shapes"].length > 0) {
-    throw new InfGenError("bundle", `the ONNX graphs for ${space} latents have fixed shapes, which this package does not fill: export them with the recipe onnx-fp32`);
+    throw new InfGenError(
+      "bundle",
+      `the ONNX graphs for ${space} latents have fixed shapes, which this package does not fill: export them ` +
+        "with the recipe onnx-fp32",
+    );
   }
   const graphs = new Map(Object.entries(record(recipe, "graphs")).map(([name, file]) => [name, String(file)]));
   const halo = record(data, "halo");
@@ -157,10 +173,15 @@ function checkGraphs(model: Manifest): void {
     needed.push(...model.contexts.map((each) => graphName("refine", each)));
   }
   const missing = needed.find((name) => !model.graphs.has(name));
-  if (missing) throw new InfGenError("bundle", `manifest: the ONNX recipe for ${model.latentSpace} lacks the graph '${missing}': export again`);
+  if (missing)
+    throw new InfGenError(
+      "bundle",
+      `manifest: the ONNX recipe for ${model.latentSpace} lacks the graph '${missing}': export again`,
+    );
   if (model.graphs.has("statistics") && !model.moments) throw lacks("moments");
   for (const name of [...model.graphs.values(), ...(model.weights ? [model.weights] : [])]) {
-    if (!model.files.has(name)) throw new InfGenError("bundle", `manifest: a recipe names '${name}', which is not in 'files': export again`);
+    if (!model.files.has(name))
+      throw new InfGenError("bundle", `manifest: a recipe names '${name}', which is not in 'files': export again`);
   }
 }
 
@@ -209,10 +230,14 @@ function number(data: Fields, name: string, missing?: number): number {
 }
 
 function pair(value: unknown, name: string): readonly [number, number] {
-  if (!Array.isArray(value) || value.length !== 2 || !value.every((each) => typeof each === "number")) throw lacks(name);
+  if (!Array.isArray(value) || value.length !== 2 || !value.every((each) => typeof each === "number"))
+    throw lacks(name);
   return [value[0] as number, value[1] as number];
 }
 
 function lacks(name: string): InfGenError {
-  return new InfGenError("bundle", `manifest: '${name}' is missing or of a wrong type: copy, download or export the bundle again`);
+  return new InfGenError(
+    "bundle",
+    `manifest: '${name}' is missing or of a wrong type: copy, download or export the bundle again`,
+  );
 }

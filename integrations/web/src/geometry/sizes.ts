@@ -31,7 +31,10 @@ export function parseSize(value: SizeLike | undefined, native: Size): Size {
     throw new InfGenError("plan", `size ${sizeText(size)} is not in whole pixels`);
   }
   if (Math.min(...sides) < 1 || Math.max(...sides) > MAX_SIDE) {
-    throw new InfGenError("plan", `size ${sizeText(size)} is out of bounds: each side must be from 1 to ${MAX_SIDE} pixels`);
+    throw new InfGenError(
+      "plan",
+      `size ${sizeText(size)} is out of bounds: each side must be from 1 to ${MAX_SIDE} pixels`,
+    );
   }
   return size;
 }
@@ -65,7 +68,10 @@ function parsed(value: SizeLike | undefined, native: Size): Size {
     return { width: number, height: Math.max(1, roundEven((number * native.height) / native.width)) };
   }
   const names = [...NAMED.keys()].join(", ");
-  throw new InfGenError("plan", `size '${value}' is not understood: expected 3840x2160, ${names}, x2160 or a factor such as 2x`);
+  throw new InfGenError(
+    "plan",
+    `size '${value}' is not understood: expected 3840x2160, ${names}, x2160 or a factor such as 2x`,
+  );
 }
 
 function scaled(factor: number, native: Size): Size {

@@ -50,18 +50,25 @@ export function product(shape: readonly number[]): number {
 export function expectBytes(found: number, shape: readonly number[], dtype: Dtype): void {
   const expected = product(shape) * BYTES[dtype];
   if (found !== expected) {
-    throw new InfGenError("latent", `is truncated or damaged: ${found} bytes of numbers, expected ${expected}; save or copy it again`);
+    throw new InfGenError(
+      "latent",
+      `is truncated or damaged: ${found} bytes of numbers, expected ${expected}; save or copy it again`,
+    );
   }
 }
 
 /** Choose an array of a file: the only one, the one that is asked for, or one of the usual names. */
 export function chooseName(names: readonly string[], key: string | undefined): string {
-  const wanted = key !== undefined ? [key] : names.length === 1 ? names : ["latent", "latents", "latent_tensor", "samples"];
+  const wanted =
+    key !== undefined ? [key] : names.length === 1 ? names : ["latent", "latents", "latent_tensor", "samples"];
   const found = wanted.find((name) => names.includes(name));
   if (found !== undefined) return found;
   if (names.length === 0) throw new InfGenError("latent", "holds no array: save the latent in it");
   const missing = key === undefined ? "" : `, and no '${key}'`;
-  throw new InfGenError("latent", `holds ${names.slice(0, 8).join(", ")}${missing}; say which to read by its name (key)`);
+  throw new InfGenError(
+    "latent",
+    `holds ${names.slice(0, 8).join(", ")}${missing}; say which to read by its name (key)`,
+  );
 }
 
 const pattern = new DataView(new ArrayBuffer(4));

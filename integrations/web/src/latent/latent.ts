@@ -54,12 +54,19 @@ export function readArray(content: Uint8Array, name = "the file", key?: string):
     if (isNpy(content)) return { ...readNpy(content), comfyui: false };
     if (content[0] === 0x50 && content[1] === 0x4b) return { ...readNpz(content, key), comfyui: false };
     if (PICTURES.some((start) => start.every((byte, index) => content[index] === byte))) {
-      throw new InfGenError("latent", "is a picture, and not a latent: pass what a pipeline returns with output_type='latent'");
+      throw new InfGenError(
+        "latent",
+        "is a picture, and not a latent: pass what a pipeline returns with output_type='latent'",
+      );
     }
     return readSafetensors(content, key);
   } catch (error) {
     if (error instanceof InfGenError) throw new InfGenError(error.kind, `${name} ${error.message}`, error);
-    throw new InfGenError("latent", `${name} is damaged or not a .npy, .npz or .safetensors file: ${oneLine(error)}; save it again`, error);
+    throw new InfGenError(
+      "latent",
+      `${name} is damaged or not a .npy, .npz or .safetensors file: ${oneLine(error)}; save it again`,
+      error,
+    );
   }
 }
 
@@ -78,13 +85,20 @@ export function asLatent(array: FloatArray | Stored, options: LatentOptions = {}
   const normal = normalisation === "vae" ? normalised(data, cells, space) : data;
   const std = deviation(normal);
   if (std > LARGEST_STD) {
-    throw new InfGenError("latent", `the latent's standard deviation is ${std.toFixed(2)}, and ${LARGEST_STD} is more than any has: if its numbers are the VAE's own, pass normalisation: "vae"`);
+    throw new InfGenError(
+      "latent",
+      `the latent's standard deviation is ${std.toFixed(2)}, and ${LARGEST_STD} is more than any has: if its ` +
+        `numbers are the VAE's own, pass normalisation: "vae"`,
+    );
   }
   return { data: normal, space: space.name, cells };
 }
 
 /** Read a latent from a file. Arguments and errors are those of `readArray` and `asLatent`. */
-export async function readLatent(file: Blob, options: LatentOptions & { readonly key?: string | undefined } = {}): Promise<Latent> {
+export async function readLatent(
+  file: Blob,
+  options: LatentOptions & { readonly key?: string | undefined } = {},
+): Promise<Latent> {
   const name = file instanceof File ? file.name : "the file";
   return asLatent(readArray(new Uint8Array(await file.arrayBuffer()), name, options.key), options);
 }
@@ -94,8 +108,15 @@ function onlySpace(shape: readonly number[], names?: readonly string[]): LatentS
   const [first] = found;
   if (first && found.length === 1) return first;
   const text = `shape [${shape.join(", ")}]`;
-  if (!first) throw new InfGenError("latent", `${text} is not a latent's of ${names ? names.join(", ") : "any known space"}: pass [channels, h, w]`);
-  throw new InfGenError("latent", `${text} may be of ${found.map((each) => each.name).join(" or ")}: say which it is, as space: "${first.name}"`);
+  if (!first)
+    throw new InfGenError(
+      "latent",
+      `${text} is not a latent's of ${names ? names.join(", ") : "any known space"}: pass [channels, h, w]`,
+    );
+  throw new InfGenError(
+    "latent",
+    `${text} may be of ${found.map((each) => each.name).join(" or ")}: say which it is, as space: "${first.name}"`,
+  );
 }
 
 function checkNumbers(data: Float32Array): void {
@@ -106,10 +127,18 @@ function checkNumbers(data: Float32Array): void {
     else largest = Math.max(largest, Math.abs(value));
   }
   if (bad > 0) {
-    throw new InfGenError("latent", `${bad} of ${data.length} numbers are NaN or infinite: make the latent again, in bfloat16 or float32 if it was float16`);
+    throw new InfGenError(
+      "latent",
+      `${bad} of ${data.length} numbers are NaN or infinite: make the latent again, in bfloat16 or float32 if it ` +
+        "was float16",
+    );
   }
   if (largest > LARGEST) {
-    throw new InfGenError("latent", `the latent's numbers reach ${largest.toPrecision(3)}, where ${LARGEST} is more than any latent has: look at what was done to them after the sampler`);
+    throw new InfGenError(
+      "latent",
+      `the latent's numbers reach ${largest.toPrecision(3)}, where ${LARGEST} is more than any latent has: look ` +
+        "at what was done to them after the sampler",
+    );
   }
 }
 

@@ -12,13 +12,18 @@ import type { LatentSpace } from "./spaces.js";
  * @returns the numbers [C, h, w] and the size in cells.
  * @throws {InfGenError} if the shape is not that of one latent of the space.
  */
-export function plainLatent(array: FloatArray, space: LatentSpace, latentSize?: Size): { data: Float32Array; cells: Size } {
+export function plainLatent(
+  array: FloatArray,
+  space: LatentSpace,
+  latentSize?: Size,
+): { data: Float32Array; cells: Size } {
   const channels = space.channels;
   let shape = withoutFrame(array.shape, space);
   const isPacked = space.packed && shape.length === (shape[0] === 1 ? 3 : 2) && shape.at(-1) === 4 * channels;
   if (shape.length === 4 || (isPacked && shape.length === 3)) {
     const [batch = 1, ...rest] = shape;
-    if (batch !== 1) throw new InfGenError("latent", `shape [${array.shape.join(", ")}] is a batch of ${batch}: pass one latent`);
+    if (batch !== 1)
+      throw new InfGenError("latent", `shape [${array.shape.join(", ")}] is a batch of ${batch}: pass one latent`);
     shape = rest;
   }
   if (isPacked) return unpacked(array.data, shape[0] as number, space, latentSize);
@@ -29,7 +34,8 @@ export function plainLatent(array: FloatArray, space: LatentSpace, latentSize?: 
   }
   throw new InfGenError(
     "latent",
-    `shape [${array.shape.join(", ")}] is not that of ${space.name} latents: expected ${expectedShapes(space)}, with or without a batch axis of 1`,
+    `shape [${array.shape.join(", ")}] is not that of ${space.name} latents: expected ${expectedShapes(space)}, ` +
+      "with or without a batch axis of 1",
   );
 }
 
@@ -46,30 +52,49 @@ function withoutFrame(shape: readonly number[], space: LatentSpace): readonly nu
   const known = space.patchified ? [space.channels, 4 * space.channels] : [space.channels];
   const [first = 0, second = 0, third = 0] = shape;
   if (shape.length === 5 && known.includes(second) && third === 1) return [first, second, ...shape.slice(3)];
-  if (shape.length === 4 && known.includes(first) && !known.includes(second) && second === 1) return [first, ...shape.slice(2)];
+  if (shape.length === 4 && known.includes(first) && !known.includes(second) && second === 1)
+    return [first, ...shape.slice(2)];
   return shape;
 }
 
 /** Unpack [h/2 * w/2, 4C]. Pipelines round sizes down to whole tokens of 16 pixels. */
-function unpacked(data: Float32Array, tokens: number, space: LatentSpace, size?: Size): { data: Float32Array; cells: Size } {
+function unpacked(
+  data: Float32Array,
+  tokens: number,
+  space: LatentSpace,
+  size?: Size,
+): { data: Float32Array; cells: Size } {
   if (!size) {
-    throw new InfGenError("latent", `${tokens} packed tokens: say the pipeline's width and height in pixels (latentSize)`);
+    throw new InfGenError(
+      "latent",
+      `${tokens} packed tokens: say the pipeline's width and height in pixels (latentSize)`,
+    );
   }
   const width = Math.floor(size.width / 16);
   const height = Math.floor(size.height / 16);
   if (width < 1 || height < 1 || width * height !== tokens) {
-    throw new InfGenError("latent", `${tokens} packed tokens do not make a latent of ${size.width}x${size.height} pixels, which has ${width * height}`);
+    throw new InfGenError(
+      "latent",
+      `${tokens} packed tokens do not make a latent of ${size.width}x${size.height} pixels, which has ` +
+        `${width * height}`,
+    );
   }
   const packed = 4 * space.channels;
   const planes = new Float32Array(data.length);
   for (let token = 0; token < tokens; token++) {
-    for (let channel = 0; channel < packed; channel++) planes[channel * tokens + token] = data[token * packed + channel] as number;
+    for (let channel = 0; channel < packed; channel++)
+      planes[channel * tokens + token] = data[token * packed + channel] as number;
   }
   return unpatchified(planes, space.channels, height, width);
 }
 
 /** Unpatchify [4C, h, w] to [C, 2h, 2w]. A patchified channel is channel * 4 + row * 2 + column. */
-function unpatchified(data: Float32Array, channels: number, height: number, width: number): { data: Float32Array; cells: Size } {
+function unpatchified(
+  data: Float32Array,
+  channels: number,
+  height: number,
+  width: number,
+): { data: Float32Array; cells: Size } {
   const cells = { width: 2 * width, height: 2 * height };
   const result = new Float32Array(data.length);
   let at = 0;

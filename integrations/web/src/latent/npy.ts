@@ -32,12 +32,23 @@ export function readNpy(content: Uint8Array): FloatArray {
   if (described === undefined || sides === undefined) {
     throw new InfGenError("latent", "is damaged, or holds a structured array: save plain float32 numbers");
   }
-  if (described.includes("O")) throw new InfGenError("latent", "holds Python objects (pickle), which are never loaded: save plain float32 numbers");
+  if (described.includes("O"))
+    throw new InfGenError(
+      "latent",
+      "holds Python objects (pickle), which are never loaded: save plain float32 numbers",
+    );
   const dtype = DTYPES.get(described.slice(1));
   if (!dtype) {
-    throw new InfGenError("latent", `holds numbers of type '${described}', and a latent's are float16, bfloat16, float32 or float64: convert them to float32, if they are those of the latent`);
+    throw new InfGenError(
+      "latent",
+      `holds numbers of type '${described}', and a latent's are float16, bfloat16, float32 or float64: convert ` +
+        "them to float32, if they are those of the latent",
+    );
   }
-  const shape = sides.split(",").filter((side) => side.trim()).map(Number);
+  const shape = sides
+    .split(",")
+    .filter((side) => side.trim())
+    .map(Number);
   const bytes = content.subarray(end);
   expectBytes(bytes.length, shape, dtype);
   const data = toFloats(bytes, dtype, described[0] !== ">");
@@ -49,9 +60,14 @@ export function readNpz(content: Uint8Array, key?: string): FloatArray {
   const names: string[] = [];
   unzipSync(content, { filter: (file) => !names.push(file.name) });
   if (names.some((name) => name.endsWith("data.pkl"))) {
-    throw new InfGenError("latent", "is a PyTorch pickle, which is never loaded because it could run code: save the latent with safetensors or numpy.save");
+    throw new InfGenError(
+      "latent",
+      "is a PyTorch pickle, which is never loaded because it could run code: save the latent with safetensors or " +
+        "numpy.save",
+    );
   }
-  if (names.includes("manifest.json")) throw new InfGenError("latent", "is a model bundle, and not a latent: pass it as the model");
+  if (names.includes("manifest.json"))
+    throw new InfGenError("latent", "is a model bundle, and not a latent: pass it as the model");
   const plain = (name: string) => name.replace(/\.npy$/, "");
   const name = chooseName(names.map(plain), key);
   const found = Object.values(unzipSync(content, { filter: (file) => plain(file.name) === name }))[0];

@@ -18,13 +18,20 @@ export function readSafetensors(content: Uint8Array, key?: string): Stored {
   const name = chooseName([...header.keys()], key);
   const entry = header.get(name) as Entry;
   if (!(entry.dtype in BYTES)) {
-    throw new InfGenError("latent", `holds a tensor '${name}' of ${entry.dtype}, and a latent is float16, bfloat16, float32 or float64: convert it before it is saved, as with tensor.to(torch.bfloat16)`);
+    throw new InfGenError(
+      "latent",
+      `holds a tensor '${name}' of ${entry.dtype}, and a latent is float16, bfloat16, float32 or float64: ` +
+        "convert it before it is saved, as with tensor.to(torch.bfloat16)",
+    );
   }
   const dtype = entry.dtype as Dtype;
   const values = content.subarray(8 + lengthOf(content));
   const [start, stop] = entry.data_offsets;
   if (!(start >= 0 && start <= stop && stop <= values.length)) {
-    throw new InfGenError("latent", `is truncated: tensor '${name}' ends at byte ${stop} of ${values.length}; save or copy it again`);
+    throw new InfGenError(
+      "latent",
+      `is truncated: tensor '${name}' ends at byte ${stop} of ${values.length}; save or copy it again`,
+    );
   }
   expectBytes(stop - start, entry.shape, dtype);
   const data = toFloats(values.subarray(start, stop), dtype);
@@ -52,6 +59,7 @@ function headerOf(content: Uint8Array): Map<string, Entry> {
 function isEntry(value: unknown): value is Entry {
   if (typeof value !== "object" || value === null) return false;
   const { dtype, shape, data_offsets: offsets } = value as Record<string, unknown>;
-  const whole = (list: unknown): list is number[] => Array.isArray(list) && list.every((each) => Number.isSafeInteger(each) && each >= 0);
+  const whole = (list: unknown): list is number[] =>
+    Array.isArray(list) && list.every((each) => Number.isSafeInteger(each) && each >= 0);
   return typeof dtype === "string" && whole(shape) && whole(offsets) && offsets.length === 2;
 }

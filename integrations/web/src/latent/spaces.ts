@@ -15,7 +15,7 @@ export interface LatentSpace {
   readonly patchified: boolean;
   /** Whether ComfyUI's files hold the VAE's own latents, and not the model's. */
   readonly comfyuiRaw: boolean;
-  /** Subtracted from the VAE's own latents: one number, one per channel, or one per channel of the patchified latent. */
+  /** Subtracted from the VAE's own latents: one number, or one per channel of the latent or of the patchified one. */
   readonly vaeMean: readonly number[];
   /** Divisors of the VAE's own latents, after the mean is subtracted. */
   readonly vaeStd: readonly number[];
@@ -42,7 +42,10 @@ export const SPACES: ReadonlyMap<string, LatentSpace> = new Map(
 export function latentSpace(name: string): LatentSpace {
   const found = SPACES.get(name);
   if (found) return found;
-  throw new InfGenError("latent", `latent space '${name}' is unknown to this version: known are ${[...SPACES.keys()].join(", ")}`);
+  throw new InfGenError(
+    "latent",
+    `latent space '${name}' is unknown to this version: known are ${[...SPACES.keys()].join(", ")}`,
+  );
 }
 
 /**

@@ -43,7 +43,10 @@ export class Decoded {
     if (!pixels.data.every(Number.isFinite)) {
       const where = `${box.x},${box.y},${box.width},${box.height}`;
       const remedy = engine.backend.name === "webgpu" ? ', or use backend: "wasm"' : "";
-      throw new InfGenError("decode", `the model gave NaN or infinite pixels in ${where}: look at the latent's numbers${remedy}`);
+      throw new InfGenError(
+        "decode",
+        `the model gave NaN or infinite pixels in ${where}: look at the latent's numbers${remedy}`,
+      );
     }
     return pixels;
   }

@@ -1,4 +1,4 @@
-/** The features that prefill computes from a latent, in parts where it is local. It mirrors `infgen_rt/nodes/features.py`. */
+/** The features that prefill computes, in parts where it is local. It mirrors `infgen_rt/nodes/features.py`. */
 
 import type { Engine, Inputs } from "../engine.js";
 import { type Box, boxOf, grow, relativeTo } from "../geometry/box.js";

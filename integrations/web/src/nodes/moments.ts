@@ -13,7 +13,12 @@ import { cut, planes, type Values, vector } from "../values.js";
  *
  * @param side the longest side of a part, in cells.
  */
-export async function gatherMoments(latent: Latent, engine: Engine, side: number, signal?: AbortSignal): Promise<Values> {
+export async function gatherMoments(
+  latent: Latent,
+  engine: Engine,
+  side: number,
+  signal?: AbortSignal,
+): Promise<Values> {
   const { moments: shape, halo } = engine.manifest;
   const [blocks, groups] = shape as readonly [number, number];
   const tiles = new HaloTiling(Tiling.of(latent.cells, side), halo.prefill);
@@ -26,8 +31,13 @@ export async function gatherMoments(latent: Latent, engine: Engine, side: number
     const parts: Part[] = [];
     for (const tile of tiles.tiling.touching(tiles.tiling.box)) {
       const window = tiles.windowOf(tile);
-      const part = await engine.run("statistics", inputsOf(cut(whole, window), relativeTo(tile, window), known), signal);
-      const at = (which: number) => part.data.slice((which * blocks + block) * groups, (which * blocks + block + 1) * groups);
+      const part = await engine.run(
+        "statistics",
+        inputsOf(cut(whole, window), relativeTo(tile, window), known),
+        signal,
+      );
+      const at = (which: number) =>
+        part.data.slice((which * blocks + block) * groups, (which * blocks + block + 1) * groups);
       parts.push({ means: at(0), variances: at(1), count: tile.width * tile.height });
     }
     const merged = merge(parts, groups);

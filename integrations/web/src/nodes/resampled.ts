@@ -1,6 +1,6 @@
 /**
- * Pixels beyond the scales that a model was trained for, resampled by Lanczos. It mirrors `infgen_rt/nodes/resampled.py`,
- * and gives what Pillow's filter for float32 gives.
+ * Pixels beyond the scales that a model was trained for, resampled by Lanczos. It mirrors
+ * `infgen_rt/nodes/resampled.py`, and gives what Pillow's filter for float32 gives.
  */
 
 import type { Box, Size } from "../geometry/box.js";
@@ -56,7 +56,9 @@ function taps(count: number, start: number, stop: number, pixels: number): Tap[]
     const centre = begin + (index + 0.5) * scale;
     const first = Math.max(0, Math.trunc(centre - support + 0.5));
     const last = Math.min(count, Math.trunc(centre + support + 0.5));
-    const weights = Float64Array.from({ length: last - first }, (_, tap) => lanczos((tap + first - centre + 0.5) / wide));
+    const weights = Float64Array.from({ length: last - first }, (_, tap) =>
+      lanczos((tap + first - centre + 0.5) / wide),
+    );
     const sum = weights.reduce((whole, weight) => whole + weight, 0);
     return { first, weights: weights.map((weight) => (sum === 0 ? weight : weight / sum)) };
   });

@@ -17,7 +17,11 @@ import type { Planned, Reply, Tasks } from "./protocol.js";
  * @param options as for `open`, without `space`, which each latent has.
  * @throws {InfGenError} if the bundle cannot be opened.
  */
-export async function connect(worker: Worker, model: string | URL | Uint8Array, options: OpenOptions = {}): Promise<RemoteModel> {
+export async function connect(
+  worker: Worker,
+  model: string | URL | Uint8Array,
+  options: OpenOptions = {},
+): Promise<RemoteModel> {
   const line = new Line(worker);
   const from = model instanceof Uint8Array ? model : new URL(String(model), location.href).href;
   const { spaces } = await line.ask("open", { model: from, options });
@@ -98,7 +102,10 @@ class Line {
       else waiting?.resolve(data.answer as never);
     });
     worker.addEventListener("error", (event) => {
-      const error = new InfGenError("decode", `the worker stopped: ${event.message || "its script cannot be loaded"}; reload the page`);
+      const error = new InfGenError(
+        "decode",
+        `the worker stopped: ${event.message || "its script cannot be loaded"}; reload the page`,
+      );
       for (const each of this.#waiting.values()) each.reject(error);
       this.#waiting.clear();
     });

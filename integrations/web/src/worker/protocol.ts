@@ -29,7 +29,9 @@ export interface Planned {
 }
 
 /** A message to the worker: a task, or the number of a task to stop. */
-export type Request = { [T in keyof Tasks]: { id: number; task: T; ask: Tasks[T]["ask"] } }[keyof Tasks] | { stop: number };
+export type Request =
+  { [T in keyof Tasks]: { id: number; task: T; ask: Tasks[T]["ask"] } }[keyof Tasks] | { stop: number };
 
 /** A message from the worker. */
-export type Reply = { id: number; answer: Tasks[keyof Tasks]["answer"] } | { id: number; error: { kind: ErrorKind; message: string } };
+export type Reply =
+  { id: number; answer: Tasks[keyof Tasks]["answer"] } | { id: number; error: { kind: ErrorKind; message: string } };

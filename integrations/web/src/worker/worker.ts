@@ -73,7 +73,10 @@ async function perform(request: Exclude<Request, { stop: number }>): Promise<voi
   running.set(id, stop);
   try {
     checkGoesOn(stop.signal);
-    const answer = await (work[task] as (ask: unknown, signal: AbortSignal) => Promise<unknown>)(request.ask, stop.signal);
+    const answer = await (work[task] as (ask: unknown, signal: AbortSignal) => Promise<unknown>)(
+      request.ask,
+      stop.signal,
+    );
     const pixels = task === "read" ? [(answer as Tasks["read"]["answer"]).data.buffer] : [];
     self.postMessage({ id, answer }, { transfer: pixels });
   } catch (error) {
