@@ -46,10 +46,11 @@ def _by_scales(whole: Grid, stages: Sequence[float]) -> tuple[Grid, ...]:
         scales = [float(scale) for scale in stages]
     except (TypeError, ValueError):
         scales = []
-    if not scales or not all(isfinite(scale) and scale > 0 for scale in scales):
+    product = prod(scales)
+    # The product of numbers that are usable by themselves may be too small or too large for a number.
+    if not scales or not all(isfinite(each) and each > 0 for each in (*scales, product)):
         raise PlanError(f"stages {stages!r} are not usable: expected their scales, numbers above 0, as (2, 2)")
     low, high = sorted(whole.scale)
-    product = prod(scales)
     if not low / _ROUNDING <= product <= high * _ROUNDING:
         needed = f"{low:.4g}" if high - low < 5e-4 * low else f"{low:.4g} to {high:.4g}"
         last = (low * high) ** 0.5 * scales[-1] / product
