@@ -174,14 +174,14 @@ class Session:
                 with self._lock:
                     if self._models is models:
                         self._idle.append(parts)
-        except DecodeError:
-            raise
-        except Exception as error:
+        except BaseException as error:
             # A run that is stopped midway leaves some operations with its own shapes and others with those of the
             # previous run. The next run would fail (OpenVINO 2026.4), so the models are compiled again.
             with self._lock:
                 if self._models is models:
                     self._models, self._idle = [], []
+            if isinstance(error, DecodeError) or not isinstance(error, Exception):
+                raise
             raise DecodeError(f"openvino could not run the graph: {one_line(error)}") from error
         return found
 
