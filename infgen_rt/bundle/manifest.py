@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from infgen_rt.bundle.graphs import REFINE, STATISTICS, TRUNK, Kind, graph_name, kinds, model_sizes
+from infgen_rt.common.callers import raise_callers
 from infgen_rt.common.schema import SchemaError, parse
 from infgen_rt.errors import BundleError, one_line
 
@@ -34,6 +35,7 @@ def load(text: str | bytes) -> dict[str, Any]:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
+        raise_callers(error)
         raise BundleError(f"{MANIFEST} is not valid JSON: {one_line(error)}") from None
     version = data.get("format") if isinstance(data, dict) else None
     if version is None:
@@ -272,7 +274,9 @@ class Manifest:
                 # Equal outputs have an infinite PSNR, which JSON cannot express.
                 checks = (math.inf if check["psnr"] is None else check["psnr"] for check in entry["checks"])
                 found.append(float(min(checks) if native is None else native))
-            except (StopIteration, KeyError, TypeError, ValueError, AttributeError):  # from another exporter
+            # The bundle is from another exporter.
+            except (StopIteration, KeyError, TypeError, ValueError, AttributeError) as error:
+                raise_callers(error)
                 return None
         return min(found, default=None)
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from math import isfinite
 from typing import Literal, NamedTuple
 
+from infgen_rt.common.callers import raise_callers
 from infgen_rt.errors import PlanError
 
 MAX_SIDE = 2**18
@@ -119,7 +120,8 @@ def parse_box(value: str | Sequence[int], within: Size) -> Box:
     """
     try:
         x, y, width, height = (int(part) for part in (value.split(",") if isinstance(value, str) else value))
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError) as error:
+        raise_callers(error)
         raise PlanError(f"region {value!r} is not understood: expected four whole numbers x,y,width,height") from None
     box = Box(x, y, width, height)
     if width < 1 or height < 1 or box.intersect(within.box) != box:
@@ -149,7 +151,8 @@ def parse_size(value: "str | float | tuple[int, int] | None", native: Size) -> S
         try:
             width, height = value
             size = Size(int(width), int(height))
-        except (TypeError, ValueError, OverflowError):
+        except (TypeError, ValueError, OverflowError) as error:
+            raise_callers(error)
             raise PlanError(f"size {value!r} is not understood: expected (width, height) in pixels") from None
         if size != (width, height):
             raise PlanError(f"size {value!r} is not in whole pixels")

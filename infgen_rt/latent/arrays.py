@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from infgen_rt.common.callers import raise_callers
 from infgen_rt.common.notices import Notices
 from infgen_rt.common.pixels import FloatArray
 from infgen_rt.errors import LatentError
@@ -151,7 +152,8 @@ def as_float32(value: Any) -> FloatArray:
         value = (value.float() if value.is_floating_point() else value).numpy()
     try:
         array = np.asarray(value)
-    except ValueError:
+    except ValueError as error:
+        raise_callers(error)
         raise LatentError("the latent's parts have different shapes: pass each by itself") from None
     if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
         raise LatentError(
