@@ -236,7 +236,9 @@ def test_a_changed_openvino_weight_is_noticed(
             file.write_bytes(weights.tobytes())
 
     monkeypatch.setattr(target, "convert", damaged)
-    with pytest.raises(ExportError, match=r"openvino-fp32 decode\d? (differs from PyTorch|cannot be converted|, case)"):
+    with pytest.raises(
+        ExportError, match=r"openvino-fp32\.decode\d? (differs from PyTorch|cannot be converted|, case)"
+    ):
         export(exported.checkpoint, tmp_path / "bundle", recipes=["openvino-fp32"])
     assert list(tmp_path.iterdir()) == []
 
