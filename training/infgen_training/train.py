@@ -113,8 +113,9 @@ def train(
     also = [_other(model, *each, views, run, device) for each in others]
     own = (views, *(of_space for _, of_space in also))
     turns = Turns([Batches(each, config, model.config.enlargements) for each in own], config)
-    progress, step = _progress(run), int(_progress(run)["step"] or 0)
-    trainer = Trainer(config, model, Vgg(vgg) if vgg else None, device, step, guide, [other for other, _ in also])
+    progress = _progress(run)
+    step, seen = int(progress["step"] or 0), Vgg(vgg) if vgg else None
+    trainer = Trainer(config, model, seen, device, step, guide, [other for other, _ in also])
     if (run / "adversary.safetensors").exists():
         judge = {name: value.float() for name, value in load_file(run / "adversary.safetensors").items()}
         trainer.adversary.load_state_dict(judge)
