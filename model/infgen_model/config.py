@@ -46,10 +46,13 @@ class Enlargement:
     Attributes:
         factor: The factor of enlargement, which is also the largest scale that it is used for.
         blocks: How many of the enlarger's convolutions it uses. The trunk's own picture uses none.
+        finish: Number of channels of a last layer at half the enlarged picture's size; 0 for none. Only an even factor
+            above 2 can have one.
     """
 
     factor: int
     blocks: int
+    finish: int = 0
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,9 @@ class DecoderConfig:
         factors = [each.factor for each in self.enlargements]
         if factors != sorted(set(factors)):
             problems.append(f"enlargements must have rising factors, not {factors}")
+        for each in self.enlargements:
+            if each.finish and (each.factor % 2 or each.factor < 4):
+                problems.append(f"only an even factor above 2 can have a finish, not {each.factor}")
         if self.key_width % (4 * self.heads) or self.width % self.heads:
             problems.append(
                 f"with {self.heads} heads, key_width {self.key_width} must divide by {4 * self.heads} "
@@ -171,6 +177,7 @@ class DecoderConfig:
         for index, each in enumerate(self.enlargements):
             yield f"enlargements[{index}].factor", each.factor, 1
             yield f"enlargements[{index}].blocks", each.blocks, 0
+            yield f"enlargements[{index}].finish", each.finish, 0
         for name, level in levels.items():
             yield f"{name}.width", level.width, 1
             yield f"{name}.blocks", level.blocks, 0
@@ -234,8 +241,10 @@ class DecoderConfig:
 
     def refine_halo(self, enlargement: Enlargement | None = None) -> int:
         """Reach of refine in cells: how far a cell's context depends on the features."""
-        # The reach of the trunk's picture, of entering the enlarger, of its convolutions, and of leaving it.
-        reach = 0 if enlargement is None else 1 if enlargement.factor == 1 else 3 + enlargement.blocks
+        # The reach of the trunk's picture, of entering the enlarger, of its convolutions, of leaving it, and of finish.
+        reach = 0
+        if enlargement is not None:
+            reach = 1 if enlargement.factor == 1 else 3 + enlargement.blocks + bool(enlargement.finish)
         for level in reversed(self.trunk[1:]) if self.detail else ():
             reach = math.ceil((reach + 1 + TripleBlock.REACH * level.blocks) / 2)
         return reach
@@ -289,7 +298,7 @@ def edge(latent_space: str = "flux2", latent_channels: int = 32) -> DecoderConfi
         latent_channels=latent_channels,
         width=64,
         trunk=(Level(64, 3), Level(64, 3), Level(64, 3), Level(64, 1)),
-        enlargements=(Enlargement(1, 0), Enlargement(2, 7), Enlargement(4, 14)),
+        enlargements=(Enlargement(1, 0), Enlargement(2, 7), Enlargement(4, 14, finish=16)),
         detail=16,
         frame="cell",
         start="sampled",

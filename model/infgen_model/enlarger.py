@@ -21,6 +21,9 @@ class Enlarger(nn.Module):
     Real-ESRGAN's smallest network (``SRVGGNetCompact``), so that it can start from those weights. That network adds to
     a picture enlarged by repeating pixels, and wherever it does not correct the repetition, blocks remain. This one
     adds to a picture enlarged by cubic convolution.
+
+    All pixels of a position are linear in the chain's last features, which shows as a grid along edges. An enlargement
+    with a finish has one more layer at half the picture's size, where neighbouring pixels are of different positions.
     """
 
     def __init__(self, width: int, enlargements: Sequence[Enlargement]) -> None:
@@ -30,6 +33,7 @@ class Enlarger(nn.Module):
         self.leave = nn.ModuleDict(
             {str(each.factor): nn.Conv2d(width, 3 * each.factor**2, 3, padding=1) for each in larger}
         )
+        self.finish = nn.ModuleDict({str(each.factor): _finish(width, each) for each in larger if each.finish})
         self.blocks = nn.ModuleList()
         if larger:
             self.enter = nn.Conv2d(3, width, 3, padding=1)
@@ -38,7 +42,7 @@ class Enlarger(nn.Module):
             for _ in range(max(each.blocks for each in larger)):
                 self.blocks.append(nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.PReLU(width, 0.1)))
         with torch.no_grad():
-            for leave in self.leave.values():
+            for leave in (*self.leave.values(), *(finish[-1] for finish in self.finish.values())):
                 assert isinstance(leave, nn.Conv2d) and leave.bias is not None
                 # All pixels of a position start the same, so there is no periodic pattern to unlearn.
                 leave.weight.zero_()
@@ -58,7 +62,19 @@ class Enlarger(nn.Module):
         x = self.activate(self.enter(picture.clamp(0, 1)) + self.mix(features))
         for block in self.blocks[: enlargement.blocks]:
             x = block(x)
-        return F.pixel_shuffle(self.leave[str(factor)](x) + smooth(picture, factor), factor)
+        enlarged = F.pixel_shuffle(self.leave[str(factor)](x) + smooth(picture, factor), factor)
+        return enlarged + F.pixel_shuffle(self.finish[str(factor)](x), 2) if enlargement.finish else enlarged
+
+
+def _finish(width: int, enlargement: Enlargement) -> nn.Sequential:
+    """Makes a correction [B, 12, factor H / 2, factor W / 2] of an enlarged picture, folded by 2, from [B, F, H, W]."""
+    half, channels = enlargement.factor // 2, enlargement.finish
+    return nn.Sequential(
+        nn.Conv2d(width, channels * half**2, 3, padding=1),
+        nn.PixelShuffle(half),
+        nn.PReLU(channels, 0.1),
+        nn.Conv2d(channels, 12, 3, padding=1),
+    )
 
 
 def smooth(picture: Tensor, factor: int) -> Tensor:

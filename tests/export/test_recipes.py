@@ -276,7 +276,7 @@ def test_without_validation_the_bundle_says_so(
 ) -> None:
     arguments = [exported.checkpoint, "-o", tmp_path / "bundle", "--recipe", "onnx-fp32", "--no-validate"]
     result = CliRunner().invoke(main, [*map(str, arguments)])
-    assert result.exit_code == 0 and result.stdout.rstrip().endswith("which nothing has verified")
+    assert result.exit_code == 0 and "which nothing has verified" in result.stdout
     for entry in Bundle.open(tmp_path / "bundle").manifest.verification:
         assert not entry["checks"] and entry["seconds"] is None
 

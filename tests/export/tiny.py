@@ -27,7 +27,7 @@ EDGE = dataclasses.replace(
     edge(),
     name="tiny-edge",
     trunk=(Level(8, 2), Level(6, 1), Level(4, 0), Level(4, 1)),
-    enlargements=(Enlargement(1, 0), Enlargement(2, 1), Enlargement(4, 2)),
+    enlargements=(Enlargement(1, 0), Enlargement(2, 1), Enlargement(4, 2, finish=2)),
     detail=3,
     levels=(Level(8, 1), Level(8, 1)),
     scale_range=(0.5, 4.0),  # below its own size too, so that the runtime decodes what torch does
@@ -44,7 +44,7 @@ def model(config: DecoderConfig, seed: int = 0) -> InfGen:
     torch.manual_seed(seed)
     built = InfGen(config).eval().requires_grad_(False)
     for name, parameter in built.named_parameters():
-        if name.startswith(("decode.upsampler.to_pixels", "refine.enlarger.leave")) and not parameter.any():
+        if name.startswith(("decode.upsampler.to_pixels", "refine.enlarger.leave", "refine.enlarger.finish")) and not parameter.any():
             parameter.add_(0.1 * torch.randn_like(parameter))  # what starts at zero hides what is before it
         elif name.endswith(("second.weight", "convolve.4.weight", "to_pixels.weight")):
             parameter.mul_(3.0)

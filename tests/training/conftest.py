@@ -21,7 +21,7 @@ TINY = dataclasses.replace(
     name="tiny",
     width=16,
     trunk=(Level(8, 1), Level(8, 1), Level(8, 1), Level(8, 1)),
-    enlargements=(Enlargement(1, 0), Enlargement(2, 1), Enlargement(4, 2)),
+    enlargements=(Enlargement(1, 0), Enlargement(2, 1), Enlargement(4, 2, finish=2)),
     detail=4,
     inpe_features=8,
     heads=2,
@@ -147,7 +147,7 @@ def enlarger(tmp_path: Path) -> Path:
 
 WIDTHS = losses._WIDTHS
 """VGG16's own."""
-JUDGED = (16, 32, 64)
+JUDGED = (8, 16, 32, 64)
 """The widths that the adversary sees of the stand-in."""
 
 
@@ -164,7 +164,7 @@ def vgg_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             tensors[f"features.{index}.bias"] = torch.zeros(width).half()
             before = width
         index += 2 if width else 1
-    for tap, width in enumerate((8, *JUDGED, 64)):
+    for tap, width in enumerate((*JUDGED, 64)):
         tensors[f"lin{tap}.weight"] = torch.rand(1, width, 1, 1)
     file = tmp_path_factory.mktemp("vgg") / "vgg.safetensors"
     save_file(tensors, file)

@@ -139,6 +139,16 @@ def test_sharp_views_are_used_in_their_share(share: float) -> None:
     assert all(batch.photo is not None for batch in found if batch.sharp is None)
 
 
+@pytest.mark.parametrize("clean", [0.0, 0.4, 1.0])
+def test_clean_steps_of_a_lesson_compare_with_sharp_pictures(clean: float) -> None:
+    lessons = (dataclasses.replace(FOUR, clean=clean), TWICE)
+    found = draw(300, [view(0, cells=4, sharp=True)], sharp=1.0, lessons=lessons)
+    four = [batch for batch in found if batch.lesson.factor == 4]
+    share = sum(batch.real(CPU).equal(batch.target(CPU)) for batch in four) / len(four)
+    assert share == pytest.approx(clean, abs=0.1)
+    assert not any(batch.real(CPU).equal(batch.target(CPU)) for batch in found if batch.lesson.factor == 2)
+
+
 def test_without_sharp_views_all_is_learnt_from_photographs() -> None:
     found = draw(10, [view(seed) for seed in range(3)], lessons=(FOUR,), sharp=1.0)
     assert all(batch.sharp is None and batch.photo is not None for batch in found)

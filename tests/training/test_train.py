@@ -17,6 +17,7 @@ from torch import Tensor
 
 from infgen_model import PRESETS, InfGen
 from infgen_model.checkpoint import load_checkpoint, save_checkpoint
+from infgen_model.config import OF_SPACE
 from infgen_training import train
 from infgen_training.batches import Batch, Batches
 from infgen_training.config import Lesson, TrainConfig
@@ -91,6 +92,15 @@ def test_what_is_not_of_the_part_stays_as_it_is(part: str) -> None:
     for model in (trained.model, trained.average):
         found = {name.split(".")[0] for name in changed(model, before)}
         assert found == ({"encode"} if part == "encoder" else {"prefill", "refine", "decode"})
+
+
+def test_what_spaces_share_learns_without_their_trunks() -> None:
+    trained = trainer(part="shared")
+    before = state(trained.model)
+    trained.train_step(batch(4), 0.0)
+    found = changed(trained.model, before)
+    assert not [name for name in found if name.startswith((*OF_SPACE, "encode."))]
+    assert {name.split(".")[0] for name in found} == {"refine", "decode"}
 
 
 def test_a_smaller_enlargement_leaves_what_only_larger_ones_need() -> None:
@@ -197,13 +207,16 @@ def test_the_adversary_is_listened_to_more_and_more_in_proportion_to_lpips(vgg: 
     assert [each / found[-1] for each in found] == pytest.approx([0.25, 0.75, 1, 1], rel=1e-3)
 
 
-def test_what_is_sharp_alone_does_not_teach_the_adversary(vgg: Vgg) -> None:
+@pytest.mark.parametrize("clean", [0.0, 0.5])
+def test_what_is_sharp_alone_teaches_the_adversary_only_where_it_shall(clean: float, vgg: Vgg) -> None:
     """It is what an enlarger made, not a photograph."""
     trained = trainer(vgg=vgg)
     before = [parameter.clone() for parameter in trained.adversary.parameters()]
-    losses = trained.train_step(batch(2, [view(0, sharp=True, photo=False)], sharp=1.0), 0.9)
+    one = batch(2, [view(0, sharp=True, photo=False)], sharp=1.0)
+    losses = trained.train_step(dataclasses.replace(one, lesson=dataclasses.replace(one.lesson, clean=clean)), 0.9)
     assert "adversarial" in losses
-    assert all(a.equal(b) for a, b in zip(before, trained.adversary.parameters(), strict=True))
+    same = all(a.equal(b) for a, b in zip(before, trained.adversary.parameters(), strict=True))
+    assert same == (clean == 0)
     assert all(parameter.grad is None for parameter in trained.adversary.parameters())
 
 

@@ -126,7 +126,7 @@ class Batches:
         noise = config.noise if config.part != "encoder" else 0.0
         latents = tuple(_noisy(view.latent, noise, rng) for view in chosen)
         small = self._cut([view.small for view in chosen], corners, 1)
-        clean = sharp and rng.random() < config.clean
+        clean = sharp and rng.random() < lesson.clean
         pictures: list[Tensor | None] = []
         for name in ("sharp", "photo"):
             found = [each for view in chosen if (each := getattr(view, name)) is not None]

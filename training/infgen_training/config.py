@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from infgen_model import PRESETS, DecoderConfig
-from infgen_model.config import OF_TRUNK
+from infgen_model.config import OF_SPACE, OF_TRUNK
 
-PARTS = ("decoder", "encoder", "trunk")
+PARTS = ("decoder", "encoder", "trunk", "shared")
 PATCH = DecoderConfig.PATCH
 FACTOR = 4
 """How many times larger the pictures to learn from are than the picture at the latent's own size."""
@@ -25,6 +25,8 @@ class Lesson:
         batch: Number of views per step.
         perceptual: Weight of LPIPS.
         adversarial: Weight of the adversary relative to that of LPIPS. Their gradients are scaled to this ratio.
+        clean: Share of the steps with sharp pictures (``TrainConfig.sharp``) in which LPIPS and the adversary compare
+            with these, too. In the others, they compare with the photographs, where a view has one.
     """
 
     factor: int
@@ -32,6 +34,7 @@ class Lesson:
     batch: int
     perceptual: float
     adversarial: float
+    clean: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,9 @@ class TrainConfig:
 
     Attributes:
         preset: Model preset that a new run starts from.
-        part: The part to train: the ``"decoder"``, the ``"encoder"`` for a finished decoder, or the ``"trunk"`` of
-            another latent space for a finished model, whose other parts stay as they are.
+        part: The part to train: the ``"decoder"``, the ``"encoder"`` for a finished decoder, the ``"trunk"`` of
+            another latent space for a finished model, whose other parts stay as they are, or what the decoders of all
+            spaces have ``"shared"``, while their trunks stay as they are.
         latent_space: Name of the latent space to train for: that of the views, or for a trunk that of the teacher.
         latent_channels: Number of channels of that space's latents.
         minutes: Length of the run and of its cosine schedule, in total over all continuations.
@@ -49,8 +53,6 @@ class TrainConfig:
         between: Share of the steps at a scale between two enlargements, which needs resampling.
         sharp: Share of the steps above scale 1 that learn from views with sharp pictures, if there are any. The other
             steps learn from photographs, with the pixel loss weighted by ``soft``.
-        clean: Share of those steps in which LPIPS compares with the sharp pictures, too. In the others it compares with
-            the photographs, where a view has one.
         others: Share of the steps that are of the other latent spaces, which take turns, if the run has any.
         cells: Side in latent cells of the square that is decoded from a view.
         margin: Width in cells of the square's border that the losses ignore, because the decoder lacks the latent
@@ -93,7 +95,6 @@ class TrainConfig:
     )
     between: float = 0.2
     sharp: float = 0.75
-    clean: float = 0.0
     others: float = 0.5
     cells: int = 16
     margin: int = 1
@@ -122,6 +123,8 @@ class TrainConfig:
         """Whether this run trains a parameter of the model."""
         if self.part == "trunk":
             return name.startswith(OF_TRUNK)
+        if self.part == "shared":
+            return not name.startswith((*OF_SPACE, "encode."))
         return name.startswith("encode.") == (self.part == "encoder")
 
     def __post_init__(self) -> None:
@@ -137,9 +140,11 @@ class TrainConfig:
                     f"a lesson must have a factor from 1 to {FACTOR} and a batch of 1 or more, "
                     f"not {lesson.factor} and {lesson.batch}"
                 )
+            if not 0 <= lesson.clean <= 1:
+                raise ValueError(f"a lesson's clean is a share, in [0, 1], not {lesson.clean}")
         if not 0 <= 2 * self.margin < self.cells:
             raise ValueError(f"a margin of {self.margin} cells leaves nothing of {self.cells}")
-        for name in ("between", "sharp", "clean", "others", "features"):
+        for name in ("between", "sharp", "others", "features"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share, in [0, 1], not {getattr(self, name)}")
         if self.minutes <= 0:

@@ -24,9 +24,9 @@ _WIDTHS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512,
 """Channels of VGG16's convolutions. 0 is a max pooling."""
 _TAPS = (3, 8, 15, 22, 29)
 """Layers whose outputs are compared."""
-_JUDGED = slice(1, 4)
-"""Those of the compared layers that the adversary sees. They contain texture, not single edges or objects."""
-_JUDGED_WIDTHS = (128, 256, 512)
+_JUDGED = slice(0, 4)
+"""Those of the compared layers that the adversary sees. They contain edges and texture, not objects."""
+_JUDGED_WIDTHS = (64, 128, 256, 512)
 """Number of channels of the layers that the adversary sees."""
 
 LEAST_LENGTH = 1e-3
@@ -152,7 +152,7 @@ def grid_distance(image: Tensor, truth: Tensor, factor: int) -> Tensor:
 
 
 class Adversary(nn.Module):
-    """Discriminates decoded pictures from photographs by VGG16's features at three depths.
+    """Discriminates decoded pictures from photographs by VGG16's features at four depths.
 
     It uses the hinge loss and spectral norms.
 
@@ -165,7 +165,7 @@ class Adversary(nn.Module):
     def __init__(self, device: torch.device, lr: float) -> None:
         super().__init__()
         self.heads = nn.ModuleList(_head(width) for width in _JUDGED_WIDTHS)
-        self.register_buffer("scales", torch.zeros(3))
+        self.register_buffer("scales", torch.zeros(len(_JUDGED_WIDTHS)))
         self.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.AdamW(self.parameters(), lr, betas=(0.5, 0.98), weight_decay=0.0)
         self.requires_grad_(False)  # it is trained in `learn` only
@@ -180,7 +180,7 @@ class Adversary(nn.Module):
         return [head(each * scale.to(each.dtype)).float() for head, each, scale in pairs]
 
     def learn(self, made: Features, true: Features) -> Tensor:
-        """Trains one step on features of decoded and true pictures, and returns the loss. Chance level is 6."""
+        """Trains one step on features of decoded and true pictures, and returns the loss. Chance level is 8."""
         self.requires_grad_(True)
         with mixed(self.scales.device):
             real, fake = (self([each.detach() for each in features]) for features in (true, made))

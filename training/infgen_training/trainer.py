@@ -207,7 +207,7 @@ class Trainer:
         begins = config.adversary_from - _LEARNS_BEFORE
         if not lesson.adversarial or done < begins:
             return losses
-        if batch.photo is not None or batch.is_native:
+        if batch.photo is not None or batch.is_native or lesson.clean:
             self.adversary.learn(features, true)
         heard = min(1.0, max(0.0, (done - config.adversary_from) / _LEARNS_BEFORE))
         if heard:
