@@ -145,9 +145,8 @@ class DecoderConfig:
         factors = [each.factor for each in self.enlargements]
         if factors != sorted(set(factors)):
             problems.append(f"enlargements must have rising factors, not {factors}")
-        for each in self.enlargements:
-            if each.finish and (each.factor % 2 or each.factor < 4):
-                problems.append(f"only an even factor above 2 can have a finish, not {each.factor}")
+        if unfit := [each.factor for each in self.enlargements if each.finish and (each.factor % 2 or each.factor < 4)]:
+            problems.append(f"only enlargements by an even factor above 2 can have a finish, not {unfit}")
         if self.key_width % (4 * self.heads) or self.width % self.heads:
             problems.append(
                 f"with {self.heads} heads, key_width {self.key_width} must divide by {4 * self.heads} "

@@ -217,7 +217,6 @@ def test_what_is_sharp_alone_teaches_the_adversary_only_where_it_shall(clean: fl
     assert "adversarial" in losses
     same = all(a.equal(b) for a, b in zip(before, trained.adversary.parameters(), strict=True))
     assert same == (clean == 0)
-    assert all(parameter.grad is None for parameter in trained.adversary.parameters())
 
 
 def test_lpips_sees_a_crop(vgg: Vgg, monkeypatch: pytest.MonkeyPatch) -> None:
