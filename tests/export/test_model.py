@@ -534,6 +534,7 @@ BAD_CONFIGS = {
     "short trunk": ({"trunk": (Level(8, 1),) * 3}, "enlargements need a trunk of 4 levels, .*, not 3"),
     "no enlargements": ({"enlargements": ()}, "enlargements and detail need each other"),
     "factors": ({"enlargements": (Enlargement(4, 1), Enlargement(2, 1))}, r"rising factors, not \[4, 2\]"),
+    "finish": ({"enlargements": (Enlargement(2, 1, finish=4),)}, r"above 2 can have a finish, not \[2\]"),
     "factor": ({"enlargements": (Enlargement(0, 1),)}, r"enlargements\[0\].factor must be 1 to 4096, not 0"),
     "radius": ({"radius": 0.0}, "radius must be above 0 or null"),
     "scales": ({"scale_range": (4.0, 0.5)}, "scale_range must be two rising positive numbers"),
