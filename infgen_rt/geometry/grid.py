@@ -1,4 +1,4 @@
-"""The positions of tokens and cells, which are inputs of every decode."""
+"""The positions of a picture's tokens and of a latent's cells, which are inputs of every decode."""
 
 from dataclasses import dataclass
 from math import ceil, floor
@@ -62,7 +62,7 @@ class Grid:
 
         Args:
             tokens: the tokens that are decoded, halo included.
-            radius: how far from its centre a token sees, in cells. None for the whole latent.
+            radius: the distance from its centre up to which a token sees cells, in cells. None for the whole latent.
         """
         if radius is None:
             return self.cells.box
@@ -72,7 +72,7 @@ class Grid:
         return Box(x, y, right - x, bottom - y)
 
     def most_context(self, tokens: Size, radius: float | None) -> Size:
-        """The largest width and height, in cells, that any box of this size in tokens sees (see `context_of`)."""
+        """The largest width and height, in cells, of what any box of so many tokens sees; see `context_of`."""
         if radius is None:
             return self.cells
         steps = reversed(self._steps)
@@ -88,12 +88,12 @@ class Grid:
 
 
 def _centres(start: int, count: int, step: float) -> FloatArray:
-    # First in float64, because a tile far from the origin must get exactly the coordinates that the whole picture has.
+    # Computed in float64, because a tile far from the origin must get exactly the coordinates of the whole picture.
     return ((np.arange(start, start + count, dtype=np.float64) + 0.5) * step).astype(np.float32)
 
 
 def _cells_near(start: int, stop: int, step: float, radius: float, limit: int) -> tuple[int, int]:
-    """The first and past-the-last cell whose centres are within reach of the tokens' centres, rounded outwards."""
+    """The first cell whose centre is within reach of the tokens' centres, and the one after the last such cell."""
     reach = _reach(step, radius)
     first = floor((start + 0.5) * step - reach - 0.5)
     last = ceil((stop - 0.5) * step + reach - 0.5)
@@ -102,6 +102,7 @@ def _cells_near(start: int, stop: int, step: float, radius: float, limit: int) -
 
 
 def _reach(step: float, radius: float) -> float:
-    # Independently of the radius, samples are taken anywhere under a token. Bilinear samples reach up to one cell
-    # further, and Lanczos samples three pixels, of which a token has eight.
+    # Whatever the radius is, a token also needs the cells that the context is interpolated from at its pixels. These
+    # are up to half a step away from its centre. Bilinear interpolation reaches one cell further, and Lanczos
+    # interpolation three pixels further. A token is eight pixels wide.
     return max(radius, step / 2 + max(1.0, 3 / 8 * step))

@@ -1,4 +1,4 @@
-"""Levels: a picture at every power of two below its size, as Deep Zoom and its viewers have them."""
+"""The levels of a picture: the picture at its own size and halved again and again, as in a Deep Zoom pyramid."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ class Tile(NamedTuple):
 
 @dataclass(frozen=True)
 class Level:
-    """A picture at one size, cut into tiles of one side. Those at the right and at the bottom may be smaller.
+    """A picture at one size, cut into square tiles. The tiles at the right and at the bottom may be smaller.
 
     Attributes:
         number: its number. Level 0 is one tile, and the last level has the picture's own size.
         size: its width and height in pixels.
-        scale: the width and the height of the whole picture's pixel in this level's pixels, at most 1.
+        scale: this level's width and height, divided by those of the last level. Both are at most 1.
         tile: the side of a tile in pixels.
     """
 
@@ -61,7 +61,11 @@ class Level:
 
 
 def halvings(size: Size, smallest: int = 1) -> Iterator[Size]:
-    """A size, and each half of it with the sides rounded up, until no side is longer than `smallest` pixels."""
+    """Halve a size until no side is longer than `smallest` pixels. Sides are rounded up.
+
+    Yields:
+        The sizes, from `size` itself to the smallest.
+    """
     yield size
     while max(size) > max(1, smallest):
         size = Size(*((side + 1) // 2 for side in size))
@@ -74,6 +78,11 @@ def levels_of(size: Size, tile: int = TILE) -> tuple[Level, ...]:
     Args:
         size: the picture's width and height in pixels.
         tile: the side of a tile in pixels.
+
+    Examples:
+        >>> from infgen_rt.geometry.shapes import Size
+        >>> [str(level.size) for level in levels_of(Size(1000, 600), tile=256)]
+        ['250x150', '500x300', '1000x600']
     """
     sizes = list(halvings(size, tile))[::-1]
     return tuple(

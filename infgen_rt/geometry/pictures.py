@@ -33,7 +33,7 @@ class PictureTiles:
 
     @property
     def bands(self) -> int:
-        """Bytes of two rows of 8-bit tiles, because a writer compresses one row while the next is decoded."""
+        """The bytes of two rows of 8-bit tiles. A writer compresses one row while the next is decoded."""
         return 2 * 3 * self.grid.picture.width * min(self.tile.height * self.grid.patch, self.grid.picture.height)
 
     def tiles(self, region: Box) -> Iterator[Box]:
@@ -49,14 +49,18 @@ class PictureTiles:
             yield self.grid.pixels_of(tile)
 
     def fits_a_tile(self, box: Box) -> bool:
-        """Whether a box of pixels can be decoded at once within the plan's memory."""
+        """Whether a box of pixels covers no more tokens than the largest tile, in both directions."""
         tokens, tile = self.grid.tokens_of(box), self.tile
         return tokens.width <= tile.width and tokens.height <= tile.height
 
     def parts(self, box: Box) -> Iterator[Box]:
-        """The parts that a box of pixels is decoded in.
+        """Cut a box into the parts in which it is decoded.
 
-        This is the box itself if it fits in a tile. Otherwise it is cut at the edges of the tiles, row by row.
+        Args:
+            box: in pixels, inside the picture.
+
+        Yields:
+            The box itself if it fits in a tile. Otherwise, its parts between the edges of the tiles, row by row.
         """
         if self.fits_a_tile(box):
             yield box

@@ -1,4 +1,4 @@
-"""Sizes and boxes, in the unit that the caller uses (pixels, tokens, cells)."""
+"""Sizes and boxes. Their unit depends on the use: pixels, tokens or cells."""
 
 import re
 from collections.abc import Sequence
@@ -9,7 +9,9 @@ from infgen_rt.common.callers import raise_callers
 from infgen_rt.errors import PlanError
 
 MAX_SIDE = 2**18
+"""The longest side that a picture may have, in pixels."""
 Fit = Literal["cover", "contain", "stretch"]
+"""How a picture fits a display; see `fit`."""
 NAMED_SIZES = {
     "1080p": (1920, 1080),
     "1440p": (2560, 1440),
@@ -20,7 +22,19 @@ NAMED_SIZES = {
 
 
 class Size(NamedTuple):
-    """Width and height. It is equal to the plain tuple, which Pillow uses for sizes."""
+    """A width and a height. A size is equal to the plain tuple (width, height), as Pillow uses it.
+
+    Attributes:
+        width: the number of columns.
+        height: the number of rows.
+
+    Examples:
+        >>> size = Size(3840, 2160)
+        >>> size == (3840, 2160)
+        True
+        >>> print(size)
+        3840x2160
+    """
 
     width: int
     height: int
@@ -40,7 +54,21 @@ class Size(NamedTuple):
 
 
 class Box(NamedTuple):
-    """A rectangle: left edge, top edge, width, height."""
+    """A rectangle. A box is equal to the plain tuple (x, y, width, height).
+
+    Attributes:
+        x: the first column.
+        y: the first row.
+        width: the number of columns.
+        height: the number of rows.
+
+    Examples:
+        >>> box = Box(100, 200, 640, 480)
+        >>> box.right, box.bottom
+        (740, 680)
+        >>> box.intersect(Box(0, 0, 400, 300))
+        Box(x=100, y=200, width=300, height=100)
+    """
 
     x: int
     y: int
@@ -49,12 +77,12 @@ class Box(NamedTuple):
 
     @property
     def right(self) -> int:
-        """First column to the right of the box."""
+        """The first column to the right of the box."""
         return self.x + self.width
 
     @property
     def bottom(self) -> int:
-        """First row below the box."""
+        """The first row below the box."""
         return self.y + self.height
 
     @property
@@ -64,11 +92,11 @@ class Box(NamedTuple):
 
     @property
     def slices(self) -> tuple[slice, slice]:
-        """Index of the box in the last two axes (rows, columns) of an array."""
+        """The box as an index of the last two axes (rows, columns) of an array."""
         return slice(self.y, self.bottom), slice(self.x, self.right)
 
     def intersect(self, other: "Box") -> "Box":
-        """The common part of two boxes. Its width or height is 0 if there is none."""
+        """The common part of two boxes. If there is none, its width or height is 0."""
         x, y = max(self.x, other.x), max(self.y, other.y)
         right, bottom = min(self.right, other.right), min(self.bottom, other.bottom)
         return Box(x, y, max(0, right - x), max(0, bottom - y))
@@ -92,19 +120,19 @@ class Box(NamedTuple):
 
 
 def split(length: int, longest: int) -> tuple[int, ...]:
-    """Edges that cut a length into the fewest parts of even length that are no longer than `longest`.
+    """Cut a length into the fewest parts that are no longer than `longest`.
 
     All parts except the last have even lengths, because OpenVINO takes a quarter longer for odd ones in bfloat16. The
-    parts differ by at most three, so there is never a sliver at the end.
+    lengths differ by at most three, so there is never a sliver at the end.
 
     Returns:
-        Ascending edges, from 0 to `length`.
+        The edges of the parts, ascending from 0 to `length`.
     """
     if length <= longest:
         return 0, length
     step = min(2, longest)
     parts = -(-length // (longest - longest % step))
-    # Rounded up to the next multiple, so that the last part is no longer than the others.
+    # Edges are rounded up to the next even number, so that the last part is no longer than the others.
     return (*(step * -(-index * length // (parts * step)) for index in range(parts)), length)
 
 
@@ -162,7 +190,7 @@ def parse_size(value: "str | float | tuple[int, int] | None", native: Size) -> S
 
 
 def fixed_size(text: str) -> Size | None:
-    """The size of a text that does not depend on the latent: `3840x2160` or a name of `NAMED_SIZES`. Otherwise None."""
+    """The size in pixels that a text means for every latent: `3840x2160` or a name of `NAMED_SIZES`. Otherwise None."""
     text = text.strip().lower()
     if text in NAMED_SIZES:
         return Size(*NAMED_SIZES[text])
@@ -176,15 +204,21 @@ def fit(native: Size, target: tuple[int, int], how: Fit) -> tuple[Size, Box]:
     Args:
         native: the picture's size at scale 1, in pixels, which determines its aspect ratio.
         target: the display's width and height in pixels.
-        how: `cover` for the smallest picture with this aspect ratio that fills the display, which then shows the
-            middle of it; `contain` for the largest picture with this aspect ratio that the display shows whole;
-            `stretch` for the display's own size, with its aspect ratio.
+        how: `cover` makes the smallest picture with this aspect ratio that fills the display. The display then shows
+            the middle of it. `contain` makes the largest picture with this aspect ratio that the display shows as a
+            whole. `stretch` makes a picture of the display's own size and aspect ratio.
 
     Returns:
         The picture's size, and the part of it that is visible, in pixels.
 
     Raises:
         PlanError: the display or the picture has a side below 1 or above `MAX_SIDE` pixels, or `how` is unknown.
+
+    Examples:
+        >>> fit(Size(1024, 1024), (1920, 1080), "cover")
+        (Size(width=1920, height=1920), Box(x=0, y=420, width=1920, height=1080))
+        >>> fit(Size(1024, 1024), (1920, 1080), "contain")
+        (Size(width=1080, height=1080), Box(x=0, y=0, width=1080, height=1080))
     """
     display = parse_size(target, native)
     if how == "stretch":

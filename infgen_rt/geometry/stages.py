@@ -1,4 +1,4 @@
-"""Chains of stages, by which iterative extrapolation reaches a size."""
+"""Chains of stages, by which iterative extrapolation reaches a large size."""
 
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
@@ -10,7 +10,8 @@ from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.shapes import Size
 
 LEAST_MAX_SCALE = 1.1
-# A change of a picture's sides by rounding to whole cells and pixels that is not visible.
+"""The smallest `max_scale`. With less, a chain would have very many stages."""
+# Rounding to whole cells and pixels may change a picture's sides by up to this factor, which is not visible.
 _ROUNDING = 1.02
 
 
@@ -18,19 +19,22 @@ def chain(whole: Grid, stages: Sequence[float] | None = None, max_scale: float |
     """Divide the decode of a latent to a picture into stages.
 
     Every picture except the last consists of whole cells of the next latent. The last picture has exactly the requested
-    size, so its stage also makes up for rounding and for a stretch along one axis.
+    size. Its stage therefore also corrects the rounding of the earlier ones, and stretches the picture if that was
+    requested.
 
     Args:
         whole: the decode as one stage, which is the result if neither of the other arguments is given.
         stages: the scales of the stages, which multiply to the whole scale.
-        max_scale: the largest scale of a stage, up to the rounding of sizes to whole cells. The chain has the fewest
-            stages, with equal scales.
+        max_scale: the largest scale of a stage, apart from the rounding of sizes to whole cells. The chain then has as
+            few stages as possible, with equal scales.
 
     Returns:
-        The grids of the stages, first to last. Each picture has one pixel per 1 / patch cells of the next latent.
+        The grids of the stages, first to last. Every picture except the last has `patch` pixels per cell of the next
+        latent, in both directions.
 
     Raises:
-        PlanError: both are given, or one is not usable, or the scales do not multiply to the whole scale.
+        PlanError: both `stages` and `max_scale` are given, one of them is not usable, or the scales do not multiply to
+            the whole scale.
     """
     if stages is not None and max_scale is not None:
         raise PlanError("stages and max_scale exclude each other: expected one of them")
@@ -47,7 +51,7 @@ def _by_scales(whole: Grid, stages: Sequence[float]) -> tuple[Grid, ...]:
     except (TypeError, ValueError):
         scales = []
     product = prod(scales)
-    # The product of numbers that are usable by themselves may be too small or too large for a number.
+    # The product is checked too, because it may be 0 or infinite although each scale is usable by itself.
     if not scales or not all(isfinite(each) and each > 0 for each in (*scales, product)):
         raise PlanError(f"stages {stages!r} are not usable: expected their scales, numbers above 0, as (2, 2)")
     low, high = sorted(whole.scale)
@@ -76,7 +80,7 @@ def _through(whole: Grid, factors: Iterable[tuple[float, float]]) -> tuple[Grid,
     """The chain through latents whose width and height are the first one's times the given factors."""
     latents = [whole.cells]
     for pair in factors:
-        # Half a cell is always rounded up, and not to the even number.
+        # Half a cell is always rounded up. Python's `round` would round it to the next even number.
         sides = (max(1, int(side * factor + 0.5)) for side, factor in zip(whole.cells, pair, strict=True))
         latents.append(Size(*sides))
     pictures = [Size(*(side * whole.patch for side in cells)) for cells in latents[1:]]

@@ -8,11 +8,11 @@ from math import prod
 
 from infgen_rt.geometry.shapes import Box, Size, split
 
-# Larger tiles do not fit into the processor's caches, and smaller ones consist mostly of halo.
+# Sides of tiles, in tokens. Larger tiles do not fit into the processor's caches, and smaller ones are mostly halo.
 LARGEST_TILE = 64
 SMALLEST_TILE = 8
-# Bounds for tiles that are decoded at the same time. Cancelling may have to wait until one thread has finished such a
-# tile, so they must not be too large. Below the lower bound, the halos cost more than decoding in parallel gains.
+# Sides of tiles that are decoded at the same time, in tokens. Cancelling may have to wait until one thread has finished
+# such a tile, so it must not be too large. In smaller tiles, the halos cost more than decoding in parallel gains.
 LARGEST_SHARED_TILE = 48
 SMALLEST_SHARED_TILE = 32
 
@@ -31,7 +31,7 @@ class Tiling:
 
     @classmethod
     def of(cls, size: Size, longest: Size) -> "Tiling":
-        """The fewest tiles no larger than `longest`, balanced so that none is a sliver."""
+        """The fewest tiles that are no larger than `longest`, balanced so that none is a sliver."""
         return cls(split(size.width, longest.width), split(size.height, longest.height))
 
     @property
@@ -67,7 +67,7 @@ class HaloTiling:
 
     Attributes:
         tiling: the tiling, in cells.
-        halo: the number of cells on each side of a tile that its cells depend on.
+        halo: the number of cells on each side of a tile that the tile's own cells depend on.
     """
 
     tiling: Tiling
@@ -93,7 +93,7 @@ class HaloTiling:
         return tile.grow(self.halo, self.tiling.box)
 
     def windows(self) -> Iterator[tuple[Box, Box]]:
-        """Each tile and its window."""
+        """Each tile and its window (see `window_of`), row by row."""
         for tile in self.tiling.touching(self.tiling.box):
             yield tile, self.window_of(tile)
 

@@ -1,4 +1,4 @@
-"""Checks latents from pipelines and files, and converts them to float32 [channels, h, w]."""
+"""Checks the latents that pipelines return and files hold, and converts them to float32 [channels, h, w]."""
 
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from infgen_rt.latent.spaces import LatentSpace, latent_space, latent_spaces
 __all__ = ["Normalisation", "as_latent", "as_latents", "load_latent", "load_latents", "native_size"]
 
 IMPOSSIBLE_STD = 5.0
+"""No latent in the model's normalisation has a larger standard deviation."""
 
 
 def load_latent(
@@ -33,8 +34,9 @@ def load_latent(
 
     Args:
         path: a .npy, .npz or .safetensors file of float16, bfloat16, float32 or float64 numbers.
-        key: the array's name, for a file with several. It is not needed for a single array or one of the usual names.
-        space: the name of its latent space.
+        key: the name of the array. It is not needed if the file has only one array, or if the array has a usual name:
+            `latent`, `latents`, `latent_tensor` or `samples`.
+        space: the name of its latent space, or of a model that uses the space.
         normalisation: see `as_latents`.
         latent_size: see `as_latents`.
 
@@ -43,6 +45,12 @@ def load_latent(
 
     Raises:
         LatentError: the file or the latent is not usable, or there are several latents.
+
+    Examples:
+        >>> import numpy as np
+        >>> np.save("latent.npy", load_sample("harbour").latent)
+        >>> load_latent("latent.npy", normalisation="model").shape
+        (32, 68, 120)
     """
     latents = load_latents(path, key=key, space=space, normalisation=normalisation, latent_size=latent_size)
     if len(latents) != 1:
@@ -58,10 +66,18 @@ def load_latents(
     normalisation: Normalisation | None = None,
     latent_size: tuple[int, int] | None = None,
 ) -> list[FloatArray]:
-    """Read the latents of all pictures in a file's array. Arguments and errors are those of `load_latent`.
+    """Read the latents of all pictures in a file's array.
+
+    The arguments and the errors are those of `load_latent`.
 
     Returns:
         float32 [channels, h, w] for each picture.
+
+    Examples:
+        >>> import numpy as np
+        >>> np.save("batch.npy", np.stack([load_sample(name).latent for name in ("harbour", "osprey")]))
+        >>> len(load_latents("batch.npy", normalisation="model"))
+        2
     """
     stored = read_array(path, key)
     try:
@@ -81,28 +97,34 @@ def as_latents(
     """Convert the output of a pipeline into latents that can be decoded.
 
     Args:
-        value: a NumPy array, a torch tensor, what `read_array` returns, or anything that NumPy reads, in one of the
-            following shapes. Each may have a batch axis, and the first two may have an axis of one frame before h.
-            [C, h, w], the latent itself;
-            [4C, h/2, w/2], patchified 2x2, as ComfyUI stores FLUX.2's;
-            [h/2 * w/2, 4C], packed into a sequence, as diffusers' pipelines return FLUX.1's and FLUX.2's. It needs
-            `latent_size`. The last two are only for spaces whose programs return them.
+        value: a NumPy array, a torch tensor, what `read_array` returns, or anything that NumPy converts to an array of
+            floating-point numbers. It has one of these shapes, with or without a batch axis:
+
+            - [C, h, w], the latent itself.
+            - [4C, h/2, w/2], patchified 2x2, as ComfyUI stores the latents of FLUX.2. Only for spaces that are
+              `patchified`.
+            - [h/2 * w/2, 4C], packed into a sequence, as diffusers' pipelines return the latents of FLUX.1 and FLUX.2.
+              Only for spaces that are `packed`. It needs `latent_size`.
+
+            The first two may have an axis of one frame before h.
         space: its latent space.
-        normalisation: `model` if the numbers are those that the diffusion transformer works on, `vae` if they
-            are the VAE's own (for FLUX.2, with the batch norm undone). With `output_type="latent"`, diffusers'
-            Flux2Pipeline (0.36 to 0.42.1) returns packed latents in the model's normalisation, and its
-            Flux2KleinPipeline (0.37 to 0.42.1) returns plain latents in the VAE's own. None means what the file says,
-            which is the VAE's own for ComfyUI's files of all spaces but FLUX.2. For other latents it means the
-            model's, with a warning if the numbers contradict it or are ambiguous.
+        normalisation: `model` if the numbers are those that the diffusion transformer works on, or `vae` if they
+            are the VAE's own (for FLUX.2, with the batch norm undone). None takes what the file says. ComfyUI's files
+            have the VAE's own normalisation in all spaces except FLUX.2. For latents from elsewhere, None means
+            `model`, and there is a warning if the numbers contradict it or are ambiguous. With `output_type="latent"`,
+            diffusers' Flux2Pipeline (0.36 to 0.42.1) returns packed latents in the model's normalisation, and its
+            Flux2KleinPipeline (0.37 to 0.42.1) returns plain latents in the VAE's own.
         latent_size: the width and height in pixels that were requested from the pipeline. Only for packed latents.
         notices: gives the warnings. By default, each cause is reported once per call.
 
     Returns:
-        float32 [C, h, w] for each picture, finite and contiguous. There is a warning if the numbers are unusual for a
-        latent.
+        float32 [C, h, w] for each picture, finite and contiguous.
 
     Raises:
         LatentError: the shape, channels, dtype or numbers are not those of a latent.
+
+    Warns:
+        InfGenWarning: the numbers are unusual for a latent.
     """
     if normalisation not in (None, "model", "vae"):
         raise LatentError(f"normalisation {normalisation!r} is unknown: expected 'model' or 'vae'")
@@ -121,7 +143,10 @@ def as_latent(
     latent_size: tuple[int, int] | None = None,
     notices: Notices | None = None,
 ) -> FloatArray:
-    """Convert the latent of one picture. Arguments and errors are those of `as_latents`.
+    """Convert the latent of one picture. The arguments are those of `as_latents`.
+
+    Returns:
+        float32 [C, h, w], finite and contiguous.
 
     Raises:
         LatentError: it is not usable, or it is a batch of several latents.
@@ -134,13 +159,16 @@ def as_latent(
 
 
 def native_size(value: Any, space: LatentSpace, *, latent_size: tuple[int, int] | None = None) -> Size:
-    """The size in pixels of a latent's picture, or of each of several, at scale 1. Arguments as for `as_latents`."""
+    """The size in pixels, at scale 1, of the picture of a latent or of each latent in a batch.
+
+    The arguments and the errors are those of `as_latents`.
+    """
     plain, _ = plain_latents(as_float32(value), space, latent_size)
     return space.native_size(plain[0])
 
 
 def as_float32(value: Any) -> FloatArray:
-    """The numbers of what `as_latents` takes, in their own shape.
+    """Convert the numbers of what `as_latents` takes to float32. The shape stays the same.
 
     Raises:
         LatentError: these are not floating-point numbers.
@@ -165,7 +193,7 @@ def as_float32(value: Any) -> FloatArray:
 
 
 def _dtype_name(array: np.ndarray) -> str:
-    """The usual name of a dtype. NumPy has no names for float8, which .npy stores as bytes."""
+    """The usual name of an array's dtype. NumPy has no name for float8, which .npy files store as opaque bytes."""
     if array.dtype.kind == "V" and array.dtype.names is None and array.dtype.itemsize == 1:
         return "of one byte each, as .npy keeps float8"
     return str(array.dtype)
@@ -189,13 +217,13 @@ def _checked(
         )
     doubtful = _check_normalisation(latent, space, normalisation, patched, notices)
     other = likely_space(latent, [space, *(each for each in latent_spaces().values() if each != space)])
-    like = f", but as those of {other.name} ({other.title})" if other and other != space else ""
+    like = f", but like those of {other.name} ({other.title})" if other and other != space else ""
     if like or is_foreign(latent, space):
         step = f"open a model for it (space={other.name!r}, --space {other.name})" if like and other else _LOOK
         notices.warn(
             "foreign",
-            f"the latent's {space.channels} channels do not go together as those of {space.name} do{like}: if it is of "
-            f"another model, the picture shows nothing; {step}",
+            f"the latent's {space.channels} channels are not correlated like those of {space.name}{like}: if another "
+            f"model made it, the picture will show nothing recognisable; {step}",
         )
     if normalisation == "vae":
         latent = space.normalise(latent)
@@ -208,13 +236,14 @@ _SAY_MODEL = "pass normalisation='model' (--normalisation model)"
 
 
 def _say_vae(space: LatentSpace) -> str:
-    return f"if it is of the VAE's own, as {space.raw_example}, pass normalisation='vae' (--normalisation vae)"
+    advice = "pass normalisation='vae' (--normalisation vae)"
+    return f"if it is in the VAE's own normalisation, as {space.raw_example} it, {advice}"
 
 
 def _check_normalisation(
     latent: FloatArray, space: LatentSpace, said: Normalisation | None, patched: bool, notices: Notices
 ) -> bool:
-    """Warn if the numbers or their packing contradict the normalisation, or if it is not given and ambiguous.
+    """Warn if the numbers or their packing contradict the normalisation, or if none is given and they are ambiguous.
 
     Returns:
         Whether there was a warning.
@@ -237,13 +266,13 @@ def _check_normalisation(
     elif said != "vae" and likely == "vae":
         notices.warn(
             "not normalised",
-            f"the latent's numbers (standard deviation {std:.2f}, where {low:g} to {high:g} is usual) look like those "
-            f"of the VAE's own normalisation: {_say_vae(space)}",
+            f"the latent's numbers (standard deviation {std:.2f}, where {low:g} to {high:g} is usual) look like the "
+            f"VAE's own: {_say_vae(space)}",
         )
     elif said is None and likely is None and not patched and low <= std <= high:
         notices.warn(
             "normalisation",
-            "the latent's normalisation cannot be told from its numbers, and the diffusion model's is taken: "
+            "the numbers do not show the latent's normalisation, and the diffusion model's is assumed: "
             f"{_say_vae(space)}, otherwise normalisation='model' (--normalisation model) to say so",
         )
     else:

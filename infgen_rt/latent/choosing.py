@@ -1,4 +1,4 @@
-"""Chooses the space of a latent that comes without a name."""
+"""Chooses the latent space of a latent if the user has not named it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from infgen_rt.latent.spaces import LatentSpace, joined, latent_space, latent_sp
 def space_of(
     value: Any, names: Sequence[str] | None = None, *, latent_size: tuple[int, int] | None = None
 ) -> LatentSpace:
-    """The space of a latent, if its shape leaves no choice. It is never guessed from the numbers.
+    """The space of a latent, if only one space has its shape. The space is never guessed from the numbers.
 
     Args:
         value: the latent or latents, as for `as_latents`.
@@ -21,8 +21,8 @@ def space_of(
         latent_size: as for `as_latents`. Packed latents are examined only if it is given.
 
     Raises:
-        LatentError: the shape is that of no space, or of several. The message then names them, and the one that the
-            numbers look like if they tell reliably.
+        LatentError: the shape is that of no space, or of several. In the second case, the message names these spaces.
+            If the numbers are clearly those of one of them, the message says so.
     """
     array = as_float32(value)
     spaces = [latent_space(name) for name in names] if names is not None else list(latent_spaces().values())
@@ -43,7 +43,7 @@ def space_of(
 
 
 def _likely(array: Any, spaces: Sequence[LatentSpace], latent_size: tuple[int, int] | None) -> LatentSpace | None:
-    """The space whose latent an array looks like, in whichever layout each space has for its shape."""
+    """The space that an array's numbers look like, in the layout that each space has for this shape."""
     for space in spaces:
         try:
             (latent, *_), _ = plain_latents(array, space, latent_size)

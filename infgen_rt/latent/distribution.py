@@ -1,7 +1,7 @@
-"""How likely the cells of a latent are in a space, by means and covariances measured over many pictures.
+"""The likelihood of a latent's cells in a space, by the means and covariances that were measured over many pictures.
 
-A space's cells are taken as normally distributed. The likelihood of a latent then depends on its own means and
-covariances only, so it is computed from these.
+The cells of a space are assumed to be normally distributed. The likelihood of a latent then depends only on its own
+means and covariances, and is computed from these.
 """
 
 from collections.abc import Sequence
@@ -46,14 +46,14 @@ def is_measured(space: LatentSpace) -> bool:
 
 
 def log_likelihood(cells: Cells, space: LatentSpace) -> float:
-    """The logarithm of a cell's likelihood in a measured space, on average, up to a constant."""
+    """The average over the cells of the log likelihood in a measured space, up to a constant."""
     usual, inverse, determinant = _distribution(space)
     off = cells.mean - usual
     return float(determinant + np.trace(inverse @ (cells.covariance + np.outer(off, off)))) / -2
 
 
 def model_odds(cells: Cells, space: LatentSpace) -> float:
-    """The logarithm of the odds, for each cell, that a latent of a measured space is the model's, not the VAE's own."""
+    """The log odds per cell for the diffusion model's normalisation, against the VAE's own, in a measured space."""
     count = len(cells.mean)
     shift, scale = (np.broadcast_to(np.array(each, np.float64), count) for each in (space.vae_mean, space.vae_std))
     of_vae = log_likelihood(cells.moved(shift, scale), space) - float(np.log(scale).sum())

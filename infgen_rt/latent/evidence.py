@@ -11,36 +11,42 @@ from infgen_rt.latent.spaces import LatentSpace
 
 Normalisation = Literal["model", "vae"]
 LARGEST = 1e4
-"""No latent has larger numbers, in any normalisation. Squares of much larger ones are no float32 numbers."""
-# Natural logarithm of the odds at which a latent counts as the VAE's own, about twelve to one, and as the model's. The
-# second is larger, because it is the one that is taken without a warning.
+"""The largest magnitude in any latent, in either normalisation. The squares of much larger numbers would overflow
+float32."""
+# The natural logarithms of the odds from which on a latent counts as the VAE's own (about 12 to 1) and as the model's
+# (about 55 to 1). The model's normalisation needs better odds, because it is then taken without a warning.
 _SURE_VAE, _SURE_MODEL = 2.5, 4.0
-# The same for each cell, where the means and covariances of channels tell.
+# The same per cell, for a space whose means and covariances were measured.
 _SURE_CELL = 2.0
-# The range `usual_std` spans this many standard deviations of log(std) over pictures, on either side of its middle.
+# The range `usual_std` reaches this many standard deviations of log(std), over pictures, to either side of its middle.
 _SPAN = 2.5
-# With fewer cells, the statistics of a channel's parts say more about the picture than about the normalisation.
+# With fewer cells, the statistics of a channel's 2x2 parts depend more on the picture than on the normalisation.
 _LEAST_PARTS = 2048
-# The errors of the parts' deviations and means are larger than their residuals say, because channels are not
-# independent. The factors were measured on parts of 333 photographs' latents.
+# The residuals understate the errors of the parts' standard deviations and means, because channels are not independent.
+# The errors are larger by these factors, which were measured on parts of 333 photographs' latents.
 _DEVIATIONS_ERROR, _MEANS_ERROR = 1.25, 1.1
-# With fewer cells, the correlations of channels depend too much on the picture's motif.
+# With fewer cells, the correlations of channels depend too much on what the picture shows.
 _LEAST_CELLS = 256
-# The smallest agreement with the space's correlations of a latent in the space. Unrelated channels agree only by
-# chance, with a standard deviation of 0.045 over 496 pairs.
+# A latent agrees with the correlations of its own space at least this much. Unrelated channels agree only by chance,
+# with a standard deviation of 0.045 over 496 pairs.
 _LEAST_AGREEMENT = 0.12
-# With fewer pairs of channels, related ones agree too little for some pictures, and unrelated ones by chance.
+# With fewer pairs of channels, some latents agree too little with their own space, and others by chance with a wrong
+# one.
 _LEAST_PAIRS = 200
-# Largest side of the part of a latent that is examined, so that the time does not grow with the latent.
+# The largest side of the part of a latent that is examined, so that the time does not grow with the latent.
 _MOST_CELLS = 256
-# Below this correlation of cells two apart, a latent is noise. Pictures of fine texture have little more.
 NOISE = 0.05
-# Above this correlation of cells two apart, a latent shows a picture. Noise has no correlation.
+"""If the correlation of cells that are two apart is lower, the latent is noise. It is little higher in pictures of fine
+texture."""
+# If the correlation of cells that are two apart is higher, the latent shows a picture. In noise it is about 0.
 _SMOOTH = 0.2
 
 
 def moments(latent: FloatArray) -> tuple[float, float]:
-    """The mean and standard deviation of a whole latent, float32 [C, h, w]. Copies only one channel at a time."""
+    """The mean and standard deviation of a whole latent, float32 [C, h, w].
+
+    Only one channel is copied at a time, because a latent may be large.
+    """
     means = [channel.mean(dtype=np.float64) for channel in latent]
     squares = [np.square(channel, dtype=np.float64).mean() for channel in latent]
     mean = float(np.mean(means))
@@ -50,16 +56,18 @@ def moments(latent: FloatArray) -> tuple[float, float]:
 def normalisation_of(latent: FloatArray, space: LatentSpace) -> Normalisation | None:
     """Distinguish the diffusion model's normalisation from the VAE's own.
 
-    There are three kinds of evidence. First, a standard deviation outside the usual range rules out one of the two.
-    Second, a standard deviation inside the range is more usual for one than for the other. Third, if the space has
-    statistics for the 2x2 parts of each channel (those of a batch norm, as in FLUX.2), the parts of the VAE's own
-    latents differ in the same way as these statistics. The parts of a channel see the same picture, so its content
-    cancels out. This evidence is stronger for larger latents, and is not used for small ones.
+    If the means and covariances of the space's channels were measured, only these are used as evidence. Otherwise,
+    there are three kinds of evidence:
 
-    If the means and covariances of a space's channels were measured, only these are used as evidence.
+    1. A standard deviation outside the usual range of a normalisation rules this normalisation out.
+    2. A standard deviation inside both ranges is more usual for one normalisation than for the other.
+    3. Some spaces have statistics for the 2x2 parts of each channel, such as those of FLUX.2's batch norm. The parts of
+       the VAE's own latents differ from one another in the same way as these statistics. The content of the picture
+       does not matter, because all parts of a channel show the same picture. This evidence is stronger for larger
+       latents, and is not used for small ones.
 
-    Pictures of one colour have the smallest deviations. Those of their VAE's own latents are as large as those of other
-    pictures' normalised latents.
+    A standard deviation alone is often not enough. In the VAE's own normalisation, the latents of pictures of one
+    colour have about the standard deviation of other pictures' normalised latents.
 
     Args:
         latent: float32 [C, h, w].
@@ -107,7 +115,12 @@ def is_foreign(latent: FloatArray, space: LatentSpace) -> bool:
 
 
 def shows_picture(latent: FloatArray, least: float = _SMOOTH) -> bool:
-    """Whether cells that are two apart correlate at least so much in a latent, float32 [C, h, w]. Noise's do not."""
+    """Whether a latent shows a picture and not noise, by the correlation of cells that are two apart.
+
+    Args:
+        latent: float32 [C, h, w].
+        least: the correlation from which on it is a picture.
+    """
     if min(latent.shape[1:]) < 3:
         return False
     centred = latent - latent.mean(axis=(1, 2), keepdims=True)
@@ -120,7 +133,7 @@ def shows_picture(latent: FloatArray, least: float = _SMOOTH) -> bool:
 
 
 def middle(latent: FloatArray) -> FloatArray:
-    """The middle of a latent. It starts at even cells, like the 2x2 parts."""
+    """The middle of a latent [C, h, w], up to 256 cells per side. It starts at even cells, like the 2x2 parts."""
     rows, columns = (
         slice(max(0, side - _MOST_CELLS) // 4 * 2, max(0, side - _MOST_CELLS) // 4 * 2 + _MOST_CELLS)
         for side in latent.shape[1:]
@@ -129,7 +142,7 @@ def middle(latent: FloatArray) -> FloatArray:
 
 
 def _odds_of_parts(latent: FloatArray, space: LatentSpace) -> float:
-    """Log odds for the model's normalisation from the 2x2 parts' differences. 0 without such statistics."""
+    """The log odds for the model's normalisation, from the differences of the 2x2 parts. 0 if they cannot be used."""
     latent = middle(latent)
     channels, height, width = latent.shape
     if len(space.vae_std) != 4 * channels or len(space.vae_mean) != 4 * channels:
@@ -142,16 +155,16 @@ def _odds_of_parts(latent: FloatArray, space: LatentSpace) -> float:
     if not deviations.all():
         return 0.0
     means = parts.mean(axis=2, dtype=np.float64)
-    # Even a normalised latent shows a part of the pattern, on average a quarter of it for photographs.
+    # Even a normalised latent has a part of the pattern: on average a quarter of it, for photographs.
     return _odds(np.log(deviations), np.log(space.vae_std), 0.75, _DEVIATIONS_ERROR) + _odds(
         means, np.asarray(space.vae_mean), 0.5, _MEANS_ERROR
     )
 
 
 def _odds(found: np.ndarray, pattern: np.ndarray, middle: float, error: float) -> float:
-    """Log odds that the found values contain less than `middle` times the pattern, relative to each channel's mean.
+    """The log odds that values contain less than `middle` times a pattern. Both are relative to each channel's mean.
 
-    Its error is `error` times what the residuals say.
+    The standard error of the share is `error` times the one that follows from the residuals.
     """
     found, pattern = (
         values.reshape(-1, 4) - values.reshape(-1, 4).mean(axis=1, keepdims=True) for values in (found, pattern)

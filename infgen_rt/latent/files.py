@@ -1,4 +1,4 @@
-"""Reads arrays from .npy, .npz and .safetensors files, without pickle and without trusting headers."""
+"""Reads arrays from .npy, .npz and .safetensors files. Pickles are never loaded, and headers are not trusted."""
 
 import io
 import json
@@ -22,11 +22,11 @@ from infgen_rt.latent.spaces import LatentSpace
 
 MAX_FILE = GIB
 _FREE = "close other programs, or split a batch into several files"
-# Names of the tensor that diffusers users, ComfyUI and this package use.
+# The names that ComfyUI, this package and users of diffusers give to the array of a latent.
 USUAL_NAMES = ("latent", "latents", "latent_tensor", "samples")
 
 Array = npt.NDArray[np.generic]
-# ComfyUI's SaveLatent marks files of unscaled numbers with an empty tensor of this name. Files without it are older.
+# ComfyUI's SaveLatent adds an empty tensor of this name to files of unscaled numbers. Older files do not have it.
 _COMFYUI_MARK = "latent_format_version_0"
 _MOST_NAMES = 8
 _SAFETENSORS_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
@@ -38,8 +38,8 @@ class Stored:
 
     Attributes:
         array: the array, with bfloat16 widened to float32.
-        metadata: the text metadata of a safetensors file.
-        comfyui: whether ComfyUI wrote the file, which decides the normalisation.
+        metadata: the text metadata of a safetensors file, by key. Empty for other files.
+        comfyui: whether ComfyUI wrote the file. The normalisation is then known.
     """
 
     array: Array
@@ -47,7 +47,7 @@ class Stored:
     comfyui: bool = False
 
     def normalisation(self, space: LatentSpace) -> Normalisation | None:
-        """The normalisation of the array as a latent of a space. None if the file does not say."""
+        """The normalisation of the array, if it is a latent of the given space. None if the file does not show it."""
         if not self.comfyui:
             return None
         return "vae" if space.comfyui_raw else "model"
@@ -58,7 +58,7 @@ def read_array(path: str | Path, key: str | None = None) -> Stored:
 
     Args:
         path: a .npy, .npz or .safetensors file. ComfyUI's .latent is a safetensors file.
-        key: the array's name, for a file with several. By default the only array, or one of `USUAL_NAMES`.
+        key: the name of the array. By default, it is the only array, or one of `USUAL_NAMES`.
 
     Raises:
         LatentError: the file is missing, damaged, of another kind, or does not contain the array.
@@ -83,12 +83,15 @@ def read_array(path: str | Path, key: str | None = None) -> Stored:
 
 
 def parse_array(data: bytes, name: str, key: str | None = None) -> Stored:
-    """Read one floating-point array from a file's content. Like `read_array`, which reads the file from a path.
+    """Read one floating-point array from the content of a file.
 
     Args:
         data: the content.
         name: the file's name in error messages.
         key: as for `read_array`.
+
+    Raises:
+        LatentError: as for `read_array`.
     """
     if (kind := known_kind(data)) is not None:
         raise LatentError(f"{name} {kind}")
@@ -99,7 +102,7 @@ def parse_array(data: bytes, name: str, key: str | None = None) -> Stored:
         raise LatentError(f"{name}: {error}") from None
     except MemoryError:
         raise LatentError(f"there is too little memory to read {name}: {_FREE}") from None
-    # A damaged file may raise any exception of a parser (zlib, struct, JSON, ...). All of them mean the same.
+    # For a damaged file, a parser (zlib, struct, JSON, ...) may raise any exception. All of them mean the same.
     except Exception as error:
         raise_callers(error)
         raise LatentError(
@@ -190,5 +193,5 @@ def _expect_length(found: int, expected: int) -> None:
 
 
 def _widen(halves: Array) -> Array:
-    """Convert bfloat16, viewed as uint16, to float32. Its bits are the upper half of float32's."""
+    """Convert bfloat16 numbers, viewed as uint16, to float32. They are the upper half of float32 numbers."""
     return (halves.astype(np.uint32) << 16).view(np.float32)

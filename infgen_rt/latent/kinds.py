@@ -1,4 +1,4 @@
-"""Kinds of files that are often mistaken for latents, recognised by their first bytes, with advice for each."""
+"""Recognises files that are often mistaken for latents by their first bytes, and gives advice for each kind."""
 
 _SAVE = "save the latent with safetensors or numpy.save"
 _PASS = "pass what a pipeline returns with output_type='latent'"
@@ -15,7 +15,8 @@ _KINDS: tuple[tuple[bytes, str], ...] = (
     (b"<!DOCTYPE", "is a web page: download the file again"),
     (b"<html", "is a web page: download the file again"),
 )
-# Pickle's protocols 2 to 5. PyTorch's .pt files were pickles until version 1.6, and some other files still are.
+# The first bytes of a pickle of protocol 2 to 5. PyTorch's .pt files were pickles until version 1.6, and some other
+# files still are.
 _PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 PICKLE = f"is a PyTorch or Python pickle, which is never loaded because it could run code: {_SAVE}"
 

@@ -9,9 +9,10 @@ from infgen_rt.common.pixels import FloatArray
 from infgen_rt.errors import LatentError
 from infgen_rt.latent.spaces import LatentSpace, joined, latent_spaces
 
-# If neighbours are less alike along one axis than along the other by this much, that axis is not a side of a picture.
+# If the correlation of neighbours along one axis is lower than along the other by this much, the first axis is not a
+# side of a picture.
 _UNLIKE_SIDES = 0.15
-# Number of rows or tokens that are examined for this.
+# The number of rows or tokens that are examined for this.
 _MOST_TOKENS = 256
 
 
@@ -26,7 +27,7 @@ def plain_latents(
         latent_size: the width and height in pixels that were requested from the pipeline. Only for packed latents.
 
     Returns:
-        The latents, each float32 [C, h, w], and whether they were patchified or packed, with four times the channels.
+        The latents, each float32 [C, h, w], and whether they were patchified or packed.
 
     Raises:
         LatentError: the shape is not that of a latent, or is ambiguous.
@@ -102,10 +103,10 @@ def _is_batch(array: FloatArray, space: LatentSpace, latent_size: tuple[int, int
 
 
 def _down_minus_across(array: FloatArray) -> float:
-    """How much more alike neighbours are along the second axis of [_, tokens, 4C] than along the third.
+    """The correlation of neighbours along the second axis of [_, tokens, 4C], minus that along the third axis.
 
-    It is about 0 for a plain latent that is 4C cells wide. Along the third axis, only every fourth pair is used,
-    because in packed tokens such a pair belongs to two channels.
+    For a plain latent that is 4C cells wide, the difference is about 0. Along the third axis, only every fourth pair is
+    used. If the array is packed tokens, the two values of such a pair belong to different channels.
     """
     centred = array[:, :_MOST_TOKENS] - array[:, :_MOST_TOKENS].mean(axis=(1, 2), keepdims=True)
     square = float(np.square(centred).mean(dtype=np.float64))
@@ -117,7 +118,7 @@ def _down_minus_across(array: FloatArray) -> float:
 
 
 def expected_shapes(space: LatentSpace) -> str:
-    """The shapes that a latent of a space may have, without their batch axis, as alternatives in a sentence."""
+    """The shapes that a latent of a space may have, without a batch axis: `[C, h, w] or [tokens, 4C]`."""
     channels, packed = space.channels, 4 * space.channels
     shapes = [f"[{channels}, h, w]"]
     shapes += [f"[{packed}, h/2, w/2]"] if space.patchified else []
@@ -157,7 +158,7 @@ def _grid(tokens: FloatArray, token: int, latent_size: Sequence[int] | None) -> 
 
 
 def _unpatchify(array: FloatArray) -> FloatArray:
-    """Unpatchify [4C, h, w] to [C, 2h, 2w]. A patchified channel is channel * 4 + row * 2 + column."""
+    """Unpatchify [4C, h, w] to [C, 2h, 2w]. The order of patchified channels is channel * 4 + row * 2 + column."""
     channels, height, width = array.shape
     blocks = array.reshape(channels // 4, 2, 2, height, width)
     return blocks.transpose(0, 3, 1, 4, 2).reshape(channels // 4, 2 * height, 2 * width)

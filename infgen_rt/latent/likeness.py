@@ -1,4 +1,4 @@
-"""Distinguishes spaces with the same number of channels, by the covariances of a latent's fine detail."""
+"""Distinguishes spaces with the same number of channels by the covariances of a latent's fine detail."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -10,7 +10,7 @@ from infgen_rt.latent.distribution import Doubles, covariance_of
 from infgen_rt.latent.evidence import LARGEST, NOISE, middle, shows_picture
 from infgen_rt.latent.spaces import LatentSpace
 
-# How much likelier the detail of a cell must be in one space than in each other one, as a natural logarithm.
+# How much larger the log likelihood of a cell's detail must be in one space than in every other space.
 _SURE = 0.2
 # Smaller latents show too little of a picture.
 _LEAST_CELLS = 1024
@@ -19,16 +19,16 @@ _LEAST_CELLS = 1024
 def likely_space(latent: FloatArray, spaces: Sequence[LatentSpace]) -> LatentSpace | None:
     """Find the space of a latent by its statistics, among the spaces with the same number of channels.
 
-    Only the differences of cells from their neighbours count, because the colours of pictures differ more than spaces
-    do. Their scale does not count, so the normalisation need not be known.
+    Only the differences of cells from their neighbours are used, because the colours of pictures differ more than the
+    spaces do. The scale of the differences is ignored, so the normalisation need not be known.
 
     Args:
         latent: float32 [C, h, w].
         spaces: the spaces that it may be in. Those with another number of channels are left out.
 
     Returns:
-        The space in which the latent's detail is much likelier than in any other. None if the latent has fewer
-        than 1,024 cells, shows no picture or does not tell, or if a space was not measured.
+        The space in which the latent's detail is much likelier than in any other. None if there is no such space, if
+        the latent has fewer than 1,024 cells or shows no picture, or if one of the spaces was not measured.
     """
     spaces = [space for space in spaces if space.channels == len(latent)]
     if len(spaces) == 1:
@@ -37,7 +37,7 @@ def likely_space(latent: FloatArray, spaces: Sequence[LatentSpace]) -> LatentSpa
     if not spaces or not measured or latent[0].size < _LEAST_CELLS:
         return None
     latent = middle(latent)
-    if not np.abs(latent).max() <= LARGEST:  # NaN is not either
+    if not np.abs(latent).max() <= LARGEST:  # also if it is NaN
         return None
     if not shows_picture(latent, NOISE):
         return None
@@ -48,7 +48,7 @@ def likely_space(latent: FloatArray, spaces: Sequence[LatentSpace]) -> LatentSpa
 
 
 def detail_covariance(latent: FloatArray) -> Doubles:
-    """The covariance of each pair of channels, for the differences of cells from the mean of their four neighbours."""
+    """The covariances [C, C] of channels, for the differences of cells from the mean of their four neighbours."""
     cells = latent.astype(np.float64)
     across = cells[:, 1:-1, :-2] + cells[:, 1:-1, 2:]
     down = cells[:, :-2, 1:-1] + cells[:, 2:, 1:-1]
@@ -57,9 +57,9 @@ def detail_covariance(latent: FloatArray) -> Doubles:
 
 
 def _log_likelihood(covariance: Doubles, space: LatentSpace) -> float:
-    """The logarithm of the likelihood of a cell's detail, normally distributed, at the scale that makes it greatest.
+    """The average over the cells of the log likelihood of their detail, up to a constant that all spaces share.
 
-    It is an average over cells, up to a constant that all spaces share.
+    The detail is assumed to be normally distributed. Its scale is the one that makes the likelihood greatest.
     """
     inverse, determinant = _distribution(space)
     return -float(len(covariance) * np.log(np.trace(inverse @ covariance)) + determinant) / 2

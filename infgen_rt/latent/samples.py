@@ -1,4 +1,4 @@
-"""The sample latents in the package, for trying the decoder."""
+"""The sample latents that come with the package, with which the decoder can be tried."""
 
 import json
 from dataclasses import dataclass
@@ -33,7 +33,12 @@ class Sample:
 
 
 def sample_names() -> tuple[str, ...]:
-    """Names of the samples, in alphabetical order."""
+    """The names of the samples, in alphabetical order.
+
+    Examples:
+        >>> sample_names()
+        ('colosseum', 'harbour', 'osprey')
+    """
     return tuple(sorted(_index()))
 
 
@@ -42,6 +47,10 @@ def load_sample(name: str) -> Sample:
 
     Raises:
         LatentError: there is no sample with this name.
+
+    Examples:
+        >>> load_sample("harbour").latent.shape
+        (32, 68, 120)
     """
     index = _index()
     if name not in index:
@@ -51,6 +60,6 @@ def load_sample(name: str) -> Sample:
 
 
 def _index() -> dict[str, dict[str, str]]:
-    """Title, source and licence of each sample, by name."""
+    """The title, source and licence of each sample, by its name."""
     index: dict[str, dict[str, str]] = json.loads((FOLDER / "index.json").read_text(encoding="utf-8"))
     return index

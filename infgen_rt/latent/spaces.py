@@ -1,4 +1,4 @@
-"""The table of latent spaces, which are the conventions that latents follow."""
+"""The table of latent spaces. A latent space is a convention for the meaning of a latent's numbers."""
 
 import json
 import re
@@ -24,8 +24,8 @@ class Model:
 
     Attributes:
         title: its name as its makers write it.
-        names: the names that `latent_space` understands, apart from capitals, dots, dashes and spaces.
-        source: what says that it uses the space.
+        names: the names that `latent_space` understands. Capitals, dots, dashes, underscores and spaces do not matter.
+        source: the evidence that it uses the space, such as its VAE's config.
     """
 
     title: str
@@ -37,9 +37,9 @@ class Model:
 class LatentSpace:
     """A convention for the meaning of a latent's numbers.
 
-    A latent *in* the space is normalised, as the diffusion transformer sees it. `vae_mean` and `vae_std` convert the
-    VAE's own latents to this form. Each has one number for all channels, one per channel, or one per channel of the
-    2x2-patchified latent, in the order channel * 4 + row * 2 + column.
+    A latent *in* the space has the normalisation in which the diffusion transformer sees it. `vae_mean` and `vae_std`
+    convert the VAE's own latents to this normalisation. Each has one number for all channels, one per channel, or one
+    per channel of the 2x2-patchified latent, in the order channel * 4 + row * 2 + column.
 
     Attributes:
         name: its name in the table.
@@ -48,14 +48,14 @@ class LatentSpace:
         cell_pixels: the side of a cell in pixels at scale 1.
         usual_std: the smallest and largest overall standard deviation of real latents. None if not measured.
         usual_mean: the largest overall |mean| of real latents. None if not measured.
-        vae_mean: subtracted from the VAE's own latents.
-        vae_std: divisor of the VAE's own latents, after the mean is subtracted.
+        vae_mean: the means to subtract from the VAE's own latents.
+        vae_std: the standard deviations by which these differences are divided.
         source: the source of the numbers.
         models: the models that use it.
         packed: whether pipelines return its latents packed into sequences [h/2 * w/2, 4 * channels].
         patchified: whether programs return its latents patchified 2x2, as [4 * channels, h/2, w/2].
-        comfyui_raw: whether ComfyUI's files hold the VAE's own latents, and not the model's.
-        raw_example: who returns the VAE's own latents, with a verb, for messages.
+        comfyui_raw: whether ComfyUI's files hold latents in the VAE's own normalisation, and not in the model's.
+        raw_example: what returns the VAE's own latents, with a verb, for messages.
         channel_mean: each channel's mean over the latents of many pictures. None if not measured.
         channel_std: each channel's standard deviation over the latents of many pictures. None if not measured.
         correlations: correlations of each pair of channels over pictures, as the upper triangle row by row. None if not
@@ -133,7 +133,7 @@ class LatentSpace:
         return latent * self._pattern(self.vae_std, latent) + self._pattern(self.vae_mean, latent)
 
     def _pattern(self, values: tuple[float, ...], latent: FloatArray) -> FloatArray:
-        """Values to broadcast over a latent: one for all, one per channel, or those of patchified channels repeated."""
+        """Arrange values so that they broadcast over a latent: [1 or C, 1, 1], or [C, h, w] for patchified channels."""
         if len(values) in (1, self.channels):
             return np.asarray(values, np.float32)[:, None, None]
         height, width = latent.shape[1:]
@@ -152,11 +152,15 @@ def latent_space(name: str) -> LatentSpace:
     """Look up a latent space.
 
     Args:
-        name: its name, or that of a model that uses it, as `sd1.5` or `Z-Image`. Capitals, dots, dashes, underscores
-            and spaces do not matter.
+        name: the name of the space, or of a model that uses it, such as `sd1.5` or `Z-Image`. Capitals, dots, dashes,
+            underscores and spaces do not matter.
 
     Raises:
         LatentError: there is no latent space or model with this name.
+
+    Examples:
+        >>> latent_space("Z-Image").name
+        'flux1'
     """
     found = _spaces_by_name().get(_plain(name))
     if found is None:
@@ -189,7 +193,7 @@ def _written(plain: str) -> str:
 
 @cache
 def _spaces_by_name() -> dict[str, LatentSpace]:
-    """The spaces by their own names and those of their models, as `_plain` makes them."""
+    """The spaces by the plain forms (see `_plain`) of their own names and of their models' names."""
     spaces = latent_spaces().values()
     models = {_plain(name): space for space in spaces for model in space.models for name in model.names}
     return models | {_plain(space.name): space for space in spaces}

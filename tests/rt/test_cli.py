@@ -29,7 +29,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def decode(bundle: Path) -> list[str]:
-    # Of so small a latent the normalisation cannot be told, so it is said.
+    # The numbers of such a small latent do not show its normalisation, so the option is given.
     return ["decode", "latent.npy", "-o", "out.png", "--model", str(bundle), "--normalisation", "model"]
 
 

@@ -372,7 +372,7 @@ def test_a_normalisation_that_cannot_be_told_is_asked_about_and_not_guessed(seed
     raw = FLUX2.denormalise(latent / np.float32(1.76))
     assert not (likely == "vae" and normalisation_of(raw, FLUX2) == "model")
     if likely is None:
-        with pytest.warns(InfGenWarning, match="cannot be told .*normalisation='vae'.*normalisation='model'") as caught:
+        with pytest.warns(InfGenWarning, match="do not show .*normalisation='vae'.*normalisation='model'") as caught:
             as_latent(latent, FLUX2)
         assert [getattr(each.message, "cause", "") for each in caught] == ["normalisation"]
     with warnings.catch_warnings():
@@ -392,7 +392,7 @@ def test_a_latent_of_another_model_is_warned_of(name: str, layout: str) -> None:
             [latent[order, y : y + 32, x : x + 32] for y, x in [(0, 0), (0, 60), (34, 8), (30, 80)]]
         )
         foreign = foreign[np.random.default_rng(1).permutation(128)]
-    with pytest.warns(InfGenWarning, match="do not go together") as caught:
+    with pytest.warns(InfGenWarning, match="are not correlated like") as caught:
         as_latents(foreign, FLUX2, normalisation="model")
     assert "foreign" in [getattr(each.message, "cause", "") for each in caught]
 

@@ -142,7 +142,7 @@ def test_nothing_is_told_of_what_is_no_picture_or_too_small_or_between_two() -> 
 def test_a_latent_of_the_space_with_as_many_channels_is_warned_of(name: str, other: str) -> None:
     with pytest.warns(InfGenWarning) as caught:
         as_latent(latent_of(latent_space(other)), latent_space(name), normalisation="model")
-    assert any(f"but as those of {other} (" in str(each.message) for each in caught)
+    assert any(f"but like those of {other} (" in str(each.message) for each in caught)
 
 
 @pytest.mark.parametrize(
