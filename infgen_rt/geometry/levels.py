@@ -80,8 +80,8 @@ def levels_of(size: Size, tile: int = TILE) -> tuple[Level, ...]:
         tile: the side of a tile in pixels.
 
     Examples:
-        >>> from infgen_rt.geometry.shapes import Size
-        >>> [str(level.size) for level in levels_of(Size(1000, 600), tile=256)]
+        >>> from infgen_rt import Size, viewing
+        >>> [str(level.size) for level in viewing.levels_of(Size(1000, 600), tile=256)]
         ['250x150', '500x300', '1000x600']
     """
     sizes = list(halvings(size, tile))[::-1]

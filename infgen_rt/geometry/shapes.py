@@ -29,7 +29,8 @@ class Size(NamedTuple):
         height: the number of rows.
 
     Examples:
-        >>> size = Size(3840, 2160)
+        >>> import infgen_rt
+        >>> size = infgen_rt.Size(3840, 2160)
         >>> size == (3840, 2160)
         True
         >>> print(size)
@@ -63,10 +64,11 @@ class Box(NamedTuple):
         height: the number of rows.
 
     Examples:
-        >>> box = Box(100, 200, 640, 480)
+        >>> import infgen_rt
+        >>> box = infgen_rt.Box(100, 200, 640, 480)
         >>> box.right, box.bottom
         (740, 680)
-        >>> box.intersect(Box(0, 0, 400, 300))
+        >>> box.intersect(infgen_rt.Box(0, 0, 400, 300))
         Box(x=100, y=200, width=300, height=100)
     """
 
@@ -215,9 +217,11 @@ def fit(native: Size, target: tuple[int, int], how: Fit) -> tuple[Size, Box]:
         PlanError: the display or the picture has a side below 1 or above `MAX_SIDE` pixels, or `how` is unknown.
 
     Examples:
-        >>> fit(Size(1024, 1024), (1920, 1080), "cover")
+        >>> import infgen_rt
+        >>> native = infgen_rt.Size(1024, 1024)
+        >>> infgen_rt.fit(native, (1920, 1080), "cover")
         (Size(width=1920, height=1920), Box(x=0, y=420, width=1920, height=1080))
-        >>> fit(Size(1024, 1024), (1920, 1080), "contain")
+        >>> infgen_rt.fit(native, (1920, 1080), "contain")
         (Size(width=1080, height=1080), Box(x=0, y=0, width=1080, height=1080))
     """
     display = parse_size(target, native)

@@ -47,9 +47,10 @@ def load_latent(
         LatentError: the file or the latent is not usable, or there are several latents.
 
     Examples:
+        >>> import infgen_rt
         >>> import numpy as np
-        >>> np.save("latent.npy", load_sample("harbour").latent)
-        >>> load_latent("latent.npy", normalisation="model").shape
+        >>> np.save("latent.npy", infgen_rt.load_sample("harbour").latent)
+        >>> infgen_rt.load_latent("latent.npy", normalisation="model").shape
         (32, 68, 120)
     """
     latents = load_latents(path, key=key, space=space, normalisation=normalisation, latent_size=latent_size)
@@ -74,9 +75,11 @@ def load_latents(
         float32 [channels, h, w] for each picture.
 
     Examples:
+        >>> import infgen_rt
         >>> import numpy as np
-        >>> np.save("batch.npy", np.stack([load_sample(name).latent for name in ("harbour", "osprey")]))
-        >>> len(load_latents("batch.npy", normalisation="model"))
+        >>> samples = [infgen_rt.load_sample(name) for name in ("harbour", "osprey")]
+        >>> np.save("batch.npy", np.stack([sample.latent for sample in samples]))
+        >>> len(infgen_rt.load_latents("batch.npy", normalisation="model"))
         2
     """
     stored = read_array(path, key)
@@ -236,8 +239,7 @@ _SAY_MODEL = "pass normalisation='model' (--normalisation model)"
 
 
 def _say_vae(space: LatentSpace) -> str:
-    advice = "pass normalisation='vae' (--normalisation vae)"
-    return f"if it is in the VAE's own normalisation, as {space.raw_example} it, {advice}"
+    return f"if they are the VAE's own, such as {space.raw_example}, pass normalisation='vae' (--normalisation vae)"
 
 
 def _check_normalisation(
@@ -266,8 +268,8 @@ def _check_normalisation(
     elif said != "vae" and likely == "vae":
         notices.warn(
             "not normalised",
-            f"the latent's numbers (standard deviation {std:.2f}, where {low:g} to {high:g} is usual) look like the "
-            f"VAE's own: {_say_vae(space)}",
+            f"the latent's numbers (standard deviation {std:.2f}, where {low:g} to {high:g} is usual) are not "
+            f"normalised: {_say_vae(space)}",
         )
     elif said is None and likely is None and not patched and low <= std <= high:
         notices.warn(

@@ -36,7 +36,8 @@ def sample_names() -> tuple[str, ...]:
     """The names of the samples, in alphabetical order.
 
     Examples:
-        >>> sample_names()
+        >>> import infgen_rt
+        >>> infgen_rt.sample_names()
         ('colosseum', 'harbour', 'osprey')
     """
     return tuple(sorted(_index()))
@@ -49,7 +50,9 @@ def load_sample(name: str) -> Sample:
         LatentError: there is no sample with this name.
 
     Examples:
-        >>> load_sample("harbour").latent.shape
+        >>> import infgen_rt
+        >>> sample = infgen_rt.load_sample("harbour")
+        >>> sample.latent.shape
         (32, 68, 120)
     """
     index = _index()

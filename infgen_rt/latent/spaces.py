@@ -159,7 +159,8 @@ def latent_space(name: str) -> LatentSpace:
         LatentError: there is no latent space or model with this name.
 
     Examples:
-        >>> latent_space("Z-Image").name
+        >>> from infgen_rt import spaces
+        >>> spaces.latent_space("Z-Image").name
         'flux1'
     """
     found = _spaces_by_name().get(_plain(name))
