@@ -240,10 +240,8 @@ class DecoderConfig:
 
     def refine_halo(self, enlargement: Enlargement | None = None) -> int:
         """Reach of refine in cells: how far a cell's context depends on the features."""
-        # The reach of the trunk's picture, of entering the enlarger, of its convolutions, of leaving it, and of finish.
-        reach = 0
-        if enlargement is not None:
-            reach = 1 if enlargement.factor == 1 else 3 + enlargement.blocks + bool(enlargement.finish)
+        # The reach of the trunk's picture, of entering the enlarger, of its convolutions, and of leaving it.
+        reach = 0 if enlargement is None else 1 if enlargement.factor == 1 else 3 + enlargement.blocks
         for level in reversed(self.trunk[1:]) if self.detail else ():
             reach = math.ceil((reach + 1 + TripleBlock.REACH * level.blocks) / 2)
         return reach

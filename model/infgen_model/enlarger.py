@@ -70,7 +70,7 @@ def _finish(width: int, enlargement: Enlargement) -> nn.Sequential:
     """Makes a correction [B, 12, factor H / 2, factor W / 2] of an enlarged picture, folded by 2, from [B, F, H, W]."""
     half, channels = enlargement.factor // 2, enlargement.finish
     return nn.Sequential(
-        nn.Conv2d(width, channels * half**2, 3, padding=1),
+        nn.Conv2d(width, channels * half**2, 1),
         nn.PixelShuffle(half),
         nn.PReLU(channels, 0.1),
         nn.Conv2d(channels, 12, 3, padding=1),

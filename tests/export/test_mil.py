@@ -117,6 +117,11 @@ CASES: dict[str, tuple[Callable[..., Any], Tensor, Tensor]] = {
         IMAGE,
         F.prelu(IMAGE, torch.linspace(-0.2, 0.5, 8)),
     ),
+    "one slope for all channels": (
+        lambda a: mb.leaky_relu(x=a, alpha=np.float32(0.3)),
+        IMAGE,
+        F.leaky_relu(IMAGE, 0.3),
+    ),
     "unpadded convolution": (lambda a: mb.conv(x=a, weight=KERNEL.numpy()), IMAGE, F.conv2d(IMAGE, KERNEL)),
     "convolution with a margin per side": (
         lambda a: mb.conv(x=a, weight=KERNEL.numpy(), pad_type="custom", pad=[0, 1, 2, 3]),

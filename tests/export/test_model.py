@@ -225,7 +225,8 @@ TRUNKS = [(1, 0, 1), (0, 0, 0), (2, 1, 0), (0, 1, 2)]
 def test_refine_halo_is_how_far_a_cell_looks(blocks: tuple[int, ...], enlargement: Enlargement) -> None:
     levels = [Level(6, count) for count in blocks]
     config = dataclasses.replace(tiny.EDGE, trunk=(tiny.EDGE.trunk[0], *levels), enlargements=(enlargement,))
-    refine, halo = tiny.model(config).double().refine, config.refine_halo(enlargement)
+    # With some seeds, the few rectified channels are 0 all the way from the farthest cells.
+    refine, halo = tiny.model(config, seed=2).double().refine, config.refine_halo(enlargement)
     features = torch.rand(1, 8, 31, 31, dtype=torch.float64, requires_grad=True)
     context = refine(features, enlargement)
     context[:, :, 15, 15].square().sum().backward()

@@ -1,4 +1,7 @@
-"""The operations of Core ML programs that are layers of networks, each as a function of torch."""
+"""The operations of Core ML programs that are layers of networks, each as a function of torch tensors.
+
+The functions and their arguments have Core ML's names and defaults.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from infgen_export.mil.parameters import axes_of, ints
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A linear layer."""
+    """Applies a linear layer."""
     return F.linear(x, weight, bias)
 
 
@@ -26,7 +29,7 @@ def conv(
     dilations: Tensor | None = None,
     groups: Tensor | int = 1,
 ) -> Tensor:
-    """A convolution over one to three axes."""
+    """Applies a convolution over one to three axes."""
     rank = x.ndim - 2
     stride = [1] * rank if strides is None else ints(strides)
     dilation = [1] * rank if dilations is None else ints(dilations)
@@ -41,7 +44,7 @@ def conv(
             less, more = total // 2, total - total // 2
             margins[2 * axis : 2 * axis + 2] = (more, less) if pad_type == "same_lower" else (less, more)
     if any(margins):
-        # torch starts with the last axis.
+        # torch lists the margins from the last axis to the first.
         pairs = [margins[2 * axis : 2 * axis + 2] for axis in reversed(range(rank))]
         x = F.pad(x, [side for pair in pairs for side in pair])
     function = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[rank]
@@ -49,8 +52,8 @@ def conv(
 
 
 def pad(x: Tensor, pad: Tensor, mode: str = "constant", constant_val: Tensor | float = 0.0) -> Tensor:
-    """Pad the last axes."""
-    # The margins are for the last dimensions, and torch starts with the last one.
+    """Pads the last axes."""
+    # Core ML lists the margins from the first of these axes to the last, and torch from the last to the first.
     margins = ints(pad)
     pairs = [margins[index : index + 2] for index in range(0, len(margins), 2)]
     if mode == "constant":
@@ -62,8 +65,13 @@ def pad(x: Tensor, pad: Tensor, mode: str = "constant", constant_val: Tensor | f
 
 
 def prelu(x: Tensor, alpha: Tensor) -> Tensor:
-    """Scale values below 0 by a factor per channel."""
+    """Scales values below 0 by a factor per channel."""
     return F.prelu(x, alpha)
+
+
+def leaky_relu(x: Tensor, alpha: Tensor | float) -> Tensor:
+    """Scales values below 0 by one factor. Core ML Tools makes it of a ``prelu`` whose factors are all the same."""
+    return F.leaky_relu(x, float(alpha))
 
 
 def batch_norm(
@@ -74,7 +82,7 @@ def batch_norm(
     beta: Tensor | None = None,
     epsilon: Tensor | float = 1e-5,
 ) -> Tensor:
-    """Normalise each channel by given moments."""
+    """Normalises each channel by a given mean and variance."""
     return F.batch_norm(x, mean, variance, gamma, beta, eps=float(epsilon))
 
 
@@ -85,7 +93,7 @@ def layer_norm(
     beta: Tensor | None = None,
     epsilon: Tensor | float = 1e-5,
 ) -> Tensor:
-    """Normalise over axes by the moments of the values themselves."""
+    """Normalises over axes by the mean and variance of the values themselves."""
     over = axes_of(axes, x.ndim)
     centred = x - x.mean(over, keepdim=True)
     scaled = centred * torch.rsqrt(centred.square().mean(over, keepdim=True) + epsilon)
@@ -95,40 +103,40 @@ def layer_norm(
 
 
 def gelu(x: Tensor, mode: str = "EXACT") -> Tensor:
-    """GELU, exact or in one of two approximations."""
+    """Applies GELU, exactly or by one of two approximations."""
     if mode == "SIGMOID_APPROXIMATION":
         return x * torch.sigmoid(1.702 * x)
     return F.gelu(x, approximate="none" if mode == "EXACT" else "tanh")
 
 
 def softmax(x: Tensor, axis: Tensor | int = -1) -> Tensor:
-    """Softmax over an axis."""
+    """Applies softmax over an axis."""
     return x.softmax(int(axis))
 
 
 def matmul(x: Tensor, y: Tensor, transpose_x: Tensor | bool = False, transpose_y: Tensor | bool = False) -> Tensor:
-    """A product of matrices, each of which may be transposed."""
+    """Multiplies matrices, each of which may be transposed first."""
     return (x.mT if transpose_x else x) @ (y.mT if transpose_y else y)
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention."""
+    """Applies scaled dot-product attention."""
     return F.scaled_dot_product_attention(query, key, value, attn_mask)
 
 
 def upsample_nearest(
     x: Tensor, scale_factor_height: Tensor | float = 1, scale_factor_width: Tensor | float = 1
 ) -> Tensor:
-    """Repeat pixels."""
+    """Enlarges the last two axes by repeating pixels."""
     factors = [float(scale_factor_height), float(scale_factor_width)]
     return F.interpolate(x, scale_factor=factors, mode="nearest")
 
 
 def pixel_shuffle(x: Tensor, upscale_factor: Tensor) -> Tensor:
-    """Move channels into pixels."""
+    """Moves channels into pixels: [B, f*f*C, H, W] becomes [B, C, f*H, f*W]."""
     return F.pixel_shuffle(x, int(upscale_factor))
 
 
 def pixel_unshuffle(x: Tensor, downscale_factor: Tensor) -> Tensor:
-    """Move pixels into channels."""
+    """Moves pixels into channels: [B, C, f*H, f*W] becomes [B, f*f*C, H, W]."""
     return F.pixel_unshuffle(x, int(downscale_factor))

@@ -1,4 +1,7 @@
-"""The table of all operations of Core ML programs, and those of single values, each as a function of torch."""
+"""The table of the supported operations of Core ML programs, each as a function of torch tensors.
+
+Operations on single values are defined here, and the others in ``layers`` and ``shapes``.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ Kind = Callable[..., Tensor | tuple[Tensor, ...]]
 _NAMED = {types.builtin_to_string(kind): dtype for kind, dtype in DTYPES.items()}
 
 
-# The operations: https://apple.github.io/coremltools/source/coremltools.converters.mil.mil.ops.defs.html
+# The reference of all operations: https://apple.github.io/coremltools/source/coremltools.converters.mil.mil.ops.defs.html
 
 
 def _clip(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
@@ -52,7 +55,7 @@ def _reduce(function: Callable[..., Tensor]) -> Kind:
 
 
 def _dequantize_blocks(data: Tensor, scale: Tensor, offset: Tensor | None = None) -> Tensor:
-    """Dequantizes weights as iOS 18 and later store them: a scale, and optionally an offset, for every block."""
+    """Dequantizes weights as stored for iOS 18 and later, with a scale and optionally an offset for every block."""
 
     def spread(blocks: Tensor) -> Tensor:
         for axis, side in enumerate(data.shape):
@@ -64,7 +67,7 @@ def _dequantize_blocks(data: Tensor, scale: Tensor, offset: Tensor | None = None
 
 
 def _dequantize_channels(quantized_data: Tensor, zero_point: Tensor, scale: Tensor, axis: Tensor) -> Tensor:
-    """Dequantizes weights as stored before iOS 18: a scale and an offset for every channel of one axis."""
+    """Dequantizes weights as stored before iOS 18, with a scale and an offset for every channel of one axis."""
     shape = [1] * quantized_data.ndim
     shape[int(axis)] = -1
     return (quantized_data - zero_point.reshape(shape)).float() * scale.reshape(shape)
@@ -103,6 +106,7 @@ KINDS: dict[str, Kind] = {
     "identity": _unary(torch.clone),
     "inverse": _inverse,
     "layer_norm": layers.layer_norm,
+    "leaky_relu": layers.leaky_relu,
     "linear": layers.linear,
     "log": _log,
     "matmul": layers.matmul,
@@ -131,4 +135,4 @@ KINDS: dict[str, Kind] = {
     "transpose": shapes.transpose,
     "upsample_nearest_neighbor": layers.upsample_nearest,
 }
-"""All supported kinds of operation. Each takes Core ML's parameters by name and returns one result or a tuple."""
+"""All supported kinds of operation. Each takes Core ML's parameters by name, and returns one tensor or a tuple."""

@@ -1,4 +1,4 @@
-"""Core ML's types, and its parameters, which are tensors too."""
+"""Core ML's types, and functions that read an operation's parameters, which are tensors too."""
 
 from __future__ import annotations
 
@@ -30,5 +30,5 @@ def bools(value: Tensor | None, count: int) -> list[bool]:
 
 
 def axes_of(value: Tensor | None, rank: int) -> list[int]:
-    """A parameter as axes. It means all axes if it is absent."""
+    """A parameter as axes of a tensor of some rank. If it is absent, it means all axes."""
     return list(range(rank)) if value is None else ints(value)

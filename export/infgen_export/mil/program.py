@@ -19,7 +19,7 @@ from infgen_export.mil.parameters import DTYPES
 
 Value = Tensor | str
 
-# torch has few or slow kernels for these types. Operations get the wider type, and their results are rounded later.
+# torch lacks kernels for these types, or has slow ones. Operations get the wider type, and their results are rounded.
 _WIDER = {
     torch.float16: torch.float32,
     torch.int8: torch.int32,
@@ -31,7 +31,7 @@ _WIDER = {
 
 @dataclass(frozen=True)
 class _Step:
-    """One operation, with its values by name."""
+    """One operation, which refers to its values by name."""
 
     kind: str
     name: str
@@ -49,13 +49,13 @@ class _Result:
 
 
 class Program:
-    """The only function of a saved package."""
+    """The program of a saved package, which has a single function."""
 
     def __init__(self, package: Path) -> None:
         """Reads a package.
 
         Raises:
-            NotImplementedError: It has operations that this interpreter does not know.
+            NotImplementedError: The program has operations that this interpreter does not know.
         """
         model = ct.models.MLModel(str(package), skip_model_load=True)
         spec = model.get_spec()
@@ -86,6 +86,9 @@ class Program:
 
         Args:
             inputs: Inputs by name. They are converted to the types that the package declares.
+
+        Returns:
+            The outputs by name.
 
         Raises:
             ValueError: An input is missing, unknown or of a shape that the package does not take, or an operation's
@@ -156,7 +159,7 @@ def _last_uses(steps: list[_Step], keep: set[str]) -> list[list[str]]:
 
 
 def _checked(value: Tensor, to: _Result, what: str) -> Tensor:
-    # This finds dimensions that tracing has baked in, which would otherwise only show as a broadcast later.
+    # Otherwise, a dimension that the tracer took for a constant would only be noticed in a later operation, or never.
     if len(value.shape) != len(to.shape) or any(
         side not in (None, actual) for side, actual in zip(to.shape, value.shape, strict=True)
     ):
