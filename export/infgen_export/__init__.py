@@ -1,9 +1,9 @@
 """Converts a trained checkpoint into a verified bundle of graphs that ``infgen_rt`` runs.
 
-import infgen_export
-
-report = infgen_export.export("checkpoint", "bundle", targets=["onnx", "openvino"], progress=print)
-print(report)
+Examples:
+    >>> import infgen_export
+    >>> report = infgen_export.export("checkpoint", "bundle", targets=["onnx", "openvino"])  # doctest: +SKIP
+    >>> print(report)  # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from infgen_export.targets import Options
 
 __all__ = ["Card", "Options", "Report", "export"]
-# Before a module here imports it.
+# This must happen before a module of this package imports ONNX Runtime.
 silence_onnxruntime()
 
 _HOMES = {"Card": "description", "export": "pipeline", "Report": "report", "Options": "targets"}
 
 
 def __getattr__(name: str) -> Any:
-    """Imports names that need torch only when they are used, so that the command's help is quick."""
+    """Imports the public names when they are first used. They need torch, which would make ``--help`` slow."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

@@ -15,7 +15,7 @@ _UNSPECIFIED = "unspecified"
 
 
 class _Command(click.Command):
-    """A command that also answers to ``infgen-export recipes``."""
+    """The command, which prints the list of recipes for ``infgen-export recipes``."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args == [_RECIPES]:
@@ -38,15 +38,15 @@ class _Command(click.Command):
     "--target",
     "targets",
     multiple=True,
-    help="A target that 'infgen-export recipes' lists, or all; repeatable.  [default: onnx]",
+    help="A target that 'infgen-export recipes' lists, or 'all'; repeatable.  [default: those of the recipes, or onnx]",
 )
 @click.option(
     "--recipe",
     "recipes",
     multiple=True,
-    help="Name of a recipe, or all those of the targets; repeatable.  [default: the targets' own]",
+    help="Name of a recipe, or 'all' for every recipe of the targets; repeatable.  [default: the targets' defaults]",
 )
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Bundle folder to make.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder of the bundle to write.")
 @click.option("--model-version", default="0", show_default=True, help="Version of the weights, for the manifest.")
 @click.option("--licence", default=_UNSPECIFIED, show_default=True, help="Licence of the weights, for the manifest.")
 @click.option(
@@ -60,8 +60,8 @@ class _Command(click.Command):
 )
 @click.option("--opset", default=20, show_default=True, type=int, help="ONNX operator set.")
 @click.option("--min-deployment-target", default="iOS18", show_default=True, help="Oldest system for Core ML programs.")
-@click.option("--validate/--no-validate", default=True, show_default=True, help="Prove every graph against PyTorch.")
-@click.option("--keep-going", is_flag=True, help="After a failure try the other graphs too; still no bundle.")
+@click.option("--validate/--no-validate", default=True, show_default=True, help="Compare every graph with PyTorch.")
+@click.option("--keep-going", is_flag=True, help="After a failure, try the other graphs too. No bundle is written.")
 @click.option(
     "--report",
     "reports",
@@ -92,10 +92,11 @@ def main(
 ) -> None:
     """Turns a trained CHECKPOINT folder into a verified bundle of graphs.
 
-    Several checkpoints are of different latent spaces, and share all that does not belong to a space.
+    Several checkpoints are written into one bundle. They must be for different latent spaces, and share all weights
+    that do not belong to a space.
 
-    Every graph is compared with PyTorch at shapes that were not used for tracing; a bundle that does not pass is not
-    written.
+    Every graph is compared with PyTorch at shapes that were not used for tracing. The bundle is written only if all
+    graphs pass.
     """
     for file in reports:
         if file.suffix not in {".md", ".json"} or not file.parent.is_dir():
@@ -138,18 +139,20 @@ def main(
         click.echo(json.dumps(report.to_json(), indent=2))
     elif not quiet:
         click.echo(report)
-        click.echo(f"wrote {output}" + ("" if validate else ", which nothing has verified"))
+        click.echo(f"wrote {output}" + ("" if validate else ", whose graphs were not verified"))
         if licence == _UNSPECIFIED:
-            click.echo("its manifest names no licence of the weights: pass --licence, and --model-version")
+            click.echo("its manifest names no licence of the weights: pass --licence and --model-version")
 
 
 def _write(files: tuple[Path, ...], report: Any) -> None:
+    """Writes the report to each file, as JSON or Markdown by the file's ending."""
     for file in files:
         text = json.dumps(report.to_json(), indent=2) + "\n" if file.suffix == ".json" else report.to_markdown()
         file.write_text(text)
 
 
 def _recipes() -> str:
+    """The table that ``infgen-export recipes`` prints."""
     from infgen_export.recipes import RECIPES
 
     rows = [("recipe", "target", "precision", "shapes", "for")]

@@ -1,4 +1,4 @@
-"""The description of an exported model for the manifest of its bundle."""
+"""Describes an exported model for the manifest of its bundle."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ def describe(
     entries: Iterable[GraphReport],
     files: Mapping[str, FileInfo],
 ) -> Manifest:
-    """The manifest of one model.
+    """Makes the manifest of one model.
 
     Args:
-        model: The model.
-        card: Further information about it.
-        recipes: Its exports.
+        model: The exported model.
+        card: Information that the model itself does not have.
+        recipes: The recipes that the model was exported with.
         entries: The results of all graphs that the recipes use.
-        files: All files of the bundle.
+        files: All files of the bundle by name. The manifest lists those that the recipes use.
     """
     config, recipes = model.config, tuple(recipes)
     used = {name for recipe in recipes for name in (*recipe.graphs.values(), recipe.weights) if name}
-    # All graphs of a kind share their parameters, and statistics uses prefill's.
+    # Graphs of one kind share their parameters, and statistics uses those of prefill, so each kind is counted once.
     parts = {graph.kind: graph.module for graph in graphs_of(model) if graph.kind == kind_of(graph.kind).part}
     parameters = {kind: sum(p.numel() for p in module.parameters()) for kind, module in parts.items()}
     return Manifest(
@@ -75,7 +75,14 @@ def describe(
 
 
 def files_in(folder: Path) -> dict[str, FileInfo]:
-    """Digest and length of each file in a folder and its subfolders, by its name with forward slashes."""
+    """Reads the SHA-256 digest and the length in bytes of each file in a folder and its subfolders.
+
+    Args:
+        folder: The folder of a bundle.
+
+    Returns:
+        The files by their path relative to the folder, with forward slashes.
+    """
     found = {}
     for file in sorted(each for each in folder.rglob("*") if each.is_file()):
         content = file.read_bytes()
@@ -84,5 +91,6 @@ def files_in(folder: Path) -> dict[str, FileInfo]:
 
 
 def _folders(name: str) -> set[str]:
+    """The folders that a file is in: ``a`` and ``a/b`` for ``a/b/c``."""
     parts = name.split("/")
     return {"/".join(parts[:count]) for count in range(1, len(parts))}

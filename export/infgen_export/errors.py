@@ -11,18 +11,18 @@ if TYPE_CHECKING:
 
 
 LONGEST = 300
-"""Maximum length of the messages quoted from converters and runtimes, because some print whole graphs."""
+"""Maximum number of characters that are quoted from a converter's or runtime's message. Some print whole graphs."""
 
 
 class RequestError(InputError):
-    """The requested export is not possible. Raised before any work starts."""
+    """The requested export is not possible. This is raised before any graph is converted."""
 
 
 class ExportError(InfGenError):
     """A graph could not be made, or did not pass its verification.
 
     Attributes:
-        report: The results up to then, if there are any.
+        report: The results of the graphs before the error, if there are any.
     """
 
     def __init__(self, text: str, report: Report | None = None) -> None:

@@ -24,20 +24,25 @@ from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.shapes import Size
 
 CELLS = Size(96, 96)
+"""Size of the latent, in cells, at which a graph's growth is measured."""
 TOKENS = Size(72, 72)
+"""Size of the tile, in tokens, at which the growth of decode is measured."""
 SIDES = (16, 24, 28)
+"""Sides of the shapes that all graphs of a picture are run with, to measure what they keep. In cells or tokens."""
 _ALL = "all"
 
 
 def measure(bundle: Path, backend: str) -> Memory | None:
-    """Runs each graph at a typical size, on this machine's CPU. Returns None if the graphs are not for CPUs.
-
-    The base is the memory of the loaded graphs and of what they keep after runs of several shapes, such as compiled
-    kernels. The rest is a run's growth per cell or token.
+    """Measures the memory of a bundle by running each graph at a typical size on this machine's CPU.
 
     Args:
-        bundle: Folder with a manifest, whose memory figures are not used.
+        bundle: Folder with a manifest. The memory figures in it are not used.
         backend: Name of the backend that runs the graphs.
+
+    Returns:
+        Memory in bytes. The base is that of the loaded graphs, with what they keep after runs of several shapes, such
+        as compiled kernels. The other figures are what a run adds per cell or per token. ``None`` if the backend does
+        not run the graphs on CPUs.
 
     Raises:
         ExportError: A measuring process failed.
@@ -49,7 +54,8 @@ def measure(bundle: Path, backend: str) -> Memory | None:
         process = subprocess.run(command, capture_output=True, text=True)
         if process.returncode:
             reason = (process.stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
-            raise ExportError(f"measuring the memory of {graph} on {backend} failed: {reason}")
+            what = "all graphs together" if graph == _ALL else graph
+            raise ExportError(f"measuring the memory of {what} on {backend} failed: {reason}")
         figures = json.loads(process.stdout)
         if figures is None:
             return None
@@ -57,13 +63,18 @@ def measure(bundle: Path, backend: str) -> Memory | None:
         bases.append(loaded)
         if graph == _ALL:
             continue
-        # A model with enlargements has several graphs of a kind.
+        # A model with enlargements has several graphs of one kind. The one that grows most counts.
         kind, positions = kind_of(graph), {"cell": CELLS.area, "token": TOKENS.area}
         growth[kind.memory] = max(growth[kind.memory], -(-grown // positions[kind.unit]))
     return Memory(base=max(bases), **growth)
 
 
 def _main(bundle: str, backend: str, graph: str) -> None:
+    """Measures one graph, or all graphs of a picture together, in this process.
+
+    It prints a JSON list with the bytes before the run and the bytes that the run added, or null if the graphs are not
+    for CPUs.
+    """
     opened = Bundle.open(bundle)
     try:
         candidate = Survey.of(opened.manifest, backend, "cpu").candidates[0]
@@ -75,13 +86,13 @@ def _main(bundle: str, backend: str, graph: str) -> None:
     if graph == _ALL:
         enlargement = manifest.contexts[-1]
         engine.load_for(enlargement)
-        # As the tiles of a picture, of which those at its edges are smaller.
+        # Several shapes, because the tiles at the edges of a picture are smaller than the others.
         kinds = [kind for kind in manifest.kinds(engine.recipe) if kind.picture]
         for kind, height, width in product(kinds, SIDES, SIDES):
             _run(engine, kind, enlargement, Size(width, height), Size(width, height))
         json.dump([psutil.Process().memory_info().rss, 0], sys.stdout)
         return
-    # The kinds of this model: without statistics, prefill takes fewer inputs.
+    # The kind comes from the manifest, because prefill takes fewer inputs if the model has no statistics.
     kind = next(kind for kind in manifest.kinds(engine.recipe) if kind.name == kind_of(graph).name)
     own = (each for each in manifest.contexts if graph == each.graph(kind.name))
     enlargement = next(own, manifest.contexts[-1])
@@ -94,7 +105,7 @@ def _main(bundle: str, backend: str, graph: str) -> None:
 
 
 def _run(engine: Engine, kind: Kind, enlargement: Enlargement, cells: Size, tokens: Size) -> None:
-    """Runs a graph on some cells, or decode on some tokens at twice the latent's own size."""
+    """Runs a graph on a number of cells, or decode on a number of tokens at twice the latent's own size."""
     manifest = engine.manifest
     sides = {"h": cells.height, "w": cells.width, "ht": tokens.height, "wt": tokens.width}
     sides |= {"hk": tokens.height // 2, "wk": tokens.width // 2}

@@ -20,6 +20,10 @@ def fit(graph: Graph, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
     An image is repeated or cropped instead, because any padding would change what the encoder sees.
 
+    Args:
+        graph: The graph.
+        inputs: Its inputs by name.
+
     Raises:
         ValueError: The inputs are larger than every shape.
     """
@@ -45,11 +49,14 @@ def decode_inputs(
     """Inputs of a decode graph for one tile, with the context crop that a runtime would cut.
 
     Args:
-        graph: The decode graph, for whose enlargement the context is made.
+        graph: The decode graph. The context is made for its enlargement.
         model: The model that makes the context.
         latent: [1, C, h, w].
         size: Size of the whole picture in pixels.
         tile: The tile in tokens. If omitted, the whole picture.
+
+    Returns:
+        The inputs by name, in the order of the module's arguments.
     """
     config = model.config
     grid = coordinates.Grid(Size(latent.shape[3], latent.shape[2]), size, config.PATCH)
@@ -62,7 +69,13 @@ def decode_inputs(
 
 
 def image_inputs(graph: Graph, cells: Size, generator: torch.Generator) -> dict[str, Tensor]:
-    """Inputs of an encode graph: uniformly random pixels for ``cells`` cells."""
+    """Input of an encode graph: an image [1, 3, 8h, 8w] of uniformly random values in [0, 1).
+
+    Args:
+        graph: The encode graph.
+        cells: Size of the latent that the image is encoded to.
+        generator: Source of the values.
+    """
     (image,) = graph.inputs
     return {image.name: torch.rand(image.at({"h": cells.height, "w": cells.width}), generator=generator)}
 
@@ -74,8 +87,13 @@ def context_inputs(graph: Graph, model: InfGen, latent: Tensor, halo: int = 0, k
         graph: ``statistics``, ``prefill``, ``trunk`` or ``refine``.
         model: The graph's model.
         latent: [1, C, h, w].
-        halo: Number of rows and columns at the top and left with a share of 0 in statistics, as long as some remain.
-        known: Number of blocks whose moments are given to statistics.
+        halo: Number of rows at the top, and of columns at the left, that have a share of 0 in statistics. At least one
+            row and one column keep a share.
+        known: Number of blocks whose moments are given to statistics. Those of the other blocks are -1, which means
+            unknown.
+
+    Returns:
+        The inputs by name, in the order of the module's arguments.
     """
     if graph.kind in (TRUNK.name, REFINE.name):
         assert model.refine is not None
@@ -98,7 +116,11 @@ def context_inputs(graph: Graph, model: InfGen, latent: Tensor, halo: int = 0, k
 
 
 def trace_inputs(graph: Graph, model: InfGen) -> tuple[Tensor, ...]:
-    """Arguments to trace a graph with. Every dynamic dimension has a different size, and none of them is special."""
+    """Arguments to trace a graph with.
+
+    Every dynamic dimension has a different size, and no size is special. Otherwise, a tracer could take two dimensions
+    for one, or a dimension for a constant.
+    """
     generator = torch.Generator().manual_seed(0)
     latent = torch.randn(1, model.config.latent_channels, 11, 13, generator=generator)
     if graph.kind == ENCODE.name:

@@ -1,4 +1,4 @@
-"""The export of one model's graphs, each verified, before they are packed into a bundle."""
+"""Converts and verifies the graphs of one model. ``packing`` then makes a bundle of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from infgen_export.quiet import quiet
 from infgen_export.recipes import Recipe
 from infgen_export.report import GraphReport, label_of
 from infgen_export.targets import Options, Session, Target
-from infgen_export.verify import Case, Check, case_inputs, verify
+from infgen_export.verify import LEAST_PSNR, Case, Check, case_inputs, verify
 from infgen_model import InfGen
 from infgen_model.graphs import Graph, graphs_of
 from infgen_rt.bundle import manifest as bundle
@@ -39,15 +39,16 @@ class ModelExport:
     Attributes:
         model: The model.
         folder: Where converted graphs are written.
-        card: Information about the model.
+        card: Information that the model itself does not have.
         options: Options of conversions.
-        leave_out: Patterns of the labels of graphs to leave out.
+        leave_out: Patterns for the labels of graphs to leave out.
         validate: Whether graphs are verified.
         say: Called with a line of text for each step.
         several: Whether the bundle has models of several latent spaces.
-        lender: The export of the model whose graphs this model uses where they are the same.
-        traced: Traced graphs, by target, graph and shapes.
-        entries: The results so far, by recipe and graph.
+        lender: The export of another model, whose graphs this model uses unless they belong to a latent space.
+            ``None`` for the first model of a bundle.
+        traced: Traced graphs, by target, name and shapes.
+        entries: The results so far, by the names of recipe and graph.
     """
 
     model: InfGen
@@ -71,11 +72,11 @@ class ModelExport:
         )
 
     def own_graphs(self, recipe: Recipe) -> tuple[Graph, ...]:
-        """The graphs that no other model lends."""
+        """The graphs that this model exports itself, because no other model lends them."""
         return tuple(graph for graph in self.graphs_of(recipe) if self._owner(graph) is self)
 
     def label(self, recipe: Recipe, graph: Graph) -> str:
-        """The name of an exported graph; see `label_of`."""
+        """The name of an exported graph; see ``label_of``."""
         return label_of(recipe.name, graph.name, self._space(graph))
 
     def file(self, recipe: Recipe, target: Target, graph: Graph) -> str:
@@ -87,7 +88,7 @@ class ModelExport:
         return f"{recipe.name}{space}{target.SUFFIX}"
 
     def path(self, recipe: Recipe, target: Target, graph: Graph) -> Path:
-        """Where a graph is converted to, in a folder of its own, or of all graphs that share a file."""
+        """Where a graph is converted to. No other graph has files in the folder around it, unless they share a file."""
         name = self.file(recipe, target, graph)
         return self.folder / name / name
 
@@ -101,7 +102,8 @@ class ModelExport:
         """Converts and verifies a graph.
 
         Raises:
-            ExportError: It cannot be converted, or it does not run.
+            ExportError: The graph cannot be converted or does not run, or its output has another shape than the
+                model's, or it does not pass in a precision that the runtime may choose by itself.
         """
         path = self.path(recipe, target, graph)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,20 +133,24 @@ class ModelExport:
         )
         self.say(f"  converted in {time.perf_counter() - began:.1f} s, {entry.bytes / 1e6:.1f} MB")
         if self.validate:
-            try:
-                checks = tuple(self._told(verify(self.model, graph, session, recipe.precision)))
-                # Fixed shapes are for devices other than this CPU.
-                general = all(check.passed for check in checks) and not recipe.tiles
-                native = self._native(target, path, graph, recipe) if general else {}
-            except ExportError as error:
-                raise ExportError(f"{recipe.name} {error}") from error
+            label = self.label(recipe, graph)
+            checks = tuple(self._told(verify(self.model, graph, session, recipe.precision, label)))
+            # Graphs of fixed shapes are for other devices, so this CPU's precisions do not matter to them.
+            general = all(check.passed for check in checks) and not recipe.tiles
+            native = self._native(target, path, graph, recipe) if general else {}
             seconds = self._seconds(graph, session) if target.NATIVE else None
             entry = dataclasses.replace(entry, checks=checks, seconds=seconds, native=native)
         self.entries[recipe.name, graph.name] = entry
         return entry
 
     def describe(self, recipe: Recipe, target: Target, files: Collection[str]) -> bundle.Recipe:
-        """The recipe for the manifest of a bundle with some files, without memory figures."""
+        """The recipe's entry in the manifest, without memory figures.
+
+        Args:
+            recipe: The recipe.
+            target: The module of its target.
+            files: Names of the bundle's files.
+        """
         graphs = {graph.name: self.file(recipe, target, graph) for graph in self.graphs_of(recipe)}
         weights = WEIGHTS if WEIGHTS in files and target.POOLED else None
         shapes = recipe.shapes(self.model.config)
@@ -171,23 +177,31 @@ class ModelExport:
         }
 
     def _native(self, target: Target, path: Path, graph: Graph, recipe: Recipe) -> dict[str, float]:
-        """Lowest PSNR in each low precision that the target's runtime would choose on this machine."""
-        found = {}
+        """Lowest PSNR in decibels, by each low precision that the target's runtime may choose on this machine.
+
+        Raises:
+            ExportError: The graph does not run in one of these precisions, or does not pass.
+        """
+        found, label = {}, self.label(recipe, graph)
         for precision in target.native_precisions():
             with quiet():
                 session = target.load(path, graph.name, precision)
-            # Weights in 8 bits limit the quality, in any precision of the runtime.
+            # Weights in 8 bits limit the quality whatever the runtime's precision, so their own limit applies.
             least = "int8" if recipe.precision == "int8" else precision
-            checks = list(verify(self.model, graph, session, least))
+            checks = list(verify(self.model, graph, session, least, f"{label} in {precision}"))
             if failed := [check for check in checks if not check.passed]:
-                raise ExportError(f"{graph.name} in {precision} has {failed[0].psnr:.0f} dB at {failed[0].case!r}")
+                worst = min(failed, key=lambda check: check.psnr)
+                raise ExportError(
+                    f"{label} in {precision} has {worst.psnr:.0f} dB against PyTorch in {worst.case!r}, expected "
+                    f"{LEAST_PSNR[least]:.0f} dB or more"
+                )
             found[precision] = min(check.psnr for check in checks)
         return found
 
     def _told(self, checks: Iterable[Check]) -> Iterator[Check]:
         """Reports each check as soon as it is done."""
         for check in checks:
-            verdict = "" if check.passed else ", NOT the model's equal"
+            verdict = "" if check.passed else ", NOT close enough to PyTorch"
             self.say(f"  {check.case}: error {check.max_error:.1e}, {check.psnr:.0f} dB{verdict}")
             yield check
 

@@ -1,4 +1,4 @@
-"""Packing: verified graphs become the files of a bundle, and weights that several of them have are stored once."""
+"""Packs verified graphs into the files of a bundle. Weights that several graphs have are stored once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Part:
 
     Attributes:
         target: Module of its target.
-        path: What the target's ``convert`` has written.
+        path: The file or folder that the target's ``convert`` has written.
         name: Name of its file or folder in the bundle.
     """
 
@@ -27,14 +27,14 @@ class Part:
 
 
 def pack(parts: Iterable[Part], folder: Path) -> None:
-    """Writes graphs, and the file of weights that they share, into a folder.
+    """Writes graphs, and the file with their weights, into a folder.
 
     Args:
-        parts: The graphs, each with a name of its own.
+        parts: The graphs. No two have the same name.
         folder: An empty folder.
     """
     pool = Pool()
-    # Names in a checkpoint mean something to people, so its tensors come first.
+    # A tensor keeps the name under which it is added first. People know the names in checkpoints, so these come first.
     parts = sorted(parts, key=lambda part: not part.target.NAMED)
     for part in parts:
         for name, array in part.target.weights(part.path).items():

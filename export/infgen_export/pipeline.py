@@ -1,4 +1,4 @@
-"""The export from checkpoints to a bundle on disk."""
+"""Exports checkpoints into a bundle on disk."""
 
 from __future__ import annotations
 
@@ -49,36 +49,42 @@ def export(
     The bundle appears at ``output`` only if it is complete and verified.
 
     Args:
-        checkpoints: Folder with ``config.json`` and ``model.safetensors``. Several are models of different latent
-            spaces that share all but what belongs to a space. Their common graphs are exported once.
-        output: Bundle folder to make.
-        targets: Formats from ``recipes.TARGETS``, or ``"all"``. If omitted, those of the recipes, or ONNX if there are
-            none.
-        recipes: Names from ``recipes.RECIPES``, or ``"all"``. If omitted, the targets' defaults.
-        card: Information about the models for the manifest.
+        checkpoints: A folder with ``config.json`` and ``model.safetensors``, or several such folders. Several
+            checkpoints must be for different latent spaces, and share all weights that do not belong to a space. The
+            graphs that they have in common are exported once.
+        output: Folder of the bundle to write.
+        targets: Names from ``recipes.TARGETS``, or ``"all"`` as one of them. If empty, the targets of the named
+            recipes, or ONNX if no recipe is named.
+        recipes: Names from ``recipes.RECIPES``, or ``"all"`` as one of them for every recipe of the targets. If empty,
+            the targets' default recipes.
+        card: Information that the models themselves do not have, for the manifest.
         options: Options of conversions.
-        leave_out: Names of graphs to leave out, as patterns of the shell, such as ``"*.encode"`` or
+        leave_out: Shell-style patterns for the names of graphs to leave out, such as ``"*.encode"`` or
             ``"coreml-*.encode.sdxl"``. A graph that pictures need cannot be left out.
-        validate: Verify every graph. If false, the manifest and the report say that nothing was verified.
-        keep_going: Try the other graphs after one has failed, so that the error reports all failures.
-        force: Replace an existing bundle.
+        validate: Whether to verify every graph. If false, the manifest and the report list no checks.
+        keep_going: Whether to try the other graphs after one has failed, so that the error reports all failures.
+        force: Whether to replace an existing bundle.
         progress: Called with a line of text for each step.
 
     Returns:
-        A report with the sizes, errors and times of every graph.
+        A report with the size, errors and time of every graph.
 
     Raises:
         CheckpointError: A checkpoint is unusable.
         RequestError: The output exists or cannot be written, a target, recipe or option is unknown, a target's
             packages are not installed, or the models cannot be in one bundle.
         ExportError: A conversion failed, or a graph does not match the model. ``report`` has the results so far.
+
+    Examples:
+        >>> report = export("checkpoint", "bundle", recipes=["onnx-fp32", "openvino-fp16"])  # doctest: +SKIP
+        >>> print(report)  # doctest: +SKIP
     """
     output, card, say = Path(output), card or Card(), progress or (lambda _: None)
     chosen, options = select(targets, recipes), options or Options()
     _check(options)
     converters = [(recipe, target_of(recipe)) for recipe in chosen]
     if output.exists() and not (force and _replaceable(output)):
-        reason = "use --force to replace it" if _replaceable(output) else "it is not a bundle, so it is left alone"
+        reason = "use --force to replace it" if _replaceable(output) else "it is not a bundle, so choose another output"
         raise RequestError(f"{output} exists: {reason}")
     paths = [checkpoints] if isinstance(checkpoints, str | Path) else list(checkpoints)
     models = [load_checkpoint(path) for path in paths]
@@ -128,7 +134,7 @@ def export(
 def _write_manifest(folder: Path, works: Sequence[ModelExport], recipes: Sequence[tuple[Recipe, Target]]) -> None:
     """Writes the manifest of a packed bundle, including memory figures.
 
-    They are measured with the first model. The others have as many layers, or fewer.
+    Memory is measured with the first model only, because the others have at most as many layers.
     """
     files, first = files_in(folder), works[0]
     described: list[list[bundle.Recipe]] = [[] for _ in works]
@@ -153,7 +159,8 @@ def _check_together(paths: Sequence[str | Path], models: Sequence[InfGen]) -> No
     """Checks that models can be in one bundle.
 
     Raises:
-        RequestError: There is none, two have the same latent space, or one does not share with the first.
+        RequestError: There is no model, two models have the same latent space, or a model differs from the first in
+            weights that the models of a bundle share.
     """
     if not models:
         raise RequestError("no checkpoint to export: expected one folder or more")
@@ -163,8 +170,8 @@ def _check_together(paths: Sequence[str | Path], models: Sequence[InfGen]) -> No
             raise RequestError(f"{path} is a second model for {space} latents: a bundle has one for each latent space")
         if not shares(models[0], model):
             raise RequestError(
-                f"{path} and {paths[0]} differ in what models of one bundle share, which is all but trunk and the "
-                "encoder's last layer: export them to bundles of their own"
+                f"{path} and {paths[0]} differ in what models of one bundle share, which is everything except the "
+                "trunk and the encoder's last layer: export each to its own bundle"
             )
 
 
@@ -172,7 +179,7 @@ def _check_left_out(patterns: Sequence[str], works: Sequence[ModelExport], recip
     """Checks the patterns of graphs to leave out.
 
     Raises:
-        RequestError: One matches no graph, or a graph that pictures need.
+        RequestError: A pattern matches no graph, or it matches a graph that pictures need.
     """
     labels = {
         work.label(recipe, graph): kind_of(graph.kind).picture
@@ -183,13 +190,13 @@ def _check_left_out(patterns: Sequence[str], works: Sequence[ModelExport], recip
     for pattern in patterns:
         matching = {label: needed for label, needed in labels.items() if fnmatchcase(label, pattern)}
         if not matching:
-            raise RequestError(f"no graph is called {pattern!r}: their names are like {next(iter(labels))!r}")
+            raise RequestError(f"no graph matches {pattern!r}: their names are like {next(iter(labels))!r}")
         if needed := next((label for label, needed in matching.items() if needed), None):
             raise RequestError(f"{needed!r} cannot be left out, because pictures need it")
 
 
 def _failure(entry: GraphReport) -> list[str]:
-    """The problems of a graph, if there are any."""
+    """The message about a graph that differs from PyTorch, as a list of one. The list is empty if it does not."""
     failures = entry.failures()
     if not failures:
         return []
@@ -202,6 +209,11 @@ def _failure(entry: GraphReport) -> list[str]:
 
 
 def _check(options: Options) -> None:
+    """Checks the options of conversions.
+
+    Raises:
+        RequestError: An option has an unsupported value.
+    """
     if not OPSETS[0] <= options.opset <= OPSETS[1]:
         raise RequestError(f"opset {options.opset} is not possible: expected {OPSETS[0]} to {OPSETS[1]}")
     if options.deployment_target not in DEPLOYMENT_TARGETS:
@@ -222,4 +234,5 @@ def _beside(output: Path) -> Iterator[Path]:
 
 
 def _replaceable(output: Path) -> bool:
+    """Whether a path is a bundle's folder. Nothing else is ever replaced."""
     return (output / MANIFEST).is_file()

@@ -17,13 +17,13 @@ Array = npt.NDArray[Any]
 
 
 LEAST_BYTES = 512
-"""Smaller constants have no entry of their own in the file: its header would be longer than they are."""
+"""Smallest constant with an entry of its own in the file. A smaller one would be shorter than its entry's header."""
 _SMALL = "constants"
-"""Entry with all small constants. Its integers of 8 bytes keep each constant aligned."""
+"""Name of the entry with all small constants. It consists of integers of 8 bytes, so that each constant is aligned."""
 
 
 class Pool:
-    """Tensors, each stored once. Graphs refer to a tensor by its name, or to its bytes by their place in the file."""
+    """Tensors, each stored once. Graphs refer to a tensor by its name, or by the position of its bytes in the file."""
 
     def __init__(self) -> None:
         self._tensors: dict[str, Array] = {}
@@ -33,14 +33,24 @@ class Pool:
         self._offsets: dict[str, int] = {}
 
     def add(self, names: Sequence[str], array: Array) -> None:
-        """Adds a tensor under the first name that is free, unless the pool has the same numbers already."""
+        """Adds a tensor, unless the pool already has one of the same dtype and numbers, in whatever shape.
+
+        Args:
+            names: Names for the tensor. It gets the first that no other tensor has.
+            array: The tensor.
+        """
         key = _digest(array)
         if key not in self._names:
             name = self._names[key] = next(name for name in names if name not in self._tensors)
             self._tensors[name] = np.ascontiguousarray(array)
 
     def add_constant(self, name: str, array: Array) -> None:
-        """Adds numbers whose place in the file matters, and not their name. Small ones have none."""
+        """Adds a constant that graphs refer to by its position in the file.
+
+        Args:
+            name: Name for the constant. It is not used if the constant is small or the pool already has it.
+            array: The constant.
+        """
         content = array.tobytes()
         if len(content) >= LEAST_BYTES:
             self.add((name,), array)
@@ -49,30 +59,30 @@ class Pool:
             self._small += content + bytes(-len(content) % 8)
 
     def save(self, file: Path) -> None:
-        """Writes the file, unless the pool is empty. Nothing is added afterwards."""
+        """Writes the file, unless the pool is empty. Nothing may be added afterwards."""
         tensors = self._tensors | ({_SMALL: np.frombuffer(self._small, "<i8")} if self._small else {})
         if not tensors:
             return
         save_file(tensors, file, {"format": "pt"})
-        file.chmod(0o644)  # a bundle is for everyone, and safetensors writes for its user only
+        file.chmod(0o644)  # safetensors makes its file readable by the owner only, but a bundle is for everyone
         with file.open("rb") as opened:
             (length,) = struct.unpack("<Q", opened.read(8))
             header = json.loads(opened.read(length))
         self._offsets = {name: 8 + length + header[name]["data_offsets"][0] for name in tensors}
 
     def name(self, array: Array) -> str:
-        """The name of the tensor with the numbers of an array, whatever its shape.
+        """The name of the tensor with the dtype and the numbers of an array, whatever its shape.
 
         Raises:
-            KeyError: No tensor has them.
+            KeyError: The pool has no such tensor.
         """
         return self._names[_digest(array)]
 
     def offset(self, array: Array) -> int:
-        """Where the bytes of an array start in the saved file.
+        """The position in the saved file at which the bytes of an array start.
 
         Raises:
-            KeyError: They are not there.
+            KeyError: The file does not have these bytes.
         """
         content = array.tobytes()
         if len(content) < LEAST_BYTES:

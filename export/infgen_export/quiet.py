@@ -1,4 +1,4 @@
-"""Silences converters."""
+"""Silences converters, which print much while they work."""
 
 from __future__ import annotations
 

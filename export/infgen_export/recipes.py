@@ -16,10 +16,19 @@ if TYPE_CHECKING:
     from infgen_model import DecoderConfig
 
 PRECISIONS = ("fp32", "fp16", "int8")
+"""Precisions of recipes; see ``Recipe``."""
 
 
 def tile(tokens: int, config: DecoderConfig) -> FixedShape:
-    """A square tile and the cells that it needs at scale 1. A model that attends to all cells gets only these."""
+    """The shapes for a square tile, and for the context that the tile needs at scale 1.
+
+    A model whose attention has no radius would need the whole latent. The shape then has only the cells that the tile
+    covers.
+
+    Args:
+        tokens: Side of the tile in tokens.
+        config: Config of the model.
+    """
     pixels = config.PATCH * tokens
     grid = Grid(Size(2 * tokens, 2 * tokens), Size(2 * pixels, 2 * pixels), config.PATCH)
     cells = grid.most_context(Size(tokens, tokens), config.radius or 0)
@@ -28,16 +37,18 @@ def tile(tokens: int, config: DecoderConfig) -> FixedShape:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one target's graphs are made.
+    """A preset for the graphs of one target.
 
     Attributes:
-        name: Unique name, which is also the folder of the graphs in a bundle.
-        target: The converter and runtime, as the name of a module in ``infgen_export.targets``.
-        precision: ``"fp32"``; ``"fp16"``, arithmetic or at least weights in float16; ``"int8"``, weights in 8 bits.
+        name: Unique name. The names of the recipe's files in a bundle start with it.
+        target: Name of a module in ``infgen_export.targets``, which converts the graphs.
+        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``. With ``"fp16"``, the weights are float16, and on some targets
+            the arithmetic too. With ``"int8"``, large weights have 8 bits.
         about: What the recipe is for.
         default: Whether the recipe is used if its target is requested without a recipe.
-        tiles: Sides in tokens of the only tiles that decode and encode take, smallest first. If empty, they take any.
-            Prefill stays dynamic, because it sees whole latents, and padding would change their statistics.
+        tiles: Sides, in tokens, of the only square tiles that decode and encode take, smallest first. If empty, they
+            take tiles of any size. The other graphs always take any size. They see whole latents, and padding would
+            change the statistics of these.
     """
 
     name: str
@@ -48,14 +59,17 @@ class Recipe:
     tiles: tuple[int, ...] = ()
 
     def shapes(self, config: DecoderConfig) -> tuple[FixedShape, ...]:
-        """The only shapes that a model's decode and encode take, smallest first. If empty, they take any."""
+        """The only shapes that a model's decode and encode take, smallest first. If empty, they take any shape."""
         return tuple(tile(side, config) for side in self.tiles)
 
     def compute_units(self, kind: Kind) -> str | None:
-        """The units of an Apple device that suit a kind of graph, by Core ML's name. None for other targets.
+        """The compute units of an Apple device that suit a kind of graph, as Core ML names them.
 
-        Of a graph with several shapes, the Neural Engine runs only the default one, and float32 it does not run at all.
-        Such graphs are for the GPU.
+        The Neural Engine does not run float32. If a graph has several shapes, the Neural Engine runs only the default
+        one. Such graphs, and graphs that take any shape, are for the GPU.
+
+        Returns:
+            ``"cpuAndNeuralEngine"`` or ``"cpuAndGPU"``. ``None`` for targets other than Core ML.
         """
         if self.target != "coreml":
             return None
@@ -85,18 +99,29 @@ RECIPES = (
     Recipe("torch-fp32", "torch", "fp32", "PyTorch anywhere, float32 weights"),
     Recipe("torch-fp16", "torch", "fp16", "PyTorch anywhere, float16 weights", default=True),
 )
+"""All recipes, in the order in which ``infgen-export recipes`` lists them."""
 TARGETS = tuple(dict.fromkeys(recipe.target for recipe in RECIPES))
+"""Names of all targets."""
 
 
 def select(targets: Sequence[str], names: Sequence[str] = ()) -> tuple[Recipe, ...]:
-    """The recipes of a request.
+    """Finds the recipes for the targets and recipes that a user names.
 
     Args:
-        targets: Names of targets, or ``"all"``. If empty, those of the named recipes, or ONNX if there are none.
-        names: Names of recipes, or ``"all"`` for every recipe of the targets. If empty, the targets' defaults.
+        targets: Names of targets, or ``"all"`` as one of them. If empty, the targets of the named recipes, or ONNX if
+            no recipe is named.
+        names: Names of recipes, or ``"all"`` as one of them for every recipe of the targets. If empty, the targets'
+            default recipes.
 
     Raises:
-        RequestError: A name is unknown, or a recipe is not for one of the requested targets.
+        RequestError: A name is unknown, a recipe is not for one of the requested targets, or a requested target has
+            none of the named recipes.
+
+    Examples:
+        >>> [recipe.name for recipe in select(["onnx"])]
+        ['onnx-fp32', 'onnx-fp16']
+        >>> [recipe.name for recipe in select([], ["coreml-ane"])]
+        ['coreml-ane']
     """
     known = {recipe.name: recipe for recipe in RECIPES}
     wanted = TARGETS if "all" in targets else tuple(targets) or (() if names else ("onnx",))
@@ -108,9 +133,14 @@ def select(targets: Sequence[str], names: Sequence[str] = ()) -> tuple[Recipe, .
         )
     for name in names:
         if name not in known:
-            raise RequestError(f"unknown recipe {name!r}: infgen-export recipes lists {', '.join(known)}")
+            raise RequestError(f"unknown recipe {name!r}: expected one of {', '.join((*known, 'all'))}")
         if wanted and known[name].target not in wanted:
-            raise RequestError(f"recipe {name!r} is of target {known[name].target!r}, which was not asked for")
+            target = known[name].target
+            raise RequestError(
+                f"recipe {name!r} is for target {target!r}, which was not requested: add --target {target}"
+            )
     if bare := [target for target in wanted if all(known[name].target != target for name in names)]:
-        raise RequestError(f"no recipe of target {bare[0]!r} among {', '.join(names)}: name one, or leave it out")
+        raise RequestError(
+            f"no recipe for target {bare[0]!r} among {', '.join(names)}: name one, or leave the target out"
+        )
     return tuple(known[name] for name in dict.fromkeys(names))

@@ -1,4 +1,4 @@
-"""The report of an export, for people as Markdown and for programs as JSON."""
+"""The report of an export. People read it as a table or as Markdown, and programs as JSON."""
 
 from __future__ import annotations
 
@@ -17,27 +17,31 @@ def label_of(recipe: str, graph: str, space: str | None) -> str:
         recipe: Name of the recipe.
         graph: Name of the graph.
         space: Latent space of the graph. ``None`` if models of all spaces in the bundle share it.
+
+    Examples:
+        >>> label_of("onnx-fp32", "decode4", None)
+        'onnx-fp32.decode4'
     """
     return ".".join(part for part in (recipe, graph, space) if part)
 
 
 @dataclass(frozen=True)
 class GraphReport:
-    """One graph of one recipe.
+    """The results of one graph of one recipe.
 
     Attributes:
         recipe: Name of the recipe.
         graph: Name of the graph.
-        space: Latent space of the graph, if the bundle has graphs of several.
+        space: Latent space of the graph. ``None`` if the bundle has one space, or its spaces share the graph.
         precision: Precision of the recipe.
-        bytes: Size of its files.
+        bytes: Size of the graph's files in bytes, before packing.
         parameters: Number of weights and biases.
         operations: How often each kind of operation occurs, most frequent first.
         checks: The result of each case. Empty if nothing was verified.
-        seconds: Median time of one tile (512x512 pixels; prefill: 64x64 cells) in the target's own runtime on the
-            exporting machine's CPU. ``None`` if that runtime cannot run on this machine.
-        native: Lowest PSNR in the low precision that the target's runtime chooses by itself on this CPU, by the name of
-            that precision.
+        seconds: Median time of one run in the target's own runtime on the exporting machine's CPU. Decode makes a tile
+            of 512x512 pixels. The other graphs work on 64x64 cells. ``None`` if it was not measured.
+        native: Lowest PSNR in decibels, by each low precision that the target's runtime chooses by itself on this
+            machine.
     """
 
     recipe: str
@@ -58,12 +62,12 @@ class GraphReport:
 
     @property
     def max_error(self) -> float:
-        """Largest error over all cases, as a share of full scale."""
+        """Largest error over all cases, as a share of full scale. NaN if nothing was verified."""
         return max((check.max_error for check in self.checks), default=math.nan)
 
     @property
     def psnr(self) -> float:
-        """Lowest PSNR over all cases, in decibels."""
+        """Lowest PSNR over all cases, in decibels. NaN if nothing was verified."""
         return min((check.psnr for check in self.checks), default=math.nan)
 
     def failures(self) -> list[Check]:
@@ -71,7 +75,7 @@ class GraphReport:
         return [check for check in self.checks if not check.passed]
 
     def to_json(self) -> dict[str, Any]:
-        """The entry as plain JSON values. An infinite PSNR (equal outputs) becomes null."""
+        """The entry as plain JSON values. The PSNR of equal outputs, which is infinite, becomes null."""
         values = dataclasses.asdict(self)
         for check in values["checks"]:
             check["psnr"] = check["psnr"] if math.isfinite(check["psnr"]) else None

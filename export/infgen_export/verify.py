@@ -27,14 +27,14 @@ LEAST_PSNR = {"fp16": 50.0, "bf16": 50.0, "apple": 50.0, "int8": 40.0}
 
 @dataclass(frozen=True)
 class Case:
-    """One shape to verify.
+    """One shape at which graphs are verified.
 
     Attributes:
-        name: What is special about the case.
+        name: A word for what is special about the case.
         cells: Size of the latent.
         size: Size of the picture in pixels.
-        tile: Tokens of the tile, if it is not the whole picture.
-        deviation: Standard deviation of the latent.
+        tile: The tile in tokens. ``None`` for the whole picture.
+        deviation: Standard deviation of the latent's values.
     """
 
     name: str
@@ -59,7 +59,7 @@ CASES = (
 
 @dataclass(frozen=True)
 class Check:
-    """The result of a graph in one case.
+    """The result of comparing a graph with PyTorch in one case.
 
     Attributes:
         graph: Name of the graph.
@@ -67,7 +67,7 @@ class Check:
         shape: Shape of the output.
         max_error: Largest absolute difference from PyTorch, as a share of full scale.
         psnr: PSNR against PyTorch, in decibels. Infinite if the outputs are equal.
-        worst: Index of the largest difference.
+        worst: Index of the largest difference in the output.
         passed: Whether the result is good enough for the precision.
     """
 
@@ -81,7 +81,11 @@ class Check:
 
 
 def verify(
-    model: InfGen, graph: Graph, run: Callable[[dict[str, Tensor]], Tensor], precision: str = "fp32"
+    model: InfGen,
+    graph: Graph,
+    run: Callable[[dict[str, Tensor]], Tensor],
+    precision: str = "fp32",
+    label: str | None = None,
 ) -> Iterator[Check]:
     """Compares a converted graph with PyTorch, case by case.
 
@@ -89,30 +93,37 @@ def verify(
         model: The reference.
         graph: The graph to compare.
         run: Runs the converted graph on named inputs.
-        precision: Precision of the converted graph, which determines how good it must be.
+        precision: ``"fp32"`` or a key of ``LEAST_PSNR``. It determines how close the outputs must be.
+        label: Name of the converted graph in messages. If omitted, the graph's own name.
+
+    Yields:
+        The result of each case.
 
     Raises:
         ExportError: The graph does not run in one of the cases, or its output has another shape.
     """
-    generator = torch.Generator().manual_seed(1)
+    label, generator = label or graph.name, torch.Generator().manual_seed(1)
     for case in cases_of(graph, model):
         with torch.inference_mode():
             inputs = case_inputs(model, graph, case, generator)
             expected = graph.module(*inputs.values())
         try:
             actual = run(inputs)
-        # Runtimes may raise any exception, most often for a dimension that was baked in.
+        # Runtimes may raise any exception, most often because the tracer took a dimension for a constant.
         except Exception as error:
-            raise ExportError(f"{graph.name}, case {case.name}: {one_line(error, LONGEST)}") from error
+            raise ExportError(f"{label}, case {case.name}: {one_line(error, LONGEST)}") from error
         if actual.shape != expected.shape:
-            raise ExportError(
-                f"{graph.name}, case {case.name}: shape {list(actual.shape)}, expected {list(expected.shape)}"
-            )
+            raise ExportError(f"{label}, case {case.name}: shape {list(actual.shape)}, expected {list(expected.shape)}")
         yield compare(graph.name, case.name, actual, expected, precision)
 
 
 def cases_of(graph: Graph, model: InfGen) -> list[Case]:
-    """The cases that fit into the graph's shapes."""
+    """The cases that fit into the graph's shapes.
+
+    Args:
+        graph: The graph.
+        model: Its model, whose reach determines how much context a tile needs.
+    """
     if not graph.shapes or graph.kind != DECODE.name:
         return list(CASES)
     (height, width), (rows, columns) = graph.shapes[-1].tokens, graph.shapes[-1].context
@@ -127,20 +138,40 @@ def cases_of(graph: Graph, model: InfGen) -> list[Case]:
 
 
 def case_inputs(model: InfGen, graph: Graph, case: Case, generator: torch.Generator) -> dict[str, Tensor]:
-    """Inputs of a graph for a case: normally distributed latents or uniformly random images."""
+    """Inputs of a graph for a case, from a normally distributed latent or a uniformly random image.
+
+    Args:
+        model: The graph's model.
+        graph: The graph.
+        case: The case.
+        generator: Source of the random values.
+
+    Returns:
+        The inputs by name, in the order of the module's arguments. They are padded if the graph has fixed shapes.
+    """
     latent = torch.randn(1, model.config.latent_channels, case.cells.height, case.cells.width, generator=generator)
     latent = case.deviation * latent
     if graph.kind == ENCODE.name:
         return fit(graph, image_inputs(graph, case.cells, generator))
     if graph.kind == DECODE.name:
         return fit(graph, decode_inputs(graph, model, latent, case.size, case.tile))
-    # A part of a latent has a halo with a share of 0, and some moments of the whole latent may be known.
+    # In a case with a tile, the latent stands for a part: it has a halo, and the first block's moments are known.
     part = case.tile is not None
     return context_inputs(graph, model, latent, halo=model.config.prefill_halo if part else 0, known=int(part))
 
 
 def compare(graph: str, case: str, actual: Tensor, expected: Tensor, precision: str = "fp32") -> Check:
-    """Measures a result. Full scale is 1, or the largest expected value if that is more."""
+    """Compares an output with the expected one.
+
+    Full scale is 1, or the largest absolute expected value if that is more. NaN and infinity count as infinite errors.
+
+    Args:
+        graph: Name of the graph, for the result.
+        case: Name of the case, for the result.
+        actual: Output of the converted graph.
+        expected: Output of the PyTorch model, of the same shape.
+        precision: ``"fp32"`` or a key of ``LEAST_PSNR``.
+    """
     scale = max(1.0, expected.abs().max().item())
     error = (actual.double() - expected.double()).abs().nan_to_num(math.inf) / scale
     worst = tuple(int(i) for i in torch.unravel_index(error.argmax(), error.shape))

@@ -1,6 +1,6 @@
-"""Worked numbers of a bundle: what goes into each of its graphs and comes out, for a small latent and one tile.
+"""Worked numbers of a bundle: the inputs and outputs of each of its graphs, for a small latent and one tile.
 
-``python -m infgen_export.worked BUNDLE -o numbers.json`` writes them for authors who run the graphs from another
+``python -m infgen_export.worked BUNDLE -o numbers.json`` writes them for people who run the graphs from another
 language. ``docs/bundle.md`` explains the file.
 """
 
@@ -31,29 +31,34 @@ from infgen_rt.geometry.tiling import HaloTiling, Tiling
 from infgen_rt.nodes.moments import merged
 
 FORMAT = 1
-"""The format of the file."""
+"""Version of the file's format."""
 CELLS = Size(40, 6)
-"""The latent. It is wide enough for a tile whose halo ends inside it, and low enough for halos that are clipped."""
+"""Size of the latent. It is so wide that halos end inside it, and so low that halos are clipped at its edges."""
 ENCODED = Size(3, 2)
-"""The cells of the picture that is encoded."""
+"""Size of the picture that is encoded, in cells."""
 TILE = Size(4, 3)
-"""The tile, in tokens."""
+"""Size of the tile that is decoded, in tokens."""
 TOLERANCE = 1e-3
-"""How far outputs may be off on another machine, in parts of the largest value of each output."""
+"""Largest allowed error on another machine, as a share of the largest value of the output."""
 _SHORT, _SHOWN = 64, 8
+"""Largest array that is written as a whole, and how many of a larger array's first and last values are written."""
 
 
 def worked(path: Path | None = None, backend: str = "onnxruntime") -> dict[str, Any]:
     """Runs each graph of a bundle in float32, and returns its inputs and outputs as JSON values.
 
-    The graphs that belong to a latent space are run for every space, and those that all share for every enlargement.
+    For the first latent space of the bundle, a picture is decoded at a scale of every enlargement. For the others, only
+    the first of these pictures is decoded.
 
     Args:
-        path: The bundle. None for the models in the package.
-        backend: The backend that runs it on the CPU.
+        path: The bundle. ``None`` for the models in the package.
+        backend: Name of the backend that runs the graphs on the CPU.
+
+    Returns:
+        The content of the file, which ``as_text`` writes.
 
     Raises:
-        InfGenError: The bundle cannot be opened, or not be run in float32.
+        InfGenError: The bundle cannot be opened, or the backend cannot run it in float32.
     """
     models: list[dict[str, Any]] = []
     for space in Bundle.open(path).spaces:
@@ -76,13 +81,13 @@ def worked(path: Path | None = None, backend: str = "onnxruntime") -> dict[str, 
 
 
 def latent_of(channels: int, cells: Size) -> FloatArray:
-    """The latent of the example [C, h, w], whose numbers are exact in every language."""
+    """The latent of the example, float32 [C, h, w]. Its values are eighths in [-1, 1], which are exact in float32."""
     channel, row, column = np.ogrid[:channels, : cells.height, : cells.width]
     return np.asarray((7 * channel + 5 * row + 3 * column) % 17 / 8 - 1, np.float32)
 
 
 def picture_of(size: Size) -> FloatArray:
-    """The picture [3, H, W] that is encoded in the example."""
+    """The picture that is encoded in the example, float32 [3, H, W]. Its values are sixteenths in [0, 1]."""
     channel, row, column = np.ogrid[:3, : size.height, : size.width]
     return np.asarray((3 * channel + 5 * row + 7 * column) % 17 / 16, np.float32)
 
@@ -94,7 +99,7 @@ class _Run:
     engine: Engine
 
     def described(self, complete: bool) -> dict[str, Any]:
-        """The inputs and outputs of a model's graphs, of all enlargements or of only the first."""
+        """The inputs and outputs of a model's graphs, for all enlargements or for only the first."""
         manifest = self.engine.manifest
         latent = latent_of(manifest.latent_channels, CELLS)
         parts: dict[str, Any] = {"space": manifest.latent_space, "latent": _tensor(latent)}
@@ -143,14 +148,14 @@ class _Run:
         return {"passes": passes}
 
     def picture(self, latent: FloatArray, moments: FloatArray | None, enlargement: Enlargement) -> dict[str, Any]:
-        """A tile of a picture that the enlargement is for, decoded from the part of the latent that it needs."""
+        """Decodes a tile at a scale that the enlargement is for, from the part of the latent that the tile needs."""
         engine, manifest = self.engine, self.engine.manifest
         engine.load_for(enlargement)
         factor = enlargement.factor or 2
         scale = 1.0 if factor == 1 else 0.78 * factor
         size = Size(*(round(scale * manifest.patch * side) for side in CELLS))
         grid = Grid(CELLS, size, manifest.patch)
-        # At the picture's bottom edge, so that the halo is clipped there.
+        # The tile is at the picture's bottom edge, where its halo is clipped.
         tile = Box(grid.tokens.width // 2, grid.tokens.height - TILE.height, *TILE)
         tokens = tile.grow(manifest.halo.tokens, grid.tokens.box)
         cells = grid.context_of(tokens, manifest.halo.cells)
@@ -202,12 +207,12 @@ def _box(box: Box) -> dict[str, int]:
 
 
 def _tensor(array: FloatArray, exact: bool = False) -> dict[str, Any]:
-    """The description of an array: all values of a short one, else the first and last and two means.
+    """Describes an array: by all values if it is short, and else by its first and last values and two means.
 
     Args:
-        array: float32.
-        exact: Whether to give each value exactly, as the shortest number that is the same in float32. Otherwise, six
-            digits are given, because the rest depends on the machine.
+        array: The array, float32.
+        exact: Whether to write each value as the shortest decimal number that is exactly the same in float32.
+            Otherwise, values have six significant digits, because the others depend on the machine.
     """
     flat = array.astype(np.float32).ravel()
     number = (lambda value: float(str(value))) if exact else _rounded
@@ -228,7 +233,7 @@ def _rounded(value: float | np.floating[Any]) -> float:
 
 
 def as_text(numbers: Mapping[str, Any]) -> str:
-    """The file, with each list of numbers on one line."""
+    """The text of the file: JSON with each list of numbers on one line."""
     text = json.dumps(numbers, indent=1)
     return re.sub(r"\[([^\[\]{}]*)\]", lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
 

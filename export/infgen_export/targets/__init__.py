@@ -1,4 +1,4 @@
-"""Targets. Each is a module that converts graphs and runs the results."""
+"""Export targets. Each is a module that converts graphs and runs the converted graphs."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from infgen_export.recipes import Recipe
 from infgen_model.graphs import Graph
 
 OPSETS = (18, 23)
-"""Oldest and newest supported ONNX operator set."""
+"""Oldest and newest ONNX operator set that a graph can be exported with."""
 DEPLOYMENT_TARGETS = ("iOS18", "macOS15", "iOS26", "macOS26")
 """Possible deployment targets of a Core ML program. The first is the oldest that has attention as an operation."""
 LEAST_WEIGHTS = 20_000
-"""Smaller weights are not stored in 8 bits: it would save little, and the first and last layers are sensitive."""
+"""Weights with fewer values are not stored in 8 bits. It would save little, and some are sensitive layers."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Target(Protocol):
         SHARED: Whether all graphs of a model share one file.
         POOLED: Whether packed graphs refer to weights in the bundle's file of weights.
         NAMED: Whether weights have the names of a checkpoint. Otherwise, names mean nothing outside of their graph.
-        BACKEND: The runtime backend for these graphs, if this machine can run it.
+        BACKEND: Name of the backend with which the exporter measures memory. ``None`` if memory is not measured.
         NATIVE: Whether a session runs in the target's own runtime, so that its times are meaningful.
     """
 
@@ -115,7 +115,7 @@ class Target(Protocol):
         ...
 
     def native_precisions(self) -> tuple[str, ...]:
-        """Precisions that the runtime may compute in on this machine, whatever the graph says."""
+        """Low precisions in which the runtime may compute on this machine, whatever the precision of the graph."""
         ...
 
 
@@ -123,7 +123,7 @@ def target_of(recipe: Recipe) -> Target:
     """The module of a recipe's target.
 
     Raises:
-        RequestError: A package that it needs is not installed.
+        RequestError: A package that the target needs is not installed.
     """
     try:
         with quiet():  # without macOS, coremltools prints many lines about missing features
@@ -135,14 +135,17 @@ def target_of(recipe: Recipe) -> Target:
 
 
 def depends_on(sources: Collection[str], nodes: Iterable[tuple[str, Sequence[str], Sequence[str]]]) -> set[str]:
-    """Names of the values that are computed from the values of some inputs.
+    """Finds the values of a graph that are computed from the values of certain inputs.
 
-    All others depend only on coordinates, shapes and weights: the positional embedding, sampling and rotary angles.
-    These must stay float32 in graphs of lower precision.
+    All other values depend only on coordinates, shapes and weights. They are the positional embedding, the sampling
+    matrices and the rotary angles, which must stay float32 in graphs of lower precision.
 
     Args:
         sources: Names of the inputs.
         nodes: Kind, inputs and outputs of every node, in topological order.
+
+    Returns:
+        The names of the values, including the inputs.
     """
     found = set(sources)
     for kind, inputs, outputs in nodes:

@@ -36,7 +36,12 @@ _ATEN = torch.ops.aten
 
 @dataclass(frozen=True)
 class Traced:
-    """A graph traced by ``torch.export``, and the sizes of the example that it was traced with, by dimension."""
+    """A graph that ``torch.export`` has traced.
+
+    Attributes:
+        program: The traced program.
+        sizes: Sizes of the example that it was traced with, by the names of the dimensions.
+    """
 
     program: ExportedProgram
     sizes: dict[str, int]
@@ -90,11 +95,13 @@ def write_package(
         path: The ``.mlpackage`` folder to write. An existing one is replaced.
         metadata: Model properties. ``author``, ``licence``, ``version`` and ``model`` also fill Core ML's own fields.
         precision: ``"fp32"``, ``"fp16"``, or ``"int8"`` for fp16 with large weights in 8 bits.
-        deployment_target: Oldest system that has to run it, as named by ``coremltools.target``.
-        enumerated: The only sizes to accept, two or more, each with every dimension by name. If empty, a range.
+        deployment_target: Oldest system that can run the package, from ``DEPLOYMENT_TARGETS``.
+        enumerated: The only sizes that the package accepts, two or more, each with every dimension by name. If empty,
+            it accepts all sizes within the graph's bounds.
 
     Raises:
-        ValueError: The precision is unknown, or sizes are outside the graph's bounds.
+        ValueError: The precision is unknown, there is only one enumerated size, or a size is outside the graph's
+            bounds.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
@@ -129,7 +136,7 @@ def load(path: Path, graph: str, precision: str | None = None) -> Session | Comp
 
 
 def weights(path: Path) -> dict[str, Array]:
-    """None, because a package has its weights in a file of its own format; see ``Target``."""
+    """Nothing, because a package keeps its weights in a file of its own format; see ``Target``."""
     return {}
 
 
@@ -139,24 +146,24 @@ def pack(path: Path, output: Path, pool: Pool) -> None:
 
 
 def native_precisions() -> tuple[str, ...]:
-    """On macOS, the precision that Core ML chooses. None elsewhere, where there is only the interpreter."""
+    """On macOS, the precision that Core ML chooses. Elsewhere, there is only the interpreter, which chooses none."""
     return ("apple",) if sys.platform == "darwin" else ()
 
 
 class Session:
-    """A saved package, interpreted by torch. This verifies the converted program but not Apple's kernels."""
+    """A saved package that torch interprets. This verifies the converted program, but not Apple's kernels."""
 
     def __init__(self, path: Path) -> None:
         self._program = mil.Program(path)
 
     def __call__(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Runs it on named inputs."""
+        """Runs the graph on named inputs."""
         (output,) = self._program.run(inputs).values()
         return output
 
     @property
     def operations(self) -> Counter[str]:
-        """How many operations of every kind the program has."""
+        """The number of operations of every kind."""
         return self._program.operations
 
 
@@ -168,13 +175,13 @@ class Compiled:
         self._model = ct.models.MLModel(str(path), compute_units=ct.ComputeUnit.ALL)
 
     def __call__(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Runs it on named inputs."""
+        """Runs the graph on named inputs."""
         (output,) = self._model.predict({name: value.numpy() for name, value in inputs.items()}).values()
         return torch.from_numpy(np.asarray(output, np.float32))
 
     @property
     def operations(self) -> Counter[str]:
-        """How many operations of every kind the program has."""
+        """The number of operations of every kind."""
         return mil.Program(self._path).operations
 
 
@@ -190,11 +197,14 @@ def _rewrite(graph: fx.Graph) -> None:
     for node in graph.find_nodes(op="call_function", target=_ATEN.alias.default):
         _replace(node, node.args[0])
     for node in graph.find_nodes(op="call_function", target=_ATEN.full_like.default):
-        # A value that is known only at run time, such as a size, would silently become 0. A minimum broadcasts anyway.
+        # coremltools silently replaces a value that is known only at run time, such as a size, by 0. A minimum
+        # broadcasts its operands, so it can take the value itself.
         if all(user.target is _ATEN.minimum.default for user in node.users):
             _replace(node, node.args[1])
         elif isinstance(node.args[1], fx.Node):
-            raise NotImplementedError(f"{node}: full_like with a value known at run time only")
+            raise NotImplementedError(
+                f"{node}: coremltools cannot convert full_like with a value known only at run time"
+            )
 
 
 def _replace(node: fx.Node, by: Any) -> None:
@@ -207,7 +217,7 @@ def _shapes(graph: Graph, default: Mapping[str, int], enumerated: Sequence[Mappi
     if not enumerated:
         return [_ranges(spec, graph, default) for spec in graph.inputs]
     if len(enumerated) < 2:
-        raise ValueError("one shape is not enumerated: give the graph equal bounds instead")
+        raise ValueError("only one shape is enumerated, expected two or more: give the graph equal bounds instead")
     for choice in enumerated:
         for name, (low, high) in graph.bounds.items():
             if not low <= choice[name] <= high:
@@ -225,12 +235,12 @@ def _ranges(spec: Tensorspec, graph: Graph, default: Mapping[str, int]) -> tuple
 
 def _choices(spec: Tensorspec, enumerated: Sequence[Mapping[str, int]]) -> Any:
     shapes = [spec.at(choice) for choice in enumerated]
-    # Core ML pairs the shapes of several inputs by their place in the list, so repeated ones have to stay.
+    # Core ML pairs the shapes of several inputs by their position in the lists, so repeated shapes have to stay.
     return ct.EnumeratedShapes(shapes, default=shapes[0]) if len(set(shapes)) > 1 else shapes[0]
 
 
 def _bounds(graph: Graph, enumerated: Sequence[Mapping[str, int]]) -> dict[str, str]:
-    """Metadata with the sizes that the package takes."""
+    """Metadata about the sizes that the package accepts."""
     bounds = dict(graph.bounds)
     listed = {}
     if enumerated:
@@ -246,7 +256,7 @@ def _compute_precision(graph: Graph, precision: str) -> Any:
 
 
 def _computed_from(names: Collection[str]) -> Callable[[Any], bool]:
-    """Selects the operations whose values depend on the values of some inputs, and not only on their shapes."""
+    """A function that tells whether an operation depends on the values of certain inputs, and not only on shapes."""
     known: dict[Any, bool] = {}
 
     def depends(value: Any) -> bool:
@@ -280,7 +290,7 @@ def _describe(model: Any, graph: Graph, metadata: Mapping[str, str]) -> None:
     model.license = metadata.get("licence", "")
     model.version = metadata.get("version", "")
     model.short_description = f"{metadata.get('model', 'InfGen')}: {graph.name}"
-    # Two conversions of the same model must not differ.
+    # Without the date, two conversions of the same model are equal.
     model.user_defined_metadata.pop("com.github.apple.coremltools.conversion_date", None)
     model.user_defined_metadata.update(metadata)
     for spec in graph.inputs:

@@ -29,7 +29,7 @@ BACKEND = "onnxruntime"
 NATIVE = True
 
 _LEAST_SHORTENED = 1_000
-"""Smallest number of weights that are stored as float16. A cast for fewer costs more than it saves."""
+"""Smallest number of values in a weight that is stored as float16. For fewer, the cast costs more than it saves."""
 
 
 def trace(graph: Graph, example: tuple[Tensor, ...], options: Options) -> onnx.ModelProto:
@@ -78,7 +78,7 @@ def _describe(model: onnx.ModelProto, graph: Graph, metadata: Mapping[str, str])
     onnx.helper.set_model_props(model, {**metadata, **bounds})
     for value, spec in zip((*model.graph.input, *model.graph.output), (*graph.inputs, graph.output), strict=True):
         value.doc_string = spec.about
-        # The tracer names the dimensions of outputs by its own symbols, such as s39.
+        # The tracer gives the dimensions of outputs names of its own, such as s39.
         for axis, dim in enumerate(spec.shape):
             if isinstance(dim, str) and value.type.tensor_type.shape.dim[axis].dim_param:
                 value.type.tensor_type.shape.dim[axis].dim_param = dim
@@ -90,7 +90,7 @@ def _describe(model: onnx.ModelProto, graph: Graph, metadata: Mapping[str, str])
 
 
 def _positional(model: onnx.ModelProto, graph: Graph) -> list[onnx.NodeProto]:
-    """The nodes that must stay float32 (see ``depends_on``)."""
+    """The nodes that must stay float32, because no data reaches them (see ``depends_on``)."""
     nodes = [(node.op_type, node.input, node.output) for node in model.graph.node]
     found = depends_on(graph.data, nodes)
     return [node for node in model.graph.node if found.isdisjoint(node.output)]
@@ -150,9 +150,9 @@ def _halve(model: onnx.ModelProto, graph: Graph) -> None:
 
 
 def _shorten(model: onnx.ModelProto) -> None:
-    """Stores weights that are float16 numbers as such, with a cast to float32, which runtimes do on loading.
+    """Stores weights as float16 where this changes no value. Runtimes cast them to float32 when they load the graph.
 
-    Checkpoints are in float16, so this halves the file and changes no weight.
+    The weights of checkpoints usually are float16, so this halves the file.
     """
     for tensor in list(model.graph.initializer):
         weights = numpy_helper.to_array(tensor)
@@ -168,9 +168,10 @@ def _shorten(model: onnx.ModelProto) -> None:
 
 
 def _quantize(model: onnx.ModelProto, graph: Graph) -> None:
-    """Stores weights in 8 bits, symmetric, with one scale per output channel. Runtimes unpack them on loading.
+    """Stores weights in 8 bits, symmetric, with one scale per output channel.
 
-    Transposed convolutions have one scale per input channel. Their biases are an input channel with a scale of its own.
+    Runtimes convert them to float32 when they load the graph. Transposed convolutions have one scale per input channel.
+    Their biases are an input channel, which therefore has its own scale.
 
     ONNX Runtime's own quantizers also quantize activations, which makes this model worse than the required 40 dB.
     """
@@ -220,7 +221,7 @@ def pack(path: Path, output: Path, pool: Pool) -> None:
 
 
 def native_precisions() -> tuple[str, ...]:
-    """None, because ONNX Runtime computes in the graph's own precision."""
+    """There are none, because ONNX Runtime computes in the graph's own precision."""
     return ()
 
 
@@ -236,6 +237,6 @@ class Session:
         self.operations = Counter(node.op_type for node in onnx.load(path, load_external_data=False).graph.node)
 
     def __call__(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Runs it on named inputs."""
+        """Runs the graph on named inputs."""
         (output,) = self._session.run(None, {name: value.numpy() for name, value in inputs.items()})
         return torch.from_numpy(output)

@@ -67,7 +67,7 @@ def convert(
         half = path.with_name(f"half-{path.name}")
         model = ov.Core().read_model(path)
         ov.save_model(model, half, compress_to_fp16=True)
-        del model  # it maps the file that is replaced
+        del model  # it maps the file that is replaced below into memory
         for suffix in (".xml", ".bin"):
             half.with_suffix(suffix).replace(path.with_suffix(suffix))
     elif recipe.precision == "int8":
@@ -85,7 +85,7 @@ def _shape(spec: Tensorspec, graph: Graph) -> ov.PartialShape:
 
 
 def _positional(model: ov.Model, graph: Graph) -> set[str]:
-    """Names of the operations that must stay float32 (see ``depends_on``)."""
+    """Names of the operations that must stay float32, because no data reaches them (see ``depends_on``)."""
     operations = model.get_ordered_ops()
     nodes = [
         (
@@ -96,7 +96,7 @@ def _positional(model: ov.Model, graph: Graph) -> set[str]:
         for node in operations
     ]
     found = depends_on(graph.data, nodes)
-    # A weight is positional if an operation that uses it is. The same weight may be used by both kinds.
+    # Operations of both kinds may use the same weight. It is positional only if no operation with data uses it.
     shared = {source for _, sources, (name,) in nodes if name in found for source in sources}
     return {name for kind, _, (name,) in nodes if name not in found and (kind != "Constant" or name not in shared)} - {
         spec.name for spec in graph.inputs
@@ -123,13 +123,13 @@ def load(path: Path, graph: str, precision: str | None = None) -> Session:
 
 
 def weights(path: Path) -> dict[str, Array]:
-    """The constants; see ``Target``."""
+    """The constants by name, without their shapes; see ``Target``."""
     content = path.with_suffix(".bin").read_bytes()
     return {name: _constant(data, content) for name, data in _constants(ElementTree.parse(path))}
 
 
 def pack(path: Path, output: Path, pool: Pool) -> None:
-    """Writes the graph for the pool's file, which takes the place of the ``.bin`` file; see ``Target``."""
+    """Writes the graph with references to the pool's file instead of its ``.bin`` file; see ``Target``."""
     tree, content = ElementTree.parse(path), path.with_suffix(".bin").read_bytes()
     for _, data in _constants(tree):
         data.set("offset", str(pool.offset(_constant(data, content))))
@@ -163,7 +163,8 @@ class Session:
 
     Args:
         path: The graph's ``.xml`` file.
-        precision: Precision of the arithmetic. By itself, OpenVINO would choose bfloat16 if the CPU supports it.
+        precision: Precision of the arithmetic, as a value of ``INFERENCE_PRECISION_HINT``. Without it, OpenVINO would
+            choose bfloat16 if the CPU supports it.
     """
 
     def __init__(self, path: Path, precision: str = "f32") -> None:
@@ -173,6 +174,6 @@ class Session:
         self._session = openvino.Session(core, model, precision, {})
 
     def __call__(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Runs it on named inputs."""
+        """Runs the graph on named inputs."""
         (output,) = self._session.run({name: value.numpy() for name, value in inputs.items()}).values()
         return torch.from_numpy(output)

@@ -1,4 +1,4 @@
-"""The PyTorch target: the checkpoint's own weights, for the backend that runs the model's code."""
+"""The PyTorch target: a checkpoint's own weights, for the backend that runs the model's code."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def trace(graph: Graph, example: tuple[Tensor, ...], options: Options) -> dict[s
     """The graph's weights, named as in a checkpoint; see ``Target``."""
     part = kind_of(graph.kind).part
     names = ((name, value) for name, value in graph.module.state_dict().items())
-    # The modules of prefill and encode are parts of the model. The others contain one.
+    # The modules of prefill and encode are parts of the model, so their weights lack the part's name. The others
+    # contain a part.
     return {name if name.startswith(f"{part}.") else f"{part}.{name}": value.detach() for name, value in names}
 
 
@@ -68,7 +69,10 @@ def load(path: Path, graph: str, precision: str | None = None) -> Session:
 
 
 def weights(path: Path) -> dict[str, Array]:
-    """The tensors by their names in a checkpoint, those of a latent space after its name; see ``Target``."""
+    """The tensors by their names in a checkpoint; see ``Target``.
+
+    The name of a tensor that belongs to a latent space starts with the name of that space.
+    """
     space = _described(path)["latent_space"]
     return {
         f"{space}/{name}" if name.startswith(OF_SPACE) else name: value
@@ -77,7 +81,7 @@ def weights(path: Path) -> dict[str, Array]:
 
 
 def pack(path: Path, output: Path, pool: Pool) -> None:
-    """Writes the config, and for each tensor of the checkpoint its name in the pool; see ``Target``."""
+    """Writes the config, and the name that each tensor of the checkpoint has in the pool; see ``Target``."""
     stored = {name: pool.name(value) for name, value in load_numpy(path / CHECKPOINT).items()}
     output.write_text(json.dumps({"config": _described(path), "weights": stored}, indent=1) + "\n")
 
@@ -88,7 +92,7 @@ def _described(path: Path) -> dict[str, Any]:
 
 
 def native_precisions() -> tuple[str, ...]:
-    """The low precision that PyTorch supports on this CPU."""
+    """The low precision that PyTorch supports on this CPU, if there is one."""
     anything = BundleRecipe("", "torch", "fp32", {}, None)
     return tuple(Backend().arithmetics("cpu", anything))[1:]
 
@@ -104,6 +108,6 @@ class Session:
         self.operations: Counter[str] = Counter()
 
     def __call__(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Runs it on named inputs."""
+        """Runs the graph on named inputs."""
         (output,) = self._session.run({name: value.numpy() for name, value in inputs.items()}).values()
         return torch.as_tensor(output.fetch(np.float32) if isinstance(output, Pixels) else output).clone()

@@ -1,4 +1,4 @@
-"""Pixel shuffles as transposed convolutions, for runtimes that are slow at moving data."""
+"""Replaces pixel shuffles by transposed convolutions, because some runtimes move data slowly."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 
 class TransposedConvolution(nn.Module):
-    """A 1x1 convolution and a pixel shuffle as one product.
+    """A 1x1 convolution and a pixel shuffle as one transposed convolution.
 
-    A shuffle copies memory with large strides. Together, they took an eighth of a tile's time in ONNX Runtime with one
-    thread, and a fifth with two (``benchmarks.profile``). A transposed convolution has one bias per channel, but the
-    pair has one for every position in a patch. The biases are therefore the weights of an additional channel of ones.
+    A shuffle copies memory with large strides. All shuffles together took an eighth of a tile's time in ONNX Runtime
+    with one thread, and a fifth with two threads (``benchmarks.profile``).
+
+    A transposed convolution has one bias per channel, but the pair has one for every position in a patch. The biases
+    are therefore stored as the weights of an additional input channel, which is always 1.
     """
 
     def __init__(self, convolve: nn.Conv2d, shuffle: nn.PixelShuffle) -> None:
@@ -33,7 +35,10 @@ class TransposedConvolution(nn.Module):
 
 
 def with_transposed_convolutions(module: nn.Module) -> nn.Module:
-    """A copy of a module without pixel shuffles after 1x1 convolutions. Its results are the same up to rounding."""
+    """Copies a module, and replaces 1x1 convolutions with a pixel shuffle after them by ``TransposedConvolution``.
+
+    The results of the copy are the same up to rounding.
+    """
     module = copy.deepcopy(module)
     for parent in list(module.modules()):
         for name, child in parent.named_children():
