@@ -22,7 +22,7 @@ OF_TRUNK = (
     "refine.enlarger.to_picture.",
 )
 """Prefixes of the trunk's parameters. Each latent space has a trunk of its own."""
-OF_SPACE = (*OF_TRUNK, "encode.leave.")
+OF_SPACE = (*OF_TRUNK, "encode.")
 """Prefixes of all parameters that belong to one latent space. Models of several spaces can share the others."""
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from torch import nn
 
 from infgen_model import InfGen
 from infgen_model.checkpoint import load_checkpoint, save_checkpoint
@@ -23,7 +24,7 @@ from infgen_training.trainer import Trainer
 from infgen_training.views import View, save_shards
 
 from .conftest import TINY, some_views
-from .test_warmstart import decoder
+from .test_warmstart import decoder, encoder
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(
@@ -147,7 +148,21 @@ def test_a_new_trunk_has_the_teachers_picture_and_features_like_the_guides(
     assert fitted < 0.7 * distance(model, guide, views)
 
 
-def test_the_encoder_is_fitted_to_the_new_latents(guide: InfGen, autoencoder: Path, views: list[View]) -> None:
+def test_the_encoder_of_a_tiny_autoencoder_is_taken_as_it_is(
+    guide: InfGen, autoencoder: Path, views: list[View]
+) -> None:
+    torch.manual_seed(6)
+    teacher = dataclasses.replace(
+        Teacher.load(autoencoder), encoder=encoder()[:-1].append(nn.Conv2d(8, 4, 3, padding=1))
+    )
+    model = trunk.new_trunk(CONFIG, guide, teacher, views)
+    image = torch.rand(1, 3, 32, 24)
+    assert model.encode(image).equal(teacher.encode(image))
+
+
+def test_another_kind_of_encoder_is_fitted_to_the_new_latents(
+    guide: InfGen, autoencoder: Path, views: list[View]
+) -> None:
     model = new_trunk(guide, autoencoder, views)
     for view in views:
         image = torch.from_numpy(view.small).permute(2, 0, 1)[None].float() / 255

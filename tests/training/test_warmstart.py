@@ -12,7 +12,15 @@ from infgen_model.enlarger import smooth
 from infgen_rt.errors import InputError
 from infgen_training.teacher import load_function
 from infgen_training.views import View, to_tensor
-from infgen_training.warmstart import COPIED, copy_encoder, copy_enlarger, copy_trunk, fit_readout, rescale_enlarger
+from infgen_training.warmstart import (
+    COPIED,
+    copy_encoder,
+    copy_enlarger,
+    copy_trunk,
+    encoder_levels,
+    fit_readout,
+    rescale_enlarger,
+)
 
 from .conftest import TINY, tiny_model, view
 
@@ -155,6 +163,25 @@ def test_the_encoder_computes_what_the_teachers_last_layers_do(levels: int) -> N
     for shrink, level in zip(student.encode.shrink, student.encode.levels[1:], strict=True):
         mine = level(shrink(mine))
     assert torch.equal(student.encode.leave(mine), teacher[begin:](x))
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_an_encoder_of_the_teachers_resolutions_is_the_teachers(blocks: int) -> None:
+    torch.manual_seed(0)
+    teacher = encoder(blocks=blocks)
+    levels = encoder_levels(teacher)
+    assert levels == (Level(8, 1), *[Level(8, blocks)] * 3)
+    student = InfGen(dataclasses.replace(TINY, encoder=levels))
+    copy_encoder(teacher, student)
+    image = torch.rand(1, 3, 24, 32)
+    assert torch.equal(student.encode(image), teacher(image))
+
+
+def test_encoders_that_cannot_be_copied_exactly_have_no_levels() -> None:
+    pooled = encoder()
+    pooled[1] = Block(8, True)
+    for other in (pooled, encoder()[1:], encoder()[:-1], nn.Conv2d(3, 4, 8, stride=8), nn.Identity()):
+        assert encoder_levels(other) is None
 
 
 @pytest.mark.parametrize("teacher", [encoder(width=4), encoder(blocks=1), nn.Identity()])

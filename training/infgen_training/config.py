@@ -124,7 +124,7 @@ class TrainConfig:
         if self.part == "trunk":
             return name.startswith(OF_TRUNK)
         if self.part == "shared":
-            return not name.startswith((*OF_SPACE, "encode."))
+            return not name.startswith(OF_SPACE)
         return name.startswith("encode.") == (self.part == "encoder")
 
     def __post_init__(self) -> None:

@@ -26,7 +26,7 @@ from infgen_training.config import TrainConfig
 from infgen_training.leastsquares import LeastSquares
 from infgen_training.teacher import Teacher
 from infgen_training.views import View, to_tensor
-from infgen_training.warmstart import copy_trunk
+from infgen_training.warmstart import copy_encoder, copy_trunk, encoder_levels
 
 LATENTS = "latents.safetensors"
 """The file in a run's folder with the latents of the views in the new space."""
@@ -84,8 +84,8 @@ def new_trunk(config: TrainConfig, guide: InfGen, teacher: Teacher, views: Seque
     """Makes a model of another latent space that shares all but its trunk with a finished one.
 
     The trunk starts as the teacher's decoder, with its picture. A layer after it is fitted to the features that the
-    guide's trunk has for the same pictures. The encoder's last layer, the only other one that depends on the space, is
-    fitted to the teacher's latents.
+    guide's trunk has for the same pictures. The encoder is the teacher's, if it is a tiny autoencoder's without global
+    statistics. Otherwise it starts as the guide's, and its last layer is fitted to the teacher's latents.
 
     Args:
         config: Config of the run.
@@ -98,7 +98,7 @@ def new_trunk(config: TrainConfig, guide: InfGen, teacher: Teacher, views: Seque
     """
     if guide.refine is None:
         raise InputError(f"{guide.config.name} has no trunk that another latent space could have for its own")
-    before = guide.config
+    before, levels = guide.config, encoder_levels(teacher.encoder)
     own = dataclasses.replace(
         before,
         name=before.name.removesuffix(f"-{before.latent_space}") + f"-{config.latent_space}",
@@ -106,12 +106,18 @@ def new_trunk(config: TrainConfig, guide: InfGen, teacher: Teacher, views: Seque
         latent_channels=config.latent_channels,
         pooled=any(".pool." in name for name in teacher.decoder.state_dict()),
         adapted=True,
+        encoder=levels or before.encoder,
     )
     model = InfGen(own).eval()
     share(guide, model)
     copy_trunk(teacher.decoder, model)
     fit_features(model, guide, views)
-    fit_encoder(model, views)
+    if levels:
+        copy_encoder(teacher.encoder, model)
+    else:
+        body = {name: value for name, value in guide.encode.state_dict().items() if not name.startswith("leave.")}
+        model.encode.load_state_dict(body, strict=False)
+        fit_encoder(model, views)
     return model
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from infgen_model import InfGen
+from infgen_model import InfGen, Level
 from infgen_model.config import OF_TRUNK
 from infgen_model.enlarger import smooth
 from infgen_rt.errors import InputError
@@ -94,10 +94,11 @@ def copy_trunk(decoder: nn.Module, model: InfGen) -> None:
 
 
 def copy_encoder(encoder: nn.Module, model: InfGen) -> None:
-    """Copies the last layers of a tiny autoencoder's encoder into a model's encoder, in place.
+    """Copies the last layers of a tiny autoencoder's encoder, or all of them, into a model's encoder, in place.
 
     Layers before the model's first resolution are not copied. Branches with global statistics are not copied either: an
-    encoder that gives the same latent for any tiling cannot have them, and has to learn to work without them.
+    encoder that gives the same latent for any tiling cannot have them, and has to learn to work without them. Without
+    such branches, an encoder of the same resolutions as the model's (``encoder_levels``) is copied exactly.
 
     Args:
         encoder: A sequence of modules. For every resolution, it ends with a convolution that halves the picture and
@@ -115,7 +116,29 @@ def copy_encoder(encoder: nn.Module, model: InfGen) -> None:
         if index:
             place -= 1
             names[f"shrink.{index - 1}.weight"] = f"{place}.weight"
+    if place == 1:  # only the first convolution is left
+        names |= {f"enter.{name}": f"0.{name}" for name in model.encode.enter.state_dict()}
     _copy(encoder, model.encode, names, {})
+
+
+def encoder_levels(encoder: nn.Module) -> tuple[Level, ...] | None:
+    """The resolutions of a tiny autoencoder's encoder, from the picture's own to that of the latent.
+
+    Args:
+        encoder: For every resolution, a tiny autoencoder's has a convolution and blocks, and finally one more
+            convolution.
+
+    Returns:
+        The resolutions, or None if the encoder has another structure or uses global statistics, and so cannot be
+        copied exactly.
+    """
+    modules = list(encoder) if isinstance(encoder, nn.Sequential) else []
+    starts = [index for index, module in enumerate(modules) if isinstance(module, nn.Conv2d)]
+    if len(starts) < 2 or starts[0] != 0 or starts[-1] != len(modules) - 1:
+        return None
+    if any(".pool." in name for name in encoder.state_dict()):
+        return None
+    return tuple(Level(modules[a].out_channels, b - a - 1) for a, b in zip(starts, starts[1:], strict=False))
 
 
 def copy_enlarger(network: nn.Module, model: InfGen) -> None:
