@@ -42,7 +42,8 @@ class Enlarger(nn.Module):
             for _ in range(max(each.blocks for each in larger)):
                 self.blocks.append(nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.PReLU(width, 0.1)))
         with torch.no_grad():
-            for leave in (*self.leave.values(), *(finish[-1] for finish in self.finish.values())):
+            last = [list(finish.children())[-1] for finish in self.finish.values()]
+            for leave in (*self.leave.values(), *last):
                 assert isinstance(leave, nn.Conv2d) and leave.bias is not None
                 # All pixels of a position start the same, so there is no periodic pattern to unlearn.
                 leave.weight.zero_()

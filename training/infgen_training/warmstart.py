@@ -133,12 +133,14 @@ def encoder_levels(encoder: nn.Module) -> tuple[Level, ...] | None:
         copied exactly.
     """
     modules = list(encoder) if isinstance(encoder, nn.Sequential) else []
-    starts = [index for index, module in enumerate(modules) if isinstance(module, nn.Conv2d)]
-    if len(starts) < 2 or starts[0] != 0 or starts[-1] != len(modules) - 1:
+    convolutions = [(index, each) for index, each in enumerate(modules) if isinstance(each, nn.Conv2d)]
+    places = [index for index, _ in convolutions]
+    if len(places) < 2 or (places[0], places[-1]) != (0, len(modules) - 1):
         return None
     if any(".pool." in name for name in encoder.state_dict()):
         return None
-    return tuple(Level(modules[a].out_channels, b - a - 1) for a, b in zip(starts, starts[1:], strict=False))
+    pairs = zip(convolutions, places[1:], strict=False)
+    return tuple(Level(each.out_channels, following - place - 1) for (place, each), following in pairs)
 
 
 def copy_enlarger(network: nn.Module, model: InfGen) -> None:
