@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -19,8 +20,9 @@ from infgen_rt.common.pixels import FloatArray, as_pixels
 from infgen_rt.common.progress import Tell
 from infgen_rt.errors import BackendError, LatentError
 from infgen_rt.geometry.shapes import Size
-from infgen_rt.latent.arrays import Normalisation, as_float32, as_latent, as_latents, native_size
+from infgen_rt.latent.arrays import Normalisation, as_latent, as_latents, native_size
 from infgen_rt.latent.layout import fits
+from infgen_rt.latent.numbers import as_float32
 from infgen_rt.latent.spaces import LatentSpace, joined, latent_space
 from infgen_rt.nodes.context import Contexts
 from infgen_rt.nodes.latents import Given, encode_pixels
@@ -29,6 +31,8 @@ from infgen_rt.plan.encoding import plan_encoding
 from infgen_rt.source import Source
 
 _LOG = logging.getLogger(__name__)
+MOST_THREADS = 1024
+"""The largest number of threads that can be asked for. No machine is faster with more."""
 
 
 def open(
@@ -72,8 +76,9 @@ def open(
         PlanError: `memory` is not an amount.
         Cancelled: the work was cancelled with `cancel`.
     """
-    if threads is not None and threads < 1:
-        raise BackendError(f"{threads} threads are not possible: expected 1 or more")
+    if threads is not None and not (isinstance(threads, Integral) and 1 <= threads <= MOST_THREADS):
+        raise BackendError(f"{threads!r} threads are not possible: expected a whole number from 1 to {MOST_THREADS}")
+    threads = None if threads is None else int(threads)
     budget = parse_bytes(memory) if memory is not None else default_budget()
     bundle = Bundle.open(path, None if space is None else latent_space(space).name)
     cancellation = Cancellation(cancel)

@@ -46,6 +46,8 @@ def read_into(
     """
     shape = (box.height, box.width, 3)
     pixels: npt.NDArray[Any] = np.empty(shape, dtype) if out is None else out
+    if not (isinstance(pixels, np.ndarray) and pixels.flags.writeable):
+        raise PlanError(f"out is {type(out).__name__}, which cannot be written to: pass a writable NumPy array")
     if pixels.shape != shape or pixels.dtype != dtype:
         given, needed = f"{pixels.dtype} {list(pixels.shape)}", f"{np.dtype(dtype)} {list(shape)}"
         raise PlanError(f"out is {given}, and the region needs {needed}: pass an array of this type and shape")

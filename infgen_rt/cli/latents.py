@@ -8,7 +8,7 @@ from typing import Any
 
 from infgen_rt.common.memory import format_bytes
 from infgen_rt.errors import LatentError
-from infgen_rt.latent.files import MAX_FILE, Stored, parse_array, read_array
+from infgen_rt.latent.files import MAX_FILE, Stored, parse_array, read_array, read_most
 from infgen_rt.latent.samples import load_sample
 
 # The name for standard input and output.
@@ -40,8 +40,8 @@ def read_latent(path: Path, key: str | None) -> Stored:
         return read_array(path, key)
     if sys.stdin is None:
         raise LatentError("there is no standard input: pass a file")
-    data = sys.stdin.buffer.read(MAX_FILE + 1)
-    if len(data) > MAX_FILE:
+    data = read_most(sys.stdin.buffer)
+    if data is None:
         raise LatentError(
             f"standard input is longer than {format_bytes(MAX_FILE)}, the most that is read: split a batch of so many"
         )

@@ -1,9 +1,10 @@
 """Sizes and boxes. Their unit depends on the use: pixels, tokens or cells."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from math import isfinite
-from typing import Literal, NamedTuple
+from numbers import Real
+from typing import Any, Literal, NamedTuple
 
 from infgen_rt.common.callers import raise_callers
 from infgen_rt.errors import PlanError
@@ -149,7 +150,7 @@ def parse_box(value: str | Sequence[int], within: Size) -> Box:
         PlanError: the region is not four integers, or it is empty or reaches outside the picture.
     """
     try:
-        x, y, width, height = (int(part) for part in (value.split(",") if isinstance(value, str) else value))
+        x, y, width, height = map(_whole, value.split(",") if isinstance(value, str) else _in_order(value))
     except (TypeError, ValueError, OverflowError) as error:
         raise_callers(error)
         raise PlanError(f"region {value!r} is not understood: expected four whole numbers x,y,width,height") from None
@@ -175,20 +176,32 @@ def parse_size(value: "str | float | tuple[int, int] | None", native: Size) -> S
         size = native
     elif isinstance(value, str):
         size = _parse_size_text(value.strip().lower(), native)
-    elif isinstance(value, (int, float)):
+    elif isinstance(value, Real) and not isinstance(value, bool):
         size = _scaled(float(value), native)
     else:
         try:
-            width, height = value
-            size = Size(int(width), int(height))
+            size = Size(*map(_whole, _in_order(value)))
         except (TypeError, ValueError, OverflowError) as error:
             raise_callers(error)
-            raise PlanError(f"size {value!r} is not understood: expected (width, height) in pixels") from None
-        if size != (width, height):
-            raise PlanError(f"size {value!r} is not in whole pixels")
+            raise PlanError(f"size {value!r} is not understood: expected (width, height) in whole pixels") from None
     if min(size) < 1 or max(size) > MAX_SIDE:
         raise PlanError(f"size {size} is out of bounds: each side must be from 1 to {MAX_SIDE:,} pixels")
     return size
+
+
+def _in_order(values: Any) -> Any:
+    """The same values. Raises TypeError for what is no sequence of numbers: sets have no order, and bytes are text."""
+    if isinstance(values, (bytes, bytearray, Set, Mapping)):
+        raise TypeError("not a sequence of numbers")
+    return values
+
+
+def _whole(value: Any) -> int:
+    """A whole number. Raises ValueError for a fraction, and OverflowError for infinity."""
+    number = int(value)
+    if not isinstance(value, str) and number != value:
+        raise ValueError("a fraction")
+    return number
 
 
 def fixed_size(text: str) -> Size | None:

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from infgen_rt.common.callers import raise_callers
 from infgen_rt.common.notices import Notices
 from infgen_rt.common.pixels import FloatArray
 from infgen_rt.errors import LatentError
@@ -14,6 +13,7 @@ from infgen_rt.latent.evidence import LARGEST, Normalisation, is_foreign, moment
 from infgen_rt.latent.files import Stored, read_array
 from infgen_rt.latent.layout import plain_latents
 from infgen_rt.latent.likeness import likely_space
+from infgen_rt.latent.numbers import as_float32
 from infgen_rt.latent.spaces import LatentSpace, latent_space, latent_spaces
 
 __all__ = ["Normalisation", "as_latent", "as_latents", "load_latent", "load_latents", "native_size"]
@@ -168,38 +168,6 @@ def native_size(value: Any, space: LatentSpace, *, latent_size: tuple[int, int] 
     """
     plain, _ = plain_latents(as_float32(value), space, latent_size)
     return space.native_size(plain[0])
-
-
-def as_float32(value: Any) -> FloatArray:
-    """Convert the numbers of what `as_latents` takes to float32. The shape stays the same.
-
-    Raises:
-        LatentError: these are not floating-point numbers.
-    """
-    if isinstance(value, Stored):
-        value = value.array
-    if hasattr(value, "detach"):  # a torch tensor, recognised by this method because torch is not imported here
-        value = value.detach().cpu()
-        value = (value.float() if value.is_floating_point() else value).numpy()
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise_callers(error)
-        raise LatentError("the latent's parts have different shapes: pass each by itself") from None
-    if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
-        raise LatentError(
-            f"numbers are {_dtype_name(array)}, and a latent's are float16, bfloat16, float32 or float64: convert them "
-            "to float32, if they are those of the latent"
-        )
-    with np.errstate(over="ignore"):
-        return array.astype(np.float32)
-
-
-def _dtype_name(array: np.ndarray) -> str:
-    """The usual name of an array's dtype. NumPy has no name for float8, which .npy files store as opaque bytes."""
-    if array.dtype.kind == "V" and array.dtype.names is None and array.dtype.itemsize == 1:
-        return "of one byte each, as .npy keeps float8"
-    return str(array.dtype)
 
 
 def _checked(

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from infgen_rt.errors import LatentError
-from infgen_rt.latent.arrays import as_float32
 from infgen_rt.latent.layout import expected_shapes, fits, plain_latents
 from infgen_rt.latent.likeness import likely_space
+from infgen_rt.latent.numbers import as_float32
 from infgen_rt.latent.spaces import LatentSpace, joined, latent_space, latent_spaces
 
 

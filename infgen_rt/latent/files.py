@@ -3,10 +3,12 @@
 import io
 import json
 import math
+import os
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +23,7 @@ from infgen_rt.latent.kinds import PICKLE, known_kind
 from infgen_rt.latent.spaces import LatentSpace
 
 MAX_FILE = GIB
+_CHUNK = GIB // 16
 _FREE = "close other programs, or split a batch into several files"
 # The names that ComfyUI, this package and users of diffusers give to the array of a latent.
 USUAL_NAMES = ("latent", "latents", "latent_tensor", "samples")
@@ -67,11 +70,9 @@ def read_array(path: str | Path, key: str | None = None) -> Stored:
     if not is_possible(path):
         raise LatentError(f"{str(path)!r} cannot be a file's name: remove the character that no name may have")
     try:
-        if path.stat().st_size > MAX_FILE:
-            raise LatentError(
-                f"{path} is larger than {format_bytes(MAX_FILE)}, the most that is read: split a batch of so many"
-            )
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            data = read_most(file, size) if size <= MAX_FILE else None
     except FileNotFoundError:
         raise LatentError(f"{path} does not exist: expected a .npy, .npz or .safetensors file") from None
     except OSError as error:
@@ -79,7 +80,26 @@ def read_array(path: str | Path, key: str | None = None) -> Stored:
         raise LatentError(f"{path} cannot be read: {reason(error)}") from None
     except MemoryError:
         raise LatentError(f"there is too little memory to read {path}: {_FREE}") from None
+    if data is None:
+        raise LatentError(
+            f"{path} is larger than {format_bytes(MAX_FILE)}, the most that is read: split a batch of so many"
+        )
     return parse_array(data, str(path), key)
+
+
+def read_most(stream: BinaryIO, size: int = 0) -> bytes | None:
+    """Read the rest of a stream. None if it is longer than `MAX_FILE`, as that of some devices, which never end.
+
+    Args:
+        stream: a file, a pipe or a device.
+        size: the number of bytes that are expected, or 0 if it is unknown. There may be more or fewer.
+    """
+    parts: list[bytes] = []
+    left, chunk = MAX_FILE + 1, size + 1 if size else _CHUNK
+    while left > 0 and (part := stream.read(min(left, chunk))):
+        parts.append(part)
+        left, chunk = left - len(part), _CHUNK
+    return b"".join(parts) if left > 0 else None
 
 
 def parse_array(data: bytes, name: str, key: str | None = None) -> Stored:
