@@ -29,7 +29,7 @@ def model(
     rank: int = 4,
     **constants: float,
 ) -> onnx.ModelProto:
-    """A graph of nodes that compute ``out`` from the inputs and from scalars."""
+    """A graph of nodes that compute a result named ``out`` from inputs and scalar constants."""
     scalars = [helper.make_tensor(key, FLOAT, (), [number]) for key, number in constants.items()]
     graph = helper.make_graph(nodes, name, inputs, [value("out", kind, rank)], scalars)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR)

@@ -171,7 +171,7 @@ def _check_together(paths: Sequence[str | Path], models: Sequence[InfGen]) -> No
         if not shares(models[0], model):
             raise RequestError(
                 f"{path} and {paths[0]} differ in what models of one bundle share, which is everything except the "
-                "trunk and the encoder's last layer: export each to its own bundle"
+                "trunk and the encoder: export each to its own bundle"
             )
 
 

@@ -1,6 +1,6 @@
-"""Backends for infgen_rt, one module each. They are found through entry points and not imported from here."""
+"""Backends for infgen_rt, one module each. Entry points name them, so this file does not import them."""
 
 from infgen_runtimes.telemetry import silence_onnxruntime
 
-# This is done here because every module that imports ONNX Runtime is imported after this one.
+# This must happen before ONNX Runtime is imported, which only other modules of this package do.
 silence_onnxruntime()

@@ -53,12 +53,12 @@ class Backend:
         require_version("coremltools", self.version)
 
     def devices(self) -> Sequence[Device]:
-        """The three devices of a Mac; see `infgen_rt.backend.protocol.Backend`."""
+        """List the three devices of a Mac; see `infgen_rt.backend.protocol.Backend`."""
         problem = None if sys.platform == "darwin" else "Core ML exists on macOS only: pass another backend (--backend)"
         return [Device(name, about, problem) for name, about in _DEVICES.items()]
 
     def arithmetics(self, device: str, recipe: Recipe) -> Sequence[str]:
-        """The program's own arithmetic. The Neural Engine takes only fixed shapes in float16."""
+        """Return the program's own arithmetic. The Neural Engine runs only float16 with one fixed shape."""
         arithmetic = "fp32" if recipe.precision == "fp32" else "fp16"
         if device == "ane" and (arithmetic == "fp32" or len(recipe.shapes) != 1):
             return ()
@@ -75,7 +75,7 @@ class Backend:
                     (package / name).write_bytes(content)
                 model = open_package(package, _digest(files), options)
                 shutil.rmtree(package)
-                # A program that is kept in the cache needs no folder.
+                # If the program was moved to the cache, its folder is no longer needed.
                 in_use = _program(package).exists()
                 return Session(model, held.pop_all() if in_use else ExitStack())
         # coremltools raises plain RuntimeErrors and any exception of Core ML's bridge.
@@ -89,7 +89,7 @@ class Session:
 
     Args:
         model: the program.
-        held: holds what the program needs while it is loaded.
+        held: removes the files of the program when it is closed. The program needs them while it is loaded.
     """
 
     def __init__(self, model: Model, held: ExitStack) -> None:
@@ -119,16 +119,19 @@ def open_package(package: Path, digest: str, options: Options) -> Model:
     Core ML itself does not keep compiled programs after the process has ended.
 
     Args:
-        package: an `.mlpackage`. It may be deleted afterwards, but not other files in its folder.
+        package: an `.mlpackage`. It may be deleted afterwards, but the other files in its folder may not.
         digest: the digest of its content.
         options: the device, and the folder in which compiled programs are kept.
+
+    Raises:
+        Exception: Core ML cannot compile or load the package. coremltools raises errors of various classes.
     """
     from coremltools import ComputeUnit
     from coremltools.models import CompiledMLModel
     from coremltools.models.utils import compile_model
 
     units, own = ComputeUnit[_UNITS[options.device]], _program(package)
-    # A compiled program is for one version of the operating system.
+    # A compiled program works only with the version of the operating system that compiled it.
     kept = options.cache and options.cache / f"{digest}-{platform.mac_ver()[0]}.mlmodelc"
     if kept is not None and kept.exists():
         try:
@@ -146,17 +149,17 @@ def open_package(package: Path, digest: str, options: Options) -> Model:
 
 
 def _program(package: Path) -> Path:
-    """The place of the program that is compiled from a package."""
+    """The path of the program that is compiled from a package."""
     return package.with_suffix(".mlmodelc")
 
 
 def _working_folder(cache: Path | None, held: ExitStack) -> Path:
-    """Make a folder of this process, which is removed when the stack ends. Those of dead processes are removed now.
+    """Make a folder for this process. Folders that dead processes have left behind are removed.
 
     Args:
-        cache: the folder in which compiled programs are kept, so that they can be renamed into it. None for the
-            system's folder for temporary files.
-        held: removes it.
+        cache: the folder in which compiled programs are kept. The new folder is inside it, so that programs can be
+            moved by renaming. None to use the system's folder for temporary files.
+        held: removes the new folder when it is closed.
     """
     parent = cache or Path(tempfile.gettempdir())
     remove_leftovers(parent, _WORKING)
@@ -166,11 +169,13 @@ def _working_folder(cache: Path | None, held: ExitStack) -> Path:
 
 
 def _move(source: Path, target: Path) -> None:
-    with suppress_but_callers(OSError):  # another process was first
+    """Rename a folder, unless the target exists already."""
+    with suppress_but_callers(OSError):  # another process has moved its own there
         source.rename(target)
 
 
 def _digest(files: Mapping[str, Content]) -> str:
+    """A digest of the names and the contents of files, as 32 hexadecimal digits."""
     digest = hashlib.sha256()
     for name in sorted(files):
         digest.update(name.encode() + b"\0" + hashlib.sha256(files[name]).digest())

@@ -36,9 +36,10 @@ _PROVIDERS = {
     "qnn": ("QNNExecutionProvider", "Qualcomm NPU (QNN)"),
 }
 _PLUGIN = "onnxruntime-ep-"
-# Providers that compute in CUDA's memory, and the graphs' outputs that stay there.
+# Providers whose arrays are in CUDA's memory, and the names of the outputs that stay there.
 _CUDA = ("cuda", "tensorrt")
 _STAYING = ("features", "fine", "context", "image")
+# Size in bytes of the regions in which the arena takes memory; see `_share_arena`.
 _REGION = 64 * 2**20
 # Operations that ONNX Runtime deliberately runs on the CPU even with a GPU, because they compute sizes and indices.
 _SMALL = frozenset(
@@ -52,14 +53,14 @@ class Backend:
     name = "onnxruntime"
     target = "onnx"
     version = ort.__version__
-    # One tile per thread takes about 0.8 of the time, on two cores (`benchmarks.studies.parallel`).
+    # On two cores, tiles in parallel with one thread each take 0.8 of the time (`benchmarks.studies.parallel`).
     parallel_on = ("cpu",)
 
     def __init__(self) -> None:
         require_version("onnxruntime", ort.__version__)
 
     def devices(self) -> Sequence[Device]:
-        """The CPU, this build's providers, and plug-in providers; see `infgen_rt.backend.protocol.Backend`."""
+        """List the CPU and the devices of built-in and plug-in providers; see `infgen_rt.backend.protocol.Backend`."""
         here = ort.get_available_providers()
         found = [Device("cpu", "CPU")]
         for name, (provider, about) in _PROVIDERS.items():
@@ -70,11 +71,11 @@ class Backend:
         return [*found, *_plugin_devices()]
 
     def arithmetics(self, device: str, recipe: Recipe) -> Sequence[str]:
-        """The graph's own arithmetic, because ONNX Runtime does not change precision by itself."""
+        """Return the graph's own arithmetic, because ONNX Runtime does not change the precision by itself."""
         if recipe.shapes:
             return ()
         if device == "cpu":
-            # The CPU has no float16 arithmetic: such a graph would run in float32 with casts around every node.
+            # ONNX Runtime has no float16 arithmetic on CPUs. It would run in float32, with casts around every node.
             return () if recipe.precision == "fp16" else ("fp32",)
         return ("fp16",) if recipe.precision == "fp16" else ("fp32",)
 
@@ -99,8 +100,8 @@ class Session:
 
     Args:
         session: the ONNX Runtime session.
-        settings: the options it was loaded with.
-        place: the device on which features, contexts and pixels stay. None for NumPy arrays on the CPU.
+        settings: the options with which it was loaded.
+        place: the device on which features, contexts and pixels stay. None if all results are NumPy arrays.
     """
 
     def __init__(self, session: ort.InferenceSession, settings: Options, place: Place | None = None) -> None:
@@ -113,7 +114,7 @@ class Session:
         session = self._session
         if session is None:
             raise DecodeError("the session is closed: open the model again")
-        # These options are for this run only, so that cancelling it does not stop the runs of other threads.
+        # Each run has its own options. Otherwise, cancelling this run would also stop the runs of other threads.
         options = _run_options(self._settings)
         try:
             with current().interrupting(lambda: setattr(options, "terminate", True)):
@@ -128,6 +129,7 @@ class Session:
     def _run_there(
         self, session: ort.InferenceSession, place: Place, inputs: Mapping[str, Values], options: ort.RunOptions
     ) -> list[Values]:
+        """Run the graph on a device. The outputs in `_STAYING` stay there, and the others become NumPy arrays."""
         given = {name: value.value() if isinstance(value, Array) else value for name, value in inputs.items()}
         found = place.run(session, given, _STAYING, options)
         return [
@@ -140,14 +142,14 @@ class Session:
         session, self._session = self._session, None
         if session is None:
             return
-        # The arena frees its unused memory at the end of a run, except for the region that holds the results. The last
-        # run therefore has the smallest possible shapes, and its results are stored elsewhere.
+        # The arena frees unused memory at the end of a run, except for the region that holds the results. This adds a
+        # last run, which has the smallest possible shapes and stores its results outside of the arena.
         smallest = {
             each.name: np.ones([_least(side) for side in each.shape], np.float32) for each in session.get_inputs()
         }
         last = _run_options(replace(self._settings, keep_memory=False))
         last.log_severity_level = _FATAL_ONLY
-        with suppress_but_callers(Exception):  # the app does not depend on this
+        with suppress_but_callers(Exception):  # if it fails, memory stays allocated, but nothing else is wrong
             results = session.run(self._outputs, smallest, last)
             places = [ort.OrtValue.ortvalue_from_numpy(np.empty_like(result)) for result in results]
             del results
@@ -160,11 +162,16 @@ class Session:
 
 
 def _least(side: int | str) -> int:
-    """The smallest value of a dimension, which is a fixed number, `h`, or `8*h`."""
+    """The smallest size of a dimension, which is a fixed number, or a name with or without a factor: `h` or `8*h`."""
     return side if isinstance(side, int) else int(side.partition("*")[0]) if "*" in side else 1
 
 
 def _session(content: Content, options: Options, weights: Content | None = None) -> ort.InferenceSession:
+    """Make a session of a graph on the device that the options name.
+
+    Raises:
+        BackendError: the device does not exist, or its provider cannot start.
+    """
     settings = _session_options(options)
     if weights is not None:
         settings.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])
@@ -192,11 +199,15 @@ def _session(content: Content, options: Options, weights: Content | None = None)
 
 
 def _inference(content: Content, settings: ort.SessionOptions, providers: Sequence[Any] = ()) -> ort.InferenceSession:
-    # By default, ONNX Runtime answers errors by starting again on the CPU, also an error of a signal's handler.
+    """Make a session that does not fall back to the CPU after an error.
+
+    ONNX Runtime would do so by default, even after an error that the app's own signal handler has raised.
+    """
     return ort.InferenceSession(content, settings, providers=[*providers] or None, enable_fallback=0)
 
 
 def _place(options: Options) -> Place | None:
+    """The place for results that stay on the device. None if the device is not one of CUDA's."""
     kind, _, index = options.device.partition(":")
     if kind not in _CUDA:
         return None
@@ -215,9 +226,10 @@ def _session_options(options: Options) -> ort.SessionOptions:
     settings.log_severity_level = _ERRORS_ONLY
     # Zero is ONNX Runtime's default, one thread per physical core.
     settings.intra_op_num_threads = options.threads or 0
-    # ONNX Runtime plans the reuse of memory per shape, and tiles differ by a token. Without it the peak is 40 % lower.
+    # With this setting, ONNX Runtime would plan and keep memory for each shape. Tiles have many shapes, which differ by
+    # a token. Without it, the peak is 40 % lower.
     settings.enable_mem_pattern = False
-    # Prefill, trunk, refine and decode take turns, so they can reuse the same working memory.
+    # The graphs run in turns, so all sessions can use the same working memory.
     _share_arena()
     settings.add_session_config_entry("session.use_env_allocators", "1")
     # On a busy machine, threads that spin while waiting take cores from the threads that work.
@@ -227,32 +239,33 @@ def _session_options(options: Options) -> ort.SessionOptions:
 
 @cache
 def _share_arena() -> None:
-    """Create the CPU arena that all sessions of the process may use. If the app has created one, it is kept."""
+    """Create the CPU arena that all sessions of the process use, unless the app has created one already."""
     where = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    # The regions have equal sizes, and are split as needed and merged again. If each had the size of the first request,
-    # tiles of several shapes would leave gaps in them (for 4K with two tiles at a time, the peak is 240 MB instead of
-    # 370). Only the first region is small: it holds weights and is never freed.
+    # All regions but the first have the same size, and are split and merged as needed. If a region had the size of the
+    # request that created it, tiles of several shapes would leave gaps. For 4K with two tiles at a time, equal regions
+    # lower the peak from 370 to 240 MB. The first region is small, because it holds weights and is never freed.
     region = {"initial_chunk_size_bytes": 2**20, "max_power_of_two_extend_bytes": _REGION}
     region["initial_growth_chunk_size_bytes"] = _REGION
     settings = ort.OrtArenaCfg({"max_mem": 0, "arena_extend_strategy": 0, "max_dead_bytes_per_chunk": 2**20, **region})
-    with suppress_but_callers(Exception):  # there is one already
+    with suppress_but_callers(Exception):  # there is an arena already
         ort.create_and_register_allocator(where, settings)
 
 
 def _provider_options(kind: str, index: int, options: Options) -> dict[str, str]:
     settings = {"device_id": str(index)}
     if kind == "cuda":
-        # By default, every algorithm for a convolution is tried for every new shape of a tile.
+        # By default, CUDA's provider measures all algorithms of a convolution for every new shape of a tile.
         settings |= {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
-        # Otherwise, float32 products are rounded to 10 bits.
+        # With TF32, the operands of float32 products would be rounded to 10 bits.
         settings |= {"use_tf32": "0"}
-    # TensorRT writes its engines in place, whenever it sees a new shape.
+    # Each process has a folder of its own, because TensorRT writes its engines in place when it sees a new shape.
     elif kind == "tensorrt" and options.cache is not None and (own := private_folder(options.cache)):
         settings |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(own)}
     return settings if kind not in {"webgpu", "qnn"} else {}
 
 
 def _run_options(options: Options) -> ort.RunOptions:
+    """New options for one run, which frees unused memory at its end unless memory is to be kept."""
     settings = ort.RunOptions()
     if not options.keep_memory:
         arena = options.device if options.device.startswith("cuda") else "cpu:0"
@@ -274,15 +287,16 @@ def _report_fallbacks(session: ort.InferenceSession, graph: str, device: str) ->
 
 
 def _count(provider: str) -> int:
-    """The number of devices that a provider sees, or one if it does not report them."""
+    """The number of a provider's devices. It is 1 if the provider does not report them."""
     return max(1, [device.ep_name for device in ort.get_ep_devices()].count(provider))
 
 
 def _without_cuda() -> str:
+    """The reason why ONNX Runtime has no CUDA here, and the commands that install it."""
     if is_frozen():
         return f"this app's onnxruntime has no CUDA provider: {installing('cuda')}"
     here = installed(KNOWN["onnxruntime"].distributions)
-    # All of them write the same files, so the others must go before one is installed.
+    # These distributions write the same files, so all others have to be removed before one is installed.
     remedy = f"pip uninstall -y {' '.join(here)}, then {installing('cuda')}" if here else installing("cuda")
     if len(here) > 1:
         return f"{' and '.join(here)} are both installed and overwrite each other: {remedy}"
@@ -292,6 +306,7 @@ def _without_cuda() -> str:
 
 
 def _plugin_devices() -> list[Device]:
+    """The devices of all installed plug-in providers. A provider without a usable device is listed with the problem."""
     found, devices = [], _plugins()
     for name in _plugin_names():
         own = [device for owner, device in devices if owner == name]
@@ -305,11 +320,15 @@ def _plugin_devices() -> list[Device]:
 
 
 def _plugin_id(name: str, device: "ort.OrtEpDevice") -> str:
+    """The id of a plug-in's device: `openvino-gpu` for a GPU of the distribution `onnxruntime-ep-openvino`."""
     return f"{name.removeprefix(_PLUGIN)}-{device.device.type.name.lower()}"
 
 
 def _plugin_names() -> list[str]:
-    # Looks at folder names only: asking every installed distribution for its name takes a tenth of the start-up time.
+    """The names of the installed distributions that are plug-in providers.
+
+    Only the names of folders are read. To ask every distribution for its name would take a tenth of the start-up time.
+    """
     pattern = _PLUGIN.replace("-", "_") + "*.dist-info"
     found = (path.name for folder in sys.path for path in Path(folder).glob(pattern))
     return sorted({name.partition("-")[0].lower().replace("_", "-") for name in found})
@@ -317,7 +336,10 @@ def _plugin_names() -> list[str]:
 
 @cache
 def _plugins() -> "tuple[tuple[str, ort.OrtEpDevice], ...]":
-    """Devices of plug-in providers, each with its distribution. A library may be registered only once per process."""
+    """The devices of plug-in providers, each with the name of its distribution.
+
+    The result is kept, because a library may be registered only once per process.
+    """
     found = []
     for name in _plugin_names():
         try:
@@ -325,7 +347,7 @@ def _plugins() -> "tuple[tuple[str, ort.OrtEpDevice], ...]":
             before = len(ort.get_ep_devices())
             ort.register_execution_provider_library(name, module.get_library_path())
             found += [(name, device) for device in ort.get_ep_devices()[before:]]
-        # A plug-in for another machine or version must not make the CPU unusable.
+        # A plug-in that is for another machine or version must not stop the other devices from working.
         except Exception as error:
             raise_callers(error)
             warn(f"{name} cannot be used: {one_line(error)}; update or uninstall it")

@@ -25,7 +25,7 @@ with without_openvino_telemetry():
     import openvino as ov
 
 SUFFIX = ".xml"
-# Changes with the way in which graphs are cut in two, because compiled graphs of another way do not fit.
+# Version of the way in which graphs are cut in two. Compiled graphs of another version do not fit.
 _CUT = 2
 _HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 _REMEDIES = {
@@ -41,21 +41,21 @@ class Backend:
     target = "openvino"
     version = ov.__version__
     parallel_on = ("cpu",)
-    # A child process that opens it again crashes when it ends (OpenVINO 2026.4).
+    # A forked process that uses OpenVINO again crashes when it ends (OpenVINO 2026.4).
     survives_fork = False
 
     def __init__(self) -> None:
         require_version("openvino", ov.__version__)
 
     def devices(self) -> Sequence[Device]:
-        """The devices that OpenVINO sees, and the kinds that it does not; see `infgen_rt.backend.protocol.Backend`."""
+        """List the devices that OpenVINO finds, and the missing kinds; see `infgen_rt.backend.protocol.Backend`."""
         core = _core()
         found = [Device(_id(name), core.get_property(name, "FULL_DEVICE_NAME")) for name in core.available_devices]
         kinds = {device.id.partition(":")[0] for device in found}
         return [*found, *(Device(kind, *about) for kind, about in _REMEDIES.items() if kind not in kinds)]
 
     def arithmetics(self, device: str, recipe: Recipe) -> Sequence[str]:
-        """float32 and the device's native arithmetics. Only NPUs use fixed shapes; other devices do better without."""
+        """Return float32 and the device's native arithmetics. Graphs with fixed shapes are only for NPUs."""
         kind = device.partition(":")[0]
         if kind == "npu":
             return ("fp16",) if recipe.shapes else ()
@@ -72,7 +72,7 @@ class Backend:
         if options.threads is not None and options.device == "cpu":
             settings["INFERENCE_NUM_THREADS"] = options.threads * options.runs
         if options.runs > 1 and options.device == "cpu":
-            # Several models with one thread each would be bound to the same core. The streams of a model are not.
+            # OpenVINO binds several models with one thread each to the same core, but not the streams of one model.
             settings["NUM_STREAMS"] = options.runs
         try:
             core = _core()
@@ -86,7 +86,7 @@ class Backend:
                 for _, content in sorted(files.items()):
                     digest.update(hashlib.sha256(content).digest())
                 kept = options.cache / digest.hexdigest()[:32]
-            # OpenVINO keeps the working memory of each graph's largest run. On other devices, this is not tried.
+            # OpenVINO keeps the working memory of each graph's largest run. Releasing it is tested on CPUs only.
             releases = not options.keep_memory and options.device == "cpu"
             return Session(core, model, precision, settings, device, kept, releases)
         # OpenVINO raises plain RuntimeErrors. A KeyError means that the bundle lacks one of the files.
@@ -96,7 +96,17 @@ class Backend:
 
 
 def read_model(core: ov.Core, files: Mapping[str, Content]) -> ov.Model:
-    """Read a graph from the content of its files, without compiling it."""
+    """Read a graph from the contents of its files, without compiling it.
+
+    Args:
+        core: the OpenVINO core.
+        files: the contents of the graph's `.xml` file and of its file of weights, by name.
+
+    Raises:
+        KeyError: there is no file of weights.
+        ValueError: there is not exactly one `.xml` file.
+        RuntimeError: OpenVINO cannot read the graph.
+    """
     (description,) = (content for name, content in files.items() if name.endswith(SUFFIX))
     # In bundles up to format 5, each graph has a second file.
     weights = files[WEIGHTS] if WEIGHTS in files else files["model.bin"]
@@ -106,19 +116,18 @@ def read_model(core: ov.Core, files: Mapping[str, Content]) -> ov.Model:
 class Session:
     """A loaded graph.
 
-    Below float32, the graph is cut in two. The operations that depend only on coordinates (embedding, sampling, angles)
-    become a separate model in float32. This is necessary because OpenVINO's CPU plug-in can keep single operations from
-    being rounded to bfloat16, but not the reshapes between them, and at 1,000 cells a position in bfloat16 has steps
-    of 4.
+    For arithmetics below float32, the graph is cut in two. The operations that depend only on coordinates (embedding,
+    sampling, angles) become a separate model in float32. OpenVINO's CPU plug-in can exclude single operations from
+    bfloat16, but not the reshapes between them. At 1,000 cells, positions in bfloat16 are rounded to multiples of 4.
 
     Args:
-        core: The OpenVINO core.
-        model: The model, read but not compiled. Inputs of four dimensions have the data, and the others coordinates.
-        precision: Precision of the arithmetic, as a value of `INFERENCE_PRECISION_HINT`.
-        settings: Further properties of the device's plug-in.
+        core: the OpenVINO core.
+        model: the model, read but not compiled. Inputs of four dimensions have data, and the others have coordinates.
+        precision: the precision of the arithmetic, as a value of `INFERENCE_PRECISION_HINT`.
+        settings: further properties of the device's plug-in.
         device: OpenVINO's name of the device.
-        kept: Prefix of the files in which the compiled graph is kept. None to keep none.
-        releases: Whether to release the working memory after each run.
+        kept: the prefix of the files in which the compiled graph is kept. None to keep no files.
+        releases: whether to release the working memory after each run.
     """
 
     def __init__(
@@ -158,18 +167,18 @@ class Session:
         try:
             models, parts = self._borrow()
             for part in parts:
-                # After optimisation, a tensor may have several names. One of them is the graph's.
+                # After optimisation, a tensor may have several names. One of them is the name in the graph.
                 feed = [next(values[name] for name in port.names if name in values) for port in part.model_inputs]
                 with current().interrupting(part.cancel):
                     _infer(part, feed)
                 values.update((name, part.get_tensor(port).data) for port in part.model_outputs for name in port.names)
             if self._releases:
-                # The results stay in memory of these requests, which are not used again. They may be large to copy.
+                # The results may be large, so they are not copied. These requests, which hold them, are not used again.
                 found = {name: np.asarray(values[name], np.float32) for name in self._outputs}
                 for model in models:
                     model.release_memory()
             else:
-                # Copied, because the next run with these requests overwrites the results.
+                # The results are copied, because the next run with these requests overwrites them.
                 found = {name: np.array(values[name], np.float32) for name in self._outputs}
                 with self._lock:
                     if self._models is models:
@@ -191,7 +200,11 @@ class Session:
             self._models, self._idle, self._compile = [], [], None
 
     def _borrow(self) -> tuple[list[ov.CompiledModel], list[ov.InferRequest]]:
-        """The compiled models, and a request of each that no other run uses."""
+        """Return the compiled models, and a request for each that no other run uses.
+
+        Raises:
+            DecodeError: the session is closed.
+        """
         with self._lock:
             if self._compile is None:
                 raise DecodeError("the session is closed: open the model again")
@@ -205,12 +218,12 @@ class Session:
 
 
 def _infer(request: ov.InferRequest, feed: list[object]) -> None:
-    """Run a request. Unlike OpenVINO's own `infer`, this can also be cancelled if there is a single thread."""
+    """Run a request. Unlike OpenVINO's own `infer`, this can be cancelled even if OpenVINO has only one thread."""
     try:
         request.start_async(feed, share_inputs=True)
         request.wait()
     except BaseException:
-        # After an error of a signal's handler, the run may go on. Its inputs must not be freed before it ends.
+        # If a signal handler raised the error, the run goes on. Its inputs must not be freed before it ends.
         request.cancel()
         with contextlib.suppress(RuntimeError):
             request.wait()
@@ -222,16 +235,16 @@ def _compiled(
 ) -> ov.CompiledModel:
     """Compile a model, or load it from the file in which it was kept before.
 
-    OpenVINO's own cache is not used: it writes in place and maps its files into memory, and if several processes find
-    it empty, some of them crash.
+    OpenVINO's own cache is not used. It writes files in place and maps them into memory. If several processes find it
+    empty at the same time, some of them crash.
     """
     if file is None:
         return core.compile_model(model, device, settings)
     if content := read_checked(file):
-        with suppress_but_callers(RuntimeError):  # it is from another version, which the name does not tell
+        with suppress_but_callers(RuntimeError):  # it is from a version that the file's name does not distinguish
             return core.import_model(content, device, settings)
     compiled = core.compile_model(model, device, settings)
-    with suppress_but_callers(OSError, RuntimeError):  # if this fails, it is compiled again at the next start
+    with suppress_but_callers(OSError, RuntimeError):  # if this fails, the next process compiles the model again
         blob = io.BytesIO()
         compiled.export_model(blob)
         write_checked(file, blob.getvalue())
@@ -239,9 +252,11 @@ def _compiled(
 
 
 def _cut(model: ov.Model) -> tuple[ov.Model, ov.Model] | None:
-    """Split a model into its positional part and the rest, which takes the outputs of the first part as inputs.
+    """Split a model into its positional part and the rest.
 
-    Returns None if there is no positional part.
+    Returns:
+        The positional part, and the rest, which takes the outputs of the positional part as further inputs. None if
+        there is no positional part.
     """
     first, second = model.clone(), model.clone()
     names = _apart(first)
@@ -250,7 +265,7 @@ def _cut(model: ov.Model) -> tuple[ov.Model, ov.Model] | None:
         return None
     parameters = []
     for number, (source, ports) in enumerate(_crossing(second, names).values()):
-        # The other names stay, because the tensor may be an input, which is fed by name.
+        # The tensor keeps its other names, because it may be an input of the graph, which is looked up by name.
         outputs[number].get_tensor().add_names({f"positional_{number}"})
         parameter = ov.opset13.parameter(source.get_partial_shape(), source.get_element_type())
         parameter.output(0).get_tensor().set_names({f"positional_{number}"})
@@ -262,7 +277,10 @@ def _cut(model: ov.Model) -> tuple[ov.Model, ov.Model] | None:
 
 
 def _apart(model: ov.Model) -> set[str]:
-    """Names of the positional operations: they depend on inputs, but on those with data only through their shapes."""
+    """The names of the positional operations.
+
+    They depend on inputs. If these include inputs with data, only the shapes of those matter.
+    """
     data = {parameter.get_friendly_name() for parameter in _data(model)}
     others = {parameter.get_friendly_name() for parameter in model.get_parameters()} - data
     tainted, positional = set(data), set(others)
@@ -278,7 +296,15 @@ def _apart(model: ov.Model) -> set[str]:
 
 
 def _crossing(model: ov.Model, names: set[str]) -> dict[str, tuple[ov.Output, list[ov.Input]]]:
-    """Outputs of the named operations that other operations use, and the ports that use them, in topological order."""
+    """The outputs of positional operations that the other operations use, and the ports that use them.
+
+    Args:
+        model: the model.
+        names: the names of the positional operations.
+
+    Returns:
+        The outputs and ports in topological order. The keys name the outputs.
+    """
     data = _data(model)
     sources = names | {each.get_friendly_name() for each in model.get_parameters() if each not in data}
     found: dict[str, tuple[ov.Output, list[ov.Input]]] = {}
@@ -294,7 +320,7 @@ def _crossing(model: ov.Model, names: set[str]) -> dict[str, tuple[ov.Output, li
 
 
 def _data(model: ov.Model) -> list[ov.Node]:
-    """The inputs that have data."""
+    """The inputs that have data, which are those with four dimensions."""
     return [parameter for parameter in model.get_parameters() if parameter.get_partial_shape().rank.get_length() == 4]
 
 
@@ -315,4 +341,5 @@ def _id(name: str) -> str:
 
 
 def _name(device: str) -> str:
+    """Convert our id of a device, such as `gpu:1`, to OpenVINO's name, `GPU.1`."""
     return device.upper().replace(":", ".")

@@ -1,7 +1,7 @@
 """Arrays on the device on which ONNX Runtime computes.
 
 They are cut, joined and rounded on that device, so only finished pixels leave a GPU. ONNX Runtime has no functions for
-this, so small graphs do it (``runtimes/make_graphs.py``).
+this. Small graphs do it instead, which `runtimes/make_graphs.py` makes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +20,10 @@ _OUT = "out"
 
 
 class Place:
-    """A device, and the graphs that work on its arrays.
+    """A device, and the small graphs that work on its arrays.
 
     Args:
-        kind: ONNX Runtime's name of the kind of device: `cuda`, `cpu`.
+        kind: ONNX Runtime's name of the kind of device, `cuda` or `cpu`.
         index: the index of the device among those of its kind.
         load: makes a session on the device from an ONNX file.
     """
@@ -68,7 +68,13 @@ class Place:
         return found
 
     def apply(self, graph: str, keep: bool = True, **inputs: "npt.NDArray[Any] | ort.OrtValue") -> ort.OrtValue:
-        """Run one of the small graphs. If `keep`, its result stays on the device, else it goes to the CPU."""
+        """Run one of the small graphs.
+
+        Args:
+            graph: the name of the graph's file, without its ending.
+            keep: whether the result stays on the device. Otherwise, it goes to the CPU.
+            **inputs: the inputs by name.
+        """
         with self._lock:
             if graph not in self._sessions:
                 file = resources.files("infgen_runtimes") / "graphs" / f"{graph}.onnx"
@@ -89,12 +95,19 @@ class _View(NamedTuple):
         return self.sides[self.dropped :]
 
     def part(self, index: Any) -> "_View":
-        """The view of a part. Of NumPy's indices, it takes only slices without steps, and 0 for the first axis."""
+        """Return the view of a part of this view.
+
+        Args:
+            index: slices without steps, as for a NumPy array, or 0 for a first axis of length 1.
+
+        Raises:
+            TypeError: it is another index.
+        """
         given = index if isinstance(index, tuple) else (index,)
         if given == (0,) and not self.dropped and self.sides[0] == 1:
             return self._replace(dropped=True)
         if len(given) > len(self.shape) or not all(isinstance(each, slice) and each.step is None for each in given):
-            raise TypeError(f"{index!r} is no part that can be cut of {self.shape}: expected slices without steps")
+            raise TypeError(f"{index!r} cannot index an array of shape {self.shape}: expected slices without steps")
         starts, sides = list(self.starts), list(self.sides)
         for axis, each in enumerate(given, start=int(self.dropped)):
             first, last, _ = each.indices(sides[axis])
@@ -103,7 +116,7 @@ class _View(NamedTuple):
 
 
 class Array:
-    """A float32 array on a device. A part of it is cut out when it is used, and keeps the whole alive until then.
+    """A float32 array on a device. A part is cut out when its values are needed, and keeps the whole alive until then.
 
     It implements `infgen_rt.backend.protocol.Values` and `infgen_rt.common.pixels.DevicePixels`, and works with
     `numpy.concatenate`.
@@ -129,7 +142,7 @@ class Array:
         return Array(self._place, self._value, self._view.part(index))
 
     def value(self) -> ort.OrtValue:
-        """Only this part, with all four axes."""
+        """Return the values of this part alone, with all four axes."""
         view = self._view
         if prod(view.sides) != prod(self._value.shape()):
             starts, ends = (np.array(side, np.int64) for side in (view.starts, np.add(view.starts, view.sides)))
@@ -138,12 +151,12 @@ class Array:
         return self._value
 
     def isfinite(self) -> npt.NDArray[np.bool_]:
-        """Whether all values are finite, as a single answer."""
+        """Whether all values are finite, as a single truth value."""
         zero: npt.NDArray[np.float32] = self._place.apply("finite", keep=False, data=self.value()).numpy()
         return np.isfinite(zero)
 
     def fetch(self, number: Number) -> npt.NDArray[Any]:
-        """As a NumPy array, unchanged or rounded to levels on the device; see `infgen_rt.common.pixels.fetch`."""
+        """Return a NumPy array, unchanged or rounded to levels on the device; see `infgen_rt.common.pixels.fetch`."""
         value = self.value()
         if number is not np.float32:
             value = self._place.apply(np.dtype(number).name, keep=False, data=value)
@@ -151,7 +164,7 @@ class Array:
         return numbers.reshape(self.shape)
 
     def __array_function__(self, function: Any, types: Any, arguments: Any, options: Any) -> Any:
-        """NumPy's `concatenate` along rows or columns. For a single array, it makes a copy."""
+        """Implement NumPy's `concatenate` along rows or columns. No other function of NumPy is supported."""
         if function is not np.concatenate:
             return NotImplemented
         parts, axis = arguments[0], options["axis"]

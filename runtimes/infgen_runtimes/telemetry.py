@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ONNXRUNTIME = "ORT_DISABLE_TELEMETRY"
-"""ONNX Runtime's own environment variable. If the user has set it, it is not changed."""
+"""ONNX Runtime's environment variable for this. If the user has set it, it is not changed."""
 
 _OPENVINO = "openvino_telemetry"
 
 
 def silence_onnxruntime() -> None:
-    """Set ONNX Runtime's variable for this process and its children."""
+    """Set ONNX Runtime's environment variable for this process and its children, unless it is set already."""
     os.environ.setdefault(ONNXRUNTIME, "1")
 
 
@@ -24,7 +24,7 @@ def silence_onnxruntime() -> None:
 def without_openvino_telemetry() -> Iterator[None]:
     """A context in which OpenVINO is imported as if its optional telemetry package were not installed.
 
-    OpenVINO has no environment variable for this. The other ways would change its settings in the user's home folder.
+    OpenVINO has no environment variable for this. Other ways would change the settings in the user's home folder.
     """
     if _OPENVINO in sys.modules or _is_wanted():
         yield
@@ -38,7 +38,7 @@ def without_openvino_telemetry() -> Iterator[None]:
 
 
 def _is_wanted() -> bool:
-    """Whether the user has opted in, as recorded by OpenVINO's `opt_in_out`."""
+    """Whether the user has turned OpenVINO's telemetry on with its command `opt_in_out`."""
     windows = sys.platform == "win32"
     home = os.path.expandvars("$LOCALAPPDATA") if windows else os.path.expanduser("~")
     answer = Path(home) / ("Intel Corporation" if windows else "intel") / _OPENVINO

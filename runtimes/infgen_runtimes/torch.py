@@ -33,14 +33,14 @@ class Backend:
     version = torch.__version__
     # PyTorch's number of threads is a setting of the whole process.
     parallel_on = ()
-    # A child process that computes would wait for threads that only its parent has.
+    # A forked process that computes would wait for threads that only its parent has.
     survives_fork = False
 
     def __init__(self) -> None:
         require_version("torch", torch.__version__)
 
     def devices(self) -> Sequence[Device]:
-        """The devices, GPUs first; see `infgen_rt.backend.protocol.Backend`."""
+        """List the devices, GPUs first; see `infgen_rt.backend.protocol.Backend`."""
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         found = [Device(f"cuda:{index}", torch.cuda.get_device_name(index)) for index in range(count)]
         if torch.backends.mps.is_available():
@@ -52,7 +52,7 @@ class Backend:
         return found
 
     def arithmetics(self, device: str, recipe: Recipe) -> Sequence[str]:
-        """float32 and the device's native arithmetics."""
+        """Return float32 and the device's native arithmetics."""
         if device.startswith("cuda"):
             return ("fp32", "fp16", "bf16") if torch.cuda.is_bf16_supported() else ("fp32", "fp16")
         if device == "mps":
@@ -60,7 +60,7 @@ class Backend:
         return ("fp32", "bf16") if torch.backends.mkldnn.is_available() and _has_bf16() else ("fp32",)
 
     def load(self, graph: str, files: Mapping[str, Content], options: Options) -> "Session":
-        """Load a description of the model, and a graph's weights; see `infgen_rt.backend.protocol.Backend`."""
+        """Make the graph's part of the model, and load its weights; see `infgen_rt.backend.protocol.Backend`."""
         try:
             config, weights = _model(files)
             model = InfGen(config)
@@ -98,7 +98,7 @@ class Session:
         self._inputs, self._output, self._device, self._options = inputs, output, device, options
 
     def run(self, inputs: Mapping[str, Values]) -> dict[str, Values]:
-        """Run the graph; see `infgen_rt.backend.protocol.Session`. Features, contexts and pixels stay on the device."""
+        """Run the graph. Features, contexts and pixels stay on the device; see `infgen_rt.backend.protocol.Session`."""
         module = self._module
         if module is None:
             raise DecodeError("the session is closed: open the model again")
@@ -124,8 +124,9 @@ class Session:
 
     @contextmanager
     def _arithmetic(self) -> Iterator[None]:
+        """A context in which PyTorch computes in the session's arithmetic."""
         if self._options.arithmetic == EXACT:
-            # By default, cuDNN rounds float32 to 10 bits.
+            # By default, cuDNN rounds the operands of float32 convolutions to 10 bits.
             with torch.backends.cudnn.flags(allow_tf32=False):
                 yield
         else:
@@ -153,7 +154,7 @@ class Pixels:
         return self._planes.isfinite()
 
     def fetch(self, number: Number) -> npt.NDArray[Any]:
-        """The pixels as a NumPy array, clamped and rounded to levels on the device before they are copied."""
+        """Return a NumPy array, unchanged or rounded to levels on the device; see `infgen_rt.common.pixels.fetch`."""
         planes = self._planes
         with torch.inference_mode():
             if number is not np.float32:
@@ -162,7 +163,7 @@ class Pixels:
 
 
 class _Stopping(TorchFunctionMode):
-    """A context that makes runs stoppable: every operation checks for cancellation first. PyTorch itself has no way."""
+    """A context in which every operation of PyTorch first checks for cancellation. PyTorch itself cannot stop a run."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         current().check()
@@ -170,7 +171,11 @@ class _Stopping(TorchFunctionMode):
 
 
 def _model(files: Mapping[str, Content]) -> tuple[DecoderConfig, dict[str, torch.Tensor]]:
-    """The config of a model, and its weights by their names in a checkpoint."""
+    """Read the config of a model, and its weights by their names in a checkpoint.
+
+    Raises:
+        BackendError: the files are those of an older bundle.
+    """
     if CONFIG in files:
         raise BackendError("its files for PyTorch are of a bundle of format 5 or before: export the checkpoint again")
     (described,) = (json.loads(bytes(content)) for name, content in files.items() if name != WEIGHTS)
@@ -182,7 +187,10 @@ def _model(files: Mapping[str, Content]) -> tuple[DecoderConfig, dict[str, torch
 
 @contextmanager
 def _threads(count: int | None) -> Iterator[None]:
-    """Set PyTorch's number of threads for the whole process, and restore it afterwards for the app's own work."""
+    """A context with another number of PyTorch's threads. The number is a setting of the whole process.
+
+    Afterwards, the number is restored for the app's own work.
+    """
     before = torch.get_num_threads()
     if count is not None:
         torch.set_num_threads(count)
