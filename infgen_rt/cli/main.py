@@ -16,6 +16,7 @@ from infgen_rt.cli.devices import devices
 from infgen_rt.cli.displays import displays
 from infgen_rt.cli.info import info
 from infgen_rt.cli.plan import plan
+from infgen_rt.cli.serve import serve
 from infgen_rt.cli.spaces import spaces
 from infgen_rt.cli.view import view
 from infgen_rt.errors import InfGenError, InputError
@@ -39,7 +40,7 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (decode, plan, view, displays, spaces, info, devices, cache):
+for command in (decode, plan, view, serve, displays, spaces, info, devices, cache):
     cli.add_command(command)
 
 

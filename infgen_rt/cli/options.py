@@ -87,6 +87,38 @@ latent_size = click.option(
 key = click.option("--key", help="The name of the array, if the file has several.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
+# Options of `view` and `serve`, in the order of the help.
+_OPENING_OPTIONS: tuple[Decorator, ...] = (
+    click.option(
+        "--size",
+        default="4x",
+        show_default=True,
+        help="The picture's size, as for decode. A width and height, or a name such as 16k, is the largest size: the "
+        "picture keeps the proportions of its latent.",
+    ),
+    click.option("--sample", help="Show a latent that the package ships. `infgen-rt info` lists them."),
+    model,
+    space,
+    click.option("--backend", default="auto", show_default=True, help="auto, a backend's name, or cuda."),
+    click.option("--device", help="The backend's device, as `infgen-rt devices` lists them.  [default: the fastest]"),
+    click.option(
+        "--precision", type=click.Choice(PRECISIONS), default="fast", show_default=True, help="As for decode."
+    ),
+    threads,
+    click.option("--memory", help="The memory for decoding, as for decode. Decoded tiles take up to 256 MiB more."),
+    normalisation,
+    latent_size,
+    key,
+)
+
+
+def opening(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that `view` and `serve` share to a command."""
+    for option in reversed(_OPENING_OPTIONS):
+        command = option(command)
+    return command
+
+
 # Options of `decode` and `plan`, in the order of the help.
 _PICTURE_OPTIONS: tuple[Decorator, ...] = (
     click.argument("latents", nargs=-1, metavar="[LATENT]...", type=ANY_PATH),

@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from infgen_rt.backend.candidates import PRECISIONS
 from infgen_rt.cli import options
 from infgen_rt.cli.console import warnings_to_stderr
 from infgen_rt.common.remedies import installing, missing_library
@@ -26,24 +25,7 @@ _SIGNALLED = 128
   infgen-rt view --sample NAME --size 16384x""",
 )
 @click.argument("latent", required=False, type=click.Path(path_type=Path))
-@click.option(
-    "--size",
-    default="4x",
-    show_default=True,
-    help="The picture's size, as for decode. A width and height, or a name such as 16k, is the largest size: the "
-    "picture keeps the proportions of its latent.",
-)
-@click.option("--sample", help="Show a latent that the package ships. `infgen-rt info` lists them.")
-@options.model
-@options.space
-@click.option("--backend", default="auto", show_default=True, help="auto, a backend's name, or cuda.")
-@click.option("--device", help="The backend's device, as `infgen-rt devices` lists them.  [default: the fastest]")
-@click.option("--precision", type=click.Choice(PRECISIONS), default="fast", show_default=True, help="As for decode.")
-@options.threads
-@click.option("--memory", help="The memory for decoding, as for decode. Decoded tiles take up to 256 MiB more.")
-@options.normalisation
-@options.latent_size
-@options.key
+@options.opening
 def view(latent: Path | None, sample: str | None, **opening: Any) -> None:
     """Show LATENT in a window: zoom, move, save and copy. Only the visible part is decoded.
 

@@ -1,0 +1,205 @@
+"""Serves pictures over HTTP as images of the IIIF Image API 3 at level 0, and a page that shows them in OpenSeadragon.
+
+A page of another site must not read the pictures, also if that site has led its name to this machine (DNS rebinding).
+Its requests have its name in the header Host. Therefore, only addresses and expected names are answered there.
+"""
+
+import html
+import json
+import logging
+import os
+import re
+import select
+import socket
+import sys
+from collections.abc import Sequence
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
+from io import BytesIO
+from ipaddress import ip_address
+from socketserver import TCPServer
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from infgen_rt.errors import Cancelled, InfGenError, InputError, one_line
+from infgen_rt.geometry.levels import Level, Tile
+from infgen_rt.geometry.shapes import Box
+from infgen_rt.picture import Picture
+from infgen_rt.viewing.frames import Frame
+from infgen_rt.viewing.reader import CACHE, TileReader
+from infgen_rt.writers.whole import Jpeg
+
+_LOG = logging.getLogger(__name__)
+_NUMBER, _SIDE = "([0-9]{1,6})", "([0-9]{1,9})"
+_INFO = re.compile(f"/{_NUMBER}/info.json")
+_TILE = re.compile(f"/{_NUMBER}/(?:full|{_SIDE},{_SIDE},{_SIDE},{_SIDE})/(?:max|{_SIDE},{_SIDE})/0/default[.](png|jpg)")
+# Seconds between two looks whether a browser still waits for its tile.
+_LOOK = 0.25
+
+
+class TileServer(ThreadingHTTPServer):
+    """Listens as soon as it is made. `serve_forever` answers, and `server_close` ends it and forgets all tiles.
+
+    The page is at `/`, and the picture N, counted from 1, at `/N/info.json`. A tile is decoded when it is requested,
+    and dropped if the browser gives it up.
+
+    Args:
+        pictures: the pictures.
+        host: the address or the name to listen at.
+        port: the port. 0 for any that is free.
+        title: the title of the page.
+        cache: the number of bytes of decoded tiles to remember, for all pictures together.
+
+    Attributes:
+        address: the address of the page.
+
+    Raises:
+        InputError: nothing can be served at this host and port.
+    """
+
+    daemon_threads = True
+    # On Windows, two servers would otherwise share a port.
+    allow_reuse_address = os.name == "posix"
+
+    def __init__(
+        self, pictures: Sequence[Picture], host: str = "127.0.0.1", port: int = 0, title: str = "", cache: int = CACHE
+    ) -> None:
+        try:
+            self.address_family, *_, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            super().__init__((str(place[0]), port), _Handler)
+        except (OSError, UnicodeError) as error:
+            why = one_line(error)
+            raise InputError(f"cannot serve at {host}, port {port} ({why}): pass another --port, or 0") from error
+        self.address = f"http://{f'[{host}]' if ':' in host else host}:{self.server_address[1]}/"
+        self.names = {"localhost", host.lower()}
+        self.readers = [TileReader(each, cache=cache // len(pictures), order="rgb") for each in pictures]
+        sources = json.dumps([f"/{number}/info.json" for number in range(1, len(pictures) + 1)])
+        page = files("infgen_rt").joinpath("data/tiles.html").read_text(encoding="utf-8")
+        self.page = page.replace("TITLE", html.escape(title)).replace('["SOURCES"]', sources).encode()
+
+    server_bind = TCPServer.server_bind  # without HTTPServer's, which looks up the host's name
+
+    def server_close(self) -> None:
+        super().server_close()
+        for reader in getattr(self, "readers", ()):  # there are none yet if the port is taken
+            reader.close()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # a browser may leave at any time
+            super().handle_error(request, client_address)
+
+
+class _Refusal(Exception):
+    """A request that gets no content, with the status and the text of the answer."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Answers the requests of one connection."""
+
+    server: TileServer
+    protocol_version = "HTTP/1.1"
+    timeout = 60
+
+    def do_GET(self) -> None:  # noqa: N802
+        status, kind = HTTPStatus.OK, "text/plain; charset=utf-8"
+        try:
+            kind, content = self._answer(unquote(self.path.partition("?")[0]))
+        except _Refusal as refusal:
+            status, content = refusal.args[0], refusal.args[1].encode()
+        except Cancelled:
+            self.close_connection = True
+            return
+        except InfGenError as error:
+            _LOG.error("%s: %s", self.path, error)
+            status, content = HTTPStatus.INTERNAL_SERVER_ERROR, str(error).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Cache-Control", "no-store")  # the next picture may have the same address
+        self.send_header("Cross-Origin-Resource-Policy", "same-origin")  # no other site may show these
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.end_headers()
+        self.wfile.write(content)
+
+    def _answer(self, path: str) -> tuple[str, bytes]:
+        """The media type and the content of an answer."""
+        host = self._host()
+        if path == "/":
+            return "text/html; charset=utf-8", self.server.page
+        match = _INFO.fullmatch(path) or _TILE.fullmatch(path)
+        number = int(match[1]) if match else 0
+        if match is None or not 1 <= number <= len(self.server.readers):
+            raise _Refusal(HTTPStatus.NOT_FOUND, "not found: expected /, /1/info.json, or a tile that it describes")
+        reader = self.server.readers[number - 1]
+        if match.re is _INFO:
+            return "application/json", json.dumps(_info(reader.levels, f"http://{host}/{number}")).encode()
+        *numbers, ending = match.groups()[1:]
+        tile = _tile_of(reader.levels, [None if each is None else int(each) for each in numbers])
+        if tile is None:
+            raise _Refusal(HTTPStatus.BAD_REQUEST, f"no such tile: expected one that /{number}/info.json describes")
+        from PIL import Image
+
+        kind, file = ending.replace("jpg", "jpeg"), BytesIO()
+        Image.fromarray(self._frame(reader, tile).pixels).save(file, kind, compress_level=1, **Jpeg.options)
+        return f"image/{kind}", file.getvalue()
+
+    def _host(self) -> str:
+        """The header Host, which has to be an address, because no other site can have it, or an expected name."""
+        try:
+            (host,) = self.headers.get_all("Host", [])
+            name = urlsplit(f"//{host}").hostname or ""
+            if name not in self.server.names:
+                ip_address(name)
+        except ValueError:
+            text = "not this server's name: use localhost or the address, or pass the name as --host"
+            raise _Refusal(HTTPStatus.MISDIRECTED_REQUEST, text) from None
+        return str(host)
+
+    def _frame(self, reader: TileReader, tile: Tile) -> Frame:
+        request = reader.request(tile)
+        while True:
+            try:
+                return request.result(_LOOK)
+            except TimeoutError:
+                if select.select([self.connection], [], [], 0)[0] and not self.connection.recv(1, socket.MSG_PEEK):
+                    request.cancel()
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        _LOG.debug(format, *arguments)
+
+
+def _info(levels: Sequence[Level], address: str) -> dict[str, Any]:
+    """The description of a picture, as the IIIF Image API 3 wants it."""
+    small, large = levels[0], levels[-1]
+    return {
+        "@context": "http://iiif.io/api/image/3/context.json",
+        "id": address,
+        "type": "ImageService3",
+        "protocol": "http://iiif.io/api/image",
+        "profile": "level0",
+        **large.size._asdict(),
+        "maxWidth": large.tile,
+        "maxHeight": large.tile,
+        "sizes": [small.size._asdict()],
+        "tiles": [{"width": large.tile, "scaleFactors": [2**each for each in range(len(levels))]}],
+        "extraFormats": ["png"],
+        "preferredFormats": ["png"],
+    }
+
+
+def _tile_of(levels: Sequence[Level], numbers: Sequence[int | None]) -> Tile | None:
+    """The tile with a region of the whole picture and a size, six numbers of IIIF. None if there is none.
+
+    Missing numbers mean the whole picture, and the largest size that a tile of the region has.
+    """
+    whole = levels[-1].size.box
+    region = whole if numbers[0] is None else Box(*(number or 0 for number in numbers[:4]))
+    for level in reversed(levels):
+        factor = 2 ** (len(levels) - 1 - level.number)
+        tile = Tile(level.number, *(start // (factor * level.tile) for start in (region.x, region.y)))
+        box = level.box(tile.column, tile.row)
+        covered = Box(*(factor * side for side in box)).intersect(whole)
+        if box.width and covered == region and (numbers[4] is None or box.size == tuple(numbers[4:])):
+            return tile
+    return None
