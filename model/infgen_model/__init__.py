@@ -1,4 +1,14 @@
-"""The reference model in PyTorch: ``InfGen`` and the frozen ``DecoderConfig`` that describes it."""
+"""The reference model in PyTorch: ``InfGen``, and the frozen ``DecoderConfig`` that describes it.
+
+Examples:
+    >>> import torch
+    >>> from infgen_model import InfGen, edge
+    >>> model = InfGen(edge()).eval()
+    >>> with torch.inference_mode():
+    ...     image = model(torch.randn(1, 32, 4, 6), size=(50, 90))
+    >>> image.shape
+    torch.Size([1, 3, 50, 90])
+"""
 
 from infgen_model.config import PRESETS, DecoderConfig, Enlargement, Level, edge, paper
 from infgen_model.grid import Grid

@@ -1,7 +1,7 @@
-"""Checkpoints: a folder with ``config.json`` and ``model.safetensors``. Pickles are never read.
+"""Reads and writes checkpoints. A checkpoint is a folder with ``config.json`` and ``model.safetensors``.
 
-A checkpoint may hold only what belongs to its latent space. Its config then has the path of its base, a whole
-checkpoint of another space, which has the rest.
+A checkpoint may have only the weights that belong to its latent space. Its config then has the path of its base, which
+is a complete checkpoint of another space. All other weights are read from the base. Pickles are never read.
 """
 
 from __future__ import annotations
@@ -39,18 +39,28 @@ def save_checkpoint(folder: Path, model: InfGen, dtype: torch.dtype = torch.floa
     """Writes a checkpoint. The file of weights is written atomically.
 
     Args:
-        folder: Created if missing.
+        folder: Folder of the checkpoint. It is created if it does not exist.
         model: The model to save.
-        dtype: Type that the weights are stored in. float16 halves the file at no visible cost.
-        base: A checkpoint that shares all but what belongs to a latent space. Only the rest is written then.
+        dtype: Type in which the weights are stored. Compared with float32, float16 halves the file, and no difference
+            is visible in pictures.
+        base: A complete checkpoint that has the same weights, except for those that belong to its latent space. Only
+            the weights that belong to the model's latent space are then written.
 
     Raises:
-        CheckpointError: The base cannot be read, or does not share all that it has to.
+        CheckpointError: The base cannot be read, or other weights of it differ too.
+
+    Examples:
+        >>> from infgen_model import edge
+        >>> save_checkpoint(Path("checkpoint"), InfGen(edge()), torch.float16)
+        >>> load_checkpoint("checkpoint").config.name
+        'infgen-edge-flux2'
     """
     values, state = model.config.to_json(), model.state_dict()
     if base is not None:
         if not shares(load_checkpoint(base), model):
-            raise CheckpointError(f"{base} is no base of this model: they share less than all but the latent space's")
+            raise CheckpointError(
+                f"{base} is no base of this model: they differ in weights that do not belong to a latent space"
+            )
         values[_BASE] = Path(os.path.relpath(base, folder)).as_posix()
         state = {name: value for name, value in state.items() if name.startswith(OF_SPACE)}
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,6 +72,9 @@ def save_checkpoint(folder: Path, model: InfGen, dtype: torch.dtype = torch.floa
 
 def load_checkpoint(folder: str | Path) -> InfGen:
     """Reads a checkpoint as a float32 model in evaluation mode.
+
+    Args:
+        folder: Folder of the checkpoint.
 
     Raises:
         CheckpointError: A file is missing or unreadable, or the tensors do not fit the config. The message lists the
@@ -75,7 +88,7 @@ def load_checkpoint(folder: str | Path) -> InfGen:
     state = _read(folder / WEIGHTS, load_file)
     if base is not None:
         state = _shared(folder / base) | state
-    # Without memory for its weights, which would be too much for a config that is wrong.
+    # This takes no memory for weights. If the config is wrong, there could be far too many of them.
     with torch.device("meta"):
         expected = InfGen(config).state_dict()
     if problems := _problems(state, expected):
@@ -86,7 +99,11 @@ def load_checkpoint(folder: str | Path) -> InfGen:
 
 
 def _described(file: Path) -> tuple[DecoderConfig, str | None]:
-    """The config in a file, and the path of the base if there is one."""
+    """The config in a file, and the path of the base if there is one.
+
+    Raises:
+        ValueError: The file is not the config of a checkpoint.
+    """
     values = json.loads(file.read_text())
     base = values.pop(_BASE, None) if isinstance(values, dict) else None
     if not (base is None or isinstance(base, str)):
@@ -95,13 +112,22 @@ def _described(file: Path) -> tuple[DecoderConfig, str | None]:
 
 
 def _shared(base: Path) -> dict[str, Any]:
-    """What a base has for checkpoints of other latent spaces."""
+    """The weights of a base that do not belong to its latent space.
+
+    Raises:
+        CheckpointError: The base cannot be read, or has a base itself.
+    """
     if (base / CONFIG).exists() and _read(base / CONFIG, _described)[1] is not None:
-        raise CheckpointError(f"{base} has a base itself: name the whole checkpoint that both belong to")
+        raise CheckpointError(f"{base} has a base itself: name the complete checkpoint that is the base of both")
     return {name: value for name, value in load_checkpoint(base).state_dict().items() if not name.startswith(OF_SPACE)}
 
 
 def _read(file: Path, read: Callable[[Path], T]) -> T:
+    """Reads a file with a function.
+
+    Raises:
+        CheckpointError: The file is missing or cannot be read.
+    """
     if not file.exists():
         raise CheckpointError(f"{file.parent} lacks {file.name}")
     try:
@@ -111,6 +137,7 @@ def _read(file: Path, read: Callable[[Path], T]) -> T:
 
 
 def _problems(state: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
+    """The reasons why tensors do not fit a model, by the tensors that the model expects."""
     problems = []
     if missing := sorted(expected.keys() - state.keys()):
         problems.append(f"{len(missing)} tensors missing, first {missing[0]}")

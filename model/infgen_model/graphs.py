@@ -1,4 +1,4 @@
-"""The graphs of a model, ready to be run or traced, with their modules, shapes and bounds."""
+"""The graphs of a model: modules that can be run or traced, with the shapes of their inputs and outputs."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Graph:
     """One of the functions of a model, ready to be traced.
 
     Attributes:
-        kind: Name of its kind (``infgen_rt.bundle.graphs``).
+        kind: Name of the graph's kind (``infgen_rt.bundle.graphs``).
         config: The model's config.
-        module: Takes the inputs in order and returns the output.
-        inputs: Specifications, in the order of the module's arguments.
+        module: The module that computes the graph. It takes the inputs in order and returns the output.
+        inputs: Specifications of the inputs, in the order of the module's arguments.
         output: Specification of the only output.
-        bounds: Smallest and largest value of each named dimension, which are equal if it is fixed.
-        shapes: The only shapes it takes, smallest first. If empty, it takes any shape within the bounds.
+        bounds: Smallest and largest size of each named dimension. They are equal if the dimension is fixed.
+        shapes: The only shapes that the graph takes, smallest first. If empty, it takes any shape within the bounds.
         enlargement: The enlargement that a refine or decode graph belongs to, if the model has any.
     """
 
@@ -56,7 +56,7 @@ class Graph:
         return frozenset(spec.name for spec in self.inputs if spec.holds_values)
 
     def choices(self) -> list[dict[str, int]]:
-        """The values of the named dimensions for each of the shapes."""
+        """The sizes of the named dimensions for each of the shapes."""
         return [{name: _sides(shape)[name] for name in self.bounds} for shape in self.shapes]
 
 
@@ -111,11 +111,16 @@ class _Refine(nn.Module):
 
 
 def graphs_of(model: InfGen, shapes: tuple[FixedShape, ...] = ()) -> tuple[Graph, ...]:
-    """The graphs of a model: prefill, decode and encode, and statistics, trunk and refine if it has them.
+    """The graphs of a model: prefill, decode and encode, and statistics, trunk and refine if the model has them.
 
     Args:
         model: The model, in evaluation mode.
-        shapes: The only shapes that decode and encode take, smallest first. If empty, they take any.
+        shapes: The only shapes that decode and encode take, smallest first. If empty, they take any shape.
+
+    Examples:
+        >>> from infgen_model import edge
+        >>> [graph.name for graph in graphs_of(InfGen(edge()).eval())][:4]
+        ['statistics', 'prefill', 'trunk', 'refine1']
     """
     several: tuple[Enlargement | None, ...] = model.config.enlargements or (None,)
     return tuple(

@@ -22,9 +22,9 @@ class Grid:
         token_y: [ht] centres of the token rows, in cells of the whole latent.
         token_x: [wt] centres of the token columns.
         extent: [2] height and width of the whole latent, in cells.
-        scale: [2] output pixels per cell / 8, vertical and horizontal.
-        padded: Whether keys and tokens may lie beyond the latent, to fill a fixed shape. Masking then keeps them from
-            changing the others, at some cost.
+        scale: [2] output pixels per cell, divided by 8, vertically and horizontally.
+        padded: Whether some cells and tokens only fill a fixed shape and lie beyond the latent. They are then masked,
+            so that they do not change the others. Masking takes some time.
     """
 
     key_y: Tensor
@@ -42,6 +42,11 @@ class Grid:
         Args:
             latent_size: Height and width of the latent, in cells.
             size: Height and width of the picture, in pixels. The tokens cover it, rounded up to whole patches of 8.
+
+        Examples:
+            >>> grid = Grid.whole((4, 6), size=(64, 96))
+            >>> grid.token_y.shape, grid.token_x.shape, grid.scale
+            (torch.Size([8]), torch.Size([12]), tensor([2., 2.]))
         """
         cells, picture = (Size(width, height) for height, width in (latent_size, size))
         grid = coordinates.Grid(cells, picture, DecoderConfig.PATCH)
@@ -53,10 +58,10 @@ class Grid:
         """Positions of the tokens in the context crop, in cells from its top-left corner.
 
         Args:
-            factor: Positions per token, along each axis.
+            factor: Number of positions per token, along each axis.
 
         Returns:
-            y [factor ht] and x [factor wt].
+            The rows y [factor * ht] and the columns x [factor * wt], float32.
         """
         offset = (torch.arange(factor, device=self.scale.device, dtype=torch.float32) + 0.5) / factor - 0.5
         y, x = (
@@ -74,7 +79,7 @@ class Grid:
         return self.key_y.shape[0], self.key_x.shape[0]
 
     def ends(self) -> tuple[Tensor, Tensor]:
-        """Rows and columns from the context crop's top-left corner to the latent's end, [] each."""
+        """Number of rows and columns from the context crop's top-left corner to the latent's end, [] each."""
         return self.extent[0] - torch.floor(self.key_y[0]), self.extent[1] - torch.floor(self.key_x[0])
 
     def finer(self, factor: int) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
@@ -88,7 +93,7 @@ class Grid:
 
     def tokens_inside(self) -> Tensor:
         """[ht, wt] bool: whether each token has a pixel in the picture."""
-        # Compares the tokens' top-left corners, plus half a pixel so that rounding does not matter.
+        # The first pixel's centre is compared, which is half a pixel inside of the token, so rounding does not matter.
         y, x = (
             token - (0.5 - 1 / 16) / scale < extent
             for token, scale, extent in zip((self.token_y, self.token_x), self.scale, self.extent, strict=True)

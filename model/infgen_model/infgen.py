@@ -1,4 +1,4 @@
-"""The functions of a model: statistics, prefill and refine, decode, encode (docs/bundle.md)."""
+"""The model, its decoder of tiles and its encoder. ``docs/bundle.md`` describes the functions of a model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from infgen_model.upsampler import Upsampler
 
 
 class DecoderBlock(nn.Module):
-    """Cross-attention to the context, then an MLP. Tokens never see each other."""
+    """Cross-attention to the context, followed by an MLP. Tokens do not attend to each other."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class DecoderBlock(nn.Module):
         )
 
     def forward(self, tokens: Tensor, context: Tensor, grid: Grid) -> Tensor:
-        """Returns the updated tokens [B, ht, wt, D]."""
+        """Updates tokens [B, ht, wt, D] from the context crop [B, hk, wk, D]."""
         tokens = tokens + self.attention(self.norm(tokens), context, grid)
         return tokens + self.mlp(tokens)
 
@@ -56,12 +56,12 @@ class Decode(nn.Module):
         """Decodes a tile.
 
         Args:
-            context: [B, D, hk, wk], the crop of the context that the tile needs.
-            grid: Coordinates of the crop and the tile.
-            enlargement: The enlargement that the context was refined for, if any.
+            context: The crop of the context that the tile needs, [B, D, hk, wk].
+            grid: Coordinates of the crop and of the tile.
+            enlargement: The enlargement that the context was refined for, if the model has any.
 
         Returns:
-            [B, 3, 8 ht, 8 wt], about [0, 1], not clamped.
+            The pixels [B, 3, 8 * ht, 8 * wt], mostly in [0, 1]. They are not clamped.
         """
         coarse = context[:, : self.width]
         cells = coarse.permute(0, 2, 3, 1)
@@ -92,7 +92,16 @@ class Decode(nn.Module):
 
     @staticmethod
     def _picture(folded: Tensor, grid: Grid, pixels: int) -> Tensor:
-        """Resamples the enlarged picture, which has ``pixels`` per cell along each axis, to the tile's own pixels."""
+        """Resamples the enlarged picture to the pixels of the tile.
+
+        Args:
+            folded: The enlarged picture, folded into cells, [B, 3 * pixels**2, hk, wk].
+            grid: Coordinates of the crop and of the tile.
+            pixels: Number of the enlarged picture's pixels per cell, along each axis.
+
+        Returns:
+            [B, 3, 8 * ht, 8 * wt].
+        """
         y, x = grid.places(DecoderConfig.PATCH)
         ends, shape = grid.finer(pixels)
         reduction = pixels / DecoderConfig.PATCH / grid.scale
@@ -101,7 +110,11 @@ class Decode(nn.Module):
 
 
 class Encode(nn.Module):
-    """Encodes an image [B, 3, 8h, 8w] in [0, 1] to a latent [B, C, h, w]. Its reach is bounded, so it tiles exactly."""
+    """Encodes an image [B, 3, 8h, 8w] in [0, 1] to a latent [B, C, h, w].
+
+    A cell depends only on the pixels within ``DecoderConfig.encode_halo`` around it. An image that is encoded in tiles
+    therefore gives the same latent.
+    """
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -119,7 +132,7 @@ class Encode(nn.Module):
         self.leave = nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """See the class."""
+        """Encodes an image; see the class."""
         x = self.levels[0](self.enter(self.unshuffle(image)))
         for shrink, level in zip(self.shrink, self.levels[1:], strict=True):
             x = level(shrink(x))
@@ -131,8 +144,9 @@ class InfGen(nn.Module):
 
     Attributes:
         config: The model's config.
-        prefill: Makes features from a latent. It sees the whole latent or is given its statistics.
-        refine: Makes the context from features. It is local. ``None`` if the features are the context.
+        prefill: Makes features from a latent. It needs the whole latent, or a part of it and the whole latent's
+            statistics.
+        refine: Makes the context from features. It is local. ``None`` if the features are the context already.
         decode: Makes one tile of pixels from a context crop. It is local.
         encode: Makes a latent from an image. It is local.
     """
@@ -147,22 +161,45 @@ class InfGen(nn.Module):
 
     @property
     def statistics(self) -> Statistics | None:
-        """Computes a latent's statistics with prefill's weights. ``None`` if prefill takes only a latent."""
+        """A module that computes a latent's statistics with prefill's weights. ``None`` if prefill needs none."""
         return Statistics(self.prefill) if self.config.moments else None
 
     def context(self, latent: Tensor, enlargement: Enlargement | None = None) -> Tensor:
-        """The context [B, D, h, w] of latents [B, C, h, w], from which all tiles of a picture are decoded."""
+        """Makes the context, from which all tiles of a picture are decoded.
+
+        Args:
+            latent: Whole latents [B, C, h, w].
+            enlargement: The enlargement for the picture's scale. It is required if the model has any.
+
+        Returns:
+            [B, D, h, w].
+        """
         features: Tensor = self.prefill(latent)
         return features if self.refine is None else self.refine(features, enlargement)
 
     def forward(self, latent: Tensor, size: tuple[int, int]) -> Tensor:
-        """Decodes whole latents [B, C, h, w] to images [B, 3, H, W] of ``size`` (H, W), not clamped."""
+        """Decodes whole latents to images.
+
+        Args:
+            latent: [B, C, h, w].
+            size: Height H and width W of the images in pixels.
+
+        Returns:
+            [B, 3, H, W], mostly in [0, 1]. The values are not clamped.
+        """
         grid = Grid.whole((latent.shape[2], latent.shape[3]), size).to(latent.device)
         enlargement = self.config.enlargement_for((float(grid.scale[0]), float(grid.scale[1])))
         return self.decode(self.context(latent, enlargement), grid, enlargement)[:, :, : size[0], : size[1]]
 
     def encode_image(self, image: Tensor) -> Tensor:
-        """Encodes images [B, 3, H, W] of any size. The last rows and columns are repeated to fill whole cells."""
+        """Encodes images of any size. The last row and column are repeated to fill whole cells.
+
+        Args:
+            image: [B, 3, H, W] in [0, 1].
+
+        Returns:
+            Latents [B, C, ceil(H / 8), ceil(W / 8)].
+        """
         height, width = image.shape[2:]
         padded = F.pad(image, (0, -width % self.config.PATCH, 0, -height % self.config.PATCH), mode="replicate")
         return self.encode(padded)

@@ -11,15 +11,19 @@ from torch import Tensor, nn
 def sphere(y: Tensor, x: Tensor) -> Tensor:
     """Places coordinates on the unit sphere.
 
-    They cover a quarter of a turn from north to south and half a turn around. This avoids the poles and a full turn, so
-    no two positions coincide.
+    The latitude covers a quarter of a turn, from -45 to 45 degrees, and the longitude half a turn. Neither reaches a
+    pole or a full turn, so no two positions coincide.
 
     Args:
-        y: [n] in [0, 1].
-        x: [m] in [0, 1].
+        y: Vertical coordinates [n] in [0, 1].
+        x: Horizontal coordinates [m] in [0, 1].
 
     Returns:
-        [n, m, 3].
+        Points [n, m, 3] on the sphere.
+
+    Examples:
+        >>> sphere(torch.tensor([0.5]), torch.tensor([0.5]))
+        tensor([[[1., 0., 0.]]])
     """
     latitude = ((y - 0.5) * (math.pi / 2))[:, None]
     longitude = ((x - 0.5) * math.pi)[None, :]
@@ -31,10 +35,10 @@ def sphere(y: Tensor, x: Tensor) -> Tensor:
 
 
 class INPE(nn.Module):
-    """Embeds positions and scale as [n, m, width]. It always computes in float32.
+    """Embeds positions and a scale. It always computes in float32.
 
-    Reduced precision ruins Fourier features of coordinates (relative errors of tens of percent in bfloat16), so
-    autocast is switched off here.
+    Autocast is switched off, because lower precision ruins Fourier features of coordinates: in bfloat16, their relative
+    errors are tens of percent.
     """
 
     frequencies: Tensor
@@ -45,7 +49,16 @@ class INPE(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(2 * features + 2, width), nn.GELU(), nn.Linear(width, width))
 
     def forward(self, y: Tensor, x: Tensor, scale: Tensor) -> Tensor:
-        """Embeds the grid of positions y [n] by x [m] in [0, 1], at a ``scale`` [2] where 1 is one token per cell."""
+        """Embeds a grid of positions.
+
+        Args:
+            y: Vertical coordinates [n] in [0, 1].
+            x: Horizontal coordinates [m] in [0, 1].
+            scale: Vertical and horizontal scale [2]. A scale of 1 is one token per cell.
+
+        Returns:
+            [n, m, width].
+        """
         with torch.autocast(y.device.type, enabled=False):
             angles = sphere(y.float(), x.float()) @ self.frequencies
             log_scale = torch.log2(scale.float()).expand(y.shape[0], x.shape[0], 2)

@@ -8,14 +8,17 @@ from torch import Tensor, nn
 
 
 class ChannelNorm(nn.Module):
-    """Normalises each position of [B, C, H, W] over its channels. Unlike GroupNorm, it is exact under tiling."""
+    """Normalises each position of a tensor [B, C, H, W] over its channels.
+
+    Unlike GroupNorm, it does not mix positions, so it gives the same result for every tiling.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.gain = nn.Parameter(torch.ones(width, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns x divided by its root mean square and scaled per channel."""
+        """Returns x divided by the root mean square of each position, and scaled per channel."""
         return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-6) * self.gain
 
 
@@ -28,7 +31,7 @@ class ResidualBlock(nn.Module):
         self.first = nn.Conv2d(width, width, 3, padding=1)
         self.second = nn.Conv2d(width, width, 3, padding=1)
         with torch.no_grad():
-            self.second.weight.mul_(0.3)  # starts close to the identity
+            self.second.weight.mul_(0.3)  # a new block is close to the identity
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns a tensor of x's shape [B, width, H, W]. Convolutions see zeros where ``mask`` [1, 1, H, W] is 0."""
@@ -55,9 +58,10 @@ def masked(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class PooledBranch(nn.Sequential):
-    """An inverted 1x1 bottleneck, whose GroupNorm spans the whole latent.
+    """An inverted bottleneck of 1x1 convolutions, with a GroupNorm over the whole latent.
 
-    FLUX.2's and SD's autoencoders carry global statistics, and a decoder that cannot see them is many dB worse.
+    The autoencoders of FLUX.2 and Stable Diffusion normalise over the whole latent. A decoder that does not know these
+    global statistics is many dB worse.
     """
 
     GROUPS = 4
@@ -71,7 +75,7 @@ class PooledBranch(nn.Sequential):
 
         Args:
             x: The whole latent, or a part of it if the moments are given.
-            moments: [2, groups], means and variances over the whole latent, for a batch of one.
+            moments: Means and variances of the groups over the whole latent, [2, groups]. The batch must be 1.
         """
         widen, norm, relu, narrow = self
         wide: Tensor = widen(x)
@@ -86,22 +90,26 @@ class PooledBranch(nn.Sequential):
         return narrowed
 
     def moments(self, x: Tensor, share_y: Tensor, share_x: Tensor) -> Tensor:
-        """Means and variances of the groups: [2, groups].
+        """Computes the means and variances of the groups.
 
-        The moments of linear combinations follow from the means and covariances of their inputs, so the tensor that is
-        four times as wide is not needed.
+        The first convolution makes linear combinations of x. Their moments follow from the means and covariances of x,
+        so the result of the convolution, which is four times as wide, is not needed.
 
         Args:
             x: [1, width, H, W].
             share_y: [H], the weight of each row in the means. The weights add up to 1.
-            share_x: [W], the same for columns.
+            share_x: [W], the weight of each column. The weights add up to 1.
+
+        Returns:
+            [2, groups].
         """
         widen = self[0]
         assert isinstance(widen, nn.Conv2d)
         combine = widen.weight.flatten(1)
         means = share_y[None] @ (x[0] @ share_x[:, None])  # [width, 1, 1]
         rows = (x[0] - means).transpose(0, 1)  # [H, width, W]
-        # First per row, then their mean, because the shares of single cells would be lost in half precision.
+        # The cells of each row are summed first, and then the rows. The weight of a single cell would be too small for
+        # half precision.
         of_rows = (rows * share_x) @ rows.transpose(1, 2)
         covariances = (share_y[None] @ of_rows.flatten(1)).reshape(means.shape[0], -1)
         centres = (combine @ means.flatten(1)).reshape(self.GROUPS, -1)
@@ -112,13 +120,13 @@ class PooledBranch(nn.Sequential):
 
 
 class TripleBlock(nn.Module):
-    """Three 3x3 convolutions with a skip connection, the block of TAESD's autoencoders.
+    """Three 3x3 convolutions with a skip connection, as in TAESD's autoencoders.
 
     A pooled block has a ``PooledBranch`` before the convolutions.
     """
 
     REACH = 3
-    """Reach in positions."""
+    """Largest distance, in positions, at which an input changes an output. Global statistics are not counted."""
 
     def __init__(self, width: int, pooled: bool = False) -> None:
         super().__init__()
@@ -126,7 +134,7 @@ class TripleBlock(nn.Module):
         self.convolve = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last)
         self.pool = PooledBranch(width) if pooled else None
         with torch.no_grad():
-            last.weight.mul_(0.3)  # starts close to the identity
+            last.weight.mul_(0.3)  # a new block is close to the identity
 
     def forward(self, x: Tensor, moments: Tensor | None = None) -> Tensor:
         """Returns a tensor of x's shape [B, width, H, W]. ``moments`` are as in ``PooledBranch``."""

@@ -1,4 +1,4 @@
-"""From latent to context in three parts: statistics of the whole latent, and prefill and refine, which are local."""
+"""Makes a context from a latent, by statistics of the whole latent, and by prefill and refine, which are local."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from infgen_model.layers import TripleBlock
 
 
 class Prefill(nn.Module):
-    """Makes features [B, F, h, w] from a latent [B, C, h, w]. No other part uses global statistics.
+    """Makes features [B, F, h, w] from a latent [B, C, h, w].
 
-    The features are those of the trunk's first resolution. Without detail, they are the context. Given the statistics,
-    prefill is local, with a reach of ``DecoderConfig.prefill_halo`` cells.
+    The features are those of the trunk's first resolution. In a model without detail, they are the context. Prefill is
+    the only part that uses global statistics. If these are given, it is local, with a reach of
+    ``DecoderConfig.prefill_halo`` cells.
     """
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -32,16 +33,16 @@ class Prefill(nn.Module):
 
     def first(self, latent: Tensor) -> Tensor:
         """The input of the blocks: [B, F, h, w], or [B, C, h, w] without a trunk."""
-        # Latents reach 4 standard deviations and more. Far outliers must not make the following layers overflow.
+        # Values of 4 standard deviations and more occur in latents. Outliers must not make the next layers overflow.
         x = 3 * torch.tanh(latent / 3)
         return x if self.enter is None else F.relu(self.enter(x))
 
     def forward(self, latent: Tensor, moments: Tensor | None = None) -> Tensor:
-        """See the class.
+        """Makes features; see the class.
 
         Args:
             latent: The whole latent, or a part of it if the moments are given.
-            moments: [2, blocks, groups] from ``Statistics``. If omitted, the latent's own are used.
+            moments: [2, blocks, groups] from ``Statistics``. If omitted, those of ``latent`` are used.
         """
         features = self.first(latent)
         for index, block in enumerate(self.blocks):
@@ -57,11 +58,11 @@ class Prefill(nn.Module):
 
 
 class Statistics(nn.Module):
-    """Computes the moments [2, blocks, groups] of a latent [1, C, h, w] or of a part of one.
+    """Computes the moments [2, blocks, groups] of a latent [1, C, h, w], or of a part of one.
 
-    They are the means and variances that normalise the groups of each of prefill's blocks. A block's moments depend on
-    those of the blocks before it. A latent in several parts therefore takes one pass per block, and after each pass the
-    moments of the parts are merged.
+    The moments are means and variances, with which each of prefill's blocks normalises its groups. The moments of a
+    block depend on those of the blocks before it. A latent that is split into parts therefore takes one pass per block.
+    After each pass, the moments of the parts are merged.
     """
 
     def __init__(self, prefill: Prefill) -> None:
@@ -69,14 +70,15 @@ class Statistics(nn.Module):
         self.prefill = prefill
 
     def forward(self, latent: Tensor, share_y: Tensor, share_x: Tensor, known: Tensor) -> Tensor:
-        """See the class.
+        """Computes moments; see the class.
 
         Args:
             latent: [1, C, h, w], the whole latent, or a part with ``DecoderConfig.prefill_halo`` cells around it.
-            share_y: [h], the weight of each row in the means: 1 / rows, or 0 in the halo.
-            share_x: [w], the same for columns.
-            known: [2, blocks, groups], moments of the whole latent. A negative variance means that they are not known;
-                the following blocks are then computed with this part's own moments.
+            share_y: [h], the weight of each row in the means. It is 0 in the halo, and else 1 / the number of rows that
+                are not in the halo.
+            share_x: [w], the weight of each column, in the same way.
+            known: [2, blocks, groups], moments of the whole latent. A negative variance means that a block's moments
+                are not known. The part's own moments are then used in their place.
         """
         x, found = self.prefill.first(latent), []
         for index, block in enumerate(self.prefill.blocks):
@@ -90,9 +92,10 @@ class Statistics(nn.Module):
 class Refine(nn.Module):
     """Makes the context [B, D, h, w] from features [B, F, h, w].
 
-    The context is the channels for attention, the fine grid and the picture, folded into cells. Refine consists of the
-    trunk's finer resolutions and the enlarger after them. It is local, with a reach of ``DecoderConfig.refine_halo``
-    cells, so the context of a large latent can be made in parts, where and when they are needed.
+    The context of a cell has the channels for attention, then the fine grid, and then the enlarged picture. The fine
+    grid and the picture are folded into cells. Refine consists of the trunk's finer resolutions and of the enlarger
+    after them. It is local, with a reach of ``DecoderConfig.refine_halo`` cells, so the context of a large latent can be
+    made in parts.
     """
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -112,7 +115,14 @@ class Refine(nn.Module):
         self.fold = config.detail_factor
 
     def grown(self, features: Tensor) -> Tensor:
-        """What the trunk gives [B, T, 8 h, 8 w]: features for the enlarger and the detail, then the picture in RGB."""
+        """Computes the trunk's finer resolutions.
+
+        Args:
+            features: [B, F, h, w] from prefill.
+
+        Returns:
+            [B, T, 8 * h, 8 * w]: features for the enlarger and the detail, and the picture in the last three channels.
+        """
         for grow, level in zip(self.grow, self.levels, strict=True):
             features = level(grow(F.interpolate(features, scale_factor=2)))
         picture = self.enlarger.to_picture(features)
@@ -121,11 +131,20 @@ class Refine(nn.Module):
         return torch.cat([features, picture], dim=1)
 
     def forward(self, features: Tensor, enlargement: Enlargement) -> Tensor:
-        """See the class."""
+        """Makes the context for an enlargement; see the class."""
         return self.enlarged(features, self.grown(features), enlargement)
 
     def enlarged(self, features: Tensor, fine: Tensor, enlargement: Enlargement) -> Tensor:
-        """The context, from features and what ``grown`` gives. None of its parameters belongs to the trunk."""
+        """Makes the context from what prefill and the trunk have computed. No parameter of the trunk is used.
+
+        Args:
+            features: [B, F, h, w] from prefill.
+            fine: [B, T, 8 * h, 8 * w] from ``grown``.
+            enlargement: The enlargement to make the context for.
+
+        Returns:
+            [B, D, h, w].
+        """
         fine, picture = fine[:, :-3], fine[:, -3:]
         enlarged = self.enlarger(fine, picture, enlargement)
         folded = [

@@ -1,4 +1,4 @@
-"""Sampling and resampling of grids at any positions."""
+"""Samples and resamples grids at any positions."""
 
 from __future__ import annotations
 
@@ -11,22 +11,28 @@ from torch import Tensor
 def bilinear(
     grid: Tensor, y: Tensor, x: Tensor, ends: tuple[Tensor, Tensor], shape: tuple[int, int] | None = None
 ) -> Tensor:
-    """Samples a grid bilinearly at positions. Its outermost values extend outwards.
+    """Samples a grid bilinearly at positions. Beyond its ends, the grid continues with its outermost values.
 
-    It multiplies by a matrix of hat functions per axis instead of gathering, because runtimes are good at products.
-    Values out of reach are multiplied by exactly zero, so a crop of the grid gives the same result as the whole grid.
+    The grid is multiplied by a matrix of hat functions for each axis, because runtimes multiply faster than they gather.
+    Values out of reach have a weight of exactly zero, so a crop of the grid gives the same result as the whole grid.
 
     Args:
         grid: [B, C, h, w], with value i of an axis at position i + 0.5.
-        y: [n] positions.
-        x: [m] positions.
-        ends: Rows and columns at which the valid values end, [] each. The grid may be padded beyond them, or be a crop
-            that ends before them.
-        shape: (h, w), if it is known from the source of the positions. The weights then do not depend on the grid, not
-            even on its shape, and can be computed separately in higher precision.
+        y: Vertical positions [n].
+        x: Horizontal positions [m].
+        ends: Number of valid rows and columns, [] each. The grid may be padded beyond them, or be a crop that ends
+            before them.
+        shape: (h, w), if it is known without the grid. The weights then depend only on coordinates, so that an exported
+            graph can compute them in higher precision than the grid.
 
     Returns:
         [B, C, n, m].
+
+    Examples:
+        >>> grid = torch.tensor([[[[0.0, 10.0]]]])
+        >>> ends = (torch.tensor(1.0), torch.tensor(2.0))
+        >>> bilinear(grid, torch.tensor([0.5]), torch.tensor([0.0, 0.5, 0.75, 1.5]), ends)
+        tensor([[[[ 0.0000,  0.0000,  2.5000, 10.0000]]]])
     """
     counts = shape or (grid.shape[2], grid.shape[3])
     rows, columns = (
@@ -43,7 +49,7 @@ def _hats(place: Tensor, count: int, end: Tensor) -> Tensor:
 
 
 LOBES = 3
-"""Number of lobes of the Lanczos window, the same as Pillow's filter has. ``_windows`` is written for it."""
+"""Number of lobes of the Lanczos window, as in Pillow's filter. ``_windows`` works for this number only."""
 
 
 def lanczos(
@@ -54,22 +60,23 @@ def lanczos(
     reduction: tuple[Tensor, Tensor],
     shape: tuple[int, int],
 ) -> Tensor:
-    """Resamples a picture at positions by Lanczos, as products like ``bilinear``.
+    """Resamples a picture at positions by Lanczos. Like ``bilinear``, it consists of matrix products.
 
-    If the reduction is 1 and the positions are those of the grid's values, the result is these values.
+    If the reduction is 1 and the positions are those of the grid's values, the result is the grid itself.
 
     Args:
         grid: [B, C, h, w], with value i of an axis at position i + 0.5.
-        y: [n] positions.
-        x: [m] positions.
-        ends: Rows and columns at which the valid values end, [] each.
-        reduction: Values of the grid per position, vertically and horizontally, [] each. Less than 1 counts as 1.
-        shape: (h, w).
+        y: Vertical positions [n].
+        x: Horizontal positions [m].
+        ends: Number of valid rows and columns, [] each.
+        reduction: Number of the grid's values per position, vertically and horizontally, [] each. A number below 1
+            counts as 1.
+        shape: (h, w), which has to be known without the grid.
 
     Returns:
         [B, C, n, m].
     """
-    # In float32 even under autocast, because these are the picture's pixels and not features.
+    # These are the picture's pixels and not features, so they are computed in float32 even under autocast.
     with torch.autocast(grid.device.type, enabled=False):
         rows, columns = (
             _windows(place, count, end, step)
@@ -81,12 +88,13 @@ def lanczos(
 def _windows(place: Tensor, count: int, end: Tensor, reduction: Tensor) -> Tensor:
     """Weights [n, count] of the Lanczos window around each place. They add up to 1."""
     centre = torch.arange(count, device=place.device, dtype=torch.float32) + 0.5
-    # Positions beyond the last value are cropped later, but have to stay finite until then.
+    # Pixels beyond the last value are cropped later. Until then, they have to be finite.
     place = torch.minimum(torch.clamp(place, min=0.5), end - 0.5)
     distance = (place[:, None] - centre) / torch.clamp(reduction, min=1.0)
-    # Where the distance is 0, a tiny angle gives the same weight without a division by 0.
+    # A tiny angle instead of 0 gives the same weight, and avoids a division by 0.
     third = torch.clamp(torch.abs(distance), min=1e-4) * (math.pi / LOBES)
-    # The product of both sines, with sin(3 t) = sin(t) (3 - 4 sin(t)**2). OpenVINO computes sines slowly.
+    # The window is sin(3 t) sin(t) / (3 t**2), and sin(3 t) = sin(t) (3 - 4 sin(t)**2). One sine is enough, which saves
+    # time in OpenVINO.
     sine = torch.sin(third)
     window = (sine / third).square() * (1 - 4 / 3 * sine * sine)
     window = torch.where((torch.abs(distance) < LOBES) & (centre < end), window, torch.zeros_like(window))

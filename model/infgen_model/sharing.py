@@ -1,4 +1,4 @@
-"""What models of several latent spaces can share: all parameters but those of one space."""
+"""Shares weights between models of several latent spaces. Weights that belong to one space are not shared."""
 
 from __future__ import annotations
 
@@ -7,13 +7,25 @@ from infgen_model.infgen import InfGen
 
 
 def share(guide: InfGen, model: InfGen) -> None:
-    """Copies all that does not belong to a latent space from one model into another, in place."""
+    """Copies the weights that do not belong to a latent space from one model into another, in place.
+
+    Args:
+        guide: The model whose weights are copied.
+        model: The model that is changed.
+    """
     shared = {name: value for name, value in guide.state_dict().items() if not name.startswith(OF_SPACE)}
     model.load_state_dict(model.state_dict() | shared)
 
 
 def tie(guide: InfGen, model: InfGen) -> None:
-    """Gives a model the guide's own parameters where both can share them, so that training one trains the other."""
+    """Replaces parameters of a model by those of another, so that training one of the models trains both.
+
+    Parameters that belong to a latent space are not replaced.
+
+    Args:
+        guide: The model whose parameters are used.
+        model: The model that is changed.
+    """
     for name, value in guide.named_parameters():
         if not name.startswith(OF_SPACE):
             place, _, last = name.rpartition(".")
@@ -21,7 +33,7 @@ def tie(guide: InfGen, model: InfGen) -> None:
 
 
 def shares(guide: InfGen, model: InfGen) -> bool:
-    """Whether all that does not belong to a latent space is the same in two models, stored in float16."""
+    """Whether the weights that do not belong to a latent space are equal in two models, after rounding to float16."""
     theirs = guide.state_dict()
     return all(
         name in theirs and value.half().equal(theirs[name].half())

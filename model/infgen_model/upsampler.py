@@ -1,4 +1,4 @@
-"""From tokens to pixels by convolutions and pixel shuffles with a bounded reach."""
+"""Makes pixels from tokens, with convolutions and pixel shuffles that have a bounded reach."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from infgen_model.layers import ResidualBlocks, masked
 
 
 class Upsampler(nn.Module):
-    """Makes an image [B, 3, 8 ht, 8 wt], about [0, 1], from tokens [B, D, ht, wt].
+    """Makes an image [B, 3, 8 * ht, 8 * wt], mostly in [0, 1], from tokens [B, D, ht, wt].
 
-    There is no normalisation across positions, and the reach is ``DecoderConfig.halo_tokens``, so the pixels are the
+    It does not normalise over positions, and its reach is ``DecoderConfig.halo_tokens``. The pixels are therefore the
     same for every tiling.
 
     Attributes:
-        factor: Positions per token along each axis at the last level, where the detail is added.
+        factor: Number of positions per token, along each axis, at the last level. The detail is added there.
     """
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -37,17 +37,20 @@ class Upsampler(nn.Module):
         self.shuffle = nn.PixelShuffle(config.final_factor)
         assert self.to_pixels.bias is not None
         with torch.no_grad():
-            # Tokens that correct a picture start without changing it. Others start close to mid-grey.
+            # In a new model, tokens that correct an enlarged picture do not change it. Without such a picture, the
+            # pixels are close to mid-grey.
             self.to_pixels.weight.mul_(0.0 if config.enlargements else 0.3)
             self.to_pixels.bias.fill_(0.0 if config.enlargements else 0.5)
 
     def forward(self, tokens: Tensor, detail: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """See the class.
+        """Makes an image; see the class.
 
         Args:
             tokens: [B, D, ht, wt].
-            detail: [B, detail, factor ht, factor wt], the context's fine grid at the last level's positions.
-            mask: [1, 1, ht, wt], 0 for tokens that only fill a fixed shape. The picture then seems to end before them.
+            detail: [B, detail, factor * ht, factor * wt], the context's fine grid at the last level's positions. It is
+                required if the model has detail.
+            mask: [1, 1, ht, wt], which is 0 for tokens that only fill a fixed shape, and else 1. Convolutions see zeros
+                in place of these tokens, as beyond the edge of a picture.
         """
         x = self.first(tokens, mask)
         for index, (enlarge, blocks) in enumerate(zip(self.enlarge, self.levels, strict=True), start=1):
