@@ -139,7 +139,9 @@ def test_the_space_is_told_by_the_channels_or_asked_for(comfyui: ModuleType, mon
     model = comfyui.decoders.Model()
     assert model._space_of(torch.zeros(1, 16, 8, 8)) == "flux1"
     assert model._space_of(torch.zeros(1, 128, 4, 4)) == "flux2"
-    with pytest.raises(LatentError, match="may be of sd15 or sdxl.*the node InfGen Load has the choice 'space'$"):
+    with pytest.raises(
+        LatentError, match="may be of sd15 or sdxl.*choose it in the input 'space' of the node InfGen Load$"
+    ):
         model._space_of(torch.zeros(1, 4, 8, 8))
 
 
@@ -250,13 +252,15 @@ def test_samplers_show_previews_and_return_what_they_returned(
 def test_the_folder_has_what_the_registry_needs() -> None:
     project = tomllib.loads((FOLDER / "pyproject.toml").read_text(encoding="utf-8"))
     comfy = project["tool"]["comfy"]
-    assert comfy["PublisherId"] and comfy["DisplayName"] and len(project["project"]["version"].split(".")) == 3
+    assert comfy["PublisherId"] == ""  # who publishes fills it in
+    assert comfy["DisplayName"] and len(project["project"]["version"].split(".")) == 3
     assert "comfyui" not in project["project"]["name"].lower()
     requirements = (FOLDER / "requirements.txt").read_text(encoding="utf-8").split()
     assert project["project"]["dependencies"] == requirements
     license_file = FOLDER / project["project"]["license"]["file"]
     assert license_file.read_bytes() == (FOLDER.parents[1] / "LICENSE").read_bytes()
-    assert (FOLDER / "README.md").is_file()
+    readme = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert all(f"`{field}`" in readme for field in ("PublisherId", "Repository", "Icon", "version", "name"))
 
 
 def test_the_example_workflow_uses_the_nodes_as_they_are(comfyui: ModuleType) -> None:

@@ -42,6 +42,11 @@ def carried(path: Path) -> dict[str, str]:
     return {key: text for key, _, text in pairs}
 
 
+def test_the_picture_of_the_page_has_the_text_that_the_page_states() -> None:
+    expected = {"Title": "Singapore's harbour at dusk", "Source": "BuddiesOfBudgie/budgie-backgrounds, CC0-1.0"}
+    assert carried(Path(__file__).parents[2] / "docs" / "stream.jpg") == expected
+
+
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_every_format_carries_text_of_any_language(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
