@@ -1,1 +1,1 @@
-"""Running graphs: the protocol of backends, the choice among the installed ones, and the engine that drives one."""
+"""Runs graphs: the protocol of backends, the choice among the installed ones, and the engine that runs the graphs."""

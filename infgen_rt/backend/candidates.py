@@ -1,4 +1,4 @@
-"""The candidates: all ways in which a bundle can be run on this machine."""
+"""Lists the candidates: all ways in which a bundle can be run on this machine."""
 
 import itertools
 import sys
@@ -15,7 +15,7 @@ from infgen_rt.errors import BackendError
 Precision = Literal["fast", "exact"]
 PRECISIONS = ("fast", "exact")
 LEAST_PSNR = 45.0
-"""Smallest PSNR against float32 that `fast` may have, in decibels."""
+"""The smallest PSNR against float32 that is allowed in the precision `fast`, in decibels."""
 AUTO = "auto"
 
 
@@ -27,7 +27,7 @@ class Way:
         backend: the name of the backend that loads the graphs.
         device: the id of the device that runs them.
         recipe: the name of the recipe.
-        arithmetic: the arithmetic in which they are computed.
+        arithmetic: the arithmetic in which they are computed: `fp32`, `bf16` or `fp16`.
     """
 
     backend: str
@@ -48,7 +48,7 @@ class Candidate:
         device: the device that runs them.
         recipe: the recipe of the graphs.
         arithmetic: the arithmetic in which they are computed.
-        exact: whether it is float32 throughout, with the most exact weights in the bundle for the target.
+        exact: whether it is float32 throughout, with the most exact weights that the bundle has for the target.
         psnr: the PSNR of prefill and decode against float32, in decibels, as measured by the exporter. None if it was
             not measured.
     """
@@ -66,7 +66,7 @@ class Candidate:
         return Way(self.backend.name, self.device.id, self.recipe.name, self.arithmetic)
 
     def suits(self, precision: Precision) -> bool:
-        """Whether it is as exact as requested, according to the exporter's measurements."""
+        """Whether it is as exact as `precision` demands, according to the exporter's measurements."""
         return self.exact or (precision == "fast" and (self.psnr is None or self.psnr >= LEAST_PSNR))
 
     def __str__(self) -> str:
@@ -78,9 +78,10 @@ class Survey:
     """The candidates for a bundle on this machine, and the backends that cannot run it.
 
     Attributes:
-        candidates: the candidates in the order of backends, then of devices, then most exact first.
-        absent: one line for each backend that is not installed, with the reason.
-        broken: one line for each backend that is installed but cannot be used, with the reason.
+        candidates: the candidates, ordered by backend, then by device. For each device, the most exact come first.
+        absent: one line for each backend that is not installed, or that this bundle or machine has nothing for, with
+            the reason.
+        broken: one line for each backend that is installed but fails, with the reason.
     """
 
     candidates: tuple[Candidate, ...]
@@ -90,6 +91,11 @@ class Survey:
     @classmethod
     def of(cls, manifest: Manifest, name: str = AUTO, device: str | None = None) -> "Survey":
         """Examine one backend, or all backends that `auto` may choose.
+
+        Args:
+            manifest: the bundle's manifest.
+            name: the name of a backend, or `auto`.
+            device: the id of a device. None for all devices.
 
         Raises:
             BackendError: the named backend or device is unknown or not usable, or the bundle has no graphs for it.
@@ -115,7 +121,7 @@ class Survey:
 
 
 def worth_importing(name: str, manifest: Manifest) -> bool:
-    """Whether `auto` considers a backend. Importing some backends takes seconds and hundreds of megabytes."""
+    """Whether `auto` considers a backend. Importing some backends takes seconds and hundreds of megabytes of memory."""
     if name == "torch" and "torch" not in sys.modules:
         return False
     return name not in KNOWN or any(recipe.target == KNOWN[name].target for recipe in manifest.recipes)
@@ -143,7 +149,7 @@ def _candidates(backend: Backend, usable: Sequence[Device], manifest: Manifest) 
             f"{targets}: pass another backend (--backend), or make the graphs with infgen-export CHECKPOINT --target "
             f"{backend.target} -o BUNDLE"
         )
-    # If there are no weights in 32 bits, those in 16 bits count as exact.
+    # If the bundle has no weights in 32 bits, those in 16 bits count as exact.
     best = "fp32" if any(recipe.precision == "fp32" for recipe in recipes) else "fp16"
     found = []
     for device, recipe in itertools.product(usable, recipes):
@@ -157,7 +163,7 @@ def _candidates(backend: Backend, usable: Sequence[Device], manifest: Manifest) 
 
 
 def unsuited(backend: Backend, device: Device, manifest: Manifest) -> str:
-    """The reason why a working device has no candidate: it supports none of the bundle's precisions."""
+    """The message that a device works, but supports none of the precisions of the bundle's graphs."""
     recipes = ", ".join(recipe.name for recipe in manifest.recipes if recipe.target == backend.target)
     return (
         f"backend {backend.name!r} runs none of the graphs of {manifest.model.name!r} on {device.name}, which are "

@@ -1,4 +1,4 @@
-"""Chooses how to run a bundle: the fastest way that is exact enough, or exactly what the user has named."""
+"""Chooses how to run a bundle: in the fastest way that is exact enough, or exactly as the user has requested."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,17 +20,23 @@ from infgen_rt.errors import BackendError
 
 @dataclass(frozen=True)
 class Choice:
-    """The choice of how to run a bundle, and the reason for it.
+    """The choice of how to run a bundle, and the reason for it. Print it for a description.
 
     Attributes:
         name: the name of the backend.
         device: the id of its device.
         device_name: the name of the device for people.
         recipe: the name of the recipe.
-        arithmetic: the arithmetic in which the graphs are computed: `fp32`, `bf16`, `fp16`.
-        psnr: the PSNR of prefill and decode against float32, in decibels. None if it was not measured.
-        speed: the speed. None if it was not measured.
+        arithmetic: the arithmetic in which the graphs are computed: `fp32`, `bf16` or `fp16`.
+        psnr: the PSNR against float32, in decibels. None if it was not measured.
+        speed: the measured speed. None if it was not measured.
         reason: the reason for the choice.
+
+    Examples:
+        >>> import infgen_rt
+        >>> with infgen_rt.open(backend="onnxruntime", device="cpu") as decoder:
+        ...     print(decoder.backend.name, decoder.backend.device)
+        onnxruntime cpu
     """
 
     name: str
@@ -57,19 +63,22 @@ def choose(
 ) -> tuple[Candidate, Choice]:
     """Choose how to run a bundle.
 
-    A backend or device that the user has named is used or refused, but never replaced. If several ways remain, each is
-    measured once. The results are kept in the user's cache folder.
+    A backend or device that the user has named is used, or it is an error, but it is never replaced. If several ways
+    remain, each is measured once. The results are stored in the user's cache folder.
 
     Args:
         bundle: the opened bundle.
         name: a backend's name, `auto` for any, or one of `ALIASES`.
         device: the id of a device, or None for any device of the backend.
-        precision: `exact` for float32 throughout, `fast` for the device's native arithmetic.
-        threads: the number of CPU threads that will be used.
+        precision: `exact` for float32 throughout, or `fast` for the device's native arithmetic.
+        threads: the number of CPU threads that will be used. None for the backend's default.
         progress: called while ways are measured.
 
+    Returns:
+        The candidate, and its description for the caller.
+
     Raises:
-        BackendError: the named backend or device is unknown, not installed or cannot run the bundle, or nothing can.
+        BackendError: the named backend or device is unknown, not installed or cannot run the bundle, or no backend can.
         Cancelled: the current work was cancelled.
     """
     if precision not in PRECISIONS:
@@ -82,7 +91,7 @@ def choose(
         if question in (record := measuring.recall(key)).asked:
             known = [result for result in record.results if _answers(result, name, device, bundle.manifest)]
             if found := _fastest(known, precision):
-                with suppress_but_callers(BackendError, StopIteration):  # it may have been removed since
+                with suppress_but_callers(BackendError, StopIteration):  # it may have been uninstalled since
                     survey = Survey.of(bundle.manifest, found.way.backend, found.way.device)
                     candidate = next(each for each in survey.candidates if each.way == found.way)
                     return candidate, _choice(candidate, found, known, precision)
@@ -101,7 +110,7 @@ def choose(
         result = next((result for result in known if result.way == suitable[0].way), None)
         return suitable[0], _choice(suitable[0], result, (), precision)
     with measuring.turn():
-        # Another process may have measured it while this one waited.
+        # Another process may have measured the ways while this one waited.
         if before := remembered():
             return before
         results = measuring.measure(bundle, survey.candidates, threads, progress)

@@ -1,4 +1,4 @@
-"""The loaded graphs of one model. No more of them run at a time than the memory plan allows."""
+"""Loads the graphs of one model and runs them. No more of them run at the same time than the memory plan allows."""
 
 import os
 from collections.abc import Mapping
@@ -31,30 +31,33 @@ _SHARED = "shared "
 
 
 class Borrower(Protocol):
-    """An object that holds results of an engine."""
+    """An object that holds results of an engine, possibly in the memory of a backend's device."""
 
     def let_go(self) -> None:
-        """Release the results, because the engine is closed."""
+        """Release the results. The engine calls this when it is closed."""
         ...
 
 
 class Engine:
-    """Runs a recipe's graphs. Several threads may use it. Encode has to be loaded first.
+    """Runs a recipe's graphs. Several threads may use it.
 
-    If a result in an arithmetic below float32 has NaN or infinite values, it is computed again in float32 on the same
-    device, if the bundle has graphs for that.
+    The graphs for pictures are loaded when the engine is created, except those that exist once per enlargement, which
+    `load_for` loads. Encode is loaded by `load`.
+
+    If a result in a lower arithmetic than float32 has NaN or infinite values, it is computed again in float32 on the
+    same device, provided that the bundle has graphs for that.
 
     Attributes:
         manifest: the model's manifest.
         recipe: the recipe whose graphs are loaded.
-        workers: the best number of tiles to decode at a time, with one thread each. It is 1 if one tile with all
-            threads is faster.
+        workers: the best number of tiles to decode at the same time, with one thread each. It is 1 if decoding one tile
+            with all threads is faster.
 
     Args:
         bundle: the opened bundle.
         candidate: how the bundle is run.
         threads: the number of CPU threads. None for the backend's default.
-        advises: whether errors of the backend end with what to use instead of it.
+        advises: whether errors of the backend end with advice about what to use instead.
 
     Raises:
         BackendError: a graph cannot be loaded.
@@ -72,7 +75,7 @@ class Engine:
         self._borrowers: WeakSet[Borrower] = WeakSet()
         parallel = candidate.device.id in getattr(candidate.backend, "parallel_on", ())
         self.workers = (threads or cores()) if parallel else 1
-        # A run with all threads runs alone, because two at once would only double the memory.
+        # A run that uses all threads runs alone, because two at the same time would only double the memory.
         self._gate = Gate(self.workers)
         self._lock = Lock()
         for kind in self._kinds.values():
@@ -92,19 +95,19 @@ class Engine:
         self._load(graph, graph, self._threads)
 
     def load_for(self, enlargement: Enlargement) -> None:
-        """Load the graphs that make a context and decode it. Raises the same errors as `load`."""
+        """Load the graphs that compute an enlargement's context and decode it. The errors are those of `load`."""
         for kind in self._kinds.values():
             if kind.enlarged:
                 self.load(enlargement.graph(kind.name))
 
     def load_shared(self, enlargement: Enlargement) -> None:
-        """Load decode for runs with one thread each. Raises the same errors as `load`."""
+        """Load decode for runs with one thread each. The errors are those of `load`."""
         graph = enlargement.graph(DECODE.name)
         self._load(_SHARED + graph, graph, 1, self.workers)
 
     def _load(self, key: str, graph: str, threads: int | None, runs: int = 1) -> None:
         self._birthplace.check()
-        # Loading cannot be interrupted, but nothing more is loaded for work that was cancelled.
+        # Loading cannot be interrupted, but if the work was cancelled, no further graph is loaded.
         current().check()
         with self._lock:
             if key in self._sessions:
@@ -131,19 +134,22 @@ class Engine:
             kind: the kind of graph.
             inputs: the inputs of the graph, by name.
             enlargement: the enlargement of the graph, if there is one graph per enlargement.
-            shared: whether to use one thread, because other tiles are decoded at the same time. Needs `load_shared`
-                first.
+            shared: whether to use only one thread, because other tiles are decoded at the same time. `load_shared` must
+                have been called before.
 
         Returns:
-            The output, on the backend's device. Its shape is that of the kind for these inputs.
+            The output, on the backend's device, in the shape that the kind has for these inputs.
 
         Raises:
+            BackendError: the graph in float32, which is loaded if the result has NaN or infinite values, cannot be
+                loaded.
             DecodeError: the run failed, or the engine is closed.
             Cancelled: the current work was cancelled.
         """
         graph = enlargement.graph(kind.name) if kind.enlarged and enlargement else kind.name
         filled = self._filled(kind, inputs)
-        # This check comes before any lock, because a lock may be held by a thread that only the parent process has.
+        # This check comes before any lock is taken. In a forked process, a lock may be held by a thread that exists in
+        # the parent process only.
         self._birthplace.check()
         with self._gate.enter(alone=not shared):
             self.check_open()
@@ -153,7 +159,7 @@ class Engine:
                 results = self._sessions[_SHARED + graph if shared else graph].run(filled)
             except DecodeError as error:
                 raise_callers(error)
-                # An interrupted run fails with an error of the backend, so raise Cancelled instead.
+                # If the run was interrupted, it fails with an error of the backend. Raise Cancelled instead.
                 cancellation.check()
                 advice = self._advice("; pass less memory (--memory) or a smaller tile (--tile), or ")
                 raise DecodeError(f"{error}{advice}") from error
@@ -163,7 +169,7 @@ class Engine:
         output, expected = kind.output.name, kind.output_shape(filled, sizes)
         shapes = {name: values.shape for name, values in results.items()}
         if shapes != {output: expected}:
-            # The files are intact, because their digests are checked.
+            # Damaged files are not the cause, because digests are checked.
             advice = self._advice("; export the model again, or ")
             raise DecodeError(
                 f"{graph} gave {shapes}, expected {output} {expected}: the backend or the export is at fault{advice}"
@@ -189,19 +195,27 @@ class Engine:
         return cast(Values, values[DECODE.inputs[0].name])
 
     def lends_to(self, borrower: Borrower) -> None:
-        """Register an object that releases this engine's results on closing. Raises the same errors as `check_open`."""
+        """Register an object whose `let_go` is called when the engine is closed.
+
+        Raises:
+            DecodeError: the engine belongs to another process.
+        """
         self._birthplace.check()
         with self._lock:
             self._borrowers.add(borrower)
 
     def check_open(self) -> None:
-        """Raise DecodeError if the engine is closed or belongs to another process."""
+        """Check that the engine can be used.
+
+        Raises:
+            DecodeError: the engine is closed or belongs to another process.
+        """
         self._birthplace.check()
         if self._closed:
             raise DecodeError("the decoder is closed: read what you need before close()")
 
     def close(self) -> None:
-        """Free the graphs and their results, after the run in progress. In a forked child, this does nothing."""
+        """Free the graphs and their results, when the runs in progress have ended. In a forked child, do nothing."""
         if not self._birthplace.here:
             return
         with self._gate.enter(alone=True), self._lock:
@@ -216,7 +230,10 @@ class Engine:
         give_back()
 
     def _in_float32(self) -> "Engine | None":
-        """An engine for the same model in float32 on the same device, which is created when it is first needed."""
+        """An engine for the same model in float32 on the same device. It is created when it is first needed.
+
+        None if the bundle has no graphs for it.
+        """
         with self._lock:
             self.check_open()
             if self._exact is None:
@@ -234,7 +251,7 @@ class Engine:
             return self._exact
 
     def _advice(self, before: str = "; ") -> str:
-        """The end of an error's message: what to do, which also names what can be used instead."""
+        """The end of an error's message: what to use instead. Empty if this engine does not give advice."""
         return f"{before}{instead_of(self._candidate, self.manifest)}" if self._advises else ""
 
     def _filled(self, kind: Kind, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -258,5 +275,5 @@ def cores() -> int:
 
 
 def is_finite(values: Any) -> bool:
-    """Whether all values of an array are finite. A backend's own arrays are checked on their device."""
+    """Whether all values of an array are finite. Arrays of a backend are checked on their device."""
     return bool((np.isfinite(values) if isinstance(values, np.ndarray) else values.isfinite()).all())

@@ -1,8 +1,7 @@
-"""Handles forking: a child process has the graphs that its parent loaded, but not the threads that run them.
+"""Handles forked processes. A child has the graphs that its parent loaded, but not the threads that run them.
 
-Anything that waits for those threads hangs. This applies to running graphs, and to freeing them, which otherwise
-happens when the child ends. A child therefore never frees what it got from its parent. If it tries to run a graph, an
-error says what to do instead.
+In the child, running or freeing such a graph would wait for these threads forever. A child therefore never frees what
+it got from its parent, not even when it ends. If it tries to run such a graph, an error says what to do instead.
 """
 
 import ctypes
@@ -21,7 +20,7 @@ _inherited: set[str] = set()
 
 
 def keep_in_children(value: object) -> None:
-    """Make child processes never free an object, which must support weak references."""
+    """Keep forked children from freeing an object. The object must support weak references."""
     _kept.add(value)
 
 
@@ -31,24 +30,28 @@ def note_use(backend: str) -> None:
 
 
 def check_backend(backend: str) -> None:
-    """Raise BackendError if the backend has loaded a graph in a process from which this one was forked."""
+    """Check that a backend can be used in this process.
+
+    Raises:
+        BackendError: it has loaded a graph in a process from which this one was forked.
+    """
     if backend in _inherited:
         raise BackendError(f"backend {backend!r} was used in the process that this one was forked from: {_REMEDY}")
 
 
 class Birthplace:
-    """The process in which an object was made."""
+    """The process in which an object was created, which is the process in which this is created."""
 
     def __init__(self) -> None:
         self._process = os.getpid()
 
     @property
     def here(self) -> bool:
-        """Whether this is that process."""
+        """Whether the current process is that process."""
         return os.getpid() == self._process
 
     def check(self) -> None:
-        """Raise DecodeError if this is another process."""
+        """Raise DecodeError if the current process is another one."""
         if not self.here:
             raise DecodeError(f"this decoder was opened before the process was forked: {_REMEDY}")
 

@@ -1,4 +1,4 @@
-"""A gate that limits how many threads are inside at a time."""
+"""A gate that limits how many threads are inside at the same time."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,10 +6,10 @@ from threading import Lock, Semaphore
 
 
 class Gate:
-    """Lets in several threads at a time, or one thread alone, in the order in which they arrive.
+    """Lets in several threads at the same time, or one thread alone, in the order in which they arrive.
 
     Args:
-        places: the number of threads that may be inside at a time.
+        places: the number of threads that may be inside at the same time.
     """
 
     def __init__(self, places: int) -> None:
@@ -29,6 +29,6 @@ class Gate:
                     taken += 1
             yield
         finally:
-            # A signal's handler may end the waiting after some places were taken.
+            # An error of a signal handler may end the waiting after some places were taken.
             if taken:
                 self._free.release(taken)

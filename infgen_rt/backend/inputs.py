@@ -1,4 +1,4 @@
-"""The inputs of graphs that take more than values."""
+"""Builds the inputs of the graphs that need more than values: coordinates for decode, shares for statistics."""
 
 from typing import Any
 
@@ -15,14 +15,17 @@ from infgen_rt.geometry.shapes import Box, Size
 def statistics_inputs(
     latent: FloatArray, manifest: Manifest, inner: Box | None = None, known: FloatArray | None = None
 ) -> dict[str, Any]:
-    """Inputs of the statistics graph for a latent, or for a part of one.
+    """The inputs of the statistics graph for a latent, or for a part of one.
 
     Args:
-        latent: [C, h, w].
+        latent: float32 [C, h, w].
         manifest: the model's manifest.
-        inner: the cells to include. The others are the halo. None for all cells.
-        known: [2, blocks, groups], the moments of the whole latent. Variances are below 0 where they are not known.
-            None if none are known.
+        inner: the cells that count. The others are the halo. None for all cells.
+        known: float32 [2, blocks, groups], the moments of the whole latent, in which a variance below 0 stands for
+            "not known". None if none are known.
+
+    Returns:
+        The inputs by name.
     """
     box = inner or Size(*latent.shape[:0:-1]).box
     return {
@@ -34,20 +37,23 @@ def statistics_inputs(
 
 
 def _shares(count: int, first: int, counted: int) -> FloatArray:
-    """The weight of each row in a mean over a range of the rows."""
+    """The weight of each of `count` rows in the mean over `counted` rows that start at `first`: 1 / counted or 0."""
     shares = np.zeros(count, np.float32)
     shares[first : first + counted] = 1 / counted
     return shares
 
 
 def tile_inputs(grid: Grid, crop: Values, cells: Box, tokens: Box) -> dict[str, Any]:
-    """Inputs of the decode graph for a box of tokens.
+    """The inputs of the decode graph for a box of tokens.
 
     Args:
         grid: the picture over the latent.
-        crop: [1, D, h, w], the context of the cells. It stays on its device.
+        crop: float32 [1, D, h, w], the context of the cells. It stays on its device.
         cells: the cells from `Grid.context_of` for the tokens.
         tokens: the tokens to decode, halo included.
+
+    Returns:
+        The inputs by name.
     """
     key_y, key_x = grid.cell_centres(cells)
     token_y, token_x = grid.token_centres(tokens)

@@ -1,4 +1,4 @@
-"""Measures and compares ways of running a bundle, and keeps the results."""
+"""Measures and compares the ways of running a bundle, and stores the results for later processes."""
 
 import contextlib
 import errno
@@ -38,12 +38,14 @@ from infgen_rt.geometry.shapes import Size
 from infgen_rt.geometry.tiling import LARGEST_SHARED_TILE, LARGEST_TILE
 
 FILE = "measurements.json"
-# Seconds to wait for other processes, which is several times as long as measuring takes.
+# The seconds to wait for other processes. Measuring takes much less.
 _PATIENCE = 60.0
-# The test case is a latent of noise, and its picture at twice the size is decoded in tiles like those of a plan.
+# The test case is a latent of noise with so many cells per side. One tile of its picture at twice the size is decoded.
+# The tile is as large as those of a plan, and the time is the median of so many runs.
 _CELLS, _RUNS = 32, 3
+# The smallest PSNR that is allowed between two libraries that compute in float32, in decibels. If all levels from 0 to
+# 255 differ by one, it is 48 dB.
 _EXACT_PSNR = 60.0
-"""Smallest PSNR between two libraries that compute in float32, in decibels. One level of 255 is 48 dB."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,10 @@ class Speed:
     """The measured speed of a way of running a bundle.
 
     Attributes:
-        decode: seconds for a megapixel of tiles, with the engine's number of tiles at a time.
-        context: seconds for the context of a thousand cells.
-        encode: seconds for encoding a thousand cells. None without an encode graph.
+        decode: the seconds per megapixel of tiles, of which as many as the engine has workers are decoded at the same
+            time.
+        context: the seconds per thousand cells of the smallest context.
+        encode: the seconds per thousand cells that are encoded. None without an encode graph.
     """
 
     decode: float
@@ -62,7 +65,10 @@ class Speed:
 
     @property
     def typical(self) -> float:
-        """Seconds for a thousand cells and their picture at twice the size, a quarter of a megapixel."""
+        """The seconds for the context of a thousand cells and for a picture of a quarter of a megapixel.
+
+        This is the picture of these cells at twice their own size. The way with the least time is chosen.
+        """
         return self.context + self.decode / 4
 
 
@@ -73,7 +79,7 @@ class Result:
     Attributes:
         way: the way of running the bundle.
         exact: whether it is float32 throughout.
-        speed: the medians. None if it did not run.
+        speed: the medians of the runs. None if it did not run.
         psnr: the PSNR against the first exact candidate, in decibels. None for that candidate, or if it did not run.
         error: the reason why it cannot be used, in one line. None if it can be used.
     """
@@ -100,8 +106,11 @@ def measure(
     Args:
         bundle: the opened bundle.
         candidates: the ways of running it.
-        threads: the number of CPU threads.
+        threads: the number of CPU threads. None for each backend's default.
         progress: called before the first candidate and after each.
+
+    Returns:
+        A result for each candidate, also for those that failed. The exact ones come first.
 
     Raises:
         Cancelled: the current work was cancelled.
@@ -115,7 +124,7 @@ def measure(
             image, speed = _run(bundle, candidate, threads)
         except Cancelled:
             raise
-        # A driver may raise any exception. A candidate that cannot run is not chosen.
+        # A driver may raise any exception. A candidate that raises one is not chosen.
         except Exception as failure:
             raise_callers(failure)
             current().check()
@@ -132,7 +141,10 @@ def measure(
 
 
 def key(bundle: Bundle, threads: int | None) -> str:
-    """The key of measurements: a digest of the bundle, the threads, and the versions of everything that can run it."""
+    """The key under which measurements are stored: a digest of everything that they depend on.
+
+    These are the bundle's files, the number of threads, the versions of all backends' libraries, and the system.
+    """
     files = sorted((name, info.sha256) for name, info in bundle.manifest.files.items())
     versions = []
     for known in protocol.KNOWN.values():
@@ -152,14 +164,15 @@ class Record:
 
     Attributes:
         results: the results of all measured candidates.
-        asked: the questions (`auto`, `openvino`, `onnxruntime cuda`) whose candidates have all been measured.
+        asked: the requests whose candidates have all been measured: `auto`, or a backend, or a backend and a device
+            such as `onnxruntime cuda`.
     """
 
     results: tuple[Result, ...] = ()
     asked: tuple[str, ...] = ()
 
     def add(self, results: Sequence[Result], *questions: str) -> "Record":
-        """The record with newer results in place of older ones."""
+        """This record with new results, which replace those of the same ways, and with more requests in `asked`."""
         newer = {result.way for result in results}
         kept = (result for result in self.results if result.way not in newer)
         return Record((*kept, *results), tuple(dict.fromkeys((*self.asked, *questions))))
@@ -183,12 +196,12 @@ def turn() -> AbstractContextManager[None]:
 
 
 def remember(key: str, results: Sequence[Result], *questions: str) -> None:
-    """Store results for the next start. If the folder is not writable, there is a warning.
+    """Store results for the next start. If the folder is not writable, give a warning.
 
     Args:
         key: the key of the measurements.
         results: the new results.
-        questions: the questions whose candidates have all been measured.
+        questions: the requests whose candidates have all been measured; see `Record.asked`.
     """
     folder = cache_folder()
     try:
@@ -221,7 +234,7 @@ def _records() -> dict[str, Any]:
 
 
 def _run(bundle: Bundle, candidate: Candidate, threads: int | None) -> tuple[FloatArray, Speed]:
-    """Run a candidate, and return the tile's pixels and the speed."""
+    """Run a candidate, and return the pixels of its tile, float32 [3, h, w], and its speed."""
     manifest = bundle.manifest
     latent = np.random.default_rng(0).normal(0, 0.8, (manifest.latent_channels, _CELLS, _CELLS)).astype(np.float32)
     side = 2 * _CELLS * manifest.patch
@@ -229,11 +242,11 @@ def _run(bundle: Bundle, candidate: Candidate, threads: int | None) -> tuple[Flo
     halo = manifest.halo.tokens
     engine = Engine(bundle, candidate, threads)
     largest = LARGEST_TILE if engine.workers == 1 else LARGEST_SHARED_TILE
-    # The smallest context is measured, and the times of others are derived from it: see `plan.costs.seconds`.
+    # Only the smallest context is measured. The times of others are derived from it; see `plan.costs.seconds`.
     enlargement = manifest.contexts[0]
     largest = min([largest, *(min(shape.tokens) - 2 * halo for shape in candidate.recipe.shapes)])
     tokens = Size(largest, largest).box
-    # The tile has no halo towards the rest of the picture, so its last pixels are not exact and are left out.
+    # The tile has no halo towards the rest of the picture. Its last pixels are therefore not exact, and are left out.
     final = manifest.patch * (largest if tokens == grid.tokens.box else max(1, largest - halo))
     try:
         engine.load_for(enlargement)
@@ -244,7 +257,7 @@ def _run(bundle: Bundle, candidate: Candidate, threads: int | None) -> tuple[Flo
         megapixels, kilocells = tokens.size.area * manifest.patch**2 / 1e6, _CELLS**2 / 1e3
         decode = _seconds(partial(_decode_each, engine, inputs, enlargement), _RUNS) / megapixels / engine.workers
         context = _seconds(lambda: engine.context(latent, enlargement), _RUNS) / kilocells
-        # Encoding is measured once, because it is used for estimates only and not for the choice.
+        # Encoding is timed only once, because its speed is used for estimates and not for the choice.
         encode = None
         if ENCODE.name in candidate.recipe.graphs and not candidate.recipe.shapes:
             engine.load(ENCODE.name)
@@ -263,7 +276,7 @@ def _decode_each(engine: Engine, inputs: Mapping[str, Any], enlargement: Enlarge
         return
     engine.load_shared(enlargement)
     with ThreadPoolExecutor(engine.workers) as pool:
-        # Each thread takes the current cancellation with it.
+        # The threads run in a copy of this context, because it has the current cancellation.
         runs = [
             pool.submit(copy_context().run, engine.run, DECODE, inputs, enlargement, True)
             for _ in range(engine.workers)
@@ -273,7 +286,7 @@ def _decode_each(engine: Engine, inputs: Mapping[str, Any], enlargement: Enlarge
 
 
 def _seconds(run: Callable[[], object], count: int = 1) -> float:
-    """The median time of several runs."""
+    """The median time of several runs, in seconds."""
     times = []
     for _ in range(count):
         start = time.perf_counter()
@@ -286,5 +299,5 @@ def _psnr(image: FloatArray, reference: FloatArray) -> float:
     if image.shape != reference.shape:
         rows, columns = (min(sides) for sides in zip(image.shape[1:], reference.shape[1:], strict=True))
         image, reference = image[:, :rows, :columns], reference[:, :rows, :columns]
-    # The result is also finite for equal pictures.
+    # The PSNR of equal pictures is infinite, which JSON cannot express.
     return min(200.0, psnr(image, reference))

@@ -9,7 +9,7 @@ from infgen_rt.common.remedies import installing
 
 
 def instead_of(candidate: Candidate, manifest: Manifest) -> str:
-    """The other devices and backends that may run a bundle here, as the end of a message.
+    """What may run a bundle here instead of a way that failed: other devices and backends, as the end of a message.
 
     Args:
         candidate: the way that failed.
@@ -38,7 +38,7 @@ def other_backends(tried: set[str], manifest: Manifest) -> list[str]:
 
 
 def or_install(tried: set[str], manifest: Manifest) -> str:
-    """The instruction for another backend that the bundle has graphs for, or for graphs if there is none."""
+    """How to install another backend that the bundle has graphs for, or how to make such graphs, for a message."""
     for name, known in KNOWN.items():
         if name not in tried and _fits(name, manifest):
             return f"another backend can be tried: {installing(known.extra)}"

@@ -1,4 +1,4 @@
-"""The protocol of backends, and the list of installed ones."""
+"""The protocol of backends, and functions that list and import the installed ones."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -22,11 +22,17 @@ _OWN = "infgen_runtimes"
 
 
 class AbsentError(BackendError):
-    """A backend, a device or its graphs are not available, which is normal on most machines."""
+    """A backend, a device or graphs for it are not available. On most machines, this is normal for some backends."""
 
 
 class Known(NamedTuple):
-    """Information on one of this project's own backends that is available before it is imported."""
+    """What is known about one of this project's own backends before it is imported.
+
+    Attributes:
+        extra: the extra of this package that installs what it needs.
+        target: the export target whose graphs it loads.
+        distributions: the distributions that may have its library, the usual one first.
+    """
 
     extra: str
     target: str
@@ -34,7 +40,7 @@ class Known(NamedTuple):
 
     @property
     def is_here(self) -> bool:
-        """Whether its library is installed. It is not imported for this."""
+        """Whether its library is installed. The library is not imported."""
         return find_spec(self.distributions[0].replace("-", "_")) is not None
 
 
@@ -44,17 +50,18 @@ KNOWN = {
     "coreml": Known("coreml", "coreml", ("coremltools",)),
     "torch": Known("torch", "torch", ("torch",)),
 }
-# Names of devices that can be used as backends, with the backend and device that they stand for.
 ALIASES = {"cuda": ("onnxruntime", "cuda")}
+"""Names that can be passed as a backend, with the backend and the device that they stand for."""
 EXACT = "fp32"
+"""The arithmetic that is float32 throughout."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """A device that a backend can compute on, or could if a problem were solved.
+    """A device on which a backend can compute, or could if a problem were solved.
 
     Attributes:
-        id: the id by which a user selects it: `cpu`, `cuda:1`, `gpu`, `npu`.
+        id: the id by which a user selects it, such as `cpu`, `cuda:1`, `gpu` or `npu`.
         name: its name for people.
         problem: the reason why it cannot be used on this machine, and what to do about it. None if it can be used.
     """
@@ -64,7 +71,7 @@ class Device:
     problem: str | None = None
 
     def answers_to(self, name: str) -> bool:
-        """Whether a name that the user gave selects it: `cuda` also selects `cuda:0`."""
+        """Whether a user's name for a device selects this one. `cuda` also selects `cuda:0`."""
         return name.lower() in (self.id, self.id.removesuffix(":0"))
 
 
@@ -76,9 +83,10 @@ class Options:
         device: the id of one of its devices.
         arithmetic: one of the arithmetics that it offers for the recipe.
         threads: the number of CPU threads of a run. None for the backend's default.
-        runs: the number of runs at a time. The session may be run by more threads, which then wait for each other.
+        runs: the number of runs at the same time. If more threads run the session, some of them wait.
         keep_memory: whether to keep working memory between runs, for a graph that runs often.
-        cache: a writable folder for compiled graphs, which may be deleted. None to keep none.
+        cache: a writable folder for compiled graphs. A user may delete it at any time. None to store no compiled
+            graphs.
     """
 
     device: str = "cpu"
@@ -90,10 +98,10 @@ class Options:
 
 
 class Values(Protocol):
-    """A float32 array on a backend's device: a NumPy array, or an array that can be sliced like one.
+    """A float32 array on a backend's device: a NumPy array, or an array that can be sliced in the same way.
 
-    Its library must have a function `concatenate(arrays, axis=)` like NumPy's, or NumPy's must accept it
-    (`__array_function__`).
+    Its library must have a function `concatenate(arrays, axis=)` like NumPy's, or its class must support NumPy's own
+    function by `__array_function__`.
     """
 
     @property
@@ -109,20 +117,23 @@ class Values(Protocol):
 class Session(Protocol):
     """One loaded graph, which may be run from several threads.
 
-    A session that can stop in the middle of a run uses `cancellation.current()` to do so. An error of the caller's own,
-    such as that of a signal's handler, may be raised in the middle of any method. It need not be told from others: if
-    a session's error is raised `from` it, the caller gets it as it is.
+    A session that can stop in the middle of a run uses `infgen_rt.common.cancellation.current()` to do so.
+
+    In the middle of any method, an error of the caller's own code may be raised, for example by a signal handler. A
+    session may treat it like any other error. If it raises its own error `from` the caller's, the caller gets the
+    original error.
     """
 
     def run(self, inputs: Mapping[str, Values]) -> Mapping[str, Values]:
         """Run the graph once.
 
         Args:
-            inputs: the inputs by name: NumPy arrays, and results of other sessions of the backend.
+            inputs: the inputs by name, float32. They are NumPy arrays, or results of the backend's other sessions.
 
         Returns:
-            The results by name. Features and contexts may stay on the device, where the next graph needs them. An image
-            may stay there as `pixels.DevicePixels` of its last three axes. All others are NumPy arrays.
+            The results by name, float32. Features, fine features and contexts may stay on the device, where the next
+            graph needs them. An image may stay there if its element 0 is an `infgen_rt.common.pixels.DevicePixels`.
+            All other results are NumPy arrays.
 
         Raises:
             DecodeError: the graph could not be run.
@@ -130,21 +141,21 @@ class Session(Protocol):
         ...
 
     def close(self) -> None:
-        """Free everything. The session is not used afterwards."""
+        """Free everything that it holds. The session is not used afterwards."""
         ...
 
 
 class Backend(Protocol):
-    """Code that loads graphs of one target and runs them. It is created without arguments.
+    """Code that loads the graphs of one target and runs them. Its class is called without arguments.
 
     Attributes:
         name: the name by which a user selects it.
         target: the export target whose graphs it loads.
         version: the version of its library.
-        parallel_on: ids of devices on which several runs at a time, with one thread each, are faster than one after
-            another with all threads. This attribute is optional, and the default is none.
+        parallel_on: the ids of devices on which several runs at the same time, with one thread each, are faster than
+            runs one after another with all threads. This attribute is optional, and empty by default.
         survives_fork: whether a forked process can load graphs if its parent has loaded some. This attribute is
-            optional, and the default is True.
+            optional, and True by default.
     """
 
     name: str
@@ -153,13 +164,18 @@ class Backend(Protocol):
     parallel_on: Collection[str]
 
     def devices(self) -> Sequence[Device]:
-        """The devices on this machine, including those with a problem. If possible, no driver is loaded for this."""
+        """The devices on this machine, including those with a problem. If possible, it loads no driver."""
         ...
 
     def arithmetics(self, device: str, recipe: Recipe) -> Sequence[str]:
         """The arithmetics in which a device can run a recipe's graphs, most exact first. Empty if it cannot run them.
 
-        `fp32` is float32 throughout. The others (`bf16`, `fp16`) are the device's native arithmetics.
+        Args:
+            device: the id of a device.
+            recipe: a recipe of the backend's target.
+
+        Returns:
+            `fp32` for float32 throughout. `bf16` and `fp16` for the device's native arithmetics.
         """
         ...
 
@@ -167,10 +183,11 @@ class Backend(Protocol):
         """Load a graph.
 
         Args:
-            graph: `statistics`, `prefill`, `trunk`, `refine`, `decode` or `encode`.
-            files: the content of the graph's file, or of the files in its folder, by name, and of the file of weights
-                that the recipe may have, as `weights.safetensors`. Digests are already checked.
-            options: the device, arithmetic and other options.
+            graph: the graph's name: `statistics`, `prefill`, `trunk`, `refine`, `decode` or `encode`. If there is one
+                graph per enlargement, the name ends with its factor, as in `decode2`.
+            files: the contents of the graph's file, or of the files in its folder, by name. If the recipe has a file of
+                weights, it is among them as `weights.safetensors`. Digests are already checked.
+            options: the device, the arithmetic and other options.
 
         Raises:
             BackendError: the graph cannot be loaded, or not on that device in that arithmetic.
@@ -179,7 +196,7 @@ class Backend(Protocol):
 
 
 def installed_backends() -> dict[str, "EntryPoint"]:
-    """The backends in the entry-point group `infgen_rt.backends` of installed packages, this project's first."""
+    """The backends by name, from the entry-point group `infgen_rt.backends`. Those of this project come first."""
     from importlib.metadata import EntryPoint, entry_points  # slow to import, and only needed here
 
     found = {entry.name: entry for entry in entry_points(group=GROUP)}
@@ -209,7 +226,7 @@ def load_backend(name: str) -> Backend:
         raise_callers(error)
         if isinstance(error, BackendError):
             raise
-        # A module inside a package is missing only from a package that is damaged.
+        # If the missing module is inside a package, that package is installed, but damaged.
         if isinstance(error, ModuleNotFoundError) and "." not in (error.name or ""):
             remedy = installing(KNOWN[name].extra) if name in KNOWN else "install what it needs"
             raise AbsentError(f"backend {name!r} is not installed ({one_line(error)}): {remedy}") from error
@@ -218,7 +235,7 @@ def load_backend(name: str) -> Backend:
 
 
 def _mending(name: str, error: Exception) -> str:
-    """What to do about a backend that is installed, and whose import fails."""
+    """What to do about a backend that is installed, but cannot be imported."""
     if isinstance(error, ImportError) and (library := missing_library(error)):
         return library
     again = reinstalling(KNOWN[name].distributions) if name in KNOWN else "reinstall it"
@@ -226,7 +243,7 @@ def _mending(name: str, error: Exception) -> str:
 
 
 def require_version(name: str, version: str) -> None:
-    """Refuse a library that is older than this package's metadata allows.
+    """Check that a library is not older than this package's metadata allows.
 
     Args:
         name: the library's distribution.
@@ -238,21 +255,22 @@ def require_version(name: str, version: str) -> None:
     if least := _lowest_version(name):
         needed, here = _numbers(least), _numbers(version)
         if here[: len(needed)] < needed:
-            # The library may be installed under another name, as for GPUs, and must not be installed twice.
+            # The library may be installed under another name, such as the build for GPUs. It must not be installed
+            # twice.
             names = next((each.distributions for each in KNOWN.values() if name in each.distributions), (name,))
             raise BackendError(f"{name} {version} is too old: expected {least} or newer; {upgrading(names)}")
 
 
 def _lowest_version(name: str) -> str | None:
-    """The lowest version of a library in this package's metadata, or None if there is none."""
+    """The lowest version of a library that this package's metadata allows, or None if there is no limit."""
     from importlib import metadata
 
     try:
         requirements = metadata.requires("infgen-rt") or []
-    except metadata.PackageNotFoundError:  # an app may bring the code without the metadata
+    except metadata.PackageNotFoundError:  # a frozen app may contain the code without the metadata
         return None
     found = (re.match(rf"{re.escape(name)}\s*>=\s*([\d.]+)", requirement) for requirement in requirements)
-    # Another extra, such as the exporter's, may need a newer one.
+    # Extras may have different limits. The exporter's, for example, may need a newer version.
     return min((match[1] for match in found if match), key=_numbers, default=None)
 
 

@@ -1,4 +1,4 @@
-"""The report of `infgen-rt devices`: all devices of all backends, with their speed or what they lack."""
+"""The report of `infgen-rt devices`: the devices of all backends, with their speed or the reason why they fail."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from infgen_rt.errors import BackendError
 
 @dataclass(frozen=True)
 class Fact:
-    """One way of running a model, or the reason why there is none.
+    """One way of running a model, or the reason why a backend or a device cannot run it.
 
     Attributes:
         backend: the name of the backend.
@@ -24,8 +24,8 @@ class Fact:
         device_name: the name of the device for people.
         recipe: the name of the recipe. None if the device is not usable.
         arithmetic: the arithmetic in which the graphs are computed.
-        speed: the speed, if it was measured.
-        psnr: the PSNR against float32 in decibels, if it was measured.
+        speed: the measured speed. None if it was not measured.
+        psnr: the PSNR against float32, in decibels. None if it was not measured.
         problem: the reason why it is not usable, and what to do about it. None if it is usable.
     """
 
@@ -39,7 +39,7 @@ class Fact:
     problem: str | None = None
 
     def order(self) -> tuple[bool, float]:
-        """The sort key: usable ways first, the fastest of them first. Otherwise, the order is kept."""
+        """The sort key: the usable ways come first, and of these the fastest."""
         return self.problem is not None, float("inf") if self.speed is None else self.speed.typical
 
     def __str__(self) -> str:
@@ -66,7 +66,7 @@ def describe_devices(
         threads: the number of CPU threads.
         fresh: whether to measure all usable ways now. Otherwise, only earlier measurements are reported.
         progress: called while ways are measured, before the first and after each.
-        cancel: stops measuring, like that of `open`.
+        cancel: an event or a function that stops the measuring, as for `infgen_rt.open`.
 
     Returns:
         The usable ways, fastest first, then the others.

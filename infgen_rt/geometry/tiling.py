@@ -15,6 +15,8 @@ SMALLEST_TILE = 8
 # such a tile, so it must not be too large. In smaller tiles, the halos cost more than decoding in parallel gains.
 LARGEST_SHARED_TILE = 48
 SMALLEST_SHARED_TILE = 32
+# The side of encode's tiles in cells, relative to that of decode's in tokens. It is larger because encode's halo is.
+ENCODED = 2
 
 
 @dataclass(frozen=True)

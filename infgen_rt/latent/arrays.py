@@ -243,7 +243,7 @@ def _check_normalisation(
         notices.warn(
             "normalisation",
             "the numbers do not show the latent's normalisation, and the diffusion model's is assumed: "
-            f"{_say_vae(space)}, otherwise normalisation='model' (--normalisation model) to say so",
+            f"{_say_vae(space)}, or normalisation='model' (--normalisation model) if they are not",
         )
     else:
         return False

@@ -1,1 +1,1 @@
-"""The chain of nodes from a latent to pixels. Each node can read a box, and reads what it needs from the one before."""
+"""The chain of nodes from a latent to pixels. A box can be read from each node, which reads from the node before it."""

@@ -1,4 +1,4 @@
-"""A cache for the tiles that were computed last, up to a number of bytes."""
+"""A cache for tiles, which holds at most a given number of bytes."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
@@ -10,7 +10,9 @@ V = TypeVar("V")
 
 
 class TileCache(Generic[K, V]):
-    """Tiles by key. The least recently used tile is dropped first. Several threads may use it.
+    """Tiles by key. If there is too little room, the least recently used tile is dropped first.
+
+    Several threads may use it.
 
     Args:
         capacity: the capacity in bytes.
@@ -47,7 +49,7 @@ class TileCache(Generic[K, V]):
             return self._tiles[tile][0]
 
     def get_or_make(self, tile: K, make: Callable[[], tuple[V, int]]) -> V:
-        """Return a tile, which is made if it is not in the cache. Only one thread makes tiles at a time.
+        """Return a tile, and make it first if it is not in the cache. Only one thread makes tiles at a time.
 
         Args:
             tile: the tile's key.

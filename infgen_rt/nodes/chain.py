@@ -1,4 +1,4 @@
-"""Links the chain of nodes from a latent to the tiles of a picture, as planned."""
+"""Links the nodes from a latent to the tiles of a picture."""
 
 from infgen_rt.backend.engine import Engine
 from infgen_rt.bundle.manifest import Enlargement
@@ -21,15 +21,17 @@ def picture_of(
     cache: int = 0,
     workers: int = 1,
 ) -> Tiles:
-    """Link a latent's context to a picture, which is decoded, resampled if it has another size, and cut into tiles.
+    """Link the nodes from a latent's context to the tiles of a picture.
+
+    The picture is decoded, and resampled if the requested size is not the decoded one.
 
     Args:
-        contexts: the latent's contexts, which are planned.
+        contexts: the latent's contexts. The one for `enlargement` must be planned.
         enlargement: the enlargement of the context to use.
         decoded: the grid of the picture that is decoded.
         cut: the requested picture and its tiles.
         engine: the loaded model.
-        cache: bytes of decoded tiles to keep.
+        cache: the maximum number of bytes of decoded tiles to keep.
         workers: the number of tiles that may be decoded at the same time.
     """
     pixels = Decoded(contexts.of(enlargement), decoded, enlargement, engine)
@@ -38,5 +40,11 @@ def picture_of(
 
 
 def next_latent(picture: Tiles, encoding: HaloTiling, engine: Engine) -> Contexts:
-    """Link a stage's picture to the next stage's contexts."""
+    """Link the nodes from a stage's picture to the contexts of the next stage's latent.
+
+    Args:
+        picture: the picture of the stage.
+        encoding: the tiles in which the picture is encoded.
+        engine: the loaded model.
+    """
     return Contexts(Reencoded(picture, encoding, engine), engine)

@@ -1,4 +1,4 @@
-"""Links the nodes from a latent to its contexts, which the latent's pictures share and decode their tiles from."""
+"""Links the nodes from a latent to its contexts. All pictures of a latent share its contexts."""
 
 import sys
 from collections.abc import Iterator
@@ -24,10 +24,10 @@ class ContextPlan:
 
     Attributes:
         tiles: the tiles of the latent, with the halo of all graphs between features and context.
-        cache: bytes of tiles that are kept.
-        gathering: how the latent's statistics are gathered. None if the model has none.
+        cache: the maximum number of bytes of tiles to keep.
+        gathering: how the latent's statistics are gathered. None if the model has no statistics.
         local: whether prefill is local although the model has no statistics.
-        refine_halo: the part of the halo that refine sees. None for all of it.
+        refine_halo: the halo of refine alone, in cells. None if it is the same as that of `tiles`.
     """
 
     tiles: HaloTiling
@@ -38,7 +38,7 @@ class ContextPlan:
 
     @property
     def refined(self) -> HaloTiling:
-        """The tiles with the halo that refine sees."""
+        """The tiles with the halo of refine alone."""
         return self.tiles if self.refine_halo is None else HaloTiling(self.tiles.tiling, self.refine_halo)
 
     @property
@@ -48,7 +48,8 @@ class ContextPlan:
 
     def cost(self, enlargement: Enlargement, manifest: Manifest) -> Cost:
         """The cost of the tiles that are kept, and of making each of them once."""
-        # Most of the work for the smallest enlargement is the trunk's, and refine does what the others need beyond it.
+        # Most of the work for the smallest enlargement is done by the trunk, and the additional work for a larger one
+        # by refine, which has a smaller halo.
         more = effort(enlargement, manifest) - 1
         return Cost(held=self.cache, cells=self.tiles.computed + self.refined.computed * more)
 
@@ -63,7 +64,7 @@ class Contexts:
 
     def __init__(self, latent: Node[FloatArray], engine: Engine) -> None:
         self._engine = engine
-        # Released once there is a node for the features, which may not need it for long.
+        # Released as soon as there is a node for the features, because that node may not need it for long.
         self._latent: Node[FloatArray] | None = latent
         self._features: Node[Values] | None = None
         self._kept: dict[Enlargement, Kept] = {}
@@ -84,14 +85,15 @@ class Contexts:
         return self._planned.get(enlargement)
 
     def plan(self, plan: ContextPlan | None, enlargement: Enlargement, room: int = 0, again: bool = False) -> None:
-        """Set the plan for a context, before any part of it is read. The first plan for an enlargement is kept.
+        """Set the plan for a context, before any part of it is read.
 
-        The very first plan also determines how statistics are gathered for all contexts.
+        The first plan for an enlargement is kept. The first plan of all also determines how the statistics are gathered
+        for all contexts.
 
         Args:
-            plan: the plan for the context. None if prefill gives it as a whole.
-            enlargement: the picture's enlargement.
-            room: bytes that the picture leaves for contexts of other enlargements.
+            plan: the plan for the context. None if prefill computes the context as a whole.
+            enlargement: the enlargement of the context.
+            room: the bytes that the picture leaves for contexts of other enlargements.
             again: whether this plan replaces an earlier one. Pictures of the earlier plan can still be read.
         """
         if self._latent is not None:
@@ -112,7 +114,7 @@ class Contexts:
         self._tiles.resize(max(*caches, min(sum(caches), self._room)))
 
     def of(self, enlargement: Enlargement) -> Node[Values]:
-        """The context for an enlargement, which must be planned. Without a plan for its tiles, this is the features."""
+        """The context for an enlargement, which must be planned. If it has no tiles, the features are the context."""
         node = self._kept.get(enlargement, self._features)
         assert node is not None, "a context is planned before it is used"
         return node
@@ -138,8 +140,8 @@ def context_costs(
     """The costs of the nodes from a latent to its context, as `Contexts` links them.
 
     Args:
-        plan: the plan for the context. None if prefill gives it as a whole.
-        cells: the latent's width and height.
+        plan: the plan for the context. None if prefill computes the context as a whole.
+        cells: the latent's width and height in cells.
         enlargement: the context's enlargement.
         manifest: the model's manifest.
         recipe: the recipe that will run.
@@ -162,6 +164,6 @@ def context_costs(
 
 
 def effort(enlargement: Enlargement, manifest: Manifest) -> float:
-    """The work for a context, relative to that of the smallest enlargement, whose time is measured."""
+    """The work for a context, divided by the work for the smallest enlargement, for which the time is measured."""
     measured = manifest.contexts[0].work
     return enlargement.work / measured if enlargement.work and measured else 1.0

@@ -1,4 +1,4 @@
-"""The node for decoded pixels: the model's own picture, at the size at which it is decoded."""
+"""The node for decoded pixels: the model's own picture, before it is resampled."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ from infgen_rt.nodes.node import Cost, Node, Step
 
 
 class Decoded:
-    """A picture's pixels, float32 planes [3, h, w], about [0, 1].
+    """The pixels of a picture: float32 planes [3, h, w], about [0, 1].
 
     Args:
         context: the latent's context.
@@ -50,18 +50,23 @@ class Decoded:
         return self._context.prepare()
 
     def load_shared(self) -> None:
-        """Prepare for reading boxes at the same time."""
+        """Load what `read` needs if `shared` is true. It may raise BackendError, DecodeError or Cancelled."""
         self._engine.load_shared(self._enlargement)
 
     def read(self, box: Box, shared: bool = False) -> FloatArray | DevicePixels:
-        """The pixels of a box. Its tokens are decoded with a halo, which makes them exact and is then dropped.
+        """The pixels of a box. They are decoded with a halo of tokens, so that they are exact. The halo is dropped.
 
         Args:
             box: the box in pixels.
-            shared: whether to use one thread, because other boxes are read at the same time. Needs `load_shared` first.
+            shared: whether to use only one thread, because other boxes are read at the same time. `load_shared` must
+                have been called before.
+
+        Returns:
+            float32 [3, h, w], on the backend's device.
 
         Raises:
             DecodeError: the graph failed, or gave NaN or infinite pixels.
+            Cancelled: the current work was cancelled.
         """
         grid, halo = self._grid, self._engine.manifest.halo
         tokens = grid.tokens_of(box).grow(halo.tokens, grid.tokens.box)

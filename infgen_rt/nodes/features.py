@@ -1,4 +1,4 @@
-"""Nodes for features, which prefill computes from a latent in parts or, without statistics, all at once."""
+"""Nodes for features, which prefill computes from a latent: in parts if it is local, otherwise all at once."""
 
 import sys
 from collections.abc import Generator, Iterator
@@ -18,10 +18,10 @@ from infgen_rt.nodes.node import FLOAT, Cost, Node, Once, Step
 
 
 class LocalFeatures:
-    """Features [1, F, h, w] of a model whose prefill is local, computed where they are needed.
+    """The features [1, F, h, w] of a model whose prefill is local. They are computed where they are needed.
 
     Args:
-        latent: float32 [C, h, w].
+        latent: the node for the latent, float32 [C, h, w].
         moments: the moments of the whole latent. None if the model has no statistics.
         engine: the engine, with the prefill graph.
     """
@@ -31,7 +31,7 @@ class LocalFeatures:
 
     @staticmethod
     def cost(tiles: HaloTiling, manifest: Manifest, figures: Memory) -> Cost:
-        """The cost of the features for a context's tiles, one at a time.
+        """The cost of the features for the tiles of a context, which are computed one at a time.
 
         Args:
             tiles: the tiles of the context.
@@ -47,7 +47,7 @@ class LocalFeatures:
         return self._latent.size
 
     def prepare(self) -> Iterator[Step]:
-        """Gather the moments, or without any prepare the latent; see `Node`."""
+        """Gather the moments. Without statistics, prepare the latent; see `Node`."""
         return (self._moments or self._latent).prepare()
 
     def read(self, box: Box) -> Values:
@@ -59,10 +59,12 @@ class LocalFeatures:
 
 
 class WholeFeatures:
-    """Features [1, F, h, w] of a model whose prefill sees the whole latent. The latent is released afterwards.
+    """The features [1, F, h, w] of a model whose prefill sees the whole latent.
+
+    The latent is released when they are computed.
 
     Args:
-        latent: float32 [C, h, w].
+        latent: the node for the latent, float32 [C, h, w].
         engine: the engine, with the prefill graph.
     """
 
@@ -76,12 +78,12 @@ class WholeFeatures:
 
         Args:
             cells: the size of the latent in cells.
-            refined: whether a context is made from the features. If not, they are the context.
+            refined: whether a context is computed from the features. If not, the features are the context.
             enlargement: the context's enlargement.
             manifest: the model's manifest.
             figures: the recipe's memory figures.
         """
-        # Twice the features, because a backend's arena keeps the memory of a run's result.
+        # The features count twice, because a backend keeps the memory of a run's result for the next run.
         channels = 2 * (manifest.feature_channels or 0) if refined else enlargement.channels
         making, held = figures.prefill_per_cell * cells.area, channels * FLOAT * cells.area
         return Cost(steps=1, making=making, held=held, alone=True)
@@ -106,14 +108,15 @@ def _prefilled(latent: Node[FloatArray], engine: Engine) -> Generator[Step, None
 
 
 def cut(values: Values, box: Box, whole: Box) -> Values:
-    """Cut the cells of a box out of those of a larger box. The result is a copy, unless the boxes are the same.
+    """Cut the values [1, C, h, w] of a box out of those of a larger box.
 
-    It is a copy because backends need contiguous inputs, and because a view would keep the whole array alive.
+    The result is a copy, unless the boxes are the same. Backends need contiguous inputs, and a view would keep the
+    larger array in memory.
     """
     return values if box == whole else cast(Values, joined([values[:, :, *box.relative_to(whole).slices]]))
 
 
 def joined(parts: list[Any], axis: int = 2) -> Any:
-    """Concatenate the parts of an array, or copy a single one, with the library that the arrays belong to."""
+    """Concatenate arrays, with the library that they belong to. A single array is copied."""
     library = sys.modules[type(parts[0]).__module__.partition(".")[0]]
     return getattr(library, "concatenate", np.concatenate)(parts, axis=axis)

@@ -1,4 +1,4 @@
-"""The node that makes a context tile by tile and keeps the tiles."""
+"""The node that computes a context tile by tile and keeps the tiles."""
 
 from itertools import groupby
 from math import prod
@@ -18,10 +18,10 @@ ContextCache = TileCache[tuple[Enlargement, Box], Values]
 
 
 class Kept(Derived):
-    """The context [1, D, h, w] for one enlargement, read from tiles that are kept.
+    """The context [1, D, h, w] for one enlargement, from tiles that are kept.
 
     Args:
-        context: the node that makes the context.
+        context: the node that computes the context.
         tiling: the tiles, in cells.
         enlargement: the context's enlargement.
         kept: the cache for the tiles of this context and of the same latent's other contexts.

@@ -1,4 +1,4 @@
-"""Nodes for latents: one that is given, and one that is encoded from a picture for the next stage."""
+"""Nodes for latents: one for the caller's latent, and one for a latent that is encoded from a stage's picture."""
 
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -17,10 +17,10 @@ from infgen_rt.nodes.tiles import Tiles
 
 
 class Given:
-    """A latent, float32 [C, h, w], that is given from the start.
+    """The caller's latent.
 
     Args:
-        latent: its values.
+        latent: float32 [C, h, w].
         engine: the engine. When it is closed, the latent is released.
     """
 
@@ -45,21 +45,21 @@ class Given:
         self._latent = None
 
     def prepare(self) -> Iterator[Step]:
-        """Do nothing."""
+        """Do nothing, because the latent is there from the start."""
         yield from ()
 
     def read(self, box: Box) -> FloatArray:
-        """Some of its cells: float32 [C, h, w]."""
+        """The cells of a box: float32 [C, h, w], a view."""
         self._engine.check_open()
         assert self._latent is not None
         return self._latent[:, *box.slices]
 
 
 class Reencoded:
-    """The latent of a picture, float32 [C, h, w]. It holds no more of the picture than one tile needs.
+    """The latent of a picture, float32 [C, h, w]. It is encoded tile by tile, with the pixels of one tile in memory.
 
     Args:
-        picture: the picture, which has as many tokens as the latent has cells.
+        picture: the picture. It has as many tokens as the latent has cells.
         tiles: the tiles of the latent.
         engine: the engine, with encode loaded.
     """
@@ -70,7 +70,14 @@ class Reencoded:
 
     @staticmethod
     def cost(tiles: HaloTiling, picture: PictureTiles, manifest: Manifest, figures: Memory) -> Cost:
-        """The cost of one tile at a time, with the part of the picture that it is encoded from."""
+        """The cost of encoding the tiles one at a time, each with the part of the picture that it is encoded from.
+
+        Args:
+            tiles: the tiles of the latent.
+            picture: the picture and its tiles.
+            manifest: the model's manifest.
+            figures: the recipe's memory figures.
+        """
         held, steps = latent_bytes(tiles.tiling.box.size, manifest), 0
         for _, window in tiles.windows():
             steps += 1 + sum(1 for _ in picture.parts(picture.grid.pixels_of(window)))
@@ -87,7 +94,7 @@ class Reencoded:
         return self._made.steps()
 
     def read(self, box: Box) -> FloatArray:
-        """Some of its cells: float32 [C, h, w]."""
+        """The cells of a box: float32 [C, h, w], a view."""
         return self._made.get()[:, *box.slices]
 
 
@@ -97,20 +104,24 @@ def latent_bytes(cells: Size, manifest: Manifest) -> int:
 
 
 def encoding_bytes(tiles: HaloTiling, manifest: Manifest, figures: Memory) -> int:
-    """The bytes that encoding one tile of a latent takes, with the pixels that the tile is encoded from."""
+    """The bytes that are needed for encoding one tile of a latent, with the pixels that it is encoded from."""
     return (3 * FLOAT * manifest.patch**2 + figures.encode_per_cell) * tiles.window.area
 
 
 def encode_pixels(pixels: FloatArray | ByteArray, tiles: HaloTiling, engine: Engine) -> FloatArray:
-    """Encode a picture that is given, tile by tile.
+    """Encode the caller's picture tile by tile.
 
     Args:
-        pixels: [H, W, 3], uint8, or float32 in [0, 1]. Both sides are those of the tiles' cells.
+        pixels: [H, W, 3], uint8, or float32 in [0, 1]. H and W are the latent's sides in cells times the patch.
         tiles: the tiles of the latent.
         engine: the engine, with encode loaded.
 
     Returns:
         float32 [C, h, w].
+
+    Raises:
+        DecodeError: the graph failed.
+        Cancelled: the current work was cancelled.
     """
     cells, patch = tiles.tiling.box, engine.manifest.patch
     latent = np.empty((engine.manifest.latent_channels, cells.height, cells.width), np.float32)
@@ -123,7 +134,7 @@ def encode_pixels(pixels: FloatArray | ByteArray, tiles: HaloTiling, engine: Eng
 
 
 def _encode(picture: Tiles, tiles: HaloTiling, engine: Engine) -> Generator[Step, None, FloatArray]:
-    """Encode a picture, as floats in [0, 1], tile by tile."""
+    """Encode a stage's picture tile by tile."""
     yield from picture.prepare()
     yield "prefill"
     cells = tiles.tiling.box
@@ -142,6 +153,6 @@ def _encode(picture: Tiles, tiles: HaloTiling, engine: Engine) -> Generator[Step
 
 
 def _encode_tile(image: FloatArray, tile: Box, window: Box, latent: FloatArray, engine: Engine) -> None:
-    """Set a tile of a latent, from the pixels [3, H, W] of its window."""
+    """Encode the pixels [3, H, W] of a tile's window, and set the tile's cells in the latent."""
     made = engine.run(ENCODE, {"image": image[None]})[0]
     latent[:, *tile.slices] = made[:, *tile.relative_to(window).slices]

@@ -1,4 +1,4 @@
-"""The node for moments: the statistics of a whole latent that prefill needs, gathered from its parts."""
+"""The node for moments: the statistics of the whole latent that prefill needs. They are gathered from its parts."""
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,11 +30,11 @@ class Gathering:
 
     @property
     def runs(self) -> int:
-        """The number of runs of the graph: one for a whole latent, otherwise one per tile and block."""
+        """The number of runs of the graph: one if there is a single tile, otherwise one per tile and block."""
         return 1 if self.tiles.tiling.count == 1 else self.blocks * self.tiles.tiling.count
 
     def cost(self, figures: Memory) -> Cost:
-        """The cost of one tile at a time. The results are small."""
+        """The cost of gathering from one tile at a time. The results are too small to count."""
         return Cost(steps=self.runs, making=figures.statistics_per_cell * self.tiles.window.area)
 
 
@@ -42,7 +42,7 @@ class Moments:
     """The means and variances of a latent that normalise prefill's blocks, float32 [2, blocks, groups].
 
     Args:
-        latent: float32 [C, h, w].
+        latent: the node for the latent, float32 [C, h, w].
         gathering: how the statistics are gathered.
         engine: the engine, with the statistics graph.
     """
@@ -61,14 +61,15 @@ class Moments:
         return self._made.steps()
 
     def read(self, box: Box) -> FloatArray:
-        """The moments of the whole latent, which are the same for every box."""
+        """The moments of the whole latent. They are the same for every box."""
         return self._made.get()
 
 
 def _gathered(latent: Node[FloatArray], gathering: Gathering, engine: Engine) -> Generator[Step, None, FloatArray]:
-    """Gather moments in one pass per block, because a block's moments depend on those of the blocks before it.
+    """Gather the moments of a latent.
 
-    Except for rounding, the result is the same as for the whole latent at once.
+    If there are several tiles, there is one pass over them per block, because a block's moments depend on those of the
+    blocks before it. Except for rounding, the result is the same as from one run on the whole latent.
     """
     yield from latent.prepare()
     if gathering.runs == 1:
@@ -99,7 +100,7 @@ def merged(parts: Sequence[FloatArray], counts: Sequence[int]) -> FloatArray:
     variances" (1979).
 
     Args:
-        parts: the moments [2, groups] of each part.
+        parts: the moments [2, groups] of each part: means, then variances.
         counts: the number of cells of each part.
     """
     means, variances = np.stack(parts, axis=1).astype(np.float64)

@@ -1,4 +1,4 @@
-"""The protocol of nodes, their costs, and work that threads share and do only once."""
+"""The protocol of nodes, the cost of a node, and values that several threads make together, but only once."""
 
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -9,20 +9,20 @@ from infgen_rt.backend.engine import Engine
 from infgen_rt.geometry.shapes import Box, Size
 
 FLOAT = 4
-"""Bytes per number."""
+"""The bytes of a float32 number."""
 Step = Literal["prefill", "decode", "reencode"]
-"""A step of work: a stage's prefill or a part of it, a part of its picture, or a tile of the latent that is encoded
-from the picture."""
+"""The kind of a step of work: `prefill` for a stage's prefill or a part of it, `decode` for a part of its picture, and
+`reencode` for a tile of the next stage's latent."""
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 
 class Node(Protocol[T_co]):
-    """A source of values that can be read by box, in cells of a latent or pixels of a picture.
+    """A source of values that are read in boxes, either of a latent's cells or of a picture's pixels.
 
-    To read a box, a node reads the values that it depends on from the node before. Several threads may read at the same
-    time.
+    To read a box, a node reads the values that the box depends on from the node before it. Several threads may read at
+    the same time.
     """
 
     @property
@@ -33,21 +33,32 @@ class Node(Protocol[T_co]):
     def prepare(self) -> Iterator[Step]:
         """Do the remaining work that is needed before the first box can be read.
 
-        It yields between two steps. No lock is held then, so another thread may continue the work. If a caller stops,
-        the work done so far is kept.
+        If the caller stops iterating, the finished steps are kept, and another thread may continue with the next one.
+        No lock is held between two steps.
+
+        Yields:
+            The kind of each finished step.
         """
         ...
 
     def read(self, box: Box) -> T_co:
-        """The values of a box inside the node. This first does the remaining preparation."""
+        """The values of a box. Remaining preparation is done first.
+
+        Args:
+            box: a box inside the node's size.
+
+        Raises:
+            DecodeError: a graph failed, or the engine is closed.
+            Cancelled: the current work was cancelled.
+        """
         ...
 
 
 class Derived:
-    """The base of nodes that have the size and the preparation of the node before them.
+    """The base class of nodes that have the same size and the same preparation as the node before them.
 
     Args:
-        source: the node before.
+        source: the node before it.
     """
 
     def __init__(self, source: Node[Any]) -> None:
@@ -55,11 +66,11 @@ class Derived:
 
     @property
     def size(self) -> Size:
-        """Width and height, in the units of the node before."""
+        """Width and height, in the unit of the node before it."""
         return self._source.size
 
     def prepare(self) -> Iterator[Step]:
-        """Prepare the node before; see `Node`."""
+        """Prepare the node before it; see `Node`."""
         return self._source.prepare()
 
 
@@ -69,11 +80,11 @@ class Cost:
 
     Attributes:
         steps: the number of steps of its preparation.
-        making: bytes during its preparation.
-        held: bytes that it holds afterwards.
-        alone: whether the nodes before it release their memory once it is prepared.
-        reading: additional bytes while a box is read.
-        arena: bytes of its graph's working memory, which is kept between runs.
+        making: the bytes that it needs during its preparation.
+        held: the bytes that it holds after its preparation.
+        alone: whether the nodes before it release their memory when it is prepared.
+        reading: the additional bytes while a box is read.
+        arena: the bytes of its graph's working memory, which is kept between runs.
         cells: the number of cells for which contexts are computed, weighted by the work of the enlargement.
         pixels: the number of pixels that are decoded.
         encoded: the number of cells that are encoded.
@@ -91,11 +102,11 @@ class Cost:
 
 
 class Once(Generic[T]):
-    """A value that is made once, step by step, by the threads that request it.
+    """A value that is made only once, step by step. Every thread that needs the value does steps until it is complete.
 
     Args:
-        make: makes the value. It is called again if a step has failed. When the value is complete, this function is
-            released, with everything that it refers to.
+        make: a generator function that makes and returns the value, and yields after each step. It is called again if
+            a step has failed. When the value is complete, the function is released, with everything that it refers to.
         engine: the engine. When it is closed, the value is released.
     """
 
@@ -134,6 +145,6 @@ class Once(Generic[T]):
                 self._made, self._make, self._work = end.value, None, None
                 return None
             except BaseException:
-                # A generator that has raised cannot continue, so the next thread starts again.
+                # A generator that has raised an error cannot continue, so the next thread starts from the beginning.
                 self._work = None
                 raise

@@ -1,4 +1,4 @@
-"""Nodes for the graphs between features and a context. A model without such a graph has no node for it."""
+"""Nodes for the graphs between the features and a context. A model that lacks one of the graphs lacks its node."""
 
 from collections.abc import Mapping
 
@@ -12,11 +12,11 @@ from infgen_rt.nodes.features import cut
 from infgen_rt.nodes.node import FLOAT, Cost, Derived, Node
 
 Inputs = Mapping[str, Values]
-"""Values for the same cells, by the names of a graph's inputs."""
+"""The inputs of a graph by name, all for the same cells."""
 
 
 class Features(Derived):
-    """The features [1, F, h, w], by the name that they have as the input of a graph.
+    """The features [1, F, h, w], by their name as an input of trunk and refine.
 
     Args:
         features: the node for features.
@@ -31,11 +31,11 @@ class Features(Derived):
 
 
 class Grown(Derived):
-    """The features, and the fine features [1, T, P * h, P * w] that the trunk computes from them.
+    """The features, together with the fine features [1, T, P * h, P * w] that the trunk computes from them.
 
     Args:
         features: the node for features, by name.
-        halo: the number of cells on each side of a box that its fine features depend on.
+        halo: the reach of the trunk: the number of cells around a box that the box's fine features depend on.
         engine: the engine, with the trunk graph.
     """
 
@@ -45,7 +45,7 @@ class Grown(Derived):
 
     @staticmethod
     def cost(tiles: HaloTiling, refined: HaloTiling, manifest: Manifest, figures: Memory) -> Cost:
-        """The cost of the fine features for a context's tiles, one at a time.
+        """The cost of the fine features for the tiles of a context, which are computed one at a time.
 
         Args:
             tiles: the tiles of the context, with the halo of trunk and refine.
@@ -72,7 +72,7 @@ class Refined(Derived):
 
     Args:
         inputs: the node for refine's inputs.
-        halo: the number of cells on each side of a box whose inputs its context depends on.
+        halo: the reach of refine: the number of cells around a box that the box's context depends on.
         enlargement: the context's enlargement.
         engine: the engine, with the refine graph.
     """
@@ -83,7 +83,7 @@ class Refined(Derived):
 
     @staticmethod
     def cost(tiles: HaloTiling, manifest: Manifest, figures: Memory) -> Cost:
-        """The cost of refining a context's tiles, one at a time.
+        """The cost of the tiles of a context, which are refined one at a time.
 
         Args:
             tiles: the tiles of the context, with the halo of refine.
@@ -99,5 +99,5 @@ class Refined(Derived):
 
 
 def fine_bytes(manifest: Manifest) -> int:
-    """Bytes per cell of the fine features. 0 for a model without a trunk."""
+    """The bytes of the fine features per cell. 0 for a model without a trunk."""
     return (manifest.fine_channels or 0) * FLOAT * manifest.patch**2

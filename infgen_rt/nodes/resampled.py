@@ -1,4 +1,7 @@
-"""The node for pixels beyond the scales that a model was trained for, resampled by Lanczos and exact for any region."""
+"""The node for pictures beyond the scales that the model was trained for, which are resampled by Lanczos.
+
+The pixels of a region are exactly those of the whole picture.
+"""
 
 from collections.abc import Iterator
 from math import ceil, floor
@@ -10,8 +13,8 @@ from infgen_rt.geometry.shapes import Box, Size
 from infgen_rt.nodes.decoded import Decoded
 from infgen_rt.nodes.node import Step
 
-# Reach of Pillow's Lanczos filter on either side, in pixels of the source, or of the result if that is smaller.
 SUPPORT = 3
+"""The reach of Pillow's Lanczos filter to either side, in pixels of the source, or of the result if that is smaller."""
 
 
 class Resampled:
@@ -46,7 +49,13 @@ class Resampled:
 
 
 def source_of(box: Box, resampled: Size, source: Size) -> Box:
-    """The pixels of a picture that a box of the resampled picture depends on."""
+    """The box of a picture's pixels that a box of the resampled picture depends on.
+
+    Args:
+        box: the box in pixels of the result.
+        resampled: the width and height of the whole result.
+        source: the width and height of the whole picture.
+    """
     edges = []
     for start, length, side, count in zip(box[:2], box[2:], resampled, source, strict=True):
         step = count / side

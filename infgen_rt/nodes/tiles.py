@@ -1,4 +1,4 @@
-"""The last node of a picture, which cuts requests into tiles, keeps tiles, and shares the work among threads."""
+"""The last node of a picture, which cuts requests into tiles, keeps tiles, and lets several threads decode them."""
 
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
@@ -18,14 +18,14 @@ from infgen_rt.nodes.decoded import Decoded
 from infgen_rt.nodes.node import FLOAT, Cost, Step
 from infgen_rt.nodes.resampled import Resampled
 
-# With fewer boxes, decoding them at the same time saves less than it takes to load the graph for that.
+# With fewer boxes, loading the graph for several threads takes longer than the threads save.
 _FEW = 6
-# Bytes per pixel of a finished tile: four copies (decoded, kept, returned, and being rounded) of three floats.
+# The bytes per pixel of a finished tile: four copies (decoded, kept, returned, and being rounded) of three floats.
 _HANDLING = 4 * 3 * FLOAT
 
 
 class Tiles:
-    """A picture's pixels as planes [3, h, w], in any type of number. Several threads may use it.
+    """A picture's pixels as planes [3, h, w], as levels or floats. Several threads may use it.
 
     Attributes:
         cut: the picture's tiles.
@@ -34,7 +34,7 @@ class Tiles:
         source: the picture.
         cut: the picture's tiles.
         engine: the engine. When it is closed, the cache is cleared.
-        cache: bytes of decoded tiles to keep.
+        cache: the maximum number of bytes of decoded tiles to keep.
         workers: the number of tiles that may be decoded at the same time.
     """
 
@@ -49,7 +49,12 @@ class Tiles:
 
     @staticmethod
     def cost(cut: PictureTiles, at_once: int) -> Cost:
-        """The cost of returning tiles that are decoded at the same time, without the cache."""
+        """The cost of returning tiles, without the cache.
+
+        Args:
+            cut: the picture's tiles.
+            at_once: the number of tiles that are decoded at the same time.
+        """
         return Cost(reading=at_once * _HANDLING * cut.tile.area * cut.grid.patch**2)
 
     def let_go(self) -> None:
@@ -57,7 +62,7 @@ class Tiles:
         self._cache.clear()
 
     def keep(self, capacity: int) -> None:
-        """Keep up to so many bytes of tiles from now on."""
+        """Change the maximum number of bytes of decoded tiles to keep."""
         self._cache.resize(capacity)
 
     @property
@@ -86,12 +91,12 @@ class Tiles:
         pixels = np.empty((3, box.height, box.width), number)
         for tile in tiles:
             part = tile.intersect(box)
-            # Of a tile that is in the cache, a part is cut.
+            # If the whole tile is in the cache, the part is cut from it.
             wanted = tile if self._cache.holds([(tile, number)]) else part
             made = self._cache.get((wanted, number))
             if made is None:
                 made = fetch(self._source.read(wanted, shared), number)
-                # The decoded pixels may be a view, which would keep the halo alive.
+                # The decoded pixels may be a view, which would keep the halo in memory.
                 made = made if made.base is None else made.copy()
                 self._cache.put((wanted, number), made, made.nbytes)
             if wanted == box:
@@ -102,27 +107,30 @@ class Tiles:
     def read_each(
         self, boxes: Sequence[Box], number: Number, waits: bool = True
     ) -> Generator[npt.NDArray[Any], None, None]:
-        """Read each box, in order. If the plan has several workers, they read boxes at the same time.
+        """Read several boxes. If there are several workers, they read boxes at the same time.
 
-        The workers read ahead of the caller, by one box each. To stop them, close the iterator.
+        Each worker reads up to one box ahead of the caller. To stop the workers, close the iterator.
 
         Args:
             boxes: the boxes in pixels.
             number: the type of the numbers.
-            waits: whether closing the iterator waits for boxes that are being read. Use False inside a generator that
-                may be abandoned midway. The garbage collector may close that generator at any point, for example while
-                a thread is started and holds the lock that joining the workers would need.
+            waits: whether closing the iterator waits for the boxes that are being read. Pass False in a generator that
+                may be abandoned midway. The garbage collector may close such a generator at any point. At some points,
+                for example while a thread is being started, waiting for the workers would never end.
+
+        Yields:
+            The planes [3, h, w] of each box, in the order of `boxes`.
         """
-        # This check comes before any lock: see `Engine`.
+        # This check comes before any lock is taken; see `Engine.run`.
         self._engine.check_open()
         workers = min(self._workers, len(boxes))
         if workers < 2 or len(boxes) < _FEW:
             for box in boxes:
                 yield self.read(box, number)
             return
-        # This is not done when the picture is planned, because reading a single tile does not need it.
+        # The graph is not loaded when the picture is planned, because reading a single tile does not need it.
         self._source.load_shared()
-        # The preparation runs in this thread, because making a latent may itself use workers.
+        # The preparation runs in this thread, because encoding the picture of an earlier stage may itself use workers.
         for _ in self.prepare():
             pass
         pool = ThreadPoolExecutor(workers, "infgen-tile")

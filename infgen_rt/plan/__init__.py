@@ -1,1 +1,1 @@
-"""Planning a decode: chooses tile sizes within a memory budget and estimates the costs before anything runs."""
+"""Plans a decode before anything runs: chooses tile sizes within a memory budget, and estimates memory and time."""

@@ -1,4 +1,4 @@
-"""The cost of a chain of nodes in bytes, steps and time, which is the sum of the costs of its nodes."""
+"""The cost of a chain of nodes in bytes, steps and time, which follows from the costs of its nodes."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from infgen_rt.nodes.tiles import Tiles
 from infgen_rt.plan.plan import StagePlan
 
 Chain = tuple[tuple[Cost, ...], ...]
-"""For each stage, the costs of its nodes, from the latent to the tiles."""
+"""The costs of the nodes of each stage, from its latent to its tiles."""
 
 
 @dataclass(frozen=True)
@@ -26,20 +26,20 @@ class Writing:
     """The memory for writing a picture while it is decoded.
 
     Attributes:
-        encoder: bytes of the file format's encoder.
-        wide: how many times as large the rows of tiles are that the writer holds: 2 for 16 bits.
+        encoder: the bytes that the file format's encoder needs.
+        wide: the size of the rows of tiles that the writer holds, relative to 8 bits per channel. It is 2 for 16 bits.
     """
 
     encoder: int = 0
     wide: int = 1
 
     def extra(self, stage: StagePlan) -> int:
-        """The bytes beyond those that a writer of 8 bits without an encoder needs for a stage's picture."""
+        """The additional bytes for writing a stage's picture, compared with 8-bit PNG."""
         return self.encoder + (self.wide - 1) * stage.bands
 
 
 PLAIN = Writing()
-"""8-bit PNG, which is counted in every plan."""
+"""The memory for writing 8-bit PNG, which every plan includes."""
 
 
 def chain_costs(
@@ -76,11 +76,11 @@ def chain_costs(
 def peaks(chain: Chain, base: int) -> tuple[int, ...]:
     """The expected peak memory in bytes during each stage, without the caches of tiles.
 
-    A stage's memory is held until the next stage's features are complete.
+    The memory of a stage is held until the features of the next stage are complete.
 
     Args:
         chain: the costs of the chain.
-        base: bytes of the loaded graphs.
+        base: the bytes of the loaded graphs.
     """
     needs: list[int] = []
     before = arena = 0
@@ -89,7 +89,7 @@ def peaks(chain: Chain, base: int) -> tuple[int, ...]:
         for node in nodes:
             most = max(most, before + held + node.making)
             held = node.held if node.alone else held + node.held
-        # The working memory of decode is kept between runs, and from stage to stage.
+        # The working memory of decode is kept between runs, also from one stage to the next.
         arena = max(arena, *(node.arena for node in nodes))
         before = held + arena + max(node.reading for node in nodes)
         needs.append(base + max(most, before))
@@ -102,7 +102,7 @@ def preparation(chain: Chain) -> int:
 
 
 def seconds(chain: Chain, speed: Speed | None) -> float | None:
-    """The expected seconds for computing the last stage's picture. None if a speed was not measured."""
+    """The expected seconds for computing the last stage's picture. None if one of the speeds was not measured."""
     every = [node for nodes in chain for node in nodes]
     encoded = sum(node.encoded for node in every)
     if speed is None or (encoded and speed.encode is None):
@@ -114,9 +114,9 @@ def seconds(chain: Chain, speed: Speed | None) -> float | None:
 def multiply_adds(chain: Chain, manifest: Manifest) -> float:
     """The estimated number of multiply-adds for computing the last stage's picture.
 
-    The manifest has the number for contexts. Elsewhere, each parameter is used at least once per cell or token. Decode
-    and encode go from cells to pixels in several steps, so that a parameter is used 1 to `patch**2` times per token or
-    cell. The geometric mean is taken, which is `patch`.
+    For contexts, the manifest has the number. Without it, each parameter counts as used once per cell. Decode and
+    encode work at several resolutions between cells and pixels, so they use a parameter 1 to `patch**2` times per token
+    or cell. The estimate is the geometric mean, which is `patch`.
     """
     every, parameters = [node for nodes in chain for node in nodes], manifest.model.parameters
     context = manifest.contexts[0].work or parameters.get(PREFILL.name, 0) + parameters.get(REFINE.name, 0)

@@ -1,15 +1,12 @@
-"""Plans how a picture that is given is encoded into a latent."""
+"""Plans how a caller's picture is encoded into a latent."""
 
 from infgen_rt.bundle.graphs import ENCODE
 from infgen_rt.bundle.manifest import Manifest, Recipe
 from infgen_rt.common.memory import format_bytes
 from infgen_rt.errors import PlanError
 from infgen_rt.geometry.shapes import Size
-from infgen_rt.geometry.tiling import LARGEST_TILE, SMALLEST_TILE, HaloTiling, Tiling
+from infgen_rt.geometry.tiling import ENCODED, LARGEST_TILE, SMALLEST_TILE, HaloTiling, Tiling
 from infgen_rt.nodes.latents import encoding_bytes, latent_bytes
-
-# The largest side of a tile, relative to decode's. It is larger because encode has a larger reach.
-_LARGEST = 2 * LARGEST_TILE
 
 
 def plan_encoding(picture: Size, manifest: Manifest, recipe: Recipe, budget: int) -> HaloTiling:
@@ -19,14 +16,14 @@ def plan_encoding(picture: Size, manifest: Manifest, recipe: Recipe, budget: int
         picture: the picture's width and height in pixels.
         manifest: the model's manifest, for its bounds and the reach of encode.
         recipe: the recipe that will run, for its memory figures.
-        budget: bytes that may be used.
+        budget: the number of bytes that may be used.
 
     Returns:
         The tiles of the latent in cells, which are as large as the budget allows.
 
     Raises:
-        PlanError: the recipe cannot encode pictures, the picture's sides are not whole cells or out of bounds, or the
-            budget is too small.
+        PlanError: the recipe cannot encode pictures, a side of the picture is not a whole number of cells or is out of
+            bounds, or the budget is too small.
     """
     if ENCODE.name not in recipe.graphs:
         raise PlanError(
@@ -34,7 +31,7 @@ def plan_encoding(picture: Size, manifest: Manifest, recipe: Recipe, budget: int
             "with the VAE of the diffusion model, or pass a bundle that has an encoder"
         )
     if recipe.shapes:
-        raise PlanError(f"{recipe.name!r} has fixed shapes and encodes no picture that is given: use another backend")
+        raise PlanError(f"{recipe.name!r} has fixed shapes and cannot encode pictures: use another backend")
     if picture.width % manifest.patch or picture.height % manifest.patch:
         raise PlanError(
             f"a picture of {picture} is not whole cells: expected sides that are multiples of {manifest.patch} pixels"
@@ -46,7 +43,7 @@ def plan_encoding(picture: Size, manifest: Manifest, recipe: Recipe, budget: int
             f"a picture of {picture} has a latent of {cells} cells, and the model takes {low} to {high} a side"
         )
     figures = manifest.memory(recipe)
-    for side in range(_LARGEST, SMALLEST_TILE - 1, -SMALLEST_TILE):
+    for side in range(ENCODED * LARGEST_TILE, SMALLEST_TILE - 1, -SMALLEST_TILE):
         tiles = HaloTiling(Tiling.of(cells, Size(side, side)), manifest.encode_halo)
         needed = figures.base + latent_bytes(cells, manifest) + encoding_bytes(tiles, manifest, figures)
         if needed <= budget:

@@ -5,9 +5,9 @@ from functools import cache
 
 import numpy as np
 
-# Side of the matrices, and the number of their products that are timed: together a few hundredths of a second.
+# The side of the matrices, and the number of products that are timed. All of them take a few hundredths of a second.
 _SIDE, _RUNS = 768, 3
-# The graphs' share of the rate of matrix products. Convolutions reach 0.75 to 0.9 of it, the rest of a decode less.
+# The rate of the graphs, relative to that of matrix products. Convolutions reach 0.75 to 0.9, other operations less.
 _SHARE = 0.7
 
 

@@ -10,7 +10,7 @@ from infgen_rt.geometry.tiling import Tiling
 from infgen_rt.plan.costs import padded_tokens
 from infgen_rt.plan.plan import StagePlan, decoded_grid
 
-# Larger sizes are looked for in steps of this factor, up to so many steps (16 times).
+# Larger pictures are tried in steps of this factor. So many steps make the sides 16 times as long.
 _STEP, _STEPS = 1.05, 57
 
 
@@ -21,7 +21,10 @@ def largest_tile(manifest: Manifest, recipe: Recipe) -> int:
 
 
 def fits_a_shape(stage: StagePlan, manifest: Manifest, recipe: Recipe) -> bool:
-    """Whether any region of a tile's size, with halo and context, fits one of the recipe's shapes, if it has any."""
+    """Whether every region of a tile's size, with its halo and context, fits one of the recipe's shapes.
+
+    A recipe without shapes takes everything.
+    """
     padded = padded_tokens(stage, manifest)
     context = stage.decoded.most_context(padded, manifest.halo.cells)
     return not recipe.shapes or any(
@@ -36,7 +39,7 @@ def fits_a_shape(stage: StagePlan, manifest: Manifest, recipe: Recipe) -> bool:
 def what_fits(
     grid: Grid, tile: int | None, manifest: Manifest, recipe: Recipe, scales: tuple[float, float] | None
 ) -> str:
-    """What to pass instead of a picture or a tile that fits none of the recipe's shapes.
+    """What a user can pass instead of a picture or a tile that fits none of the recipe's shapes, as part of a message.
 
     Args:
         grid: the picture.

@@ -12,6 +12,7 @@ from infgen_rt.errors import PlanError
 from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.shapes import Size
 from infgen_rt.geometry.tiling import (
+    ENCODED,
     LARGEST_SHARED_TILE,
     LARGEST_TILE,
     SMALLEST_SHARED_TILE,
@@ -26,22 +27,20 @@ from infgen_rt.plan.costs import PLAIN, Writing, chain_costs, multiply_adds, pea
 from infgen_rt.plan.fixed import fits_a_shape, largest_tile, what_fits
 from infgen_rt.plan.plan import LEAST_SCALE, Plan, StagePlan, decoded_grid
 
-# If a decoded picture is enlarged by resampling, its tiles are larger by the same factor, up to this one.
+# If a decoded picture is enlarged by resampling, its tiles are enlarged by the same factor, but at most by this one.
 _ENLARGED = 2
-# The side of encode's tiles, relative to decode's. They are larger because encode has a larger reach.
-_ENCODED = 2
-# Sides in cells of the tiles in which a context is made. Smaller tiles spend more of the work on halos.
+# The sides in cells of the tiles in which a context is computed. In smaller tiles, more of the work is for halos.
 _CONTEXT_TILES = (128, 96, 64, 48, 32, 24, 16, 8)
 
 CACHE = 64 * MIB
-"""Maximum bytes of decoded tiles that are kept."""
+"""The maximum number of bytes of decoded tiles to keep."""
 
 
 class TooLittleMemory(PlanError):
     """No tile fits in the memory budget.
 
     Attributes:
-        needed: bytes that would do.
+        needed: a number of bytes that would be enough.
     """
 
     def __init__(self, text: str, needed: int = 0) -> None:
@@ -69,20 +68,20 @@ def make_plan(
         grids: the latent and the picture of each stage, first to last (see `geometry.stages.chain`).
         manifest: the model's manifest, for its bounds and halos.
         recipe: the recipe that will run, for its memory figures and its shapes.
-        runs: the choice of how to run it.
-        budget: bytes that may be used.
+        runs: how the recipe is run, with the speed if it was measured.
+        budget: the number of bytes that may be used.
         tile: the side of the largest tile in pixels, a multiple of the patch. None to let the budget decide. Between
             two stages, encoding uses tiles of twice this side.
-        part: the side in cells of the largest part in which a context is made. None to let the budget decide.
+        part: the side in cells of the largest part in which a context is computed. None to let the budget decide.
         scales: the smallest and largest scale that a stage decodes. Beyond them, its picture is resampled by Lanczos.
             None for any scale.
-        made: returns the existing plan of the first latent's context for an enlargement, if there is one.
-        workers: the best number of tiles to decode at the same time, if memory allows.
+        made: returns the existing plan of the first latent's context for an enlargement, or None if there is none.
+        workers: the best number of tiles to decode at the same time. Fewer are planned if there is too little memory.
         writing: the memory for writing the last picture.
 
     Raises:
-        PlanError: a latent or a picture is out of bounds, the part is too small, or the recipe cannot encode for a
-            second stage.
+        PlanError: a latent or a picture is out of bounds, the tile or the part is not possible, no tile fits the
+            recipe's fixed shapes, or the recipe cannot encode for a second stage.
         TooLittleMemory: the budget is too small.
     """
     for number, grid in enumerate(grids, start=1):
@@ -92,7 +91,7 @@ def make_plan(
     if part is not None and part < (least := _CONTEXT_TILES[-1]):
         raise PlanError(f"part of {part} cells is not possible: expected {least} or more")
     if tile is None:
-        # Fixed shapes may only have room for small tiles.
+        # Fixed shapes may have room for very small tiles only.
         least = 1 if recipe.shapes else SMALLEST_TILE
         sides = range(min(LARGEST_TILE, largest_tile(manifest, recipe)), least - 1, -1)
     else:
@@ -108,7 +107,7 @@ def make_plan(
         for amount in (budget, 0)
     ]
     if writing != PLAIN and (first := ways[-1][0]) is not None:
-        # An existing context may be made again in smaller parts. The statistics of its latent are kept.
+        # An existing context may be computed again in smaller parts. The statistics of its latent stay the same.
         smallest = plan_context(grids[0].cells, enlargements[0], manifest, recipe, 0, part)
         ways.append((replace(smallest, gathering=first.gathering) if smallest else None, *ways[-1][1:]))
     needs: tuple[int, ...] = ()
@@ -127,14 +126,15 @@ def make_plan(
         )
         if not all(fits_a_shape(stage, manifest, recipe) for stage in stages):
             continue
-        longest = Size(_ENCODED * side, _ENCODED * side)
+        longest = Size(ENCODED * side, ENCODED * side)
         encodings = tuple(HaloTiling(Tiling.of(grid.cells, longest), manifest.encode_halo) for grid in grids[1:])
         chain = chain_costs(stages, encodings, manifest, recipe, count, writing)
         needs = peaks(chain, manifest.memory(recipe).base)
         memory = max(needs)
         if memory <= budget:
             largest = max(grid.picture.area for grid in grids)
-            # The other half of the remaining memory is a reserve for freed memory that does not return to the system.
+            # The cache takes half of the remaining memory. The other half is a reserve for memory that is freed, but
+            # not returned to the system.
             cache = min(CACHE, (budget - memory) // 2, 3 * FLOAT * largest)
             work, took = multiply_adds(chain, manifest), seconds(chain, runs.speed)
             written = writing.extra(stages[-1])
@@ -164,20 +164,19 @@ def plan_context(
     budget: int,
     part: int | None = None,
 ) -> ContextPlan | None:
-    """Plan how a latent's context is made.
+    """Plan how a latent's context is computed.
 
     Args:
         cells: the latent's width and height.
         enlargement: the context's enlargement.
         manifest: the model's manifest, for its halos and channels.
         recipe: the recipe that will run.
-        budget: bytes that may be used. The context takes up to half of the bytes that the loaded graphs leave, or as
-            little as possible.
+        budget: the number of bytes that may be used. The context gets half of the bytes that the loaded graphs leave.
+            If that is too little, it gets as little as possible.
         part: the side in cells of its largest part. None to let the budget decide.
 
     Returns:
-        The plan, or None if the recipe has no graphs for it. Prefill's features of the whole latent are then the
-        context.
+        The plan. None if the recipe has neither statistics nor refine: prefill then computes the context as a whole.
     """
     if recipe.graphs.keys().isdisjoint((STATISTICS.name, enlargement.graph(REFINE.name))):
         return None
@@ -185,7 +184,7 @@ def plan_context(
     room = (budget - figures.base) // 2
     gathering = None
     if STATISTICS.name in recipe.graphs and manifest.moments:
-        # All at once if there is room, because parts take one pass for each of prefill's blocks.
+        # If there is room, all statistics are gathered at once, because parts need one pass per block of prefill.
         for side in (max(cells), *_CONTEXT_TILES):
             parts = HaloTiling(Tiling.of(cells, Size(side, side)), manifest.halo.prefill)
             if figures.statistics_per_cell * parts.window.area <= room:
@@ -195,7 +194,8 @@ def plan_context(
         side = min(longest, part or longest)
         tiles = HaloTiling(Tiling.of(cells, Size(side, side)), enlargement.halo)
         tile = enlargement.channels * FLOAT * tiles.tiling.largest.area
-        # Keep all tiles, or as many as two rows of the picture's tiles touch when it is decoded row by row.
+        # Keep all tiles. If there is too little room, keep two rows of them, which is enough for a picture that is
+        # decoded row by row.
         for kept in sorted({tiles.tiling.count, min(tiles.tiling.count, 2 * tiles.tiling.across)}, reverse=True):
             refine_halo = manifest.refine_halo(enlargement)
             plan = ContextPlan(tiles, kept * tile, gathering, manifest.prefill_is_local, refine_halo)
@@ -206,7 +206,7 @@ def plan_context(
 
 
 def _longest(side: int, grid: Grid, scales: tuple[float, float] | None) -> Size:
-    """The largest tile of a picture if `side` tokens per side are decoded for it."""
+    """The size of a picture's largest tile, in tokens, if `side` tokens per side are decoded for it."""
     resampled = zip(grid.picture, decoded_grid(grid, scales).picture, strict=True)
     return Size(*(int(side * max(1.0, min(_ENLARGED, whole / made))) for whole, made in resampled))
 

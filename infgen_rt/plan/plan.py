@@ -1,4 +1,4 @@
-"""Plans of decodes, stage by stage, with their expected costs."""
+"""The plan of a decode: its stages and their tiles, with the expected memory and time."""
 
 from dataclasses import dataclass, replace
 
@@ -12,8 +12,8 @@ from infgen_rt.geometry.tiling import HaloTiling, Tiling
 from infgen_rt.nodes.context import ContextPlan
 from infgen_rt.plan.estimates import estimated_seconds
 
-# Below this scale, a picture has fewer pixels than its latent has detail, and its last token is outside the latent.
 LEAST_SCALE = 0.25
+"""The smallest possible scale. Below it, the centre of a picture's last token could be outside the latent."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class StagePlan(PictureTiles):
     """The plan for decoding one latent to one size.
 
     Attributes:
-        enlargement: the enlargement for which the context is refined.
-        context: how the latent's context is made. None if prefill gives the whole context.
+        enlargement: the enlargement whose context is used.
+        context: how the latent's context is computed. None if prefill computes it as a whole.
         scales: the smallest and largest scale that are decoded. Beyond them, the picture is resampled. None for any
             scale.
     """
@@ -33,7 +33,7 @@ class StagePlan(PictureTiles):
 
     @property
     def decoded(self) -> Grid:
-        """The grid of the decoded picture, which is the stage's own or is resampled to it."""
+        """The grid of the picture that is decoded. If it is not the stage's own grid, the picture is resampled."""
         return decoded_grid(self.grid, self.scales)
 
     def __str__(self) -> str:
@@ -45,7 +45,7 @@ class StagePlan(PictureTiles):
         return f"latent {self.grid.cells}{parts} {way}-> picture {self.grid.picture}, {tiles}"
 
     def resized(self, picture: Size) -> "StagePlan":
-        """The plan for the same latent and context at another size, with tiles that are no larger."""
+        """The plan for a picture of another size from the same latent and context. Its tiles are not larger."""
         grid = Grid(self.grid.cells, picture, self.grid.patch)
         return replace(self, grid=grid, tiling=Tiling.of(grid.tokens, self.tile))
 
@@ -55,17 +55,27 @@ class Plan:
     """The plan of a decode. Print it for a description.
 
     Attributes:
-        stages: the decodes, first to last.
+        stages: the stages, first to last. There is one, unless iterative extrapolation was requested.
         encodings: the tiles in which each stage's picture, except the last, is encoded for the next stage.
         runs: the backend, device and precision, with the reason for the choice.
-        preparation: the number of steps before the first pixel (`nodes.node.Step`).
-        budget: bytes that the decode may use.
-        memory: the expected peak memory in bytes, including the output band and the cache.
-        cache: bytes of `memory` that hold decoded tiles for reuse.
+        preparation: the number of steps before the first pixel.
+        budget: the number of bytes that the decode may use.
+        memory: the expected peak memory in bytes, with the cache and the rows of pixels that a writer holds.
+        cache: the bytes of `memory` that are for decoded tiles that are kept.
         workers: the number of tiles that are decoded at the same time.
-        work: the estimated number of multiply-adds for all of the last picture.
-        measured: the expected seconds from the measured speed of the backend. None if it was not measured.
-        writing: bytes of `memory` for writing, beyond those that a writer of 8-bit PNG needs.
+        work: the estimated number of multiply-adds for the whole picture.
+        measured: the expected seconds, from the measured speed of the backend. None if the speed was not measured.
+        writing: the bytes of `memory` for writing, beyond those that 8-bit PNG needs.
+
+    Examples:
+        >>> import infgen_rt
+        >>> latent = infgen_rt.load_sample("harbour").latent
+        >>> with infgen_rt.open() as decoder:
+        ...     plan = decoder.picture(latent, "4k").plan
+        >>> plan.stages[0].grid.picture
+        Size(width=3840, height=2160)
+        >>> plan.memory <= plan.budget
+        True
     """
 
     stages: tuple[StagePlan, ...]
@@ -87,21 +97,22 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """The expected time for computing all of the last picture, without resampling and writing.
+        """The expected time in seconds for computing the whole picture, without resampling and writing.
 
-        If the backend was not measured, the time is estimated from the work and a quick measurement of the CPU, which
-        takes a few hundredths of a second, once per process. It is the CPU's also for other devices.
+        If the backend's speed was not measured, the time is estimated for the CPU, whatever the device is. The estimate
+        needs a quick measurement, which takes a few hundredths of a second and is done once per process.
         """
         return estimated_seconds(self.work) if self.measured is None else self.measured
 
     def beside(self, extra: int) -> tuple[int, int]:
-        """The memory of the decode together with something else, for which the decode keeps fewer tiles.
+        """The memory of the decode together with a writer. The decode keeps fewer tiles to make room for it.
 
         Args:
-            extra: bytes of the other part, such as a writer.
+            extra: the bytes that the writer needs beyond those of 8-bit PNG.
 
         Returns:
-            The peak memory in bytes, and the bytes of it that may hold tiles. A peak above `budget` does not fit.
+            The peak memory in bytes, and the bytes of it that are for tiles that are kept. A peak above `budget` is too
+            much.
         """
         needed = self.memory - self.cache - self.writing + extra
         cache = max(0, min(self.cache, self.budget - needed))
@@ -121,7 +132,12 @@ class Plan:
 
 
 def decoded_grid(grid: Grid, scales: tuple[float, float] | None) -> Grid:
-    """The grid of the picture to decode for another one, which is resampled from it beyond the scales."""
+    """The grid of the picture to decode for a requested one. It differs if the requested scale is beyond the scales.
+
+    Args:
+        grid: the grid of the requested picture.
+        scales: the smallest and largest scale to decode. None for any scale.
+    """
     if scales is None:
         return grid
     low, high = scales
