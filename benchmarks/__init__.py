@@ -1,1 +1,1 @@
-"""Every figure in the README comes from these benchmarks. ``benchmarks/README.md`` lists the commands."""
+"""Benchmarks. Every figure in the README comes from them, and ``benchmarks/README.md`` lists the commands."""

@@ -1,8 +1,8 @@
 """Compares this project with its alternatives on this machine: ``python -m benchmarks --quick``.
 
-Every run is a new process. The methods take turns, so that other work on the machine slows all of them alike. TAEF2 and
-Real-ESRGAN have trained weights if ``--teacher`` and ``--enlarger`` are given. The full VAE has random weights, because
-only its cost is measured.
+Every run is a new process. The methods are run in turns, so that other work on the machine slows all of them alike.
+TAEF2 and Real-ESRGAN have trained weights if ``--teacher`` and ``--enlarger`` are given, and else random ones. The full
+VAE always has random weights, because only its cost is measured.
 """
 
 from __future__ import annotations
@@ -23,15 +23,24 @@ CHECKPOINT = Path(__file__).parents[1] / "training" / "checkpoints" / "edge-flux
 
 
 @click.command()
-@click.option("--quick/--full", default=True, show_default=True, help="A few minutes, or everything.")
-@click.option("--teacher", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="TAEF2 with its weights.")
+@click.option(
+    "--quick/--full", default=True, show_default=True, help="Measure for a few minutes, or measure everything."
+)
+@click.option(
+    "--teacher",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Python file that loads TAEF2 with its weights.",
+)
 @click.option(
     "--enlarger",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Python file with load_x4plus(): Real-ESRGAN with its weights.",
+    help="Python file with load_x4plus(), which loads Real-ESRGAN with its weights.",
 )
 @click.option(
-    "--model", type=click.Path(path_type=Path), default=DEFAULT_BUNDLE, help="Bundle; default the shipped one."
+    "--model",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_BUNDLE,
+    help="Bundle.  [default: the one in the package]",
 )
 @click.option(
     "--checkpoint",
@@ -43,9 +52,9 @@ CHECKPOINT = Path(__file__).parents[1] / "training" / "checkpoints" / "edge-flux
 @click.option(
     "--again",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Measure nothing, and make tables and plots of an earlier results.json, optionally with another --quality.",
+    help="Make tables and plots of an earlier results.json, optionally with another --quality. Nothing is measured.",
 )
-@click.option("--threads", default=os.cpu_count() or 1, show_default=True)
+@click.option("--threads", default=os.cpu_count() or 1, show_default=True, help="CPU threads of every method.")
 @click.option(
     "-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder for JSON, table and plots."
 )
@@ -60,14 +69,14 @@ def main(
     threads: int,
     output: Path | None,
 ) -> None:
-    """Measures, and prints a table; with -o writes results.json, results.md and plots too."""
+    """Measures, and prints tables. With -o, it also writes results.json, results.md and plots."""
     if again:
         results = suite.Results.load(again)
     else:
         extent = methods.QUICK if quick else methods.FULL
         weights = {name: file for name, file in (("taef2", teacher), ("esrgan", enlarger)) if file}
         try:
-            own = decoder_cost(checkpoint)  # first, so that an unreadable checkpoint does not end a long run
+            own = decoder_cost(checkpoint)  # this comes first, so that an unreadable checkpoint does not end a long run
         except CheckpointError as error:
             raise click.ClickException(f"--checkpoint: {error}") from error
         with tempfile.TemporaryDirectory() as folder:

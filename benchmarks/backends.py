@@ -1,9 +1,9 @@
 """Compares all backends and precisions that work on this machine: ``python -m benchmarks.backends``.
 
-Each decodes a sample's middle at scales 1, 2 and 4, in new processes that take turns. The results are the median
-seconds per megapixel of the whole picture (prefill included), the peak memory, and the PSNR of the 8-bit picture
-against ONNX Runtime's in float32. Then it measures the time from the start of a process to its first 512x512 pixels,
-with an empty cache folder and again.
+Each decodes the middle of a sample at scales 1, 2 and 4, in new processes that are run in turns. The results are the
+median seconds per megapixel of the whole picture (prefill included), the peak memory, and the PSNR of the 8-bit picture
+against ONNX Runtime's in float32. Then the time from the start of a process to the first tile of a picture of 512x512
+pixels and to the whole picture is measured, first with an empty cache folder and then with a full one.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from infgen_rt.errors import BackendError
 
 SCALES = (1, 2, 4)
 CELLS = 64
+"""Largest side of the part of the sample that is decoded, in cells."""
 REFERENCE = ("onnxruntime", "cpu", "exact")
 
 
@@ -51,14 +52,17 @@ def ways(bundle: Path) -> list[tuple[str, str, str]]:
 
 @click.command()
 @click.option(
-    "--model", type=click.Path(path_type=Path), default=DEFAULT_BUNDLE, help="Bundle; default the shipped one."
+    "--model",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_BUNDLE,
+    help="Bundle.  [default: the one in the package]",
 )
 @click.option("--sample", default="osprey", show_default=True)
 @click.option("--threads", default=os.cpu_count() or 1, show_default=True)
 @click.option("--repeat", default=3, show_default=True)
-@click.option("--json", "file", type=click.Path(path_type=Path), help="File for all single measurements.")
+@click.option("--json", "file", type=click.Path(path_type=Path), help="File for all measurements, as JSON.")
 def main(model: Path, sample: str, threads: int, repeat: int, file: Path | None) -> None:
-    """Decodes a sample on every backend."""
+    """Decodes a sample on every backend, and prints tables of times, memory and quality."""
     latent = infgen_rt.load_sample(sample).latent
     top, left = ((side - min(side, CELLS)) // 2 for side in latent.shape[1:])
     latent = latent[:, top : top + CELLS, left : left + CELLS]
@@ -80,7 +84,7 @@ def main(model: Path, sample: str, threads: int, repeat: int, file: Path | None)
                 reference = folder / f"{'-'.join(REFERENCE)}-{scale}.npy"
                 quality[(*way, scale)] = psnr(np.load(output), np.load(reference), 255)
         click.echo(f"{latent.shape[2]}x{latent.shape[1]} cells, {threads} threads, {repeat} runs each, {_machine()}\n")
-        header = ["backend", "device", "precision", "arithmetic", "s a megapixel at 1x", "2x", "4x"]
+        header = ["backend", "device", "precision", "arithmetic", "s per megapixel at 1x", "2x", "4x"]
         header += ["peak MiB at 4x", "PSNR at 1x", "4x"]
         click.echo(f"| {' | '.join(header)} |\n{'|---' * len(header)}|")
         for way in everything:
@@ -104,9 +108,9 @@ def main(model: Path, sample: str, threads: int, repeat: int, file: Path | None)
 def _starts(
     everything: list[tuple[str, str, str]], model: Path, repeat: int, folder: Path
 ) -> dict[tuple[str, str, str], list[tuple[float, float]]]:
-    """Seconds from the start of a process to its first tile and to its picture of 512x512.
+    """Seconds from the start of a process to its first tile and to its whole picture of 512x512 pixels.
 
-    The first start of each backend and precision has an empty cache folder. Processes take turns.
+    At the first start of each backend and precision, the cache folder is empty. The processes are run in turns.
     """
     times: dict[tuple[str, str, str], list[tuple[float, float]]] = {way: [] for way in everything}
     for _, way in itertools.product(range(repeat + 1), everything):

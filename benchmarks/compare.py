@@ -11,15 +11,15 @@ from typing import Any
 import click
 
 NOISE = 0.10
-"""Smallest relative difference that counts, however little the samples of a run differ."""
+"""Smallest relative difference that is reported, even if the samples of a run differ by less."""
 QUALITY = {"lpips": 0.001, "frechet": 0.5, "psnr": 0.02, "ssimulacra2": 0.1, "flat": 0.05, "vivid": 0.1}
-"""Smallest difference of each quality metric that counts. Rounding and threads change them by less."""
+"""Smallest difference of each quality metric that is reported. Rounding and threads change the metrics by less."""
 LOWER = ("lpips", "frechet", "flat", "vivid")
 """Quality metrics that are better when lower."""
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, float, float, bool]]:
-    """Figures of two runs that differ by more than the noise.
+    """Finds the figures of two runs that differ by more than the noise.
 
     Args:
         old: The earlier ``results.json``.
@@ -57,7 +57,7 @@ def _change(
 ) -> Iterator[tuple[str, float, float, bool]]:
     first, second = ([entry[name] for entry in runs] for runs in (before, after))
     low, high = statistics.median(first), statistics.median(second)
-    # The noise is the larger spread of the two runs, but at least a fixed share.
+    # The noise is the larger spread of the samples of the two runs, and at least a fixed share.
     noise = max(NOISE * low, max(first) - min(first), max(second) - min(second))
     if abs(high - low) > noise:
         yield what, low, high, high > low
@@ -67,10 +67,13 @@ def _change(
 @click.argument("old", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("new", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def main(old: Path, new: Path) -> None:
-    """Compares the results.json of two runs; exits 1 if something got worse by more than the noise."""
+    """Compares the results.json of two runs.
+
+    The exit status is 1 if a figure became worse by more than the noise.
+    """
     before, after = (json.loads(file.read_text()) for file in (old, new))
     if before["machine"]["processor"] != after["machine"]["processor"]:
-        raise click.ClickException("the two runs are of different processors: compare runs of one machine")
+        raise click.ClickException("the two runs are from different processors: compare two runs from the same machine")
     found = list(changes(before, after))
     for what, low, high, worse in found:
         click.echo(f"{'WORSE ' if worse else 'better'} {what}: {low:.4g} -> {high:.4g} ({high / low - 1:+.0%})")

@@ -1,7 +1,8 @@
 """Runs one way of decoding a latent once, in its own process, which ``benchmarks.process`` starts.
 
-It reads an ``Order`` as JSON from standard input and prints its measurements as JSON. Times are from an array in memory
-to a uint8 picture in memory, or in a file for methods that write one. Graphs are loaded before the clock starts.
+It reads an ``Order`` as JSON from standard input, and prints its measurements as JSON. Times begin with a latent in
+memory, and end with a uint8 picture in memory, or in a file if the order names a picture file. Graphs are loaded before
+the time begins.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ FIRST = 256
 
 
 def infgen(order: dict[str, Any], latent: Values) -> dict[str, Any]:
-    """This project: decodes the whole picture into an array, or into a picture file."""
+    """Decodes the whole picture with this project, into an array or into a picture file."""
     output = order["output"]
     with _open(order) as decoder:
         plan = partial(decoder.picture, latent, tuple(order["size"]), stages=order["stages"], tile=order["tile"])
@@ -54,7 +55,7 @@ def infgen(order: dict[str, Any], latent: Values) -> dict[str, Any]:
 
 
 def first_tile(order: dict[str, Any], latent: Values) -> dict[str, Any]:
-    """The times of this project's first tile and of its whole picture, in seconds since the epoch."""
+    """Decodes a first tile and then the whole picture with this project. Times are in seconds since the epoch."""
     with _open(order) as decoder:
         picture = decoder.picture(latent, tuple(order["size"]))
         picture.read((0, 0, min(FIRST, picture.size.width), min(FIRST, picture.size.height)))
@@ -64,7 +65,7 @@ def first_tile(order: dict[str, Any], latent: Values) -> dict[str, Any]:
 
 
 def viewport(order: dict[str, Any], latent: Values) -> dict[str, Any]:
-    """The middle of a picture, as a viewer requests it: for the first time, again, and moved by half its width."""
+    """Reads the middle of a picture as a viewer does: for the first time, again, and moved by half its width."""
     with _open(order) as decoder:
         decoder.picture(latent, tuple(order["size"]))  # loads the graphs that the size needs
         start = time.perf_counter()
@@ -77,7 +78,7 @@ def viewport(order: dict[str, Any], latent: Values) -> dict[str, Any]:
 
 
 def cancelling(order: dict[str, Any], latent: Values) -> dict[str, Any]:
-    """How long saving a picture goes on after it is cancelled, at several times after its start."""
+    """Measures how long saving a picture goes on after it is cancelled, at several times after its start."""
     waited = []
     with _open(order) as decoder:
         for moment in order["moments"]:
@@ -100,7 +101,7 @@ def cancelling(order: dict[str, Any], latent: Values) -> dict[str, Any]:
 
 
 def closing(order: dict[str, Any], latent: Values) -> dict[str, Any]:
-    """Memory of the process before a decoder is opened, after it has decoded a picture, and after it is closed."""
+    """Measures the memory of the process before a decoder is opened, after a picture, and after it is closed."""
     load_backend(order["backend"])
     resident = [psutil.Process().memory_info().rss]
     decoder = _open(order)
@@ -115,7 +116,7 @@ def closing(order: dict[str, Any], latent: Values) -> dict[str, Any]:
 
 
 def graph(order: dict[str, Any], latent: Values) -> dict[str, Any]:
-    """A classic decoder on the whole latent, then an upscaler if there is one, then resampling to the size."""
+    """Runs a classic decoder on the whole latent, then an upscaler if there is one, and resamples to the size."""
     decode = _network(order, order["model"])
     enlarge = _network(order, order["upscaler"]) if order["upscaler"] else None
     start = time.perf_counter()
@@ -127,7 +128,7 @@ def graph(order: dict[str, Any], latent: Values) -> dict[str, Any]:
 
 
 def diffusers(order: dict[str, Any], latent: Values) -> dict[str, Any]:
-    """The full VAE of ``diffusers`` in PyTorch, in tiles if the order says so, then resampling to the size."""
+    """Runs the full VAE of ``diffusers`` in PyTorch, in tiles if the order says so, and resamples to the size."""
     import torch
 
     from benchmarks.peers import FullDecoder
@@ -144,7 +145,7 @@ def diffusers(order: dict[str, Any], latent: Values) -> dict[str, Any]:
 
 
 def products(order: dict[str, Any], latent: Values) -> dict[str, Any]:
-    """Multiply-adds per second of a large matrix product: the most that an engine reaches on this machine."""
+    """Measures multiply-adds per second of a large matrix product, which is the most that an engine reaches here."""
     side, repeat = 2048, 5
     matrix = np.random.default_rng(0).normal(0, 1, (side, side)).astype(np.float32)
     multiply = _network(order, order["model"])
@@ -165,7 +166,7 @@ def _open(order: dict[str, Any]) -> infgen_rt.Decoder:
 
 
 def _network(order: dict[str, Any], file: str) -> Callable[[Values], Values]:
-    """An ONNX graph in an engine. OpenVINO uses float32, or the precision that it chooses itself if ``fast``."""
+    """Loads an ONNX graph into an engine. OpenVINO computes in float32 if the precision is ``exact``."""
     if order["backend"] == "onnxruntime":
         import onnxruntime
 
@@ -183,7 +184,7 @@ def _network(order: dict[str, Any], file: str) -> Callable[[Values], Values]:
 
 
 def _resampled(image: Values, order: dict[str, Any]) -> None:
-    """Resamples as in the evaluation: bicubic to enlarge, and Lanczos to reduce an upscaler's picture."""
+    """Resamples as in the evaluation: by bicubic to enlarge, and by Lanczos to reduce an upscaler's picture."""
     picture = Image.fromarray(to_bytes(image))
     if picture.size != tuple(order["size"]):
         how = Image.Resampling.LANCZOS if order["upscaler"] else Image.Resampling.BICUBIC

@@ -14,11 +14,16 @@ from infgen_model.checkpoint import load_checkpoint
 from infgen_training.teacher import Teacher
 
 CELLS = 32
+"""Side of the latent whose cost is counted."""
 SCALES = (1, 2, 4)
 
 
 def decoder_cost(checkpoint: Path) -> dict[str, dict[str, float]]:
-    """Multiply-adds by scale: of the context per cell, of decode per pixel, and of both per pixel."""
+    """Counts the multiply-adds of a checkpoint's decoder.
+
+    Returns:
+        By scale: those of ``context`` per cell, those of ``decode`` per pixel, and those of both per ``pixel``.
+    """
     model, costs = load_checkpoint(checkpoint), {}
     latent = torch.zeros(1, model.config.latent_channels, CELLS, CELLS)
     for scale in SCALES:

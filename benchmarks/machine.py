@@ -42,7 +42,10 @@ def _processor() -> str:
 
 
 def installed(name: str) -> int:
-    """Bytes of a distribution's files. This project's packages may be installed from their folders."""
+    """Size in bytes of a distribution's files. It is 0 if the distribution is not installed.
+
+    This project's files are found by its packages, because an editable installation does not list them.
+    """
     if name == PROJECT:
         found = (importlib.util.find_spec(package) for package in PACKAGES)
         folders = [Path(spec.origin).parent for spec in found if spec is not None and spec.origin]

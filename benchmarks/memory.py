@@ -1,8 +1,8 @@
 """Compares the limit of ``memory=`` with the peak memory of the process: ``python -m benchmarks.memory``.
 
-Each backend decodes a picture into each format of file, with the least memory that the plan accepts. With ``--large``,
-one backend also decodes large pictures, and pictures of large latents, with certain limits. Their seconds per megapixel
-show whether time grows with the pixels. Each picture has a new process.
+Each backend decodes a picture into each file format, with the least memory that the plan accepts. With ``--large``, one
+backend also decodes large pictures, and pictures of large latents, with fixed limits. Their seconds per megapixel show
+whether the time grows faster than the number of pixels. Each picture has a new process.
 """
 
 from __future__ import annotations
@@ -25,23 +25,26 @@ from infgen_rt.common.folders import VARIABLE
 from infgen_rt.common.memory import parse_bytes
 from infgen_rt.writers import FORMATS
 
-HEADER = "backend", "precision", "picture", "file", "allowed MB", "planned MB", "peak MB", "kept", "s", "s a megapixel"
+HEADER = (
+    *("backend", "precision", "picture", "file", "allowed MB", "planned MB", "peak MB", "kept"),
+    *("s", "s per megapixel"),
+)
 REFUSAL = re.compile(r"needs(?: at least)? ([\d.]+ [MG]iB)")
-"""The memory that a refusal names."""
+"""Finds the memory that a refusal names."""
 ROUNDED = 2**20
-"""Bytes to add to a number that was rounded when it was printed."""
+"""Number of bytes to add to an amount, because it was rounded when it was printed."""
 
 
 @dataclass(frozen=True)
 class Promise:
-    """A picture and the memory for it.
+    """A picture, and the memory limit for decoding it.
 
     Attributes:
         size: Width and height of the picture.
-        ending: Ending of the file.
-        megabytes: Limit. None for the least that the plan accepts.
+        ending: Ending of the file, without a dot.
+        megabytes: Limit in millions of bytes. ``None`` for the least that the plan accepts.
         cells: Width and height of the latent.
-        stages: Scales of the stages. None for one stage.
+        stages: Scales of the stages. ``None`` for one stage.
     """
 
     size: tuple[int, int]
@@ -70,13 +73,18 @@ LARGE = (
 
 
 def endings() -> list[str]:
-    """One ending of each format of file."""
+    """One ending of each file format."""
     first = {form.name: ending.removeprefix(".") for ending, form in reversed(FORMATS.items())}
     return list(first.values())[::-1]
 
 
 def carried_out(order: Order, megabytes: int | None) -> tuple[int, dict[str, Any]]:
-    """Runs an order with a limit in megabytes, or with the least that refusals name. None stands for the least.
+    """Runs an order with a memory limit.
+
+    Args:
+        order: The order.
+        megabytes: The limit in millions of bytes. ``None`` for the least that is accepted. It is found by trying the
+            amounts that refusals name.
 
     Returns:
         The limit in bytes, and the measurements.
@@ -101,7 +109,7 @@ def verdict(peak: int, limit: int) -> str:
 
 
 def row(promise: Promise, way: Sequence[str], model: Path, threads: int, folder: Path) -> list[str]:
-    """Carries out a promise with a backend, on its device and in its precision, and describes what it took."""
+    """Decodes a picture with a backend, on a device and in a precision, and returns the row of the table."""
     output = folder / f"picture.{promise.ending}"
     latent, (backend, device, precision) = latent_file(folder, promise.cells[::-1]), way
     order = Order("infgen", model, latent, promise.size, threads, backend, device, precision, output)
@@ -119,7 +127,10 @@ def row(promise: Promise, way: Sequence[str], model: Path, threads: int, folder:
 
 @click.command()
 @click.option(
-    "--model", type=click.Path(path_type=Path), default=DEFAULT_BUNDLE, help="Bundle; default the shipped one."
+    "--model",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_BUNDLE,
+    help="Bundle.  [default: the one in the package]",
 )
 @click.option("--large", help="Name of a backend that also decodes large pictures.")
 @click.option("--threads", default=os.cpu_count() or 1, show_default=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "torch": "PyTorch"}
 PROJECT = "infgen-rt"
 ENLARGED = "TAEF2 + Real-ESRGAN"
-"""A tiny decoder with a strong enlarger, the method whose picture is closest to this project's."""
+"""Name of a tiny decoder with a strong enlarger. Of all methods, its pictures are closest to this project's."""
 
 
 @dataclass(frozen=True)
@@ -16,17 +16,17 @@ class Method:
 
     Attributes:
         name: Name for people.
-        kind: Name of a function of ``benchmarks.contender``.
-        peer: Name of its network in ``peers.PEERS``. None for this project.
+        kind: Name of a function in ``benchmarks.contender.KINDS``.
+        peer: Name of its network in ``peers.PEERS``. ``None`` for this project.
         quality: Name of its result in the evaluation command, if it is measured there.
         backend: Backend or engine.
         precision: ``"exact"`` or ``"fast"``.
         upscaler: Name of a second network, which takes tens of seconds. It is run once, and for few pictures.
-        tiling: See ``Order``.
-        native: Whether it decodes a latent as large as the picture / 8 instead of enlarging a small picture.
+        tiling: Whether its network decodes in tiles.
+        native: Whether it decodes a latent with a cell for every 8x8 pixels, instead of enlarging a small picture.
         heavy: Whether it takes minutes rather than seconds. It is then run once, and for few pictures.
         untiled: Whether this project decodes the picture as one tile. The difference is the cost of tiling.
-        full: Whether it is only for ``--full``.
+        full: Whether it is measured only with ``--full``.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Method:
 
     @property
     def label(self) -> str:
-        """Name and engine."""
+        """Name, engine and precision."""
         return f"{self.name}, {self.engine}"
 
     @property
@@ -117,16 +117,17 @@ class Job:
 
 @dataclass(frozen=True)
 class Extent:
-    """How much is measured.
+    """The pictures and methods that are measured.
 
     Attributes:
         jobs: Pictures that light methods make.
         heavy: Pictures that heavy methods also make.
         enlarged: Pictures that methods with an upscaler make. They are larger than their latent's own size.
         viewport: The picture whose middle is read.
-        start: The picture to which a start is timed. Heavy methods take part if they make pictures of such latents.
-        native: Pixels of the largest picture that peers decode from a latent of its size. Heavy methods decode up to a
-            quarter of it, and larger pictures in tiles.
+        start: The picture for which the time from the start of a process is measured. Heavy methods take part if they
+            also make other pictures of latents of this size.
+        native: Number of pixels of the largest picture that native methods make. Heavy methods make a quarter of it at
+            once, and larger pictures in tiles.
         repeat: Number of runs of each method. Methods that take minutes are run once.
         full: Whether to measure the methods that are only for ``--full``.
     """
@@ -147,7 +148,7 @@ class Extent:
 
     def includes(self, method: Method, job: Job) -> bool:
         """Whether a method makes the picture of a job."""
-        if method.native:  # gigabytes per megapixel
+        if method.native:  # these take gigabytes of memory per megapixel
             whole = job.pixels <= (self.native // 4 if method.heavy else self.native)
             return not whole and job.pixels <= self.native if method.tiling else whole
         if method.upscaler and job not in self.enlarged:
@@ -157,11 +158,11 @@ class Extent:
         return not method.heavy or job in self.heavy
 
     def once(self, method: Method, job: Job) -> bool:
-        """Whether it takes so long that it is run only once."""
+        """Whether a method takes so long for a job that it is run only once."""
         return method.heavy or method.upscaler is not None or (method.native and job.pixels > self.native // 4)
 
     def starts(self, method: Method) -> bool:
-        """Whether a method's start is timed. This is so for methods that only decode the small latent."""
+        """Whether a method's start is measured. It must decode a small latent without an upscaler."""
         seen = not method.heavy or self.start.cells in {job.cells for job in self.heavy}
         return seen and not (method.native or method.untiled or method.upscaler)
 

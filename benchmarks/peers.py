@@ -22,7 +22,11 @@ CHANNELS = 32
 
 
 def tiny_decoder(teacher: Path | None) -> nn.Module:
-    """TAEF2's decoder, with its weights or with random ones: 271 thousand multiply-adds per pixel."""
+    """Makes TAEF2's decoder, which takes 271 thousand multiply-adds per pixel.
+
+    Args:
+        teacher: Python file that loads its weights. If ``None``, they are random.
+    """
     torch.manual_seed(0)
     if teacher is not None:
         return Teacher.load(teacher).decoder.eval()
@@ -34,7 +38,7 @@ def tiny_decoder(teacher: Path | None) -> nn.Module:
 
 
 class FullDecoder(nn.Module):
-    """The decoder of FLUX.2's VAE in ``diffusers``, with random weights: latent [1, 32, h, w] to image."""
+    """The decoder of FLUX.2's VAE in ``diffusers``, with random weights. Its latents are [1, 32, h, w]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +48,7 @@ class FullDecoder(nn.Module):
         self.vae: Any = AutoencoderKLFlux2()  # type: ignore[no-untyped-call]
 
     def forward(self, latent: Tensor) -> Tensor:
-        """See the class."""
+        """Decodes a latent; see the class."""
         image: Tensor = self.vae.decode(latent, return_dict=False)[0]
         return image
 
@@ -69,7 +73,7 @@ class _Dense(nn.Module):
 
 
 class SuperResolution(nn.Module):
-    """Real-ESRGAN's network that enlarges [1, 3, h, w] 4 times (RRDBNet, 16.7 M parameters), with random weights."""
+    """Real-ESRGAN's network (RRDBNet, 16.7 M parameters) with random weights. It enlarges [1, 3, h, w] 4 times."""
 
     def __init__(self, width: int = 64, growth: int = 32, blocks: int = 23) -> None:
         super().__init__()
@@ -80,7 +84,7 @@ class SuperResolution(nn.Module):
         self.leave = nn.Conv2d(width, 3, 3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """See the class."""
+        """Enlarges an image; see the class."""
         x = features = self.enter(image)
         for block in self.blocks:
             x = x + 0.2 * block(x)
@@ -92,7 +96,11 @@ class SuperResolution(nn.Module):
 
 
 def enlarger(file: Path | None) -> nn.Module:
-    """The network from a Python file's ``load_x4plus()``, or its architecture with random weights."""
+    """Makes Real-ESRGAN's network.
+
+    Args:
+        file: Python file with ``load_x4plus()``, which loads it. If ``None``, its weights are random.
+    """
     if file is None:
         return SuperResolution().eval()
     network: nn.Module = load_function(file, "load_x4plus")()
@@ -104,7 +112,7 @@ PEERS: dict[str, Callable[[Path | None], nn.Module]] = {
     "vae": lambda _: FullDecoder().eval(),
     "esrgan": enlarger,
 }
-"""Networks by the name of their file, with the weights of a Python file or with random weights."""
+"""Functions that make the networks, by name. They take a Python file that loads the weights, or ``None``."""
 
 
 def write_peer(name: str, weights: Path | None, file: Path) -> float:

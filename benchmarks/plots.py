@@ -1,4 +1,4 @@
-"""Plots results: quality against time, time against pixels, memory against pixels."""
+"""Plots quality against time, and time and memory against the number of pixels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402 - after the choice of what draws
+import matplotlib.pyplot as plt  # noqa: E402 - the backend has to be chosen first
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
@@ -40,7 +40,8 @@ def _growth(results: Results, file: Path, unit: str, convert: Callable[[float], 
     latents = sorted({job.cells for job in jobs(results)})
     for cells in latents:
         for method in METHODS:
-            if method.native and cells != latents[0]:  # the same for all, because its latent has the size / 8
+            # The latent of a native method follows from the picture's size, so its line is the same for all latents.
+            if method.native and cells != latents[0]:
                 continue
             points = [
                 (job.pixels / 1e6, convert(median(runs, name)))
@@ -57,7 +58,7 @@ def _growth(results: Results, file: Path, unit: str, convert: Callable[[float], 
 def _quality(results: Results, file: Path) -> Path:
     figure, axes = plt.subplots(figsize=(11, 6))
     told: set[object] = set()
-    # A perceptual metric if it was measured. Its axis is inverted, so that better is higher.
+    # The plot shows a perceptual metric if it was measured. Its axis is inverted, so that better is higher.
     found = [level for by_method in results.quality.values() for level in by_method.values()]
     name = "lpips" if any(level.get("lpips") is not None for level in found) else "psnr"
     for method, job, value in _levels(results, name):
@@ -66,7 +67,7 @@ def _quality(results: Results, file: Path) -> Path:
         place = (seconds / (job.pixels / 1e6), value)
         label = None if method in told else method.label
         axes.plot(*place, label=label, linestyle="none", **_style(method, job.cells))
-        # Engines differ only in time, so the quality at a scale is labelled once.
+        # Engines differ only in time, so the same quality gets only one label.
         if (method.name, value) not in told:
             text = f"{method.name}, {scale_of(job):.1f}x"
             axes.annotate(text, place, xytext=(0, 7), textcoords="offset points", fontsize=7, ha="center")

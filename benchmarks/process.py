@@ -17,24 +17,24 @@ import click
 
 @dataclass(frozen=True)
 class Order:
-    """An order for ``benchmarks.contender``.
+    """An order for ``benchmarks.contender``, which runs one way of decoding once.
 
     Attributes:
         kind: Name of the contender's function.
-        model: Bundle or graph. None for a network that the contender makes itself.
+        model: Bundle or graph. ``None`` for a network that the contender makes itself.
         latent: File with an array [C, h, w].
         size: Width and height of the picture.
         threads: Number of CPU threads.
         backend: Backend for this project's model, or engine of a graph.
         device: Device of the backend.
         precision: ``"exact"`` or ``"fast"``.
-        output: File to write. For a picture, the time of writing counts, and for ``.npy`` it does not.
+        output: File to write. The measured time includes writing a picture, but not writing a ``.npy`` file.
         upscaler: A second graph that enlarges the picture of the first.
         tiling: Whether a network that can decode in tiles does so.
         memory: Memory limit of this project, as for ``infgen_rt.open``.
-        tile: Largest side of this project's tiles in pixels. None to let it choose.
+        tile: Largest side of this project's tiles in pixels. ``None`` to let it choose.
         stages: Stages of this project's iterative extrapolation.
-        moments: Times in seconds after which work is cancelled.
+        moments: Times in seconds after which the work is cancelled, each for a picture of its own.
     """
 
     kind: str
@@ -58,7 +58,8 @@ def run(order: Order) -> dict[str, Any]:
     """Carries out an order in a new process.
 
     Returns:
-        The contender's measurements: ``peak``, the peak memory of the process in bytes, and usually ``seconds``.
+        The contender's measurements. ``peak`` is the peak memory of the process in bytes. Most contenders also give
+        ``seconds``.
 
     Raises:
         click.ClickException: The contender failed. The message is the last line of its output.
@@ -74,11 +75,15 @@ def run(order: Order) -> dict[str, Any]:
 
 
 def start(order: Order) -> dict[str, Any]:
-    """Like ``run``, for an order that reports when its picture, and possibly its first pixels, were finished.
+    """Carries out an order whose contender reports when its picture was finished.
 
     Returns:
-        The contender's measurements, with these times as ``finished`` and ``first``, in seconds since the start of the
-        process. If a method has no pixels before the picture is finished, both times are the same.
+        The contender's measurements. ``finished`` is the time at which the picture was finished, and ``first`` the time
+        of its first pixels, both in seconds since the start of the process. They are the same if a method has no pixels
+        before the picture is finished.
+
+    Raises:
+        click.ClickException: As for ``run``.
     """
     began = time.time()
     result = run(order)
@@ -92,6 +97,6 @@ def median(runs: Sequence[dict[str, Any]], name: str) -> float:
 
 
 def spread(runs: Sequence[dict[str, Any]], name: str) -> str:
-    """The smallest and largest value of a figure."""
+    """The smallest and the largest value of a figure over several runs, as text."""
     values = [entry[name] for entry in runs]
     return f"{min(values):.2f} - {max(values):.2f}"

@@ -1,8 +1,8 @@
 """Measures where each graph spends its time, by kind of operation: ``python -m benchmarks.profile``.
 
-It uses the runtimes' own profilers, the graphs of the model that ships, and the inputs that a decoder gives them: a
-latent of 64x64 cells, and one tile of 64x64 tokens with its halo. It also shows how many operations are left in a graph
-after the runtime has optimised it.
+It uses the runtimes' own profilers and the graphs of the model that ships. The inputs are those that a decoder gives to
+the graphs, for a latent of 64x64 cells and one tile of 64x64 tokens with its halo. It also shows how many operations a
+graph has after the runtime has optimised it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _NAMED = 3
 _ENDS = ("Input", "Output", "Const")
 """Kinds of nodes in OpenVINO's runtime model that are not operations."""
 _ERRORS = 3
-"""ONNX Runtime's log severity. At a lower one, it warns that the model that it saves is for this processor."""
+"""ONNX Runtime's log severity. At a lower one, it warns that the saved model suits only this processor."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Node:
     Attributes:
         kind: Kind of operation, with the implementation if the runtime reports it.
         seconds: Median time over the runs.
-        products: Multiply-adds of matrix products and convolutions. 0 for other operations, and if the runtime does not
-            report shapes.
+        products: Multiply-adds of matrix products and convolutions. It is 0 for other operations, and if the runtime
+            does not report shapes.
     """
 
     kind: str
@@ -70,7 +70,7 @@ class Profile:
     """A runtime's profile of a graph.
 
     Attributes:
-        nodes: Operations that took time.
+        nodes: Operations whose time the runtime reports.
         count: Number of operations after the runtime's optimisation, without constants, inputs and outputs.
     """
 
@@ -116,7 +116,7 @@ class _Recording:
 
 
 def profile_onnx(files: Mapping[str, Content], inputs: Mapping[str, Any], threads: int, runs: int) -> Profile:
-    """ONNX Runtime's profile of a graph, with the number of operations in the optimised model that it saves."""
+    """Makes ONNX Runtime's profile of a graph. Operations are counted in the optimised model that it saves."""
     (content,) = (content for name, content in files.items() if name != WEIGHTS)
     with tempfile.TemporaryDirectory() as folder:
         options = onnxruntime.SessionOptions()
@@ -148,7 +148,7 @@ def _products(event: Mapping[str, Any]) -> float:
     if event["op_name"] in {"Conv", "FusedConv"}:
         return float(math.prod(made[0]) // made[0][1] * math.prod(given[1]))
     if event["op_name"] == "ConvTranspose":
-        # The profile lacks the shape of its weights. In this model, kernels are as large as their stride.
+        # The profile does not have the shape of the weights. In this model, kernels are as large as their stride.
         return float(math.prod(made[0]) * given[0][1])
     if event["op_name"] in {"MatMul", "FusedMatMul", "Gemm"}:
         return float(math.prod(given[0]) * made[0][-1])
@@ -158,7 +158,10 @@ def _products(event: Mapping[str, Any]) -> float:
 def profile_openvino(
     files: Mapping[str, Content], inputs: Mapping[str, Any], arithmetic: str, threads: int, runs: int
 ) -> Profile:
-    """OpenVINO's profile of a graph and its runtime model. For bfloat16, the graph is cut in two as in the runtime."""
+    """Makes OpenVINO's profile of a graph. Operations are counted in its runtime models.
+
+    For bfloat16, the graph is cut in two, as in the backend.
+    """
     core = openvino.Core()
     model = read_model(core, files)
     settings = {"INFERENCE_NUM_THREADS": threads, "PERF_COUNT": True}
@@ -171,7 +174,7 @@ def profile_openvino(
         session.run(inputs)
         for part, request in enumerate(parts):
             for info in request.profiling_info:
-                # OpenVINO reports the mean of all runs so far.
+                # OpenVINO reports the mean of all runs until now, so the sum is that times their number.
                 node = (f"{part} {info.node_name}", f"{info.node_type}, {info.exec_type}")
                 sums[node].append(number * info.real_time.total_seconds())
     session.close()
@@ -181,9 +184,12 @@ def profile_openvino(
 
 
 def cases(bundle: Bundle, candidate: Candidate, threads: int, scales: Sequence[float]) -> dict[str, tuple[Any, Any]]:
-    """Files and inputs of every graph, as a decoder gives them, by the name of the case.
+    """Finds the files and the inputs that a decoder gives to each graph.
 
     Graphs that differ by scale, such as ``refine4``, are those of the smallest enlargement for the scale.
+
+    Returns:
+        The files and inputs by the name of the case, such as ``prefill`` or ``decode4 at 3``.
     """
     recorder = Recorder(candidate.backend)
     engine = Engine(bundle, replace(candidate, backend=recorder), threads)
@@ -209,7 +215,7 @@ def cases(bundle: Bundle, candidate: Candidate, threads: int, scales: Sequence[f
 
 
 def by_kind(nodes: Sequence[Node]) -> list[tuple[str, list[Node]]]:
-    """Groups nodes by kind of operation, the slowest kind first."""
+    """Groups nodes by kind of operation. The kind that takes most time is first."""
     kinds: dict[str, list[Node]] = defaultdict(list)
     for node in nodes:
         kinds[node.kind].append(node)
@@ -217,7 +223,12 @@ def by_kind(nodes: Sequence[Node]) -> list[tuple[str, list[Node]]]:
 
 
 def table(profile: Profile, products: float | None) -> list[str]:
-    """A graph's kinds of operation as Markdown, the slowest first, with the speed if multiply-adds are known."""
+    """The rows of a graph's table in Markdown, one per kind of operation.
+
+    Args:
+        profile: Profile of the graph.
+        products: Multiply-adds of the whole graph. ``None`` if they are not known.
+    """
     nodes = profile.nodes
     total = sum(node.seconds for node in nodes)
     rate = "" if products is None else f"{products / total / 1e9:.0f}"
@@ -234,7 +245,7 @@ def table(profile: Profile, products: float | None) -> list[str]:
 
 
 def summary(way: str, case: str, profile: Profile) -> str:
-    """A line of Markdown: how many operations a graph has, and which kinds take most of its time."""
+    """A row in Markdown with a graph's number of operations, its time, and the kinds that take most of it."""
     total = sum(node.seconds for node in profile.nodes)
     shares = ", ".join(
         f"{kind} {sum(node.seconds for node in group) / total:.0%}" for kind, group in by_kind(profile.nodes)[:_NAMED]
@@ -244,23 +255,27 @@ def summary(way: str, case: str, profile: Profile) -> str:
 
 @click.command()
 @click.option(
-    "--model", type=click.Path(path_type=Path), default=DEFAULT_BUNDLE, help="Bundle; default the shipped one."
+    "--model",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_BUNDLE,
+    help="Bundle.  [default: the one in the package]",
 )
 @click.option("--threads", default=os.cpu_count() or 1, show_default=True)
 @click.option("--scales", default="1,2,4", show_default=True, help="Scales of refine and decode, separated by commas.")
 @click.option("--backend", "names", multiple=True, default=("onnxruntime", "openvino"), show_default=True)
 @click.option("--runs", default=7, show_default=True, help="Number of runs. Their medians are printed.")
 def main(model: Path, threads: int, scales: str, names: tuple[str, ...], runs: int) -> None:
-    """Prints, for each graph and runtime, milliseconds and billions of multiply-adds per second for each kind.
+    """Prints the milliseconds and the speed of each kind of operation, for each graph and runtime.
 
-    Last of all, in one table: the operations that are left of each graph, its time, and what takes most of it.
+    The speed is in thousand million multiply-adds per second. A last table has the number of operations of each graph,
+    its time, and the kinds of operation that take most of it.
     """
     bundle = Bundle.open(model)
     sides = [float(text) for text in scales.split(",")]
     products: dict[str, float] = {}
     lines = ["| graph | runtime | operations | ms | most of it |", "|---|---|---|---|---|"]
     for name in names:
-        # ONNX Runtime is first, because it reports multiply-adds, which are the same for both.
+        # ONNX Runtime has to be first. It reports multiply-adds, which are the same for OpenVINO.
         for candidate in _candidates(bundle, name):
             way = f"{name}, {candidate.arithmetic}"
             for case, (files, inputs) in cases(bundle, candidate, threads, sides).items():

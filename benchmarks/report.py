@@ -45,26 +45,26 @@ def scale_of(job: Job) -> float:
 
 
 def quality_of(method: Method, job: Job, results: Results) -> Mapping[str, float | None] | None:
-    """The evaluation's results for a method at the scale of a job, if it was measured."""
+    """The evaluation's results for a method at the scale of a job. ``None`` if there are none."""
     for name, methods in results.quality.items():
         if abs(float(name) / scale_of(job) - 1) < 0.1 and method.quality is not None:
-            # At scale 1 nothing is enlarged.
+            # At scale 1, nothing is enlarged, and the results have the name of the decoder alone.
             return methods.get(method.quality) or methods.get(method.quality.partition(" + ")[0])
     return None
 
 
 def work(method: Method, job: Job, results: Results) -> float | None:
-    """Multiply-adds of a method's networks for a job. None if they were not counted."""
+    """Multiply-adds of a method's networks for a job. ``None`` if they were not counted."""
     if method.kind == "diffusers":
         return None
     if method.peer is not None:
-        # The latent is as large as the picture / 8, or small, and an upscaler enlarges its picture.
+        # The latent has a cell for every 8x8 pixels of the picture, or it is small and an upscaler may follow.
         cells = job.pixels / 64 if method.native else job.cells[0] * job.cells[1]
         enlarging = 64 * cells * results.costs[method.upscaler] if method.upscaler else 0
         return results.costs[method.peer] * cells + enlarging
     if not results.own:
         return None
-    # As in the runtime: the smallest enlargement for the scale. If the scale is beyond all of them, it is resampled.
+    # The runtime uses the smallest enlargement for the scale. Beyond the largest, it resamples the picture.
     scales = sorted(results.own, key=float)
     scale = max(job.size[0] / job.cells[1], job.size[1] / job.cells[0]) / 8
     cost = results.own[next((name for name in scales if float(name) >= scale - 1e-6), scales[-1])]
@@ -74,13 +74,13 @@ def work(method: Method, job: Job, results: Results) -> float | None:
 
 
 def against(method: Method, job: Job, results: Results) -> float | None:
-    """A method's time divided by this project's in the same engine and precision. None if there is no such run."""
+    """A method's time divided by this project's, in the same engine and precision. ``None`` if a run is missing."""
     mine, other = _own(method, job, results), results.seconds(method, job)
     return other / mine if mine and other else None
 
 
 def _own(method: Method, job: Job, results: Results) -> float | None:
-    """This project's time in seconds in a method's engine and precision. None if there is no such run."""
+    """This project's time in seconds, in a method's engine and precision. ``None`` if there is no such run."""
     for own in METHODS:
         if (own.name, own.precision, own.backend) == (PROJECT, method.precision, method.backend):
             return results.seconds(own, job)
@@ -93,7 +93,7 @@ def markdown(results: Results) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     lines = [f"{machine['processor']}, {machine['threads']} threads, {machine['system']}, {versions}", ""]
     if untrained := [name for peer, name in NAMES.items() if peer in results.costs and peer not in _trained(results)]:
-        lines += [f"With random weights, for what they cost: {', '.join(untrained)}", ""]
+        lines += [f"These have random weights, because only their cost matters: {', '.join(untrained)}", ""]
     if results.quality:
         lines += _quality(results)
     for job in jobs(results):
@@ -116,6 +116,7 @@ def markdown(results: Results) -> str:
 
 
 def _job(job: Job, results: Results) -> list[str]:
+    """The table of one picture, with a row for each method that made it."""
     megapixels = job.pixels / 1e6
     runs = results.runs[str(job)]
     lines = [f"**{job}**", ""]
@@ -158,7 +159,7 @@ def _level(level: Mapping[str, float | None]) -> list[str]:
 
 
 def _ratios(results: Results) -> list[str]:
-    """How many times longer than this project a tiny decoder with a strong enlarger takes."""
+    """A table with the time of a tiny decoder with a strong enlarger, divided by this project's time."""
     rows = [
         _row(job, method.engine, f"{mine:.2f}", f"{theirs:.2f}", f"{theirs / mine:.1f}")
         for job in jobs(results)
@@ -170,7 +171,7 @@ def _ratios(results: Results) -> list[str]:
 
 
 def _trained(results: Results) -> list[str]:
-    """Peers with trained weights. Results of earlier versions lack this, and had them only for the tiny decoder."""
+    """Names of the peers with trained weights. In results of earlier versions, it was always the tiny decoder alone."""
     trained: list[str] = results.machine.get("trained", ["taef2"])
     return trained
 

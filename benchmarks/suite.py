@@ -1,4 +1,4 @@
-"""Runs all comparisons and keeps the results."""
+"""Runs all comparisons and collects the results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from benchmarks.process import Order, median, run, start
 from infgen_export.quiet import quiet
 
 Quality = dict[str, dict[str, dict[str, float | None]]]
-"""Means by scale, method and metric, as the evaluation command writes them. None for a metric that no picture has."""
+"""Means by scale, method and metric, as the evaluation command writes them. ``None`` if no picture has the metric."""
 
 
 @dataclass
@@ -31,9 +31,9 @@ class Results:
         own: Multiply-adds of this project's model, by scale; see ``cost.decoder_cost``.
         peaks: Most multiply-adds per second of a matrix product, for each engine and precision.
         runs: Every sample of each method and job.
-        viewport: Every sample of a viewport, for each backend and precision.
-        starts: Every sample of a start.
-        installed: Bytes of the packages that a method needs.
+        viewport: Every sample of reading a viewport, for each backend and precision.
+        starts: Every sample of a start, for each method.
+        installed: Size in bytes of each installed package that a method needs.
         quality: Results of the evaluation command, if its report was given.
     """
 
@@ -64,7 +64,7 @@ class Results:
         file.write_text(json.dumps(asdict(self), indent=1) + "\n")
 
     def seconds(self, method: Method, job: Job) -> float | None:
-        """Median time of a method for a job, or None if it was not run."""
+        """Median time of a method for a job in seconds. ``None`` if it was not run."""
         runs = self.runs.get(str(job), {}).get(method.label)
         return median(runs, "seconds") if runs else None
 
@@ -77,7 +77,7 @@ def measure(
     folder: Path,
     say: Callable[[str], None],
 ) -> Results:
-    """Runs everything, with the methods in turns.
+    """Measures everything. The methods are run in turns.
 
     Args:
         extent: How much to measure.
@@ -101,7 +101,7 @@ def measure(
         if extent.includes(method, job)
     ]
     for number in range(extent.repeat):
-        done: dict[Order, dict[str, Any]] = {}  # at full size, a peer does the same for every latent of a job
+        done: dict[Order, dict[str, Any]] = {}  # at full size, a peer's order is the same for every latent
         for method, job, order in orders:
             if number and extent.once(method, job):
                 continue
@@ -118,7 +118,7 @@ def measure(
             if method.kind == "infgen" and not method.untiled:
                 order = replace(_order(method, extent.viewport, model, threads, folder), kind="viewport")
                 results.viewport.setdefault(method.label, []).append(run(order))
-        # Other work on the machine can only lower a peak, so the largest of all rounds counts.
+        # Other work on the machine can only lower the speed, so the highest speed of all rounds counts.
         for engine, precision in (("onnxruntime", "exact"), ("openvino", "exact"), ("openvino", "fast")):
             order = Order("products", product, latent_file(folder, (1, 1)), (1, 1), threads, engine, "cpu", precision)
             name = f"{engine} {precision}"
@@ -145,7 +145,12 @@ def _order(method: Method, job: Job, model: Path, threads: int, folder: Path) ->
 
 
 def latent_file(folder: Path, cells: Sequence[int]) -> Path:
-    """Writes a latent of noise. The cost of decoding a latent does not depend on its content."""
+    """Writes a latent of noise, unless the folder has it already. The cost of decoding does not depend on the values.
+
+    Args:
+        folder: Folder for the file.
+        cells: Height and width of the latent.
+    """
     file = folder / f"{cells[0]}x{cells[1]}.npy"
     if not file.exists():
         np.save(file, np.random.default_rng(0).normal(0, 0.8, (32, *cells)).astype(np.float32))

@@ -1,6 +1,9 @@
-"""The command line as an app that needs no Python: `pyinstaller examples/frozen.py`, then `dist/frozen/frozen --help`.
+"""The command line as an app that needs no Python.
 
-An app of your own needs nothing more either. PyInstaller finds this package's hooks by itself.
+pyinstaller examples/frozen.py
+dist/frozen/frozen --help
+
+An app of your own is built in the same way. PyInstaller finds the hooks of this package by itself.
 """
 
 import sys

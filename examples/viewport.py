@@ -1,4 +1,4 @@
-"""Reads one corner of a picture that is too large for memory, and shows what it would take to decode all of it.
+"""Reads one corner of a large picture within a memory limit, and prints the plan for decoding all of it.
 
 python examples/viewport.py
 """

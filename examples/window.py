@@ -1,4 +1,4 @@
-"""Shows a picture of 16384 pixels in an app's own window. Only what is seen is decoded.
+"""Shows a picture of 16384 pixels in width in an app's own window. Only the visible part is decoded.
 
 python examples/window.py
 """

@@ -1,1 +1,1 @@
-"""Studies that each answered one question. They can be run again when the question comes up."""
+"""Studies, each of which answered one question. They can be run again when the question comes up."""

@@ -1,8 +1,8 @@
 """Makes images for a blind comparison: ``python -m benchmarks.studies.chooser``.
 
-For each place in a photograph, there is one image at 100 %. It has the true picture on the left. Next to it, as A and B
-in random order, are the model's picture and that of TAEF2 and Real-ESRGAN, both from the latent of the reduced
-photograph. Write down which of the two to keep, place by place, and only then open ``key.json``.
+For each place in a photograph, there is one image at 100 %. It has the true picture on the left. To the right are two
+pictures, A and B, both from the latent of the reduced photograph. In random order, one is the model's, and the other is
+that of TAEF2 and Real-ESRGAN. Write down for each place which one is better, and only then open ``key.json``.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from infgen_training.views import Pixels, photo_files
 CROP = 320
 """Side in pixels of the crop that is shown."""
 MARGIN = 64
-"""Smallest margin around the crop, in pixels at the latent's own size. It covers the reach of the methods."""
+"""Smallest margin around the crop, in pixels at the latent's own size. It is larger than the reach of the methods."""
 SCALES = (2, 4)
 RIVALS = (OURS, f"{TEACHER} + {ENLARGER}")
 """The methods to choose from, by the evaluation's names."""
 GAP, BAND = 8, 24
-"""Pixels between the pictures, and above them for their names."""
+"""Pixels between the pictures, and height of the band above them with their names."""
 
 
 @dataclass(frozen=True)
@@ -64,28 +64,30 @@ class Place:
         if self.scale not in SCALES:
             raise ValueError(f"{self.name}: scale must be one of {', '.join(map(str, SCALES))}, not {self.scale}")
         if not self.name or Path(self.name).name != self.name:
-            raise ValueError(f"{self.name!r} is no name for a file")
+            raise ValueError(f"{self.name!r} cannot be the name of a file")
 
 
 def read_places(file: Path) -> list[Place]:
     """Reads a JSON list of places.
 
     Raises:
-        InputError: The file is something else, or two places have the same name.
+        InputError: The file is not such a list, or two places have the same name.
     """
     try:
         places = [
             parse(Place, value, f"place {number}") for number, value in enumerate(json.loads(file.read_text()), 1)
         ]
     except (TypeError, ValueError) as error:
-        raise InputError(f"{file} is no list of places: {error}") from error
+        raise InputError(f"{file} is not a list of places: {error}") from error
     if twice := [name for name, count in Counter(place.name for place in places).items() if count > 1]:
-        raise InputError(f"{file} has several places of the name {twice[0]!r}")
+        raise InputError(f"{file} has several places with the name {twice[0]!r}: give each its own")
     return places
 
 
 def cut(photo: Image.Image, place: Place) -> tuple[Image.Image, tuple[int, int, int, int]]:
-    """The part of a photograph to encode for a place, in whole cells of the whole photograph's latent.
+    """Cuts out the part of a photograph that is encoded for a place.
+
+    The part consists of whole cells of the whole photograph's latent.
 
     Returns:
         The part of the photograph, and the crop of it that is shown: left, top, width, height.
@@ -108,7 +110,7 @@ def cut(photo: Image.Image, place: Place) -> tuple[Image.Image, tuple[int, int, 
 def pictures_of(
     photo: Image.Image, place: Place, model: InfGen, teacher: Teacher, enlarge: nn.Module
 ) -> dict[str, Pixels]:
-    """The pictures that are shown for a place: the ``truth``, and one per method."""
+    """Makes the pictures that are shown for a place: the ``truth``, and one per method."""
     part, (x, y, width, height) = cut(photo, place)
     task = Task.of(part, float(place.scale), teacher)
     made = methods(task, model, teacher, enlarge, ours=False)
@@ -117,7 +119,7 @@ def pictures_of(
 
 
 def sheet(pictures: Mapping[str, Pixels]) -> Image.Image:
-    """Draws pictures of one size next to each other, with their names above."""
+    """Draws pictures of the same size side by side, with their names above."""
     height, width = next(iter(pictures.values())).shape[:2]
     image = Image.new("RGB", ((width + GAP) * len(pictures) - GAP, height + BAND), "white")
     draw = ImageDraw.Draw(image)
@@ -156,7 +158,7 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.argument("checkpoint", type=_FOLDER)
 @click.option("--photos", type=_FOLDER, required=True, help="Folder of photographs that were not used for training.")
 @click.option("--teacher", type=_FILE, required=True)
-@click.option("--enlarger", type=_FILE, required=True, help="Python file with a network for 4 times.")
+@click.option("--enlarger", type=_FILE, required=True, help="Python file with a network that enlarges 4 times.")
 @click.option(
     "--function", default="load_x4plus", show_default=True, help="Name of the function in the enlarger's file."
 )
@@ -180,7 +182,7 @@ def main(
     key = lay_out(wanted, files, model, maker, enlarge.to(memory_format=torch.channels_last), seed, output)
     told: dict[str, Any] = {"seed": seed, "checkpoint": str(checkpoint), "places": [asdict(place) for place in wanted]}
     (output / "key.json").write_text(json.dumps({"key": key, **told}, indent=2) + "\n")
-    click.echo(f"{len(key)} images in {output}: write down which to keep, A or B, before you open key.json")
+    click.echo(f"{len(key)} images in {output}: write down which is better, A or B, before you open key.json")
 
 
 if __name__ == "__main__":

@@ -2,13 +2,13 @@
 
 A shuffle makes neighbouring pixels from different channels. If the channels disagree, the error repeats every two or
 four pixels, like the teeth of a comb. It is visible as a grid in flat areas (sky), and as steps at straight edges. The
-measure is the mean absolute difference between pixels half a period apart, in levels of 255. For a period of two, these
-are even and odd pixels.
+study measures the mean absolute difference between pixels that are half a period apart, in levels of 255. For a period
+of two, these are even and odd pixels.
 
-Detail also contributes to this number, and more so in a sharper picture. There are two ways to distinguish it from a
-comb. First, a comb has its teeth at the same pixels everywhere, so it is also present in the mean of all blocks, in
-which detail averages out. This is the number in brackets. Second, the model's 1x picture, enlarged by Lanczos, has no
-comb. The 4x picture enlarged to 8x is the runtime's picture at that size.
+Detail also contributes to this number, and contributes more in a sharper picture. There are two ways to distinguish it
+from a comb. First, a comb has its teeth at the same pixels everywhere, so it is also in the mean of all blocks, while
+detail averages out. This is the number in brackets. Second, the table has the model's 1x picture enlarged by Lanczos,
+which has no comb. The 4x picture enlarged to 8x is what the runtime makes at that size.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ BLOCK = 16
 PERIODS = (2, 4)
 """Periods of a comb, in pixels of the 4x picture."""
 FLAT = 4.0
-"""Every channel of a flat block has a standard deviation below this, in levels."""
+"""Largest standard deviation of a channel in a flat block, in levels."""
 EDGE = 20.0
-"""Smallest standard deviation across an edge, in levels."""
+"""Smallest standard deviation of a channel across an edge, in levels."""
 HEADER = (
     "sample",
     "picture",
@@ -64,7 +64,7 @@ class Places:
 
     @classmethod
     def of(cls, picture: Levels) -> Places:
-        """Finds the blocks in a picture, which should not have a comb itself."""
+        """Finds the blocks in a picture. The picture itself should not have a comb."""
         blocks = _blocks(picture, BLOCK)
         # How much a block varies from row to row, and from column to column.
         rows, columns = (blocks.mean(axis).std(2).max(-1) for axis in (3, 2))
@@ -74,11 +74,11 @@ class Places:
 
 @dataclass(frozen=True)
 class Comb:
-    """A pattern of one period, in levels. NaN if there was no suitable block.
+    """The strength of a comb of one period, in levels. NaN if there was no suitable block.
 
     Attributes:
-        each: Mean absolute difference of positions half a period apart, averaged over blocks.
-        shared: The same for the mean of all blocks.
+        each: Mean absolute difference of positions half a period apart, as a mean over all blocks.
+        shared: Mean absolute difference of these positions in the mean of all blocks.
     """
 
     each: float
@@ -86,7 +86,7 @@ class Comb:
 
     @classmethod
     def of(cls, teeth: NDArray[np.float32]) -> Comb:
-        """The comb of differences [blocks, ..., period]."""
+        """Measures the comb in the differences that ``teeth`` gives, [blocks, ..., period]."""
         if not teeth.size:
             return cls(np.nan, np.nan)
         return cls(float(np.abs(teeth).mean()), float(np.abs(teeth.mean(tuple(range(teeth.ndim - 2)))).mean()))
@@ -96,10 +96,18 @@ class Comb:
 
 
 def teeth(lines: NDArray[np.float32], period: int, longest: int) -> NDArray[np.float32]:
-    """For lines [..., n], how much higher each position of a period is than those half a period away [..., period].
+    """Computes how much higher each position of a period is than the positions half a period away.
 
     A position is compared with the mean of the two positions half a period away, so that gradients cancel. The
-    comparison covers whole multiples of the longest measured period, so that no period is mistaken for another.
+    comparison covers whole multiples of the longest period, so that no period is mistaken for another.
+
+    Args:
+        lines: Lines of pixels [..., n].
+        period: The period in pixels.
+        longest: The longest period that is measured.
+
+    Returns:
+        [..., period], whose mean over the period is 0.
     """
     half = period // 2
     difference = lines[..., half:-half] - (lines[..., : -2 * half] + lines[..., 2 * half :]) / 2
@@ -111,12 +119,12 @@ def teeth(lines: NDArray[np.float32], period: int, longest: int) -> NDArray[np.f
 
 
 def combs(picture: Levels, places: Places, enlarged: int = 1) -> dict[tuple[str, int, str], Comb]:
-    """The combs of a picture by place, period and axis.
+    """Measures the combs of a picture by place, period and axis.
 
     Args:
-        picture: The picture, of the same view as the one that the places were found in.
+        picture: The picture. It shows the same as the picture in which the places were found.
         places: The blocks to measure.
-        enlarged: How many times larger the picture is than that one.
+        enlarged: How many times larger the picture is than the one in which the places were found.
     """
     blocks = _blocks(picture, enlarged * BLOCK)
     found = {}
@@ -139,7 +147,7 @@ def enlarge(picture: Levels, factor: int) -> Levels:
 
 
 def rows(name: str, decoder: infgen_rt.Decoder) -> Iterator[tuple[str, ...]]:
-    """Rows of a sample: its 1x picture enlarged, its 4x picture and that enlarged to 8x, in both kinds of place."""
+    """The rows of a sample: its enlarged 1x picture, its 4x picture, and the 4x picture enlarged to 8x."""
     latent = load_sample(name).latent
     own, large = (_levels(decoder.picture(latent, scale)) for scale in (1.0, float(SCALE)))
     smooth = enlarge(own, SCALE)
@@ -170,13 +178,16 @@ def _blocks(picture: Levels, side: int) -> NDArray[np.float32]:
 
 @click.command()
 @click.option(
-    "--model", type=click.Path(path_type=Path), default=DEFAULT_BUNDLE, help="Bundle; default the shipped one."
+    "--model",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_BUNDLE,
+    help="Bundle.  [default: the one in the package]",
 )
 @click.option("--sample", "names", multiple=True, help="Names of shipped samples; all by default.")
 @click.option("--backend", default="onnxruntime", show_default=True)
 @click.option("--threads", type=int, help="CPU threads; the backend's own choice by default.")
 def main(model: Path, names: tuple[str, ...], backend: str, threads: int | None) -> None:
-    """Prints the grid pattern of each sample's picture in levels of 255, and how much of it all blocks share."""
+    """Prints the strength of the combs in each sample's pictures, in levels of 255."""
     click.echo(f"| {' | '.join(HEADER)} |\n{'|---' * len(HEADER)}|")
     with warnings.catch_warnings(), infgen_rt.open(model, backend, precision="exact", threads=threads) as decoder:
         warnings.simplefilter("ignore", infgen_rt.InfGenWarning)

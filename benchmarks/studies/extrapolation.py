@@ -1,8 +1,10 @@
-"""Compares ways beyond the trained range: ``python -m benchmarks.studies.extrapolation --photos DIR --teacher FILE``.
+"""Compares ways to decode at scales beyond the trained range.
+
+``python -m benchmarks.studies.extrapolation --photos DIR --teacher FILE``
 
 As in ``infgen_training.evaluate``, the true picture is the photograph, and the latent is made from the photograph
-reduced by the scale, so every way has to restore what the reduction removed. This needs large photographs: from one of
-2048x1152, scale 8 uses a latent of 32x18 cells.
+reduced by the scale. Every way therefore has to restore what the reduction removed. This needs large photographs. For a
+photograph of 2048x1152 pixels, the latent at scale 8 has only 32x18 cells.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from infgen_training.teacher import Teacher
 from infgen_training.views import Pixels, photo_files, to_tensor
 
 LEAST = 16
-"""Smallest side, in cells, of a photograph's latent at a scale. With less, the photograph is not measured there."""
+"""Smallest side of a latent, in cells. A photograph with a smaller latent at a scale is not measured at this scale."""
 FORMATS = {"lpips": ".3f", "frechet": ".1f", "psnr": ".2f", "ssimulacra2": ".1f", "seconds": ".2f"}
 HEADER = "| scale | way | LPIPS | patch Frechet | PSNR | SSIMULACRA2 | seconds |\n|---|---|---|---|---|---|---|"
 
@@ -49,7 +51,11 @@ class Row:
     features: list[NDArray[np.float64]] = field(default_factory=list)
 
     def cells(self, truths: list[NDArray[np.float64]]) -> Iterator[str]:
-        """Means, and the distance of all patches from those of the photographs. Empty if not measured."""
+        """The cells of the table: the mean of each metric, and the distance of all patches from the photographs'.
+
+        Args:
+            truths: Features of the photographs. If there are none, cells of metrics that need them are empty.
+        """
         for name, form in FORMATS.items():
             if name == "frechet":
                 yield format(frechet_distance(self.features, truths), form) if truths else ""
@@ -61,11 +67,11 @@ class Row:
 def ways(
     decoder: infgen_rt.Decoder, teacher: Teacher, scale: float, chains: list[tuple[float, ...]]
 ) -> dict[str, Make]:
-    """The ways that are compared at a scale.
+    """The ways that are compared at a scale, by name.
 
     Args:
         decoder: Decoder of the model.
-        teacher: Encodes between stages instead of the model, to show how much quality the model's encoder costs.
+        teacher: The teacher. In some ways it encodes between stages, which shows what the model's encoder costs.
         scale: Scale of all ways.
         chains: Stages that multiply to the scale.
     """
@@ -102,7 +108,7 @@ def parse_chain(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise click.BadParameter(f"{text!r} is no list of scales such as 4,2", param_hint="--stages") from None
+        raise click.BadParameter(f"{text!r} is not a list of scales such as 4,2", param_hint="--stages") from None
 
 
 @click.command()
@@ -116,7 +122,7 @@ def parse_chain(text: str) -> tuple[float, ...]:
 @click.option(
     "--eye/--no-eye", default=True, show_default=True, help="Whether to measure LPIPS and patch Frechet distances."
 )
-@click.option("--limit", type=int, help="Only the first photographs that are large enough.")
+@click.option("--limit", type=int, help="Largest number of photographs at each scale.")
 def main(
     photos: Path, teacher: Path, model: Path | None, chains: tuple[str, ...], eye: bool, limit: int | None
 ) -> None:

@@ -1,7 +1,7 @@
-"""Compares tiles one after another with tiles in parallel: ``python -m benchmarks.studies.parallel``.
+"""Compares decoding tiles one after another with decoding them in parallel: ``python -m benchmarks.studies.parallel``.
 
-In parallel, each tile has one thread. Which way is faster depends on the backend, and the runtime follows the results
-(`Backend.parallel_on`).
+Tiles in parallel have one thread each. Which way is faster depends on the backend. The backends' attribute
+``parallel_on`` follows from the results.
 """
 
 from __future__ import annotations
@@ -35,21 +35,28 @@ TILE = Size(64, 64)
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """The time of one run."""
+    """The time of one run, in seconds."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
 
 
 def inputs_of(grid: Grid, context: Values, tokens: Box, radius: float | None) -> dict[str, Any]:
-    """Inputs of decode for a tile with its halo, cropped from a whole context as in the runtime."""
+    """Inputs of decode for a tile, with a crop of a whole context as in the runtime.
+
+    Args:
+        grid: Grid of the picture.
+        context: Context of the whole latent.
+        tokens: The tile with its halo.
+        radius: Radius of attention in cells. ``None`` for the whole latent.
+    """
     cells = grid.context_of(tokens, radius)
     return tile_inputs(grid, context[:, :, *cells.slices], cells, tokens)
 
 
 @dataclass
 class Parallel:
-    """A backend that claims to gain from several runs at a time.
+    """A backend for which the runtime decodes tiles in parallel.
 
     Attributes:
         backend: The backend that does the work.
@@ -78,7 +85,10 @@ def side_by_side(engine: Engine, inputs: Sequence[dict[str, Any]], enlargement: 
 
 @click.command()
 @click.option(
-    "--model", type=click.Path(path_type=Path), default=DEFAULT_BUNDLE, help="Bundle; default the shipped one."
+    "--model",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_BUNDLE,
+    help="Bundle.  [default: the one in the package]",
 )
 @click.option("--backend", "names", multiple=True, default=("onnxruntime", "openvino"), show_default=True)
 @click.option("--threads", default=os.cpu_count() or 1, show_default=True)
@@ -102,7 +112,7 @@ def main(model: Path, names: tuple[str, ...], threads: int, scales: str, runs: i
             engine.load_for(enlargement)
             engine.load_shared(enlargement)
             context = engine.context(latent, enlargement)
-            # The first tiles, four for each thread. If there are fewer, they are repeated.
+            # There are four tiles for each thread. If the picture has fewer, they are repeated.
             tiles = list(Tiling.of(grid.tokens, TILE).touching(grid.tokens.box))
             tiles = (4 * threads * tiles)[: 4 * threads]
             inputs = [inputs_of(grid, context, tile.grow(halo.tokens, grid.tokens.box), halo.cells) for tile in tiles]

@@ -1,10 +1,10 @@
-"""The precision ladder: what float32, bfloat16 and 8 bits cost in the picture and save in time.
+"""Compares precisions: how much float32, bfloat16 and 8 bits change the picture, and how much time they save.
 
 Usage: ``python -m benchmarks.studies.precision``.
 
-The 8-bit graphs are made here, because none ships. ONNX Runtime's quantiser gives trunk and refine 8-bit weights, or
-8-bit weights and activations, calibrated on two of the sample latents. The third sample is decoded. Both runtimes run
-the same quantised graphs. Prefill and decode, which are 5 to 20 % of the work, stay in the engine's own precision.
+The 8-bit graphs are made here, because the model that ships has none. Trunk and refine get 8-bit weights, or 8-bit
+weights and activations. Activations are calibrated on two of the sample latents, and the third sample is decoded. Both
+runtimes run the same quantised graphs. Prefill and decode, which are 5 to 20 % of the work, keep their precision.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from infgen_training.metrics import psnr
 from infgen_training.perception import Lpips
 
 CELLS = Size(32, 24)
-"""The middle of each sample that is used."""
+"""Size of the middle of each sample that is used."""
 CALIBRATED, DECODED = ("harbour", "colosseum"), "osprey"
 QUANTISED = ("trunk", "refine")
 
@@ -51,10 +51,10 @@ Picture = NDArray[np.uint8]
 
 @dataclass
 class Replacing:
-    """A backend that loads other graphs in place of some.
+    """A backend that loads other graphs in place of some of a bundle.
 
     Attributes:
-        backend: The backend that does the rest.
+        backend: The backend that loads all other graphs.
         graphs: ONNX files, by the name of the graph that they replace.
     """
 
@@ -77,7 +77,7 @@ class Replacing:
 
 @dataclass
 class _OpenVino:
-    """OpenVINO's session of an ONNX file, of which the runtime's own backend loads none."""
+    """OpenVINO's session of an ONNX file. The runtime's own backend does not load ONNX files."""
 
     compiled: openvino.CompiledModel
 
@@ -91,7 +91,7 @@ class _OpenVino:
 
 @dataclass
 class Calibration(quantization.CalibrationDataReader):  # type: ignore[misc]
-    """Inputs of a graph, one after another."""
+    """Gives the inputs of a graph to ONNX Runtime's quantiser, one after another."""
 
     inputs: list[Mapping[str, Any]]
     left: Iterator[Mapping[str, Any]] = field(init=False)
@@ -100,7 +100,7 @@ class Calibration(quantization.CalibrationDataReader):  # type: ignore[misc]
         self.left = iter(self.inputs)
 
     def get_next(self) -> Mapping[str, Any] | None:
-        """The next inputs, or None."""
+        """Returns the next inputs, or ``None`` after the last ones."""
         return next(self.left, None)
 
 
@@ -112,7 +112,7 @@ def middle(name: str) -> NDArray[np.float32]:
 
 
 def decode(engine: Engine, latent: NDArray[np.float32], scale: float) -> Picture:
-    """Decodes a latent as one tile. Its graphs have to be loaded."""
+    """Decodes a latent as one tile, and loads the graphs that it needs."""
     manifest = engine.manifest
     grid = Grid(CELLS, Size(*(round(manifest.patch * scale * side) for side in CELLS)), manifest.patch)
     enlargement = manifest.context_for(grid.scale)
@@ -123,7 +123,7 @@ def decode(engine: Engine, latent: NDArray[np.float32], scale: float) -> Picture
 
 
 def plain(bundle: Bundle, candidate: Candidate, graph: str, folder: Path) -> Path:
-    """A graph as one ONNX file with float32 weights, as the quantiser takes it."""
+    """Writes a graph as one ONNX file with float32 weights, which the quantiser needs."""
     files = bundle.read_graph(candidate.recipe, graph)
     (content,) = (content for name, content in files.items() if name != WEIGHTS)
     options = onnxruntime.SessionOptions()
@@ -138,7 +138,7 @@ def plain(bundle: Bundle, candidate: Candidate, graph: str, folder: Path) -> Pat
 
 
 def quantised(model: Path, inputs: list[Mapping[str, Any]]) -> Path:
-    """A graph whose convolutions and products have 8-bit weights per channel and 8-bit activations per tensor."""
+    """Writes a graph with 8-bit weights, scaled per channel, and 8-bit activations, scaled per tensor."""
     made = model.with_suffix(".int8.onnx")
     quantization.quantize_static(
         model,
@@ -155,7 +155,7 @@ def quantised(model: Path, inputs: list[Mapping[str, Any]]) -> Path:
 
 
 def rounded(model: Path) -> Path:
-    """A graph whose weights are rounded to 8 bits per output channel and computed with in float32."""
+    """Writes a graph with weights that are rounded to 8 bits, scaled per output channel. It computes in float32."""
     graph = onnx.load(model)
     used = {node.input[1] for node in graph.graph.node if node.op_type == "Conv"}
     for tensor in graph.graph.initializer:
@@ -170,7 +170,7 @@ def rounded(model: Path) -> Path:
 
 
 def ladder(bundle: Bundle, scale: float, folder: Path) -> list[tuple[str, Candidate]]:
-    """Each step's name, and how it is run."""
+    """The names of the compared precisions, and the candidate that runs each."""
     candidates = [each for name in ("onnxruntime", "openvino") for each in _candidates(bundle, name)]
     exact = next(each for each in candidates if each.backend.name == "onnxruntime")
     recorder = Recorder(exact.backend)
@@ -199,7 +199,12 @@ def _candidates(bundle: Bundle, name: str) -> list[Candidate]:
 
 
 @click.command()
-@click.option("--model", type=click.Path(path_type=Path), default=DEFAULT_BUNDLE, help="Default: the shipped bundle.")
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_BUNDLE,
+    help="Bundle.  [default: the one in the package]",
+)
 @click.option("--scale", default=4.0, show_default=True)
 @click.option("--runs", default=5, show_default=True, help="Number of runs. Their medians are printed.")
 def main(model: Path, scale: float, runs: int) -> None:

@@ -1,7 +1,7 @@
 """Measures how fast a data set is decoded in Ray Data: ``python -m benchmarks.studies.ray``.
 
-Two workers with one core each are compared with one worker with two. Each decodes the same latents to files on this
-machine, in a cluster of two processors. The time that it takes to start them is left out.
+Two workers with one core each are compared with one worker with two cores. Both decode the same latents to files on
+this machine, in a cluster of two processors. The time to start the workers is not measured.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from infgen_rt.latent.samples import load_sample, sample_names
 
 CORES = 2
 SETUPS = {"two workers with one core": (2, 1), "one worker with two cores": (1, 2)}
-"""Workers, and the cores of each."""
+"""Number of workers, and of the cores of each."""
 
 
 def latents(count: int, cells: Size) -> list[dict[str, Any]]:
-    """Rows with parts of the samples, of the same size."""
+    """Rows of a data set. Each has a part of a sample, and all parts have the same size."""
     rows: list[dict[str, Any]] = []
     names = sample_names()
     for number in range(count):
@@ -38,9 +38,9 @@ def latents(count: int, cells: Size) -> list[dict[str, Any]]:
 
 
 def measure(rows: list[dict[str, Any]], workers: int, cores: int, size: str, backend: str) -> float:
-    """Seconds a picture, in a cluster of its own.
+    """Decodes the rows in a new cluster, and returns the seconds per picture.
 
-    The first picture of each worker is left out, because some graphs are loaded for it.
+    The first picture of each worker is not counted, because it takes additional time to load graphs.
     """
     import ray
 
@@ -67,14 +67,16 @@ def measure(rows: list[dict[str, Any]], workers: int, cores: int, size: str, bac
 
 
 @click.command()
-@click.option("--count", default=24, show_default=True, help="Latents.")
-@click.option("--cells", default="64x64", show_default=True, help="Their width and height.")
-@click.option("--size", default="2x", show_default=True, help="The pictures' size.")
+@click.option("--count", default=24, show_default=True, help="Number of latents.")
+@click.option("--cells", default="64x64", show_default=True, help="Width and height of the latents in cells.")
+@click.option("--size", default="2x", show_default=True, help="Size of the pictures.")
 @click.option("--backend", default="onnxruntime", show_default=True)
-@click.option("--runs", default=3, show_default=True, help="Runs of each, in turn.")
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the times as JSON.")
+@click.option(
+    "--runs", default=3, show_default=True, help="Number of runs of each set-up. The set-ups are run in turns."
+)
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="File for the times as JSON.")
 def main(count: int, cells: str, size: str, backend: str, runs: int, output: Path | None) -> None:
-    """Measures two workers with one core each against one with two, in seconds a picture."""
+    """Prints the seconds per picture for two workers with one core each, and for one worker with two cores."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     width, height = map(int, cells.split("x"))
     rows = latents(count, Size(width, height))
@@ -83,7 +85,7 @@ def main(count: int, cells: str, size: str, backend: str, runs: int, output: Pat
         for name, (workers, cores) in SETUPS.items():
             times[name].append(measure(rows, workers, cores, size, backend))
             click.echo(f"{name}: {times[name][-1]:.3f} s", err=True)
-    click.echo("| workers | seconds a picture, median | least - most |\n|---|---|---|")
+    click.echo("| workers | seconds per picture, median | least - most |\n|---|---|---|")
     for name, found in times.items():
         click.echo(f"| {name} | {statistics.median(found):.3f} | {min(found):.3f} - {max(found):.3f} |")
     if output:

@@ -2,11 +2,11 @@
 
 ``python -m benchmarks.studies.spaces --photos PHOTOS --teachers TEACHERS -o FOLDER``
 
-The teachers' encoders make latents of photographs. Those of the folder ``train`` give the statistics of
-``infgen_rt/data/latent_spaces.json``, which ``statistics.json`` holds in the same form. Those of the folder ``val``
-show how often ``likely_space`` and ``normalisation_of`` are right, for the middles of photographs and parts of these.
+The teachers' encoders make latents of photographs. The photographs in the folder ``train`` give statistics, which are
+written to ``statistics.json`` in the form of ``infgen_rt/data/latent_spaces.json``. The photographs in the folder
+``val`` show how often ``likely_space`` and ``normalisation_of`` are right, for their middles and for parts of these.
 
-The encoders run in bfloat16. A latent then differs from that of float32 by about a fiftieth of its deviation.
+The encoders run in bfloat16. Compared with float32, latents differ by about a fiftieth of their standard deviation.
 """
 
 from __future__ import annotations
@@ -34,21 +34,23 @@ SPACES = ("sd15", "sdxl", "sd3", "flux1")
 SIDE = 256
 """Side of the square of a training photograph that is encoded, in pixels."""
 EVERY = 2
-"""Of how many training photographs one is encoded."""
+"""One of this many training photographs is encoded."""
 MIDDLE = (1024, 768)
 """Size of the middle of a held-out photograph that is encoded, in pixels."""
 PARTS = (64, 32)
 """Sides of the parts of a photograph's latent, in cells."""
 SMALL = 16
-"""Side in cells of the parts of training latents whose deviations and means count as usual."""
+"""Side, in cells, of the parts of training latents that give the usual deviations and means."""
 EDGES, MARGIN, MEAN_MARGIN = (0.5, 99.5), 1.1, 1.5
-"""Percentiles of these, and the factors that widen them. Pictures of one colour have means of their own."""
+"""Percentiles that bound the usual range, and factors that widen the ranges of deviations and of means.
+
+The factor for means is larger, because pictures of one colour have unusual means."""
 VERDICTS = ("space", "normalisation")
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 def squares(files: Sequence[Path]) -> Iterator[FloatArray]:
-    """The middle square of each photograph: of every second one as it is, of the others reduced to that height."""
+    """The middle square of each photograph. Every second photograph is first reduced to the side of the square."""
     for index, file in enumerate(files):
         photo = Image.open(file).convert("RGB")
         if index % 2:
@@ -75,7 +77,7 @@ def encode(pictures: Iterator[FloatArray], teacher: Teacher) -> Iterator[FloatAr
 
 
 def latents(space: str, part: str, photos: Path, teachers: Path, output: Path) -> list[FloatArray]:
-    """The latents of a folder of photographs, which are kept in a file from run to run."""
+    """The latents of a folder of photographs. They are kept in a file for later runs."""
     saved = output / f"{part}-{space}.npz"
     if not saved.exists():
         files, teacher = photo_files(photos / part), Teacher.load(teachers / f"{space}_autoencoder.py")
@@ -86,7 +88,7 @@ def latents(space: str, part: str, photos: Path, teachers: Path, output: Path) -
 
 
 def parts(latent: FloatArray, side: int) -> Iterator[FloatArray]:
-    """All squares of a side in cells that lie side by side in a latent."""
+    """Cuts a latent into squares, and leaves out what remains at its right and bottom edges."""
     _, height, width = latent.shape
     for top in range(0, height - side + 1, side):
         for left in range(0, width - side + 1, side):
@@ -94,7 +96,7 @@ def parts(latent: FloatArray, side: int) -> Iterator[FloatArray]:
 
 
 def statistics(made: Sequence[FloatArray]) -> dict[str, Any]:
-    """The statistics of a space's latents for the table of spaces."""
+    """Computes the statistics of a space's latents that its entry in the table of spaces has."""
     cells = [Cells.of(latent) for latent in made]
     mean = np.mean([each.mean for each in cells], axis=0)
     covariance = np.mean([each.covariance + np.outer(each.mean - mean, each.mean - mean) for each in cells], axis=0)
@@ -126,19 +128,19 @@ class Score:
     none: int = 0
 
     def add(self, verdict: str | None, truth: str) -> None:
-        """Count a verdict. None is one that was not given."""
+        """Counts a verdict. ``None`` means that none was given."""
         self.none += verdict is None
         self.right += verdict == truth
         self.wrong += verdict not in (None, truth)
 
     def __str__(self) -> str:
-        """The shares in percent, of how many."""
+        """The shares in percent of right, missing and wrong verdicts, and the number of verdicts."""
         count = self.right + self.wrong + self.none
         return " | ".join(f"{100 * each / count:.1f} %" for each in (self.right, self.none, self.wrong)) + f" | {count}"
 
 
 def verdicts(latents: Sequence[FloatArray], space: LatentSpace) -> tuple[Score, Score]:
-    """How often the space and the normalisation of latents are found, for each latent in both normalisations."""
+    """Counts how often the space and the normalisation are found, for each latent in both normalisations."""
     spaces = list(latent_spaces().values())
     told, normalised = Score(), Score()
     for latent in latents:
@@ -169,9 +171,18 @@ def _pixels(photo: Image.Image) -> FloatArray:
 @click.command()
 @click.option("--photos", type=_FOLDER, required=True, help="Folder with the folders train and val.")
 @click.option(
-    "--teachers", type=_FOLDER, required=True, help="Folder of SPACE_autoencoder.py, as --teacher takes them."
+    "--teachers",
+    type=_FOLDER,
+    required=True,
+    help="Folder with a SPACE_autoencoder.py for each space, as --teacher takes them.",
 )
-@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="Continued.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Folder for the results. Latents in it are used again.",
+)
 def main(photos: Path, teachers: Path, output: Path) -> None:
     """Writes statistics.json, and prints how reliably the statistics determine spaces and normalisations."""
     output.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """Measures how fast work stops and how much memory it leaves: ``python -m benchmarks.studies.stopping``.
 
-It measures how long a picture goes on after it is cancelled, at moments from its first graph to its last tiles, and how
-much memory a process still holds after a decoder is closed. Every picture has a new process.
+It measures how long a picture goes on after it is cancelled, at moments from its first graph to its last tiles. It also
+measures how much memory a process keeps after a decoder is closed. Every set of pictures has a new process.
 """
 
 from __future__ import annotations
@@ -27,18 +27,22 @@ PICTURES = (
 )
 """Cells, sizes and stages of the pictures that are cancelled."""
 MOMENTS = (0.02, 0.1, 0.2, 0.4, 0.7, 1.0, 1.4, 1.9, 2.5, 4.0, 6.0)
+"""Seconds after which a picture is cancelled."""
 CLOSED = ((64, 64), (3840, 2160))
 """Cells and size of the picture that is decoded before closing."""
 
 
 @click.command()
 @click.option(
-    "--model", type=click.Path(path_type=Path), default=DEFAULT_BUNDLE, help="Bundle; default the shipped one."
+    "--model",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_BUNDLE,
+    help="Bundle.  [default: the one in the package]",
 )
 @click.option("--backend", "backends", multiple=True, default=("onnxruntime", "openvino", "torch"), show_default=True)
 @click.option("--threads", default=os.cpu_count() or 1, show_default=True)
 def main(model: Path, backends: tuple[str, ...], threads: int) -> None:
-    """Cancels pictures, closes decoders, and prints the time and the memory."""
+    """Cancels pictures and closes decoders, and prints how long that takes and how much memory remains."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         click.echo(

@@ -34,7 +34,7 @@ from infgen_training.views import load_shards, photo_files
 from infgen_training.warmstart import warm_start
 
 CROP = (1024, 768)
-"""Size of the middle of a photograph that is measured, so that a variant takes a minute."""
+"""Largest size of the middle of a photograph that is measured. It lets a variant be measured in a minute."""
 SCALES = (1.0, 2.0, 4.0)
 FIRST = "as it ships"
 
@@ -73,7 +73,7 @@ VARIANTS = (*SHAPES, *TRAININGS)
 
 
 def middles(files: Sequence[Path], folder: Path) -> list[Path]:
-    """Writes the middles of photographs, which are measured."""
+    """Writes the middle of each photograph into a folder. Only the middles are measured."""
     for file in files:
         photo = Image.open(file).convert("RGB")
         width, height = (min(most, side) for most, side in zip(CROP, photo.size, strict=True))
@@ -83,9 +83,9 @@ def middles(files: Sequence[Path], folder: Path) -> list[Path]:
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """A table with one line per variant: thousand multiply-adds per pixel, and LPIPS / PSNR, at each scale."""
+    """A table with thousand multiply-adds per pixel, and LPIPS / PSNR, of each variant at each scale."""
     names = [f"{scale:g}" for scale in SCALES]
-    heads = [f"thousand a pixel at {name}" for name in names] + [f"LPIPS / PSNR at {name}" for name in names]
+    heads = [f"thousand per pixel at {name}" for name in names] + [f"LPIPS / PSNR at {name}" for name in names]
     lines = [f"| variant | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
     for variant, found in results.items():
         cells = [f"{found['costs'][name]['pixel'] / 1e3:.1f}" for name in names]
@@ -121,17 +121,29 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="Folder of photographs. Those that are left out of training are measured.",
 )
 @click.option("--teacher", type=_FILE, required=True)
-@click.option("--enlarger", type=_FILE, help="Python file with load_animevideo(): where the enlarger starts.")
-@click.option("--vgg", type=_FILE, help="Weights of LPIPS with VGG16; without, no variant has LPIPS or an adversary.")
+@click.option(
+    "--enlarger", type=_FILE, help="Python file with load_animevideo(), whose weights the enlarger starts from."
+)
+@click.option(
+    "--vgg", type=_FILE, help="Weights of LPIPS with VGG16. Without them, no variant has LPIPS or an adversary."
+)
 @click.option("--steps", default=300, show_default=True, help="Number of training steps of each variant.")
-@click.option("--only", multiple=True, type=click.Choice(VARIANTS), help="Repeatable; all by default.")
+@click.option(
+    "--only", multiple=True, type=click.Choice(VARIANTS), help="A variant to measure; repeatable.  [default: all]"
+)
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
-@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="Continued.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Folder for the results. Variants that it has are not measured again.",
+)
 def main(
     shards: Path, photos: Path, teacher: Path, enlarger: Path | None, vgg: Path | None, steps: int,
     only: tuple[str, ...], device: str, output: Path,
 ) -> None:  # fmt: skip
-    """Trains and measures every variant; writes study.json, study.md and study.png."""
+    """Trains and measures every variant, and writes study.json, study.md and study.png."""
     (output / "photos").mkdir(parents=True, exist_ok=True)
     try:
         views, maker, eye = load_shards(shards), Teacher.load(teacher), Eye()

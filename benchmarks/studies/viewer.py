@@ -2,8 +2,8 @@
 
 Run it as ``python -m benchmarks.studies.viewer``.
 
-The window is drawn without a display. Beside the longest gap between two turns of the loop, it tells how long the
-machine keeps a thread waiting that does nothing, because that part of a gap is not the viewer's.
+The window is drawn without a display. The result is the longest gap between two turns of the event loop. The study also
+measures how long the machine keeps an idle thread waiting, because the viewer does not cause that part of a gap.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from infgen_rt.viewing import Opener
 
 WINDOW = (1280, 860)
 STEP, INTERVAL = (-37, -23), 0.016
+"""Pixels by which the picture is moved, and seconds between two moves."""
 
 
 class Idle(threading.Thread):
-    """A thread that only sleeps, and notes its longest sleep."""
+    """A thread that only sleeps, and records by how much its longest sleep was too long."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(daemon=True)
@@ -40,7 +41,7 @@ class Idle(threading.Thread):
 
 
 def square(sample: str, folder: Path) -> Path:
-    """Saves the middle of a sample as a latent of a square picture."""
+    """Saves the middle square of a sample's latent."""
     latent = load_sample(sample).latent
     side = min(latent.shape[1:])
     top, left = ((length - side) // 2 for length in latent.shape[1:])
@@ -50,7 +51,18 @@ def square(sample: str, folder: Path) -> Path:
 
 
 def measure(opener: Opener, latent: Path, seconds: float, zoom: float, screenshot: Path | None) -> dict[str, float]:
-    """Moves a picture in circles of the window's size, and measures the gaps of the loop in milliseconds."""
+    """Moves a picture to and fro in a window, and measures the gaps between turns of the event loop.
+
+    Args:
+        opener: Opens the picture.
+        latent: File of the latent.
+        seconds: How long the picture is moved.
+        zoom: Window pixels per picture pixel.
+        screenshot: File for an image of the window. ``None`` for no image.
+
+    Returns:
+        Times in milliseconds by name.
+    """
     os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
     from PySide6.QtCore import QElapsedTimer, QEventLoop
     from PySide6.QtWidgets import QApplication
@@ -109,13 +121,13 @@ def measure(opener: Opener, latent: Path, seconds: float, zoom: float, screensho
 
 
 @click.command()
-@click.option("--size", default="16384x16384", show_default=True, help="The picture's size.")
-@click.option("--sample", default="harbour", show_default=True, help="The latent.")
+@click.option("--size", default="16384x16384", show_default=True, help="Size of the picture.")
+@click.option("--sample", default="harbour", show_default=True, help="Name of the sample whose latent is decoded.")
 @click.option("--seconds", default=20.0, show_default=True, help="How long the picture is moved.")
 @click.option("--zoom", default=1.0, show_default=True, help="Window pixels per picture pixel.")
-@click.option("--screenshot", type=click.Path(path_type=Path), help="Save the window at the end.")
+@click.option("--screenshot", type=click.Path(path_type=Path), help="File for an image of the window at the end.")
 def main(size: str, sample: str, seconds: float, zoom: float, screenshot: Path | None) -> None:
-    """Measures the event loop of the viewer."""
+    """Prints the longest gaps of the viewer's event loop while a picture is moved."""
     with TemporaryDirectory() as folder:
         opener = Opener(size, normalisation="model")
         for name, value in measure(opener, square(sample, Path(folder)), seconds, zoom, screenshot).items():

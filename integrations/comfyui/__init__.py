@@ -1,4 +1,4 @@
-"""InfGen's nodes for ComfyUI, which calls `comfy_entrypoint` when it starts."""
+"""InfGen's nodes for ComfyUI. When ComfyUI starts, it calls `comfy_entrypoint`."""
 
 from comfy_api.latest import ComfyExtension, io
 
@@ -15,5 +15,5 @@ class InfGenExtension(ComfyExtension):
 
 
 async def comfy_entrypoint() -> InfGenExtension:
-    """Return the extension, as ComfyUI's V3 schema wants it."""
+    """Return the extension, as ComfyUI's V3 schema requires."""
     return InfGenExtension()

@@ -1,4 +1,4 @@
-"""The model that InfGen Load opens, and the pictures of ComfyUI's latents."""
+"""The model that the node InfGen Load opens. It plans pictures of ComfyUI's latents."""
 
 from dataclasses import dataclass, field
 from threading import Lock
@@ -11,17 +11,17 @@ from infgen_rt.spaces import latent_space, space_of
 from .host import Bar, interruptible
 
 AUTO = "auto"
-# The names of ComfyUI's latent formats (comfy/latent_formats.py), and this package's names of the spaces.
+# The latent spaces: ComfyUI's names of its latent formats (comfy/latent_formats.py), with this package's names.
 SPACES = {"SD15": "sd15", "SDXL": "sdxl", "SD3": "sd3", "Flux": "flux1", "Flux2": "flux2"}
 
 
 @dataclass(frozen=True)
 class Model:
-    """A bundle and how to run it. It is opened once for each latent space, when a latent of the space comes.
+    """A bundle, and the options to run it with. It is opened for each latent space when the first latent comes.
 
     Attributes:
-        path: the bundle. None for the one that ships with infgen-rt.
-        space: this package's name of the latent space. None to tell it from each latent's channels.
+        path: the path of the bundle. None for the one that ships with infgen-rt.
+        space: this package's name of the latent space. None to infer it from the channels of each latent.
         backend: as for `infgen_rt.open`.
         device: as for `infgen_rt.open`.
         precision: as for `infgen_rt.open`.
@@ -39,7 +39,7 @@ class Model:
 
     @property
     def spaces(self) -> tuple[str, ...]:
-        """The names of the spaces that the bundle has a model for.
+        """The names of the latent spaces that the bundle has a model for.
 
         Raises:
             BundleError: there is no bundle, or it is damaged.
@@ -47,7 +47,7 @@ class Model:
         return tuple(infgen_rt.Bundle.open(self.path).spaces)
 
     def decoder(self, space: str) -> infgen_rt.Decoder:
-        """The decoder for a latent space, with ComfyUI's progress bar if the ways of running it are measured.
+        """The decoder for a latent space. If candidates are measured to choose one, ComfyUI shows a progress bar.
 
         Raises:
             InputError: the bundle, the backend or the memory is not usable.
@@ -69,7 +69,7 @@ class Model:
             return self._opened[space]
 
     def check(self) -> None:
-        """Open what can be opened before there is a latent, so that errors come first.
+        """Open the bundle if its latent space is known without a latent, so that errors are found early.
 
         Raises:
             InputError: as for `decoder`.
@@ -85,8 +85,8 @@ class Model:
         Args:
             latent: ComfyUI's LATENT, whose `samples` are float [B, C, h, w].
             size: as for `Decoder.picture`.
-            space: the space of the latent. None for that of the node, or for what its channels tell.
-            scaled: whether the numbers are those inside of a sampler, which are the diffusion model's.
+            space: the latent's space. None for the space of the node, or else the one with the latent's channels.
+            scaled: whether the latent is from inside of a sampler, and has the diffusion model's normalisation.
 
         Raises:
             InputError: the latent or the size is not usable.
@@ -95,7 +95,7 @@ class Model:
         if getattr(samples, "is_nested", False):
             raise LatentError("the latent holds several tensors, such as a video and its sound: separate them first")
         name = space or self.space or self._space_of(samples)
-        # Outside of samplers, ComfyUI's numbers are the VAE's own, except for FLUX.2.
+        # Outside of samplers, ComfyUI's latents have the VAE's own normalisation, except for FLUX.2.
         own = latent_space(name).comfyui_raw and not scaled
         return self.decoder(name).pictures(samples, size, normalisation="vae" if own else "model")
 
@@ -105,4 +105,4 @@ class Model:
         try:
             return space_of(samples, self.spaces).name
         except LatentError as error:
-            raise LatentError(f"{error}; the node InfGen Load has the choice 'space'") from None
+            raise LatentError(f"{error}; choose it in the input 'space' of the node InfGen Load") from None

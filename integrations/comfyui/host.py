@@ -1,4 +1,4 @@
-"""ComfyUI's progress bar and its interrupt, in the form that infgen_rt takes."""
+"""ComfyUI's progress bar and its cancel button, in the form that infgen_rt takes."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,10 +21,10 @@ class Bar:
         self._bar = comfy.utils.ProgressBar(pictures)
 
     def of(self, number: int) -> Callable[[Progress], None]:
-        """The function that a picture's progress is told to.
+        """Return the function that takes the progress of one of the pictures.
 
         Args:
-            number: the picture's number, from 0.
+            number: the number of the picture, counted from 0.
         """
 
         def told(progress: Progress) -> None:
@@ -36,10 +36,10 @@ class Bar:
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Yield the function that says whether the user has pressed ComfyUI's cancel button.
+    """Yield a function that returns whether the user has pressed ComfyUI's cancel button.
 
     Raises:
-        InterruptProcessingException: work in the block was cancelled. ComfyUI shows no error for it.
+        InterruptProcessingException: the work in the block was cancelled. ComfyUI shows no error for this exception.
     """
     try:
         yield comfy.model_management.processing_interrupted

@@ -1,4 +1,4 @@
-"""The nodes, in ComfyUI's V3 schema. Each passes its inputs on and shows its result."""
+"""The nodes, in ComfyUI's V3 schema. Other modules do their work."""
 
 from typing import Any
 
@@ -16,13 +16,20 @@ from .previews import with_previews
 
 _CATEGORY = "InfGen"
 _Model = io.Custom("INFGEN_MODEL")
-_SIZE = "A size such as 4k, 3840x2160, x2160 or 2x. It replaces the scale. Empty to use the scale."
+_SIZE = "A size such as 4k, 3840x2160, x2160 or 2x. If empty, the scale is used."
 
 
 def _size_inputs() -> list[Any]:
     """The inputs for the size of a picture."""
     return [
-        io.Float.Input("scale", default=2.0, min=0.1, max=64.0, step=0.1, tooltip="Times the latent's own size."),
+        io.Float.Input(
+            "scale",
+            default=2.0,
+            min=0.1,
+            max=64.0,
+            step=0.1,
+            tooltip="Size of the picture, in multiples of the latent's own size.",
+        ),
         io.String.Input("size", default="", tooltip=_SIZE),
     ]
 
@@ -39,25 +46,31 @@ class InfGenLoad(io.ComfyNode):
             category=_CATEGORY,
             description="Opens an InfGen decoder, which makes a picture of any size from a latent.",
             inputs=[
-                io.String.Input("bundle", default="", tooltip="A bundle's path. Empty for the one that ships."),
+                io.String.Input(
+                    "bundle", default="", tooltip="Path of a bundle. If empty, the one that ships is used."
+                ),
                 io.Combo.Input(
                     "space",
                     options=[AUTO, *SPACES],
                     default=AUTO,
-                    tooltip="ComfyUI's name of the latent format, for bundles of several. auto: told by the channels.",
+                    tooltip="ComfyUI's name of the latent format. auto: inferred from the latent's channels.",
                 ),
                 io.Combo.Input("backend", options=[AUTO, *installed_backends(), "cuda"], default=AUTO),
                 io.Combo.Input(
                     "precision",
                     options=["fast", "exact"],
                     default="fast",
-                    tooltip="exact: float32 throughout. fast: what the device does natively.",
+                    tooltip="exact: float32 throughout. fast: the precision that the device is fastest in.",
                 ),
                 io.String.Input(
-                    "device", default="", tooltip="The backend's device, as cuda:1. Empty for the fastest."
+                    "device",
+                    default="",
+                    tooltip="A device of the backend, such as cuda:1. If empty, the fastest is used.",
                 ),
                 io.String.Input(
-                    "memory", default="", tooltip="What decoding may use, as 2GiB. Empty for 4 GiB at most."
+                    "memory",
+                    default="",
+                    tooltip="Memory limit for decoding, such as 2GiB. If empty, at most 4 GiB are used.",
                 ),
             ],
             outputs=[_Model.Output(display_name="infgen")],
@@ -65,7 +78,7 @@ class InfGenLoad(io.ComfyNode):
 
     @classmethod
     def execute(cls, bundle: str, space: str, backend: str, precision: str, device: str, memory: str) -> io.NodeOutput:
-        """Open what can be opened before there is a latent."""
+        """Make the model, and open it if its latent space is known."""
         texts = {"path": bundle.strip(), "device": device.strip(), "memory": memory.strip()}
         given: dict[str, Any] = {name: text or None for name, text in texts.items()}
         model = Model(space=SPACES.get(space), backend=backend, precision=precision, **given)
@@ -83,14 +96,14 @@ class InfGenDecode(io.ComfyNode):
             node_id="InfGenDecode",
             display_name="InfGen Decode",
             category=_CATEGORY,
-            description="Decodes a latent at any size. The image is held in memory: InfGen Save is for large ones.",
+            description="Decodes a latent at any size. The image is held in memory. For large images, use InfGen Save.",
             inputs=[_Model.Input("infgen"), io.Latent.Input("samples"), *_size_inputs()],
             outputs=[io.Image.Output()],
         )
 
     @classmethod
     def execute(cls, infgen: Model, samples: dict[str, Any], scale: float, size: str) -> io.NodeOutput:
-        """Make the IMAGE, float32 [B, H, W, 3] in [0, 1]."""
+        """Decode the batch to an IMAGE, float32 [B, H, W, 3] in [0, 1]."""
         pictures = infgen.pictures(samples, size.strip() or float(scale))
         width, height = pictures[0].size
         images, bar = torch.empty(len(pictures), height, width, 3), Bar(len(pictures))
@@ -118,7 +131,12 @@ class InfGenSave(io.ComfyNode):
                 io.String.Input("filename_prefix", default="InfGen", tooltip="As for Save Image."),
                 *_size_inputs(),
                 io.Combo.Input("format", options=list(ENDINGS), default="png"),
-                io.Combo.Input("bits", options=["8", "16"], default="8", tooltip="16 is for png and tiff."),
+                io.Combo.Input(
+                    "bits",
+                    options=["8", "16"],
+                    default="8",
+                    tooltip="Bits per channel. 16 is possible for png and tiff.",
+                ),
             ],
             outputs=[io.String.Output(display_name="paths")],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
@@ -155,7 +173,7 @@ class InfGenSave(io.ComfyNode):
 
 
 class InfGenPreview(io.ComfyNode):
-    """Shows what a sampler is making."""
+    """Shows what a sampler is making, in previews."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -169,7 +187,9 @@ class InfGenPreview(io.ComfyNode):
                 io.Model.Input("model"),
                 _Model.Input("infgen"),
                 io.Int.Input("longest", default=512, min=64, max=2048, tooltip="The preview's longer side in pixels."),
-                io.Int.Input("every", default=2, min=1, max=1000, tooltip="Steps between two previews."),
+                io.Int.Input(
+                    "every", default=2, min=1, max=1000, tooltip="Number of steps from one preview to the next."
+                ),
             ],
             outputs=[io.Model.Output()],
         )

@@ -1,4 +1,4 @@
-"""Names and text of the files that InfGen Save writes, by the rules of ComfyUI's own Save Image."""
+"""Names and metadata of the files that InfGen Save writes. They follow the rules of ComfyUI's own Save Image."""
 
 import json
 import logging
@@ -21,13 +21,13 @@ _PREVIEW = 1024
 
 @dataclass(frozen=True)
 class Place:
-    """Where ComfyUI wants the files of one run.
+    """The folder and the names for the files of one run.
 
     Attributes:
         folder: the folder, which exists.
         name: the beginning of the files' names.
         first: the number of the first file.
-        subfolder: the folder's path in ComfyUI's output folder.
+        subfolder: the path of the folder, relative to the folder that ComfyUI writes into.
     """
 
     folder: Path
@@ -70,13 +70,14 @@ def place_for(prefix: str, size: Size, root: str) -> Place:
 
 
 def metadata_of(prompt: Any, extra: Mapping[str, Any] | None) -> dict[str, str]:
-    """The text that ComfyUI's Save Image would write: the prompt, and the workflow and whatever else is in `extra`.
+    """Return the texts that ComfyUI's Save Image would write: the prompt, and the workflow and other values in `extra`.
 
-    It is empty if ComfyUI was started with `--disable-metadata`. What cannot be written is left out with a warning.
+    There are none if ComfyUI was started with `--disable-metadata`. A value that cannot be written is left out with a
+    warning.
 
     Args:
-        prompt: the executed graph. None for none.
-        extra: ComfyUI's `extra_pnginfo`.
+        prompt: the executed graph of nodes. None if there is none.
+        extra: ComfyUI's `extra_pnginfo`. None if there is none.
     """
     if comfy.cli_args.args.disable_metadata:
         return {}
@@ -91,7 +92,9 @@ def metadata_of(prompt: Any, extra: Mapping[str, Any] | None) -> dict[str, str]:
 
 
 def shown(picture: Picture, path: Path, place: Place) -> dict[str, str]:
-    """What ComfyUI's page shows for a saved file: a PNG itself, or a small PNG in the temporary folder for the others.
+    """Return what ComfyUI's page shows for a saved file.
+
+    This is the file itself if it is a PNG. For other files, a small PNG is written into the temporary folder.
 
     Args:
         picture: the picture.

@@ -1,4 +1,4 @@
-"""Shows what a sampler is making, decoded by InfGen, after its steps."""
+"""Shows previews that InfGen decodes while a sampler works."""
 
 import logging
 import warnings
@@ -19,11 +19,11 @@ _KEY = "infgen_preview"
 
 @dataclass(frozen=True)
 class Previewer:
-    """Wraps a sampler, which ComfyUI calls with a function that is told of each step.
+    """A wrapper of a sampler. ComfyUI passes a callback to samplers, which they call after each step.
 
     Attributes:
         model: the opened model.
-        space: the space of the sampler's latents. None to tell it from their channels.
+        space: the space of the sampler's latents. None to infer it from their channels.
         longest: the longer side of the preview in pixels.
         every: the number of steps between two previews. There is always one after the last step.
     """
@@ -45,7 +45,7 @@ class Previewer:
         *rest: Any,
         **options: Any,
     ) -> Any:
-        """Sample as without this, and show previews."""
+        """Run the sampler, and show previews."""
 
         def told(step: int, x0: Any, x: Any, total: int) -> None:
             if callback is not None:
@@ -59,7 +59,7 @@ class Previewer:
         """Show the first latent of a batch. A failure of the preview does not end the sampling."""
         try:
             with warnings.catch_warnings():
-                # Latents of the first steps are unusual, as they should be.
+                # Latents after the first steps are noisy, so warnings about unusual latents would be wrong.
                 warnings.simplefilter("ignore", InfGenWarning)
                 pictures = self.model.pictures({"samples": x0[:1]}, "1x", self.space, scaled=True)
                 image = Image.fromarray(pictures[0].preview(self.longest))
@@ -70,7 +70,7 @@ class Previewer:
 
 
 def with_previews(diffusion: Any, model: Model, longest: int, every: int) -> Any:
-    """A copy of ComfyUI's MODEL whose samplers show previews.
+    """Copy ComfyUI's MODEL, so that samplers of the copy show previews.
 
     Args:
         diffusion: ComfyUI's MODEL. Its latent format names the space.

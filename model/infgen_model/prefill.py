@@ -94,8 +94,7 @@ class Refine(nn.Module):
 
     The context of a cell has the channels for attention, then the fine grid, and then the enlarged picture. The fine
     grid and the picture are folded into cells. Refine consists of the trunk's finer resolutions and of the enlarger
-    after them. It is local, with a reach of ``DecoderConfig.refine_halo`` cells, so the context of a large latent can be
-    made in parts.
+    after them. It is local, with a reach of ``DecoderConfig.refine_halo`` cells, so it can make a context in parts.
     """
 
     def __init__(self, config: DecoderConfig) -> None:

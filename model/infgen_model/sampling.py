@@ -13,7 +13,7 @@ def bilinear(
 ) -> Tensor:
     """Samples a grid bilinearly at positions. Beyond its ends, the grid continues with its outermost values.
 
-    The grid is multiplied by a matrix of hat functions for each axis, because runtimes multiply faster than they gather.
+    The grid is multiplied by a matrix of hat functions for each axis, because runtimes multiply fast.
     Values out of reach have a weight of exactly zero, so a crop of the grid gives the same result as the whole grid.
 
     Args:
