@@ -1,8 +1,8 @@
 """Compares forms of cross-attention in each runtime: ``python -m benchmarks.studies.attention``.
 
 It measures one attention layer for a tile of 64x64 tokens, exported in every form that a target supports. Each form
-runs in its own process, and the results are the median seconds and the growth of the process's memory. Global
-attention sees 64x64 cells. Attention within a radius of 1.5 sees the crop that the tile needs at scale 1 or 4.
+runs in its own process. The results are the median seconds, and how much the memory of the process grows. In global
+attention, the tile sees 64x64 cells. In attention within a radius of 1.5, it sees the crop for scale 1 or 4.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def example(layer: Layer, scale: float) -> tuple[Tensor, ...]:
 
 @contextlib.contextmanager
 def form_of(name: str) -> Iterator[None]:
-    """A context in which tracing gives the named form."""
+    """A context in which tracing the layer gives the named form of attention."""
     window, exporting = attention.window_attention, torch.onnx.is_in_onnx_export
     if name == "masked products":
         attention.window_attention = masked_products
@@ -128,7 +128,7 @@ def export_openvino(layer: Layer, values: tuple[Tensor, ...], form: str, file: P
 
 
 def run_onnx(file: Path) -> Callable[[list[NDArray[np.float32]]], object]:
-    """The layer in ONNX Runtime."""
+    """Loads the layer into ONNX Runtime, and returns the function that runs it."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
@@ -137,7 +137,7 @@ def run_onnx(file: Path) -> Callable[[list[NDArray[np.float32]]], object]:
 
 
 def run_openvino(file: Path) -> Callable[[list[NDArray[np.float32]]], object]:
-    """The layer in OpenVINO, in float32."""
+    """Loads the layer into OpenVINO in float32, and returns the function that runs it."""
     import openvino
 
     compiled = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
@@ -148,7 +148,7 @@ TARGETS = {"onnx": (export_onnx, run_onnx, ".onnx"), "openvino": (export_openvin
 
 
 def measure(target: str, file: Path) -> dict[str, float]:
-    """Seconds of a layer and the growth in bytes of the process, which has done nothing else."""
+    """Measures the seconds of a layer, and how many bytes this process grows. It must not have done anything else."""
     with np.load(file.with_name("values.npz")) as stored:
         values = [stored[name] for name in stored.files]
     run = TARGETS[target][1](file)
@@ -162,7 +162,7 @@ def measure(target: str, file: Path) -> dict[str, float]:
 
 
 def row(target: str, kind: str, form: str, scale: int) -> str:
-    """Exports a layer and measures it."""
+    """Exports a layer, measures it in a new process, and returns the row of the table."""
     torch.manual_seed(0)
     layer = Layer(None if kind == "global" else 1.5).eval().requires_grad_(False)
     values = example(layer, scale)
@@ -184,7 +184,7 @@ def row(target: str, kind: str, form: str, scale: int) -> str:
 @click.command()
 @click.option("--one", nargs=2, hidden=True)
 def main(one: tuple[str, str] | None) -> None:
-    """Prints a table of forms."""
+    """Prints the time and the memory of each form of attention."""
     if one:
         click.echo(json.dumps(measure(one[0], Path(one[1]))))
         return

@@ -16,18 +16,18 @@ from torch import Tensor, nn
 from infgen_model.grid import Grid
 
 MASKED = -1e4
-"""Score of a cell that must not be seen. Its weight is exactly zero in float32, and the score still fits float16."""
+"""Score of a cell that must not be seen. The cell's weight becomes exactly zero, and the score still fits float16."""
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """For each token along one axis, the K cells around it.
+    """The K cells around each of n tokens along one axis.
 
     Attributes:
-        place: [n] in [0, 1), the token's place in its own cell.
+        place: [n] in [0, 1), the position of the token's centre in the cell that contains it.
         position: [n, K], positions of the cells in the context crop. A cell that the crop or the latent does not have
             is replaced by the nearest one.
-        bias: [n, K], added to the scores: the logarithm of a window that fades out at the radius.
+        bias: [n, K], the logarithm of a window that fades out at the radius. It is added to the scores.
     """
 
     place: Tensor
@@ -69,9 +69,9 @@ def centres_within(radius: float) -> list[float]:
 class Rotary(nn.Module):
     """Rotates pairs of channels by angles proportional to y (first half of the pairs) or x (second half), in cells.
 
-    A rotation is the channels times the cosines, plus the same channels a quarter turn further times the sines. Only
-    the difference of a query's and a key's angles matters. Within a radius, the query is therefore rotated by its
-    distance from each of the cells that it sees, and the keys are not rotated at all.
+    Rotated channels are the channels times the cosines, plus the channels after a quarter turn times the sines. What
+    matters is only the difference between the angles of a query and of a key. For attention within a radius, the query
+    is therefore rotated by its distance from each of the cells that it sees, and the keys are not rotated.
     """
 
     frequencies: Tensor
@@ -84,19 +84,19 @@ class Rotary(nn.Module):
         of_y, of_x = (torch.tensor(axis).repeat_interleave(len(ladder)) for axis in ((1.0, 0.0), (0.0, 1.0)))
         channels = torch.stack([of_y, of_x]).repeat(1, 2 * heads)
         turn = torch.tensor([[0.0, 1.0], [-1.0, 0.0]]).kron(torch.eye(head_width // 2))
-        # For each axis, all channels for the cosines, and all again for the sines.
+        # Each axis has all channels twice: first for the cosines, then for the sines.
         self.register_buffer("frequencies", ladder.repeat(8 * heads) * channels.repeat(1, 2), persistent=False)
         phases = torch.cat([math.pi / 2 * channels, torch.zeros_like(channels)], dim=1)
         self.register_buffer("phases", phases, persistent=False)
         self.register_buffer("quarter", torch.eye(heads).kron(turn), persistent=False)
 
     def waves(self, y: Tensor, x: Tensor) -> Tensor:
-        """Cosines and sines [n, m, 2 C] of the angles at positions y [n] by x [m], float32."""
+        """Cosines and sines of the angles at positions y [n] by x [m], [n, m, 2 * C] in float32."""
         of_y, of_x = (
             torch.sin(place[:, None] * frequency + phase)
             for place, frequency, phase in zip((y, x), self.frequencies, self.phases, strict=True)
         )
-        # A channel's wave is 0 along the axis that it does not belong to.
+        # Each channel belongs to one axis. Along the other, its wave is 0, so the sum is the wave of its own axis.
         return of_y[:, None] + of_x
 
     def turns(self, y: list[float], x: list[float]) -> Tensor:
@@ -114,9 +114,16 @@ class Rotary(nn.Module):
 
 
 def global_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Every token [B, ht, wt, heads, d] sees every cell [B, hk, wk, heads, d], except those that ``mask`` hides.
+    """Attention in which every token sees every cell, except for cells that a mask hides.
 
-    The mask is [hk, wk] and True where a cell is seen.
+    Args:
+        query: [B, ht, wt, heads, d].
+        key: [B, hk, wk, heads, d].
+        value: [B, hk, wk, heads, e].
+        mask: [hk, wk] bool, true where a cell is seen. ``None`` if all are.
+
+    Returns:
+        [B, ht, wt, heads * e].
     """
     batch, height, width = query.shape[:3]
     if mask is None and torch.onnx.is_in_onnx_export():
@@ -131,11 +138,11 @@ def global_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Global attention as one of ONNX Runtime's own operators, which never holds the scores of all tokens and cells.
+    """Global attention as one of ONNX Runtime's own operators, for tracing only. It computes nothing.
 
-    Standard ONNX does hold them, both as products and as ``Attention``. For 64x64 cells and a tile of 64x64 tokens,
-    that takes more than a gigabyte, and this operator takes a tenth of it (``benchmarks.studies.attention``). The
-    function is for tracing only and computes nothing.
+    The operator never has the scores of all tokens and cells in memory at once. In standard ONNX, matrix products and
+    the operator ``Attention`` have. For 64x64 cells and a tile of 64x64 tokens, this takes more than a gigabyte. ONNX
+    Runtime's operator needs a tenth of that (``benchmarks.studies.attention``).
     """
     batch, height, width, heads, depth = query.shape
     flat = [part.flatten(3).flatten(1, 2) for part in (query.to(value.dtype), key.to(value.dtype), value)]
@@ -153,12 +160,13 @@ def _fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 def window_attention(
     query: Tensor, key: Tensor, value: Tensor, heads: int, rows: Neighbours, columns: Neighbours
 ) -> Tensor:
-    """Every token sees the K x K cells around it, whose keys and values are fetched by one gather each.
+    """Attention in which every token sees the K x K cells around it.
 
-    Products with ones and zeros sum over each head's channels, and repeat its weight for them.
+    One gather fetches the keys of these cells, and another one their values. Products with matrices of ones and zeros
+    sum over the channels of each head, and repeat the weight of a head for its channels.
 
     Args:
-        query: [B, ht, wt, N * C], a query for each of the N = K x K cells, or one for all.
+        query: [B, ht, wt, N * C], with a query for each of the N = K x K cells, or [B, ht, wt, C] with one for all.
         key: [B, hk, wk, C].
         value: [B, hk, wk, D].
         heads: Number of heads.
@@ -181,7 +189,7 @@ def window_attention(
 
 
 def _by_head(heads: int, like: Tensor) -> Tensor:
-    """[channels, heads]: 1 where the channel belongs to the head, 0 elsewhere."""
+    """A matrix [channels, heads] that is 1 where the channel belongs to the head, and 0 elsewhere."""
     channels = like.shape[3]
     head = torch.arange(channels, device=like.device) // (channels // heads)
     return (head[:, None] == torch.arange(heads, device=like.device)).to(like.dtype)
@@ -203,7 +211,7 @@ class CrossAttention(nn.Module):
         self.rotary = Rotary(heads, key_width // heads, *rotary)
 
     def forward(self, tokens: Tensor, context: Tensor, grid: Grid) -> Tensor:
-        """Tokens [B, ht, wt, D] attend to the context crop [B, hk, wk, D]."""
+        """Lets tokens [B, ht, wt, D] attend to a context crop [B, hk, wk, D]. Returns [B, ht, wt, D]."""
         if self.radius is None:
             return self.out(self._everywhere(tokens, context, grid))
         rows = Neighbours.of(grid.token_y, grid.key_y, grid.extent[0], self.radius)
@@ -215,6 +223,7 @@ class CrossAttention(nn.Module):
         return self.out(seen).reshape(tokens.shape)
 
     def _everywhere(self, tokens: Tensor, context: Tensor, grid: Grid) -> Tensor:
+        """Global attention, before the last projection."""
         here = self.rotary.turns([0.0], [0.0])
         query = self.rotary.rotate(self.query, tokens, self.rotary.waves(grid.token_y, grid.token_x), here)
         key = self.rotary.rotate(self.key, context, self.rotary.waves(grid.key_y, grid.key_x), here)
