@@ -1,12 +1,14 @@
 """InfGen's runtime: decodes a diffusion model's latent into a picture of any size.
 
-import infgen_rt
-
-with infgen_rt.open() as decoder:
-    picture = decoder.picture(infgen_rt.load_latent("harbour.safetensors"), size=(3840, 2160))
-    print(picture.plan)
-    picture.save("harbour.png", progress=print)
-    pixels = picture.read((100, 200, 640, 480))
+Examples:
+    >>> import infgen_rt
+    >>> latent = infgen_rt.load_sample("harbour").latent  # or load_latent("harbour.safetensors")
+    >>> with infgen_rt.open() as decoder:
+    ...     picture = decoder.picture(latent, size=(640, 360))
+    ...     picture.save("harbour.png")
+    ...     pixels = picture.read((100, 200, 320, 120))
+    >>> pixels.shape
+    (120, 320, 3)
 """
 
 from importlib import import_module
@@ -78,7 +80,7 @@ __all__ = [
     "sample_names",
 ]
 
-# Parts for other programs, which need libraries of their own and are imported when they are first used.
+# Modules for other programs. They need further libraries, and are imported when they are first used.
 _INTEGRATIONS = ("diffusers", "ray")
 
 

@@ -50,21 +50,23 @@ def open(
     """Open a model.
 
     Args:
-        path: a bundle as a folder or a zip. None for the model that ships in the package.
-        backend: a backend's name, `cuda`, or `auto` for the fastest on this machine, which is measured once.
-        space: the latent space, or a model that uses it (`sdxl`, `z-image`), in a bundle of several; see
-            `infgen_rt.spaces`. None for the bundle's first, which is FLUX.2's in the package.
-        device: the backend's device (`cpu`, `cuda:1`, `gpu`, `npu`). None for the fastest. A device or backend that is
-            named is used or refused.
+        path: a bundle as a folder or a zip. None for the bundle that ships in the package.
+        backend: a backend's name, `cuda`, or `auto` for the fastest on this machine. For `auto`, the ways of running
+            the model are measured once.
+        space: the latent space, or a model that uses it (`sdxl`, `z-image`), if the bundle has several; see
+            `infgen_rt.spaces`. None for the first of the bundle. In the package, this is the space of FLUX.2.
+        device: the backend's device, such as `cpu`, `cuda:1`, `gpu` or `npu`. None for the fastest. A backend or a
+            device that is named is never replaced by another one.
         precision: `fast` for the device's native arithmetic, with at least 45 dB against float32. `exact` for float32
             throughout.
         threads: the number of CPU threads. None for the backend's default.
         memory: the memory that a decode may use, in bytes or as text (`1GiB`). None for 4 GiB, or half of the free
             memory if that is less.
-        progress: called with a `Progress` whose stage is `measure`, while the ways of running the model are measured:
-            before the first and after each. That takes seconds and is done once, because the results are kept.
+        progress: called while the ways of running the model are measured, before the first and after each. It gets a
+            `Progress` whose stage is `measure`. Measuring takes seconds, and is done once, because the results are
+            stored.
         cancel: an event, or a function that returns a bool, as for `Picture.save`. Measuring and loading stop once the
-            event is set or the function returns True. Results of an incomplete measurement are not kept.
+            event is set or the function returns True. The results of an incomplete measurement are not stored.
 
     Returns:
         A decoder. Close it after use, or use it as a context manager.
@@ -75,6 +77,12 @@ def open(
         BackendError: the backend or the device is unknown, not installed or cannot run the bundle.
         PlanError: `memory` is not an amount.
         Cancelled: the work was cancelled with `cancel`.
+
+    Examples:
+        >>> import infgen_rt
+        >>> with infgen_rt.open(memory="1GiB") as decoder:
+        ...     decoder.manifest.latent_space
+        'flux2'
     """
     if threads is not None and not (isinstance(threads, Integral) and 1 <= threads <= MOST_THREADS):
         raise BackendError(f"{threads!r} threads are not possible: expected a whole number from 1 to {MOST_THREADS}")
@@ -90,11 +98,21 @@ def open(
 
 
 class Decoder:
-    """An opened model from `open`. Several threads may use it.
+    """An opened model, which `open` returns. Several threads may use it.
 
     Attributes:
-        notices: gives the warnings. By default, only the first warning of each cause is given.
+        notices: gives the warnings. By default, only the first warning of each cause is given. To get all of them, set
+            `notices.repeat`.
         spaces: the latent spaces that the bundle has a model for. The decoder's own is `manifest.latent_space`.
+
+    Examples:
+        >>> import infgen_rt
+        >>> latent = infgen_rt.load_sample("harbour").latent
+        >>> with infgen_rt.open() as decoder:
+        ...     native = decoder.native_size(latent)
+        ...     picture = decoder.picture(latent, "2x")
+        >>> native, picture.size
+        (Size(width=960, height=544), Size(width=1920, height=1088))
     """
 
     def __init__(self, engine: Engine, choice: Choice, budget: int, spaces: Sequence[str] = ()) -> None:
@@ -106,12 +124,12 @@ class Decoder:
 
     @property
     def manifest(self) -> Manifest:
-        """The description of the model: name, licence, bounds, verification."""
+        """The description of the model, with its name, licence, bounds and verification."""
         return self._engine.manifest
 
     @property
     def backend(self) -> Choice:
-        """The backend, device and precision, with the reason for the choice. `backend.name` is the name for `open`."""
+        """The backend, device and precision, with the reason for the choice. `open` takes `backend.name`."""
         return self._choice
 
     def native_size(self, latent: Any, *, latent_size: tuple[int, int] | None = None) -> Size:
@@ -144,29 +162,35 @@ class Decoder:
         """Plan a picture. Nothing is decoded yet.
 
         Args:
-            latent: a NumPy array or torch tensor: [C, h, w], patchified [4C, h/2, w/2] or packed
-                [tokens, 4C], with or without a batch axis of 1. `pictures` takes larger batches.
-            size: (width, height) in pixels, a name such as `4k`, a factor such as `2x`, or `x2160`. None for the
-                latent's native size. See `geometry.parse_size`.
-            stages: the scales for iterative extrapolation: decode at the first scale, encode that picture, decode it at
-                the next scale, and so on. The scales multiply to the whole scale. None for one stage, up to the largest
-                scale that the model was trained for. Beyond it, the picture is enlarged by Lanczos.
-            max_scale: the largest scale of a stage, for iterative extrapolation with the fewest stages.
+            latent: a NumPy array or a torch tensor of floating-point numbers: [C, h, w], patchified [4C, h/2, w/2] or
+                packed [tokens, 4C], with or without a batch axis of 1. `pictures` takes larger batches.
+            size: (width, height) in pixels; text such as `3840x2160`; a name, such as `4k`; one side, such as `x2160`,
+                which keeps the aspect ratio; a factor of the latent's native size, such as `2x` or 2.0. None for the
+                native size.
+            stages: the scales for iterative extrapolation. The latent is decoded at the first scale. That picture is
+                encoded, and decoded at the next scale, and so on. The product of the scales must be the whole scale.
+                None for one stage. A single stage decodes up to the largest scale that the model was trained for.
+                Beyond it, the picture is enlarged by Lanczos.
+            max_scale: the largest scale of a stage, for iterative extrapolation with as few stages as possible.
             tile: the side of the largest tile in pixels. None to let the memory budget decide.
             part: the side in cells of the largest part of the latent that is prepared at once. None for the largest
                 that memory allows, which is the fastest for a whole picture. With a small part, such as 32, the first
-                region of a large latent's picture is there sooner, and the whole picture takes longer.
-            normalisation: `vae` for the VAE's own latents, as diffusers' Flux2KleinPipeline returns with
-                `output_type="latent"`. `model` for the diffusion model's, as its Flux2Pipeline returns. None means the
-                model's, with a warning if the numbers contradict it or are ambiguous. See `spaces.as_latents`.
+                region of a large latent's picture is ready sooner, but the whole picture takes longer.
+            normalisation: `vae` for the VAE's own latents, such as diffusers' Flux2KleinPipeline returns with
+                `output_type="latent"`. `model` for the diffusion model's, such as its Flux2Pipeline returns. None means
+                `model`, with a warning if the numbers contradict it or are ambiguous. See `spaces.as_latents`.
             latent_size: the width and height in pixels that were requested from the pipeline. Only for packed latents.
+
+        Returns:
+            The picture. Its `plan` says how it will be decoded.
 
         Raises:
             LatentError: the latent is not usable.
             PlanError: the size, the stages, the tile or the part are not possible, or the memory budget is too small.
             BackendError: the graph that several stages need cannot be loaded.
         """
-        # First of all: NumPy's matrix products start a thread, for which PyTorch waits at the end of a forked child.
+        # This check is the first step, because the others use NumPy's matrix products. In a forked child, these start a
+        # thread for which PyTorch waits at the end.
         self._engine.check_open()
         self._check_space(latent)
         array = as_latent(
@@ -186,7 +210,7 @@ class Decoder:
         normalisation: Normalisation | None = None,
         latent_size: tuple[int, int] | None = None,
     ) -> list[Picture]:
-        """Plan a picture of each latent in a batch. Nothing is decoded yet. Arguments and errors are as for `picture`.
+        """Plan a picture of each latent in a batch. Nothing is decoded yet. The errors are those of `picture`.
 
         Args:
             latents: as for `picture`, with a batch axis of any length: [N, C, h, w], [N, C, 1, h, w],
@@ -202,6 +226,16 @@ class Decoder:
         Returns:
             N pictures, or one for a latent without a batch axis. Each may use the whole memory budget, so decode them
             one after another.
+
+        Examples:
+            >>> import infgen_rt
+            >>> import numpy as np
+            >>> samples = [infgen_rt.load_sample(name) for name in infgen_rt.sample_names()]
+            >>> batch = np.stack([sample.latent for sample in samples])
+            >>> with infgen_rt.open() as decoder:
+            ...     pictures = decoder.pictures(batch, (640, 360))
+            ...     for number, picture in enumerate(pictures):
+            ...         picture.save(f"{number}.png")
         """
         self._engine.check_open()
         self._check_space(latents)
@@ -211,11 +245,11 @@ class Decoder:
         return [Picture.of(self._source(array, tile, part), size, stages, max_scale) for array in arrays]
 
     def encode(self, pixels: Any) -> FloatArray:
-        """Encode a picture with the model's encoder, for example to change it with a diffusion model.
+        """Encode a picture with the model's encoder, for example to change the picture with a diffusion model.
 
         Args:
-            pixels: [H, W, 3] in sRGB as NumPy or Pillow have it, uint8, or float32 in [0, 1]. Both sides are multiples
-                of 8.
+            pixels: a NumPy array or a Pillow image in sRGB: [H, W, 3], uint8, or float32 in [0, 1]. H and W must be
+                multiples of 8.
 
         Returns:
             float32 [C, h, w] in the model's normalisation.
@@ -223,7 +257,16 @@ class Decoder:
         Raises:
             InputError: these are not the pixels of a picture.
             PlanError: the model has no encoder, the size is not possible, or the memory budget is too small.
+            BackendError: the encoder's graph cannot be loaded.
             DecodeError: encoding failed.
+
+        Examples:
+            >>> import infgen_rt
+            >>> import numpy as np
+            >>> with infgen_rt.open() as decoder:
+            ...     latent = decoder.encode(np.zeros((64, 96, 3), np.uint8))
+            >>> latent.shape
+            (32, 8, 12)
         """
         self._engine.check_open()
         picture = as_pixels(pixels)
@@ -237,7 +280,7 @@ class Decoder:
         return latent_space(self.manifest.latent_space)
 
     def _check_space(self, latent: Any) -> None:
-        """Refuse a latent whose shape is that of another of the bundle's spaces, and not of this one."""
+        """Raise LatentError if a latent's shape is not that of this space, but that of another space of the bundle."""
         others = [latent_space(name) for name in self.spaces if name != self.manifest.latent_space]
         if not others:
             return
@@ -256,7 +299,7 @@ class Decoder:
         return Source(contexts, given.size, native, self._engine, self._choice, self._budget, tile, part, self.notices)
 
     def close(self) -> None:
-        """Free the model and the memory of its pictures, which can no longer be read."""
+        """Free the model and the memory of its pictures. The pictures can no longer be read."""
         self._engine.close()
 
     def __repr__(self) -> str:

@@ -1,11 +1,11 @@
-"""All errors and warnings that the package raises intentionally."""
+"""The errors and warnings of the package."""
 
 
 class InfGenError(Exception):
-    """Base class of this package's errors. The message is one line that a user can act on.
+    """The base class of this package's errors. The message is one line that a user can act on.
 
     Args:
-        text: the message. Line breaks in it, for example those of another library's error, become spaces.
+        text: the message. Line breaks become spaces, because the message may quote another library's error.
     """
 
     def __init__(self, text: str = "") -> None:
@@ -13,7 +13,7 @@ class InfGenError(Exception):
 
 
 class InputError(InfGenError):
-    """A request cannot be carried out. Raised before any work starts."""
+    """A request cannot be carried out. In most cases, this is raised before any work starts."""
 
 
 class LatentError(InputError):
@@ -21,7 +21,7 @@ class LatentError(InputError):
 
 
 class BundleError(InputError):
-    """A model bundle is missing, damaged or of an unknown format."""
+    """A model bundle is missing or damaged, has an unknown format, or has no model for the latent space."""
 
 
 class BackendError(InputError):
@@ -29,7 +29,7 @@ class BackendError(InputError):
 
 
 class PlanError(InputError):
-    """A size, region, tile or memory budget cannot be planned."""
+    """A size, region, tile or memory budget is not possible."""
 
 
 class OutputError(InputError):
@@ -52,7 +52,8 @@ class InfGenWarning(UserWarning):
     """Something looks wrong, but the work continues.
 
     Attributes:
-        cause: a word for the cause, which is the same in every warning with this cause. It may be empty.
+        cause: one or more words that name the cause, for programs. It is the same in every warning with this cause, and
+            may be empty.
     """
 
     def __init__(self, text: str = "", cause: str = "") -> None:
@@ -61,12 +62,12 @@ class InfGenWarning(UserWarning):
 
 
 def joined_lines(text: str) -> str:
-    """A text on one line. Spaces inside its lines stay, because a file's name may have several."""
+    """Join the lines of a text with spaces. Several spaces inside a line stay, because a file name may have them."""
     return " ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
 def reason(error: OSError) -> str:
-    """The system's reason for an error, without the path. An error of a library may have only a text."""
+    """The system's reason for an error, without the path. If the error has none, this is its text on one line."""
     return " ".join((error.strerror or str(error)).split()) or type(error).__name__
 
 

@@ -1,7 +1,6 @@
-"""A picture: the pixels of a latent at one size, which are decoded where and when they are needed."""
+"""A picture: the pixels of a latent at one size. They are decoded where and when they are needed."""
 
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, overload
@@ -12,11 +11,10 @@ import numpy.typing as npt
 from infgen_rt.common.cancellation import Cancel, Cancellation
 from infgen_rt.common.pixels import Bits, ByteArray, FloatArray
 from infgen_rt.common.progress import Tell
-from infgen_rt.errors import PlanError
 from infgen_rt.geometry.levels import Level, levels_of
 from infgen_rt.geometry.shapes import Box, Size, parse_box
 from infgen_rt.plan.plan import Plan
-from infgen_rt.reading import check_dtype, read_into, read_tiles
+from infgen_rt.reading import check_dtype, preview_sizes, read_into, read_tiles
 from infgen_rt.saving import layers_of, memory_to_save, plan_to_save
 from infgen_rt.source import Source, Stage
 from infgen_rt.writers import Format, Metadata, TileFormat, appearing, check_output
@@ -28,9 +26,19 @@ _LOG = logging.getLogger(__name__)
 
 
 class Picture:
-    """A picture from `Decoder.picture`. Nothing is decoded until it is requested. Several threads may use it.
+    """A picture, which `Decoder.picture` returns. Nothing is decoded until it is requested. Several threads may use it.
 
     NumPy and Pillow accept it directly: `np.asarray(picture)` is uint8 [H, W, 3].
+
+    Examples:
+        >>> import infgen_rt
+        >>> latent = infgen_rt.load_sample("harbour").latent
+        >>> with infgen_rt.open() as decoder:
+        ...     picture = decoder.picture(latent, (640, 360))
+        ...     region = picture.read((0, 0, 64, 32))
+        ...     picture.save("harbour.jpg", quality=90, metadata={"Author": "A. Painter"})
+        >>> region.shape, picture.size
+        ((32, 64, 3), Size(width=640, height=360))
     """
 
     def __init__(self, source: Source, plan: Plan, stage: Stage) -> None:
@@ -44,7 +52,7 @@ class Picture:
         stages: Sequence[float] | None = None,
         max_scale: float | None = None,
     ) -> "Picture":
-        """Plan a picture of a latent. Arguments and errors are those of `Decoder.picture`."""
+        """Plan a picture of a latent. The arguments and the errors are those of `Decoder.picture`."""
         plan, stage = source.picture(size, stages, max_scale)
         _LOG.info("planned: %s", plan)
         return cls(source, plan, stage)
@@ -56,10 +64,7 @@ class Picture:
 
     @property
     def levels(self) -> tuple[Level, ...]:
-        """The sizes for a viewer: halves of this picture, from the whole picture in one tile up to its own size.
-
-        `infgen_rt.viewing.Pyramid` reads their tiles.
-        """
+        """The sizes for a viewer, from a single tile up to the picture's own. `viewing.Pyramid` reads their tiles."""
         return levels_of(self.size)
 
     @property
@@ -98,20 +103,21 @@ class Picture:
         progress: Tell | None = None,
         cancel: Cancel | None = None,
     ) -> ByteArray | FloatArray:
-        """Decode a region. Its pixels do not depend on how the picture is tiled.
+        """Decode a region. Its pixels do not depend on the tiles in which it is decoded.
 
         Args:
             region: (x, y, width, height) in pixels. None for the whole picture.
             dtype: `numpy.uint8`, or `numpy.float32` for values in [0, 1] that are not rounded.
-            out: an array [height, width, 3] of this type to write to, with any strides. With `frame` uint8
-                [height, width, 4], `out=frame[:, :, 2::-1]` writes the first three channels of BGRA.
+            out: an array [height, width, 3] of this type to write to, with any strides. For example, if `frame` is a
+                BGRA picture, uint8 [height, width, 4], `out=frame[:, :, 2::-1]` writes its first three channels.
             progress: called after each step, as for `save`.
             cancel: as for `save`.
 
         Returns:
-            [height, width, 3] in sRGB, which is `out` if it is given.
+            The pixels in sRGB, `dtype` [height, width, 3]. This is `out` if it is given.
 
         Raises:
+            TypeError: `dtype` is another type.
             PlanError: the region is not inside the picture, or `out` has another shape or type.
             DecodeError: decoding failed.
             Cancelled: the work was cancelled with `cancel`.
@@ -147,26 +153,28 @@ class Picture:
         dtype: type[np.uint8] | type[np.float32] = np.uint8,
         cancel: Cancel | None = None,
     ) -> Iterator[tuple[Box, ByteArray]] | Iterator[tuple[Box, FloatArray]]:
-        """Decode tile by tile, for a window that fills in. Arguments are checked when it is called.
+        """Decode tile by tile, for a window that shows each tile as soon as it is ready.
 
         Args:
-            start: the pixel (x, y) around which decoding starts. None for the middle of the decoded region.
+            start: the pixel (x, y) around which decoding starts. The nearest tiles come first. None for the middle of
+                the region.
             region: as for `read`.
             dtype: as for `read`.
             cancel: as for `save`.
 
         Returns:
-            An iterator over the tiles' boxes in pixels, and their pixels, `dtype` [height, width, 3]. It may raise
-            DecodeError or Cancelled.
+            An iterator over pairs: the box of a tile in pixels, and its pixels, `dtype` [height, width, 3]. It may
+            raise DecodeError or Cancelled.
 
         Raises:
+            TypeError: `dtype` is another type.
             PlanError: the region is not inside the picture.
         """
         check_dtype(dtype)
         return read_tiles(self._stage, start, self._box(region), dtype, Cancellation(cancel))
 
     def at(self, size: str | float | tuple[int, int]) -> "Picture":
-        """The picture of the same latent at another size, in one stage. The work on the latent is shared.
+        """The picture of the same latent at another size, in one stage. Both pictures share the work on the latent.
 
         Args:
             size: as for `Decoder.picture`.
@@ -177,15 +185,15 @@ class Picture:
         return Picture.of(self._source, Size(*size) if isinstance(size, tuple) else size)
 
     def keep(self, capacity: int) -> None:
-        """Remember up to so many bytes of decoded tiles, for a program that remembers pixels itself.
+        """Change how many bytes of decoded tiles are kept, for example to 0 in a program that keeps pixels itself.
 
         Args:
-            capacity: the number of bytes. The plan's own number is `plan.cache`, which `save` returns to.
+            capacity: the maximum number of bytes. It is `plan.cache` at first, and again after `save`.
         """
         self._stage.tiles.keep(capacity)
 
     def preview(self, longest: int = 512) -> ByteArray:
-        """A small version of the whole picture, which a window can show first. It costs little more than prefill.
+        """A small version of the whole picture, which a window can show first. It takes little more than prefill.
 
         Args:
             longest: the maximum length of its longer side in pixels.
@@ -197,20 +205,12 @@ class Picture:
             PlanError: `longest` is below 1.
             DecodeError: decoding failed.
         """
-        if longest < 1:
-            raise PlanError(f"a preview of {longest} pixels is not possible: expected 1 or more")
-        share = min(1.0, longest / max(self.size))
-        size = Size(*(max(1, round(side * share)) for side in self.size))
-        # Below the scales of training, the picture is reduced from a larger one.
-        grid = self._plan.stages[0].grid
-        least = (self._stage.least_scale * grid.patch * side for side in grid.cells)
-        grow = max(1.0, *(low / side for low, side in zip(least, size, strict=True)))
-        if grow == 1.0:
+        size, decoded = preview_sizes(longest, self.size, self._plan.stages[0].grid, self._stage.least_scale)
+        if decoded == size:
             return self.at(size).read()
-        image = self.at(Size(*(math.ceil(side * grow) for side in size))).image()
         from PIL.Image import Resampling
 
-        return np.asarray(image.resize(size, Resampling.BICUBIC))
+        return np.asarray(self.at(decoded).image().resize(size, Resampling.BICUBIC))
 
     def image(self) -> "Image":
         """The whole picture as a Pillow image."""
@@ -249,12 +249,12 @@ class Picture:
         progress: Tell | None = None,
         cancel: Cancel | None = None,
     ) -> None:
-        """Decode into a file, which is tagged as sRGB and appears under its name only when it is complete.
+        """Decode into a file. It is tagged as sRGB, and appears under its name only when it is complete.
 
-        .png, .tif (tiled, and a BigTIFF above 4 GiB) and .dzi are written while the picture is decoded, so memory does
-        not grow with the picture. A .dzi is a Deep Zoom pyramid with tiles in the folder NAME_files next to it. The
-        levels at scales that the model was trained for are decoded separately. Smaller levels, and all levels of a
-        region, are reduced from a larger one.
+        .png, .tif and .dzi are written while the picture is decoded, so memory does not grow with the picture. A .tif
+        is tiled, and a BigTIFF if it may be larger than 4 GiB. A .dzi is a Deep Zoom pyramid, with its tiles in the
+        folder NAME_files next to it. Its levels at scales that the model was trained for are decoded separately.
+        Smaller levels, and all levels of a region, are reduced from a larger one.
 
         Args:
             path: the file. Its ending determines the format: .png, .jpg, .webp, .avif, .tif or .dzi.
@@ -262,22 +262,23 @@ class Picture:
             bits: the bits per channel. 16 is only for .png and .tif.
             tile_format: the format of the tiles of a .dzi, `jpg` or `png`.
             quality: the quality of .jpg, .webp, .avif and jpg tiles, from 1 to 100. None for 95, or 90 for .avif.
-            lossless: whether to keep every level exactly. It is an error for .jpg and .avif. .png and .tif are always
-                lossless.
-            metadata: text for the file to carry, such as {"prompt": "..."}, in the places where ComfyUI reads it. Keys
-                have 1 to 79 Latin-1 characters and no colon. All text together has at most 4 MiB, or 64 kB for .jpg.
-            force: whether to replace an existing file. Its mode is kept, and it is unchanged if anything fails.
-            progress: called after each step.
-            cancel: an event, or a function that returns a bool. The work stops once the event is set or the function
-                returns True. A running graph is interrupted if its backend supports it. A function is called from
-                several threads.
+            lossless: whether to keep every level exactly. .png and .tif are always lossless. It is an error for .jpg
+                and .avif.
+            metadata: text to store in the file, such as {"prompt": "..."}, where ComfyUI reads it. Keys have 1 to 79
+                Latin-1 characters and no colon. All text together has at most 4 MiB, or 64 kB for .jpg.
+            force: whether to replace an existing file. The new file has the same mode. If anything fails, the old file
+                is unchanged.
+            progress: called with a `Progress` after each step.
+            cancel: an event, or a function that returns a bool and is called from several threads. The work stops once
+                the event is set or the function returns True. A running graph is interrupted if its backend supports
+                that.
 
         Raises:
-            OutputError: the file cannot be written. Raised before anything is decoded.
+            OutputError: the file cannot be written. In most cases, this is raised before anything is decoded.
             PlanError: the region is not inside the picture.
             DecodeError: decoding failed.
             WriteError: writing failed.
-            Cancelled: the work was cancelled with `cancel`. As after any error, no file is left.
+            Cancelled: the work was cancelled with `cancel`. As after any error, no new file is left.
         """
         box, path = self._box(region), Path(path)
         form = self.check_save(
@@ -318,7 +319,7 @@ class Picture:
         metadata: Metadata | None = None,
         force: bool = False,
     ) -> Format:
-        """Check whether `save` could start. Arguments are those of `save`.
+        """Check whether `save` could start. The arguments are those of `save`.
 
         Returns:
             The format that would be written.
@@ -336,14 +337,14 @@ class Picture:
         return self.size.box if region is None else parse_box(region, self.size)
 
     def parts(self, box: Box) -> Iterator[Box]:
-        """The parts a region is decoded in: itself if it fits in a tile, else cut at the tiles' edges, row by row."""
+        """The parts in which a box of pixels is decoded; see `geometry.pictures.PictureTiles.parts`."""
         return self._stage.plan.parts(box)
 
     def memory_to_save(self, form: Format, size: Size, bits: Bits) -> tuple[int, int]:
-        """The peak memory in bytes of decoding and writing a part of this size, and the bytes of it that hold tiles."""
+        """The peak memory of decoding and writing a part of the picture; see `saving.memory_to_save`."""
         return memory_to_save(self._plan, form, size, bits)
 
     def for_saving(self, form: Format, size: Size, bits: Bits) -> "Picture":
-        """This picture, or the same in smaller tiles if writing needs memory. OutputError if none is small enough."""
+        """This picture, or the same one with smaller tiles. OutputError if the budget is too small even for those."""
         plan = plan_to_save(self._source, self._plan, form, size, bits)
         return self if plan is self._plan else Picture(self._source, plan, self._source.linked(plan))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from infgen_rt.common.cancellation import Cancellation
 from infgen_rt.common.pixels import interleaved, to_floats
 from infgen_rt.common.progress import Counter, Tell
 from infgen_rt.errors import PlanError
-from infgen_rt.geometry.shapes import Box
+from infgen_rt.geometry.grid import Grid
+from infgen_rt.geometry.shapes import Box, Size
 from infgen_rt.plan.plan import Plan
 from infgen_rt.source import Stage
 
@@ -24,6 +26,29 @@ def check_dtype(dtype: object) -> None:
         raise TypeError(f"dtype is {dtype!r}, expected numpy.uint8 or numpy.float32")
 
 
+def preview_sizes(longest: int, whole: Size, grid: Grid, least_scale: float) -> tuple[Size, Size]:
+    """The size of a picture's preview, and the size to decode for it.
+
+    They differ if the preview is smaller than what the model was trained for. It is then reduced from a larger picture.
+
+    Args:
+        longest: the maximum length of the preview's longer side in pixels.
+        whole: the picture's size in pixels.
+        grid: the grid of the first stage.
+        least_scale: the smallest scale that the model was trained for.
+
+    Raises:
+        PlanError: `longest` is below 1.
+    """
+    if longest < 1:
+        raise PlanError(f"a preview of {longest} pixels is not possible: expected 1 or more")
+    share = min(1.0, longest / max(whole))
+    size = Size(*(max(1, round(side * share)) for side in whole))
+    least = (least_scale * grid.patch * side for side in grid.cells)
+    grow = max(1.0, *(low / side for low, side in zip(least, size, strict=True)))
+    return size, size if grow == 1.0 else Size(*(ceil(side * grow) for side in size))
+
+
 def read_into(
     out: npt.NDArray[Any] | None,
     stage: Stage,
@@ -33,10 +58,10 @@ def read_into(
     tell: Tell | None,
     cancellation: Cancellation,
 ) -> npt.NDArray[Any]:
-    """Decode a box of a picture. Arguments, results and errors are those of `Picture.read`.
+    """Decode a box of a picture. The result and the errors are those of `Picture.read`.
 
     Args:
-        out: the array to write to, of any strides. None for a new one.
+        out: the array to write to, with any strides. None for a new one.
         stage: the picture.
         plan: its plan.
         box: the box, in pixels.
@@ -70,7 +95,7 @@ def read_into(
 def read_tiles(
     stage: Stage, start: tuple[int, int] | None, box: Box, dtype: Dtype, cancellation: Cancellation
 ) -> Iterator[tuple[Box, npt.NDArray[Any]]]:
-    """Decode a box of a picture tile by tile. Arguments, results and errors are those of `Picture.tiles`.
+    """Decode a box of a picture tile by tile. The result and the errors are those of `Picture.tiles`.
 
     Args:
         stage: the picture.
@@ -87,7 +112,7 @@ def read_tiles(
     tiles = sorted((tile.intersect(box) for tile in stage.plan.tiles(box)), key=distance)
     with closing(stage.tiles.read_each(tiles, dtype, waits=False)) as pictures:
         for tile in tiles:
-            # Not while the caller works on a tile, because the current cancellation belongs to the thread.
+            # The block ends before the caller gets the tile, because the current cancellation belongs to the thread.
             with cancellation.watched():
                 cancellation.check()
                 planes = next(pictures)

@@ -1,4 +1,4 @@
-"""Prepares a picture for a writer: memory for both, and the rows of tiles, which are decoded when it takes them."""
+"""Prepares a picture for a writer: finds a plan that leaves memory for writing, and decodes rows of tiles on demand."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -20,12 +20,22 @@ from infgen_rt.writers import Format, Layer
 
 
 def memory_to_save(plan: Plan, form: Format, size: Size, bits: Bits) -> tuple[int, int]:
-    """The peak memory in bytes of decoding and writing a part of this size, and the bytes of it that hold tiles."""
+    """The peak memory of decoding and writing a part of a picture.
+
+    Args:
+        plan: the picture's plan.
+        form: the format.
+        size: the size of the part in pixels.
+        bits: the bits per channel.
+
+    Returns:
+        The peak memory in bytes, and the bytes of it that are for tiles that are kept.
+    """
     return plan.beside(_writing(form, size, bits).extra(plan.stages[-1]))
 
 
 def plan_to_save(source: Source, plan: Plan, form: Format, size: Size, bits: Bits) -> Plan:
-    """A plan for decoding and writing a picture within its budget: its own, or one with smaller tiles.
+    """Find a plan for decoding and writing a picture within its budget: its own plan, or one with smaller tiles.
 
     Args:
         source: the latent.
@@ -35,7 +45,7 @@ def plan_to_save(source: Source, plan: Plan, form: Format, size: Size, bits: Bit
         bits: the bits per channel.
 
     Raises:
-        OutputError: no tile is small enough.
+        OutputError: the budget is too small even for the smallest tiles.
     """
     if memory_to_save(plan, form, size, bits)[0] <= plan.budget:
         return plan
@@ -62,16 +72,16 @@ def layers_of(
     Args:
         stage: the picture.
         plan: its plan.
-        form: the format. The sizes that it stores are decoded separately, down to the scales of training, except for a
-            part of the picture.
+        form: the format. If it stores the picture at several sizes, each size at a scale that the model was trained for
+            becomes a layer. For a part of the picture, there is only one layer.
         box: the part of the picture to write, in pixels.
         bits: the bits per channel.
         tell: called after each step.
         cancellation: checked between steps.
 
     Returns:
-        The layers, and the counter of their steps. One step remains when all layers are written: that of completing
-        the file. Iterating over a layer may raise DecodeError or Cancelled.
+        The layers, and the counter of their steps. The last step, the completion of the file, is left to the caller.
+        Iterating over a layer may raise DecodeError or Cancelled.
     """
     stages = [stage]
     for size in form.sizes(box.size)[1:] if box == stage.tiles.size.box else []:

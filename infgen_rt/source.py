@@ -1,4 +1,4 @@
-"""A latent that pictures are made from, and the stages from it to a picture of a given size."""
+"""A latent from which pictures are made, and the stages that lead from it to a picture of a given size."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,16 +18,16 @@ from infgen_rt.plan.costs import PLAIN, Writing
 from infgen_rt.plan.making import make_plan
 from infgen_rt.plan.plan import LEAST_SCALE, Plan, StagePlan
 
-# A stretch that is not visible, such as that from rounding a side to whole cells.
+# The largest stretch that is not visible. Rounding a side to whole cells may cause such a stretch.
 _UNSEEN_STRETCH = 1.02
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One latent at one size.
+    """The decode of one latent to one size.
 
     Attributes:
-        contexts: the latent's contexts, which stages of the same latent may share.
+        contexts: the latent's contexts, which other stages of the same latent may share.
         plan: the plan for decoding the picture.
         tiles: the picture, which is the last node of the stage.
         engine: the loaded model.
@@ -40,7 +40,7 @@ class Stage:
 
     @classmethod
     def of(cls, contexts: Contexts, plan: StagePlan, engine: Engine, cache: int = 0, workers: int = 1) -> "Stage":
-        """Link the nodes of a stage, whose context is planned. Arguments as for `nodes.chain.picture_of`."""
+        """Link the nodes of a stage, whose context must be planned. For the arguments, see `nodes.chain.picture_of`."""
         tiles = picture_of(contexts, plan.enlargement, plan.decoded, plan, engine, cache, workers)
         return cls(contexts, plan, tiles, engine)
 
@@ -50,9 +50,9 @@ class Stage:
         return max(LEAST_SCALE, self.engine.manifest.scale_range[0])
 
     def resized(self, size: Size, workers: int = 1) -> "Stage | None":
-        """A stage for the same latent at another size, or None if the size is below the scales of training.
+        """A stage for the same latent at another size. It shares the contexts and keeps no tiles.
 
-        The new stage shares the contexts and keeps no tiles.
+        None if the scale is smaller than those that the model was trained for.
         """
         plan = self.plan.resized(size)
         if min(plan.grid.scale) < self.least_scale:
@@ -69,11 +69,11 @@ class Source:
         cells: the width and height of the latent.
         native: the width and height of its picture at scale 1, in pixels.
         engine: the loaded model.
-        runs: the choice of how the model is run.
-        budget: bytes that a decode may use.
+        runs: how the model is run.
+        budget: the number of bytes that a decode may use.
         tile: the side of the largest tile in pixels. None to let the budget decide.
         part: the side in cells of the largest part of a context. None to let the budget decide.
-        notices: gives warnings about sizes.
+        notices: gives the warnings about sizes.
     """
 
     contexts: Contexts
@@ -92,14 +92,15 @@ class Source:
         stages: Sequence[float] | None = None,
         max_scale: float | None = None,
     ) -> tuple[Plan, Stage]:
-        """Plan a picture and link its nodes. Arguments and errors are those of `Decoder.picture`.
+        """Plan a picture and link its nodes. The arguments and the errors are those of `Decoder.picture`.
 
         Returns:
             The plan, and the last stage.
         """
         manifest = self.engine.manifest
         grids = chain(Grid(self.cells, parse_size(size, self.native), manifest.patch), stages, max_scale)
-        # Beyond its trained scales, the model leaves patterns. Explicitly requested stages are not limited.
+        # Beyond the scales that it was trained for, the model leaves patterns. Stages that the user requests are not
+        # limited.
         scales = manifest.scale_range if stages is None and max_scale is None else None
         plan = self._plan(grids, scales, PLAIN)
         for each in plan.stages:
@@ -113,7 +114,7 @@ class Source:
         """A plan for the same picture that leaves memory for writing it.
 
         Raises:
-            TooLittleMemory: no tile is small enough.
+            TooLittleMemory: the budget is too small even for the smallest tiles.
         """
         return self._plan([stage.grid for stage in plan.stages], plan.stages[0].scales, writing)
 
@@ -139,7 +140,7 @@ class Source:
         )
 
     def _linked(self, plan: Plan) -> Stage:
-        """Link the nodes of a plan, whose first context is planned."""
+        """Link the nodes of a plan. Its first context must be planned."""
         first, engine = plan.stages[0], self.engine
         if plan.encodings:
             engine.load(ENCODE.name)

@@ -1,11 +1,13 @@
 """The table of known latent spaces, and functions that convert arrays to latents in them.
 
-from infgen_rt import spaces
-
-space = spaces.latent_space("flux2")  # or a model that uses it, as "klein"
-space = spaces.space_of(pipeline_output)  # the one that its shape leaves, or an error that names the candidates
-latents = spaces.as_latents(pipeline_output, space, latent_size=(1024, 1024))  # plain, of the model's normalisation
-raw = space.denormalise(latents[0])  # what the VAE's own decoder takes
+Examples:
+    >>> from infgen_rt import load_sample, spaces
+    >>> output = load_sample("harbour").latent  # what a pipeline returns
+    >>> space = spaces.space_of(output)  # an error if several spaces have this shape
+    >>> space.name
+    'flux2'
+    >>> latent = spaces.as_latent(output, space, normalisation="model")
+    >>> raw = space.denormalise(latent)  # for the VAE's own decoder
 """
 
 from infgen_rt.latent.arrays import as_latent, as_latents

@@ -1,4 +1,4 @@
-"""Bundles: the graphs of one model with the manifest that describes them, in a folder or a zip."""
+"""Opens bundles. A bundle is a folder or a zip with the graphs of a model and the manifest that describes them."""
 
 import hashlib
 import mmap
@@ -19,12 +19,18 @@ _FREE = "close other programs, or raise the limit of this process"
 
 
 class Bundle:
-    """An opened bundle. Files are read, and their digests checked, when they are requested.
+    """An opened bundle. A file is read, and its digest is checked, when it is requested.
 
     Attributes:
         path: the folder or the zip.
         manifest: the description of the model that was chosen.
-        spaces: the latent spaces that the bundle has a model for.
+        spaces: the latent spaces that the bundle has a model for, in its order.
+
+    Examples:
+        >>> import infgen_rt
+        >>> bundle = infgen_rt.Bundle.open()
+        >>> bundle.manifest.latent_space
+        'flux2'
     """
 
     def __init__(self, path: Path, manifest: Manifest, spaces: tuple[str, ...] = ()) -> None:
@@ -38,8 +44,8 @@ class Bundle:
         """Open a bundle and check that all of its files exist and have the right length.
 
         Args:
-            path: a folder or a zip with a `manifest.json`. None for the models that ship in the package.
-            space: the latent space of the model to choose. None for the bundle's first.
+            path: a folder or a zip with a `manifest.json`. None for the bundle that ships in the package.
+            space: the latent space of the model to choose. None for the bundle's first model.
 
         Raises:
             BundleError: there is no bundle, it is damaged, or it has no model for the space.
@@ -72,14 +78,18 @@ class Bundle:
         return cls(root, models[spaces.index(space) if space else 0], spaces)
 
     def read_graph(self, recipe: Recipe, graph: str) -> dict[str, Content]:
-        """The content of the files that a graph of a recipe needs.
+        """Read the files that a graph needs.
+
+        Args:
+            recipe: the recipe of the graph.
+            graph: the name of the graph.
 
         Returns:
-            By name: its only file, or the files in its folder by their names there, and if the recipe has a file of
-            weights, that file as `weights.safetensors`.
+            The contents by name. If the graph is a folder, the names are those in the folder. If the recipe has a file
+            of weights, it is among them as `weights.safetensors`.
 
         Raises:
-            BundleError: a digest does not match the manifest.
+            BundleError: a file cannot be read, or its digest does not match the manifest.
         """
         path = recipe.graphs[graph]
         files: dict[str, Content] = {
@@ -90,16 +100,16 @@ class Bundle:
         return files
 
     def _weights(self, name: str) -> Content:
-        """A file that many graphs need: mapped into memory where it can be, and checked once."""
+        """The content of a file that many graphs need. It is mapped into memory if possible, and checked only once."""
         if name not in self._kept:
             self._kept[name] = self._checked(name, _map(self.path, name))
         return self._kept[name]
 
     def read(self, name: str) -> bytes:
-        """The content of a listed file.
+        """Read a file that the manifest lists.
 
         Raises:
-            BundleError: its digest does not match the manifest.
+            BundleError: it cannot be read, or its digest does not match the manifest.
         """
         content = _read(self.path, name)
         self._checked(name, content)
@@ -123,7 +133,7 @@ def _again(root: Path) -> str:
 
 
 def _lengths(root: Path) -> Mapping[str, int]:
-    """Length in bytes of every file of a bundle, by its name with forward slashes."""
+    """The length in bytes of every file of a bundle, by its name with forward slashes."""
     if not is_possible(root):
         raise BundleError(f"{str(root)!r} cannot be a file's name: remove the character that no name may have")
     try:
@@ -139,7 +149,7 @@ def _lengths(root: Path) -> Mapping[str, int]:
         raise BundleError(f"{root} cannot be read: {reason(error)}") from None
     except MemoryError:
         raise BundleError(f"there is too little memory to read {root}: {_FREE}") from None
-    # zipfile raises various exceptions for what is damaged or no zip.
+    # zipfile raises various exceptions for files that are damaged or not zips.
     except Exception as error:
         raise_callers(error)
         text = one_line(error)
@@ -147,13 +157,13 @@ def _lengths(root: Path) -> Mapping[str, int]:
 
 
 def _map(root: Path, name: str) -> Content:
-    """The content of a file that is not empty, mapped into memory if it is not in a zip."""
+    """The content of a file that is not empty. It is mapped into memory, unless it is in a zip."""
     if not root.is_dir():
         return _read(root, name)
     try:
         with (root / name).open("rb") as file:
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except (OSError, ValueError) as error:  # a file system that cannot do it
+    except (OSError, ValueError) as error:  # the file system does not support mapping
         raise_callers(error)
         return _read(root, name)
 

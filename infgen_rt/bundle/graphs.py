@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 WEIGHTS = "weights.safetensors"
-"""The file of a bundle with the weights that several graphs share."""
+"""The name of a bundle's file of weights, which several graphs share."""
 Content = bytes | memoryview
-"""The content of a file. That of a file that is mapped into memory is a view."""
+"""The content of a file. It is a memoryview if the file is mapped into memory."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Tensorspec:
 
     Attributes:
         name: its name, which is the same in every target.
-        shape: its shape.
-        about: a description of its content, in which `{space}` is the model's latent space.
+        shape: its shape, as the module's docstring describes it.
+        about: a description of its content, in which `{space}` stands for the model's latent space.
     """
 
     name: str
@@ -32,19 +32,19 @@ class Tensorspec:
 
     @property
     def holds_values(self) -> bool:
-        """Whether it holds values of cells or pixels, and not coordinates, shares or statistics."""
+        """Whether it holds values of cells or pixels. The others hold coordinates, shares or statistics."""
         return len(self.shape) == 4
 
     def of(self, sizes: Mapping[str, int]) -> "Tensorspec":
-        """The same specification, with numbers for the sizes that are known."""
+        """The same specification, with numbers for the known sizes."""
         return replace(self, shape=tuple(_with(sizes, side) for side in self.shape))
 
     def at(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """Its shape in numbers. Every size must be known."""
+        """Its shape in numbers, for which every size must be known."""
         return tuple(int(side) for side in self.of(sizes).shape)
 
     def named(self) -> list[tuple[int, int, str]]:
-        """Axis, factor and name of every side that is not a number."""
+        """The axis, the factor and the name of every side that is not a number: (2, 8, 'h') for `8*h` at axis 2."""
         parts = [(axis, side.rpartition("*")) for axis, side in enumerate(self.shape) if isinstance(side, str)]
         return [(axis, int(factor or 1), name) for axis, (factor, _, name) in parts]
 
@@ -59,15 +59,15 @@ class Kind:
     """The common properties of all graphs of one kind.
 
     Attributes:
-        name: the name of the graph. If there is one graph per enlargement, the factor follows this name.
-        inputs: the inputs. The first holds values.
+        name: the name of the graph. If there is one graph per enlargement, the name is followed by the factor.
+        inputs: the inputs. The first one holds values.
         output: the only output.
-        unit: the unit by which its working memory grows: cells or tokens.
+        unit: the unit to which its working memory is proportional.
         part: the part of the PyTorch model that holds its weights.
-        of_space: whether every latent space has a graph of its own. Models of several spaces can share the others.
+        of_space: whether every latent space has its own graph. The models of several spaces can share other graphs.
         enlarged: whether there is one graph per enlargement of the model.
-        picture: whether it is needed to make a picture.
-        fixed: whether it takes only the shapes of the recipe, if the recipe has fixed shapes.
+        picture: whether it is needed for decoding a picture.
+        fixed: whether it takes only the recipe's fixed shapes, if the recipe has any.
         kept: whether it should keep its working memory between runs, because it runs for every tile.
     """
 
@@ -88,7 +88,12 @@ class Kind:
         return f"{self.name}_per_{self.unit}"
 
     def output_shape(self, inputs: Mapping[str, Any], sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """The shape of the output for the given inputs, in a model with the given sizes."""
+        """The shape of the output for given inputs.
+
+        Args:
+            inputs: the inputs by name.
+            sizes: the sizes of the model, from `model_sizes`.
+        """
         given = {
             name: inputs[spec.name].shape[axis] // factor
             for spec in self.inputs
@@ -168,7 +173,16 @@ def kinds(gathers: bool, grows: bool, refines: bool) -> tuple[Kind, ...]:
 def model_sizes(
     patch: int, latent: int, features: int | None, fine: int | None, context: int, moments: tuple[int, int] | None
 ) -> dict[str, int]:
-    """A model's patch, channels and shape of statistics, by the letters that are used in shapes."""
+    """The sizes of a model by their letters in shapes; see the module's docstring.
+
+    Args:
+        patch: the side of a token in pixels.
+        latent: the number of channels of a latent.
+        features: the number of channels of features. None without refine.
+        fine: the number of channels of fine features. None without a trunk.
+        context: the number of channels of a context.
+        moments: the number of blocks and groups of statistics. None without statistics.
+    """
     blocks, groups = moments or (0, 0)
     return {"P": patch, "C": latent, "F": features or 0, "T": fine or 0, "D": context, "S": blocks, "G": groups}
 

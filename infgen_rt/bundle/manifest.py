@@ -1,28 +1,47 @@
-"""Manifests, which describe a model before any of its graphs is loaded."""
+"""Manifests. A manifest describes a model, so that the runtime knows it before a graph is loaded."""
 
 import json
 import math
 import re
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import asdict, astuple, dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from infgen_rt.bundle.graphs import REFINE, STATISTICS, TRUNK, Kind, graph_name, kinds, model_sizes
+from infgen_rt.bundle.graphs import REFINE, STATISTICS, TRUNK, Kind, kinds, model_sizes
+from infgen_rt.bundle.parts import Enlargement, FileInfo, FixedShape, Halo, Memory, ModelInfo, Recipe, Shapes
 from infgen_rt.common.callers import raise_callers
 from infgen_rt.common.schema import SchemaError, parse
 from infgen_rt.errors import BundleError, one_line
 
+__all__ = [
+    "FORMAT",
+    "MANIFEST",
+    "Enlargement",
+    "FileInfo",
+    "FixedShape",
+    "FormatError",
+    "Halo",
+    "Manifest",
+    "Memory",
+    "ModelInfo",
+    "Recipe",
+    "Shapes",
+    "load",
+]
+
 FORMAT = 6
-# Format 1 had no refine, format 2 no statistics, format 3 no enlargements, format 4 no trunk, and format 5 no file of
+# Format 2 added refine, format 3 statistics, format 4 enlargements, format 5 the trunk, and format 6 the file of
 # weights that graphs share.
 _READABLE = (1, 2, 3, 4, 5, FORMAT)
 MANIFEST = "manifest.json"
-# The largest number of channels, moments or pixels of a patch, and the largest scale.
+# Twice the memory of the first model that shipped, for bundles without any measured figures.
+_TYPICAL = Memory(base=256 * 2**20, prefill_per_cell=64 * 2**10, decode_per_token=256 * 2**10)
+# The largest number of channels, moments or pixels per side of a patch, and the largest scale.
 _MOST = 2**16
 
 
 class FormatError(BundleError):
-    """A manifest is of a format that this version does not read. The message says what to do."""
+    """A manifest has a format that this version does not read. The message says what to do."""
 
 
 def load(text: str | bytes) -> dict[str, Any]:
@@ -46,124 +65,36 @@ def load(text: str | bytes) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class ModelInfo:
-    """General information on the model: name, version, licence, training, and parameters of each kind of graph."""
-
-    name: str
-    version: str
-    licence: str
-    training: str
-    parameters: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Halo:
-    """The reach of each graph: decode in tokens and context cells (None: all), encode in pixels, others in cells."""
-
-    tokens: int
-    cells: float | None
-    encode_pixels: int
-    refine: int = 0
-    prefill: int = 0
-
-
-@dataclass(frozen=True)
-class Enlargement:
-    """A context for pictures up to a certain scale.
-
-    Attributes:
-        factor: how many times larger than the latent's own size the picture in the context is. This is also the largest
-            scale that the context is for. None if it is for all scales.
-        channels: the number of channels of the context.
-        halo: how far a cell's context depends on the features, in cells: the reach of refine, with that of the trunk.
-        work: multiply-adds per cell of prefill and refine, or 0 if they were not counted.
-    """
-
-    factor: int | None
-    channels: int
-    halo: int
-    work: int = 0
-
-    def graph(self, kind: str) -> str:
-        """The name of its graph of a kind, `refine` or `decode`."""
-        return graph_name(kind, self.factor)
-
-
-@dataclass(frozen=True)
-class Shapes:
-    """The smallest and largest sides that the graphs take: latent and context in cells, tokens in tokens."""
-
-    latent: tuple[int, int]
-    context: tuple[int, int]
-    tokens: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Measured memory in bytes: a fixed amount, and per cell or token that a graph runs on, halos included.
-
-    The defaults are for figures that were not measured, and for bundles without refine, statistics or a trunk.
-    """
-
-    base: int
-    prefill_per_cell: int
-    decode_per_token: int
-    encode_per_cell: int = 64 * 2**10
-    refine_per_cell: int = 32 * 2**10
-    statistics_per_cell: int = 8 * 2**10
-    trunk_per_cell: int = 0
-
-
-# Twice the memory of the first model that shipped, for bundles without any measured figures.
-_TYPICAL = Memory(base=256 * 2**20, prefill_per_cell=64 * 2**10, decode_per_token=256 * 2**10)
-
-
-@dataclass(frozen=True)
-class FixedShape:
-    """A shape that decode (tokens, context cells) and encode (pixels) take, each as height and width."""
-
-    tokens: tuple[int, int]
-    context: tuple[int, int]
-    image: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """One export of the model.
-
-    `graphs` maps the names of the graphs to a file or a folder of files. Prefill and decode are always there;
-    the others are optional. In a model with enlargements, the names of refine and decode end with the factor. Without
-    refine, prefill's features are the context. Without statistics, prefill sees the whole latent.
-    `memory` is None if the graphs were not run in their own runtime. `shapes` are the only shapes that decode and
-    encode take. If it is empty, they take any. `weights` is the file with weights that the graphs refer to. If it is
-    None, the graphs' own files have all weights. `compute_units` maps the graphs of a Core ML recipe to the units of a
-    device that suit them, by the names of Swift's `MLComputeUnits`. It is empty for other targets.
-    """
-
-    name: str
-    target: str
-    precision: str
-    graphs: dict[str, str]
-    memory: Memory | None
-    shapes: tuple[FixedShape, ...] = ()
-    weights: str | None = None
-    compute_units: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class FileInfo:
-    """The digest (hexadecimal) and the length in bytes of one file."""
-
-    sha256: str
-    bytes: int
-
-
-@dataclass(frozen=True)
 class Manifest:
     """The description of a model, which the runtime reads before it loads a graph.
 
-    `prefill_is_local` says of a model without statistics that a cell's features depend on the cells within the halo of
-    prefill. Otherwise, its prefill sees the whole latent. With statistics, prefill is always local.
+    Attributes:
+        model: its name, version, licence and training.
+        latent_space: the name of the space of its latents.
+        latent_channels: the number of channels of a latent.
+        context_channels: the number of channels of the context of a model without enlargements.
+        patch: the side of a token in pixels, which is also the side of a cell at scale 1.
+        scale_range: the smallest and the largest scale that it was trained for.
+        halo: the reach of each graph.
+        shapes: the smallest and the largest side that the graphs take.
+        recipes: its exports.
+        files: the digest and the length of each file, by name.
+        verification: the exporter's comparisons of each graph with PyTorch.
+        format: the version of the manifest's format.
+        feature_channels: the number of channels of features. None for a model without refine.
+        fine_channels: the number of channels of fine features. None for a model without a trunk.
+        moments: the number of prefill's blocks and of their groups, which is the shape of statistics. None for a model
+            without statistics.
+        enlargements: its contexts by rising factor. Empty for a model with one context for all scales.
+        prefill_is_local: whether a cell's features depend only on the cells within `halo.prefill`, in a model without
+            statistics. If it is false, such a model's prefill sees the whole latent. With statistics, prefill is
+            always local.
+
+    Examples:
+        >>> import infgen_rt
+        >>> manifest = infgen_rt.Bundle.open().manifest
+        >>> manifest.patch, manifest.latent_channels
+        (8, 32)
     """
 
     model: ModelInfo
@@ -235,16 +166,16 @@ class Manifest:
         """Parse a manifest.
 
         Raises:
-            BundleError: it is not JSON, has a newer format, or lacks something.
+            BundleError: it is not JSON, has a newer format, or lacks a value.
         """
         return cls.of(load(text))
 
     @classmethod
     def of(cls, data: dict[str, Any]) -> "Manifest":
-        """A manifest from what `load` returns, or from a part of it that describes one model.
+        """A manifest from the values that `load` returns, or from the part of them that describes one model.
 
         Raises:
-            BundleError: it lacks something.
+            BundleError: a value is missing, has the wrong type, or is out of range.
         """
         try:
             return parse(cls, data, "manifest")
@@ -260,7 +191,7 @@ class Manifest:
         return [name for name in self.files if name == graph or name.startswith(f"{graph}/")]
 
     def psnr(self, recipe: str, arithmetic: str) -> float | None:
-        """The lowest PSNR in decibels of the graphs for pictures, against float32. None if the manifest lacks it."""
+        """The lowest PSNR against float32 of the graphs for pictures, in decibels. None if the manifest has none."""
         found = []
         chosen = next((each for each in self.recipes if each.name == recipe), None)
         if chosen is None:
@@ -274,7 +205,7 @@ class Manifest:
                 # Equal outputs have an infinite PSNR, which JSON cannot express.
                 checks = (math.inf if check["psnr"] is None else check["psnr"] for check in entry["checks"])
                 found.append(float(min(checks) if native is None else native))
-            # The bundle is from another exporter.
+            # Another exporter made the bundle.
             except (StopIteration, KeyError, TypeError, ValueError, AttributeError) as error:
                 raise_callers(error)
                 return None
@@ -299,25 +230,25 @@ class Manifest:
 
     @property
     def contexts(self) -> tuple[Enlargement, ...]:
-        """The enlargements by rising factor, or for a model without any, its one context for all scales."""
+        """The enlargements by rising factor. A model without any has one context for all scales."""
         return self.enlargements or (Enlargement(None, self.context_channels, self.halo.refine),)
 
     def context_for(self, scale: tuple[float, float]) -> Enlargement:
-        """The smallest enlargement for a scale (vertical, horizontal), or the largest if the scale is beyond all."""
+        """The smallest enlargement for a scale (vertical, horizontal), or the largest one if none is large enough."""
         able = (each for each in self.contexts if each.factor is None or max(scale) <= each.factor + 1e-6)
         return next(able, self.contexts[-1])
 
     def refine_halo(self, enlargement: Enlargement) -> int:
-        """The reach of refine alone in cells. In a model with a trunk, `halo.refine` is the reach of the trunk."""
+        """The reach of refine alone, without that of the trunk, in cells."""
         return enlargement.halo - (self.halo.refine if self.fine_channels else 0)
 
     @property
     def encode_halo(self) -> int:
-        """The reach of encode in cells: how far an encoded cell depends on the pixels."""
+        """The reach of encode, rounded up to whole cells."""
         return -(-self.halo.encode_pixels // self.patch)
 
     def memory(self, recipe: Recipe) -> Memory:
-        """The memory figures of a recipe. If they were not measured, the largest of the bundle's other recipes."""
+        """The memory figures of a recipe. If they were not measured, each is the largest of all other recipes."""
         if recipe.memory is not None:
             return recipe.memory
         measured = [each.memory for each in self.recipes if each.memory is not None] or [_TYPICAL]

@@ -1,4 +1,4 @@
-"""Bundles with a model for each of several latent spaces. The models share the files of graphs that are the same."""
+"""Reads and writes manifests of several models, one for each of several latent spaces, which share files."""
 
 import json
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ def read_models(text: str | bytes) -> tuple[Manifest, ...]:
     """Parse a manifest file, which describes one model, or several in a list `models`.
 
     Returns:
-        The models, in the file's order. Each one's `files` are those of its own graphs.
+        The models, in the file's order. The `files` of each model are only those of its own graphs.
 
     Raises:
-        BundleError: the file is not JSON, has a newer format, or lacks something, or two models have the same latent
+        BundleError: the file is not JSON, has a newer format or lacks a value, or two models have the same latent
             space.
     """
     data = load(text)
@@ -60,7 +60,7 @@ def write_models(models: Sequence[Manifest]) -> str:
 
 
 def _own_results(model: Manifest) -> Manifest:
-    """The model with the results of its own graphs and of those that it shares."""
+    """The model, with only those results of verification that are for its own graphs or for shared ones."""
     spaces = (None, model.latent_space)
     return replace(model, verification=tuple(each for each in model.verification if each.get("space") in spaces))
 

@@ -1,4 +1,4 @@
-"""The progress of a piece of work, as callers see it."""
+"""Reports the progress of a piece of work to the caller."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,10 +15,16 @@ class Progress:
     """The progress of `open`, `save` or `read`. Print it for a description.
 
     Attributes:
-        stage: the kind of the last step: `measure` for a way of running the model that was tried, `prefill`, `decode`,
-            `encode` for encoding the file, or `reencode` for encoding a tile of the next stage's latent.
+        stage: the kind of the last step. `measure` is a way of running the model that was measured. `prefill` prepares
+            the latent, `decode` decodes a part of a picture, `reencode` encodes a tile of the next stage's latent, and
+            `encode` writes to the file.
         done: the number of finished steps.
-        total: the number of all steps. The last one of a `save` finishes when the file has appeared under its name.
+        total: the number of all steps. The last step of `save` is finished when the file has appeared under its name.
+
+    Examples:
+        >>> import infgen_rt
+        >>> print(infgen_rt.Progress("decode", 3, 4))
+        decode 3/4 (75%)
     """
 
     stage: ProgressStep
@@ -35,7 +41,7 @@ class Progress:
 
 
 Tell = Callable[[Progress], object]
-"""A caller's function that is told of each step."""
+"""A caller's function that is called after each step."""
 
 
 class Counter:
@@ -52,12 +58,20 @@ class Counter:
         self._tell, self._cancellation = tell, cancellation
 
     def begin(self, kind: ProgressStep) -> None:
-        """Report that no step is finished, for work whose first step takes long."""
+        """Report that no step is finished yet, for work whose first step takes long."""
         if self._tell is not None:
             ask(self._tell, Progress(kind, 0, self._total))
 
     def step(self, kind: ProgressStep, reached: int = 0) -> None:
-        """Count one step, or more if `reached` is larger, because other threads may have done some of the steps."""
+        """Count and report a step, and check for cancellation.
+
+        Args:
+            kind: the kind of the step.
+            reached: the number of finished steps, if it is known. Other threads may have done some of them.
+
+        Raises:
+            Cancelled: the work was cancelled.
+        """
         self._done = max(self._done + 1, reached)
         if self._tell is not None:
             ask(self._tell, Progress(kind, self._done, self._total))

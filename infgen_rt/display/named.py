@@ -1,4 +1,4 @@
-"""Displays by name, with their native sizes."""
+"""The table of named displays, with their native sizes."""
 
 import json
 from dataclasses import dataclass
@@ -16,13 +16,18 @@ _TABLE = Path(__file__).parents[1] / "data" / "displays.json"
 
 @dataclass(frozen=True)
 class Display:
-    """A display in its usual orientation: portrait for phones, landscape for all others.
+    """A display in its usual orientation, which is portrait for phones and landscape for all others.
 
     Attributes:
         title: its name for people.
-        kind: laptop, phone, tablet, monitor or tv.
+        kind: `laptop`, `phone`, `tablet`, `monitor` or `tv`.
         width: the width in physical pixels.
         height: the height in physical pixels.
+
+    Examples:
+        >>> import infgen_rt
+        >>> infgen_rt.named_displays()["iphone-14"].kind
+        'phone'
     """
 
     title: str
@@ -38,7 +43,13 @@ class Display:
 
 @cache
 def named_displays() -> dict[str, Display]:
-    """All named displays, by name."""
+    """All displays that have a name, by name.
+
+    Examples:
+        >>> import infgen_rt
+        >>> infgen_rt.named_displays()["macbook-pro-16"].size
+        Size(width=3456, height=2234)
+    """
     table = json.loads(_TABLE.read_text(encoding="utf-8"))
     return {name: parse(Display, value, name) for name, value in table.items()}
 
@@ -47,13 +58,19 @@ def display_size(name: str) -> Size:
     """The native size of a display.
 
     Args:
-        name: one of `named_displays`, or `auto` for this machine's main screen.
+        name: a name from `named_displays`, or `auto` for this machine's main screen. Capitals do not matter, and spaces
+            may stand for dashes.
 
     Returns:
         Width and height in physical pixels.
 
     Raises:
-        PlanError: the name is unknown, or there is no screen whose size is known.
+        PlanError: the name is unknown, or for `auto`, this machine has no screen whose size is known.
+
+    Examples:
+        >>> import infgen_rt
+        >>> infgen_rt.display_size("MacBook Pro 16")
+        Size(width=3456, height=2234)
     """
     key = "-".join(name.lower().split())
     if key == "auto":

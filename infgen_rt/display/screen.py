@@ -1,6 +1,6 @@
-"""The size of this machine's screen in physical pixels, as reported by the system.
+"""The size of this machine's screen in physical pixels, as the system reports it.
 
-The system is asked directly, because libraries that list screens use points on macOS and do not support Wayland.
+The system is asked directly, because the libraries that list screens give points on macOS and do not support Wayland.
 """
 
 import ctypes
@@ -25,11 +25,10 @@ _CURRENT_SETTINGS = -1  # ENUM_CURRENT_SETTINGS
 
 
 def screen_size() -> Size:
-    """Ask the system for the main screen's size.
+    """Ask the system for the size of the main screen. If it does not say which one that is, the largest counts.
 
     Returns:
-        Width and height in physical pixels, in the current orientation. If there are several screens, this is the main
-        screen, or the largest if the system has no main screen.
+        Width and height in physical pixels, in the current orientation.
 
     Raises:
         PlanError: there is no screen, or the system does not report it.
@@ -50,7 +49,11 @@ def _screens() -> Iterator[_Screen]:
 
 
 def ask_core_graphics(library: Any) -> Iterator[_Screen]:
-    """The main screen of a Mac, through the loaded CoreGraphics."""
+    """Yield the main screen of a Mac.
+
+    Args:
+        library: the loaded framework CoreGraphics.
+    """
     signatures: dict[str, tuple[list[Any], Any]] = {
         "CGMainDisplayID": ([], ctypes.c_uint32),
         "CGDisplayCopyDisplayMode": ([ctypes.c_uint32], ctypes.c_void_p),
@@ -85,7 +88,7 @@ def ask_core_graphics(library: Any) -> Iterator[_Screen]:
 
 
 class _DevMode(ctypes.Structure):
-    """DEVMODEW. Only the display's size is read."""
+    """The structure DEVMODEW of Windows, of which only the display's size is read."""
 
     _fields_ = [
         ("names", ctypes.c_byte * 68),
@@ -98,9 +101,13 @@ class _DevMode(ctypes.Structure):
 
 
 def ask_user32(user32: Any) -> Iterator[_Screen]:
-    """The main screen of Windows, through the loaded user32."""
-    # Unlike window metrics, display settings are always in physical pixels. They do not depend on the process's DPI
-    # awareness, which only the app may set.
+    """Yield the main screen of Windows.
+
+    Args:
+        user32: the loaded library user32.
+    """
+    # Display settings are always in physical pixels. Window metrics depend on the process's DPI awareness, which only
+    # the app may set.
     settings = _DevMode(bytes=ctypes.sizeof(_DevMode))
     if user32.EnumDisplaySettingsW(None, _CURRENT_SETTINGS, ctypes.byref(settings)):
         yield Size(settings.width, settings.height), True
@@ -122,13 +129,13 @@ def _read_kscreen(answer: str) -> Iterator[_Screen]:
         for mode in output["modes"] if output["enabled"] else ():
             if mode["id"] == output["currentModeId"]:
                 size = Size(mode["size"]["width"], mode["size"]["height"])
-                # Left and right, and both of these flipped.
+                # These are the rotations to the left and to the right, and both of them flipped.
                 sideways = output["rotation"] in (2, 8, 32, 128)
                 yield _turned(size, sideways), output.get("priority") == 1 or output.get("primary", False)
 
 
 def _read_wlr_randr(answer: str) -> Iterator[_Screen]:
-    """Parse the output of `wlr-randr --json`, which has no main screen."""
+    """Parse the output of `wlr-randr --json`, which does not name a main screen."""
     for output in json.loads(answer):
         for mode in output["modes"] if output["enabled"] else ():
             if mode["current"]:
@@ -136,7 +143,7 @@ def _read_wlr_randr(answer: str) -> Iterator[_Screen]:
 
 
 def _read_xrandr(answer: str) -> Iterator[_Screen]:
-    """Parse the output of `xrandr`. The mode marked * is the screen's own size, but the geometry may be scaled."""
+    """Parse the output of `xrandr`. The mode that is marked * has physical pixels, but the geometry may be scaled."""
     main = sideways = False
     for line in answer.splitlines():
         if output := re.match(r"\S+ connected( primary)?( \d\S* (?:left|right)\b)?", line):
@@ -146,7 +153,7 @@ def _read_xrandr(answer: str) -> Iterator[_Screen]:
 
 
 def _read_drm(folder: Path) -> Iterator[_Screen]:
-    """Read the kernel's list of connected screens, which has neither the main screen nor orientations."""
+    """Read the kernel's list of connected screens, which has no orientations and does not name a main screen."""
     for connector in folder.glob("card*-*"):
         try:
             state = [(connector / name).read_text(encoding="ascii") for name in ("status", "enabled", "modes")]
@@ -178,7 +185,7 @@ def _ask_desktop() -> list[_Screen]:
             if screens := list(read(answer)):
                 return screens
         except (OSError, subprocess.SubprocessError, LookupError, TypeError, ValueError):
-            continue  # it is not installed, not for this desktop, or a version with a different output
+            continue  # the tool is not installed, is for another desktop, or has a version with a different output
     return []
 
 

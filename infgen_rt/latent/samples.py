@@ -22,7 +22,12 @@ class Sample:
         title: a description of the photograph.
         source: the photograph's origin.
         licence: the photograph's licence.
-        latent: float32 [channels, h, w].
+        latent: float32 [channels, h, w], in the space of FLUX.2 and the diffusion model's normalisation.
+
+    Examples:
+        >>> import infgen_rt
+        >>> infgen_rt.load_sample("harbour").licence
+        'CC0-1.0'
     """
 
     name: str
