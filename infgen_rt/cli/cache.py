@@ -16,7 +16,9 @@ from infgen_rt.errors import reason
 
 
 @click.command()
-@click.option("--clear", is_flag=True, help="Remove everything in the folder. What is needed later is made again.")
+@click.option(
+    "--clear", is_flag=True, help="Remove everything in the folder. Files that are needed later are made again."
+)
 @options.as_json
 def cache(clear: bool, as_json: bool) -> None:
     """Show this user's cache folder, which has measurements and compiled graphs."""
@@ -41,7 +43,7 @@ def cache(clear: bool, as_json: bool) -> None:
 
 
 def _cached_bytes(root: Path) -> dict[str, int]:
-    """The bytes of each entry of the cache, by name. Files that other processes remove meanwhile do not count."""
+    """The bytes of each entry of the cache, by name. Files that other processes remove in the meantime do not count."""
     sizes: dict[str, int] = {}
     for folder, _, files in os.walk(root):
         for file in files:
@@ -53,7 +55,7 @@ def _cached_bytes(root: Path) -> dict[str, int]:
 
 
 def _clear_cache(root: Path) -> None:
-    """Remove all entries. If other processes write to the cache meanwhile, their files and folders stay.
+    """Remove all entries. Files and folders that other processes write in the meantime stay.
 
     Raises:
         OSError: an entry cannot be removed.

@@ -1,4 +1,4 @@
-"""The output of the commands: errors, warnings, progress and facts. It also has the exit codes."""
+"""Prints the output of the commands: errors, warnings, progress and facts. It also defines the exit codes."""
 
 import contextlib
 import errno
@@ -25,12 +25,12 @@ def complain(text: str, code: int) -> int:
 
 
 def say(text: str, err: bool = False, needed: bool = False) -> None:
-    """Print a line, if possible. A windowed app has no output, and a terminal may have been closed.
+    """Print a line, if this is possible. A windowed app has no output, and a terminal may have been closed.
 
     Args:
         text: the text of the line.
         err: whether to print it to standard error.
-        needed: whether the line is the requested result.
+        needed: whether the line is the result that the user has requested.
 
     Raises:
         InfGenError: the line is needed and cannot be printed, for example because the disk is full.
@@ -55,7 +55,7 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 class _Patient:
-    """A stream that ignores failures of writing.
+    """A stream that ignores errors of writing.
 
     Args:
         stream: the stream to write to.
@@ -78,7 +78,11 @@ class _Patient:
 
 
 class Stopwatch:
-    """Measures the seconds of each phase, and in total."""
+    """Measures the seconds of each phase and of the whole work.
+
+    Attributes:
+        seconds: the seconds of each phase, by name, and of all phases as `total`.
+    """
 
     def __init__(self) -> None:
         self._began = self._last = time.perf_counter()
@@ -94,7 +98,11 @@ class Stopwatch:
 
 @contextmanager
 def warnings_to_stderr(quiet: bool = False) -> Iterator[list[str]]:
-    """Print each warning as one line when it occurs, each cause once, and collect all different warnings."""
+    """Print each warning as one line when it occurs. Of the warnings with the same cause, only the first is printed.
+
+    Yields:
+        The list of all different warnings so far.
+    """
     notes: list[str] = []
     causes: set[str] = set()
 
@@ -121,7 +129,7 @@ class _Log(logging.Handler):
 
 @contextmanager
 def log_to_stderr(wanted: bool) -> Iterator[None]:
-    """Print all that this package logs, with the time and the logger's name."""
+    """Print everything that this package logs, with the time and the logger's name."""
     if not wanted:
         yield
         return
@@ -139,7 +147,11 @@ def log_to_stderr(wanted: bool) -> Iterator[None]:
 
 @contextmanager
 def progress_bar(wanted: bool) -> Iterator[Callable[[Progress], None]]:
-    """Show a progress bar on standard error if it is a terminal. Yields the function that updates the bar."""
+    """Show a progress bar on standard error, if this is a terminal.
+
+    Yields:
+        The function that updates the bar.
+    """
     if not wanted or not is_terminal(sys.stderr):
         yield lambda progress: None
         return
@@ -149,14 +161,14 @@ def progress_bar(wanted: bool) -> Iterator[Callable[[Progress], None]]:
             bar.length = progress.total
             bar.label = f"{progress.stage:8}"
             bar.update(progress.done - bar.pos)
-            bar.render_progress()  # also without a step, to show the label
+            bar.render_progress()  # shows the label even if no step was done
 
         yield show
 
 
 @contextmanager
 def late_progress_bar(wanted: bool) -> Iterator[Callable[[Progress], None]]:
-    """Like `progress_bar`, but for work that is rarely needed. The bar ends with the last step, before other output."""
+    """Show a progress bar like `progress_bar`, but only if there is a step. The bar ends with the last step."""
     with ExitStack() as stack:
         shows: list[Callable[[Progress], None]] = []
 

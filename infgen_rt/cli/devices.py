@@ -19,12 +19,12 @@ from infgen_rt.cli.interruption import interruptible
   infgen-rt devices
   infgen-rt devices --measure --threads 2""",
 )
-@click.option("--measure", "fresh", is_flag=True, help="Measure all usable devices now, and keep the results.")
+@click.option("--measure", "fresh", is_flag=True, help="Measure all usable devices now, and store the results.")
 @options.model
 @options.threads
 @options.as_json
 def devices(fresh: bool, model: Path | None, threads: int | None, as_json: bool) -> None:
-    """List the backends and devices that can run a model here, with their speed, and what to install for others."""
+    """List the backends and devices that can run a model here, with their speed, and what the others need."""
     with warnings_to_stderr(), late_progress_bar(True) as show, interruptible() as cancel:
         bundle = Bundle.open(model)
         facts = describe_devices(bundle, threads, fresh, progress=show, cancel=cancel)

@@ -68,7 +68,7 @@ def _is_bundle(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return MANIFEST in archive.namelist()
-    except Exception:  # zipfile raises various exceptions for what is damaged or no zip
+    except Exception:  # zipfile raises various exceptions for files that are damaged or not zips
         return False
 
 

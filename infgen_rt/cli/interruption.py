@@ -1,4 +1,4 @@
-"""Lets signals such as Ctrl-C end work at once, also while a graph runs."""
+"""Makes signals such as Ctrl-C end the work at once, even while a graph runs."""
 
 import signal
 import socket
@@ -11,20 +11,20 @@ from typing import TypeVar
 
 from infgen_rt.errors import Cancelled
 
-# Seconds between checks for signals on systems where waiting cannot be interrupted (Windows).
+# The seconds between two checks for signals on systems where waiting cannot be interrupted (Windows).
 _SIGNALS = 0.1
 
 T = TypeVar("T")
 
 
 def beside(work: Callable[[Event], T]) -> T:
-    """Do work in another thread, so that signals, which Python handles in the main thread, cancel it at once.
+    """Do work in another thread. Python handles signals in the main thread, which is then free to cancel the work.
 
     Args:
-        work: takes the event that is set to cancel it.
+        work: the function that does the work. It gets an event, which is set to cancel it.
 
     Returns:
-        What the work returns.
+        The result of the function.
     """
     cancel = Event()
     with ThreadPoolExecutor(1, "infgen-work") as pool:
@@ -39,12 +39,14 @@ def beside(work: Callable[[Event], T]) -> T:
 
 @contextmanager
 def interruptible() -> Iterator[Event]:
-    """For work in the main thread that also imports libraries, which no event cancels, but a signal's handler does.
+    """Make signals end work in the main thread that imports libraries and runs graphs.
 
-    The handler has to wait for the end of native code. Therefore, a thread sets the event as soon as a signal arrives.
+    A signal handler ends an import, which no event can cancel. It cannot end a running graph, because Python calls it
+    only when native code has returned. Therefore, another thread sets an event as soon as a signal arrives.
 
     Yields:
-        The event that cancels native code. It is never set in other threads than the main thread, which get no signals.
+        The event that cancels a running graph. If the work is not in the main thread, it gets no signals, and the event
+        is never set.
     """
     arrived = Event()
     if threading.current_thread() is not threading.main_thread():
@@ -59,7 +61,7 @@ def interruptible() -> Iterator[Event]:
         try:
             yield arrived
         except Cancelled:
-            raise KeyboardInterrupt from None  # some library has swallowed the handler's exception
+            raise KeyboardInterrupt from None  # a library has suppressed the handler's exception
         finally:
             signal.set_wakeup_fd(before)
             writing.shutdown(socket.SHUT_WR)

@@ -70,10 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _terminating() -> Iterator[None]:
-    """Handle the other terminating signals like Ctrl-C, so that no incomplete files stay behind.
+    """Handle SIGTERM and SIGHUP like Ctrl-C, so that no incomplete files stay behind.
 
-    An app that stops its helper sends SIGTERM. A terminal that is closed sends SIGHUP, which is ignored under `nohup`.
-    If an app calls `main` in a thread, the app handles signals itself.
+    An app that stops its helper process sends SIGTERM. A terminal that is closed sends SIGHUP. Under `nohup`, SIGHUP
+    stays ignored. If an app calls `main` in another thread, signals are left to the app.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -87,7 +87,7 @@ def _terminating() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            # None means that the handler was not set by Python, which cannot restore it.
+            # None means that another language than Python has set the handler. Python cannot restore it.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 

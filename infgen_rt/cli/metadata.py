@@ -1,4 +1,4 @@
-"""The text that pictures get: from `--metadata`, and from the header of the latent's file."""
+"""Collects the text that is stored in pictures, from `--metadata` and from the header of the latent's file."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,7 +10,7 @@ from infgen_rt.errors import OutputError
 from infgen_rt.latent.files import Stored
 from infgen_rt.writers import Format, check_metadata
 
-# What the header of a file says about the file, and not about its picture: safetensors' users write `format: pt`.
+# Keys in a file's header that are about the file and not about its picture. Many programs write `format: pt`.
 _OF_FILES = {"format"}
 
 
@@ -18,7 +18,8 @@ def entries(context: click.Context, parameter: click.Parameter, texts: Iterable[
     """Parse and check the values of `--metadata`, each of which is KEY=TEXT.
 
     Raises:
-        OutputError: one has no `=`, its key is not possible or was given before, or its text is no text.
+        OutputError: a value has no `=`, its key is not possible or was given before, or its text has a character that
+            is not possible.
     """
     found: dict[str, str] = {}
     for each in texts:
@@ -32,12 +33,12 @@ def entries(context: click.Context, parameter: click.Parameter, texts: Iterable[
 
 
 def metadata_of(latent: Any, given: dict[str, str], form: Format, notices: Notices) -> dict[str, str]:
-    """The text for the picture of a latent: what its file's header carries, and what is given for all pictures.
+    """The text for the picture of a latent: that in the header of the latent's file, and that of the user's options.
 
-    What is in a file's header was not asked for. So it is left out with a warning if it cannot be written.
+    The user did not ask for the text in the header. If it cannot be written, it is left out with a warning.
 
     Args:
-        latent: what `read_latent` returns. An array carries nothing.
+        latent: the result of `read_latent`. An array has no text.
         given: the text for all pictures, which replaces text of the same keys in the header.
         form: the picture's format.
         notices: gives the warnings.

@@ -1,8 +1,8 @@
-"""Tells errors of the caller's own code from errors of libraries and of the system, so that they stay what they are.
+"""Distinguishes errors of the caller's own code from those of libraries and the system, so that callers get their own.
 
 The caller's code runs in the middle of this package's work in two ways: as a function that was passed (`progress`,
-`cancel`), and as the handler of a signal, which Python calls in the main thread wherever that is. Its errors may be of
-any kind. Code that treats every error of a library, or of the system, as its own therefore asks here first.
+`cancel`), and as a signal handler, which Python may call at any point of the main thread. Its errors may be of any
+kind. Code that handles every error of a library or of the system therefore calls `raise_callers` first.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,12 +16,12 @@ T = TypeVar("T")
 
 
 def ask(function: Callable[..., T], *arguments: object) -> T:
-    """Call a function that the caller has passed. Whatever it raises is the caller's own."""
+    """Call a function that the caller has passed. Errors that it raises are recognised by `raise_callers`."""
     return function(*arguments)
 
 
 def raise_callers(error: BaseException) -> None:
-    """Raise the caller's own error, if an error is one, or was raised `from` one. Otherwise, do nothing.
+    """Raise the caller's own error, if the given error is one or was raised `from` one. Otherwise, do nothing.
 
     Args:
         error: the error that is being handled.
@@ -35,7 +35,7 @@ def raise_callers(error: BaseException) -> None:
 
 @contextmanager
 def suppress_but_callers(*kinds: type[Exception]) -> Iterator[None]:
-    """Like `contextlib.suppress`, but the caller's own errors come out."""
+    """Suppress errors like `contextlib.suppress`, except the caller's own."""
     try:
         yield
     except kinds as error:
@@ -52,9 +52,9 @@ def _is_callers(error: BaseException) -> bool:
 
 
 def _is_handler(frame: FrameType, passed: list[FrameType]) -> bool:
-    """Whether a frame is that of a signal's handler: only handlers are called with the frame that was interrupted.
+    """Whether a frame is that of a signal handler. Only signal handlers get one of the earlier frames as an argument.
 
-    The handler itself may not be installed any more, for example if it is for one signal only.
+    The installed handlers are not compared, because a handler may have been removed in the meantime.
     """
     code = frame.f_code
     count = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & CO_VARARGS)

@@ -19,10 +19,10 @@ class Settable(Protocol):
 
 
 Cancel = Settable | Callable[[], bool]
-"""How a caller cancels: an event that is set, or a function that returns True."""
+"""How a caller cancels: with an event that is set, or with a function that returns True."""
 
+# The seconds between two checks of whether the caller has cancelled.
 _INTERVAL = 0.02
-"""Seconds between two checks for the caller's request."""
 
 
 class Cancellation:
@@ -47,7 +47,11 @@ class Cancellation:
         self._lock = Lock()
 
     def check(self) -> None:
-        """Raise Cancelled if the caller has cancelled the work, or the error of the caller's function."""
+        """Check whether the caller has cancelled the work.
+
+        Raises:
+            Cancelled: it was cancelled. If the caller's function has failed, its error is raised instead.
+        """
         if self._requested is not None and not self._stopped and ask(self._requested):
             self._stopped = True
         if self._stopped:
@@ -55,7 +59,7 @@ class Cancellation:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Make it the current cancellation, and interrupt work in the block as soon as the caller cancels."""
+        """Make this the current cancellation in a block, and interrupt the work there as soon as the caller cancels."""
         token = _CURRENT.set(self)
         done = Event()
         watcher = Thread(target=self._watch, args=(done,), name="infgen-cancel", daemon=True)
@@ -73,6 +77,9 @@ class Cancellation:
     def interrupting(self, interrupt: Callable[[], object]) -> Iterator[None]:
         """Call a function from another thread if the work is cancelled during the block.
 
+        Args:
+            interrupt: stops the running graph. It must not raise errors.
+
         Raises:
             Cancelled: the work is already cancelled.
         """
@@ -89,7 +96,7 @@ class Cancellation:
     def _watch(self, done: Event) -> None:
         assert self._requested is not None
         while not done.wait(_INTERVAL):
-            # An error of the caller's function ends the work too, and is raised in the caller's thread.
+            # An error of the caller's function also ends the work. It is raised in the caller's thread.
             try:
                 requested = ask(self._requested)
             except Exception as error:
@@ -107,5 +114,5 @@ _CURRENT: ContextVar[Cancellation] = ContextVar("infgen-cancellation", default=_
 
 
 def current() -> Cancellation:
-    """The cancellation of this thread's work. A backend's session that can stop a run uses its `interrupting`."""
+    """The cancellation of this thread's work. A backend's session that can stop a run calls its `interrupting`."""
     return _CURRENT.get()

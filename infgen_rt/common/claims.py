@@ -1,7 +1,7 @@
-"""Folders that a process claims while it writes in them, and that are removed when it has died.
+"""Folders that a process claims while it writes in them. If the process crashes, another one removes the folder.
 
-A claimed folder has a lock file, which is held until the work is done. The system releases the locks of a process that
-has crashed, so another process can tell what was left behind from what is in use.
+A claimed folder has a lock file, which is locked until the work is done. The system releases the locks of a process
+that has crashed. Another process can therefore tell whether a folder was left behind or is in use.
 """
 
 import re
@@ -14,7 +14,7 @@ from pathlib import Path
 from infgen_rt.common.callers import raise_callers, suppress_but_callers
 
 LOCK = "writing.lock"
-# Errors of a lock: it is held, the folder is gone, or the file system has no locks.
+# The errors of taking a lock: it is held, the folder is gone, or the file system has no locks.
 _NO_LOCK = (OSError, NotImplementedError)
 _TRIES = 10
 
@@ -23,8 +23,8 @@ def claim(name: Callable[[str], Path], held: ExitStack, mode: int = 0o777) -> Pa
     """Make a folder, and lock it until the stack ends.
 
     Args:
-        name: the folder's path, given eight characters that make it unique.
-        held: holds the lock.
+        name: returns the folder's path. Its argument is eight characters that make the path unique.
+        held: the stack that holds the lock.
         mode: the folder's mode, before the umask.
 
     Raises:
@@ -35,7 +35,7 @@ def claim(name: Callable[[str], Path], held: ExitStack, mode: int = 0o777) -> Pa
     for _ in range(_TRIES):
         folder = name(secrets.token_hex(4))
         folder.mkdir(mode=mode)
-        # Before it is locked, another process may take it for one of a crashed process, and lock and remove it.
+        # Until it is locked, another process may think that its owner has crashed, and lock and remove it.
         try:
             with suppress(NotImplementedError):
                 held.enter_context(FileLock(folder / LOCK).acquire(timeout=0))
@@ -49,12 +49,12 @@ def claim(name: Callable[[str], Path], held: ExitStack, mode: int = 0o777) -> Pa
 
 
 def remove_leftovers(parent: Path, names: re.Pattern[str], needed: Callable[[Path], bool] = lambda _: False) -> None:
-    """Remove the claimed folders in a folder whose processes have died. Those that are in use are locked and stay.
+    """Remove the claimed folders whose processes have died. Those that are in use are locked, and stay.
 
     Args:
-        parent: the folder.
-        names: what the whole names of claimed folders match.
-        needed: whether a folder must stay although its process has died.
+        parent: the folder that contains them.
+        names: matches the whole names of claimed folders.
+        needed: returns whether a folder must stay although its process has died.
     """
     with suppress_but_callers(OSError):
         for folder in [each for each in parent.iterdir() if names.fullmatch(each.name)]:

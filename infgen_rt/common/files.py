@@ -13,7 +13,7 @@ _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.partial", re.DOTALL)
 
 
 def is_possible(path: str | Path) -> bool:
-    """Whether the system's functions take a path. A NUL, or half of a surrogate pair, is in no path."""
+    """Whether the system accepts a path. It refuses paths with a NUL or half of a surrogate pair."""
     try:
         os.lstat(path)
     except ValueError as error:
@@ -25,7 +25,7 @@ def is_possible(path: str | Path) -> bool:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """The temporary files of `whole` in a folder. Those whose process still runs are among them."""
+    """The temporary files of `whole` in a folder, including those that are being written."""
     return [path for path in folder.iterdir() if _TEMPORARY.fullmatch(path.name)]
 
 

@@ -1,6 +1,6 @@
 """The user's cache folder, for files that can be made again: measurements and compiled graphs.
 
-Several processes use it at the same time. Files appear in it only when they are complete, and are not changed later.
+Several processes use it at the same time. A file appears in it only when it is complete, and is replaced as a whole.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 VARIABLE = "INFGEN_RT_CACHE"
-"""Environment variable for another folder."""
+"""The environment variable that sets another folder."""
 
 _DIGEST = hashlib.sha256().digest_size
 _PLACES = 64
@@ -30,7 +30,7 @@ _WRITING = "writing.lock"
 _PATIENCE = 30.0
 # Seconds between two checks of whether waiting for a lock was cancelled.
 _WAIT = 0.2
-# Errors of a lock: it is held, the folder is not writable, or its file system has no locks.
+# The errors of taking a lock: it is held, the folder is not writable, or its file system has no locks.
 _NO_LOCK = (OSError, NotImplementedError)
 _held: "list[BaseFileLock]" = []
 
@@ -43,7 +43,7 @@ def cache_folder() -> Path | None:
 
     with suppress_but_callers(RuntimeError, KeyError, OSError):
         folder = user_cache_path("infgen-rt", appauthor=False)
-        # If the home folder is not known, `~` is not expanded.
+        # If the home folder is not known, the path still begins with `~`.
         return folder if folder.is_absolute() else None
     return None
 
@@ -67,7 +67,8 @@ def writable_cache(name: str) -> Path | None:
 def private_folder(folder: Path) -> Path | None:
     """A subfolder that no other process uses while this process runs. A later process may use it again.
 
-    It is for libraries that write their own files and do not expect other processes to do the same.
+    It is for libraries whose files several processes must not write at the same time. None if there is no free
+    subfolder, or if the folder cannot be locked.
     """
     from filelock import FileLock
 
@@ -86,7 +87,8 @@ def private_folder(folder: Path) -> Path | None:
 def alone(name: str, patience: float) -> Iterator[None]:
     """Wait until no other process is in a block with this name.
 
-    Without locks, or after the timeout, it continues without waiting, because another process may be suspended.
+    The block is entered without waiting if the file system has no locks, and in any case after the timeout, because
+    the other process may be suspended.
 
     Args:
         name: the name of the block.
@@ -112,7 +114,7 @@ def alone(name: str, patience: float) -> Iterator[None]:
 
 
 def write_cached(file: Path, content: bytes) -> None:
-    """Write a file of the cache atomically, and remove what processes left in its folder that died while writing.
+    """Write a file of the cache atomically. Remove temporary files in its folder whose processes have crashed.
 
     Raises:
         OSError: the file cannot be written.
@@ -120,7 +122,7 @@ def write_cached(file: Path, content: bytes) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         if _locked(file.parent, stack):
-            # All writers hold the lock, so these have no writer any more.
+            # Every writer holds the lock, so nobody is writing these files.
             for left in leftovers(file.parent):
                 left.unlink(missing_ok=True)
         with whole(file) as partial:
@@ -131,7 +133,7 @@ def _locked(folder: Path, stack: ExitStack) -> bool:
     """Hold the lock of a folder's writers until the stack ends. False on a file system without locks.
 
     Raises:
-        OSError: other processes held it for long, or this user may not take it.
+        OSError: other processes held it for too long, or this user may not take it.
     """
     from filelock import FileLock, Timeout
 
@@ -146,12 +148,12 @@ def _locked(folder: Path, stack: ExitStack) -> bool:
 
 
 def write_checked(file: Path, content: bytes) -> None:
-    """Write a file of the cache with its digest. Raises the same errors as `write_cached`."""
+    """Write a file of the cache together with its digest. The errors are those of `write_cached`."""
     write_cached(file, hashlib.sha256(content).digest() + content)
 
 
 def read_checked(file: Path) -> bytes | None:
-    """Read a file from `write_checked`. None if the file is missing or does not match its digest."""
+    """Read a file that `write_checked` has written. None if it is missing or does not match its digest."""
     try:
         found = file.read_bytes()
     except OSError as error:

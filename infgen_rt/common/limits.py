@@ -6,7 +6,8 @@ from pathlib import Path, PurePosixPath
 
 from infgen_rt.common.callers import raise_callers, suppress_but_callers
 
-# For each version of control groups: the names of the limit, of the used memory, and of the droppable file cache in it.
+# For each version of control groups: the files of the limit and of the used memory, and the name in memory.stat of the
+# part of the used memory that is file cache and can be dropped.
 _FILES = {
     1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     2: ("memory.max", "memory.current", "inactive_file"),
@@ -16,11 +17,11 @@ _FILES = {
 def available_memory(root: Path = Path("/")) -> int | None:
     """The bytes that this process can still use. None if the system does not report them.
 
-    This is the minimum of the machine's free memory and of what the limits of the process's control groups and their
-    parents leave.
+    This is the free memory of the machine, or less if a limit of the process's control groups, or of their parents,
+    leaves less.
 
     Args:
-        root: the root of the file system from which this is read.
+        root: the root of the file system from which these are read.
     """
     known = [amount for amount in (_of_machine(root), *_of_groups(root)) if amount is not None]
     return min(known, default=None)
@@ -60,7 +61,7 @@ def _of_groups(root: Path) -> Iterator[int]:
         else:
             continue
         inside = PurePosixPath(path.lstrip("/"))
-        # In a container, the path may be the host's, which is not visible. The group is then the mount itself.
+        # In a container, the path may be the host's and not exist here. The group is then the mount itself.
         for mount in mounts:
             for folder in (inside, *inside.parents):
                 left = _left(root / mount / folder, version)

@@ -1,4 +1,4 @@
-"""Amounts of memory: parses and prints them, and has the default budget and the process's peak."""
+"""Parses and formats amounts of memory, and determines the default budget and the peak of this process."""
 
 import ctypes
 import math
@@ -38,7 +38,7 @@ def format_bytes(amount: int) -> str:
 
 
 def enough(amount: int) -> str:
-    """Like `format_bytes`, but rounded up, so that the text is an amount that suffices."""
+    """Format an amount like `format_bytes`, but round it up, so that the text is an amount that is enough."""
     if amount >= GIB:
         return f"{math.ceil(amount * 100 / GIB) / 100:.2f} GiB"
     return f"{math.ceil(amount * 10 / MIB) / 10:.1f} MiB"
@@ -79,6 +79,6 @@ def _peak_on_windows() -> int | None:
 
 
 def give_back() -> None:
-    """Return freed memory to the system, if the C library would keep it for later (glibc)."""
+    """Return freed memory to the system. glibc would otherwise keep it for later."""
     with suppress_but_callers(OSError, AttributeError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,4 +1,4 @@
-"""Warnings, which are given once for each cause."""
+"""Gives warnings, by default once for each cause."""
 
 import contextlib
 import sys
@@ -21,7 +21,7 @@ class Notices:
         self._told: set[str] = set()
 
     def warn(self, cause: str, text: str) -> None:
-        """Warn, as if from the line that called this package.
+        """Give a warning, which names the line that called this package.
 
         Args:
             cause: a word for the cause, which becomes `InfGenWarning.cause`.
@@ -33,13 +33,13 @@ class Notices:
 
 
 def warn(text: str, cause: str = "") -> None:
-    """Warn, as if from the line that called this package.
+    """Give a warning, which names the line that called this package.
 
     Args:
         text: the message for people.
         cause: a word for the cause. It may be empty.
     """
-    # Python's own printing of warnings fails with a ValueError if standard error is closed.
+    # If standard error is closed, Python fails with a ValueError when it prints the warning.
     with contextlib.suppress(ValueError):
         warnings.warn(InfGenWarning(text, cause), stacklevel=_outside())
 

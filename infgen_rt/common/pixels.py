@@ -14,14 +14,14 @@ LevelArray = npt.NDArray[np.uint8 | np.uint16]
 Bits = Literal[8, 16]
 Level = type[np.uint8] | type[np.uint16]
 Number = Level | type[np.float32]
-"""The type of a channel's value: a level, the largest of which stands for 1.0, or an unclamped float, about [0, 1]."""
+"""The type of a channel's value: a level, whose largest value stands for 1.0, or an unclamped float, about [0, 1]."""
 
 LARGEST: dict[Number, float] = {np.uint8: 255.0, np.uint16: 65535.0}
-"""The level that stands for 1.0."""
+"""The largest level of each type, which stands for 1.0."""
 
 
 class DevicePixels(Protocol):
-    """float32 planes [3, h, w] on a backend's device, so that only the needed part is copied from there."""
+    """float32 planes [3, h, w] on a backend's device. Only the part that is needed is copied from there."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -42,21 +42,23 @@ class DevicePixels(Protocol):
 
 
 def fetch(planes: "FloatArray | DevicePixels", number: Number) -> npt.NDArray[Any]:
-    """Convert decoded pixels to a type of number: clamped and rounded to levels, with halves upwards, or unchanged.
+    """Convert decoded pixels to levels or floats, as a NumPy array.
+
+    Levels are clamped and rounded, with halves rounded up. Floats are unchanged.
 
     Args:
         planes: float32 [3, h, w], about [0, 1].
-        number: the type of number.
+        number: the type of the result.
 
     Returns:
-        An array of the same shape.
+        `number` [3, h, w].
     """
     if not isinstance(planes, np.ndarray):
         return planes.fetch(number)
     if number is np.float32:
         return planes
     levels = np.clip(planes, 0.0, 1.0)
-    # These operations are in place, because the arrays are as large as a tile.
+    # These operations are in place to save memory.
     levels *= LARGEST[number]
     levels += 0.5
     return levels.astype(number)
@@ -75,7 +77,7 @@ def to_floats(planes: FloatArray) -> FloatArray:
 
 
 def interleaved(planes: npt.NDArray[Any], number: type[np.uint8] | type[np.float32]) -> npt.NDArray[Any]:
-    """Fetched planes [3, h, w] as pixels [h, w, 3] of the same type, floats in [0, 1]."""
+    """Convert planes from `fetch`, [3, h, w], to pixels [h, w, 3] of the same type. Floats are clamped to [0, 1]."""
     return np.ascontiguousarray(planes.transpose(1, 2, 0)) if number is np.uint8 else to_floats(planes)
 
 
@@ -85,13 +87,13 @@ def to_bytes(planes: FloatArray) -> ByteArray:
 
 
 def as_pixels(value: Any) -> FloatArray | ByteArray:
-    """Check the pixels of a picture that is given.
+    """Check the pixels of a caller's picture.
 
     Args:
         value: an array, or anything that NumPy reads.
 
     Returns:
-        [h, w, 3], uint8, or float32, which are about [0, 1].
+        [h, w, 3], either uint8 or float32. Floats are finite, but not clamped.
 
     Raises:
         InputError: the shape, the type or the numbers are not those of a picture.

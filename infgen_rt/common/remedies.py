@@ -1,4 +1,4 @@
-"""Steps against a broken or missing installation, which differ between an environment of pip and a frozen app."""
+"""Instructions for mending a missing or broken installation. They differ between pip's environments and frozen apps."""
 
 import re
 import sys
@@ -11,12 +11,12 @@ _LIBRARY = re.compile(r"([^\s:]+\.(?:so|dylib)[.\d]*): cannot open shared object
 
 
 def is_frozen() -> bool:
-    """Whether this is an app that PyInstaller or a similar program built. pip cannot change it."""
+    """Whether this is an app that PyInstaller or a similar program has built. pip cannot change such an app."""
     return bool(getattr(sys, "frozen", False))
 
 
 def installed(distributions: Sequence[str]) -> list[str]:
-    """Those of the given distributions that are installed. A frozen app may lack the metadata for this."""
+    """The given distributions that are installed. In a frozen app, the metadata for this may be missing."""
     from importlib import metadata  # slow to import, and only needed here
 
     found = []
@@ -50,7 +50,7 @@ def reinstalling(distributions: Sequence[str]) -> str:
 
 
 def upgrading(distributions: Sequence[str]) -> str:
-    """The instruction for a newer version of an installed library. Arguments as for `reinstalling`."""
+    """The instruction for upgrading an installed library. The arguments are those of `reinstalling`."""
     if is_frozen():
         return f"this app must be built with a newer {distributions[0]}"
     return f"pip install --upgrade {' '.join(installed(distributions)) or distributions[0]}"

@@ -1,4 +1,4 @@
-"""Parses JSON objects to frozen dataclasses, and checks them against the dataclass's annotations."""
+"""Converts JSON objects to frozen dataclasses, and checks their values against the dataclasses' annotations."""
 
 from dataclasses import MISSING, fields, is_dataclass
 from types import UnionType
@@ -8,17 +8,17 @@ T = TypeVar("T")
 
 
 class SchemaError(ValueError):
-    """A value does not have the annotated type. The message names its place."""
+    """A value is missing or does not have the annotated type. The message names its place."""
 
 
 def parse(kind: type[T], value: object, where: str) -> T:
     """Build a dataclass from parsed JSON.
 
-    Unknown keys are ignored, so files of newer versions with additional keys can be read.
+    Unknown keys are ignored, so that files of newer versions, which may have more keys, can be read.
 
     Args:
-        kind: a dataclass of str, int, float, bool, Any, `X | None`, tuple, dict and further dataclasses.
-        value: what `json.loads` returned.
+        kind: a dataclass with fields of str, int, float, bool, Any, `X | None`, tuple, dict and other dataclasses.
+        value: the result of `json.loads`.
         where: the value's name in error messages.
 
     Raises:

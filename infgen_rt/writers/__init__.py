@@ -1,4 +1,4 @@
-"""Writes pictures. There is one module per format, and files appear only when they are complete."""
+"""Writes pictures to files, which appear only when they are complete. There is one module per format."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ from infgen_rt.writers.whole import Avif, Jpeg, WebP
 
 __all__ = ["FORMATS", "Format", "Layer", "Metadata", "TileFormat", "appearing", "check_metadata", "check_output"]
 
-# Libraries that writers call. A stack frame of any other module does not belong to writing.
+# The libraries that writers call. A stack frame of any other module does not belong to writing.
 _LIBRARIES = sys.stdlib_module_names - {"__main__"} | {"PIL", "tifffile", "imagecodecs", "numpy", "zlib_ng"}
 
 FORMATS: dict[str, Format] = {
@@ -58,7 +58,10 @@ def check_output(
         tile_format: the format of a Deep Zoom pyramid's tiles.
         quality: the quality from 1 to 100. None for the format's default.
         lossless: whether to keep every level exactly.
-        metadata: text for the file to carry. None for none.
+        metadata: text to store in the file. None for no text.
+
+    Returns:
+        The format, with the given tiles, encoding and text.
 
     Raises:
         OutputError: the format is unknown or does not support the size, the bits, the quality or the metadata, the
@@ -92,13 +95,14 @@ def check_output(
 def appearing(
     path: Path, form: Format, force: bool = False, confirm: Callable[[], object] = lambda: None
 ) -> Iterator[Path]:
-    """Yield the path that a format writes to. When the block ends, what it has written appears under its own name.
+    """Yield a temporary path for a format to write to. When the block ends, the files appear under their own names.
 
     Args:
         path: the file.
         form: the format from `check_output`, which writes in the block.
-        force: whether to replace an existing file. Its mode and owner are kept, and it is unchanged if anything fails.
-        confirm: called when everything is written, but before it appears under its name. It may raise to cancel.
+        force: whether to replace an existing file. The new file has the same mode and owner. If anything fails, the old
+            file is unchanged.
+        confirm: called when everything is written, before the files appear. It may raise an error to cancel.
 
     Raises:
         OutputError: the folder is not writable, or another program has made the file in the meantime.
@@ -112,7 +116,7 @@ def appearing(
             if len(targets) == 1:
                 (folder / path.name).rename(folder / targets[0].name)
             confirm()
-            # Check again, because another program may have made the file in the meantime.
+            # Check again, because another program may have made a file of this name in the meantime.
             _check_free(path, form, force)
             for target in targets:
                 keep_attributes(target, folder / target.name)
@@ -125,12 +129,12 @@ def appearing(
 
 
 def _is_of_writing(error: OSError, form: Format) -> bool:
-    """Whether an error is from a writer, and not from other code that is called during writing.
+    """Whether an error is from a writer, and not from other code that runs during writing.
 
-    Other code is the caller's progress function, its signal handlers, and the decoding itself. Their errors say nothing
-    about the file. A stack frame that belongs neither to a writer nor to one of its libraries is from such code.
+    The other code is the caller's progress function and signal handlers, and the decoding itself. Their errors say
+    nothing about the file. They are recognised by a stack frame that belongs neither to a writer nor to its libraries.
     """
-    # The first two frames are that of `appearing` and that of its block.
+    # The first two frames are those of `appearing` and of its block.
     inside = islice(walk_tb(error.__traceback__), 2, None)
     modules = {frame.f_globals.get("__name__") or "" for frame, _ in inside}
     return all(
@@ -140,7 +144,7 @@ def _is_of_writing(error: OSError, form: Format) -> bool:
 
 
 def _targets(path: Path, form: Format) -> tuple[Path, ...]:
-    """The final paths of the outputs. Links are followed, but are an error if the outputs must be side by side."""
+    """The final paths of the outputs. Symbolic links are followed, but with several outputs, they are an error."""
     outputs = form.outputs(path)
     if len(outputs) == 1:
         return (target_of(path),)

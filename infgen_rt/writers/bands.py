@@ -1,4 +1,4 @@
-"""Cuts bands, which are as tall as the decoder's tiles, into the rows that a format needs."""
+"""Cuts the bands of a layer, which are as tall as the decoder's tiles, into windows as tall as a format needs."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ def cut(layer: Layer, rows: int, overlap: int = 0) -> Iterator[LevelArray]:
     """Cut a layer into windows of equal height that may overlap.
 
     Args:
-        layer: the picture. Its bands are taken one at a time and to the end.
+        layer: the picture. All of its bands are taken, one at a time.
         rows: the height of a window without its overlaps. The last window has the remaining rows.
         overlap: the number of rows that a window shares with the window above and with the window below.
 
@@ -34,13 +34,13 @@ def cut(layer: Layer, rows: int, overlap: int = 0) -> Iterator[LevelArray]:
             count = min(len(window) - filled, len(band) - used)
             window[filled : filled + count] = band[used : used + count]
             filled, used = filled + count, used + count
-        # A copy, because a view would keep the whole window alive.
+        # A copy, because a view would keep the whole window in memory.
         shared = window[start + rows - overlap - top :].copy()
         yield window
-    # The generator of the bands finishes only when it is asked for one more after the last.
+    # A generator runs to its end only if it is asked for one more band after the last.
     exhaust(layer.bands)
 
 
 def exhaust(bands: Iterator[LevelArray]) -> None:
-    """Iterate over the remaining bands for the side effects."""
+    """Take the remaining bands and drop them, so that the generator runs to its end."""
     deque(bands, 0)

@@ -1,4 +1,4 @@
-"""Deep Zoom: the picture at every power of two, in small tiles, for viewers such as OpenSeadragon."""
+"""Deep Zoom: the picture at its own size and halved again and again, in small tiles, for viewers like OpenSeadragon."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +18,7 @@ from infgen_rt.writers.metadata import Metadata
 from infgen_rt.writers.srgb import srgb_profile
 from infgen_rt.writers.whole import Jpeg, check_quality, save_image
 
-# An even number, so that pixels that are reduced to one pixel are never in different tiles.
+# An even number, so that the 2x2 pixels that are reduced to one pixel are always in the same tile.
 _TILE = 254
 _OVERLAP = 1
 _DESCRIPTOR = """<?xml version="1.0" encoding="UTF-8"?>
@@ -63,7 +63,7 @@ class DeepZoom(Format):
         return path, path.with_name(f"{path.stem}_files")
 
     def replaces(self, output: Path) -> bool:
-        # Browsers use the same name for the files of a saved page, so only folders of a pyramid are replaced.
+        # Browsers give the same name to the folder of a saved page. Only the folder of a pyramid is replaced.
         return not output.is_dir() or (
             output.suffix.lower() != ".dzi" and all(level.name.isdigit() for level in output.iterdir())
         )
@@ -72,7 +72,7 @@ class DeepZoom(Format):
         return list(halvings(size))
 
     def memory(self, size: Size, bits: Bits) -> int:
-        # Two windows and the reduced rows. All lower levels together take the same amount again.
+        # Two windows and the reduced rows. The smaller levels together need the same amount again.
         return 2 * 3 * (_TILE + 2 * _OVERLAP) * size.width * 3
 
     def write(self, path: Path, layers: Sequence[Layer]) -> None:
@@ -87,7 +87,7 @@ class DeepZoom(Format):
                 else:
                     layer = Layer(size, 8, shrunk)
                 shrunk = self._level(folder / str(len(sizes) - 1 - number), layer, pool)
-            # Each level gets its rows from the level above it, so this writes all of them.
+            # Each smaller level takes its rows from the larger one, so this writes all of them.
             exhaust(shrunk)
         width, height = sizes[0]
         text = _DESCRIPTOR.format(
@@ -103,7 +103,7 @@ class DeepZoom(Format):
         return _METADATA.format(entries="".join(entries)) if entries else ""
 
     def _level(self, folder: Path, layer: Layer, pool: ThreadPoolExecutor) -> Iterator[LevelArray]:
-        """Write a level's tiles, and yield its rows at half the size."""
+        """Write the tiles of a level, and yield its rows at half the size, uint8 [rows, width, 3]."""
         from PIL import Image
 
         folder.mkdir(parents=True)

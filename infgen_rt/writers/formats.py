@@ -12,17 +12,18 @@ from infgen_rt.geometry.shapes import Size
 from infgen_rt.writers.metadata import Metadata
 
 TileFormat = Literal["jpg", "png"]
+"""The format of the tiles of a Deep Zoom pyramid."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A picture at one size, which is decoded during iteration.
+    """A picture at one size. It is decoded while a format iterates over its bands.
 
     Attributes:
-        size: the width and height.
-        bits: the bits per channel.
-        bands: the rows from top to bottom, uint8 or uint16 [rows, width, 3]. A format must take all bands, and keep at
-            most two of them at a time.
+        size: the width and height in pixels.
+        bits: the bits per channel, 8 or 16.
+        bands: groups of whole rows from top to bottom, uint8 or uint16 [rows, width, 3]. A format must take all bands,
+            and keep at most two of them at the same time.
     """
 
     size: Size
@@ -31,10 +32,10 @@ class Layer:
 
 
 class Format(ABC):
-    """A file format for pictures, which are tagged as sRGB.
+    """A file format for pictures. Files are tagged as sRGB.
 
     Attributes:
-        name: the name for people, which is also Pillow's name if Pillow writes it.
+        name: the name for people. If Pillow writes the format, it is also Pillow's name.
         max_side: the longest supported side in pixels.
         bits: the supported numbers of bits per channel.
     """
@@ -48,11 +49,11 @@ class Format(ABC):
         return True
 
     def with_tiles(self, tile_format: TileFormat) -> "Format":
-        """The same format with tiles in another format. Formats without separate tile files return themselves."""
+        """The same format with tiles in another format. A format without separate files for tiles returns itself."""
         return self
 
     def encoded(self, quality: int | None, lossless: bool) -> "Format":
-        """The same format with the given encoding, or itself if none is given.
+        """The same format with the given encoding. If none is given, it returns itself.
 
         Args:
             quality: the quality from 1 to 100. None for the format's default.
@@ -66,20 +67,20 @@ class Format(ABC):
         return self
 
     def with_metadata(self, metadata: Metadata) -> "Format":
-        """The same format with text that each file carries.
+        """The same format with text that is stored in each file.
 
         Args:
-            metadata: what `check_metadata` returns. If it is empty, nothing is carried.
+            metadata: the result of `check_metadata`. It may be empty.
 
         Raises:
-            OutputError: the format keeps no text, or not so much.
+            OutputError: the format cannot store text, or not so much of it.
         """
         if metadata:
             raise OutputError(f"{self.name} keeps no metadata: leave it out, or write .png")
         return self
 
     def outputs(self, path: Path) -> tuple[Path, ...]:
-        """The paths that are written for a file. The first is the file itself, which refers to the others."""
+        """The paths of everything that is written. The first is the file itself, which refers to the others."""
         return (path,)
 
     def replaces(self, output: Path) -> bool:
@@ -92,7 +93,12 @@ class Format(ABC):
 
     @abstractmethod
     def memory(self, size: Size, bits: Bits) -> int:
-        """The peak memory of writing in bytes, without the two bands."""
+        """The peak memory of writing in bytes, without the two bands that a format may keep.
+
+        Args:
+            size: the picture's width and height.
+            bits: the bits per channel.
+        """
 
     @abstractmethod
     def write(self, path: Path, layers: Sequence[Layer]) -> None:
@@ -100,7 +106,7 @@ class Format(ABC):
 
         Args:
             path: the file.
-            layers: the picture at the first of `sizes`, at least one. The other sizes are made from the last layer.
+            layers: one layer or more, at the first of `sizes`. The format makes the other sizes from the last layer.
 
         Raises:
             OSError: writing failed.

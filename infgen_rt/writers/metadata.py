@@ -1,4 +1,4 @@
-"""Text that pictures carry, such as ComfyUI's prompt and workflow: its rules, and its form in EXIF and TIFF."""
+"""Text that is stored in pictures, such as ComfyUI's prompt and workflow: its rules, and its form in EXIF and TIFF."""
 
 import re
 import struct
@@ -8,20 +8,21 @@ from infgen_rt.common.memory import MIB, format_bytes
 from infgen_rt.errors import OutputError
 
 Metadata = Mapping[str, str]
-"""Text under keys. One set of rules holds for all formats, so that a file can be converted into each other one."""
+"""Text by key. The same rules apply to all formats, so that a file can be converted to every other format."""
 
 MAX_BYTES = 4 * MIB
 MAX_ENTRIES = 100
-# PNG's keywords: printable Latin-1, with single spaces inside. In EXIF, a colon ends the key. XMP's keyword has one.
+# The keywords of PNG are printable Latin-1, with single spaces inside. A colon is not allowed, because it ends the key
+# in EXIF. PNG's own keyword for XMP has a colon, and is therefore not possible.
 _KEY = re.compile(r"(?=.{1,79}\Z)[!-9;-~\u00a1-\u00ff]+(?: [!-9;-~\u00a1-\u00ff]+)*")
-# Characters that XML can hold, which are all but most control characters, halves of surrogate pairs and two others.
+# The characters that XML cannot hold: most control characters, halves of surrogate pairs, U+FFFE and U+FFFF.
 _FORBIDDEN = re.compile(r"[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _LONGEST_SHOWN = 40
 
-# Tags of TIFF, which are also EXIF's. ComfyUI stores `KEY:TEXT` in them, and reads such text from any tag.
+# Tags of TIFF and EXIF. ComfyUI stores `KEY:TEXT` in them, and reads such text from any tag.
 _MODEL, _MAKE, _DESCRIPTION = 0x0110, 0x010F, 0x010E
 _OWN_TAGS = {"prompt": _MODEL, "workflow": _MAKE}
-# Tags that TIFF leaves to anybody.
+# Tags that TIFF reserves for private use.
 _FREE_TAGS = range(65_000, 65_536)
 _ASCII = 2
 _ENTRY = struct.Struct("<HHII")
@@ -68,7 +69,7 @@ def text_tags(metadata: Metadata) -> dict[int, bytes]:
 
     Returns:
         `KEY:TEXT` in UTF-8 for each tag. `prompt` is in Model and `workflow` in Make, where ComfyUI writes them. The
-        first other entry is in ImageDescription, and the rest is in tags from 65000 on, which belong to nobody.
+        first other entry is in ImageDescription, and the rest is in tags from 65000 on, which are for private use.
     """
     free = iter((_DESCRIPTION, *_FREE_TAGS))
     tags = {_OWN_TAGS[key] if key in _OWN_TAGS else next(free): f"{key}:{text}" for key, text in metadata.items()}
@@ -76,7 +77,7 @@ def text_tags(metadata: Metadata) -> dict[int, bytes]:
 
 
 def exif_of(metadata: Metadata) -> bytes:
-    """EXIF data that holds `text_tags`, without the marker that JPEG puts before it."""
+    """EXIF data with the tags of `text_tags`, without the marker that precedes it in JPEG."""
     tags = text_tags(metadata)
     directory, texts = [], b""
     # The header is followed by the count, the entries, the offset of the next directory, and the texts.
@@ -86,12 +87,12 @@ def exif_of(metadata: Metadata) -> bytes:
         # A value of up to four bytes is in the entry itself.
         place = int.from_bytes(value, "little") if len(value) <= 4 else start + len(texts)
         directory.append(_ENTRY.pack(tag, _ASCII, len(value), place))
-        # Values begin at even places.
+        # Every value begins at an even offset.
         texts += value + b"\0" * (len(value) % 2) if len(value) > 4 else b""
     return b"".join((b"II*\0", struct.pack("<IH", 8, len(tags)), *directory, bytes(4), texts))
 
 
 def _shown(key: object) -> str:
-    """A key for a message, which is cut if it is long."""
+    """A key for a message. A long key is cut."""
     text = repr(key)
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."

@@ -38,6 +38,6 @@ def check_name(path: Path) -> None:
 
 
 def hidden_name(path: Path, mark: str) -> str:
-    """The name of a hidden file that contains the start of another name. It is short, however long that one is."""
+    """The name of a hidden file: the start of a path's name, which may be very long, and a mark."""
     # The limits are in bytes and not in characters.
     return f".{path.name.encode(errors='ignore')[:_SHOWN].decode(errors='ignore')}.{mark}"

@@ -17,7 +17,7 @@ from infgen_rt.writers.formats import Format, Layer
 from infgen_rt.writers.metadata import Metadata
 
 _PAETH = 4  # the number of the filter
-# Number of pixels to filter at once. It is large enough for NumPy's speed, and temporary arrays stay small.
+# The number of pixels to filter at once. It is large enough for NumPy to be fast, and keeps temporary arrays small.
 _PIXELS = 2**16
 
 
@@ -25,7 +25,7 @@ class Png(Format):
     """PNG with 8 or 16 bits. A thread compresses one band while the next is decoded.
 
     Args:
-        metadata: text for chunks before the pixels: tEXt if it is ASCII, else iTXt.
+        metadata: text for the chunks before the pixels.
     """
 
     name = "PNG"
@@ -89,18 +89,18 @@ class _Encoder:
 def _text_chunk(key: str, text: str) -> tuple[bytes, bytes]:
     """The kind and the data of a chunk for text.
 
-    tEXt is Latin-1 by the specification, and some readers (ComfyUI's page is one) take it for UTF-8. So it is only for
-    ASCII, which is the same in both.
+    By the specification, tEXt is Latin-1. Some readers, such as ComfyUI's page, read it as UTF-8. It is therefore used
+    only for ASCII, which is the same in both. Other text is in iTXt.
     """
     keyword = key.encode("latin-1") + b"\0"
     if text.isascii():
         return b"tEXt", keyword + text.encode()
-    # Not compressed, of no language, and without a translated key.
+    # The text is not compressed, and has no language and no translated key.
     return b"iTXt", keyword + bytes(4) + text.encode()
 
 
 def _filter(rows: ByteArray, above: ByteArray, pixel: int) -> ByteArray:
-    """Filter rows with Paeth's predictor, with which photographs usually compress best.
+    """Filter rows with the Paeth filter, with which photographs usually compress best.
 
     Args:
         rows: uint8 [n, pixel * width].

@@ -1,4 +1,4 @@
-"""Replaces files carefully: it follows links, keeps the mode, and never replaces anything but a regular file."""
+"""Replaces files carefully: follows symbolic links, keeps the mode, and replaces nothing but regular files."""
 
 import os
 import stat
@@ -30,10 +30,10 @@ def target_of(path: Path) -> Path:
 
 
 def check_regular(path: Path) -> None:
-    """Refuse a path that exists and is neither a regular file nor a folder.
+    """Check that a path is a regular file or a folder, or does not exist.
 
     Raises:
-        OutputError: it is a named pipe, a socket or a device.
+        OutputError: it is something else, such as a named pipe, a socket or a device.
     """
     try:
         mode = path.stat().st_mode
@@ -48,8 +48,8 @@ def check_regular(path: Path) -> None:
 def keep_attributes(old: Path, new: Path) -> None:
     """Copy the owner, group, mode, access list and other extended attributes of a file to the one that replaces it.
 
-    Attributes that the system does not allow to change stay as they are. If the group cannot be kept, the file's new
-    group gets no rights.
+    What the system does not allow to be copied is left out. If the group cannot be kept, the file's new group gets no
+    rights.
     """
     try:
         before = old.stat()

@@ -2,7 +2,7 @@
 
 from functools import cache
 
-# Position of the creation date in an ICC profile, which has six numbers of two bytes.
+# The position of the creation date in an ICC profile. The date consists of six numbers of two bytes.
 _DATE = slice(24, 36)
 
 

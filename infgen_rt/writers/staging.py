@@ -1,4 +1,4 @@
-"""Outputs that appear under their names only when they are complete."""
+"""Makes outputs appear under their names only when they are complete."""
 
 import re
 import shutil
@@ -17,13 +17,13 @@ _REPLACED = "replaced"
 
 @contextmanager
 def staged(outputs: Sequence[Path]) -> Iterator[Path]:
-    """Yield a hidden folder next to the outputs to write them in. When the block ends, they move to their places.
+    """Yield a hidden folder next to the outputs. When the block ends, the outputs are moved from it to their places.
 
-    Existing outputs are replaced. If the block or the move fails, they stay as they were. Before that, hidden folders
-    that crashed processes have left behind are removed.
+    Existing outputs are replaced. If the block or the move fails, they stay as they were. At the start, the hidden
+    folders of crashed processes are removed.
 
     Args:
-        outputs: paths in one folder. If there are several, the first refers to the others and appears only with them.
+        outputs: paths in one folder. If there are several, the first refers to the others, and is moved last.
 
     Raises:
         OutputError: the folder of the outputs is not writable.
@@ -38,7 +38,7 @@ def staged(outputs: Sequence[Path]) -> Iterator[Path]:
                 _publish(folder, outputs)
             except OSError as error:
                 raise_callers(error)
-                # Without its traceback, the error counts as one of writing.
+                # Without its traceback, `writers.appearing` counts the error as one of writing.
                 raise error.with_traceback(None) from None
         finally:
             # A failure here is ignored: the outputs are in place, or another error is already being raised.
@@ -48,23 +48,22 @@ def staged(outputs: Sequence[Path]) -> Iterator[Path]:
 
 
 def clean(parent: Path) -> None:
-    """Remove the hidden folders that processes left in a folder when they crashed while writing.
+    """Remove the hidden folders that crashed processes have left in a folder.
 
-    A hidden folder that is still in use is locked and stays. One that holds the only copy of a replaced output also
-    stays.
+    A hidden folder that is in use is locked, and stays. One that holds the only copy of a replaced output also stays.
     """
     remove_leftovers(parent, _HIDDEN, _is_needed)
 
 
 def _is_needed(folder: Path) -> bool:
-    """Whether a folder holds replaced outputs that are missing, because a process crashed while moving its parts."""
+    """Whether a folder has the only copy of a replaced output, because a process crashed while it moved the outputs."""
     with suppress(FileNotFoundError):
         return any(not (folder.parent / old.name).exists() for old in (folder / _REPLACED).iterdir())
     return False
 
 
 def _make(main: Path, held: ExitStack) -> Path:
-    """Make a hidden folder for an output, locked until the stack ends."""
+    """Make a hidden folder for an output. It is locked until the stack ends."""
     try:
         return claim(lambda mark: main.with_name(hidden_name(main, f"{mark}.part")), held)
     except OSError as error:

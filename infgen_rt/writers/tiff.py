@@ -12,9 +12,9 @@ from infgen_rt.writers.metadata import Metadata, text_tags
 from infgen_rt.writers.srgb import srgb_profile
 
 _TILE = 256
-# Bytes of tiles that are compressed at the same time, with one thread per tile.
+# The bytes of tiles that are compressed at the same time, with one thread per tile.
 _BATCH = 2**23
-# Classic TIFF has 32-bit offsets, and every reader supports it.
+# The largest offset in a classic TIFF, which has 32-bit offsets. Unlike BigTIFF, every reader supports it.
 _CLASSIC = 2**32 - 1
 
 
@@ -62,20 +62,20 @@ class Tiff(Format):
                 maxworkers=os.cpu_count(),
                 buffersize=_BATCH,
             )
-            # TiffWriter counts the tiles and does not finish the iterator.
+            # TiffWriter stops after the last tile and does not run the iterator to its end.
             exhaust(tiles)
 
 
 def most_bytes(size: Size, bits: Bits) -> int:
-    """The maximum size of the file in bytes, if compression does not shrink any tile. Edge tiles have the full size."""
+    """The maximum size of the file in bytes, which it has if compression makes no tile smaller."""
     count = -(-size.width // _TILE) * -(-size.height // _TILE)
     tile = _TILE * _TILE * 3 * bits // 8
-    # Incompressible tiles grow by at most a part in a thousand. Offsets, lengths and the header are added to that.
+    # Compression makes a tile at most a thousandth larger. Offsets, lengths and the header are added to that.
     return count * (tile + tile // 1000 + 64) + 2**16
 
 
 def _tiles(layer: Layer) -> Iterator[LevelArray]:
-    """Yield tiles row by row. Those at the right and bottom edges are smaller."""
+    """Yield the tiles row by row. Those at the right and at the bottom may be smaller."""
     for window in cut(layer, _TILE):
         for left in range(0, layer.size.width, _TILE):
             yield window[:, left : left + _TILE]

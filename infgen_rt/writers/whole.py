@@ -1,4 +1,4 @@
-"""Formats that Pillow encodes from the whole picture in memory."""
+"""Formats that Pillow encodes. They need the whole picture in memory."""
 
 from collections.abc import Sequence
 from io import BufferedWriter, FileIO, UnsupportedOperation
@@ -19,7 +19,7 @@ from infgen_rt.writers.srgb import srgb_profile
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-# JPEG has EXIF in one segment, whose length is a number of two bytes that counts itself.
+# JPEG stores EXIF data in one segment. The segment's length is a number of two bytes, and includes these two bytes.
 _EXIF_MARK = b"Exif\0\0"
 _MAX_SEGMENT = 65_533
 
@@ -28,11 +28,11 @@ class _Whole(Format):
     """Gathers the picture in memory and encodes it with Pillow.
 
     Args:
-        changed: Pillow's options that differ from the format's defaults.
+        changed: options of Pillow that differ from the format's defaults.
 
     Attributes:
-        options: Pillow's options for the format's default quality.
-        exact: the options that change for a lossless picture. None if the format has no lossless mode.
+        options: the options of Pillow.
+        exact: the options that are different for a lossless picture. None if the format has no lossless mode.
     """
 
     options: dict[str, Any]
@@ -76,7 +76,16 @@ def check_quality(quality: int | None) -> None:
 
 
 def save_image(pixels: LevelArray, path: Path, **options: Any) -> None:
-    """Save uint8 [h, w, 3] like Pillow's `Image.save` with these options, but raise every failure as an OSError."""
+    """Save uint8 [h, w, 3] with Pillow.
+
+    Args:
+        pixels: the picture.
+        path: the file, which must not exist.
+        options: the options of Pillow's `Image.save`.
+
+    Raises:
+        OSError: saving failed for any reason.
+    """
     from PIL import Image
 
     with _Output(FileIO(path, "xb")) as file:
@@ -84,12 +93,12 @@ def save_image(pixels: LevelArray, path: Path, **options: Any) -> None:
             Image.fromarray(pixels).save(file, **options)
         except (RuntimeError, ValueError) as error:
             raise_callers(error)
-            # Pillow passes on an encoder's errors in this way.
+            # Pillow raises these for the errors of an encoder.
             raise OSError(str(error)) from error
 
 
 class _Output(BufferedWriter):
-    """A file that hides its descriptor. Otherwise, Pillow writes to it directly and misses some errors of the disk."""
+    """A file that hides its descriptor. Otherwise, Pillow would write to the descriptor and miss some errors."""
 
     def fileno(self) -> int:
         raise UnsupportedOperation("fileno")
@@ -116,7 +125,7 @@ class Jpeg(_Whole):
         return type(self)(**self.options, exif=exif) if metadata else self
 
     def memory(self, size: Size, bits: Bits) -> int:
-        # Bytes per pixel of the array, of Pillow's copy, and of the file.
+        # The bytes per pixel of the array, of Pillow's copy, and of the file.
         return (3 + 4 + 2) * size.area
 
 
@@ -126,18 +135,19 @@ class WebP(_Whole):
     name = "WEBP"
     max_side = 16_383
     options = {"quality": 95, "method": 4}
-    # In lossless mode, the quality is the effort of compression.
+    # In lossless mode, the quality determines how much effort goes into compression.
     exact = {"lossless": True, "quality": 50}
 
     def memory(self, size: Size, bits: Bits) -> int:
-        # Measured with noise, which needs the most memory.
+        # This was measured with noise, which needs the most memory.
         return (46 if self.options.get("lossless") else 36) * size.area
 
 
 class Avif(_Whole):
-    """8-bit AVIF without chroma subsampling. The encoder's slower speeds take minutes for large pictures.
+    """8-bit AVIF without chroma subsampling.
 
-    Pillow converts to YCbCr for the encoder, so levels are off by up to three even at a quality of 100.
+    The encoder's speed is high, because slower ones take minutes for large pictures. Pillow converts the picture to
+    YCbCr for the encoder, so levels differ by up to three even at a quality of 100.
     """
 
     name = "AVIF"
@@ -145,5 +155,5 @@ class Avif(_Whole):
     options = {"quality": 90, "subsampling": "4:4:4", "speed": 8}
 
     def memory(self, size: Size, bits: Bits) -> int:
-        # Measured. The encoder's frames have borders, which matter for narrow pictures.
+        # This was measured. The encoder's frames have borders, which matter for narrow pictures.
         return 48 * (size.width + 80) * (size.height + 80)
