@@ -41,7 +41,7 @@ class Neighbours:
         Args:
             token: [n] centres of the tokens, in cells.
             key: [m] centres of the context crop's cells.
-            extent: [] number of cells of the whole latent along this axis.
+            extent: [] or [1], number of cells of the whole latent along this axis.
             radius: Radius in cells.
         """
         centres = torch.tensor(centres_within(radius), device=token.device)
@@ -214,8 +214,9 @@ class CrossAttention(nn.Module):
         """Lets tokens [B, ht, wt, D] attend to a context crop [B, hk, wk, D]. Returns [B, ht, wt, D]."""
         if self.radius is None:
             return self.out(self._everywhere(tokens, context, grid))
-        rows = Neighbours.of(grid.token_y, grid.key_y, grid.extent[0], self.radius)
-        columns = Neighbours.of(grid.token_x, grid.key_x, grid.extent[1], self.radius)
+        height, width = grid.extent.split(1)
+        rows = Neighbours.of(grid.token_y, grid.key_y, height, self.radius)
+        columns = Neighbours.of(grid.token_x, grid.key_x, width, self.radius)
         centres = centres_within(self.radius)
         waves, turns = self.rotary.waves(rows.place, columns.place), self.rotary.turns(centres, centres)
         query = self.rotary.rotate(self.query, tokens, waves, turns)

@@ -63,15 +63,18 @@ class Grid:
         Returns:
             The rows y [factor * ht] and the columns x [factor * wt], float32.
         """
+        corner_y, corner_x = self._corner()
+        y, x = self.token_y - corner_y, self.token_x - corner_x
+        if factor == 1:
+            return y, x
         offset = (torch.arange(factor, device=self.scale.device, dtype=torch.float32) + 0.5) / factor - 0.5
-        y, x = (
-            (token - torch.floor(key[0]))[:, None] + offset / scale
-            for token, key, scale in (
-                (self.token_y, self.key_y, self.scale[0]),
-                (self.token_x, self.key_x, self.scale[1]),
-            )
-        )
+        y, x = (place[:, None] + offset / scale for place, scale in zip((y, x), self.scale.split(1), strict=True))
         return y.flatten(), x.flatten()
+
+    def _corner(self) -> tuple[Tensor, Tensor]:
+        """The context crop's top-left corner in cells, [1] each."""
+        # Slices, because exported graphs have an operation more for every scalar.
+        return torch.floor(self.key_y[:1]), torch.floor(self.key_x[:1])
 
     @property
     def keys(self) -> tuple[int, int]:
@@ -79,8 +82,9 @@ class Grid:
         return self.key_y.shape[0], self.key_x.shape[0]
 
     def ends(self) -> tuple[Tensor, Tensor]:
-        """Number of rows and columns from the context crop's top-left corner to the latent's end, [] each."""
-        return self.extent[0] - torch.floor(self.key_y[0]), self.extent[1] - torch.floor(self.key_x[0])
+        """Number of rows and columns from the context crop's top-left corner to the latent's end, [1] each."""
+        (end_y, end_x), (corner_y, corner_x) = self.extent.split(1), self._corner()
+        return end_y - corner_y, end_x - corner_x
 
     def finer(self, factor: int) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
         """``ends`` and ``keys`` of a finer grid with ``factor`` positions per cell along each axis."""

@@ -104,9 +104,9 @@ class Decode(nn.Module):
         """
         y, x = grid.places(DecoderConfig.PATCH)
         ends, shape = grid.finer(pixels)
-        reduction = pixels / DecoderConfig.PATCH / grid.scale
+        vertical, horizontal = (pixels / DecoderConfig.PATCH / grid.scale).split(1)
         enlarged = F.pixel_shuffle(folded, pixels)
-        return lanczos(enlarged, pixels * y, pixels * x, ends, (reduction[0], reduction[1]), shape)
+        return lanczos(enlarged, pixels * y, pixels * x, ends, (vertical, horizontal), shape)
 
 
 class Encode(nn.Module):

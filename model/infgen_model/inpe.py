@@ -25,13 +25,13 @@ def sphere(y: Tensor, x: Tensor) -> Tensor:
         >>> sphere(torch.tensor([0.5]), torch.tensor([0.5]))
         tensor([[[1., 0., 0.]]])
     """
-    latitude = ((y - 0.5) * (math.pi / 2))[:, None]
-    longitude = ((x - 0.5) * math.pi)[None, :]
-    around = torch.cos(latitude)
-    return torch.stack(
-        torch.broadcast_tensors(around * torch.cos(longitude), around * torch.sin(longitude), torch.sin(latitude)),
-        dim=-1,
+    # The point is (cos a cos b, cos a sin b, sin a). As cos(t) = sin(t + 90 degrees), each axis needs one sine.
+    quarter = math.pi / 2
+    latitude, longitude = ((y - 0.5) * (math.pi / 2))[:, None, None], ((x - 0.5) * math.pi)[:, None]
+    shift_y, shift_x, turns = torch.tensor(
+        [[quarter, quarter, 0.0], [quarter, 0.0, quarter], [1.0, 1.0, 0.0]], device=y.device
     )
+    return torch.sin(latitude + shift_y) * torch.sin(longitude * turns + shift_x)
 
 
 class INPE(nn.Module):

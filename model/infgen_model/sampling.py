@@ -20,8 +20,8 @@ def bilinear(
         grid: [B, C, h, w], with value i of an axis at position i + 0.5.
         y: Vertical positions [n].
         x: Horizontal positions [m].
-        ends: Number of valid rows and columns, [] each. The grid may be padded beyond them, or be a crop that ends
-            before them.
+        ends: Number of valid rows and columns, [] or [1] each. The grid may be padded beyond them, or be a crop that
+            ends before them.
         shape: (h, w), if it is known without the grid. The weights then depend only on coordinates, so that an exported
             graph can compute them in higher precision than the grid.
 
@@ -68,9 +68,9 @@ def lanczos(
         grid: [B, C, h, w], with value i of an axis at position i + 0.5.
         y: Vertical positions [n].
         x: Horizontal positions [m].
-        ends: Number of valid rows and columns, [] each.
-        reduction: Number of the grid's values per position, vertically and horizontally, [] each. A number below 1
-            counts as 1.
+        ends: Number of valid rows and columns, [] or [1] each.
+        reduction: Number of the grid's values per position, vertically and horizontally, [] or [1] each. A number
+            below 1 counts as 1.
         shape: (h, w), which has to be known without the grid.
 
     Returns:
@@ -90,12 +90,11 @@ def _windows(place: Tensor, count: int, end: Tensor, reduction: Tensor) -> Tenso
     centre = torch.arange(count, device=place.device, dtype=torch.float32) + 0.5
     # Pixels beyond the last value are cropped later. Until then, they have to be finite.
     place = torch.minimum(torch.clamp(place, min=0.5), end - 0.5)
-    distance = (place[:, None] - centre) / torch.clamp(reduction, min=1.0)
-    # A tiny angle instead of 0 gives the same weight, and avoids a division by 0.
-    third = torch.clamp(torch.abs(distance), min=1e-4) * (math.pi / LOBES)
+    third = torch.abs(place[:, None] - centre) * (math.pi / LOBES / torch.clamp(reduction, min=1.0))
+    # A tiny angle instead of 0 gives the same weight, and avoids a division by 0. At half a turn, the window ends.
+    third = torch.clamp(third, 1e-4, math.pi)
     # The window is sin(3 t) sin(t) / (3 t**2), and sin(3 t) = sin(t) (3 - 4 sin(t)**2). One sine is enough, which saves
     # time in OpenVINO.
-    sine = torch.sin(third)
-    window = (sine / third).square() * (1 - 4 / 3 * sine * sine)
-    window = torch.where((torch.abs(distance) < LOBES) & (centre < end), window, torch.zeros_like(window))
+    square = torch.sin(third).square()
+    window = torch.where(centre < end, square * (0.75 - square) / third.square(), 0.0)
     return window / window.sum(1, keepdim=True)
