@@ -16,6 +16,8 @@ from infgen_rt.common.progress import Progress
 from infgen_rt.errors import InfGenError, joined_lines, reason
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+SIGNALLED = 128
+"""The exit code for a signal is this plus the signal's number, as in shells."""
 
 
 def complain(text: str, code: int) -> int:

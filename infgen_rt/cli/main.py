@@ -10,7 +10,7 @@ from typing import NoReturn
 import click
 
 from infgen_rt.cli.cache import cache
-from infgen_rt.cli.console import BAD_INPUT, FAILED, INTERRUPTED, complain
+from infgen_rt.cli.console import BAD_INPUT, FAILED, INTERRUPTED, SIGNALLED, complain
 from infgen_rt.cli.decode import decode
 from infgen_rt.cli.devices import devices
 from infgen_rt.cli.displays import displays
@@ -23,8 +23,6 @@ from infgen_rt.errors import InfGenError, InputError
 from infgen_rt.version import __version__
 
 _ENDING = "SIGTERM", "SIGHUP"
-# The exit code for a signal is this plus the signal's number, as in shells.
-_SIGNALLED = 128
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -92,4 +90,4 @@ def _terminating() -> Iterator[None]:
 
 
 def _on_terminate(number: int, frame: object) -> NoReturn:
-    sys.exit(_SIGNALLED + number)
+    sys.exit(SIGNALLED + number)

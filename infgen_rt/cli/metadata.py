@@ -50,7 +50,7 @@ def metadata_of(latent: Any, given: dict[str, str], form: Format, notices: Notic
     header = latent.metadata if isinstance(latent, Stored) else {}
     carried: dict[str, str] = {}
     problems: list[str] = []
-    # In a fixed order, because safetensors writes the same header in any order, and equal pictures are equal files.
+    # The keys are sorted, because safetensors writes them in any order, and equal pictures should give equal files.
     for key, text in sorted(header.items()):
         # ComfyUI writes an empty prompt if it has none.
         if key in _OF_FILES or key in given or not text:

@@ -30,7 +30,7 @@ class Command(click.Command):
 
 
 class _AnyPath(click.Path):
-    """A path, whether there is a file or not. click fails with a ValueError for what cannot be a path at all."""
+    """A path, which need not exist. For text that cannot be a path, click would fail with a ValueError."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not is_possible(value):
@@ -167,7 +167,7 @@ _PICTURE_OPTIONS: tuple[Decorator, ...] = (
     threads,
     click.option(
         "--memory",
-        help="The limit of memory, such as 1GiB.  [default: 4GiB, or half of the free memory if that is less]",
+        help="The memory limit, such as 1GiB.  [default: 4GiB, or half of the free memory if that is less]",
     ),
     click.option(
         "--stages",
@@ -178,7 +178,7 @@ _PICTURE_OPTIONS: tuple[Decorator, ...] = (
     click.option(
         "--max-scale",
         type=float,
-        help="Use the fewest stages of which none enlarges more than this.  [default: one stage]",
+        help="Use as few stages as possible, none of which enlarges more than this.  [default: one stage]",
     ),
     click.option("--tile", type=int, help="The largest tile's side in pixels.  [default: as large as memory allows]"),
     normalisation,

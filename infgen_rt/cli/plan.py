@@ -21,7 +21,7 @@ from infgen_rt.common.memory import format_bytes
 def plan(**options: Any) -> None:
     """Show what `decode` would do with LATENT and the same options. Nothing is decoded.
 
-    Inputs that `decode` refuses before it starts are errors of `plan` too.
+    If `decode` would refuse the input before it starts, `plan` fails with the same error.
     """
     request = Request(**options)
     with log_to_stderr(request.verbose), warnings_to_stderr(request.quiet) as notes, request.open() as jobs:

@@ -72,7 +72,7 @@ class Request:
     as_json: bool
 
     def __post_init__(self) -> None:
-        """Check what needs no file.
+        """Check the options that can be checked without a file.
 
         Raises:
             InputError: two options contradict each other.
@@ -82,7 +82,7 @@ class Request:
 
     @property
     def writing(self) -> dict[str, Any]:
-        """Arguments of `Picture.save` and `Picture.check_save`, without the metadata."""
+        """The arguments of `Picture.save` and `Picture.check_save`, without the metadata."""
         names = ("bits", "tile_format", "quality", "lossless", "force")
         return {name: getattr(self, name) for name in names}
 
@@ -146,7 +146,7 @@ class Request:
         return decoder
 
     def jobs(self, decoder: Decoder, array: Any, output: Path) -> list["Job"]:
-        """Plan the picture of a latent, or of each in a batch, whose pictures are numbered from 1."""
+        """Plan the picture of a latent, or of each latent in a batch. The pictures of a batch are numbered from 1."""
         target = self._target()
         size: str | Size | None = self.size
         seen = None
@@ -206,7 +206,7 @@ class Request:
         return outputs
 
     def _target(self) -> Size | None:
-        """The size that the picture is fitted to. None if `size` determines the picture."""
+        """The size to which the picture is fitted. None if `size` alone determines the picture's size."""
         if self.display is not None:
             if self.size is not None:
                 raise PlanError("--display and --size exclude each other: expected one of them")
@@ -232,7 +232,7 @@ class Job:
     metadata: dict[str, str]
 
     def run(self, request: Request, stopwatch: Stopwatch, notes: Sequence[str]) -> None:
-        """Decode and write with progress, then report."""
+        """Decode and write the picture with a progress bar, and print the report."""
         with progress_bar(not request.quiet) as show:
 
             def on_progress(progress: Progress) -> None:
@@ -245,7 +245,7 @@ class Job:
                 self.picture.save(self.output, region=self.box, **writing, progress=on_progress, cancel=cancel)
 
             beside(save)
-        # Messages must not get between the bytes of a picture.
+        # Messages must not be mixed with the bytes of a picture, so they go to standard error.
         streamed = request.output == STREAM
         if streamed:
             pour(self.output)

@@ -22,9 +22,9 @@ from infgen_rt.latent.spaces import LatentSpace, latent_space, latent_spaces
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @options.as_json
 def spaces(names: tuple[str, ...], as_json: bool) -> None:
-    """List the latent spaces, which models use them, and where their numbers come from.
+    """List the latent spaces, the models that use them, and the sources of their numbers.
 
-    NAME is a latent space or a model that uses it. Without one, all spaces are listed.
+    NAME is a latent space or a model that uses it. Without NAME, all spaces are listed.
     """
     found = {space.name: space for space in map(latent_space, names)} if names else latent_spaces()
     if as_json:
@@ -49,7 +49,7 @@ def _facts(space: LatentSpace) -> dict[str, Any]:
 def _describe(space: LatentSpace) -> str:
     lines = [
         f"{space.name}: {space.title}",
-        f"  latents: {space.channels} channels, {space.cell_pixels} pixels a cell, {expected_shapes(space)}",
+        f"  latents: {space.channels} channels, {space.cell_pixels} pixels per cell, {expected_shapes(space)}",
         f"  normalisation: {space.normalisation}",
         f"  numbers from: {space.source}",
         "  models:",

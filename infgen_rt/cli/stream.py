@@ -1,4 +1,4 @@
-"""Writes a picture to standard output: first to a file, because writing needs to seek, and then as a copy of it."""
+"""Writes a picture to standard output. It is first written to a file, because formats need to seek, and then copied."""
 
 import shutil
 import sys
@@ -33,7 +33,7 @@ def pour(path: Path) -> None:
     """Copy a file to standard output.
 
     Raises:
-        WriteError: the reader has closed it.
+        WriteError: standard output cannot be written to, for example because its reader has closed it.
     """
     try:
         with path.open("rb") as file:

@@ -8,13 +8,10 @@ from typing import Any
 import click
 
 from infgen_rt.cli import options
-from infgen_rt.cli.console import warnings_to_stderr
+from infgen_rt.cli.console import SIGNALLED, warnings_to_stderr
 from infgen_rt.common.remedies import installing, missing_library
 from infgen_rt.errors import InputError, LatentError, one_line
 from infgen_rt.viewing.opening import Opener
-
-# The exit code for a signal is this plus the signal's number, as in shells.
-_SIGNALLED = 128
 
 
 @click.command(
@@ -43,4 +40,4 @@ def view(latent: Path | None, sample: str | None, **opening: Any) -> None:
     if received == signal.SIGINT:
         raise click.Abort
     if received:
-        sys.exit(_SIGNALLED + received)
+        sys.exit(SIGNALLED + received)

@@ -90,7 +90,7 @@ def test_the_command_lists_every_space(capsys: pytest.CaptureFixture[str]) -> No
     assert main(["spaces"]) == 0
     text = capsys.readouterr().out
     for space in ALL:
-        assert f"{space.name}: {space.title}\n  latents: {space.channels} channels, 8 pixels a cell" in text
+        assert f"{space.name}: {space.title}\n  latents: {space.channels} channels, 8 pixels per cell" in text
         assert space.source in text and all(model.title in text for model in space.models)
     assert "minus 0.1159, then times 0.3611" in text and "each of 128 channels" in text
 
