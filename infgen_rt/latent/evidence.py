@@ -1,6 +1,6 @@
 """Infers from a latent's numbers how it is normalised, and whether it belongs to its latent space at all."""
 
-from math import log, sqrt
+from math import sqrt
 from typing import Literal
 
 import numpy as np
@@ -13,13 +13,18 @@ Normalisation = Literal["model", "vae"]
 LARGEST = 1e4
 """The largest magnitude in any latent, in either normalisation. The squares of much larger numbers would overflow
 float32."""
-# The natural logarithms of the odds from which on a latent counts as the VAE's own (about 12 to 1) and as the model's
-# (about 55 to 1). The model's normalisation needs better odds, because it is then taken without a warning.
-_SURE_VAE, _SURE_MODEL = 2.5, 4.0
-# The same per cell, for a space whose means and covariances were measured.
+# A latent counts as the VAE's own from the first of these levels on, and as the model's up to the second. The usual
+# levels of FLUX.2's latents are 0.57 and 0. Those of photographs are at most 0.2 from these, those of pictures of one
+# colour may be 0.5 below.
+_VAE_LEVEL, _MODEL_LEVEL = 0.35, 0.2
+# A latent counts as the model's up to these standard deviations only. The VAE's own latents of any picture have 1.0 or
+# more. In parts of fewer cells it may be less.
+_MODEL_STD, _MODEL_STD_OF_FEW, _FEW_CELLS = 0.9, 0.85, 1024
+# The natural logarithm of the odds from which on the parts of channels contradict this, about 12 to 1.
+_SURE_PARTS = 2.5
+# The natural logarithm of the odds per cell at which the normalisation is certain, for a space whose means and
+# covariances were measured.
 _SURE_CELL = 2.0
-# The range `usual_std` reaches this many standard deviations of log(std), over pictures, to either side of its middle.
-_SPAN = 2.5
 # With fewer cells, the statistics of a channel's 2x2 parts depend more on the picture than on the normalisation.
 _LEAST_PARTS = 2048
 # The residuals understate the errors of the parts' standard deviations and means, because channels are not independent.
@@ -35,9 +40,13 @@ _LEAST_AGREEMENT = 0.12
 _LEAST_PAIRS = 200
 # The largest side of the part of a latent that is examined, so that the time does not grow with the latent.
 _MOST_CELLS = 256
+# Keeps the logarithm finite for a channel of zeros.
+_TINY = 1e-12
 NOISE = 0.05
 """If the correlation of cells that are two apart is lower, the latent is noise. It is little higher in pictures of fine
 texture."""
+ROUNDING = 1e-12
+"""If the variance of numbers is smaller than this, relative to their mean square, they differ by rounding only."""
 # If the correlation of cells that are two apart is higher, the latent shows a picture. In noise it is about 0.
 _SMOOTH = 0.2
 
@@ -60,14 +69,13 @@ def normalisation_of(latent: FloatArray, space: LatentSpace) -> Normalisation | 
     there are three kinds of evidence:
 
     1. A standard deviation outside the usual range of a normalisation rules this normalisation out.
-    2. A standard deviation inside both ranges is more usual for one normalisation than for the other.
+    2. The latent's level (`level`) differs much less between pictures than between the normalisations. Pictures of one
+       colour are an exception. Therefore, the standard deviation must be small too before a latent counts as the
+       model's, which gives no warning.
     3. Some spaces have statistics for the 2x2 parts of each channel, such as those of FLUX.2's batch norm. The parts of
        the VAE's own latents differ from one another in the same way as these statistics. The content of the picture
-       does not matter, because all parts of a channel show the same picture. This evidence is stronger for larger
-       latents, and is not used for small ones.
-
-    A standard deviation alone is often not enough. In the VAE's own normalisation, the latents of pictures of one
-    colour have about the standard deviation of other pictures' normalised latents.
+       does not matter, because all parts of a channel show the same picture. If this evidence contradicts the level,
+       nothing is inferred. It is not used for small latents.
 
     Args:
         latent: float32 [C, h, w].
@@ -90,10 +98,32 @@ def normalisation_of(latent: FloatArray, space: LatentSpace) -> Normalisation | 
     of_model, of_vae = low <= std <= high, low * gain <= std <= high * gain
     if of_model != of_vae:
         return "model" if of_model else "vae"
-    usual, spread = log(low * high) / 2, log(high / low) / 2 / _SPAN
-    odds = ((log(std / gain) - usual) ** 2 - (log(std) - usual) ** 2) / (2 * spread**2)
-    odds += _odds_of_parts(latent, space)
-    return "model" if odds >= _SURE_MODEL else "vae" if odds <= -_SURE_VAE else None
+    return _by_level(part, space, std)
+
+
+def level(latent: FloatArray, space: LatentSpace) -> float:
+    """How much larger a latent's numbers are than usual in the model's normalisation, as a natural logarithm.
+
+    Args:
+        latent: float32 [C, h, w].
+        space: its latent space, which has `level_weights`.
+    """
+    assert space.level_weights is not None
+    squares = np.square(latent, dtype=np.float64).mean(axis=(1, 2))
+    return float(np.log(squares + _TINY) @ np.array(space.level_weights)) / 2 - space.usual_level
+
+
+def _by_level(latent: FloatArray, space: LatentSpace, std: float) -> Normalisation | None:
+    """The normalisation of a latent whose standard deviation is usual in both. None unless one is excluded."""
+    if space.level_weights is None:
+        return None
+    found, cells = level(latent, space), latent[0].size
+    if found >= _VAE_LEVEL:
+        return "vae"
+    largest = _MODEL_STD if cells >= _FEW_CELLS else _MODEL_STD_OF_FEW
+    if found > _MODEL_LEVEL or cells < _LEAST_CELLS or std > largest:
+        return None
+    return "model" if _odds_of_parts(latent, space) > -_SURE_PARTS else None
 
 
 def is_foreign(latent: FloatArray, space: LatentSpace) -> bool:
@@ -125,7 +155,7 @@ def shows_picture(latent: FloatArray, least: float = _SMOOTH) -> bool:
         return False
     centred = latent - latent.mean(axis=(1, 2), keepdims=True)
     square = np.square(centred).mean(axis=(1, 2), dtype=np.float64)
-    if not square.all():
+    if (square <= ROUNDING * np.square(latent, dtype=np.float64).mean(axis=(1, 2))).any():
         return False
     down = (centred[:, 2:] * centred[:, :-2]).mean(axis=(1, 2), dtype=np.float64) / square
     across = (centred[:, :, 2:] * centred[:, :, :-2]).mean(axis=(1, 2), dtype=np.float64) / square
@@ -143,7 +173,6 @@ def middle(latent: FloatArray) -> FloatArray:
 
 def _odds_of_parts(latent: FloatArray, space: LatentSpace) -> float:
     """The log odds for the model's normalisation, from the differences of the 2x2 parts. 0 if they cannot be used."""
-    latent = middle(latent)
     channels, height, width = latent.shape
     if len(space.vae_std) != 4 * channels or len(space.vae_mean) != 4 * channels:
         return 0.0

@@ -7,7 +7,7 @@ import numpy as np
 
 from infgen_rt.common.pixels import FloatArray
 from infgen_rt.latent.distribution import Doubles, covariance_of
-from infgen_rt.latent.evidence import LARGEST, NOISE, middle, shows_picture
+from infgen_rt.latent.evidence import LARGEST, NOISE, ROUNDING, middle, shows_picture
 from infgen_rt.latent.spaces import LatentSpace
 
 # How much larger the log likelihood of a cell's detail must be in one space than in every other space.
@@ -42,6 +42,8 @@ def likely_space(latent: FloatArray, spaces: Sequence[LatentSpace]) -> LatentSpa
     if not shows_picture(latent, NOISE):
         return None
     covariance = detail_covariance(latent)
+    if np.trace(covariance) <= ROUNDING * np.square(latent, dtype=np.float64).sum(axis=0).mean():  # a ramp, for example
+        return None
     ranks = sorted(((_log_likelihood(covariance, space), index) for index, space in enumerate(spaces)), reverse=True)
     (best, index), (second, _) = ranks[:2]
     return spaces[index] if best - second > _SURE else None

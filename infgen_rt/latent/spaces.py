@@ -60,6 +60,9 @@ class LatentSpace:
         channel_std: each channel's standard deviation over the latents of many pictures. None if not measured.
         correlations: correlations of each pair of channels over pictures, as the upper triangle row by row. None if not
             measured.
+        level_weights: a weight for each channel, 1 in sum. With them, the logarithms of the channels' root mean squares
+            are averaged to the latent's level, which differs little between pictures. None if not measured.
+        usual_level: the average level of the latents of many pictures.
         detail_std: each channel's standard deviation of the differences between cells and the means of their four
             neighbours. None if not measured.
         detail_correlations: the correlations of these differences, like `correlations`. None if not measured.
@@ -82,6 +85,8 @@ class LatentSpace:
     channel_mean: tuple[float, ...] | None = None
     channel_std: tuple[float, ...] | None = None
     correlations: tuple[float, ...] | None = None
+    level_weights: tuple[float, ...] | None = None
+    usual_level: float = 0.0
     detail_std: tuple[float, ...] | None = None
     detail_correlations: tuple[float, ...] | None = None
 
@@ -94,7 +99,7 @@ class LatentSpace:
         for values in (self.vae_mean, self.vae_std):
             if len(values) not in (1, self.channels, 4 * self.channels):
                 raise ValueError(f"{len(values)} statistics are not of {self.channels} channels")
-        for measured in (self.channel_mean, self.channel_std, self.detail_std):
+        for measured in (self.channel_mean, self.channel_std, self.detail_std, self.level_weights):
             if measured is not None and len(measured) != self.channels:
                 raise ValueError(f"{len(measured)} statistics are not of {self.channels} channels")
         for pairs in (self.correlations, self.detail_correlations):

@@ -2,8 +2,11 @@
 
     python tests/data/make.py thumbnail SAMPLE PHOTO
     python tests/data/make.py spaces PHOTO TEACHERS
+    python tests/data/make.py plain STUDY
 
-The second command encodes the middle of a photograph with the tiny autoencoder of each latent space.
+The second command encodes the middle of a photograph with the tiny autoencoder of each latent space. The
+third takes the folder that ``benchmarks.studies.normalisation`` has written, and keeps the parts of its drawn pictures
+whose latents in the VAE's own normalisation look most like normalised ones.
 """
 
 import sys
@@ -14,6 +17,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from benchmarks.studies.normalisation import parts
+from infgen_rt.common.pixels import FloatArray
+from infgen_rt.latent.evidence import level
+from infgen_rt.latent.spaces import LatentSpace, latent_space
 from infgen_training.teacher import Teacher
 from infgen_training.views import to_tensor
 
@@ -39,6 +46,25 @@ def spaces(photo: str, teachers: str) -> None:
     image.resize(FEW, Image.Resampling.BOX).save(FOLDER / "spaces.png")
 
 
+def plain(study: str) -> None:
+    """The hardest part of 16x16 cells of a dozen drawn pictures, half of them of one colour."""
+    space, found = latent_space("flux2"), {}
+    with np.load(Path(study) / "drawn.npz") as archive:
+        for name in archive.files:
+            cuts = [part.astype(np.float32) for part in parts(archive[name], 16, 16)]
+            found[name] = min(cuts, key=lambda part: hardness(space.denormalise(part), space))
+    chosen: list[str] = []
+    for kind in ("one colour", "drawn"):
+        names = [name for name in found if name.endswith(kind)]
+        chosen += sorted(names, key=lambda name: hardness(space.denormalise(found[name]), space))[:6]
+    np.savez_compressed(FOLDER / "plain_pictures.npz", **{name: found[name].astype(np.float16) for name in chosen})
+
+
+def hardness(latent: FloatArray, space: LatentSpace) -> float:
+    """Small if one of the VAE's own latents looks like a normalised one."""
+    return level(latent, space) + 3 * max(0.0, float(latent.std()) - 0.85)
+
+
 def cut(photo: Path, cells: tuple[int, int], side: int) -> Image.Image:
     """The middle of a photograph with the ratio of a latent's sides, with so many pixels per cell."""
     image = Image.open(photo).convert("RGB")
@@ -50,4 +76,4 @@ def cut(photo: Path, cells: tuple[int, int], side: int) -> Image.Image:
 
 
 if __name__ == "__main__":
-    {"thumbnail": thumbnail, "spaces": spaces}[sys.argv[1]](*sys.argv[2:])
+    {"thumbnail": thumbnail, "spaces": spaces, "plain": plain}[sys.argv[1]](*sys.argv[2:])
