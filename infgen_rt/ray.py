@@ -50,22 +50,22 @@ FILE = "file"
 class Decode:
     """A callable class for `Dataset.map_batches`. Each actor opens the model once.
 
-    It gives a column with complete picture files, which Ray's writers put into shards. With `folder`, it writes the
-    files itself, under the rows' keys. A file appears there only when it is complete, and one that exists is not
-    decoded again. So an actor that is killed and started again loses nothing, and neither does a program.
+    The result has a column of complete picture files, which Ray's writers put into shards. With `folder`, the class
+    writes the files itself, and names them after the rows' keys. A file appears there only when it is complete, and is
+    not decoded again if it exists. If an actor or the whole program is killed and started again, no file is lost.
 
-    An actor decodes with CUDA if Ray has assigned a GPU to it, and otherwise on the processor, with as many threads as
-    it has processors in Ray. Arguments that say otherwise are followed.
+    If Ray has assigned a GPU to an actor, the actor decodes with CUDA. Otherwise, it decodes on the CPU, with as many
+    threads as Ray has assigned CPUs to it. Arguments override this.
 
     Args:
-        latent: the column with the latents, which the result lacks. A latent is an array as for `Decoder.picture`,
+        latent: the column with the latents, which is not in the result. A latent is an array as for `Decoder.picture`,
             nested lists of numbers, or the content of a .npy, .npz, .safetensors or .latent file.
-        key: the column with a text that no other row of the data set has.
+        key: the column with a text that is different in each row of the data set.
         folder: the folder to write to, as an absolute path that every machine has. None for a column of files.
-        root: the start of keys that are paths, which the names in the folder leave out. For example, with `/latents`,
-            the key `/latents/a/1.npy` is written to `a/1.npy.png`.
-        column: the column for the files. None for one that is named as `ending`. With `folder`, the column is `file`
-            and has paths.
+        root: the start of keys that are paths, which is left out in the names of files. For example, with `/latents`,
+            the picture of `/latents/a/1.npy` is the file `a/1.npy.png`.
+        column: the column for the files. None for a column with the name `ending`. With `folder`, the column is `file`
+            and has the files' paths.
         ending: the ending of the files, which determines the format, without a dot.
         bits: as for `Picture.save`.
         quality: as for `Picture.save`.
@@ -74,14 +74,15 @@ class Decode:
         stages: as for `Decoder.picture`.
         max_scale: as for `Decoder.picture`.
         tile: as for `Decoder.picture`.
-        normalisation: as for `Decoder.picture`. If it is None, that of ComfyUI's files is known.
+        normalisation: as for `Decoder.picture`. With None, the normalisation of ComfyUI's files is recognised.
         path: as for `infgen_rt.open`. Every machine must have the bundle there.
         space: as for `infgen_rt.open`.
-        backend: as for `infgen_rt.open`. With `auto`, each machine measures, and another may choose another backend.
+        backend: as for `infgen_rt.open`. With `auto`, each machine measures, and machines may choose different ones.
         device: as for `infgen_rt.open`.
         precision: as for `infgen_rt.open`.
         threads: the number of CPU threads. None for the number of the actor's processors.
-        memory: as for `infgen_rt.open`. None for the memory that Ray has assigned to the actor, if it has.
+        memory: as for `infgen_rt.open`. None for the memory that Ray has assigned to the actor. If it has assigned
+            none, None means the same as for `infgen_rt.open`.
 
     Raises:
         OutputError: the folder is not an absolute path, or the format is several files and there is no folder.
@@ -148,13 +149,13 @@ class Decode:
             batch: the columns, as `map_batches` gives them in its format `numpy`.
 
         Returns:
-            The columns without that of the latents, and with that of the results.
+            The columns without the latents, and with a column of results.
 
         Raises:
             LatentError: a column is missing, or a latent is not usable.
             OutputError: a picture cannot be written.
-            InfGenError: the other errors of `Decoder.picture` and `Picture.save`. All that are about a row begin with
-                its key.
+            InfGenError: the other errors of `Decoder.picture` and `Picture.save`. The message of an error about a row
+                begins with the row's key.
         """
         if missing := next((name for name in (self._latent, self._key) if name not in batch), None):
             raise LatentError(
@@ -186,7 +187,8 @@ class Decode:
             try:
                 picture.save(file, **self._saving)
             except OutputError:
-                # Ray starts a batch again when it has lost an actor, which may still run and be first.
+                # If Ray has lost an actor, it starts the batch again elsewhere. The lost actor may still run, and may
+                # have written the file first.
                 if not file.exists():
                     raise
         return str(file)

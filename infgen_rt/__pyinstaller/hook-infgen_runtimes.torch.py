@@ -1,3 +1,3 @@
-"""PyTorch makes an app larger by gigabytes, and `auto` does not use it. It is there if the app imports it itself."""
+"""Leaves PyTorch out, which is gigabytes large and which `auto` does not use. An app that imports it still has it."""
 
 excludedimports = ["torch", "safetensors", "infgen_model"]

@@ -7,9 +7,9 @@ from infgen_rt.backend.protocol import GROUP
 
 
 def backends() -> dict[str, str]:
-    """The modules of all backends, with the distribution whose metadata names each.
+    """The modules of all backends, each with the distribution whose metadata names it.
 
-    This project's own are there even if their libraries are not, because they then tell what the app lacks.
+    The backends of this project are included even if their libraries are missing. They then say what the app lacks.
     """
     return {
         entry.module: entry.dist.name

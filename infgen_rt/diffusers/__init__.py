@@ -40,14 +40,14 @@ __all__ = ["InfGenVAE", "space_of_vae"]
 
 
 class InfGenVAE(ModelMixin, ConfigMixin):
-    """A VAE whose decoder is InfGen's, for any pipeline that takes `AutoencoderKL` or `AutoencoderKLFlux2`.
+    """A VAE that decodes with InfGen, for any pipeline that takes `AutoencoderKL` or `AutoencoderKLFlux2`.
 
-    The model is opened when this is made, and is shared by deep copies. A pickle opens its own where it is loaded. The
-    module has no weights of PyTorch: `to` moves only where and in which type pipelines expect its results.
+    The model is opened when the VAE is created. Deep copies share it, and a pickled VAE opens it again where it is
+    loaded. The module has no weights in PyTorch. `to` only changes the device and the type of its results.
 
     Attributes:
         bn: for FLUX.2, a batch norm whose statistics pipelines read. None for the other spaces.
-        place: a parameter that stands for the weights, which are not PyTorch's.
+        place: a list with one parameter, which has the device and the type of the results.
         use_tiling: what `enable_tiling` and `disable_tiling` set. It changes nothing, because pictures are always
             decoded in tiles that fit exactly.
         use_slicing: what `enable_slicing` and `disable_slicing` set. It changes nothing, because the pictures of a
@@ -55,14 +55,14 @@ class InfGenVAE(ModelMixin, ConfigMixin):
 
     Args:
         path: as for `infgen_rt.open`.
-        space: as for `infgen_rt.open`. `replacing` finds the one of a pipeline's own VAE.
-        scale: how many times larger than the VAE's own the picture is. None for 1, or if `size` is given.
+        space: as for `infgen_rt.open`. `replacing` finds the space of a pipeline's own VAE.
+        scale: the size of the picture, relative to that of the VAE's own picture. None for 1, or if `size` is given.
         size: the picture's size, as for `Decoder.picture`, for every latent.
         backend: as for `infgen_rt.open`.
         device: the backend's device, as for `infgen_rt.open`. It need not be the pipeline's.
         precision: as for `infgen_rt.open`.
         threads: as for `infgen_rt.open`.
-        memory: as for `infgen_rt.open`, for each picture. The batch that `decode` returns comes on top.
+        memory: as for `infgen_rt.open`, for each picture. The batch that `decode` returns is not included.
         stages: as for `Decoder.picture`.
         max_scale: as for `Decoder.picture`.
         tile: as for `Decoder.picture`.
@@ -101,14 +101,14 @@ class InfGenVAE(ModelMixin, ConfigMixin):
         self.register_to_config(path=path, space=name)  # type: ignore[no-untyped-call]
         self._space = latent_space(name)
         self.bn = batch_norm(self._space)
-        # The device and the type of a module are those of its first parameter, which CPU offload moves. It is in a part
-        # of its own, because offloading takes the batch norm's statistics away from modules that have parameters.
+        # The device and the type of a module are those of its first parameter, which CPU offload moves. The parameter
+        # is in a submodule, because offloading moves the batch norm's statistics away from modules with parameters.
         self.place = torch.nn.ParameterList([torch.nn.Parameter(torch.zeros(1), requires_grad=False)])
         self.use_tiling = self.use_slicing = False
 
     @classmethod
     def replacing(cls, vae: Any, path: str | PathLike[str] | None = None, **options: Any) -> "InfGenVAE":
-        """A VAE for the same latents as another one, on its device and in its type: `InfGenVAE.replacing(pipe.vae)`.
+        """A VAE for the same latents as another one, with its device and type: `InfGenVAE.replacing(pipe.vae)`.
 
         Args:
             vae: the VAE of a pipeline.
@@ -124,7 +124,7 @@ class InfGenVAE(ModelMixin, ConfigMixin):
 
     @property
     def config(self) -> FrozenDict:
-        """The arguments, and what pipelines read of a VAE."""
+        """The arguments, and the values that pipelines read from a VAE's config."""
         return FrozenDict(described(self._space) | self._internal_dict)  # type: ignore[no-untyped-call]
 
     @property

@@ -14,7 +14,7 @@ from infgen_rt.errors import InputError
 from infgen_rt.qt.window import ViewerWindow
 from infgen_rt.viewing.opening import Opener
 
-# Milliseconds after which Python looks for signals, which it cannot do while Qt waits.
+# The milliseconds between two moments at which Python can handle signals. It cannot while Qt waits for events.
 _SIGNALS = 200
 _WINDOW = 1280, 860
 _PROGRAM = "infgen-rt"
@@ -52,7 +52,11 @@ def run(opener: Opener, path: Path | None, sample: str | None) -> int:
 
 @contextmanager
 def _closing_on_signals(window: ViewerWindow) -> Iterator[list[int]]:
-    """Close the window on the signals that end a program. Yields the list of those that arrived."""
+    """Close the window if a signal arrives that ends a program.
+
+    Yields:
+        The list of the numbers of the signals that have arrived.
+    """
     received: list[int] = []
 
     def close(number: int, frame: object) -> None:

@@ -28,7 +28,7 @@ class Bar(QStatusBar):
         self.cancel.clicked.connect(self.cancelled)
         for widget in (self._work, self.progress, self.cancel):
             self.addWidget(widget)
-        # Otherwise a long text would widen the window.
+        # Otherwise, a long text would make the window wider.
         self.facts.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
         self.facts.setAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
         self.addPermanentWidget(self.facts, 1)
@@ -55,7 +55,7 @@ class Bar(QStatusBar):
             widget.hide()
 
     def count(self, there: int, wanted: int) -> None:
-        """Show how many of the tiles that are seen are there."""
+        """Show how many of the visible tiles are decoded."""
         self.tiles.setText("" if there == wanted else f"tile {there} of {wanted}")
 
     def describe(self, view: PictureView, decoder: Decoder | None) -> None:

@@ -1,4 +1,4 @@
-"""Work beside the event loop, such as opening and saving."""
+"""Does work such as opening and saving in other threads, so that the event loop is not blocked."""
 
 from collections.abc import Callable
 from threading import Event, Thread
@@ -12,11 +12,12 @@ Work = Callable[[Tell, Event], Any]
 
 
 class Job(QObject):
-    """Work in a thread of its own. Its signals arrive in the thread that the job was made in.
+    """Does work in its own thread. Its signals arrive in the thread in which the job was created.
 
     Args:
-        work: takes the function that it calls with its progress, and the event that is set to cancel it.
-        parent: the parent.
+        work: the function that does the work. It gets a function to call with its progress, and an event that is set to
+            cancel it.
+        parent: the parent object in Qt.
     """
 
     progressed = Signal(object)
@@ -41,18 +42,18 @@ class Job(QObject):
         self._thread.start()
 
     def cancel(self) -> None:
-        """Ask the work to stop, which it does at its next step or in the middle of a graph."""
+        """Ask the work to stop. It stops at its next step, or in the middle of a graph."""
         self._cancelled.set()
 
     def wait(self) -> None:
-        """Wait until the work has ended. Its signals arrive later."""
+        """Wait until the work has ended. Its signals may arrive later."""
         self._thread.join()
 
     def _run(self) -> None:
         result, error = None, None
         try:
             result = self._work(self._told.emit, self._cancelled)
-        # Whatever it is, it is told in the window.
+        # Every error is shown in the window.
         except BaseException as raised:
             error = raised
         self._ended.emit(result, error)

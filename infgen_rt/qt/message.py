@@ -1,4 +1,4 @@
-"""A message in the window, which does not stop the work."""
+"""A line for messages in the window. Unlike a dialog, it does not interrupt the user."""
 
 from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QFrame, QHBoxLayout, QLabel, QToolButton, QWidget
@@ -7,7 +7,7 @@ _ERROR, _NOTE = "#7a1f1f", "#5a4a12"
 
 
 class Message(QFrame):
-    """A line of text above the picture, with a button that closes it. It is hidden while there is none."""
+    """A line of text above the picture, with a button that closes it. It is hidden while there is no text."""
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)

@@ -13,10 +13,10 @@ from infgen_rt.viewing.requests import Request
 from infgen_rt.viewing.viewport import Viewport
 
 _BACKGROUND = QColor(32, 32, 32)
-# One notch of a mouse wheel, in the units of Qt's events, and the zoom that it makes.
+# One notch of a mouse wheel, in the unit of Qt's events, and the factor by which it zooms.
 _NOTCH, _WHEEL = 120, 1.25
 _STEP = 0.2
-"""The part of the window that an arrow key moves."""
+"""The part of the window by which an arrow key moves the picture."""
 # From this zoom on, pixels are shown as squares.
 _SQUARES = 3.0
 
@@ -31,14 +31,14 @@ class PictureView(QWidget):
     pixels. A double click changes between these two.
 
     Args:
-        parent: the parent.
-        cache: the number of bytes of tiles to remember. It should hold a window's pixels several times.
+        parent: the parent widget.
+        cache: the maximum number of bytes of tiles to keep. It should be enough for the pixels of several windows.
     """
 
     moved = Signal()
-    """Another part of the picture is seen, or it has another size in the window."""
+    """The visible part of the picture has changed, or its size in the window."""
     progressed = Signal(int, int)
-    """The number of tiles of those that are seen which are there, and the number of all of them."""
+    """The number of visible tiles that are decoded, and the number of all visible tiles."""
     failed = Signal(str)
     """A tile could not be decoded. The text is the library's message."""
     _arrived = Signal(object)
@@ -66,21 +66,21 @@ class PictureView(QWidget):
 
     @property
     def viewport(self) -> Viewport | None:
-        """The part of the picture that is seen."""
+        """The visible part of the picture, and its place in the window."""
         return self._viewport
 
     @property
     def seen(self) -> Box | None:
-        """The pixels of the picture that are seen, also in part."""
+        """The box of the picture's pixels that are visible. Pixels of which only a part is visible are included."""
         return None if self._viewport is None else self._viewport.seen
 
     @property
     def level(self) -> Level | None:
-        """The level that is seen."""
+        """The level whose tiles are shown."""
         return self._viewport.level(self._reader.levels) if self._reader and self._viewport else None
 
     def set_picture(self, picture: Picture | None) -> None:
-        """Show a picture, or none. The whole of it is seen first. Its decoder must stay open while it is shown."""
+        """Show a picture, or none. At first, the whole picture is visible. Its decoder must stay open while it is."""
         if self._reader is not None:
             self._reader.close(wait=False)
         self._reader = None if picture is None else TileReader(picture, cache=self._cache)
@@ -104,7 +104,7 @@ class PictureView(QWidget):
 
         Args:
             zoom: the number of the display's pixels per pixel of the picture.
-            at: the point of the widget that stays where it is. None for the middle.
+            at: the point of the widget at which the picture does not move. None for the middle.
         """
         if self._viewport is not None:
             ratio = self.devicePixelRatioF()
@@ -112,7 +112,7 @@ class PictureView(QWidget):
             self.set_viewport(self._viewport.zoomed(zoom, point))
 
     def zoom_by(self, factor: float, at: QPointF | None = None) -> None:
-        """Zoom by a factor. `at` is as for `zoom_to`."""
+        """Zoom by a factor. For `at`, see `zoom_to`."""
         if self._viewport is not None:
             self.zoom_to(self._viewport.zoom * factor, at)
 
@@ -121,7 +121,7 @@ class PictureView(QWidget):
         self.zoom_to(0.0)
 
     def move_by(self, right: float, down: float) -> None:
-        """Move the picture in the widget, in the widget's own unit."""
+        """Move the picture in the widget. Distances are in the widget's own unit."""
         if self._viewport is not None:
             ratio = self.devicePixelRatioF()
             self.set_viewport(self._viewport.moved(right * ratio, down * ratio))
@@ -150,7 +150,7 @@ class PictureView(QWidget):
             source = reader.levels[shown.level]
             _draw(painter, frame, view.place(source, source.box(shown.column, shown.row)))
 
-    # What moves the picture.
+    # Events that move the picture.
 
     def resizeEvent(self, event: QResizeEvent) -> None:  # noqa: N802
         if self._viewport is not None:
@@ -217,7 +217,7 @@ class PictureView(QWidget):
         return Size(max(1, round(self.width() * ratio)), max(1, round(self.height() * ratio)))
 
     def _changed(self) -> None:
-        """Ask for the tiles that are seen now, and draw."""
+        """Request the tiles that are visible now, and draw."""
         if self._reader is not None and self._viewport is not None:
             # This runs in the reader's threads. A signal takes the request to the widget's own thread.
             self._reader.want(self._viewport.wanted(self._reader.levels), self._arrived.emit)
@@ -240,7 +240,7 @@ class PictureView(QWidget):
 
 
 def _nearest(reader: TileReader, tile: Tile) -> tuple[Tile, Frame] | None:
-    """A tile if it is there, or else the smallest one that is there and shows the same place in less detail."""
+    """The tile if it is decoded. Otherwise, the most detailed decoded tile of a smaller level for the same place."""
     for smaller in range(tile.level + 1):
         covering = Tile(tile.level - smaller, tile.column >> smaller, tile.row >> smaller)
         frame = reader.cached(covering)

@@ -27,7 +27,7 @@ _NO_PICTURE = "there is no picture: open a latent first"
 
 
 class _Told(Notices):
-    """Gives warnings to a function instead of Python's warnings."""
+    """Passes warnings to a function, instead of giving them as warnings of Python."""
 
     def __init__(self, tell: Callable[[str], object]) -> None:
         super().__init__()
@@ -44,13 +44,13 @@ class ViewerWindow(QMainWindow):
 
     Args:
         opener: opens the latents. The window closes it.
-        parent: the parent.
+        parent: the parent widget.
     """
 
     opened = Signal()
     """A latent is open, and its picture is shown."""
     idle = Signal()
-    """The work that was begun has ended, whatever way."""
+    """The work has ended, with success or without."""
     _warned = Signal(str)
 
     def __init__(self, opener: Opener, parent: QWidget | None = None) -> None:
@@ -125,14 +125,14 @@ class ViewerWindow(QMainWindow):
 
         def work(tell: Tell, cancel: Event) -> QImage:
             frame = Pyramid(picture, level.tile).region(level.number, seen, "bgra", progress=tell, cancel=cancel)
-            # Of Qt's own, because the clipboard may keep it longer than the frame lives.
+            # Qt gets a copy, because the clipboard may keep the image longer than the frame exists.
             return QImage(frame.rows.data, *frame.size, frame.stride, QImage.Format.Format_RGB32).copy()
 
         self._start("Copying", work, self._take_to_clipboard)
 
     @Slot()
     def cancel(self) -> None:
-        """Cancel the work that is going on."""
+        """Cancel the current work."""
         if self._job is not None:
             self._job.cancel()
 
