@@ -175,6 +175,8 @@ class Request:
             name = output if len(pictures) == 1 else output.with_stem(f"{output.stem}-{number:0{digits}}")
             if self.several and self.resume and os.path.exists(name):
                 continue
+            if any(_are_one_file(latent, name) for latent in self.latents):
+                raise OutputError(f"{name} is the latent itself, which its picture would replace: pass another -o")
             form = picture.check_save(name, region=box, **self.writing)
             metadata = metadata_of(None if self.no_metadata else array, self.metadata, form, decoder.notices)
             jobs.append(
@@ -293,3 +295,11 @@ class Job:
                 "estimated": plan.estimated,
             },
         }
+
+
+def _are_one_file(first: Path, second: Path) -> bool:
+    """Whether two paths lead to the same file. False if one does not exist."""
+    try:
+        return os.path.samefile(first, second)
+    except (OSError, ValueError):
+        return False

@@ -490,3 +490,14 @@ def test_streams_that_cannot_be_used_say_why(eleven: np.ndarray, bundle: Path) -
 def test_info_on_standard_input_and_a_batch(eleven: np.ndarray) -> None:
     ran = piped(["info", "-", "--json"], Path("batch.npy").read_bytes())
     assert json.loads(ran.stdout)["pictures"] == 11
+
+
+def test_a_picture_never_replaces_its_own_latent(
+    folder: Path, decode: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The ending of a latent's name does not matter, so it may be that of a picture."""
+    latent = Path(decode[1]).read_bytes()
+    (folder / "latent.png").write_bytes(latent)
+    assert main([decode[0], str(folder / "latent.png"), *decode[2:], "-o", str(folder / "latent.png"), "--force"]) == 2
+    assert "is the latent itself" in capsys.readouterr().err
+    assert (folder / "latent.png").read_bytes() == latent
