@@ -43,10 +43,11 @@ def model(config: DecoderConfig, seed: int = 0) -> InfGen:
     """Random weights, larger than a new model's: every path from input to output matters, none is near the identity."""
     torch.manual_seed(seed)
     built = InfGen(config).eval().requires_grad_(False)
-    zero = ("decode.upsampler.to_pixels", "refine.enlarger.leave", "refine.enlarger.finish")
+    zero = {"decode.upsampler.to_pixels": 0.1, "refine.enlarger.leave": 0.1, "refine.enlarger.finish": 0.02}
     for name, parameter in built.named_parameters():
-        if name.startswith(zero) and not parameter.any():
-            parameter.add_(0.1 * torch.randn_like(parameter))  # what starts at zero hides what is before it
+        size = next((size for start, size in zero.items() if name.startswith(start)), 0.0)
+        if size and not parameter.any():
+            parameter.add_(size * torch.randn_like(parameter))  # what starts at zero hides what is before it
         elif name.endswith(("second.weight", "convolve.4.weight", "to_pixels.weight")):
             parameter.mul_(3.0)
         elif parameter.ndim == 1:

@@ -309,7 +309,7 @@ def test_what_is_wrong_with_a_file_is_said_in_the_window_in_the_librarys_words(
 
 
 def test_warnings_are_shown_too(app: QApplication, bundle: Path, tmp_path: Path) -> None:
-    np.save(tmp_path / "latent.npy", LATENT)
+    np.save(tmp_path / "latent.npy", 1.4 * LATENT)  # as large as the latents of FLUX.2's VAE
     window = ViewerWindow(Opener("4x", model=bundle))
     window.open(tmp_path / "latent.npy")
     until(lambda: not window.busy)
