@@ -26,6 +26,11 @@ def plan_encoding(picture: Size, manifest: Manifest, recipe: Recipe, budget: int
             bounds, or the budget is too small.
     """
     if ENCODE.name not in recipe.graphs:
+        if able := [each.name for each in manifest.recipes if ENCODE.name in each.graphs]:
+            raise PlanError(
+                f"the recipe {recipe.name!r} for {manifest.latent_space} latents has no encode graph, but "
+                f"{', '.join(able)} has: open the model with a backend for that recipe (infgen-rt devices lists them)"
+            )
         raise PlanError(
             f"the recipe {recipe.name!r} for {manifest.latent_space} latents has no encode graph: encode the picture "
             "with the VAE of the diffusion model, or pass a bundle that has an encoder"

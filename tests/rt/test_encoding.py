@@ -1,5 +1,7 @@
 """Pictures that are given are encoded in tiles, into the latent that the encoder makes of the whole."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -30,6 +32,17 @@ def test_a_latent_does_not_depend_on_the_tiles(decoder: infgen_rt.Decoder, monke
     monkeypatch.setattr(decoder, "_budget", least)
     assert plan_encoding(size, manifest, recipe, least).tiling.count > 10
     assert np.abs(decoder.encode(pixels()) - expected).max() < 1e-5
+
+
+def test_a_recipe_without_an_encoder_names_those_that_have_one(decoder: infgen_rt.Decoder) -> None:
+    recipe = decoder.manifest.recipes[0]
+    graphs = {name: graph for name, graph in recipe.graphs.items() if name != "encode"}
+    without = dataclasses.replace(recipe, name="openvino-fp16", graphs=graphs)
+    size, more = infgen_rt.Size(32, 32), 2**30
+    with pytest.raises(PlanError, match=f"has no encode graph, but {recipe.name} has: open the model with"):
+        plan_encoding(size, dataclasses.replace(decoder.manifest, recipes=(without, recipe)), without, more)
+    with pytest.raises(PlanError, match="has no encode graph: encode the picture with the VAE"):
+        plan_encoding(size, dataclasses.replace(decoder.manifest, recipes=(without,)), without, more)
 
 
 def tiles_within(size: infgen_rt.Size, manifest: object, recipe: object, budget: int) -> bool:
