@@ -32,7 +32,7 @@ from infgen_rt.common.memory import peak_memory
 TOKENS = 64
 FORMS = {
     "global": ("fused", "products", "Attention"),
-    "within a radius": ("gathered", "masked products"),
+    "within a radius": ("shifted copies", "masked products"),
 }
 
 
@@ -63,29 +63,17 @@ class Layer(nn.Module):
         return out
 
 
-def masked_products(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    heads: int,
-    rows: attention.Neighbours,
-    columns: attention.Neighbours,
-) -> Tensor:
-    """Attention within a radius, computed as attention to all cells of the crop with a mask.
-
-    It has the cost of the model's attention, but not its results, because it uses one query for all cells.
-    """
+def masked_products(query: Tensor, key: Tensor, value: Tensor, rows: object, columns: object) -> Tensor:
+    """Attention within a radius, computed as attention to all cells of the crop with a mask."""
+    assert isinstance(rows, attention.Neighbours) and isinstance(columns, attention.Neighbours)
     near = [
-        ((torch.arange(count)[None, :, None] - part.position[:, None]) == 0).any(2)
+        (torch.arange(count) - part.centre[:, None]).abs() <= part.count // 2
         for part, count in ((rows, key.shape[1]), (columns, key.shape[2]))
     ]
     mask = (near[0][:, None, :, None] & near[1][None, :, None, :]).flatten(2).flatten(0, 1)
-    q, k, v = (
-        part.flatten(1, 2).unflatten(2, (heads, -1)).transpose(1, 2)
-        for part in (query[..., : key.shape[3]], key, value)
-    )
+    q, k, v = (part.flatten(1, 2).transpose(1, 2) for part in (query, key, value))
     out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    return out.transpose(1, 2).flatten(2)
+    return out.transpose(1, 2).reshape(*query.shape[:3], -1)
 
 
 def example(layer: Layer, scale: float) -> tuple[Tensor, ...]:

@@ -16,22 +16,21 @@ from torch import Tensor, nn
 from infgen_model.grid import Grid
 
 MASKED = -1e4
-"""Score of a cell that must not be seen. The cell's weight becomes exactly zero, and the score still fits float16."""
+"""Score of a cell that must not be seen. Its weight is exactly zero in float32, and the score still fits float16."""
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The K cells around each of n tokens along one axis.
+    """For each token along one axis, the K cells around it.
 
     Attributes:
-        place: [n] in [0, 1), the position of the token's centre in the cell that contains it.
-        position: [n, K], positions of the cells in the context crop. A cell that the crop or the latent does not have
-            is replaced by the nearest one.
-        bias: [n, K], the logarithm of a window that fades out at the radius. It is added to the scores.
+        centre: [n] int64, the position in the context crop of the cell that contains the token. The centre of a
+            picture's last token may lie beyond the latent. This position then does too, by at most half of K, where all
+            K cells are outside.
+        bias: [n, K], added to the scores: the logarithm of a window that fades out at the radius.
     """
 
-    place: Tensor
-    position: Tensor
+    centre: Tensor
     bias: Tensor
 
     @classmethod
@@ -41,18 +40,19 @@ class Neighbours:
         Args:
             token: [n] centres of the tokens, in cells.
             key: [m] centres of the context crop's cells.
-            extent: [] or [1], number of cells of the whole latent along this axis.
+            extent: [] number of cells of the whole latent along this axis.
             radius: Radius in cells.
         """
-        centres = torch.tensor(centres_within(radius), device=token.device)
-        cell = torch.floor(token)
-        place = token - cell
+        reach = math.ceil(radius - 0.5)
+        offsets = torch.arange(-reach, reach + 1, device=token.device, dtype=token.dtype)
+        cell = torch.floor(token)[:, None] + offsets
+        inside = (cell >= 0) & (cell < extent)
+        distance = torch.abs(cell + 0.5 - token[:, None])
         # The window fades over the last half cell, so the picture stays continuous where the set of neighbours changes.
-        distance = torch.abs(centres - place[:, None])
         fade = torch.clamp((radius - distance) / min(0.5, radius), 1e-6, 1.0)
-        wanted = cell[:, None] + centres
-        found = torch.minimum(torch.maximum(wanted, key[:1]), torch.minimum(key[-1:], extent - 0.5))
-        return cls(place, found - key[:1], torch.where(found == wanted, torch.log(fade), MASKED))
+        bias = torch.where(inside, torch.log(fade), MASKED)
+        centre = (torch.floor(token) - torch.floor(key[0])).clamp(min=0).to(torch.int64)
+        return cls(torch.minimum(centre, torch.full_like(centre, key.shape[0] - 1 + reach)), bias)
 
     @property
     def count(self) -> int:
@@ -60,70 +60,35 @@ class Neighbours:
         return self.bias.shape[1]
 
 
-def centres_within(radius: float) -> list[float]:
-    """Centres of the K neighbours along one axis, in cells from the corner of the token's own cell."""
-    reach = math.ceil(radius - 0.5)
-    return [offset + 0.5 for offset in range(-reach, reach + 1)]
-
-
 class Rotary(nn.Module):
-    """Rotates pairs of channels by angles proportional to y (first half of the pairs) or x (second half), in cells.
-
-    Rotated channels are the channels times the cosines, plus the channels after a quarter turn times the sines. What
-    matters is only the difference between the angles of a query and of a key. For attention within a radius, the query
-    is therefore rotated by its distance from each of the cells that it sees, and the keys are not rotated.
-    """
+    """Rotates pairs of channels by angles proportional to y (first half of the pairs) or x (second half), in cells."""
 
     frequencies: Tensor
-    phases: Tensor
-    quarter: Tensor
 
-    def __init__(self, heads: int, head_width: int, low: float, high: float) -> None:
+    def __init__(self, head_width: int, low: float, high: float) -> None:
         super().__init__()
         ladder = torch.logspace(math.log2(low), math.log2(high), head_width // 4, base=2.0)
-        of_y, of_x = (torch.tensor(axis).repeat_interleave(len(ladder)) for axis in ((1.0, 0.0), (0.0, 1.0)))
-        channels = torch.stack([of_y, of_x]).repeat(1, 2 * heads)
-        turn = torch.tensor([[0.0, 1.0], [-1.0, 0.0]]).kron(torch.eye(head_width // 2))
-        # Each axis has all channels twice: first for the cosines, then for the sines.
-        self.register_buffer("frequencies", ladder.repeat(8 * heads) * channels.repeat(1, 2), persistent=False)
-        phases = torch.cat([math.pi / 2 * channels, torch.zeros_like(channels)], dim=1)
-        self.register_buffer("phases", phases, persistent=False)
-        self.register_buffer("quarter", torch.eye(heads).kron(turn), persistent=False)
+        self.register_buffer("frequencies", ladder, persistent=False)
 
-    def waves(self, y: Tensor, x: Tensor) -> Tensor:
-        """Cosines and sines of the angles at positions y [n] by x [m], [n, m, 2 * C] in float32."""
-        of_y, of_x = (
-            torch.sin(place[:, None] * frequency + phase)
-            for place, frequency, phase in zip((y, x), self.frequencies, self.phases, strict=True)
-        )
-        # Each channel belongs to one axis. Along the other, its wave is 0, so the sum is the wave of its own axis.
-        return of_y[:, None] + of_x
+    def angles(self, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, each [n, m, 1, head_width / 2], float32."""
+        along_y = (y[:, None] * self.frequencies)[:, None, :].expand(-1, x.shape[0], -1)
+        along_x = (x[:, None] * self.frequencies)[None, :, :].expand(y.shape[0], -1, -1)
+        angle = torch.cat([along_y, along_x], dim=-1).unsqueeze(2)
+        return torch.cos(angle), torch.sin(angle)
 
-    def turns(self, y: list[float], x: list[float]) -> Tensor:
-        """Adds the cosines' and the sines' parts, turned back by each of the positions: [2 C, len(y) len(x) C]."""
-        places = (torch.tensor(place, device=self.quarter.device) for place in (y, x))
-        cos, sin = self.waves(*places).flatten(0, 1).unsqueeze(1).chunk(2, dim=2)
-        turn = torch.eye(len(self.quarter), device=self.quarter.device) * cos - self.quarter * sin
-        return turn.transpose(0, 1).flatten(1).repeat(2, 1)
-
-    def rotate(self, projection: nn.Linear, values: Tensor, waves: Tensor, turns: Tensor) -> Tensor:
-        """Projects values [B, n, m, D] and rotates the result by ``waves``, and then by each of the ``turns``."""
-        double = torch.cat([torch.eye(len(self.quarter), device=self.quarter.device), self.quarter], dim=1)
-        doubled = F.linear(values, double.T @ projection.weight, projection.bias @ double)
-        return (doubled * waves) @ turns
+    @staticmethod
+    def rotate(values: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+        """Rotates [B, n, m, heads, head_width]."""
+        cos, sin = angles
+        a, b = values.float().chunk(2, dim=-1)
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
 
 def global_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attention in which every token sees every cell, except for cells that a mask hides.
+    """Every token [B, ht, wt, heads, d] sees every cell [B, hk, wk, heads, d], except those that ``mask`` hides.
 
-    Args:
-        query: [B, ht, wt, heads, d].
-        key: [B, hk, wk, heads, d].
-        value: [B, hk, wk, heads, e].
-        mask: [hk, wk] bool, true where a cell is seen. ``None`` if all are.
-
-    Returns:
-        [B, ht, wt, heads * e].
+    The mask is [hk, wk] and True where a cell is seen.
     """
     batch, height, width = query.shape[:3]
     if mask is None and torch.onnx.is_in_onnx_export():
@@ -138,11 +103,11 @@ def global_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Global attention as one of ONNX Runtime's own operators, for tracing only. It computes nothing.
+    """Global attention as one of ONNX Runtime's own operators, which never holds the scores of all tokens and cells.
 
-    The operator never has the scores of all tokens and cells in memory at once. In standard ONNX, matrix products and
-    the operator ``Attention`` have. For 64x64 cells and a tile of 64x64 tokens, this takes more than a gigabyte. ONNX
-    Runtime's operator needs a tenth of that (``benchmarks.studies.attention``).
+    Standard ONNX does hold them, both as products and as ``Attention``. For 64x64 cells and a tile of 64x64 tokens,
+    that takes more than a gigabyte, and this operator takes a tenth of it (``benchmarks.studies.attention``). The
+    function is for tracing only and computes nothing.
     """
     batch, height, width, heads, depth = query.shape
     flat = [part.flatten(3).flatten(1, 2) for part in (query.to(value.dtype), key.to(value.dtype), value)]
@@ -157,42 +122,31 @@ def _fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return out.reshape(batch, height, width, -1)
 
 
-def window_attention(
-    query: Tensor, key: Tensor, value: Tensor, heads: int, rows: Neighbours, columns: Neighbours
-) -> Tensor:
-    """Attention in which every token sees the K x K cells around it.
+def window_attention(query: Tensor, key: Tensor, value: Tensor, rows: Neighbours, columns: Neighbours) -> Tensor:
+    """Every token sees the K x K cells around it.
 
-    One gather fetches the keys of these cells, and another one their values. Products with matrices of ones and zeros
-    sum over the channels of each head, and repeat the weight of a head for its channels.
-
-    Args:
-        query: [B, ht, wt, N * C], with a query for each of the N = K x K cells, or [B, ht, wt, C] with one for all.
-        key: [B, hk, wk, C].
-        value: [B, hk, wk, D].
-        heads: Number of heads.
-        rows: The K rows of cells that each row of tokens sees.
-        columns: The K columns of cells that each column of tokens sees.
-
-    Returns:
-        [B, ht * wt, D].
+    First, shifted copies give each cell the keys and values of all K x K cells around it. A token then fetches
+    everything it sees with one gather per axis, however large K is. A product with ones sums over each head's channels.
     """
-    index = (rows.position * key.shape[2])[:, None, :, None] + columns.position[:, None]
-    bias = (rows.bias[:, None, :, None] + columns.bias[:, None]).reshape(-1, rows.count * columns.count, 1)
-    cells = index.flatten().to(torch.int64)
-    keys, values = (
-        each.flatten(1, 2).index_select(1, cells).reshape(each.shape[0], -1, bias.shape[1], each.shape[3])
-        for each in (key, value)
-    )
-    queries = query.reshape(query.shape[0], -1, query.shape[3] // key.shape[3], key.shape[3])
-    scores = (queries * keys) @ (_by_head(heads, key) * (key.shape[3] // heads) ** -0.5) + bias
-    return (scores.softmax(2).to(value.dtype) @ _by_head(heads, value).T * values).sum(2)
+    heads, depth = query.shape[3:]
+    across, down = columns.count // 2, rows.count // 2
+    both = torch.cat([key.flatten(3).to(value.dtype), value.flatten(3)], dim=3)
+    height, width = both.shape[1] + down, both.shape[2] + across
+    padded = F.pad(both, (0, 0, across, 2 * across, down, 2 * down))
+    shifted = [padded[:, i : i + height, j : j + width] for i in range(rows.count) for j in range(columns.count)]
+    near = torch.cat(shifted, dim=3).index_select(1, rows.centre).index_select(2, columns.centre)
+    near = near.unflatten(3, (len(shifted), both.shape[3]))
+    keys, values = near[..., : heads * depth], near[..., heads * depth :]
+    bias = (rows.bias[:, None, :, None] + columns.bias[None, :, None, :]).flatten(2)
+    scores = (query.flatten(3).unsqueeze(3) * depth**-0.5 * keys) @ _by_head(heads, depth, keys) + bias.unsqueeze(-1)
+    weights = scores.softmax(3).to(value.dtype) @ _by_head(heads, value.shape[4], values).T
+    return (weights * values).sum(3)
 
 
-def _by_head(heads: int, like: Tensor) -> Tensor:
-    """A matrix [channels, heads] that is 1 where the channel belongs to the head, and 0 elsewhere."""
-    channels = like.shape[3]
-    head = torch.arange(channels, device=like.device) // (channels // heads)
-    return (head[:, None] == torch.arange(heads, device=like.device)).to(like.dtype)
+def _by_head(heads: int, depth: int, like: Tensor) -> Tensor:
+    """[heads * depth, heads]: 1 where the channel belongs to the head, 0 elsewhere."""
+    channel = torch.arange(heads * depth, device=like.device) // depth
+    return (channel[:, None] == torch.arange(heads, device=like.device)).to(like.dtype)
 
 
 class CrossAttention(nn.Module):
@@ -208,25 +162,17 @@ class CrossAttention(nn.Module):
         self.key = nn.Linear(width, key_width)
         self.value = nn.Linear(width, width)
         self.out = nn.Linear(width, width)
-        self.rotary = Rotary(heads, key_width // heads, *rotary)
+        self.rotary = Rotary(key_width // heads, *rotary)
 
     def forward(self, tokens: Tensor, context: Tensor, grid: Grid) -> Tensor:
-        """Lets tokens [B, ht, wt, D] attend to a context crop [B, hk, wk, D]. Returns [B, ht, wt, D]."""
+        """Tokens [B, ht, wt, D] attend to the context crop [B, hk, wk, D]."""
+        query = self.query(tokens).unflatten(3, (self.heads, -1))
+        key = self.key(context).unflatten(3, (self.heads, -1))
+        value = self.value(context).unflatten(3, (self.heads, -1))
+        query = self.rotary.rotate(query, self.rotary.angles(grid.token_y, grid.token_x))
+        key = self.rotary.rotate(key, self.rotary.angles(grid.key_y, grid.key_x))
         if self.radius is None:
-            return self.out(self._everywhere(tokens, context, grid))
-        height, width = grid.extent.split(1)
-        rows = Neighbours.of(grid.token_y, grid.key_y, height, self.radius)
-        columns = Neighbours.of(grid.token_x, grid.key_x, width, self.radius)
-        centres = centres_within(self.radius)
-        waves, turns = self.rotary.waves(rows.place, columns.place), self.rotary.turns(centres, centres)
-        query = self.rotary.rotate(self.query, tokens, waves, turns)
-        seen = window_attention(query, self.key(context), self.value(context), self.heads, rows, columns)
-        return self.out(seen).reshape(tokens.shape)
-
-    def _everywhere(self, tokens: Tensor, context: Tensor, grid: Grid) -> Tensor:
-        """Global attention, before the last projection."""
-        here = self.rotary.turns([0.0], [0.0])
-        query = self.rotary.rotate(self.query, tokens, self.rotary.waves(grid.token_y, grid.token_x), here)
-        key = self.rotary.rotate(self.key, context, self.rotary.waves(grid.key_y, grid.key_x), here)
-        query, key, value = (each.unflatten(3, (self.heads, -1)) for each in (query, key, self.value(context)))
-        return global_attention(query, key, value, grid.keys_inside() if grid.padded else None)
+            return self.out(global_attention(query, key, value, grid.keys_inside() if grid.padded else None))
+        rows = Neighbours.of(grid.token_y, grid.key_y, grid.extent[0], self.radius)
+        columns = Neighbours.of(grid.token_x, grid.key_x, grid.extent[1], self.radius)
+        return self.out(window_attention(query, key, value, rows, columns))

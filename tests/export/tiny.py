@@ -41,17 +41,22 @@ CONFIGS = {"edge": EDGE, "paper": PAPER}
 
 def model(config: DecoderConfig, seed: int = 0) -> InfGen:
     """Random weights, larger than a new model's: every path from input to output matters, none is near the identity."""
+    plain = tuple(dataclasses.replace(each, finish=0) for each in config.enlargements)
     torch.manual_seed(seed)
-    built = InfGen(config).eval().requires_grad_(False)
-    zero = {"decode.upsampler.to_pixels": 0.1, "refine.enlarger.leave": 0.1, "refine.enlarger.finish": 0.02}
+    built = InfGen(dataclasses.replace(config, enlargements=plain)).eval().requires_grad_(False)
     for name, parameter in built.named_parameters():
-        size = next((size for start, size in zero.items() if name.startswith(start)), 0.0)
-        if size and not parameter.any():
-            parameter.add_(size * torch.randn_like(parameter))  # what starts at zero hides what is before it
+        if name.startswith(("decode.upsampler.to_pixels", "refine.enlarger.leave")) and not parameter.any():
+            parameter.add_(0.1 * torch.randn_like(parameter))  # what starts at zero hides what is before it
         elif name.endswith(("second.weight", "convolve.4.weight", "to_pixels.weight")):
             parameter.mul_(3.0)
         elif parameter.ndim == 1:
             parameter.add_(0.2 * torch.randn_like(parameter))
+    if plain != config.enlargements:  # the finish comes last, so that all other weights are the same without it
+        shared, built = built.state_dict(), InfGen(config).eval().requires_grad_(False)
+        built.load_state_dict(shared, strict=False)
+        for name, parameter in built.named_parameters():
+            if name not in shared:
+                parameter.add_(0.05 * torch.randn_like(parameter))
     return built
 
 
