@@ -1,11 +1,14 @@
-"""What viewers of large pictures need, without a window: levels, tiles, requests that can be dropped, and geometry.
+"""Building blocks of viewers for large pictures: levels, tiles, requests that can be cancelled, and geometry.
 
-from infgen_rt.viewing import Tile, TileReader, Viewport
+Nothing here opens a window. For example:
 
-with TileReader(picture) as reader:
-    whole = reader.read(Tile(0, 0, 0))  # the whole picture in one tile
-    view = Viewport.fitting(picture.size, Size(1280, 800)).zoomed(1.0)
-    reader.want(view.wanted(reader.levels), done=show)  # from the middle outwards; what is not in the list is dropped
+    from infgen_rt.viewing import Tile, TileReader, Viewport
+
+    with TileReader(picture) as reader:
+        whole = reader.read(Tile(0, 0, 0))  # the whole picture in one tile
+        view = Viewport.fitting(picture.size, Size(1280, 800)).zoomed(1.0)
+        # The tiles are requested from the middle outwards. Requests for all other tiles are cancelled.
+        reader.want(view.wanted(reader.levels), done=show)
 """
 
 from infgen_rt.geometry.levels import Level, Tile, levels_of

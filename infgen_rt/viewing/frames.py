@@ -1,4 +1,4 @@
-"""Frames: pixels in the order and with the stride that a toolkit's image takes without a copy."""
+"""Frames: pixels whose memory layout lets GUI toolkits show them without a copy."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,7 +12,7 @@ Order = Literal["rgb", "bgra"]
 """`rgb` has 3 bytes per pixel (`QImage.Format_RGB888`), and `bgra` has 4 (`QImage.Format_RGB32`, Cairo, Win32)."""
 
 _CHANNELS: dict[Order, int] = {"rgb": 3, "bgra": 4}
-# Toolkits expect each row to start at a multiple of this.
+# Toolkits expect each row to start at a multiple of this number of bytes.
 _ALIGNED = 4
 _OPAQUE = 255
 
@@ -33,19 +33,24 @@ class Frame:
 
     @classmethod
     def empty(cls, size: Size, order: Order) -> "Frame":
-        """A frame for pixels that are still to be written to `pixels`."""
+        """Make a frame whose pixels are written later, through `pixels`.
+
+        Args:
+            size: width and height in pixels.
+            order: the order of the channels.
+        """
         width = _CHANNELS[order] * size.width
         stride = -(-width // _ALIGNED) * _ALIGNED
         return cls(np.full((size.height, stride), _OPAQUE, np.uint8), size, order)
 
     @property
     def stride(self) -> int:
-        """Bytes from the start of a row to that of the next."""
+        """The number of bytes from the start of one row to the start of the next."""
         return int(self.rows.shape[1])
 
     @property
     def pixels(self) -> ByteArray:
-        """A view of the pixels as uint8 [height, width, 3] in the order red, green, blue."""
+        """A writable view of the pixels: uint8 [height, width, 3], with the channels red, green and blue."""
         channels = _CHANNELS[self.order]
         used = self.rows[:, : channels * self.size.width]
         pixels: ByteArray = used.reshape(self.size.height, self.size.width, channels)

@@ -1,4 +1,4 @@
-"""Opens latents for a viewer: reads a file, opens the model of its space, and plans its pictures."""
+"""Opens latents for a viewer: reads a file, opens the model of its latent space, and plans its pictures."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,17 +20,17 @@ from infgen_rt.latent.spaces import latent_space
 from infgen_rt.picture import Picture
 
 PART = 32
-"""Side in cells of the parts of a latent that are prepared at once, so that the first tiles are there soon."""
+"""Side, in cells, of the parts in which a latent is prepared. Small parts make the first tiles available sooner."""
 
 
 @dataclass(frozen=True)
 class Opened:
-    """The pictures of a file.
+    """The pictures of a file or of a sample.
 
     Attributes:
         title: the name of the file or of the sample.
-        decoder: the decoder, which belongs to the `Opener`.
-        pictures: a picture for each latent in the file.
+        decoder: the decoder of the pictures. The `Opener` owns it and closes it.
+        pictures: one picture for each latent in the file.
     """
 
     title: str
@@ -42,12 +42,13 @@ class Opener:
     """Opens latents, one after another. The model of each latent space is opened once.
 
     Attributes:
-        size: the size of the pictures, which may be changed.
-        notices: gives the warnings of models that are opened from now on. None for Python's warnings.
+        size: the size of the pictures. It may be changed between calls of `open`.
+        notices: receives the warnings of the models that are opened after it was set. With None, they go to Python's
+            `warnings`.
 
     Args:
-        size: as for `Decoder.picture`. A width and height, or a name such as `8k`, is a limit within which a picture
-            keeps its latent's shape.
+        size: as for `Decoder.picture`. A width and height, or a name such as `8k`, is a maximum: the picture is as
+            large as fits within it, and keeps the aspect ratio of its latent.
         model: as `path` for `open`.
         space: as for `open`.
         backend: as for `open`.
@@ -57,7 +58,7 @@ class Opener:
         memory: as for `open`.
         normalisation: as for `Decoder.picture`.
         latent_size: as for `Decoder.picture`.
-        key: the name of the array in files with several.
+        key: the name of the array to read from a file that holds several.
     """
 
     def __init__(
@@ -91,12 +92,12 @@ class Opener:
     def open(
         self, path: str | Path | None, sample: str | None = None, *, progress: Tell | None = None, cancel: Cancel | None
     ) -> Opened:
-        """Open a latent's file, or a sample. Nothing is decoded yet.
+        """Open a file of latents, or a sample. Nothing is decoded yet.
 
         Args:
-            path: the file. None for the sample.
-            sample: the name of a sample.
-            progress: as for the function `open`, while the backends are measured for the first time.
+            path: the file. None to open the sample.
+            sample: the name of a sample. It is ignored if there is a path.
+            progress: as for the function `open`. It is called only when the backends are measured for the first time.
             cancel: as for the function `open`.
 
         Raises:

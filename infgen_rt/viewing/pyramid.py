@@ -1,4 +1,4 @@
-"""A picture at all of its levels, read by tile."""
+"""Reads any tile of a picture at any of its levels."""
 
 from threading import Lock
 
@@ -15,14 +15,16 @@ from infgen_rt.viewing.frames import Frame, Order
 
 
 class Pyramid:
-    """The levels of a picture. Each is decoded at its own size, so only the pixels that are read are computed.
+    """The levels of a picture, which is decoded separately at the size of each level.
 
-    Levels below the sizes that the model can decode are reduced from the next larger one. A picture that is made in
-    several stages is made in one stage at the smaller levels. Several threads may use a pyramid. It keeps no tiles.
+    Only the pixels that are read are computed. Where a level is too small for the model, the next larger level is
+    decoded and reduced. A picture that is made in several stages is made in one stage at the smaller levels.
+
+    A pyramid keeps no tiles. Several threads may use it at once.
 
     Args:
         picture: the picture, which is the last level.
-        tile: the side of a tile in pixels. A tile of the usual side is decoded at once, unless memory is short.
+        tile: the side of a tile in pixels. With the default, a tile is decoded in one piece, unless memory is short.
 
     Attributes:
         picture: the picture.
@@ -32,12 +34,13 @@ class Pyramid:
     def __init__(self, picture: Picture, tile: int = TILE) -> None:
         self.picture = picture
         self.levels: tuple[Level, ...] = levels_of(picture.size, tile)
-        # Planned when they are first read, because that loads graphs. None if a level is reduced from the next one.
+        # A level is planned when it is first read, because planning loads graphs. None marks a level that is too small
+        # for the model and is reduced from the next larger one.
         self._planned: dict[int, Picture | None] = {len(self.levels) - 1: picture}
         self._lock = Lock()
 
     def box(self, tile: Tile) -> Box:
-        """The pixels of a tile in its level.
+        """The box that a tile covers, in pixels of its level.
 
         Raises:
             PlanError: the pyramid has no such tile.
@@ -52,9 +55,12 @@ class Pyramid:
         """Decode a tile.
 
         Args:
-            tile: its level, column and row.
-            order: the order of the channels.
+            tile: the level, column and row of the tile.
+            order: the order of the channels in the frame.
             cancel: as for `Picture.save`.
+
+        Returns:
+            The pixels of the tile, which is smaller at the right and the bottom edge of the level.
 
         Raises:
             PlanError: the pyramid has no such tile.
@@ -66,14 +72,19 @@ class Pyramid:
     def region(
         self, level: int, box: Box, order: Order = "rgb", *, progress: Tell | None = None, cancel: Cancel | None = None
     ) -> Frame:
-        """Decode a region of a level. Further arguments and errors are those of `Picture.read`.
+        """Decode a region of a level.
 
         Args:
             level: the number of the level.
             box: the region, in pixels of the level.
-            order: the order of the channels.
+            order: the order of the channels in the frame.
             progress: as for `Picture.read`.
             cancel: as for `Picture.read`.
+
+        Raises:
+            PlanError: the region is not inside the level.
+            DecodeError: decoding failed.
+            Cancelled: the work was cancelled with `cancel`.
         """
         frame = Frame.empty(box.size, order)
         self._read(level, box, frame.pixels, progress, cancel)
@@ -86,7 +97,7 @@ class Pyramid:
             return
         from PIL import Image
 
-        # Each pixel is the mean of four of the next level, or of fewer at the right and at the bottom.
+        # Each pixel is the mean of four pixels of the next larger level, or of fewer at the right and the bottom edge.
         doubled = Box(*(2 * side for side in box)).intersect(self.levels[level + 1].size.box)
         larger = np.empty((doubled.height, doubled.width, 3), np.uint8)
         self._read(level + 1, doubled, larger, progress, cancel)

@@ -1,4 +1,4 @@
-"""Reads tiles in threads of its own, and remembers the last ones."""
+"""Reads tiles in background threads and caches the most recent ones."""
 
 from collections.abc import Sequence
 from threading import Thread
@@ -15,21 +15,22 @@ from infgen_rt.viewing.pyramid import Pyramid
 from infgen_rt.viewing.requests import Done, Request, Requests
 
 CACHE = 256 * MIB
-"""The usual number of bytes of tiles that are remembered."""
+"""The default size of the tile cache in bytes."""
 
 
 class TileReader:
-    """Reads the tiles of a picture's levels for a viewer, whose own thread never waits. Several threads may use it.
+    """Reads the tiles of a picture's levels in background threads, so that a viewer's own thread need not wait.
 
-    Close it after use, or use it as a context manager. That does not close the decoder.
+    Several threads may use a reader. Close it after use, or use it as a context manager. Closing it does not close the
+    decoder.
 
     Args:
         picture: the picture.
         tile: the side of a tile in pixels.
-        cache: the number of bytes of tiles to remember. The least recently used tile is forgotten first.
+        cache: the size of the tile cache in bytes. The least recently used tile is removed first.
         order: the order of the channels in the frames.
-        workers: the number of threads. The model runs once at a time whatever this is, with all of its own threads, so
-            that more than two gain nothing.
+        workers: the number of background threads. More than two gain nothing, because the model decodes one tile at a
+            time and uses several threads for it.
 
     Attributes:
         pyramid: the levels of the picture.
@@ -55,20 +56,30 @@ class TileReader:
 
     @property
     def memory(self) -> int:
-        """The bytes of the tiles that are remembered."""
+        """The number of bytes that the cached tiles take."""
         return self._cache.size
 
     @property
     def open_requests(self) -> int:
-        """The number of requests that wait or are being worked on."""
+        """The number of requests that are waiting or in progress."""
         return len(self._requests)
 
     def cached(self, tile: Tile) -> Frame | None:
-        """A tile, if it is remembered. This never waits for a decode."""
+        """A tile from the cache, or None if it is not there. This never waits for a decode."""
         return self._cache.get(tile)
 
     def read(self, tile: Tile, *, cancel: Cancel | None = None) -> Frame:
-        """Read a tile in the caller's thread. Arguments and errors are those of `Pyramid.read`."""
+        """Read a tile in the caller's thread, from the cache if it is there.
+
+        Args:
+            tile: the level, column and row of the tile.
+            cancel: as for `Pyramid.read`.
+
+        Raises:
+            PlanError: the pyramid has no such tile.
+            DecodeError: decoding failed.
+            Cancelled: the work was cancelled with `cancel`.
+        """
         frame = self._cache.get(tile)
         if frame is None:
             frame = self.pyramid.read(tile, self._order, cancel=cancel)
@@ -76,7 +87,7 @@ class TileReader:
         return frame
 
     def request(self, tile: Tile, priority: float = 0.0, done: Done | None = None) -> Request:
-        """Request a tile, which is read in another thread.
+        """Request a tile, which is then read in a background thread.
 
         Args:
             tile: the tile.
@@ -97,12 +108,15 @@ class TileReader:
     def want(self, tiles: Sequence[Tile], done: Done | None = None) -> None:
         """Request the tiles that are needed now, in this order, and cancel all other requests.
 
-        A viewer calls it whenever it has moved. Tiles that are remembered, or were requested before, are not requested
-        again. A tile that is already being decoded is finished if others of its level are needed.
+        A viewer calls this whenever its visible part has changed. Tiles that are cached or already requested are not
+        requested again. A tile that is already being decoded is finished if any tile of its level is needed.
 
         Args:
             tiles: the tiles, the most urgent one first.
-            done: as for `Request`, for the tiles that were not requested before.
+            done: as for `Request`. It is used for the tiles that are newly requested.
+
+        Raises:
+            PlanError: there is no such tile.
         """
         missing = (tile for tile in dict.fromkeys(tiles) if not self._cache.holds([tile]))
         order = {tile: float(number) for number, tile in enumerate(missing)}
@@ -112,10 +126,11 @@ class TileReader:
                 self.request(tile, priority, done)
 
     def close(self, wait: bool = True) -> None:
-        """Cancel all requests and forget the tiles.
+        """Cancel all requests, stop the threads and empty the cache.
 
         Args:
-            wait: whether to wait until the threads have ended, which may take as long as a part of a decode.
+            wait: whether to wait until the threads have ended. A thread that is decoding ends at its next check for
+                cancellation.
         """
         self._requests.close()
         for thread in self._threads if wait else ():
@@ -137,7 +152,7 @@ class TileReader:
                 if request.cancelled.is_set():
                     raise Cancelled("cancelled")
                 frame = self.read(request.tile, cancel=request.cancelled)
-            # Whatever it is, it belongs to whoever asked, and the thread has to go on.
+            # Any exception is passed on through the request, because the thread has to serve the next one.
             except BaseException as raised:
                 error = raised
             self._requests.release(request)

@@ -1,4 +1,4 @@
-"""Requests for tiles, which wait in the order of their priorities and can be dropped one by one."""
+"""A queue of requests for tiles. Requests are taken in the order of their priorities, and each can be cancelled."""
 
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -17,13 +17,13 @@ class Request:
     Attributes:
         tile: the tile.
         priority: requests with a smaller number are taken first. It may be changed while the request waits.
-        cancelled: an event that is set when the tile is no longer needed.
+        cancelled: an event that is set when the request is cancelled.
 
     Args:
         tile: the tile.
         priority: the priority.
-        done: called with this request in a thread of the reader, when the tile is there or has failed. It is not called
-            for a request that was cancelled. It must not raise.
+        done: called with this request in a thread of the reader, after the tile was read or reading it failed. It is
+            not called for a request that was cancelled. It must not raise an exception.
     """
 
     def __init__(self, tile: Tile, priority: float, done: Done | None) -> None:
@@ -33,29 +33,29 @@ class Request:
         self._result: Future[Frame] = Future()
 
     def cancel(self) -> None:
-        """Drop the request. If the tile is being decoded, that is stopped."""
+        """Cancel the request. If its tile is being decoded, decoding stops."""
         self.cancelled.set()
 
     def result(self, timeout: float | None = None) -> Frame:
         """Wait for the tile.
 
         Args:
-            timeout: the seconds to wait. None for as long as it takes.
+            timeout: the maximum time to wait, in seconds. None to wait without a limit.
 
         Raises:
             DecodeError: decoding failed.
             Cancelled: the request was cancelled, or the reader was closed.
-            TimeoutError: the tile is not there yet.
+            TimeoutError: the tile was not ready in time.
         """
         return self._result.result(timeout)
 
     @property
     def error(self) -> BaseException | None:
-        """The reason why there is no tile. None if there is one, or if it is not known yet."""
+        """The error with which the request failed. None if it succeeded or is not finished."""
         return self._result.exception() if self._result.done() else None
 
     def finish(self, frame: Frame | None, error: BaseException | None) -> None:
-        """Set the result. Called once, by the reader."""
+        """Set the frame or the error, and call `done`. The reader and its queue call this once per request."""
         if frame is not None:
             self._result.set_result(frame)
         else:
@@ -65,7 +65,7 @@ class Request:
 
 
 class Requests:
-    """The requests that wait. Several threads may use it."""
+    """The queue of requests. Several threads may use it."""
 
     def __init__(self) -> None:
         self._waiting: list[Request] = []
@@ -74,12 +74,12 @@ class Requests:
         self._closed = False
 
     def __len__(self) -> int:
-        """The number of requests that wait or are being worked on, without those that were cancelled."""
+        """The number of requests that are waiting or in progress, not counting those that were cancelled."""
         with self._changed:
             return sum(not each.cancelled.is_set() for each in (*self._waiting, *self._running))
 
     def add(self, request: Request) -> None:
-        """Let a request wait for a thread. If the queue is closed, it is cancelled."""
+        """Add a request to the queue. If the queue is closed, the request is cancelled."""
         with self._changed:
             if self._closed:
                 request.cancel()
@@ -90,9 +90,9 @@ class Requests:
         request.finish(None, Cancelled("cancelled"))
 
     def take(self) -> Request | None:
-        """Wait for a request and return the first one by priority. None when the queue is closed.
+        """Wait for a request, and return the one with the smallest priority number. None when the queue is closed.
 
-        A tile that is being made is not made twice: a second request for it waits, and then finds it in the cache.
+        A tile is never decoded by two threads at once. A second request for it waits, and then finds it in the cache.
         """
         with self._changed:
             while not self._closed:
@@ -108,23 +108,24 @@ class Requests:
             return None
 
     def release(self, request: Request) -> None:
-        """Note that a request which was taken is finished."""
+        """Remove a request that was taken from those in progress. Call it after the tile was read or has failed."""
         with self._changed:
             self._running.remove(request)
             self._changed.notify_all()
 
     def keep_only(self, tiles: dict[Tile, float], levels: set[int]) -> set[Tile]:
-        """Cancel all requests but those for some tiles, which get new priorities.
+        """Cancel all requests except those for the given tiles, which get new priorities.
 
-        A tile that is being made is finished if its level is still needed. Its first part may be seconds of work on the
-        latent that the other tiles need too, and that would never end while the picture is moved.
+        A tile that is being decoded is finished if its level is still needed. Decoding may begin with seconds of work
+        on the latent, whose result the other tiles of the level need too. If this work were cancelled each time, it
+        would never finish while the user moves the picture.
 
         Args:
-            tiles: the priority of each tile.
-            levels: the levels that are needed.
+            tiles: the new priority of each tile to keep.
+            levels: the numbers of the levels that are needed.
 
         Returns:
-            The tiles of these that are requested already.
+            The tiles that still have a request, including those that are only being finished.
         """
         with self._changed:
             for each in self._waiting:
@@ -140,7 +141,7 @@ class Requests:
             return {each.tile for each in kept}
 
     def close(self) -> None:
-        """Cancel all requests and let all threads go."""
+        """Cancel all requests, and make `take` return None in all threads."""
         with self._changed:
             self._closed = True
             for each in (*self._waiting, *self._running):
@@ -149,7 +150,7 @@ class Requests:
             self._changed.notify_all()
 
     def _drop(self) -> None:
-        """Forget the waiting requests that were cancelled."""
+        """Remove the waiting requests that were cancelled, and finish them. The lock must be held."""
         for each in [each for each in self._waiting if each.cancelled.is_set()]:
             self._waiting.remove(each)
             each.finish(None, Cancelled("cancelled"))

@@ -1,7 +1,8 @@
 """Serves pictures over HTTP as images of the IIIF Image API 3 at level 0, and a page that shows them in OpenSeadragon.
 
-A page of another site must not read the pictures, also if that site has led its name to this machine (DNS rebinding).
-Its requests have its name in the header Host. Therefore, only addresses and expected names are answered there.
+Pages of other sites must not be able to read the pictures. A site could make its own name resolve to this machine (DNS
+rebinding), but its requests would still carry that name in the Host header. The server therefore answers only requests
+whose Host header is an IP address or an expected name.
 """
 
 import html
@@ -34,22 +35,25 @@ _LOG = logging.getLogger(__name__)
 _NUMBER, _SIDE = "([0-9]{1,6})", "([0-9]{1,9})"
 _INFO = re.compile(f"/{_NUMBER}/info.json")
 _TILE = re.compile(f"/{_NUMBER}/(?:full|{_SIDE},{_SIDE},{_SIDE},{_SIDE})/(?:max|{_SIDE},{_SIDE})/0/default[.](png|jpg)")
-# Seconds between two looks whether a browser still waits for its tile.
+# Seconds between two checks whether the browser still waits for its tile.
 _LOOK = 0.25
 
 
 class TileServer(ThreadingHTTPServer):
-    """Listens as soon as it is made. `serve_forever` answers, and `server_close` ends it and forgets all tiles.
+    """An HTTP server for pictures and for the page that shows them.
 
-    The page is at `/`, and the picture N, counted from 1, at `/N/info.json`. A tile is decoded when it is requested,
-    and dropped if the browser gives it up.
+    It listens as soon as it is constructed. Call `serve_forever` to answer requests. `server_close` stops listening and
+    frees all tiles.
+
+    The page is at `/`. Picture N, counted from 1, is described at `/N/info.json`. A tile is decoded when it is
+    requested. Decoding stops if the browser closes the connection.
 
     Args:
-        pictures: the pictures.
+        pictures: the pictures, at least one.
         host: the address or the name to listen at.
-        port: the port. 0 for any that is free.
+        port: the port. 0 for any free port.
         title: the title of the page.
-        cache: the number of bytes of decoded tiles to remember, for all pictures together.
+        cache: the size in bytes of the cache of decoded tiles, for all pictures together.
 
     Attributes:
         address: the address of the page.
@@ -59,7 +63,7 @@ class TileServer(ThreadingHTTPServer):
     """
 
     daemon_threads = True
-    # On Windows, two servers would otherwise share a port.
+    # On Windows, this option would let two servers share a port.
     allow_reuse_address = os.name == "posix"
 
     def __init__(
@@ -78,20 +82,20 @@ class TileServer(ThreadingHTTPServer):
         page = files("infgen_rt").joinpath("data/tiles.html").read_text(encoding="utf-8")
         self.page = page.replace("TITLE", html.escape(title)).replace('["SOURCES"]', sources).encode()
 
-    server_bind = TCPServer.server_bind  # without HTTPServer's, which looks up the host's name
+    server_bind = TCPServer.server_bind  # HTTPServer's own method looks up the host's name, which can be slow
 
     def server_close(self) -> None:
         super().server_close()
-        for reader in getattr(self, "readers", ()):  # there are none yet if the port is taken
+        for reader in getattr(self, "readers", ()):  # this attribute is missing if the port was taken
             reader.close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), ConnectionError):  # a browser may leave at any time
+        if not isinstance(sys.exception(), ConnectionError):  # a browser may close the connection at any time
             super().handle_error(request, client_address)
 
 
 class _Refusal(Exception):
-    """A request that gets no content, with the status and the text of the answer."""
+    """Raised for a request that is refused. Its arguments are the status and the text of the response."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -116,14 +120,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
-        self.send_header("Cache-Control", "no-store")  # the next picture may have the same address
-        self.send_header("Cross-Origin-Resource-Policy", "same-origin")  # no other site may show these
+        self.send_header("Cache-Control", "no-store")  # another picture may later have the same address
+        self.send_header("Cross-Origin-Resource-Policy", "same-origin")  # other sites must not embed the pictures
         self.send_header("X-Content-Type-Options", "nosniff")
         self.end_headers()
         self.wfile.write(content)
 
     def _answer(self, path: str) -> tuple[str, bytes]:
-        """The media type and the content of an answer."""
+        """The media type and the content of the response for a path. Raises `_Refusal` if there is none."""
         host = self._host()
         if path == "/":
             return "text/html; charset=utf-8", self.server.page
@@ -145,7 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
         return f"image/{kind}", file.getvalue()
 
     def _host(self) -> str:
-        """The header Host, which has to be an address, because no other site can have it, or an expected name."""
+        """The Host header. It has to be an expected name or an IP address, which is never the name of another site."""
         try:
             (host,) = self.headers.get_all("Host", [])
             name = urlsplit(f"//{host}").hostname or ""
@@ -170,7 +174,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _info(levels: Sequence[Level], address: str) -> dict[str, Any]:
-    """The description of a picture, as the IIIF Image API 3 wants it."""
+    """The description of a picture (`info.json`) according to the IIIF Image API 3."""
     small, large = levels[0], levels[-1]
     return {
         "@context": "http://iiif.io/api/image/3/context.json",
@@ -189,9 +193,12 @@ def _info(levels: Sequence[Level], address: str) -> dict[str, Any]:
 
 
 def _tile_of(levels: Sequence[Level], numbers: Sequence[int | None]) -> Tile | None:
-    """The tile with a region of the whole picture and a size, six numbers of IIIF. None if there is none.
+    """The tile that an IIIF request names, or None if there is no such tile.
 
-    Missing numbers mean the whole picture, and the largest size that a tile of the region has.
+    Args:
+        levels: the levels of the picture.
+        numbers: the region's x, y, width and height in pixels of the whole picture, then the tile's width and height. A
+            missing region is the whole picture. A missing size is the largest that a tile with this region has.
     """
     whole = levels[-1].size.box
     region = whole if numbers[0] is None else Box(*(number or 0 for number in numbers[:4]))

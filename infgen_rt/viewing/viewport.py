@@ -8,21 +8,21 @@ from infgen_rt.geometry.levels import Level, Tile
 from infgen_rt.geometry.shapes import Box, Size
 
 LARGEST_ZOOM = 32.0
-"""Window pixels per picture pixel at most."""
-# A level is enlarged up to this factor before the next one is decoded, which costs four times as much.
+"""The highest zoom, in window pixels per picture pixel."""
+# A level is enlarged by up to this factor instead of decoding the next level, which has four times as many pixels.
 _SOFT = 1.25
 
 
 @dataclass(frozen=True)
 class Viewport:
-    """A window that shows a part of a picture. All coordinates in a window are in the display's own pixels.
+    """A window that shows a part of a picture. Coordinates in the window are in physical pixels of the display.
 
     Attributes:
         picture: the picture's width and height in pixels.
         window: the window's width and height in pixels.
         zoom: the number of window pixels per picture pixel.
-        x: the picture's column in the middle of the window, which is fractional.
-        y: the picture's row there.
+        x: the horizontal position in the picture, in pixels, that is in the middle of the window. It may be fractional.
+        y: the vertical position of that point.
     """
 
     picture: Size
@@ -33,20 +33,20 @@ class Viewport:
 
     @classmethod
     def fitting(cls, picture: Size, window: Size) -> "Viewport":
-        """The whole picture, as large as the window allows, but not enlarged."""
+        """A viewport that shows the whole picture, reduced to the size of the window if it is larger."""
         return cls(picture, window, _fit(picture, window), picture.width / 2, picture.height / 2)
 
     @property
     def fits(self) -> bool:
-        """Whether the whole picture is seen."""
+        """Whether the whole picture is visible."""
         return self.zoom <= _fit(self.picture, self.window)
 
     def zoomed(self, zoom: float, at: tuple[float, float] | None = None) -> "Viewport":
-        """Another zoom, between that of the whole picture and the largest one.
+        """The viewport at another zoom, limited to the range from that of the whole picture to `LARGEST_ZOOM`.
 
         Args:
             zoom: the number of window pixels per picture pixel.
-            at: the point of the window that stays where it is. None for the middle.
+            at: the x and y in the window of the point that keeps its position. None for the middle.
         """
         wx, wy = at if at is not None else (self.window.width / 2, self.window.height / 2)
         zoom = min(max(zoom, _fit(self.picture, self.window)), LARGEST_ZOOM)
@@ -55,17 +55,17 @@ class Viewport:
         return replace(self, zoom=zoom, x=x, y=y)._inside()
 
     def moved(self, dx: float, dy: float) -> "Viewport":
-        """Move the picture by so many window pixels, to the right and downwards."""
+        """The viewport after the picture was moved by `dx` window pixels to the right and `dy` downwards."""
         return replace(self, x=self.x - dx / self.zoom, y=self.y - dy / self.zoom)._inside()
 
     def resized(self, window: Size) -> "Viewport":
-        """The same place in a window of another size. If the whole picture was seen, it still is."""
+        """The viewport for a window of another size. If the whole picture was visible, it still is."""
         if self.fits:
             return Viewport.fitting(self.picture, window)
         return replace(self, window=window).zoomed(self.zoom)
 
     def to_picture(self, wx: float, wy: float) -> tuple[float, float]:
-        """The picture's column and row at a point of the window."""
+        """The position in the picture, in fractional pixels, of the point (`wx`, `wy`) of the window."""
         return (
             self.x + (wx - self.window.width / 2) / self.zoom,
             self.y + (wy - self.window.height / 2) / self.zoom,
@@ -73,11 +73,11 @@ class Viewport:
 
     @property
     def seen(self) -> Box:
-        """The pixels of the picture that are seen, also in part."""
+        """The pixels of the picture that are at least partly visible."""
         return self._seen(1.0, 1.0, self.picture)
 
     def seen_at(self, level: Level) -> Box:
-        """The pixels of a level that are seen, also in part."""
+        """The pixels of a level that are at least partly visible."""
         return self._seen(*level.scale, level.size)
 
     def level(self, levels: Sequence[Level]) -> Level:
@@ -85,7 +85,7 @@ class Viewport:
         return next((each for each in levels if max(each.scale) * _SOFT >= self.zoom), levels[-1])
 
     def wanted(self, levels: Sequence[Level]) -> list[Tile]:
-        """The tiles to show: the whole picture first, then those that are seen, from the middle outwards."""
+        """The tiles to show: first the one of the whole picture, then the visible ones from the middle outwards."""
         level = self.level(levels)
         middle = self.x * level.scale[0], self.y * level.scale[1]
 
@@ -97,9 +97,9 @@ class Viewport:
         return tiles if level.number == 0 else [Tile(0, 0, 0), *tiles]
 
     def place(self, level: Level, box: Box) -> Box:
-        """Where a box of a level's pixels is in the window.
+        """The box in the window, in window pixels, where a box of a level is shown.
 
-        Edges are rounded, so that tiles beside each other touch and do not overlap.
+        The edges are rounded in such a way that adjacent tiles touch but do not overlap.
         """
         left, top = self._place(level, box.x, box.y)
         right, bottom = self._place(level, box.right, box.bottom)
@@ -109,7 +109,7 @@ class Viewport:
         across, down = level.scale
         left = (x / across - self.x) * self.zoom + self.window.width / 2
         top = (y / down - self.y) * self.zoom + self.window.height / 2
-        # Not `round`, which rounds halves to even numbers and would make tiles of different widths.
+        # `round` is not used, because it rounds halves to even numbers, which would make tiles of different widths.
         return floor(left + 0.5), floor(top + 0.5)
 
     def _seen(self, across: float, down: float, size: Size) -> Box:
@@ -124,7 +124,7 @@ class Viewport:
         return box.intersect(size.box)
 
     def _inside(self) -> "Viewport":
-        """Move the picture so that no empty space is beside it, or to the middle if it is smaller than the window."""
+        """Move the picture so that it fills the window, or centre it along an axis where it is smaller."""
         places = []
         for place, side, shown in zip((self.x, self.y), self.picture, self.window, strict=True):
             half = shown / self.zoom / 2
@@ -133,5 +133,5 @@ class Viewport:
 
 
 def _fit(picture: Size, window: Size) -> float:
-    """The zoom at which the whole picture is seen, at most 1."""
+    """The zoom at which the whole picture is visible, at most 1."""
     return min(1.0, *(max(1, shown) / side for shown, side in zip(window, picture, strict=True)))

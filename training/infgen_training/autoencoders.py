@@ -1,4 +1,7 @@
-"""Loads autoencoders from weights in the format of diffusers or of TAESD's family. No pickled code is run."""
+"""Loads autoencoders from weights in the format of diffusers, or of TAESD and the tiny autoencoders related to it.
+
+Loading never runs code that a pickled file may hold.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from infgen_rt.errors import InputError
 
 _TINY, _FLUX2 = "AutoencoderTiny", "AutoencoderKLFlux2"
 CLASSES = ("AutoencoderKL", _FLUX2, _TINY)
-"""Classes of diffusers that can be loaded."""
+"""The classes of diffusers that can be loaded."""
 _CONFIG = "config.json"
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _PARTS = ("encoder", "decoder")
@@ -29,13 +32,17 @@ _CELL = 8
 def load_autoencoder(path: Path) -> tuple[nn.Module, nn.Module]:
     """Loads an encoder and a decoder, which are frozen.
 
-    The encoder takes images [B, 3, 8h, 8w] in [0, 1] and gives latents as the diffusion model sees them. The decoder
-    takes such latents and gives images, about [0, 1].
+    The encoder takes images [B, 3, 8h, 8w] in [0, 1] and returns latents [B, C, h, w], normalised as the diffusion
+    model expects them. The decoder takes such latents and returns images, whose values may lie slightly outside [0, 1].
+    All tensors are float32.
 
     Args:
-        path: A folder of diffusers with ``config.json``; a file of weights beside such a ``config.json``; or one file
-            of a pair of TAESD's family, whose name says "encoder" or "decoder" and differs from the other's in that
-            word only.
+        path: One of three: a folder of diffusers with a ``config.json``; a file of weights in the same folder as such
+            a ``config.json``; or either file of a pair of TAESD's family. The two names of such a pair are the same
+            except for the word "encoder" or "decoder".
+
+    Returns:
+        The encoder and the decoder, in evaluation mode.
 
     Raises:
         InputError: A file is missing, cannot be read or does not hold such an autoencoder.
@@ -55,10 +62,10 @@ def load_autoencoder(path: Path) -> tuple[nn.Module, nn.Module]:
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """Reads a ``.safetensors`` file, or a ``.pth`` file without running code that it may hold, as float32.
+    """Reads the tensors of a ``.safetensors`` or ``.pth`` file as float32, without running code that it may hold.
 
     Raises:
-        InputError: The file is missing or cannot be read, or holds anything but tensors.
+        InputError: The file is missing, cannot be read, or holds other things than tensors by name.
     """
     try:
         if file.suffix == ".safetensors":
@@ -77,7 +84,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 
 
 def _of_pair(file: Path, part: str) -> Path:
-    """The file of one part, next to that of either part."""
+    """The file of one part (encoder or decoder) of a pair, given the file of either part."""
     named = [each for each in _PARTS if each in file.stem]
     if len(named) != 1:
         raise InputError(
@@ -96,7 +103,7 @@ class _Clamp(nn.Module):
 
 
 class _Block(nn.Module):
-    """The block of TAESD's family, with their names."""
+    """The residual block of TAESD's family. Its parameters have the same names as there."""
 
     def __init__(self, width: int, pooled: bool) -> None:
         super().__init__()
@@ -111,15 +118,15 @@ class _Block(nn.Module):
 
 
 def tiny(state: Mapping[str, Tensor], part: str, file: Path) -> nn.Sequential:
-    """Makes the encoder or the decoder of TAESD's family that has these weights.
+    """Builds an encoder or a decoder of TAESD's family from its weights.
 
     Args:
         state: Weights with the names of TAESD: ``N.weight`` for a convolution, ``N.conv.M.weight`` for a block.
         part: ``"encoder"`` or ``"decoder"``.
-        file: The file that the weights are from, for messages.
+        file: The file that the weights come from. It is named in error messages.
 
     Raises:
-        InputError: The weights are those of another network.
+        InputError: The weights belong to another network, or the network does not have 8 pixels per cell.
     """
     places = {int(name.partition(".")[0]) for name in state if name.partition(".")[0].isdecimal()}
     layers: list[nn.Module] = []
@@ -128,7 +135,7 @@ def tiny(state: Mapping[str, Tensor], part: str, file: Path) -> nn.Sequential:
         if block is not None:
             layers.append(_Block(len(block), f"{place}.pool.0.weight" in state))
         elif weight is not None and weight.ndim == 4:
-            bias = f"{place}.bias" in state  # only the layers that change the resolution have none
+            bias = f"{place}.bias" in state  # only the layers that change the resolution have no bias
             stride = 1 if bias or part == "decoder" else 2
             layers.append(nn.Conv2d(weight.shape[1], len(weight), 3, stride, padding=1, bias=bias))
         elif part == "decoder":
@@ -150,7 +157,7 @@ def _check_cell(pixels: int, file: Path) -> None:
 
 
 def _weights_in(folder: Path) -> Path:
-    """The file of weights in a folder of diffusers: the usual one, or the only one."""
+    """The file of weights in a folder of diffusers: the one with the usual name, or else the only one."""
     files = sorted(folder.glob("*.safetensors"))
     if folder / _WEIGHTS in files:
         return folder / _WEIGHTS
@@ -175,19 +182,19 @@ def _from_diffusers(folder: Path, file: Path) -> tuple[nn.Module, nn.Module]:
             {name.removeprefix(f"{part}.layers."): value for name, value in state.items() if name.startswith(part)}
             for part in _PARTS
         )
-        decoder = {_one_later(name): value for name, value in decoder.items()}  # diffusers clamps before the layers
+        decoder = {_one_later(name): value for name, value in decoder.items()}  # TAESD counts the clamp as a layer
         return tiny(encoder, "encoder", file), tiny(decoder, "decoder", file)
     return _full(kind, config, state, file)
 
 
 def _one_later(name: str) -> str:
-    """The name of a tensor if one layer were added before the first."""
+    """The name that a tensor has after one layer is inserted before the first."""
     place, _, rest = name.partition(".")
     return f"{int(place) + 1}.{rest}" if place.isdecimal() else name
 
 
 def _full(kind: str, config: dict[str, Any], state: dict[str, Tensor], file: Path) -> tuple[nn.Module, nn.Module]:
-    """An ``AutoencoderKL`` or ``AutoencoderKLFlux2``, and its normalisation of latents."""
+    """The encoder and decoder of an ``AutoencoderKL`` or ``AutoencoderKLFlux2``, with its normalisation of latents."""
     try:
         import diffusers
     except ImportError as error:
@@ -195,7 +202,7 @@ def _full(kind: str, config: dict[str, Any], state: dict[str, Tensor], file: Pat
     try:
         vae: nn.Module = getattr(diffusers, kind).from_config(config)
         vae.load_state_dict(state)
-    except Exception as error:  # of diffusers' own kinds too, for a config with impossible values
+    except Exception as error:  # diffusers raises exceptions of many types for invalid configs
         reason = str(error).splitlines()[-1].strip()
         raise InputError(f"{file} does not hold the {kind} that its {_CONFIG} describes: {reason}") from error
     own: Any = vae.config
@@ -217,12 +224,13 @@ def _full(kind: str, config: dict[str, Any], state: dict[str, Tensor], file: Pat
 
 
 class _Normalised(nn.Module):
-    """An autoencoder of diffusers, and the mean and standard deviation of its latents.
+    """Base of an encoder and a decoder that normalise latents with a mean and a standard deviation.
 
     Args:
-        vae: The autoencoder.
-        mean: [C, n, n] or [1, n, n], repeated over the cells.
-        std: The same.
+        vae: The autoencoder of diffusers.
+        mean: Mean of the latents, float32 [C, n, n] or [1, n, n]. It is repeated over the latent in blocks of n x n
+            cells.
+        std: Standard deviation of the latents, in the same form.
     """
 
     mean: Tensor
@@ -235,7 +243,7 @@ class _Normalised(nn.Module):
         self.register_buffer("std", std)
 
     def over(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean and standard deviation of every cell of a latent."""
+        """The mean and standard deviation of every cell of a latent [B, C, h, w], each [C or 1, h, w]."""
         height, width = latent.shape[-2:]
         side = self.mean.shape[-1]
         times = (1, -(-height // side), -(-width // side))

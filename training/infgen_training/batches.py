@@ -1,4 +1,4 @@
-"""Makes batches from views: random squares of several views, at one scale."""
+"""Makes batches from views. A batch consists of random squares of several views, all at the same scale."""
 
 from __future__ import annotations
 
@@ -22,15 +22,19 @@ class Batch:
 
     Attributes:
         lesson: The lesson from the config.
-        scale: Output pixels per cell / 8, the same along both axes.
-        latents: The whole latent of each view, [C, n, n] float32. Statistics are computed over all of it.
-        corners: Top and left cell of the square that is decoded, for each view.
+        scale: Number of output pixels per cell, divided by 8. It is the same along both axes.
+        latents: The whole latent of each view, float32 [C, n, n]. It is kept whole because global statistics are
+            computed over all of it.
+        corners: For each view, the row and column of the top left cell of the square that is decoded.
         cells: Side of the squares in cells.
-        small: The pictures that were encoded, uint8 [B, 3, 8 cells, 8 cells].
-        sharp: Sharp pictures, uint8 [B, 3, 32 cells, 32 cells]. None if the step does not learn from them.
-        photo: Photographs, uint8 of the same shape. None if one of the views has none, or none is compared with.
-        guides: For a trunk, the whole latent of each view in the space that it learns from, [G, n, n] float32.
-        model: Index among the run's models of the one that learns from this batch.
+        small: The squares of the pictures that were encoded, uint8 [B, 3, 8 * cells, 8 * cells].
+        sharp: The squares of the sharp pictures, uint8 [B, 3, 32 * cells, 32 * cells]. None if the step does not learn
+            from them.
+        photo: The squares of the photographs, uint8 of the same shape. None if a view has no photograph, or if the step
+            does not use photographs.
+        guides: When a trunk is trained, the whole latent of each view in the finished model's space, float32 [G, n, n].
+            Otherwise empty.
+        model: Index of the model that learns from this batch, in the list of the run's models.
     """
 
     lesson: Lesson
@@ -46,7 +50,7 @@ class Batch:
 
     @property
     def side(self) -> int:
-        """Side of the decoded square in pixels."""
+        """Side of the decoded squares in pixels."""
         return round(PATCH * self.cells * self.scale)
 
     @property
@@ -55,15 +59,18 @@ class Batch:
         return self.sharp is None and self.photo is None
 
     def encoded(self, device: torch.device) -> Tensor:
-        """The pictures that were encoded, float32 on a device."""
+        """The pictures that were encoded, float32 [B, 3, 8 * cells, 8 * cells] in [0, 1] on a device."""
         return self.small.to(device, non_blocking=True).float() / 255
 
     def target(self, device: torch.device) -> Tensor:
-        """The target pixels, float32 [B, 3, side, side] on a device."""
+        """The target of the pixel losses, float32 [B, 3, side, side] in [0, 1] on a device."""
         return self._sized(self.sharp if self.sharp is not None else self.photo, device)
 
     def real(self, device: torch.device) -> Tensor:
-        """The pictures that LPIPS and the adversary compare with: photographs if there are any."""
+        """The pictures that LPIPS and the adversary compare with: the photographs if the batch has them.
+
+        They have the same form as the target.
+        """
         return self._sized(self.photo if self.photo is not None else self.sharp, device)
 
     def _sized(self, pixels: Tensor | None, device: torch.device) -> Tensor:
@@ -76,15 +83,15 @@ class Batch:
 
 
 class Batches:
-    """Draws batches by step number. The same step always gives the same batch.
+    """Draws a batch for each step number. With the same seed and views, the same step always gets the same batch.
 
     Args:
-        views: The views to learn from. Views with fewer cells per side than a batch are not used.
+        views: The views to learn from. Views with fewer than ``config.cells`` cells per side are not used.
         config: Config of the run.
-        enlargements: Enlargements of the model. Empty for a model that decodes any scale without them.
+        enlargements: Enlargements of the model. Empty for a model that decodes all scales without enlargements.
 
     Raises:
-        InputError: No view is large enough, or none has the pictures that a lesson needs.
+        InputError: No view is large enough, or no view has the pictures that a lesson needs.
     """
 
     def __init__(self, views: Sequence[View], config: TrainConfig, enlargements: Sequence[Enlargement]) -> None:
@@ -122,7 +129,7 @@ class Batches:
             (int(rng.integers(view.cells - config.cells + 1)), int(rng.integers(view.cells - config.cells + 1)))
             for view in chosen
         )
-        # An encoder has to learn the teacher's latents without noise.
+        # For an encoder, the latents are targets and not inputs, so they get no noise.
         noise = config.noise if config.part != "encoder" else 0.0
         latents = tuple(_noisy(view.latent, noise, rng) for view in chosen)
         small = self._cut([view.small for view in chosen], corners, 1)
@@ -137,7 +144,7 @@ class Batches:
         return Batch(lesson, scale, latents, corners, config.cells, small, sharpened, photographed, guides)
 
     def _cut(self, pictures: Sequence[Pixels], corners: Sequence[tuple[int, int]], factor: int) -> Tensor:
-        """The squares, uint8 [B, 3, h, w], of pictures that are ``factor`` times as large as those encoded."""
+        """Cuts the squares, uint8 [B, 3, h, w], from pictures ``factor`` times as large as those that were encoded."""
         side, parts = PATCH * factor, []
         for pixels, (row, column) in zip(pictures, corners, strict=True):
             rows, columns = (slice(side * first, side * (first + self.config.cells)) for first in (row, column))
@@ -146,11 +153,13 @@ class Batches:
 
 
 class Turns:
-    """Draws each step's batch for one of several models, each of which has batches of its own latent space.
+    """Chooses the model that learns in each step, and draws its batch.
+
+    Each model has its own batches, because each has its own latent space.
 
     Args:
-        batches: The batches of each model. The first is the run's own.
-        config: Config of the run, which says how often the others have their turn.
+        batches: The batches of each model. The first model is the run's own.
+        config: Config of the run. ``config.others`` is the share of the steps for all other models together.
     """
 
     def __init__(self, batches: Sequence[Batches], config: TrainConfig) -> None:

@@ -10,23 +10,25 @@ from infgen_model.config import OF_SPACE, OF_TRUNK
 PARTS = ("decoder", "encoder", "trunk", "shared")
 PATCH = DecoderConfig.PATCH
 FACTOR = 4
-"""How many times larger the pictures to learn from are than the picture at the latent's own size."""
+"""The highest scale of training. Photographs and sharp pictures are this many times as large as the encoded picture."""
 HELD_OUT = ("007", "010", "014", "017", "019", "020")
-"""Stems of photographs that no run trains on. They are for evaluation, and three of them are the sample latents."""
+"""File names, without endings, of the photographs kept for evaluation. The sample latents are made from three."""
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """The training steps of one enlargement.
+    """Settings of the training steps that teach one enlargement.
 
     Attributes:
-        factor: Factor of the enlargement; 1 for the latent's own size.
-        share: Share of the training steps.
+        factor: Factor of the enlargement, from 1 to 4. 1 is the latent's own size.
+        share: Share of the training steps, relative to the sum of the shares of all lessons.
         batch: Number of views per step.
-        perceptual: Weight of LPIPS.
-        adversarial: Weight of the adversary relative to that of LPIPS. Their gradients are scaled to this ratio.
-        clean: Share of the steps with sharp pictures (``TrainConfig.sharp``) in which LPIPS and the adversary compare
-            with these, too. In the others, they compare with the photographs, where a view has one.
+        perceptual: Weight of LPIPS. 0 leaves out both LPIPS and the adversary.
+        adversarial: Weight of the adversary relative to LPIPS. The adversarial loss is scaled so that the norms of the
+            two gradients have this ratio.
+        clean: Share, among the steps with sharp pictures (``TrainConfig.sharp``), in which LPIPS and the adversary also
+            compare with the sharp pictures. In the other steps, they compare with the photographs if all views of the
+            batch have one.
     """
 
     factor: int
@@ -43,44 +45,54 @@ class TrainConfig:
 
     Attributes:
         preset: Model preset that a new run starts from.
-        part: The part to train: the ``"decoder"``, the ``"encoder"`` for a finished decoder, the ``"trunk"`` of
-            another latent space for a finished model, whose other parts stay as they are, or what the decoders of all
-            spaces have ``"shared"``, while their trunks stay as they are.
-        latent_space: Name of the latent space to train for: that of the views, or for a trunk that of the teacher.
+        part: The part to train. All other parts stay as they are. ``"decoder"`` is the whole decoder. ``"encoder"`` is
+            the encoder of a finished decoder. ``"trunk"`` adds the trunk of another latent space to a finished model.
+            ``"shared"`` is what the decoders of all latent spaces have in common, which is all but their trunks.
+        latent_space: Name of the latent space to train for. For a trunk, it is the space of the teacher. Otherwise, it
+            is the space of the views.
         latent_channels: Number of channels of that space's latents.
-        minutes: Length of the run and of its cosine schedule, in total over all continuations.
-        lessons: The training steps of each enlargement. An adversary needs a weight of LPIPS.
-        between: Share of the steps at a scale between two enlargements, which needs resampling.
-        sharp: Share of the steps above scale 1 that learn from views with sharp pictures, if there are any. The other
-            steps learn from photographs, with the pixel loss weighted by ``soft``.
-        others: Share of the steps that are of the other latent spaces, which take turns, if the run has any.
-        cells: Side in latent cells of the square that is decoded from a view.
-        margin: Width in cells of the square's border that the losses ignore, because the decoder lacks the latent
-            around the square there.
-        crop: Side in pixels of the crop that LPIPS and the adversary see.
-        gradient: Weight of L1 between differences of neighbouring pixels, for sharp pictures.
-        grid: Weight of errors that are alike in the blocks of pixels that the enlarger makes from each position.
-        reduced: Weight of L1 between the reduced picture and the picture that was encoded.
-        soft: Weight of L1 between an enlarged picture and a photograph. It is small because L1 averages away the detail
-            that the latent does not determine.
-        features: For a trunk, share of the run in which it learns the features of the finished model's trunk. After
-            that, it learns from pictures.
-        round_trip: For the encoder, weight of L1 between a picture and the decode of its own latent.
-        adversary_from: Share of the run after which the adversary is used. It starts to learn a little earlier.
+        minutes: Total length of the run and of its cosine schedule in minutes, including all continuations.
+        lessons: The settings for each enlargement.
+        between: Share of the steps above scale 1 whose scale is between two enlargements, where the decoder resamples.
+        sharp: Share of the steps above scale 1 that learn from views with sharp pictures, if there are such views. The
+            other steps learn from photographs, and their pixel loss has the weight ``soft``.
+        others: Share of the steps in which a model of another latent space learns, if the run has such models. One of
+            them is chosen at random in each of these steps.
+        cells: Side, in latent cells, of the square of a view that is decoded.
+        margin: Width, in cells, of the square's border that the losses ignore. The decoder does not see the latent
+            outside the square, so the border differs from that of a whole picture.
+        crop: Side, in pixels, of the crop that LPIPS and the adversary see.
+        gradient: Weight of the L1 distance between differences of neighbouring pixels. It is not used with photographs
+            above scale 1.
+        grid: Weight of the loss against visible grids (``losses.grid_distance``). The enlarger makes one block of
+            pixels from each position, and an error that all blocks have in common shows as a grid.
+        reduced: Weight of the L1 distance between the decoded picture, reduced to scale 1, and the picture that was
+            encoded.
+        soft: Weight of the L1 distance between an enlarged picture and a photograph. It is small because L1 averages
+            away the detail that the latent does not determine.
+        features: For a trunk, the share of the run in which it learns to reproduce the features of the finished model's
+            trunk. In the rest of the run, it learns from pictures.
+        round_trip: For the encoder, the weight of the L1 distance between a picture and the same picture after encoding
+            and decoding.
+        adversary_from: Share of the run after which the adversarial loss is used. The adversary starts to learn a
+            little earlier.
         lr: Highest learning rate.
-        copied_share: Learning rate of weights copied from a tiny autoencoder, relative to that of the others. It does
-            not apply to the trunks of other latent spaces, which learn at ``lr``.
+        copied_share: Learning rate of the weights that were copied from a tiny autoencoder, as a share of ``lr``. It
+            does not apply to the trunks of other latent spaces, which learn at ``lr``.
         adversary_lr: Learning rate of the adversary, which is constant.
-        warmup: Number of linear warm-up steps, each time the run is continued.
+        warmup: Number of steps of linear warm-up. The warm-up is repeated whenever the run is continued.
         final: Learning rate at the end, as a share of the highest.
-        clip: Largest gradient norm.
+        clip: Gradient norm above which gradients are scaled down.
         ema: Decay of the averaged weights, which are saved and evaluated.
-        noise: Largest standard deviation of the noise added to a decoder's latents, which in use do not come from the
-            encoder.
-        seed: Seed of weights and batches.
+        noise: Largest standard deviation of the noise that is added to the latents when a decoder learns. The decoder
+            becomes robust to latents that no encoder made, such as those of a diffusion model.
+        seed: Seed for the initial weights and the batches.
         bfloat16: Whether to use mixed precision, if the device computes in bfloat16.
-        compile: Whether to compile the model's larger parts (``torch.compile``), for a GPU.
+        compile: Whether to compile the model's larger parts with ``torch.compile``. This is meant for GPUs.
         save_every: Minutes between checkpoints.
+
+    Raises:
+        ValueError: A field is outside its range, or names an unknown preset or part.
     """
 
     preset: str = "edge"

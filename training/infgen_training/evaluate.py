@@ -1,8 +1,8 @@
 """Measures a checkpoint on photographs: ``python -m infgen_training.evaluate CHECKPOINT --photos DIR --teacher FILE``.
 
-At scale s, the true picture is the photograph. The latent is made from the photograph reduced by s, so every method has
-to restore what the reduction removed. Below scale 1, the latent is made from the photograph, and the true picture is
-the reduced photograph.
+At a scale s of 1 or more, the true picture is the photograph. The latent is made from the photograph reduced by s, so
+every method has to restore the detail that the reduction removed. Below scale 1, the latent is made from the
+photograph, and the true picture is the reduced photograph.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _COLUMNS = {
     "flat": ("flat", ".2f"),
     "vivid": ("vivid", ".2f"),
 }
-"""Names and formats of the metrics in the table."""
+"""Column heading and number format of each metric in the table."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ class Task:
     """One photograph at one scale.
 
     Attributes:
-        truth: The true picture, [H, W, 3].
-        small: The picture that the latent is made from, at 1/scale of the true picture's size.
-        latent: [1, C, h, w].
+        truth: The true picture, uint8 [H, W, 3].
+        small: The picture that was encoded, uint8 [8h, 8w, 3]. The true picture is ``scale`` times as large.
+        latent: The latent of that picture, [1, C, h, w].
     """
 
     truth: Pixels
@@ -67,7 +67,7 @@ class Task:
 
     @classmethod
     def of(cls, photo: Image.Image, scale: float, teacher: Teacher) -> Task:
-        """Crops the photograph to whole cells, reduces it and encodes it."""
+        """Crops an RGB photograph to whole cells, reduces it and encodes it. See ``evaluate`` for the scale."""
         shrink = max(1.0, 1 / scale)
         cells = [int(side / (PATCH * scale * shrink)) for side in photo.size]
         width, height = (round(PATCH * n * scale) for n in cells)
@@ -83,10 +83,10 @@ class Task:
 
 
 def check_space(model: InfGen, teacher: Teacher) -> None:
-    """Checks that a teacher makes latents of a model's number of channels.
+    """Checks that the latents of a teacher and of a model have the same number of channels.
 
     Raises:
-        InputError: It does not.
+        InputError: The numbers differ.
     """
     channels, expected = teacher.channels, model.config.latent_channels
     if channels != expected:
@@ -97,17 +97,17 @@ def check_space(model: InfGen, teacher: Teacher) -> None:
 
 
 def to_pixels(image: Tensor) -> Pixels:
-    """Converts an image [1, 3, H, W] to bytes [H, W, 3], rounded as in the runtime."""
+    """Converts an image [1, 3, H, W] in [0, 1] to uint8 [H, W, 3]. It rounds in the same way as the runtime."""
     return to_bytes(image[0].float().numpy())
 
 
 def resize(pixels: Pixels, size: tuple[int, int], resample: Image.Resampling) -> Pixels:
-    """Resamples a picture to a size (height, width)."""
+    """Resamples a picture, uint8 [H, W, 3], to a size (height, width)."""
     return np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), resample))
 
 
 def decode(model: InfGen, task: Task) -> Pixels:
-    """Decodes our picture as the runtime does. Outside the trained scales, the nearest one is decoded and resampled."""
+    """Decodes a latent as the runtime does: at the nearest trained scale, and then resampled to the wanted one."""
     small = (task.small.shape[0], task.small.shape[1])
     wanted = task.size[0] / small[0]
     low, high = model.config.scale_range
@@ -118,14 +118,14 @@ def decode(model: InfGen, task: Task) -> Pixels:
 
 @torch.inference_mode()
 def methods(task: Task, model: InfGen, teacher: Teacher, enlarge: nn.Module | None, ours: bool) -> dict[str, Pixels]:
-    """The pictures of all methods, by name. At scale 1 and below, there is nothing to enlarge.
+    """Makes a picture with our model and with every other method. All results have the size of the true picture.
 
     Args:
-        task: The picture to make.
+        task: The photograph and the scale.
         model: Our model.
         teacher: The autoencoder whose decode the other methods enlarge.
-        enlarge: A network that enlarges [B, 3, H, W] in [0, 1] four times. Its picture is resampled.
-        ours: Whether to return only our picture.
+        enlarge: A network that enlarges pictures [B, 3, H, W] in [0, 1] four times. It is used above scale 1 only.
+        ours: Whether to use only our model.
     """
     found = {OURS: decode(model, task)}
     if ours:
@@ -144,10 +144,11 @@ def methods(task: Task, model: InfGen, teacher: Teacher, enlarge: nn.Module | No
 
 @torch.inference_mode()
 def extras(photo: Image.Image, model: InfGen, teacher: Teacher) -> dict[str, float]:
-    """Consistency across scales and the encoder's round trip, in decibels.
+    """Measures the consistency across scales, and the loss of encoding and decoding.
 
-    ``consistency`` compares the 4x picture reduced to 1x with the 1x picture of the same latent. ``round_trip``
-    compares a photograph with itself encoded and decoded, by the model and by the teacher.
+    All results are PSNRs in decibels. ``consistency`` compares two decodes of a latent at scale 1: one is decoded at
+    scale 4 and then reduced. ``round_trip`` compares a reduced photograph with the same picture after encoding and
+    decoding by the model, and ``round_trip_teacher`` does the same for the teacher.
     """
     task = Task.of(photo, 4.0, teacher)
     small = (task.small.shape[0], task.small.shape[1])
@@ -161,11 +162,11 @@ def extras(photo: Image.Image, model: InfGen, teacher: Teacher) -> dict[str, flo
 
 
 def contact_sheet(rows: Sequence[Mapping[str, Pixels]], places: Sequence[tuple[float, float]]) -> Image.Image:
-    """Draws crops at 100 %, with one row per photograph.
+    """Draws crops of pictures at 100 %, with one row per photograph and scale.
 
     Args:
-        rows: For each row, pictures of one size by name.
-        places: For each row, the crop's centre as fractions of the width and the height.
+        rows: For each row, the pictures to crop, by name. They have the same size.
+        places: For each row, the centre of the crops, as fractions of the width and the height, in [0, 1].
     """
     sheet = Image.new("RGB", (CROP * max(len(row) for row in rows), CROP * len(rows)))
     for y, (row, (across, down)) in enumerate(zip(rows, places, strict=True)):
@@ -180,13 +181,13 @@ def contact_sheet(rows: Sequence[Mapping[str, Pixels]], places: Sequence[tuple[f
 
 @dataclass
 class _Row:
-    """The measurements of one method at one scale, picture by picture."""
+    """The measurements of one method at one scale, with one entry per picture in each list."""
 
     scores: list[dict[str, float]] = field(default_factory=list)
     features: list[NDArray[np.float64]] = field(default_factory=list)
 
     def means(self, truth: Sequence[NDArray[np.float64]]) -> dict[str, float | None]:
-        """The mean of each metric over all pictures."""
+        """The mean of each metric over all pictures, and the Frechet distance from the true pictures' features."""
         values = {name: mean([score[name] for score in self.scores]) for name in self.scores[0]}
         return values | ({"frechet": frechet_distance(self.features, truth)} if self.features else {})
 
@@ -207,20 +208,21 @@ def evaluate(
 
     Args:
         model: The model, in evaluation mode.
-        teacher: The autoencoder that makes the latents and is the baseline.
+        teacher: The autoencoder that encodes the photographs. Its decode is what the model is compared with.
         photos: Files of the photographs.
-        scales: Scales as output pixels per cell / 8.
-        enlarge: A network that enlarges the teacher's decode four times; see ``methods``.
-        eye: Measures LPIPS and patch Frechet distances. If None, they are left out.
-        places: Positions of the contact sheet's crops, by the stem of the photograph. If omitted, the middles of the
-            first photographs.
-        baseline: An earlier result for the same photographs and teacher. Figures that do not depend on the model are
-            taken from it.
-        middle: Side in pixels of the square in the photograph's middle that is used. If omitted, the whole photograph.
+        scales: Scales to measure. A scale is the number of output pixels per cell, divided by 8.
+        enlarge: As for ``methods``.
+        eye: Measures LPIPS and patch Frechet distances. With None, these are left out.
+        places: Centres of the contact sheet's crops, by the photograph's file name without its ending. They are
+            fractions of the width and the height. With None, the sheet shows the middles of the first four photographs.
+        baseline: An earlier report for the same photographs and teacher. The figures of all other methods are taken
+            from it instead of being measured.
+        middle: If given, only a square in the middle of each photograph is used, and this is its side in pixels.
 
     Returns:
-        Means, as ``{"scales": {scale: {method: {metric: mean}}}, "extras": {name: mean}, "pictures": count}``, with
-        ``None`` for a metric that no picture has, and the contact sheet with the true picture and then each method.
+        A report and a contact sheet. Each row of the sheet shows the true picture first, then each method. The report
+        is ``{"scales": {scale: {method: {metric: mean}}}, "extras": {name: mean}, "pictures": count}``. A mean is
+        ``None`` if no picture has a value for the metric.
 
     Raises:
         InputError: The teacher's latents have another number of channels than the model's.
@@ -231,7 +233,7 @@ def evaluate(
     truths: dict[float, list[NDArray[np.float64]]] = {scale: [] for scale in scales}
     shown: list[tuple[dict[str, Pixels], tuple[float, float]]] = []
     more: list[dict[str, float]] = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # each metric is single-threaded NumPy code
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # each metric runs on one thread only
         for file in tqdm(photos, desc="evaluate", disable=None):
             photo = _middle(Image.open(file).convert("RGB"), middle)
             for scale in scales:
@@ -260,7 +262,7 @@ def evaluate(
 
 
 def _middle(photo: Image.Image, side: int | None) -> Image.Image:
-    """The square of ``side`` pixels in the photograph's middle, or less if the photograph is smaller."""
+    """The middle of a photograph, at most ``side`` pixels wide and high. With None, the whole photograph."""
     if side is None:
         return photo
     width, height = (min(side, each) for each in photo.size)
@@ -269,7 +271,7 @@ def _middle(photo: Image.Image, side: int | None) -> Image.Image:
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """The report as a Markdown table."""
+    """Formats a report of ``evaluate`` as a Markdown table."""
     names = [*_COLUMNS]
     lines = [f"| scale | method | {' | '.join(_COLUMNS[name][0] for name in names)} |", "|---" * (2 + len(names)) + "|"]
     for scale, by_method in report["scales"].items():
@@ -294,26 +296,26 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @click.command()
 @click.argument("checkpoint", type=_FOLDER)
-@click.option("--photos", type=_FOLDER, required=True, help="Folder of photographs, not trained on.")
+@click.option("--photos", type=_FOLDER, required=True, help="Folder of photographs that were not trained on.")
 @click.option("--teacher", type=AUTOENCODER, required=True, help=AUTOENCODER_HELP)
-@click.option("--enlarger", type=_FILE, help="Python file with a network for 4 times, measured behind the teacher.")
-@click.option("--function", default="load_x4plus", show_default=True, help="Of the enlarger's file.")
-@click.option("--eye/--no-eye", default=True, show_default=True, help="LPIPS and patch Frechet distances.")
-@click.option("--scales", default="1,2,4", show_default=True, help="Comma-separated.")
-@click.option("--only", multiple=True, help="Stems of photographs; all by default.")
-@click.option("--middle", type=click.IntRange(min=1), help="Looks at so many pixels per side of each photograph only.")
-@click.option("--places", type=_FILE, help="JSON: photographs' stems and the crops that the contact sheet shows.")
+@click.option("--enlarger", type=_FILE, help="Python file with a network that enlarges the teacher's decode 4 times.")
+@click.option("--function", default="load_x4plus", show_default=True, help="Name of the function in that file.")
+@click.option("--eye/--no-eye", default=True, show_default=True, help="Measure LPIPS and patch Frechet distances.")
+@click.option("--scales", default="1,2,4", show_default=True, help="Scales, separated by commas.")
+@click.option("--only", multiple=True, help="Name of a photograph, without its ending; repeatable. Default: all.")
+@click.option("--middle", type=click.IntRange(min=1), help="Pixels per side of the middle square to use.")
+@click.option("--places", type=_FILE, help="JSON file with the crops of the contact sheet, by name of photograph.")
 @click.option(
     "--baseline",
     type=_FILE,
-    help="report.json of the same photographs and teacher: measures only what depends on the model.",
+    help="report.json of the same photographs and teacher. Only the model is measured again.",
 )
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder for report and sheet.")
 def main(
     checkpoint: Path, photos: Path, teacher: Path, enlarger: Path | None, function: str, eye: bool, scales: str,
     only: tuple[str, ...], middle: int | None, places: Path | None, baseline: Path | None, output: Path | None,
 ) -> None:  # fmt: skip
-    """Prints a table of CHECKPOINT against the teacher; writes report.json, report.md and sheet.png with -o."""
+    """Compares CHECKPOINT with the teacher in a table. With -o, also writes report.json, report.md and sheet.png."""
     values = [float(scale) for scale in scales.split(",")]
     earlier = json.loads(baseline.read_text()) if baseline else None
     spots = json.loads(places.read_text()) if places else None

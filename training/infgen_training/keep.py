@@ -1,4 +1,4 @@
-"""Keeps the trunk of a finished run as a small checkpoint beside that of the model that it belongs to."""
+"""Saves the trunk of a finished run as a small checkpoint, which refers to the model that the trunk was trained for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--base", type=_FOLDER, required=True, help="The checkpoint that the trunk was trained for.")
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to make.")
 def main(checkpoint: Path, base: Path, output: Path) -> None:
-    """Writes what belongs to the latent space of CHECKPOINT, in float16. The rest is read from the base."""
+    """Writes the weights of CHECKPOINT that belong to its latent space, in float16.
+
+    All other weights are read from the base whenever the new checkpoint is loaded.
+    """
     try:
         save_checkpoint(output, load_checkpoint(checkpoint), torch.float16, base)
     except InputError as error:

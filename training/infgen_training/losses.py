@@ -1,8 +1,8 @@
-"""Losses of decoded pictures: on pixels, on features of VGG16 (LPIPS), and adversarial.
+"""Losses of decoded pictures: pixel losses, LPIPS with VGG16, and an adversarial loss.
 
 The published recipe is L1 + 0.1 LPIPS + 0.1 adversarial (arXiv 2509.10441, section 4). Here the adversary uses the
-features that LPIPS computes anyway (a "projected" discriminator, Sauer et al. 2021). This is cheap and stable enough
-for two CPU cores.
+features that LPIPS computes anyway (a "projected" discriminator, Sauer et al. 2021). Training is therefore stable, and
+cheap enough for two CPU cores.
 """
 
 from __future__ import annotations
@@ -21,16 +21,19 @@ from infgen_rt.errors import InputError
 from infgen_training.precision import mixed
 
 _WIDTHS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512)
-"""Channels of VGG16's convolutions. 0 is a max pooling."""
+"""Number of output channels of VGG16's convolutions, in order. 0 stands for a max pooling."""
 _TAPS = (3, 8, 15, 22, 29)
-"""Layers whose outputs are compared."""
+"""Indices of the layers whose outputs LPIPS compares."""
 _JUDGED = slice(0, 4)
-"""Those of the compared layers that the adversary sees. They contain edges and texture, not objects."""
+"""The compared layers that the adversary also sees. Their features describe edges and texture, not objects."""
 _JUDGED_WIDTHS = (64, 128, 256, 512)
 """Number of channels of the layers that the adversary sees."""
 
 LEAST_LENGTH = 1e-3
-"""Added to the features' lengths. It limits gradients where features are almost zero, for example in black areas."""
+"""Constant that is added to the length of a feature vector before dividing by it.
+
+It limits the gradients where features are almost zero, for example in black areas.
+"""
 
 Features = Sequence[Tensor]
 
@@ -39,8 +42,8 @@ class Vgg(nn.Module):
     """LPIPS with VGG16 (Zhang et al. 2018), in two steps: the features of a picture, and the distance of two pictures.
 
     Args:
-        file: safetensors file with torchvision's convolutions as ``features.N.weight`` and ``.bias``, and LPIPS's
-            channel weights as ``lin0.weight`` to ``lin4.weight``.
+        file: A safetensors file. It holds torchvision's convolutions as ``features.N.weight`` and ``features.N.bias``,
+            and LPIPS's channel weights as ``lin0.weight`` to ``lin4.weight``.
 
     Raises:
         InputError: The file is missing or has other tensors.
@@ -70,7 +73,14 @@ class Vgg(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Features, finest first, of pictures [B, 3, H, W] in [0, 1] with at least 32 pixels per side."""
+        """Computes the features that LPIPS compares.
+
+        Args:
+            image: Pictures [B, 3, H, W] in [0, 1], with at least 32 pixels per side.
+
+        Returns:
+            Five tensors [B, C, h, w], from the finest resolution to the coarsest.
+        """
         x = (2 * image - 1 - self.shift) / self.scale
         taken = []
         for index, layer in enumerate(self.layers):
@@ -80,7 +90,12 @@ class Vgg(nn.Module):
         return taken
 
     def distance(self, made: Features, true: Features) -> Tensor:
-        """LPIPS between two batches, averaged over the pictures."""
+        """LPIPS between two batches of pictures, averaged over the pictures.
+
+        Args:
+            made: Features of the decoded pictures, from ``forward``. Only these get a gradient.
+            true: Features of the true pictures, of the same shapes.
+        """
         parts = [
             _UnitDistance.apply(a, b, self.get_buffer(f"lin{index}").to(a.dtype))  # type: ignore[no-untyped-call]
             for index, (a, b) in enumerate(zip(made, true, strict=True))
@@ -91,8 +106,8 @@ class Vgg(nn.Module):
 class _UnitDistance(torch.autograd.Function):
     """Weighted squared distance of features that are scaled to unit length at each position.
 
-    With autograd, the gradient of the scaling takes two thirds of a training step's time on a CPU. In closed form, it
-    takes a few percent.
+    The gradient of the scaling is computed in closed form, which takes a few percent of a training step's time on a
+    CPU. With autograd, it takes two thirds.
     """
 
     @staticmethod
@@ -107,43 +122,47 @@ class _UnitDistance(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         a, inverse, weighted = ctx.saved_tensors
         share = (2 * gradient / (a.numel() // a.shape[1])).to(a.dtype)
-        # The constant that is added to the length does not depend on the features.
+        # LEAST_LENGTH does not depend on the features, so it is left out of the derivative of the length.
         along = (weighted * a).sum(1, keepdim=True) / (1 - LEAST_LENGTH * inverse).clamp(min=1e-6)
         return torch.addcmul(weighted, a, along, value=-1) * (inverse * share), None, None
 
 
 def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The features at unit length for each position, and the factors that they were multiplied by."""
+    """The features, scaled to unit length at each position, and the factors by which they were multiplied."""
     length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
     inverse = (1 / (length + LEAST_LENGTH)).to(x.dtype)
     return x * inverse, inverse
 
 
 def gradient_distance(image: Tensor, truth: Tensor) -> Tensor:
-    """L1 between differences of neighbouring pixels. It penalises blur even if the colours are right."""
+    """The L1 distance between differences of neighbouring pixels of two pictures [B, 3, H, W].
+
+    It penalises blur even where the colours are right.
+    """
     pairs = ((x[..., :, 1:] - x[..., :, :-1], x[..., 1:, :] - x[..., :-1, :]) for x in (image, truth))
     (across, down), (true_across, true_down) = pairs
     return F.l1_loss(across, true_across) + F.l1_loss(down, true_down)
 
 
 def feature_distance(made: Tensor, true: Tensor) -> Tensor:
-    """L1 between features, as a share of the mean absolute value of the true ones."""
+    """The L1 distance between features, divided by the mean absolute value of the true features."""
     return F.l1_loss(made, true) / true.abs().mean().clamp(min=1e-6)
 
 
 _NEAR = 4
-"""Side of a neighbourhood in which a grid is measured, in pixels of the picture at the latent's own size."""
+"""Side of the neighbourhoods over which grids are measured, in blocks of ``factor`` pixels per side."""
 
 
 def grid_distance(image: Tensor, truth: Tensor, factor: int) -> Tensor:
-    """L1 of a grid: of errors that are the same in all blocks of ``factor`` pixels of a neighbourhood.
+    """The strength of a visible grid: the L1 norm of the error pattern that neighbouring blocks of pixels share.
 
-    A grid is visible long before it changes another loss, because it is faint and the same everywhere.
+    The enlarger makes each block of ``factor`` x ``factor`` pixels from one position. An error that is the same in all
+    blocks repeats as a grid. The eye sees such a grid even if it is too faint to change the other losses.
 
     Args:
-        image: [B, 3, factor h, factor w], with h and w of 4 or more.
+        image: The decoded picture, [B, 3, factor * h, factor * w], where h and w are at least 4.
         truth: The true picture, of the same shape.
-        factor: Side in pixels of the blocks, each of which is made from one position.
+        factor: Side of a block in pixels.
     """
     wrong = F.pixel_unshuffle(image - truth, factor).unflatten(1, (image.shape[1], -1))
     alike = F.avg_pool2d(wrong.flatten(1, 2), _NEAR, stride=_NEAR // 2).unflatten(1, wrong.shape[1:3])
@@ -152,12 +171,16 @@ def grid_distance(image: Tensor, truth: Tensor, factor: int) -> Tensor:
 
 
 class Adversary(nn.Module):
-    """Discriminates decoded pictures from photographs by VGG16's features at four depths.
+    """Learns to tell decoded pictures from photographs, by VGG16's features at four depths.
 
-    It uses the hinge loss and spectral norms.
+    It uses the hinge loss and spectral normalisation.
+
+    Args:
+        device: Device of the adversary.
+        lr: Learning rate.
 
     Attributes:
-        optimizer: The adversary's optimiser.
+        optimizer: The adversary's own optimiser.
     """
 
     scales: Tensor
@@ -168,10 +191,10 @@ class Adversary(nn.Module):
         self.register_buffer("scales", torch.zeros(len(_JUDGED_WIDTHS)))
         self.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.AdamW(self.parameters(), lr, betas=(0.5, 0.98), weight_decay=0.0)
-        self.requires_grad_(False)  # it is trained in `learn` only
+        self.requires_grad_(False)  # gradients are needed only in `learn`
 
     def forward(self, features: Features) -> list[Tensor]:
-        """How real each position looks, for each depth."""
+        """The score of each position at each of the four depths, [B, 1, h, w]. A higher score means more real."""
         judged = list(features)[_JUDGED]
         if not self.scales.any():  # set from the first features, so that the heads get values of about 1
             lengths = [each.detach().float().square().mean().sqrt() for each in judged]
@@ -180,7 +203,15 @@ class Adversary(nn.Module):
         return [head(each * scale.to(each.dtype)).float() for head, each, scale in pairs]
 
     def learn(self, made: Features, true: Features) -> Tensor:
-        """Trains one step on features of decoded and true pictures, and returns the loss. Chance level is 8."""
+        """Trains the adversary for one step.
+
+        Args:
+            made: Features of decoded pictures.
+            true: Features of true pictures.
+
+        Returns:
+            The hinge loss, summed over the four depths. It is 8 if the adversary cannot tell the pictures apart.
+        """
         self.requires_grad_(True)
         with mixed(self.scales.device):
             real, fake = (self([each.detach() for each in features]) for features in (true, made))

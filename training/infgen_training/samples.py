@@ -1,7 +1,7 @@
 """Makes the sample latents that ship with the runtime: ``python -m infgen_training.samples --help``.
 
-Values are rounded to multiples of 1/32, about a hundredth of their range, so that they compress to half of float16's
-size.
+The values are rounded to multiples of 1/32, which is about a hundredth of their range. The rounded values compress to
+about half of the size that they have in float16.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from infgen_training.views import to_tensor
 @click.command()
 @click.argument("photo", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--teacher", type=AUTOENCODER, required=True, help=AUTOENCODER_HELP)
-@click.option("--cells", type=(int, int), default=(120, 68), show_default=True, help="Latent width and height.")
+@click.option("--cells", type=(int, int), default=(120, 68), show_default=True, help="Latent width, height in cells.")
 @click.option("--name", required=True)
 @click.option("--title", required=True)
 @click.option("--source", required=True)
@@ -30,7 +30,10 @@ from infgen_training.views import to_tensor
 def main(
     photo: Path, teacher: Path, cells: tuple[int, int], name: str, title: str, source: str, licence: str, output: Path
 ) -> None:
-    """Encodes the middle of PHOTO, cut to the latent's shape, and adds it to the index in the output folder."""
+    """Encodes the middle of PHOTO as a sample latent, and adds it to the index in the output folder.
+
+    PHOTO is cropped to the aspect ratio of the latent.
+    """
     image = Image.open(photo).convert("RGB")
     scale = min(image.width / cells[0], image.height / cells[1])
     width, height = cells[0] * scale, cells[1] * scale

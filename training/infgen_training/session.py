@@ -1,10 +1,11 @@
-"""Makes shards, trains and evaluates within a given time.
+"""Makes shards, trains a model and evaluates it, all within a given time.
 
 Usage: ``python -m infgen_training.session --photos DIR --val DIR ... -o SESSION --minutes 28``.
 
-This makes full use of a device that is available for, say, half an hour. Running the command again continues where it
-stopped: existing shards are used, and the run is continued. ``--set minutes=N`` sets a schedule over several sessions;
-otherwise the schedule ends with the first session. To try it on a CPU, use ``--minutes 3`` and a few photographs.
+It is meant for a device that is available for a limited time, such as half an hour. If the command is run again, it
+uses the existing shards and continues the training run. By default, the learning-rate schedule ends with the first
+session. ``--set minutes=N`` spreads the schedule over several sessions. To try the command on a CPU, use ``--minutes
+3`` and a few photographs.
 """
 
 from __future__ import annotations
@@ -19,26 +20,26 @@ from infgen_training import evaluate, train, views
 from infgen_training.teacher import AUTOENCODER, AUTOENCODER_HELP
 
 _MAKING = 0.2
-"""Share of the time for making views with sharp pictures."""
+"""Share of the session's time in which views with sharp pictures are made."""
 _EVALUATING = 0.12
-"""Share of the time that is reserved for the evaluation."""
+"""Share of the session's time that is reserved for the evaluation."""
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 @click.command()
-@click.option("--photos", type=_FOLDER, required=True, help="Photographs to learn from.")
-@click.option("--val", type=_FOLDER, required=True, help="Photographs to evaluate on, which are not learnt from.")
+@click.option("--photos", type=_FOLDER, required=True, help="Folder of photographs to train on.")
+@click.option("--val", type=_FOLDER, required=True, help="Folder of photographs to evaluate on.")
 @click.option("--teacher", type=AUTOENCODER, required=True, help=AUTOENCODER_HELP)
 @click.option("--enlarger", type=_FILE, required=True, help="Python file with load_x4plus() and load_animevideo().")
 @click.option("--vgg", type=_FILE, help="Weights of LPIPS with VGG16, for LPIPS and the adversary.")
-@click.option("--start", type=_FOLDER, help="Checkpoint to start from; the teacher and the enlarger if omitted.")
+@click.option("--start", type=_FOLDER, help="Checkpoint to start from. Default: the teacher and the enlarger.")
 @train.OTHERS
-@click.option("--count", default=340, show_default=True, help="Views of each kind at most.")
-@click.option("--minutes", default=28.0, show_default=True, help="Of the whole session.")
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="As for infgen_training.train.")
-@click.option("--eye/--no-eye", default=True, show_default=True, help="LPIPS and patch Frechet distances.")
+@click.option("--count", default=340, show_default=True, help="Maximum number of views of each kind.")
+@click.option("--minutes", default=28.0, show_default=True, help="Length of the session.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Same as in infgen_training.train.")
+@click.option("--eye/--no-eye", default=True, show_default=True, help="Measure LPIPS and patch Frechet distances.")
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 @click.option("-o", "--session", type=click.Path(file_okay=False, path_type=Path), required=True)
 def main(
@@ -46,7 +47,7 @@ def main(
     others: tuple[tuple[Path, Path], ...], count: int, minutes: float, settings: tuple[str, ...], eye: bool,
     device: str, session: Path,
 ) -> None:  # fmt: skip
-    """Makes shards, trains and evaluates within a time."""
+    """Makes shards, trains a model and evaluates it, all within a given time."""
     began = time.monotonic()
     shards, run = session / "shards", session / "run"
 

@@ -1,4 +1,4 @@
-"""Frozen third-party networks that training learns from, loaded from Python files or weights of the user's choice."""
+"""Loads the third-party networks that training learns from, from Python files or weights that the user names."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from infgen_rt.errors import InputError
 from infgen_training.autoencoders import load_autoencoder
 
 AUTOENCODER = click.Path(exists=True, path_type=Path)
-"""The type of the commands' option for an autoencoder."""
+"""The type of every command-line option that takes an autoencoder."""
 AUTOENCODER_HELP = (
     "Autoencoder: a Python file with load_encoder() and load_decoder(), or weights of diffusers or TAESD."
 )
-"""The help text of that option."""
+"""The help text of these options."""
 
 
 def load_function(file: Path, name: str) -> Callable[[], Any]:
-    """Loads a function from a Python file. The file's folder is not added to the import path.
+    """Runs a Python file and returns one of its functions. The file's folder is not added to the import path.
 
     Raises:
         FileNotFoundError: The file does not exist.
-        InputError: The file lacks the function.
+        InputError: The file does not define the function.
     """
     if not file.is_file():
         raise FileNotFoundError(f"no Python file at {file}; pass one that defines {name}()")
@@ -48,8 +48,8 @@ class Teacher:
     """An autoencoder of a latent space with 8 pixels per cell.
 
     Attributes:
-        encoder: Encodes an image [B, 3, 8h, 8w] in [0, 1] to a latent [B, C, h, w].
-        decoder: Decodes a latent to an image, about [0, 1].
+        encoder: Encodes images [B, 3, 8h, 8w] in [0, 1] to latents [B, C, h, w].
+        decoder: Decodes latents to images, whose values may lie slightly outside [0, 1].
     """
 
     encoder: nn.Module
@@ -60,12 +60,12 @@ class Teacher:
         """Loads an autoencoder.
 
         Args:
-            file: A Python file with ``load_encoder()`` and ``load_decoder()``, which return frozen modules; or a folder
-                or file of weights (``infgen_training.autoencoders``).
+            file: Either a Python file that defines ``load_encoder()`` and ``load_decoder()``, which return frozen
+                modules, or a folder or file of weights that ``infgen_training.autoencoders`` can load.
 
         Raises:
             FileNotFoundError: The file does not exist.
-            InputError: The file lacks one of the two functions, or the weights cannot be used.
+            InputError: The file does not define both functions, or the weights cannot be used.
         """
         if file.is_dir() or file.suffix in (".safetensors", ".pth"):
             encoder, decoder = load_autoencoder(file)
@@ -74,21 +74,28 @@ class Teacher:
         return cls(encoder.eval(), decoder.eval())
 
     def to(self, device: torch.device) -> Teacher:
-        """The same teacher on a device."""
+        """The teacher on a device. The networks of this teacher are moved as well, because the two share them."""
         return Teacher(self.encoder.to(device), self.decoder.to(device))
 
     @property
     def channels(self) -> int:
-        """Number of channels of its latents."""
+        """Number of channels of the latents. The networks must be on the CPU."""
         return self.encode(torch.zeros(1, 3, 8, 8)).shape[1]
 
     @torch.inference_mode()
     def encode(self, image: Tensor) -> Tensor:
-        """Encodes images [B, 3, H, W] in [0, 1] of any size. The last rows and columns are repeated to whole cells."""
+        """Encodes images of any size. Their last row and column are repeated until they fill whole cells of 8x8 pixels.
+
+        Args:
+            image: Images [B, 3, H, W] in [0, 1].
+
+        Returns:
+            Latents [B, C, ceil(H / 8), ceil(W / 8)].
+        """
         height, width = image.shape[2:]
         return self.encoder(F.pad(image, (0, -width % 8, 0, -height % 8), mode="replicate"))
 
     @torch.inference_mode()
     def decode(self, latent: Tensor) -> Tensor:
-        """Decodes latents to images in [0, 1]."""
+        """Decodes latents [B, C, h, w] to images [B, 3, 8h, 8w], clamped to [0, 1]."""
         return self.decoder(latent).clamp(0, 1)

@@ -2,8 +2,8 @@
 
 A run is a folder with ``checkpoint/`` (the averaged weights in float16, for export), ``adversary.safetensors``,
 ``train.json`` (the config), ``progress.json`` and ``log.jsonl``. Running the command again continues the run from the
-averaged weights at the same point of the schedule, with a short warm-up and a new optimiser state. Nothing else has to
-be kept, so no file is larger than the weights.
+averaged weights at the same point of the schedule, with a short warm-up and a new optimiser state. The state of the
+optimiser is not saved, so no file is larger than the weights.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from infgen_training.views import View, load_shards
 from infgen_training.warmstart import warm_start
 
 _FIXED = ("preset", "part", "latent_space", "latent_channels")
-"""Fields that cannot change during a run."""
+"""Fields of the config that must not change when a run is continued."""
 _SAY_EVERY = 50
-"""Steps between lines of the log."""
+"""Number of steps per line of the log."""
 _AHEAD = 3
 """Number of batches that are prepared ahead."""
 _PAUSE = 5.0
-"""Maximum seconds that a step counts, because a process that was suspended did not train in the meantime."""
+"""Maximum seconds that one step adds to the time of the run. Time in which the process was suspended does not count."""
 
 
 def drawn(batches: Turns, first: int) -> Iterator[Batch]:
-    """Yields batches from a step on, prepared ahead in a thread."""
+    """Yields the batches of all steps from ``first`` on. A background thread prepares them in advance."""
     with ThreadPoolExecutor(1) as pool:
         ahead: deque[Future[Batch]] = deque(pool.submit(batches.draw, first + index) for index in range(_AHEAD))
         try:
@@ -77,23 +77,28 @@ def train(
 
     Args:
         config: Config of the run.
-        shards: Folder of views.
-        teacher: The autoencoder that a new model or a trunk starts from. None for random weights.
+        shards: Folder of shards with views.
+        teacher: The autoencoder that a new model or a trunk starts from. With None, a new model starts from random
+            weights. A trunk needs a teacher.
         vgg: Weights for LPIPS and the adversary. None to train without both.
-        enlarger: Python file with ``load_animevideo()``, from whose network a new model's enlarger starts. The
-            enlarger's last convolutions are fitted to the views.
-        run: Folder of the run, which is continued if there is one.
+        enlarger: Python file with ``load_animevideo()``. A new model's enlarger starts from the network that this
+            function returns, and its last convolutions are fitted to the views.
+        run: Folder of the run. If it holds a run, that run is continued.
         device: Device to train on.
-        start: Checkpoint to start a new run from. For a trunk, the finished model that it learns from and becomes a
-            part of, which is needed to continue too.
-        slice_minutes: Saves and stops after this many minutes, even if the run is not finished.
-        others: Models of other latent spaces to train together with a decoder or encoder that is started from a
-            checkpoint, each with the autoencoder of its space. They share with it what does not belong to a space.
+        start: Checkpoint that a new run starts from. For a trunk, it is the finished model that the trunk learns from,
+            and it is needed to continue the run, too.
+        slice_minutes: Number of minutes after which the run is saved and stopped, even if it is not finished.
+        others: Models of other latent spaces that are trained together with a decoder or an encoder. Each is a
+            checkpoint and the autoencoder of its space. It must share weights with the run's own model.
+
+    Returns:
+        The trainer after the last step.
 
     Raises:
-        InputError: The config contradicts the settings of the run, or one of the arguments cannot be used.
-        FileNotFoundError: There are no shards, or no teacher.
-        Diverged: Gradients are no longer finite. The last save is from before that.
+        InputError: The config differs from that of the run in a field that must not change, or an argument cannot be
+            used.
+        FileNotFoundError: There are no shards, or a Python file does not exist.
+        Diverged: The gradients stay infinite or NaN. The run's folder holds the weights from before that.
     """
     began = time.monotonic()
     _check_same_run(config, run / "train.json")
@@ -158,7 +163,7 @@ def _trunk(
     latents: Path,
     device: torch.device,
 ) -> tuple[InfGen, InfGen, list[View]]:
-    """The finished model, the model with the trunk to train, and the views in both spaces."""
+    """The finished model, the model with the trunk to train, and the views with latents of both spaces."""
     if start is None or teacher is None:
         raise InputError(
             "a trunk needs --start, the checkpoint of a finished model, and --teacher, the autoencoder of the new space"
@@ -182,7 +187,7 @@ def _trunk(
 def _other(
     model: InfGen, checkpoint: Path, teacher: Path, views: Sequence[View], run: Path, device: torch.device
 ) -> tuple[InfGen, list[View]]:
-    """A model of another latent space to train together with a model, and the views in its space."""
+    """A model of another latent space that is trained together with ``model``, and the views in its space."""
     other, origin = load_checkpoint(checkpoint), Teacher.load(teacher)
     space = other.config.latent_space
     if (saved := run / f"{CHECKPOINT}-{space}").exists():
@@ -195,7 +200,7 @@ def _other(
 
 
 def _latents(run: Path, other: InfGen) -> Path:
-    """The file in a run's folder with the views' latents in another model's space."""
+    """The file in a run's folder that holds the latents of the views in the space of another model."""
     return run / f"{Path(LATENTS).stem}-{other.config.latent_space}.safetensors"
 
 
@@ -215,14 +220,14 @@ def _progress(run: Path) -> dict[str, float | None]:
 
 
 class _Log:
-    """Mean losses over several steps by enlargement, which are printed and appended to ``log.jsonl``."""
+    """Prints the mean losses of several steps for each enlargement, and appends them to ``log.jsonl``."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self._sums: dict[tuple[int, str], list[float]] = {}
 
     def add(self, step: int, batch: Batch, losses: dict[str, Tensor], seconds: float) -> None:
-        """Adds the losses of a step."""
+        """Adds the losses of a step. ``seconds`` is the time of the run so far."""
         for name, loss in losses.items():
             self._sums.setdefault((batch.lesson.factor, name), []).append(loss.item())
         if (step + 1) % _SAY_EVERY:
@@ -252,35 +257,35 @@ OTHERS = click.option(
     type=(_FOLDER, AUTOENCODER),
     multiple=True,
     metavar="CHECKPOINT AUTOENCODER",
-    help="Model of another latent space to train together with the one of --start; repeatable.",
+    help="Model of another latent space, to train together with the one of --start; repeatable.",
 )
-"""The option for models that are trained together."""
+"""The command-line option for models of other latent spaces that are trained together with the run's own."""
 
 
 @click.command()
-@click.option("--shards", type=_FOLDER, required=True, help="Folder of views, from infgen_training.views.")
-@click.option("--teacher", type=AUTOENCODER, help=f"Where trunk and encoder start. {AUTOENCODER_HELP}")
-@click.option("--enlarger", type=_FILE, help="Python file with load_animevideo(): where the enlarger starts.")
-@click.option("--vgg", type=_FILE, help="Weights of LPIPS with VGG16, for LPIPS and the adversary; without, neither.")
+@click.option("--shards", type=_FOLDER, required=True, help="Folder of shards from infgen_training.views.")
+@click.option("--teacher", type=AUTOENCODER, help=f"What trunk and encoder start from. {AUTOENCODER_HELP}")
+@click.option("--enlarger", type=_FILE, help="Python file with load_animevideo(), for the enlarger to start from.")
+@click.option("--vgg", type=_FILE, help="Weights of LPIPS with VGG16. Needed for LPIPS and the adversary.")
 @click.option(
-    "-o", "--run", type=click.Path(file_okay=False, path_type=Path), required=True, help="Continued if it exists."
+    "-o", "--run", type=click.Path(file_okay=False, path_type=Path), required=True, help="Run to start or continue."
 )
-@click.option("--start", type=_FOLDER, help="Checkpoint that a new run starts from; always for a trunk.")
+@click.option("--start", type=_FOLDER, help="Checkpoint that a new run starts from. A trunk always needs it.")
 @OTHERS
-@click.option("--minutes", "slice_minutes", type=float, help="Stops after so many, saved, whatever is left of the run.")
+@click.option("--minutes", "slice_minutes", type=float, help="Saves and stops after this time, finished or not.")
 @click.option(
     "--set",
     "settings",
     multiple=True,
     metavar="NAME=VALUE",
-    help="Any field of TrainConfig, as JSON; repeatable. What a run has already is its default.",
+    help="Value of a field of TrainConfig, as JSON; repeatable. Otherwise, a run keeps its values.",
 )
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 def main(
     shards: Path, teacher: Path | None, enlarger: Path | None, vgg: Path | None, run: Path, start: Path | None,
     others: tuple[tuple[Path, Path], ...], slice_minutes: float | None, settings: tuple[str, ...], device: str,
 ) -> None:  # fmt: skip
-    """Trains an InfGen decoder, its encoder or a trunk of another latent space, or continues a run."""
+    """Starts or continues a run that trains a decoder, its encoder, or a trunk of another latent space."""
     names = {field.name for field in dataclasses.fields(TrainConfig)}
     saved = run / "train.json"
     try:

@@ -1,4 +1,4 @@
-"""The trainer of a model: losses, optimiser, adversary and averaged weights, one step at a time."""
+"""Trains a model step by step, with its losses, optimiser, adversary and averaged weights."""
 
 from __future__ import annotations
 
@@ -25,34 +25,46 @@ from infgen_training.precision import mixed
 from infgen_training.warmstart import COPIED
 
 CHECKPOINT = "checkpoint"
-"""The folder in a run's folder with the averaged weights. Those of another space have its name appended."""
+"""Name of the folder, in a run's folder, with the averaged weights.
+
+For a model of another latent space, a hyphen and the name of the space are appended.
+"""
 _BALANCE_EVERY = 25
-"""Steps between comparisons of the adversary's gradient with that of LPIPS."""
+"""Number of steps between comparisons of the gradient norms of the adversarial loss and LPIPS."""
 _BAD_STEPS = 10
-"""Maximum number of consecutive steps without a finite gradient that are skipped. With more, the run has diverged."""
+"""Number of consecutive steps without a finite gradient that are skipped. After one more, the run has diverged."""
 _LEARNS_BEFORE = 0.08
-"""Share of the run for which the adversary learns before it is used, and over which its weight then rises."""
+"""Share of the run in which the adversary learns before it is used.
+
+The weight of the adversarial loss then rises to its full value over the same share of the run.
+"""
 
 
 class Diverged(RuntimeError):
-    """Gradients are no longer finite."""
+    """The gradients of too many consecutive steps were infinite or NaN."""
 
 
 class Trainer:
     """Trains a model step by step.
 
-    Attributes:
-        bad: Number of consecutive steps, up to now, without a finite gradient.
-
     Args:
         config: Config of the run.
-        model: The model, which is trained in place.
+        model: The run's own model, which is trained in place.
         vgg: VGG16 for LPIPS and the adversary. None to train without both.
         device: Device to train on.
-        step: Step to continue from.
+        step: Number of the step to continue from.
         guide: For a trunk, the finished model whose trunk it learns from.
-        others: Models of other latent spaces, which are trained together with the model. What they can share with it
-            becomes shared.
+        others: Models of other latent spaces, which are trained together with the run's own. From now on, they share
+            with it all parameters that do not belong to a latent space.
+
+    Attributes:
+        step: Number of the next step.
+        models: The models that are trained. The first is the run's own.
+        averages: The same models with averaged weights.
+        adversary: The adversary.
+        balance: Norm of the LPIPS gradient divided by that of the adversarial gradient, averaged over time. None until
+            the adversary is used.
+        bad: Number of consecutive steps without a finite gradient, counted back from the last step.
     """
 
     def __init__(
@@ -68,11 +80,11 @@ class Trainer:
         self.config, self.device, self.step = config, device, step
         self.models = [model, *others]
         for each in self.models:
-            # Convolutions in reduced precision are about a third faster in this layout (measured on a CPU).
+            # On a CPU, convolutions in reduced precision were measured to be about a third faster in this layout.
             each.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         for other in others:
             tie(model, other)
-        # Copied at once, the averages share what the models share.
+        # All models are copied in one call, so that the copies share the same parameters as the models do.
         self.averages = [each.requires_grad_(False) for each in copy.deepcopy(self.models)]
         self.guide = guide
         if guide is not None:
@@ -106,10 +118,13 @@ class Trainer:
 
         Args:
             batch: The batch of the step.
-            done: Finished share of the run, in [0, 1].
+            done: Share of the run that is finished, in [0, 1].
 
         Returns:
-            The losses, by name.
+            The weighted losses by name, each a scalar without a gradient.
+
+        Raises:
+            Diverged: The gradients of more than ten consecutive steps were not finite.
         """
         warm = min(1.0, (self.step - self._began + 1) / max(1, self.config.warmup))
         share = warm * max(self.config.final, (1 + math.cos(math.pi * min(1.0, done))) / 2)
@@ -131,7 +146,7 @@ class Trainer:
         return {name: loss.detach() for name, loss in losses.items()}
 
     def enlargement(self, batch: Batch) -> Enlargement | None:
-        """The enlargement for a batch's scale."""
+        """The enlargement that the run's own model uses at a batch's scale. None if it has no enlargements."""
         config: DecoderConfig = self.model.config
         return config.enlargement_for((batch.scale, batch.scale))
 
@@ -143,7 +158,7 @@ class Trainer:
         return self._decoder(batch, done)
 
     def _squares(self, model: InfGen, latents: Sequence[Tensor], batch: Batch) -> Tensor:
-        """Prefill's features of a batch's squares. Statistics are of the whole latents."""
+        """Cuts a batch's squares from the output of ``prefill`` for the whole latents, whose statistics it needs."""
         whole = (model.prefill(latent[None].to(self.device)) for latent in latents)
         parts = [
             each[:, :, row : row + batch.cells, column : column + batch.cells]
@@ -152,7 +167,11 @@ class Trainer:
         return torch.cat(parts).contiguous(memory_format=torch.channels_last)
 
     def _features(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses of a trunk against the guide's: at prefill's output and at the last level, which all else reads."""
+        """Distances between the features of a trunk and those of the guide's trunk.
+
+        They are compared after ``prefill`` and after the last level, because the other parts of the model read these
+        two.
+        """
         model = self.models[batch.model]
         refine = model.refine
         assert self.guide is not None and self.guide.refine is not None and refine is not None
@@ -161,7 +180,7 @@ class Trainer:
                 coarse = self._squares(self.guide, batch.guides, batch)
                 fine = self.guide.refine.grown(coarse)
             made = self._squares(model, batch.latents, batch)
-            # After the features, the trunk gives a picture, which is learned from pictures.
+            # The last three channels are a picture, which is learned from pictures later.
             pairs = {"coarse": (made, coarse), "fine": (refine.grown(made)[:, :-3], fine[:, :-3])}
         return {name: feature_distance(made.float(), true.float()) for name, (made, true) in pairs.items()}
 
@@ -169,7 +188,7 @@ class Trainer:
         config, enlargement, cells, side = self.config, self.enlargement(batch), batch.cells, batch.side
         model = self.models[batch.model]
         with mixed(self.device, config.bfloat16):
-            # A square of a latent is decoded as if it were a whole latent.
+            # From here on, each square is decoded as if it were a whole latent.
             features = self._squares(model, batch.latents, batch)
             context = features if model.refine is None else model.refine(features, enlargement)
             grid = Grid.whole((cells, cells), (side, side)).to(self.device)
@@ -192,7 +211,7 @@ class Trainer:
         return losses
 
     def _seen(self, image: Tensor, made: Tensor, real: Tensor, batch: Batch, done: float) -> dict[str, Tensor]:
-        """LPIPS, and the adversarial loss once the adversary is used."""
+        """The loss of LPIPS and, once the adversary is used, the adversarial loss."""
         assert self.vgg is not None
         config, lesson = self.config, batch.lesson
         side = min(config.crop, made.shape[-1])
@@ -222,7 +241,10 @@ class Trainer:
         return losses
 
     def _encoder(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses of the encoder: against the teacher's latents, and of the pictures that its own latents decode to."""
+        """Losses of the encoder.
+
+        They compare its latents with the teacher's, and the pictures that its latents decode to with the originals.
+        """
         config, cells, model = self.config, batch.cells, self.models[batch.model]
         image = batch.encoded(self.device)
         latents = [
@@ -249,7 +271,7 @@ class Trainer:
 
     @torch.no_grad()
     def _update_average(self) -> None:
-        """Updates the exponential moving average, which forgets the first weights quickly."""
+        """Updates the exponential moving average. Its decay is lower at first, to forget the initial weights."""
         share = max(1 - self.config.ema, 10 / (10 + self.step))
         mean, values = (
             [*modules.parameters(), *modules.buffers()]
@@ -258,7 +280,12 @@ class Trainer:
         torch._foreach_lerp_(mean, values, share)
 
     def save(self, run: Path, minutes: float) -> None:
-        """Writes the files from which a run can be continued, each of them atomically."""
+        """Writes the files from which a run can be continued. Each file is written atomically.
+
+        Args:
+            run: Folder of the run.
+            minutes: Training time of the run so far, in minutes.
+        """
         save_checkpoint(run / CHECKPOINT, self.average, torch.float16)
         for other in self.averages[1:]:
             space = other.config.latent_space
@@ -274,15 +301,15 @@ class Trainer:
 
 
 def _inner(image: Tensor, edge: int) -> Tensor:
-    """The image without ``edge`` pixels at each side."""
+    """Removes ``edge`` pixels at each side of an image [..., H, W]."""
     return image[..., edge : image.shape[-2] - edge, edge : image.shape[-1] - edge]
 
 
 def _compiled(model: InfGen) -> Iterator[nn.Module]:
     """The larger parts of a model, which are worth compiling.
 
-    Refine is not compiled as a whole, because PyTorch 2.13 cannot compile the gradient of replicating padding for
-    channels-last.
+    ``refine`` is not compiled as a whole, because PyTorch 2.13 cannot compile the gradient of replication padding in
+    the channels-last layout.
     """
     yield from (model.prefill, *model.decode.blocks, model.encode)
     if model.refine is not None:
@@ -290,10 +317,15 @@ def _compiled(model: InfGen) -> Iterator[nn.Module]:
 
 
 def make_optimizer(models: Sequence[nn.Module], config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW on the trained parameters of models. Each group has its highest learning rate as ``peak``.
+    """Makes an AdamW optimiser for those parameters of the models that are trained.
 
-    The copied parameters of the first model alone are in the group that learns slowly, and only in a decoder or an
-    encoder: the trunks of other latent spaces have further to go.
+    There are two groups of parameters, and the entry ``peak`` of each is its highest learning rate. The slower group
+    holds the parameters of the first model that were copied from a tiny autoencoder. The trunks of other latent spaces
+    are in the faster group, because they have more to learn.
+
+    Args:
+        models: The models. The first is the run's own.
+        config: Config of the run.
     """
     groups: list[dict[str, Any]] = [
         {"params": [], "peak": config.lr},

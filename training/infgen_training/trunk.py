@@ -1,7 +1,7 @@
-"""Starts the trunk of another latent space from a finished model and the tiny autoencoder of that space.
+"""Makes the trunk of another latent space from a finished model and the tiny autoencoder of that space.
 
-All that follows the trunk is shared by all spaces, and expects the features of the finished model's trunk, which is
-called the guide here.
+The finished model is called the guide. The parts after the trunk are shared by all latent spaces. They expect the
+features of the guide's trunk, so the new trunk has to produce these features.
 """
 
 from __future__ import annotations
@@ -29,21 +29,25 @@ from infgen_training.views import View, to_tensor
 from infgen_training.warmstart import copy_encoder, copy_trunk, encoder_levels
 
 LATENTS = "latents.safetensors"
-"""The file in a run's folder with the latents of the views in the new space."""
+"""Name of the file, in a run's folder, with the latents of the views in the new space."""
 _OF_VIEWS = "views"
-"""The entry of that file's metadata that says which views the latents are of."""
+"""Key in that file's metadata. Its value is a hash of the views to which the latents belong."""
 _FITTED = 48
-"""Number of views that layers are fitted to."""
+"""Maximum number of views that layers are fitted to."""
 
 
 def in_space(views: Sequence[View], teacher: Teacher, file: Path, device: torch.device) -> list[View]:
-    """The same views with latents of the teacher's space. Their own latents become the guide's.
+    """Encodes views in the teacher's space.
 
     Args:
         views: Views of the finished model's latent space.
         teacher: The autoencoder of the new space.
-        file: A file from ``save_latents``. If it holds the latents of these views, nothing is encoded.
-        device: Device to encode on.
+        file: A file from ``save_latents``, which may be missing. If it holds latents of these views, they are used and
+            nothing is encoded. Whether they are from the same teacher is not checked.
+        device: Device to encode on. The teacher is moved to it.
+
+    Returns:
+        The same views. Their attribute ``latent`` is in the teacher's space, and ``guide`` is the latent that they had.
     """
     latents = _load_latents(file, views)
     if latents is None:
@@ -56,14 +60,14 @@ def in_space(views: Sequence[View], teacher: Teacher, file: Path, device: torch.
 
 
 def save_latents(file: Path, views: Sequence[View]) -> None:
-    """Writes the latents of views, atomically, so that a continued run does not encode them again."""
+    """Writes the latents of views to a file atomically. A run that is continued need not encode the views again."""
     tensors = {f"{index:06d}": view.latent.contiguous() for index, view in enumerate(views)}
     with whole(file) as partial:
         save_file(tensors, partial, {_OF_VIEWS: _digest(views)})
 
 
 def _load_latents(file: Path, views: Sequence[View]) -> list[Tensor] | None:
-    """The latents in a file, or None if it is missing, damaged or of other views."""
+    """The latents in a file, or None if the file is missing, damaged or belongs to other views."""
     try:
         with safe_open(file, "pt") as found:
             if (found.metadata() or {}).get(_OF_VIEWS) != _digest(views):
@@ -81,20 +85,25 @@ def _digest(views: Sequence[View]) -> str:
 
 
 def new_trunk(config: TrainConfig, guide: InfGen, teacher: Teacher, views: Sequence[View]) -> InfGen:
-    """Makes a model of another latent space that shares all but its trunk with a finished one.
+    """Makes a model of another latent space that shares all but its trunk and encoder with a finished model.
 
-    The trunk starts as the teacher's decoder, with its picture. A layer after it is fitted to the features that the
-    guide's trunk has for the same pictures. The encoder is the teacher's, if it is a tiny autoencoder's without global
-    statistics. Otherwise it starts as the guide's, and its last layer is fitted to the teacher's latents.
+    The trunk starts with the weights of the teacher's decoder, including the layer that makes a picture. A layer after
+    the trunk is fitted to the features that the guide's trunk has for the same pictures.
+
+    If the teacher's encoder is that of a tiny autoencoder without global statistics, it is copied exactly. Otherwise,
+    the encoder starts with the weights of the guide's encoder, and its last layer is fitted to the teacher's latents.
 
     Args:
         config: Config of the run.
         guide: The finished model.
         teacher: The new space's tiny autoencoder.
-        views: Views in both spaces, from ``in_space``.
+        views: Views with latents of both spaces, from ``in_space``.
+
+    Returns:
+        The model, in evaluation mode.
 
     Raises:
-        InputError: The guide has no trunk, or the teacher's decoder has another structure than the trunk.
+        InputError: The guide has no trunk, or the structure of the teacher's decoder differs from that of the trunk.
     """
     if guide.refine is None:
         raise InputError(f"{guide.config.name} has no trunk that another latent space could have for its own")
@@ -123,7 +132,13 @@ def new_trunk(config: TrainConfig, guide: InfGen, teacher: Teacher, views: Seque
 
 @torch.no_grad()
 def fit_features(model: InfGen, guide: InfGen, views: Sequence[View]) -> None:
-    """Sets the layer after a trunk, in place, to the linear function that comes closest to the guide's features."""
+    """Fits the layer after a trunk, in place, so that its output is as close as possible to the guide's features.
+
+    Args:
+        model: The model with the trunk. It must have a layer after the trunk (``adapted`` in its config).
+        guide: The finished model.
+        views: Views with latents of both spaces.
+    """
     assert model.refine is not None and guide.refine is not None
     trunk, width = model.refine, model.config.trunk[-1].width
     assert trunk.adapt is not None
@@ -142,7 +157,12 @@ def fit_features(model: InfGen, guide: InfGen, views: Sequence[View]) -> None:
 
 @torch.no_grad()
 def fit_encoder(model: InfGen, views: Sequence[View]) -> None:
-    """Sets an encoder's last convolution, in place, to the best linear readout of the views' latents."""
+    """Fits the last convolution of a model's encoder, in place, so that its output is close to the views' latents.
+
+    Args:
+        model: The model with the encoder.
+        views: Views with latents of the model's space.
+    """
     fit, seen = LeastSquares(), list[Tensor]()
     hook = model.encode.leave.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     try:
@@ -155,5 +175,5 @@ def fit_encoder(model: InfGen, views: Sequence[View]) -> None:
 
 
 def _some(views: Sequence[View]) -> Sequence[View]:
-    """Views from all over the sequence, as many as layers are fitted to."""
+    """At most ``_FITTED`` views, spread evenly over the sequence."""
     return views[:: max(1, len(views) // _FITTED)][:_FITTED]

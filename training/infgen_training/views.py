@@ -1,16 +1,17 @@
 """Makes training data for decoders: ``python -m infgen_training.views --photos DIR --teacher FILE -o SHARDS``.
 
-A *view* is a square of a photograph, reduced and encoded by the teacher to a latent of at most 32x32 cells. With the
-latent, it holds up to three pictures to learn from:
+A *view* is a square of a photograph that was reduced and then encoded by the teacher. Its latent has at most 32x32
+cells. Besides the latent, a view holds up to three pictures to learn from:
 
 - the reduced picture, which is the target at scale 1,
-- the photograph at four times that size, if it has enough pixels,
-- a *sharp* picture of the same size, which a strong enlarger made from the teacher's own decode of the latent.
+- the same square of the photograph at four times that size, if the photograph has enough pixels,
+- a *sharp* picture, also at four times the size, which a strong enlarger made from the teacher's decode of the latent.
 
-The sharp picture depends on nothing but the latent, so L1 can learn it without averaging over detail that the latent
-does not determine. It is corrected so that its reduction is again the reduced picture.
+The enlarger sees nothing but the latent's decode. The latent therefore determines the detail of the sharp picture, and
+a decoder can learn this detail with L1, which would average away other detail. The sharp picture is corrected so that
+reducing it gives the reduced picture again.
 
-Views are packed into shards, which can be read without the photographs, the teacher and the enlarger.
+Views are packed into files called shards. Reading shards needs neither the photographs nor the teacher or the enlarger.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ Pixels = NDArray[np.uint8]
 CELLS = 32
 """Side of a view in cells, if its photograph has enough pixels."""
 SHARD = 56_000_000
-"""Maximum size of a shard's pictures in bytes."""
+"""Size in bytes at which a shard is written. A shard exceeds it by less than one view."""
 _LARGEST = 1.6
-"""Maximum pixels of a photograph per pixel of a picture to learn from. With more, few pixels would remain."""
+"""Maximum pixels of a photograph per pixel, along one axis, of a view's larger pictures. It limits lost detail."""
 _QUALITY = 92
 
 
@@ -53,11 +54,11 @@ class View:
 
     Attributes:
         latent: The latent, float16 [C, n, n].
-        small: The picture that was encoded, [8n, 8n, 3].
-        photo: The photograph, [32n, 32n, 3]. None if it has fewer pixels.
-        sharp: The teacher's decode, enlarged and corrected, [32n, 32n, 3]. None if there was no enlarger.
-        guide: The latent of the same picture in another space, float16 [G, n, n], for a trunk that learns from the
-            trunk of that space. Shards do not have it.
+        small: The picture that was encoded, uint8 [8n, 8n, 3].
+        photo: The square of the photograph, uint8 [32n, 32n, 3]. None if the photograph has too few pixels.
+        sharp: The teacher's decode, enlarged and corrected, uint8 [32n, 32n, 3]. None if there was no enlarger.
+        guide: The latent of the same picture in the space of a finished model, float16 [G, n, n]. It is used to train
+            the trunk of another space, and is not stored in shards.
     """
 
     latent: Tensor
@@ -74,14 +75,14 @@ class View:
 
 @dataclass(frozen=True)
 class Square:
-    """The square of a view in its photograph.
+    """The place of a view in its photograph.
 
     Attributes:
         cells: Side in cells.
-        reduction: Pixels of the photograph per pixel of the picture that is encoded.
-        x: Left edge in pixels.
-        y: Top edge in pixels.
-        flip: Whether it is mirrored.
+        reduction: Number of the photograph's pixels per pixel of the encoded picture, along one axis.
+        x: Left edge in pixels of the photograph.
+        y: Top edge in pixels of the photograph.
+        flip: Whether the view is mirrored horizontally.
     """
 
     cells: int
@@ -95,8 +96,8 @@ class Square:
         """Draws a random square.
 
         Args:
-            size: Width and height of the photograph.
-            deep: Whether the photograph must have enough pixels for four times the size of the encoded picture.
+            size: Width and height of the photograph in pixels.
+            deep: Whether the square must have enough pixels for a picture at four times the size of the encoded one.
             rng: The random generator.
         """
         side = min(size)
@@ -108,7 +109,15 @@ class Square:
         return cls(cells, reduction, x, y, bool(rng.random() < 0.5))
 
     def of(self, photo: Image.Image, factor: int = 1) -> Pixels:
-        """The square's pixels [8 n factor, 8 n factor, 3], resampled from the photograph."""
+        """Cuts the square from the photograph and resamples it.
+
+        Args:
+            photo: The photograph, in RGB.
+            factor: Size of the result relative to the picture that is encoded.
+
+        Returns:
+            The pixels, uint8 [8 * cells * factor, 8 * cells * factor, 3].
+        """
         side = PATCH * self.cells
         length = side * self.reduction
         box = (self.x, self.y, min(self.x + length, photo.width), min(self.y + length, photo.height))
@@ -117,24 +126,24 @@ class Square:
 
 
 def to_tensor(pixels: Pixels) -> Tensor:
-    """Converts bytes [..., H, W, 3] to float32 [..., 3, H, W] in [0, 1]."""
+    """Converts uint8 [..., H, W, 3] to float32 [..., 3, H, W] in [0, 1]."""
     return torch.from_numpy(np.array(pixels)).movedim(-1, -3).float() / 255
 
 
 def to_levels(image: Tensor) -> Pixels:
-    """Converts an image [1, 3, H, W] to bytes [H, W, 3], clamped and rounded."""
+    """Converts an image [1, 3, H, W] to uint8 [H, W, 3]. Values are clamped to [0, 1] and rounded."""
     return (image[0].clamp(0, 1) * 255 + 0.5).byte().permute(1, 2, 0).contiguous().cpu().numpy()
 
 
 def corrected(large: Tensor, small: Tensor, rounds: int = 3) -> Tensor:
-    """Corrects a large picture so that its reduction is the small one, by back-projection (Irani, Peleg 1991).
+    """Corrects large pictures so that reducing them gives the small ones (back-projection, Irani and Peleg 1991).
 
-    Clamping may leave a difference.
+    A small difference may remain, because the result is clamped to [0, 1].
 
     Args:
-        large: [B, 3, k H, k W] in [0, 1].
-        small: [B, 3, H, W] in [0, 1].
-        rounds: Number of corrections.
+        large: Large pictures, [B, 3, k * H, k * W] in [0, 1].
+        small: Small pictures, [B, 3, H, W] in [0, 1].
+        rounds: Number of corrections, each of which makes the difference smaller.
     """
     factor = large.shape[-1] // small.shape[-1]
     for _ in range(rounds):
@@ -147,8 +156,18 @@ def corrected(large: Tensor, small: Tensor, rounds: int = 3) -> Tensor:
 def make_view(
     photo: Image.Image, teacher: Teacher, enlarge: nn.Module | None, device: torch.device, rng: np.random.Generator
 ) -> View:
-    """Draws a view of a photograph and encodes it. With an enlarger, also enlarges the teacher's decode of it."""
-    # A third of the enlarged views show so much of the photograph that it lacks the pixels for four times the size.
+    """Draws a random view of a photograph and encodes it.
+
+    Args:
+        photo: The photograph, in RGB, with at least 32 pixels per side.
+        teacher: The autoencoder, on the device.
+        enlarge: A network on the device that enlarges pictures [B, 3, H, W] in [0, 1] four times. It makes the sharp
+            picture from the teacher's decode. None for a view without a sharp picture.
+        device: Device to compute on.
+        rng: The random generator.
+    """
+    # A third of the views with a sharp picture may show a larger part of the photograph, even if this part has too few
+    # pixels for a picture at four times the size.
     square = Square.draw(photo.size, enlarge is None or rng.random() < 0.67, rng)
     small = square.of(photo)
     truth = to_tensor(small)[None].to(device)
@@ -164,7 +183,11 @@ def make_view(
 
 
 def photo_files(folder: Path, exclude: Sequence[str] = ()) -> list[Path]:
-    """The photographs of a folder, sorted by name, without the excluded stems.
+    """Lists the photographs of a folder, sorted by path.
+
+    Args:
+        folder: The folder.
+        exclude: File names, without endings, of photographs to leave out.
 
     Raises:
         FileNotFoundError: There are no photographs.
@@ -179,7 +202,15 @@ def photo_files(folder: Path, exclude: Sequence[str] = ()) -> list[Path]:
 def make_views(
     files: Sequence[Path], count: int, teacher: Teacher, enlarge: nn.Module | None, device: torch.device, seed: int
 ) -> Iterator[View]:
-    """Draws views, one from every photograph before a second one from any.
+    """Draws views of photographs in random order. No photograph is used again before all others were used as often.
+
+    Args:
+        files: Files of the photographs.
+        count: Number of views.
+        teacher: As for ``make_view``.
+        enlarge: As for ``make_view``.
+        device: As for ``make_view``.
+        seed: Seed of the random generator.
 
     Raises:
         InputError: A photograph is too small for a view of one cell.
@@ -197,16 +228,16 @@ def make_views(
 
 
 def save_shards(folder: Path, views: Iterable[View], prefix: str, again: Callable[[], bool] = lambda: True) -> int:
-    """Packs views into files of about ``SHARD`` bytes at most, with pictures as WebP.
+    """Packs views into files of about ``SHARD`` bytes. The pictures are compressed as WebP.
 
     Args:
-        folder: Created if missing.
+        folder: Folder for the files. It is created if it does not exist.
         views: The views to pack.
-        prefix: Prefix of the files' names, ``PREFIX-000.safetensors`` and so on.
-        again: Called after every view. Returns whether to go on.
+        prefix: Start of the file names, which are ``PREFIX-000.safetensors`` and so on.
+        again: Function that is called after every view and returns whether to go on.
 
     Returns:
-        The number of views.
+        The number of views that were packed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
@@ -278,11 +309,11 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.command()
 @click.option("--photos", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
 @click.option("--teacher", type=AUTOENCODER, required=True, help=AUTOENCODER_HELP)
-@click.option("--enlarger", type=_FILE, help="Python file with a function that loads a network for 4 times.")
-@click.option("--function", default="load_x4plus", show_default=True, help="Of the enlarger's file.")
-@click.option("--count", default=400, show_default=True, help="Views.")
-@click.option("--minutes", type=float, help="Stops after so many, with the views that there are.")
-@click.option("--exclude", multiple=True, default=HELD_OUT, show_default=True, help="Stems of photographs.")
+@click.option("--enlarger", type=_FILE, help="Python file that loads a network which enlarges 4 times.")
+@click.option("--function", default="load_x4plus", show_default=True, help="Name of the function in that file.")
+@click.option("--count", default=400, show_default=True, help="Number of views.")
+@click.option("--minutes", type=float, help="Stops after this time, and keeps the views made so far.")
+@click.option("--exclude", multiple=True, default=HELD_OUT, show_default=True, help="Photographs to leave out.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True)
@@ -290,10 +321,10 @@ def main(
     photos: Path, teacher: Path, enlarger: Path | None, function: str, count: int, minutes: float | None,
     exclude: tuple[str, ...], seed: int, device: str, output: Path,
 ) -> None:  # fmt: skip
-    """Makes views of photographs and packs them into shards; with an enlarger, views with sharp pictures.
+    """Makes views of photographs and packs them into shards.
 
-    An enlarger takes seconds per view on a CPU. Views without are made in a moment and show many more photographs: make
-    some of both.
+    With an enlarger, the views have sharp pictures, but each takes seconds on a CPU. Views without sharp pictures are
+    made much faster, so they can show many more photographs. Make some views of each kind.
     """
     where = torch.device(device)
     start = time.monotonic()

@@ -1,7 +1,8 @@
 """Starts a model from the weights of a tiny autoencoder and of an enlarger.
 
 Tiny autoencoders (github.com/madebyollin/taesd) exist for many latent spaces: TAESD, TAESDXL, TAESD3, TAEF1, TAEF2.
-At the resolutions of the trunk and of the encoder they have the same task, so training starts with useful features.
+Their decoders have the same task as the trunk of a model, and their encoders the same as its encoder. Training that
+starts from their weights therefore starts with useful features.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ COPIED = (
 )
 """Prefixes of the parameters that are copied from a tiny autoencoder."""
 _PARTS = {"convolve": "conv", "pool": "pool"}
-"""Names of a block's branches here and in the autoencoder."""
+"""Maps the names of a block's branches in the model to their names in a tiny autoencoder."""
 
 
 def warm_start(model: InfGen, teacher: Path | None, enlarger: Path | None, views: Sequence[View]) -> None:
@@ -37,13 +38,14 @@ def warm_start(model: InfGen, teacher: Path | None, enlarger: Path | None, views
 
     Args:
         model: The model, with random weights.
-        teacher: Python file of a tiny autoencoder, for the trunk and the encoder. None to leave them unchanged.
+        teacher: Python file or weights of a tiny autoencoder, for the trunk and the encoder. None to leave both
+            unchanged.
         enlarger: Python file with ``load_animevideo()``, for the enlarger. None to leave it unchanged.
         views: The views that the enlarger is fitted to.
 
     Raises:
         FileNotFoundError: A file does not exist.
-        InputError: A file lacks a function, or a network has another structure.
+        InputError: A file does not define its function, weights cannot be read, or a network has another structure.
     """
     if teacher is not None:
         origin = Teacher.load(teacher)
@@ -58,13 +60,14 @@ def warm_start(model: InfGen, teacher: Path | None, enlarger: Path | None, views
 def copy_trunk(decoder: nn.Module, model: InfGen) -> None:
     """Copies the first layers of a tiny autoencoder's decoder into a model's trunk, in place.
 
-    Of the decoders named above, only TAEF2's has branches with global statistics. For the others, the trunk's branches
-    start at zero, if it has any.
+    Among the tiny autoencoders, only TAEF2's decoder has branches with global statistics. If the trunk has such
+    branches and the decoder does not, the output of these branches starts at zero.
 
     Args:
-        decoder: A sequence of modules: soft clamp, convolution and ReLU, then blocks, an upsampling and a convolution
-            for every resolution, and finally a convolution to the picture.
-        model: A model whose trunk, in ``prefill`` and ``refine``, has the same widths.
+        decoder: A sequence of modules. It starts with a soft clamp, a convolution and a ReLU. Blocks, an upsampling and
+            a convolution follow for every resolution. A convolution to the picture is the last module.
+        model: A model whose trunk, in ``prefill`` and ``refine``, has the same widths. Nothing is copied to a model
+            without a trunk.
 
     Raises:
         InputError: The decoder has another structure or other widths.
@@ -94,15 +97,17 @@ def copy_trunk(decoder: nn.Module, model: InfGen) -> None:
 
 
 def copy_encoder(encoder: nn.Module, model: InfGen) -> None:
-    """Copies the last layers of a tiny autoencoder's encoder, or all of them, into a model's encoder, in place.
+    """Copies the layers of a tiny autoencoder's encoder into a model's encoder, in place, from the last one backwards.
 
-    Layers before the model's first resolution are not copied. Branches with global statistics are not copied either: an
-    encoder that gives the same latent for any tiling cannot have them, and has to learn to work without them. Without
-    such branches, an encoder of the same resolutions as the model's (``encoder_levels``) is copied exactly.
+    If the model's encoder has fewer resolutions, the first layers are not copied. Branches with global statistics are
+    not copied either. The model's encoder cannot have such branches, because its latent must not depend on how the
+    picture is cut into tiles. It has to learn to work without them.
+
+    If the encoder has no such branches and the same resolutions as the model's (``encoder_levels``), the copy is exact.
 
     Args:
-        encoder: A sequence of modules. For every resolution, it ends with a convolution that halves the picture and
-            blocks, and finally has one more convolution.
+        encoder: A sequence of modules. For every resolution, it has a convolution and blocks. All of these convolutions
+            except the first halve the resolution. One more convolution is the last module.
         model: A model whose ``encode`` has the same widths.
 
     Raises:
@@ -116,21 +121,21 @@ def copy_encoder(encoder: nn.Module, model: InfGen) -> None:
         if index:
             place -= 1
             names[f"shrink.{index - 1}.weight"] = f"{place}.weight"
-    if place == 1:  # only the first convolution is left
+    if place == 1:  # if only the first convolution is left, the resolutions are the same
         names |= {f"enter.{name}": f"0.{name}" for name in model.encode.enter.state_dict()}
     _copy(encoder, model.encode, names, {})
 
 
 def encoder_levels(encoder: nn.Module) -> tuple[Level, ...] | None:
-    """The resolutions of a tiny autoencoder's encoder, from the picture's own to that of the latent.
+    """Describes the resolutions of a tiny autoencoder's encoder, from that of the picture to that of the latent.
 
     Args:
-        encoder: For every resolution, a tiny autoencoder's has a convolution and blocks, and finally one more
-            convolution.
+        encoder: Any module. The encoder of a tiny autoencoder has a convolution and blocks for every resolution, and
+            then one more convolution.
 
     Returns:
-        The resolutions, or None if the encoder has another structure or uses global statistics, and so cannot be
-        copied exactly.
+        The width and the number of blocks for each resolution. None if the encoder cannot be copied exactly, because it
+        has another structure or uses global statistics.
     """
     modules = list(encoder) if isinstance(encoder, nn.Sequential) else []
     convolutions = [(index, each) for index, each in enumerate(modules) if isinstance(each, nn.Conv2d)]
@@ -146,11 +151,12 @@ def encoder_levels(encoder: nn.Module) -> tuple[Level, ...] | None:
 def copy_enlarger(network: nn.Module, model: InfGen) -> None:
     """Copies Real-ESRGAN's smallest network into a model's enlarger, in place, where it fits.
 
-    The last convolution is not copied. A shorter chain has its own, and learns it in a few hundred steps.
+    The last convolution is not copied, because the model's enlarger is shorter. It learns its own last convolution in a
+    few hundred steps.
 
     Args:
         network: An ``SRVGGNetCompact``, whose ``body`` has convolutions of 64 channels with PReLUs between them.
-        model: A model whose enlarger has the same width and no more convolutions.
+        model: A model whose enlarger has the same width and at most as many convolutions.
 
     Raises:
         InputError: The network has another structure. Nothing is copied.
@@ -182,15 +188,16 @@ def copy_enlarger(network: nn.Module, model: InfGen) -> None:
 
 @torch.no_grad()
 def rescale_enlarger(model: InfGen, views: Sequence[View], count: int = 8) -> None:
-    """Scales the layers of a model's enlarger, in place, so that each layer's output has a root mean square of 1.
+    """Scales the layers of a model's enlarger, in place, so that the output of each PReLU has a root mean square of 1.
 
-    The enlarger's result does not change: a PReLU of twice the input gives twice the output, so the next layer can undo
-    the scaling. Without this, the layers differ so much in scale that no learning rate fits them all.
+    Without this, the layers differ so much in scale that no learning rate suits them all. The result of the enlarger
+    does not change. If the input of a PReLU doubles, its output doubles too, so the weights of the next layer can undo
+    the scaling.
 
     Args:
         model: A model whose trunk and enlarger already have useful weights.
-        views: The views to choose from.
-        count: Number of views to use.
+        views: The views. Only the first ``count`` are used.
+        count: Maximum number of views to use.
     """
     if model.refine is None or not model.refine.enlarger.leave:
         return
@@ -230,16 +237,16 @@ def rescale_enlarger(model: InfGen, views: Sequence[View], count: int = 8) -> No
 
 @torch.no_grad()
 def fit_readout(model: InfGen, views: Sequence[View], count: int = 24, cells: int = 16) -> None:
-    """Sets the last convolutions of a model's enlarger, in place, to the best linear readout of their inputs.
+    """Fits the last convolutions of a model's enlarger, in place, by linear least squares.
 
-    The readout has the smallest squared error between the enlarged picture and its target. Targets are the sharp
-    pictures of some views, or photographs if no view has a sharp picture.
+    They get the weights with the smallest squared error between the enlarged picture and its target. The targets are
+    the sharp pictures of some views, or photographs if no view has a sharp picture.
 
     Args:
         model: A model whose trunk and enlarger, except for its last convolutions, already have useful weights.
-        views: The views to fit to. If they have no pictures to learn from, nothing changes.
+        views: The views to fit to. If none has a sharp picture or a photograph, nothing changes.
         count: Number of random squares to use.
-        cells: Side of the squares in cells, or less if a view is smaller.
+        cells: Side of the squares in cells. It is reduced for a view that is smaller.
     """
     pool = [view for view in views if view.sharp is not None] or [view for view in views if view.photo is not None]
     if model.refine is None or not pool:
@@ -263,7 +270,7 @@ def fit_readout(model: InfGen, views: Sequence[View], count: int = 24, cells: in
             features = model.prefill(view.latent[None].float())[:, :, top : top + side, left : left + side]
             rows, columns = (slice(most * first, most * (first + side)) for first in (top, left))
             truth = to_tensor(pixels[rows, columns])[None]
-            edge = refine.fold if side > 2 else 0  # at the border, the square lacks the latent around it
+            edge = refine.fold if side > 2 else 0  # the border is wrong, since the latent around the square is missing
             inner = (..., *(slice(edge, refine.fold * side - edge),) * 2)
             for each in larger:
                 refine(features, each)
@@ -281,7 +288,13 @@ def fit_readout(model: InfGen, views: Sequence[View], count: int = 24, cells: in
 
 
 def _names(level: nn.Module, prefix: str, place: int) -> Iterator[tuple[str, str]]:
-    """Names of the tensors of a level's blocks with those of the teacher, whose first block is number ``place``."""
+    """Pairs of names of the tensors of a level's blocks: in the model, and in the teacher.
+
+    Args:
+        level: The blocks.
+        prefix: Start of the names in the model.
+        place: Number of the first of these blocks in the teacher.
+    """
     for index, block in enumerate(level.children()):
         for name in block.state_dict():
             part, _, rest = name.partition(".")
