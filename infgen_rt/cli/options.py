@@ -70,6 +70,10 @@ space = click.option(
     help="The latent's space, or the name of a model that uses it (see infgen-rt spaces), if the bundle has several.  "
     "[default: the only one that fits the latent's shape]",
 )
+backend = click.option("--backend", default="auto", show_default=True, help="auto, a backend's name, or cuda.")
+device = click.option(
+    "--device", help="The backend's device, as `infgen-rt devices` lists them.  [default: the fastest]"
+)
 threads = click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the backend's choice]")
 normalisation = click.option(
     "--normalisation",
@@ -99,8 +103,8 @@ _OPENING_OPTIONS: tuple[Decorator, ...] = (
     click.option("--sample", help="Show a latent that the package ships. `infgen-rt info` lists them."),
     model,
     space,
-    click.option("--backend", default="auto", show_default=True, help="auto, a backend's name, or cuda."),
-    click.option("--device", help="The backend's device, as `infgen-rt devices` lists them.  [default: the fastest]"),
+    backend,
+    device,
     click.option(
         "--precision", type=click.Choice(PRECISIONS), default="fast", show_default=True, help="As for decode."
     ),
@@ -155,8 +159,8 @@ _PICTURE_OPTIONS: tuple[Decorator, ...] = (
     click.option("--sample", help="Decode a latent that the package ships. `infgen-rt info` lists them."),
     model,
     space,
-    click.option("--backend", default="auto", show_default=True, help="auto, a backend's name, or cuda."),
-    click.option("--device", help="The backend's device, as `infgen-rt devices` lists them.  [default: the fastest]"),
+    backend,
+    device,
     click.option(
         "--precision",
         type=click.Choice(PRECISIONS),

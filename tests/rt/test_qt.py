@@ -22,7 +22,7 @@ from infgen_rt.viewing import Opener, Viewport
 from . import tiny
 from .watching import Run, on_runs
 
-os.environ["QT_QPA_PLATFORM"] = "offscreen"
+os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")  # xcb under Xvfb, for a real window system
 # A bare machine may lack libraries of the system that Qt needs, such as libEGL.
 pytest.importorskip("PySide6.QtWidgets", reason="PySide6 cannot be imported here", exc_type=ImportError)
 
