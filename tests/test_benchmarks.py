@@ -130,7 +130,10 @@ def test_results_become_a_table_and_plots(results: suite.Results, tmp_path: Path
     assert rows["TAEF2 + bicubic, OpenVINO"][-4:] == ["0.300", "20.0", "30.00", ""]
     assert rows["TAEF2 + Real-ESRGAN, OpenVINO fast"][4:5] == ["20.00x"]
     assert rows["TAEF2 + Real-ESRGAN, OpenVINO fast"][-4:] == ["0.200", "10.0", "29.00", "1.75"]
-    assert "abacus, 2 threads" in text and "With random weights, for what they cost: FLUX.2's VAE\n" in text
+    assert (
+        "abacus, 2 threads" in text
+        and "These have random weights, because only their cost matters: FLUX.2's VAE\n" in text
+    )
     assert "| infgen-rt, ONNX Runtime | 0.50 | 0.75 | 191 |" in text
     assert "| 1 | TAEF2 |  |  | 34.00 | 2.00 |" in text and "| 2 | infgen-rt | 0.210 | 12.3 | 31.00 | 1.50 |" in text
     for width, height in methods.SIZES[:3]:
@@ -584,8 +587,8 @@ def test_images_to_choose_from_have_a_key(
     [
         ({"x": 1.5}, "x and y are shares from 0 to 1, not 1.5 and 0.5"),
         ({"scale": 3}, "scale must be one of 2, 4, not 3"),
-        ({"name": "corner"}, "several places of the name 'corner'"),
-        ({"name": "a/b"}, "is no name for a file"),
+        ({"name": "corner"}, "several places with the name 'corner'"),
+        ({"name": "a/b"}, "cannot be the name of a file"),
         ({"photo": "b"}, "has no photograph 'b'"),
         ({"y": "top"}, "place 1.y is str, expected float"),
     ],
