@@ -3,13 +3,16 @@
 The caller's code runs in the middle of this package's work in two ways: as a function that was passed (`progress`,
 `cancel`), and as a signal handler, which Python may call at any point of the main thread. Its errors may be of any
 kind. Code that handles every error of a library or of the system therefore calls `raise_callers` first.
+
+Python itself changes one kind: a StopIteration that leaves a generator becomes a RuntimeError (PEP 479). Much of this
+package's work is done in generators, so `Unwrapped` turns it back where a piece of work ends.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from inspect import CO_VARARGS
 from traceback import walk_tb
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -40,6 +43,29 @@ def suppress_but_callers(*kinds: type[Exception]) -> Iterator[None]:
         yield
     except kinds as error:
         raise_callers(error)
+
+
+class Unwrapped(AbstractContextManager[None]):
+    """A block that raises the caller's own error where a generator has replaced it by a RuntimeError.
+
+    This is a class, because a context manager that is a generator could not raise StopIteration either.
+
+    Args:
+        inner: the context manager of the block. It must not suppress errors.
+    """
+
+    def __init__(self, inner: AbstractContextManager[None]) -> None:
+        self._inner = inner
+
+    def __enter__(self) -> None:
+        self._inner.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._inner.__exit__(kind, error, trace)
+        if isinstance(error, RuntimeError):
+            raise_callers(error)
 
 
 def _is_callers(error: BaseException) -> bool:

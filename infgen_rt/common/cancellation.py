@@ -1,12 +1,12 @@
 """Cancellation: passes a caller's request to stop on to the running graph."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from threading import Event, Lock, Thread
 from typing import Protocol
 
-from infgen_rt.common.callers import ask
+from infgen_rt.common.callers import Unwrapped, ask
 from infgen_rt.errors import Cancelled
 
 
@@ -57,9 +57,15 @@ class Cancellation:
         if self._stopped:
             raise self._failure or Cancelled("cancelled")
 
+    def watched(self) -> AbstractContextManager[None]:
+        """Make this the current cancellation in a block, and interrupt the work there as soon as the caller cancels.
+
+        Errors of the caller's own leave the block as they are; see `callers.Unwrapped`.
+        """
+        return Unwrapped(self._watching())
+
     @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Make this the current cancellation in a block, and interrupt the work there as soon as the caller cancels."""
+    def _watching(self) -> Iterator[None]:
         token = _CURRENT.set(self)
         done = Event()
         watcher = Thread(target=self._watch, args=(done,), name="infgen-cancel", daemon=True)

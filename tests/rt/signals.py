@@ -18,7 +18,11 @@ class OwnKnown(Own, TimeoutError, RuntimeError, ValueError):
     """The caller's own error, of every kind that this package catches from the system and from libraries."""
 
 
-KINDS = (Own, OwnKnown)
+class OwnStop(Own, StopIteration):
+    """The caller's own error that Python replaces by a RuntimeError when it leaves a generator."""
+
+
+KINDS = (Own, OwnKnown, OwnStop)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 What every backend does is in `tests/runtimes/test_contract.py`.
 """
 
+import itertools
 import signal
 import sys
 import threading
@@ -19,9 +20,10 @@ import infgen_rt
 from infgen_rt.backend.protocol import installed_backends
 from infgen_rt.errors import Cancelled
 from infgen_rt.latent.files import read_array
+from infgen_rt.viewing import Pyramid
 
 from . import tiny
-from .signals import KINDS, NUMBER, Own, OwnKnown, arriving_in, handled
+from .signals import KINDS, NUMBER, Own, OwnKnown, OwnStop, arriving_in, handled
 
 ENDINGS = (".png", ".jpg", ".webp", ".avif", ".tif", ".dzi")
 
@@ -100,6 +102,44 @@ def test_in_the_callers_functions(
         with pytest.raises(kind):
             picture.save(tmp_path / f"out{ending}", **{argument: function})  # type: ignore[arg-type]
         assert set(tmp_path.iterdir()) == before
+
+
+def failing_at(number: int, kind: type[Own]) -> Callable[..., None]:
+    """A function of the caller's that fails at one of its calls in the caller's thread."""
+    calls = itertools.count(1)
+
+    def function(*_: object) -> None:
+        if threading.current_thread() is threading.main_thread() and next(calls) == number:
+            raise kind("the caller's")
+
+    return function
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("argument", ["progress", "cancel"])
+def test_while_a_picture_is_read(decoder: infgen_rt.Decoder, argument: str, kind: type[Own]) -> None:
+    """Also in the stages before the last one, and in a level of a pyramid that is reduced from a larger one."""
+    latent = tiny.random_latent(8, 12)
+    staged = decoder.picture(latent, "2x", stages=(1, 2), tile=32, normalisation="model")
+    pyramid = Pyramid(decoder.picture(latent, normalisation="model"), tile=16)
+    reads: list[Callable[..., object]] = [
+        staged.read,
+        lambda **options: pyramid.region(0, pyramid.levels[0].size.box, **options),
+    ]
+    for read in reads:
+        for number in (1, 2):
+            with pytest.raises(kind):
+                read(**{argument: failing_at(number, kind)})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_while_tiles_are_read(decoder: infgen_rt.Decoder, kind: type[Own]) -> None:
+    """An iterator that raised StopIteration would have ended, as if all tiles were there. Python forbids it."""
+    expected = RuntimeError if kind is OwnStop else kind
+    tiles = decoder.picture(tiny.random_latent(8, 12), tile=32, normalisation="model").tiles(cancel=failing_at(3, kind))
+    with pytest.raises(expected) as raised:
+        list(tiles)
+    assert isinstance(raised.value if expected is kind else raised.value.__cause__, kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)

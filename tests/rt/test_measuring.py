@@ -139,11 +139,12 @@ def test_waiting_for_another_process_can_be_cancelled(bundle: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("argument", ["progress", "cancel"])
-def test_an_error_of_the_callers_own_comes_out_as_it_is(bundle: Path, argument: str) -> None:
+@pytest.mark.parametrize("kind", [OSError, StopIteration])
+def test_an_error_of_the_callers_own_comes_out_as_it_is(bundle: Path, argument: str, kind: type[Exception]) -> None:
     def fail(*_: object) -> bool:
-        raise OSError("the caller's")
+        raise kind("the caller's")
 
-    with pytest.raises(OSError, match="the caller's"):
+    with pytest.raises(kind, match="the caller's"):
         infgen_rt.open(bundle, "double", **{argument: fail})  # type: ignore[arg-type]
     assert not measured(bundle)
 
