@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from infgen_model.grid import Grid
+from infgen_model.grid import Axis, Grid
 
 MASKED = -1e4
 """Score of a cell that must not be seen. Its weight is exactly zero in float32, and the score still fits float16."""
@@ -34,25 +34,24 @@ class Neighbours:
     bias: Tensor
 
     @classmethod
-    def of(cls, token: Tensor, key: Tensor, extent: Tensor, radius: float) -> Neighbours:
+    def of(cls, axis: Axis, radius: float) -> Neighbours:
         """Finds the neighbours of each token.
 
         Args:
-            token: [n] centres of the tokens, in cells.
-            key: [m] centres of the context crop's cells.
-            extent: [] number of cells of the whole latent along this axis.
+            axis: The tokens and the cells.
             radius: Radius in cells.
         """
+        token, key = axis.token, axis.key
         reach = math.ceil(radius - 0.5)
         offsets = torch.arange(-reach, reach + 1, device=token.device, dtype=token.dtype)
         cell = torch.floor(token)[:, None] + offsets
-        inside = (cell >= 0) & (cell < extent)
+        inside = (cell >= 0) & (cell < axis.extent)
         distance = torch.abs(cell + 0.5 - token[:, None])
         # The window fades over the last half cell, so the picture stays continuous where the set of neighbours changes.
         fade = torch.clamp((radius - distance) / min(0.5, radius), 1e-6, 1.0)
         bias = torch.where(inside, torch.log(fade), MASKED)
-        centre = (torch.floor(token) - torch.floor(key[0])).clamp(min=0).to(torch.int64)
-        return cls(torch.minimum(centre, torch.full_like(centre, key.shape[0] - 1 + reach)), bias)
+        centre = torch.clamp(torch.floor(token) - torch.floor(axis.corner), 0, key.shape[0] + (reach - 1))
+        return cls(centre.to(torch.int64), bias)
 
     @property
     def count(self) -> int:
@@ -61,28 +60,42 @@ class Neighbours:
 
 
 class Rotary(nn.Module):
-    """Rotates pairs of channels by angles proportional to y (first half of the pairs) or x (second half), in cells."""
+    """Rotates pairs of channels by angles proportional to y (first half of the pairs) or x (second half), in cells.
+
+    The channels of a head are the first parts of all pairs, followed by the second parts.
+    """
 
     frequencies: Tensor
 
-    def __init__(self, head_width: int, low: float, high: float) -> None:
+    def __init__(self, width: int, heads: int, low: float, high: float) -> None:
         super().__init__()
-        ladder = torch.logspace(math.log2(low), math.log2(high), head_width // 4, base=2.0)
+        self.heads = heads
+        ladder = torch.logspace(math.log2(low), math.log2(high), width // heads // 4, base=2.0)
         self.register_buffer("frequencies", ladder, persistent=False)
 
     def angles(self, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, each [n, m, 1, head_width / 2], float32."""
-        along_y = (y[:, None] * self.frequencies)[:, None, :].expand(-1, x.shape[0], -1)
-        along_x = (x[:, None] * self.frequencies)[None, :, :].expand(y.shape[0], -1, -1)
-        angle = torch.cat([along_y, along_x], dim=-1).unsqueeze(2)
-        return torch.cos(angle), torch.sin(angle)
+        """Cosines and sines of the angle of each channel, [n, m, width] each, float32."""
+        still = torch.zeros_like(self.frequencies)
+        down, across = (
+            torch.cat(ladder).repeat(2 * self.heads)
+            for ladder in ((self.frequencies, still), (still, self.frequencies))
+        )
+        # A channel turns by y or by x, so that one of its two angles is 0.
+        along_y, along_x = y[:, None, None] * down, x[:, None] * across
+        return torch.cos(along_y) * torch.cos(along_x), torch.sin(along_y) + torch.sin(along_x)
 
-    @staticmethod
-    def rotate(values: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-        """Rotates [B, n, m, heads, head_width]."""
-        cos, sin = angles
-        a, b = values.float().chunk(2, dim=-1)
-        return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    def rotated(self, linear: nn.Linear, values: Tensor, y: Tensor, x: Tensor) -> Tensor:
+        """Applies a linear layer to values [B, n, m, D] at positions and rotates the result, [B, n, m, width]."""
+        # One product gives each pair (a, b) and its quarter turn (-b, a).
+        weight = torch.cat([linear.weight, self._quarter(linear.weight)])
+        plain, quarter = F.linear(values, weight, torch.cat([linear.bias, self._quarter(linear.bias)])).chunk(2, dim=-1)
+        cos, sin = self.angles(y, x)
+        return plain * cos + quarter * sin
+
+    def _quarter(self, rows: Tensor) -> Tensor:
+        """Turns the pairs of rows [width, ...] by a quarter turn."""
+        first, second = rows.unflatten(0, (self.heads, 2, -1)).unbind(1)
+        return torch.stack([-second, first], 1).flatten(0, 2)
 
 
 def global_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -162,17 +175,14 @@ class CrossAttention(nn.Module):
         self.key = nn.Linear(width, key_width)
         self.value = nn.Linear(width, width)
         self.out = nn.Linear(width, width)
-        self.rotary = Rotary(key_width // heads, *rotary)
+        self.rotary = Rotary(key_width, heads, *rotary)
 
     def forward(self, tokens: Tensor, context: Tensor, grid: Grid) -> Tensor:
         """Tokens [B, ht, wt, D] attend to the context crop [B, hk, wk, D]."""
-        query = self.query(tokens).unflatten(3, (self.heads, -1))
-        key = self.key(context).unflatten(3, (self.heads, -1))
+        query = self.rotary.rotated(self.query, tokens, grid.token_y, grid.token_x).unflatten(3, (self.heads, -1))
+        key = self.rotary.rotated(self.key, context, grid.key_y, grid.key_x).unflatten(3, (self.heads, -1))
         value = self.value(context).unflatten(3, (self.heads, -1))
-        query = self.rotary.rotate(query, self.rotary.angles(grid.token_y, grid.token_x))
-        key = self.rotary.rotate(key, self.rotary.angles(grid.key_y, grid.key_x))
         if self.radius is None:
             return self.out(global_attention(query, key, value, grid.keys_inside() if grid.padded else None))
-        rows = Neighbours.of(grid.token_y, grid.key_y, grid.extent[0], self.radius)
-        columns = Neighbours.of(grid.token_x, grid.key_x, grid.extent[1], self.radius)
+        rows, columns = (Neighbours.of(axis, self.radius) for axis in grid.axes)
         return self.out(window_attention(query, key, value, rows, columns))

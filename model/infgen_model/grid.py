@@ -13,6 +13,49 @@ from infgen_rt.geometry.shapes import Size
 
 
 @dataclass(frozen=True)
+class Axis:
+    """The positions along one axis of a ``Grid``.
+
+    Attributes:
+        key: [k] centres of the context crop's cells, in cells of the whole latent.
+        token: [n] centres of the tokens, in cells of the whole latent.
+        extent: [1] number of cells of the whole latent.
+        scale: [1] output pixels per cell, divided by 8.
+    """
+
+    key: Tensor
+    token: Tensor
+    extent: Tensor
+    scale: Tensor
+
+    @property
+    def corner(self) -> Tensor:
+        """[1] where the context crop begins, in cells of the whole latent."""
+        return self.key[:1] - 0.5  # a slice, because exported graphs have an operation more for every scalar
+
+    def places(self, positions: int, fine: int) -> Tensor:
+        """Positions in a grid over the context crop, in values of that grid from the crop's beginning.
+
+        Positions beyond the latent's ends are moved to its outermost values, because pixels beyond the picture's end
+        have to be finite until they are cropped.
+
+        Args:
+            positions: Number of positions per token.
+            fine: Number of the grid's values per cell.
+
+        Returns:
+            [n * positions] float32, in rising order.
+        """
+        offset = (torch.arange(positions, device=self.token.device, dtype=torch.float32) + 0.5) / positions - 0.5
+        place = ((self.token - self.corner) * fine)[:, None] + offset * fine / self.scale
+        return torch.minimum(torch.clamp(place.flatten(), min=0.5), self.end(fine) - 0.5)
+
+    def end(self, fine: int) -> Tensor:
+        """[1] where the latent ends in such a grid."""
+        return fine * (self.extent - self.corner)
+
+
+@dataclass(frozen=True)
 class Grid:
     """Coordinates of a tile of tokens and of the context crop that it sees.
 
@@ -54,42 +97,11 @@ class Grid:
         key_y, key_x, token_y, token_x = (torch.from_numpy(vector) for vector in vectors)
         return cls(key_y, key_x, token_y, token_x, torch.tensor(latent_size).float(), torch.tensor(grid.scale))
 
-    def places(self, factor: int = 1) -> tuple[Tensor, Tensor]:
-        """Positions of the tokens in the context crop, in cells from its top-left corner.
-
-        Args:
-            factor: Number of positions per token, along each axis.
-
-        Returns:
-            The rows y [factor * ht] and the columns x [factor * wt], float32.
-        """
-        corner_y, corner_x = self._corner()
-        y, x = self.token_y - corner_y, self.token_x - corner_x
-        if factor == 1:
-            return y, x
-        offset = (torch.arange(factor, device=self.scale.device, dtype=torch.float32) + 0.5) / factor - 0.5
-        y, x = (place[:, None] + offset / scale for place, scale in zip((y, x), self.scale.split(1), strict=True))
-        return y.flatten(), x.flatten()
-
-    def _corner(self) -> tuple[Tensor, Tensor]:
-        """The context crop's top-left corner in cells, [1] each."""
-        # Slices, because exported graphs have an operation more for every scalar.
-        return torch.floor(self.key_y[:1]), torch.floor(self.key_x[:1])
-
     @property
-    def keys(self) -> tuple[int, int]:
-        """Number of rows and columns of the context crop."""
-        return self.key_y.shape[0], self.key_x.shape[0]
-
-    def ends(self) -> tuple[Tensor, Tensor]:
-        """Number of rows and columns from the context crop's top-left corner to the latent's end, [1] each."""
-        (end_y, end_x), (corner_y, corner_x) = self.extent.split(1), self._corner()
-        return end_y - corner_y, end_x - corner_x
-
-    def finer(self, factor: int) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-        """``ends`` and ``keys`` of a finer grid with ``factor`` positions per cell along each axis."""
-        rows, columns = self.ends()
-        return (factor * rows, factor * columns), (factor * self.keys[0], factor * self.keys[1])
+    def axes(self) -> tuple[Axis, Axis]:
+        """The vertical and the horizontal axis."""
+        (height, width), (vertical, horizontal) = self.extent.split(1), self.scale.split(1)
+        return Axis(self.key_y, self.token_y, height, vertical), Axis(self.key_x, self.token_x, width, horizontal)
 
     def keys_inside(self) -> Tensor:
         """[hk, wk] bool: whether each key is a cell of the latent."""

@@ -46,6 +46,7 @@ class Decode(nn.Module):
         self.width = config.width
         self.detail = config.detail
         self.unfold = nn.PixelShuffle(config.detail_factor) if config.detail else None
+        self.least_scale = config.scale_range[0]
         self.inpe = INPE(config.inpe_features, config.inpe_sigma, config.width)
         self.mask_token = nn.Parameter(torch.zeros(config.width)) if config.start == "mask" else None
         self.context_norm = nn.LayerNorm(config.width)
@@ -71,7 +72,7 @@ class Decode(nn.Module):
             y, x = grid.token_y - torch.floor(grid.token_y), grid.token_x - torch.floor(grid.token_x)
         tokens = self.inpe(y, x, grid.scale).unsqueeze(0)
         if self.mask_token is None:
-            sampled = bilinear(coarse, *grid.places(), grid.ends(), grid.keys)
+            sampled = bilinear(coarse, grid.axes, 1, 1)
             tokens = tokens + sampled.permute(0, 2, 3, 1)
         else:
             tokens = (tokens + self.mask_token).expand(context.shape[0], -1, -1, -1)
@@ -84,29 +85,13 @@ class Decode(nn.Module):
             return self.upsampler(tokens, None, mask)
         fine = self.unfold.upscale_factor
         last = self.width + self.detail * fine**2
-        y, x = grid.places(self.upsampler.factor)
-        ends, shape = grid.finer(fine)
-        detail = bilinear(self.unfold(context[:, self.width : last]), fine * y, fine * x, ends, shape)
-        picture = self._picture(context[:, last:], grid, fine * enlargement.factor)
+        detail = self.unfold(context[:, self.width : last])
+        detail = bilinear(detail, grid.axes, self.upsampler.factor, fine)
+        pixels = fine * enlargement.factor
+        picture = F.pixel_shuffle(context[:, last:], pixels)
+        widest = pixels / DecoderConfig.PATCH / self.least_scale
+        picture = lanczos(picture, grid.axes, DecoderConfig.PATCH, pixels, widest)
         return picture + self.upsampler(tokens, detail, mask)
-
-    @staticmethod
-    def _picture(folded: Tensor, grid: Grid, pixels: int) -> Tensor:
-        """Resamples the enlarged picture to the pixels of the tile.
-
-        Args:
-            folded: The enlarged picture, folded into cells, [B, 3 * pixels**2, hk, wk].
-            grid: Coordinates of the crop and of the tile.
-            pixels: Number of the enlarged picture's pixels per cell, along each axis.
-
-        Returns:
-            [B, 3, 8 * ht, 8 * wt].
-        """
-        y, x = grid.places(DecoderConfig.PATCH)
-        ends, shape = grid.finer(pixels)
-        vertical, horizontal = (pixels / DecoderConfig.PATCH / grid.scale).split(1)
-        enlarged = F.pixel_shuffle(folded, pixels)
-        return lanczos(enlarged, pixels * y, pixels * x, ends, (vertical, horizontal), shape)
 
 
 class Encode(nn.Module):

@@ -1,100 +1,115 @@
-"""Samples and resamples grids at any positions."""
+"""Resamples grids over the context crop at the positions of tokens and of their pixels."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from infgen_model.grid import Axis
 
-def bilinear(
-    grid: Tensor, y: Tensor, x: Tensor, ends: tuple[Tensor, Tensor], shape: tuple[int, int] | None = None
-) -> Tensor:
-    """Samples a grid bilinearly at positions. Beyond its ends, the grid continues with its outermost values.
+LOBES = 3
+"""Number of lobes of the Lanczos window, as in Pillow's filter. ``_window`` works for this number only."""
+
+
+def bilinear(grid: Tensor, axes: tuple[Axis, Axis], positions: int, fine: int) -> Tensor:
+    """Samples a grid bilinearly. Beyond the latent's ends, the grid continues with its outermost values.
 
     The grid is multiplied by a matrix of hat functions for each axis, because runtimes multiply fast.
     Values out of reach have a weight of exactly zero, so a crop of the grid gives the same result as the whole grid.
 
     Args:
-        grid: [B, C, h, w], with value i of an axis at position i + 0.5.
-        y: Vertical positions [n].
-        x: Horizontal positions [m].
-        ends: Number of valid rows and columns, [] or [1] each. The grid may be padded beyond them, or be a crop that
-            ends before them.
-        shape: (h, w), if it is known without the grid. The weights then depend only on coordinates, so that an exported
-            graph can compute them in higher precision than the grid.
+        grid: [B, C, fine * hk, fine * wk].
+        axes: The tokens and the cells.
+        positions: Number of positions per token, along each axis.
+        fine: Number of the grid's values per cell, along each axis.
 
     Returns:
-        [B, C, n, m].
+        [B, C, positions * ht, positions * wt].
 
     Examples:
-        >>> grid = torch.tensor([[[[0.0, 10.0]]]])
-        >>> ends = (torch.tensor(1.0), torch.tensor(2.0))
-        >>> bilinear(grid, torch.tensor([0.5]), torch.tensor([0.0, 0.5, 0.75, 1.5]), ends)
-        tensor([[[[ 0.0000,  0.0000,  2.5000, 10.0000]]]])
+        >>> from infgen_model.grid import Grid
+        >>> grid = Grid.whole((1, 2), size=(8, 32))
+        >>> bilinear(torch.tensor([[[[0.0, 10.0]]]]), grid.axes, 1, 1)
+        tensor([[[[ 0.0000,  2.5000,  7.5000, 10.0000]]]])
     """
-    counts = shape or (grid.shape[2], grid.shape[3])
-    rows, columns = (
-        _hats(place, count, end).to(grid.dtype) for place, count, end in zip((y, x), counts, ends, strict=True)
-    )
+    rows, columns = (_hats(axis, positions, fine).to(grid.dtype) for axis in axes)
     return rows @ (grid @ columns.T)
 
 
-def _hats(place: Tensor, count: int, end: Tensor) -> Tensor:
-    """Weights [n, count] of linear interpolation between values at i + 0.5."""
-    centre = torch.arange(count, device=place.device, dtype=torch.float32) + 0.5
-    place = torch.minimum(torch.clamp(place, min=0.5), end - 0.5)
-    return torch.clamp(1 - torch.abs(place[:, None] - centre), min=0)
+def _hats(axis: Axis, positions: int, fine: int) -> Tensor:
+    """Weights [positions * n, fine * k] of linear interpolation."""
+    # They depend only on coordinates, so that an exported graph can compute them in higher precision than the grid.
+    centre = torch.arange(fine * axis.key.shape[0], device=axis.key.device, dtype=torch.float32) + 0.5
+    return torch.clamp(1 - torch.abs(axis.places(positions, fine)[:, None] - centre), min=0)
 
 
-LOBES = 3
-"""Number of lobes of the Lanczos window, as in Pillow's filter. ``_windows`` works for this number only."""
+def lanczos(grid: Tensor, axes: tuple[Axis, Axis], positions: int, fine: int, widest: float) -> Tensor:
+    """Resamples a picture by Lanczos, in float32.
 
-
-def lanczos(
-    grid: Tensor,
-    y: Tensor,
-    x: Tensor,
-    ends: tuple[Tensor, Tensor],
-    reduction: tuple[Tensor, Tensor],
-    shape: tuple[int, int],
-) -> Tensor:
-    """Resamples a picture at positions by Lanczos. Like ``bilinear``, it consists of matrix products.
-
-    If the reduction is 1 and the positions are those of the grid's values, the result is the grid itself.
+    If the positions are those of the grid's values, the result is the grid itself.
 
     Args:
-        grid: [B, C, h, w], with value i of an axis at position i + 0.5.
-        y: Vertical positions [n].
-        x: Horizontal positions [m].
-        ends: Number of valid rows and columns, [] or [1] each.
-        reduction: Number of the grid's values per position, vertically and horizontally, [] or [1] each. A number
-            below 1 counts as 1.
-        shape: (h, w), which has to be known without the grid.
+        grid: [B, C, fine * hk, fine * wk].
+        axes: The tokens and the cells.
+        positions: Number of positions per token, along each axis.
+        fine: Number of the grid's values per cell, along each axis.
+        widest: The largest number of the grid's values per position. Where there are more, the window is not wider.
 
     Returns:
-        [B, C, n, m].
+        [B, C, positions * ht, positions * wt].
     """
     # These are the picture's pixels and not features, so they are computed in float32 even under autocast.
     with torch.autocast(grid.device.type, enabled=False):
-        rows, columns = (
-            _windows(place, count, end, step)
-            for place, count, end, step in zip((y, x), shape, ends, reduction, strict=True)
-        )
-        return rows @ (grid.to(rows.dtype) @ columns.T)
+        rows, columns = (_Band.of(axis, positions, fine, max(widest, 1.0)) for axis in axes)
+        across = columns.along(grid.to(columns.weights.dtype).transpose(2, 3))
+        return rows.along(across.transpose(2, 3))
 
 
-def _windows(place: Tensor, count: int, end: Tensor, reduction: Tensor) -> Tensor:
-    """Weights [n, count] of the Lanczos window around each place. They add up to 1."""
-    centre = torch.arange(count, device=place.device, dtype=torch.float32) + 0.5
-    # Pixels beyond the last value are cropped later. Until then, they have to be finite.
-    place = torch.minimum(torch.clamp(place, min=0.5), end - 0.5)
-    third = torch.abs(place[:, None] - centre) * (math.pi / LOBES / torch.clamp(reduction, min=1.0))
+@dataclass(frozen=True)
+class _Band:
+    """How the values at the positions of one axis are computed from a grid's values.
+
+    The positions are split into groups that lie side by side, and all positions of a group are sums over the same
+    window of the grid. The product with the weights is several times smaller than with a matrix over the whole grid.
+
+    Attributes:
+        index: [groups * window] int64, the windows' places in the grid.
+        weights: [groups, n, window], the weights of a window's values for each of a group's n positions.
+    """
+
+    index: Tensor
+    weights: Tensor
+
+    @classmethod
+    def of(cls, axis: Axis, positions: int, fine: int, widest: float) -> _Band:
+        """Makes as many groups as a token has positions; see ``lanczos``."""
+        place, values = axis.places(positions, fine).reshape(positions, -1), fine * axis.key.shape[0]
+        # All tokens but the last lie within the latent, so the grid is as long as all groups, but for one position of
+        # each. Beside them, a window has what its outermost positions reach.
+        reach = math.ceil(LOBES * widest)
+        window = -(-fine // positions) * axis.key.shape[0] + (2 * reach + math.ceil(widest) + 1)
+        first = torch.clamp(torch.floor(place[:, :1] - reach), min=0)
+        taps = first + torch.arange(window, device=place.device, dtype=torch.float32)
+        step = torch.clamp(fine / positions / axis.scale, 1.0, widest)
+        centre = taps[:, None] + 0.5
+        weights = torch.where(centre < axis.end(fine), _window((place[:, :, None] - centre) / step), 0.0)
+        index = torch.clamp(taps, max=values - 1).to(torch.int64)
+        return cls(index.flatten(), weights / weights.sum(2, keepdim=True))
+
+    def along(self, grid: Tensor) -> Tensor:
+        """Resamples the third axis of a grid [B, C, k, l] and returns [B, C, groups * n, l]."""
+        windows = grid.index_select(2, self.index).unflatten(2, (self.weights.shape[0], -1))
+        return (self.weights @ windows).flatten(2, 3)
+
+
+def _window(distance: Tensor) -> Tensor:
+    """The Lanczos window, for distances of which it has ``LOBES`` to each side."""
     # A tiny angle instead of 0 gives the same weight, and avoids a division by 0. At half a turn, the window ends.
-    third = torch.clamp(third, 1e-4, math.pi)
+    third = torch.clamp(torch.abs(distance) * (math.pi / LOBES), 1e-4, math.pi)
     # The window is sin(3 t) sin(t) / (3 t**2), and sin(3 t) = sin(t) (3 - 4 sin(t)**2). One sine is enough, which saves
     # time in OpenVINO.
     square = torch.sin(third).square()
-    window = torch.where(centre < end, square * (0.75 - square) / third.square(), 0.0)
-    return window / window.sum(1, keepdim=True)
+    return square * (0.75 - square) / third.square()

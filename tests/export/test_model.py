@@ -15,6 +15,7 @@ from torch import Tensor
 from infgen_export.work import context_work, multiply_adds
 from infgen_model import PRESETS, DecoderConfig, Enlargement, Grid, InfGen, Level
 from infgen_model.attention import CrossAttention, Neighbours, window_attention
+from infgen_model.grid import Axis
 from infgen_model.inpe import INPE, sphere
 from infgen_model.sampling import bilinear, lanczos
 from infgen_rt.backend.inputs import fill, tile_inputs
@@ -344,8 +345,8 @@ def test_window_attention_is_softmax_over_the_cells_within_the_radius(
     query = torch.randn(1, len(tokens[0]), len(tokens[1]), heads, depth)
     key, value = torch.randn(1, *extent, heads, depth), torch.randn(1, *extent, heads, 3)
     near = [
-        Neighbours.of(token, key, torch.tensor(float(n)), radius)
-        for token, key, n in zip(tokens, centres, extent, strict=True)
+        Neighbours.of(Axis(cells, token, torch.tensor([float(n)]), torch.ones(1)), radius)
+        for token, cells, n in zip(tokens, centres, extent, strict=True)
     ]
     actual = window_attention(query, key, value, *near).unflatten(3, (heads, 3))
     for (i, y), (j, x), head in itertools.product(enumerate(tokens[0]), enumerate(tokens[1]), range(heads)):
@@ -360,14 +361,14 @@ def test_window_attention_is_softmax_over_the_cells_within_the_radius(
 
 def test_cells_beyond_the_latent_have_exactly_no_weight() -> None:
     """A crop that is padded, as fixed shapes need, gives what the crop alone gives."""
-    tokens, extent = torch.tensor([0.1, 1.5, 2.9]), torch.tensor(3.0)
+    tokens, extent = torch.tensor([0.1, 1.5, 2.9]), torch.tensor([3.0])
     query = torch.full((1, 3, 3, 1, 4), 5.0)
     key = torch.randn(1, 6, 6, 1, 4, generator=torch.Generator().manual_seed(0))
     key[:, 3:], key[:, :, 3:] = 20.0, 20.0  # scores far above those of the true cells
     value = torch.zeros(1, 6, 6, 1, 2)
     value[:, :3, :3, :, 0] = 1.0
     value[:, 3:, :, :, 1], value[:, :, 3:, :, 1] = 1.0, 1.0
-    near = Neighbours.of(tokens, torch.arange(6) + 0.5, extent, 1.5)
+    near = Neighbours.of(Axis(torch.arange(6) + 0.5, tokens, extent, torch.ones(1)), 1.5)
     inside, outside = window_attention(query, key, value, near, near).unbind(-1)
     assert torch.all(outside == 0)
     assert torch.allclose(inside, torch.ones(1, 3, 3))
@@ -409,28 +410,31 @@ def test_only_distances_matter_to_attention(radius: float | None) -> None:
 def test_sampling_is_what_torch_calls_bilinear(factor: int) -> None:
     cells, grid = torch.randn(2, 5, 4, 6), Grid.whole((4, 6), (32 * factor, 48 * factor))
     expected = torch.nn.functional.interpolate(cells, scale_factor=factor, mode="bilinear")
-    assert torch.allclose(bilinear(cells, *grid.places(), grid.ends()), expected, atol=1e-5)
+    assert torch.allclose(bilinear(cells, grid.axes, 1, 1), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("size", [(40, 56), (20, 28), (13, 19), (39, 54)])
+@pytest.mark.parametrize("size", [(40, 56), (24, 32), (16, 48), (32, 24)])
 def test_reducing_is_what_pillow_calls_lanczos(size: tuple[int, int]) -> None:
-    picture = np.random.default_rng(0).random((40, 56), np.float32)
+    picture, grid = np.random.default_rng(0).random((40, 56), np.float32), Grid.whole((5, 7), size)
     expected = np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.LANCZOS))
-    steps = [torch.tensor(whole / part) for whole, part in zip(picture.shape, size, strict=True)]
-    places = [(torch.arange(n) + 0.5) * step for n, step in zip(size, steps, strict=True)]
-    ends = tuple(torch.tensor(float(side)) for side in picture.shape)
-    made = lanczos(torch.from_numpy(picture)[None, None], *places, ends, tuple(steps), picture.shape)[0, 0].numpy()
+    made = lanczos(torch.from_numpy(picture)[None, None], grid.axes, 8, 8, 2.5)[0, 0].numpy()
     assert np.abs(made - expected).max() < 1e-5 * (1 if size == picture.shape else 100)
 
 
 def resampled(
-    picture: Tensor, y: Tensor, x: Tensor, reduction: float, ends: tuple[float, float] | None = None
+    picture: Tensor,
+    y: Tensor,
+    x: Tensor,
+    reduction: float,
+    first: tuple[int, int] = (0, 0),
+    ends: tuple[int, int] | None = None,
 ) -> Tensor:
-    """By the same reduction both ways; ends where the grid does if they are not given."""
-    shape = picture.shape[2], picture.shape[3]
-    rows, columns = ends or shape
-    last, steps = (torch.tensor(float(rows)), torch.tensor(float(columns))), (torch.tensor(reduction),) * 2
-    return lanczos(picture, y, x, last, steps, shape)
+    """A crop that begins at ``first`` of a picture that ends at ``ends``, by the same reduction both ways."""
+    vertical, horizontal = (
+        Axis(torch.arange(side) + begin + 0.5, place, torch.tensor([float(end)]), torch.tensor([1 / reduction]))
+        for side, begin, place, end in zip(picture.shape[2:], first, (y, x), ends or picture.shape[2:], strict=True)
+    )
+    return lanczos(picture, (vertical, horizontal), 1, 1, reduction)
 
 
 def test_resampling_to_the_same_pixels_gives_them() -> None:
@@ -460,14 +464,12 @@ def test_resampling_sees_a_crop_as_the_whole(data: st.DataObject) -> None:
     whole = resampled(picture, *places, reduction)
     (top, bottom), (left, right) = boxes
     crop = picture[:, :, top:bottom, left:right]
-    part = resampled(crop, places[0] - top, places[1] - left, reduction, (50 - top, 60 - left))
+    part = resampled(crop, *places, reduction, (top, left), (50, 60))
     assert torch.allclose(whole, part, atol=2e-5)
     # What is filled up behind the end does not count.
     filled = torch.nn.functional.pad(crop, (0, 7, 0, 5), value=1e4)
     if (bottom, right) == (50, 60):
-        assert torch.allclose(
-            resampled(filled, places[0] - top, places[1] - left, reduction, (50 - top, 60 - left)), part
-        )
+        assert torch.allclose(resampled(filled, *places, reduction, (top, left), (50, 60)), part)
 
 
 @pytest.mark.parametrize("reduction", [0.3, 1.0, 1.7, 4.0, 9.0])
@@ -482,16 +484,42 @@ def test_a_crop_that_is_a_pixel_too_small_is_noticed() -> None:
     picture, place = torch.rand(1, 1, 60, 60), torch.tensor([30.2])
     whole = resampled(picture, place, place, 2.0)
     for first, same in ((24, True), (25, False)):
-        part = resampled(picture[:, :, first:, first:], place - first, place - first, 2.0)
+        part = resampled(picture[:, :, first:, first:], place, place, 2.0, (first, first), (60, 60))
         assert torch.allclose(part, whole, atol=1e-6) == same
 
 
 def test_positions_within_tokens_are_those_of_smaller_tokens() -> None:
     whole, finer = (Grid.whole((4, 6), (8 * n, 8 * m)) for n, m in ((9, 11), (36, 44)))
     part = dataclasses.replace(whole.tile(slice(3, 7), slice(2, 9)), key_y=whole.key_y[1:], key_x=whole.key_x[2:])
-    y, x = part.places(4)
-    assert torch.allclose(y, finer.token_y[12:28] - 1, atol=1e-5)
-    assert torch.allclose(x, finer.token_x[8:36] - 2, atol=1e-5)
+    y, x = (axis.places(4, 1) for axis in part.axes)
+    # Those before the crop's first values are moved there.
+    assert torch.allclose(y, (finer.token_y[12:28] - 1).clamp(min=0.5), atol=1e-5)
+    assert torch.allclose(x, (finer.token_x[8:36] - 2).clamp(min=0.5), atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_tile_of_a_resampled_picture_is_that_part_of_the_whole(data: st.DataObject) -> None:
+    """In the groups of pixels that tokens are made of, with the crop that a runtime cuts, also filled up."""
+    cells = [data.draw(st.integers(1, 9), "cells") for _ in range(2)]
+    size = [data.draw(st.integers(8 * n, 32 * n), "pixels") for n in cells]
+    grid = coordinates.Grid(Size(*cells[::-1]), Size(*size[::-1]), 8)
+    picture = torch.rand(1, 2, *(32 * n for n in cells))
+    whole = lanczos(picture, Grid.whole((cells[0], cells[1]), (size[0], size[1])).axes, 8, 32, 4.0)
+    y, x = (data.draw(st.integers(0, n - 1), "first") for n in grid.tokens[::-1])
+    tile = Box(x, y, *(data.draw(st.integers(1, n - k)) for n, k in zip(grid.tokens, (x, y), strict=True)))
+    seen = grid.context_of(tile, 1.5)
+    filled = data.draw(st.integers(0, 2), "filled")
+    top, bottom, left, right = (32 * side for side in (seen.y, seen.bottom, seen.x, seen.right))
+    crop = torch.nn.functional.pad(picture[:, :, top:bottom, left:right], (0, 32 * filled) * 2)
+    part = Grid(
+        *(torch.arange(n + filled) + k + 0.5 for n, k in ((seen.height, seen.y), (seen.width, seen.x))),
+        *map(torch.from_numpy, grid.token_centres(tile)),
+        torch.tensor(cells).float(),
+        torch.tensor(grid.scale),
+    )
+    expected = whole[:, :, 8 * tile.y : 8 * tile.bottom, 8 * tile.x : 8 * tile.right]
+    assert torch.allclose(lanczos(crop, part.axes, 8, 32, 4.0), expected, atol=1e-5)
 
 
 # The budget.
