@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -13,6 +12,7 @@ from infgen_rt.backend.engine import Engine
 from infgen_rt.bundle.folder import Bundle
 from infgen_rt.bundle.graphs import ENCODE
 from infgen_rt.bundle.manifest import Manifest
+from infgen_rt.common.arguments import FUNCTION, PATH, TEXT, WHOLE
 from infgen_rt.common.cancellation import Cancel, Cancellation
 from infgen_rt.common.memory import default_budget, format_bytes, parse_bytes
 from infgen_rt.common.notices import Notices
@@ -84,7 +84,11 @@ def open(
         ...     decoder.manifest.latent_space
         'flux2'
     """
-    if threads is not None and not (isinstance(threads, Integral) and 1 <= threads <= MOST_THREADS):
+    PATH.or_none(path=path)
+    TEXT.check(backend=backend, precision=precision)
+    TEXT.or_none(space=space, device=device)
+    FUNCTION.or_none(progress=progress)
+    if threads is not None and not (WHOLE.holds(threads) and 1 <= threads <= MOST_THREADS):
         raise BackendError(f"{threads!r} threads are not possible: expected a whole number from 1 to {MOST_THREADS}")
     threads = None if threads is None else int(threads)
     budget = parse_bytes(memory) if memory is not None else default_budget()
@@ -294,6 +298,7 @@ class Decoder:
 
     def _source(self, latent: FloatArray, tile: int | None, part: int | None) -> Source:
         """The source that all pictures of a plain latent [C, h, w] share."""
+        WHOLE.or_none(tile=tile, part=part)
         given, native = Given(latent, self._engine), self._space.native_size(latent)
         contexts = Contexts(given, self._engine)
         return Source(contexts, given.size, native, self._engine, self._choice, self._budget, tile, part, self.notices)

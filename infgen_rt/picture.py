@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, NoReturn, overload
 import numpy as np
 import numpy.typing as npt
 
+from infgen_rt.common.arguments import FUNCTION, NUMBER, PATH, PLACE, WHOLE
 from infgen_rt.common.cancellation import Cancel, Cancellation
 from infgen_rt.common.pixels import Bits, ByteArray, FloatArray
 from infgen_rt.common.progress import Tell
 from infgen_rt.geometry.levels import Level, levels_of
 from infgen_rt.geometry.shapes import Box, Size, parse_box
 from infgen_rt.plan.plan import Plan
-from infgen_rt.reading import check_dtype, preview_sizes, read_into, read_tiles
+from infgen_rt.reading import pixel_type, preview_sizes, read_into, read_tiles
 from infgen_rt.saving import layers_of, memory_to_save, plan_to_save
 from infgen_rt.source import Source, Stage
 from infgen_rt.writers import Format, Metadata, TileFormat, appearing, check_output
@@ -53,6 +54,7 @@ class Picture:
         max_scale: float | None = None,
     ) -> "Picture":
         """Plan a picture of a latent. The arguments and the errors are those of `Decoder.picture`."""
+        NUMBER.or_none(max_scale=max_scale)
         plan, stage = source.picture(size, stages, max_scale)
         _LOG.info("planned: %s", plan)
         return cls(source, plan, stage)
@@ -122,8 +124,9 @@ class Picture:
             DecodeError: decoding failed.
             Cancelled: the work was cancelled with `cancel`.
         """
-        check_dtype(dtype)
-        return read_into(out, self._stage, self._plan, self._box(region), dtype, progress, Cancellation(cancel))
+        FUNCTION.or_none(progress=progress)
+        kind = pixel_type(dtype)
+        return read_into(out, self._stage, self._plan, self._box(region), kind, progress, Cancellation(cancel))
 
     @overload
     def tiles(
@@ -170,8 +173,8 @@ class Picture:
             TypeError: `dtype` is another type.
             PlanError: the region is not inside the picture.
         """
-        check_dtype(dtype)
-        return read_tiles(self._stage, start, self._box(region), dtype, Cancellation(cancel))
+        PLACE.or_none(start=start)
+        return read_tiles(self._stage, start, self._box(region), pixel_type(dtype), Cancellation(cancel))
 
     def at(self, size: str | float | tuple[int, int]) -> "Picture":
         """The picture of the same latent at another size, in one stage. Both pictures share the work on the latent.
@@ -182,7 +185,7 @@ class Picture:
         Raises:
             PlanError: the size is not possible, or the memory budget is too small.
         """
-        return Picture.of(self._source, Size(*size) if isinstance(size, tuple) else size)
+        return Picture.of(self._source, size)
 
     def keep(self, capacity: int) -> None:
         """Change how many bytes of decoded tiles are kept, for example to 0 in a program that keeps pixels itself.
@@ -190,6 +193,7 @@ class Picture:
         Args:
             capacity: the maximum number of bytes. It is `plan.cache` at first, and again after `save`.
         """
+        WHOLE.check(capacity=capacity)
         self._stage.tiles.keep(capacity)
 
     def preview(self, longest: int = 512) -> ByteArray:
@@ -205,6 +209,7 @@ class Picture:
             PlanError: `longest` is below 1.
             DecodeError: decoding failed.
         """
+        WHOLE.check(longest=longest)
         size, decoded = preview_sizes(longest, self.size, self._plan.stages[0].grid, self._stage.least_scale)
         if decoded == size:
             return self.at(size).read()
@@ -280,6 +285,8 @@ class Picture:
             WriteError: writing failed.
             Cancelled: the work was cancelled with `cancel`. As after any error, no new file is left.
         """
+        PATH.check(path=path)
+        FUNCTION.or_none(progress=progress)
         box, path = self._box(region), Path(path)
         form = self.check_save(
             path,
@@ -328,6 +335,7 @@ class Picture:
             OutputError: the file cannot be written.
             PlanError: the region is not inside the picture.
         """
+        PATH.check(path=path)
         size = self._box(region).size
         form = check_output(Path(path), size, force, bits, tile_format, quality, lossless, metadata)
         plan_to_save(self._source, self._plan, form, size, bits)

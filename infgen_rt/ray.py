@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infgen_rt.backend.candidates import AUTO, Precision
+from infgen_rt.common.arguments import PATH, TEXT
 from infgen_rt.common.pixels import Bits
 from infgen_rt.decoder import open as open_model
 from infgen_rt.errors import InfGenError, LatentError, OutputError
@@ -114,6 +115,9 @@ class Decode:
         threads: int | None = None,
         memory: str | int | None = None,
     ) -> None:
+        TEXT.check(latent=latent, key=key, ending=ending)
+        TEXT.or_none(column=column)
+        PATH.or_none(folder=folder, root=root, path=path)
         self._latent, self._key, self._ending = latent, key, ending
         self._folder, self._root = None if folder is None else Path(folder), None if root is None else fspath(root)
         if self._folder is not None and not self._folder.is_absolute():

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from infgen_rt.common.arguments import Kind
 from infgen_rt.common.cancellation import Cancellation
 from infgen_rt.common.pixels import interleaved, to_floats
 from infgen_rt.common.progress import Counter, Tell
@@ -20,10 +21,14 @@ from infgen_rt.source import Stage
 Dtype = type[np.uint8] | type[np.float32]
 
 
-def check_dtype(dtype: object) -> None:
-    """Raise TypeError if pixels of this type cannot be read."""
-    if dtype not in (np.uint8, np.float32):
-        raise TypeError(f"dtype is {dtype!r}, expected numpy.uint8 or numpy.float32")
+_TYPE = Kind("numpy.uint8 or numpy.float32", lambda value: value is np.uint8 or value is np.float32)
+
+
+def pixel_type(dtype: Any) -> Dtype:
+    """The type of pixels that is requested, which may also be given as `numpy.dtype`. TypeError for any other."""
+    kind: Dtype = dtype.type if isinstance(dtype, np.dtype) else dtype
+    _TYPE.check(dtype=kind)
+    return kind
 
 
 def preview_sizes(longest: int, whole: Size, grid: Grid, least_scale: float) -> tuple[Size, Size]:

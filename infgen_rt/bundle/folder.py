@@ -9,6 +9,7 @@ from pathlib import Path
 from infgen_rt.bundle.graphs import WEIGHTS, Content
 from infgen_rt.bundle.manifest import MANIFEST, FormatError, Manifest, Recipe
 from infgen_rt.bundle.several import read_models
+from infgen_rt.common.arguments import PATH, TEXT
 from infgen_rt.common.callers import raise_callers
 from infgen_rt.common.files import is_possible
 from infgen_rt.common.remedies import PACKAGE, is_frozen, reinstalling
@@ -50,6 +51,8 @@ class Bundle:
         Raises:
             BundleError: there is no bundle, it is damaged, or it has no model for the space.
         """
+        PATH.or_none(path=path)
+        TEXT.or_none(space=space)
         if path is None and not DEFAULT_BUNDLE.is_dir():
             raise BundleError(f"this installation ships no model: {_remedy()}")
         root = Path(path) if path is not None else DEFAULT_BUNDLE

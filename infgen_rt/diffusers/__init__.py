@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from infgen_rt.backend.candidates import AUTO, Precision
+from infgen_rt.common.arguments import PATH
 from infgen_rt.decoder import Decoder
 from infgen_rt.errors import InputError
 from infgen_rt.latent.spaces import latent_space
@@ -93,6 +94,7 @@ class InfGenVAE(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._picture = picture_options(scale, size, stages, max_scale, tile)
+        PATH.or_none(path=path)
         path = None if path is None else fspath(path)
         runs = {"backend": backend, "device": device, "precision": precision, "threads": threads, "memory": memory}
         self._opened = Opened({"path": path, "space": space, **runs})

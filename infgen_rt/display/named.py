@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
+from infgen_rt.common.arguments import TEXT
 from infgen_rt.common.schema import parse
 from infgen_rt.display.screen import screen_size
 from infgen_rt.errors import PlanError
@@ -72,6 +73,7 @@ def display_size(name: str) -> Size:
         >>> infgen_rt.display_size("MacBook Pro 16")
         Size(width=3456, height=2234)
     """
+    TEXT.check(name=name)
     key = "-".join(name.lower().split())
     if key == "auto":
         return screen_size()

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from infgen_rt.common.arguments import PAIR, WHOLE, Kind
+from infgen_rt.errors import PlanError
 from infgen_rt.geometry.shapes import Box, Size
 
 TILE = 256
@@ -16,6 +18,10 @@ class Tile(NamedTuple):
     level: int
     column: int
     row: int
+
+
+TILES = Kind("a Tile", lambda value: isinstance(value, Tile) and all(map(WHOLE.holds, value)))
+"""The tiles, for checks of arguments."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +85,19 @@ def levels_of(size: Size, tile: int = TILE) -> tuple[Level, ...]:
         size: the picture's width and height in pixels.
         tile: the side of a tile in pixels.
 
+    Raises:
+        PlanError: `tile` is below 1.
+
     Examples:
         >>> from infgen_rt import Size, viewing
         >>> [str(level.size) for level in viewing.levels_of(Size(1000, 600), tile=256)]
         ['250x150', '500x300', '1000x600']
     """
+    PAIR.check(size=size)
+    WHOLE.check(tile=tile)
+    if tile < 1:
+        raise PlanError(f"a viewer's tile of {tile} pixels is not possible: expected 1 or more")
+    size = Size(*size)
     sizes = list(halvings(size, tile))[::-1]
     return tuple(
         Level(number, each, (each.width / size.width, each.height / size.height), tile)

@@ -6,6 +6,7 @@ from math import isfinite
 from numbers import Real
 from typing import Any, Literal, NamedTuple
 
+from infgen_rt.common.arguments import PAIR, TEXT
 from infgen_rt.common.callers import raise_callers
 from infgen_rt.errors import PlanError
 
@@ -150,7 +151,7 @@ def parse_box(value: str | Sequence[int], within: Size) -> Box:
         PlanError: the region is not four integers, or it is empty or reaches outside the picture.
     """
     try:
-        x, y, width, height = map(_whole, value.split(",") if isinstance(value, str) else _in_order(value))
+        x, y, width, height = map(_whole, value.split(",") if isinstance(value, str) else in_order(value))
     except (TypeError, ValueError, OverflowError) as error:
         raise_callers(error)
         raise PlanError(f"region {value!r} is not understood: expected four whole numbers x,y,width,height") from None
@@ -180,7 +181,7 @@ def parse_size(value: "str | float | tuple[int, int] | None", native: Size) -> S
         size = _scaled(float(value), native)
     else:
         try:
-            size = Size(*map(_whole, _in_order(value)))
+            size = Size(*map(_whole, in_order(value)))
         except (TypeError, ValueError, OverflowError) as error:
             raise_callers(error)
             raise PlanError(f"size {value!r} is not understood: expected (width, height) in whole pixels") from None
@@ -189,7 +190,7 @@ def parse_size(value: "str | float | tuple[int, int] | None", native: Size) -> S
     return size
 
 
-def _in_order(values: Any) -> Any:
+def in_order(values: Any) -> Any:
     """The same values. Raises TypeError for what is no sequence of numbers: sets have no order, and bytes are text."""
     if isinstance(values, (bytes, bytearray, Set, Mapping)):
         raise TypeError("not a sequence of numbers")
@@ -237,6 +238,9 @@ def fit(native: Size, target: tuple[int, int], how: Fit) -> tuple[Size, Box]:
         >>> infgen_rt.fit(native, (1920, 1080), "contain")
         (Size(width=1080, height=1080), Box(x=0, y=0, width=1080, height=1080))
     """
+    PAIR.check(native=native)
+    TEXT.check(how=how)
+    native = Size(*native)
     display = parse_size(target, native)
     if how == "stretch":
         return display, display.box

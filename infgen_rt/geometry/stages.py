@@ -7,7 +7,7 @@ from operator import mul
 
 from infgen_rt.errors import PlanError
 from infgen_rt.geometry.grid import Grid
-from infgen_rt.geometry.shapes import Size
+from infgen_rt.geometry.shapes import Size, in_order
 
 LEAST_MAX_SCALE = 1.1
 """The smallest `max_scale`. With less, a chain would have very many stages."""
@@ -47,8 +47,8 @@ def chain(whole: Grid, stages: Sequence[float] | None = None, max_scale: float |
 
 def _by_scales(whole: Grid, stages: Sequence[float]) -> tuple[Grid, ...]:
     try:
-        scales = [float(scale) for scale in stages]
-    except (TypeError, ValueError):
+        scales = [float(scale) for scale in in_order(stages)] if not isinstance(stages, str) else []
+    except (TypeError, ValueError, OverflowError):
         scales = []
     product = prod(scales)
     # The product is checked too, because it may be 0 or infinite although each scale is usable by itself.

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from infgen_rt.common.arguments import PAIR, TEXT, instance
 from infgen_rt.common.notices import Notices
 from infgen_rt.common.pixels import FloatArray
 from infgen_rt.errors import LatentError
@@ -14,7 +15,7 @@ from infgen_rt.latent.files import Stored, read_array
 from infgen_rt.latent.layout import plain_latents
 from infgen_rt.latent.likeness import likely_space
 from infgen_rt.latent.numbers import as_float32
-from infgen_rt.latent.spaces import LatentSpace, latent_space, latent_spaces
+from infgen_rt.latent.spaces import SPACE, LatentSpace, latent_space, latent_spaces
 
 __all__ = ["Normalisation", "as_latent", "as_latents", "load_latent", "load_latents", "native_size"]
 
@@ -82,6 +83,7 @@ def load_latents(
         >>> len(infgen_rt.load_latents("batch.npy", normalisation="model"))
         2
     """
+    TEXT.check(space=space)
     stored = read_array(path, key)
     try:
         return as_latents(stored, latent_space(space), normalisation=normalisation, latent_size=latent_size)
@@ -129,6 +131,10 @@ def as_latents(
     Warns:
         InfGenWarning: the numbers are unusual for a latent.
     """
+    SPACE.check(space=space)
+    TEXT.or_none(normalisation=normalisation)
+    PAIR.or_none(latent_size=latent_size)
+    instance(Notices, "Notices").or_none(notices=notices)
     if normalisation not in (None, "model", "vae"):
         raise LatentError(f"normalisation {normalisation!r} is unknown: expected 'model' or 'vae'")
     notices = notices or Notices()
@@ -166,6 +172,8 @@ def native_size(value: Any, space: LatentSpace, *, latent_size: tuple[int, int] 
 
     The arguments and the errors are those of `as_latents`.
     """
+    SPACE.check(space=space)
+    PAIR.or_none(latent_size=latent_size)
     plain, _ = plain_latents(as_float32(value), space, latent_size)
     return space.native_size(plain[0])
 

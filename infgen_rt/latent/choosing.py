@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from infgen_rt.common.arguments import NAMES, PAIR
 from infgen_rt.errors import LatentError
 from infgen_rt.latent.layout import expected_shapes, fits, plain_latents
 from infgen_rt.latent.likeness import likely_space
@@ -24,6 +25,8 @@ def space_of(
         LatentError: the shape is that of no space, or of several. In the second case, the message names these spaces.
             If the numbers are clearly those of one of them, the message says so.
     """
+    NAMES.or_none(names=names)
+    PAIR.or_none(latent_size=latent_size)
     array = as_float32(value)
     spaces = [latent_space(name) for name in names] if names is not None else list(latent_spaces().values())
     shape = list(array.shape)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
 
+from infgen_rt.common.arguments import PATH, TEXT
 from infgen_rt.common.callers import raise_callers
 from infgen_rt.common.files import is_possible
 from infgen_rt.common.memory import GIB, format_bytes
@@ -66,6 +67,8 @@ def read_array(path: str | Path, key: str | None = None) -> Stored:
     Raises:
         LatentError: the file is missing, damaged, of another kind, or does not contain the array.
     """
+    PATH.check(path=path)
+    TEXT.or_none(key=key)
     path = Path(path)
     if not is_possible(path):
         raise LatentError(f"{str(path)!r} cannot be a file's name: remove the character that no name may have")

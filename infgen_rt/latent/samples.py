@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from infgen_rt.common.arguments import TEXT
 from infgen_rt.common.pixels import FloatArray
 from infgen_rt.errors import LatentError
 from infgen_rt.latent.arrays import as_latent
@@ -60,6 +61,7 @@ def load_sample(name: str) -> Sample:
         >>> sample.latent.shape
         (32, 68, 120)
     """
+    TEXT.check(name=name)
     index = _index()
     if name not in index:
         raise LatentError(f"sample {name!r} is unknown: there are {', '.join(sorted(index))}")

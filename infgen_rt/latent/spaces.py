@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from infgen_rt.common.arguments import TEXT, instance
 from infgen_rt.common.pixels import FloatArray
 from infgen_rt.common.schema import parse
 from infgen_rt.errors import LatentError
@@ -146,6 +147,10 @@ class LatentSpace:
         return np.tile(square, (1, -(-height // 2), -(-width // 2)))[:, :height, :width]
 
 
+SPACE = instance(LatentSpace, "a LatentSpace, as spaces.latent_space returns")
+"""The latent spaces, for checks of arguments."""
+
+
 @cache
 def latent_spaces() -> dict[str, LatentSpace]:
     """All known latent spaces, by name."""
@@ -168,6 +173,7 @@ def latent_space(name: str) -> LatentSpace:
         >>> spaces.latent_space("Z-Image").name
         'flux1'
     """
+    TEXT.check(name=name)
     found = _spaces_by_name().get(_plain(name))
     if found is None:
         nearest = get_close_matches(_plain(name), _spaces_by_name(), 1)

@@ -19,7 +19,7 @@ class TileCache(Generic[K, V]):
     """
 
     def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
+        self._capacity = max(0, capacity)
         self._size = 0
         self._tiles: OrderedDict[K, tuple[V, int]] = OrderedDict()
         self._lock, self._making = Lock(), Lock()
@@ -32,7 +32,7 @@ class TileCache(Generic[K, V]):
     def resize(self, capacity: int) -> None:
         """Change the capacity in bytes."""
         with self._lock:
-            self._capacity = capacity
+            self._capacity = max(0, capacity)
             self._shrink()
 
     def holds(self, tiles: Iterable[K]) -> bool:

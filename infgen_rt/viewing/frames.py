@@ -5,7 +5,9 @@ from typing import Literal
 
 import numpy as np
 
+from infgen_rt.common.arguments import TEXT
 from infgen_rt.common.pixels import ByteArray
+from infgen_rt.errors import PlanError
 from infgen_rt.geometry.shapes import Size
 
 Order = Literal["rgb", "bgra"]
@@ -38,7 +40,13 @@ class Frame:
         Args:
             size: width and height in pixels.
             order: the order of the channels.
+
+        Raises:
+            PlanError: the order is unknown.
         """
+        TEXT.check(order=order)
+        if order not in _CHANNELS:
+            raise PlanError(f"order {order!r} of channels is unknown: expected {' or '.join(_CHANNELS)}")
         width = _CHANNELS[order] * size.width
         stride = -(-width // _ALIGNED) * _ALIGNED
         return cls(np.full((size.height, stride), _OPAQUE, np.uint8), size, order)

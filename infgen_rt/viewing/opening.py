@@ -6,6 +6,7 @@ from typing import Any
 
 from infgen_rt.backend.candidates import AUTO, Precision
 from infgen_rt.bundle.folder import Bundle
+from infgen_rt.common.arguments import PATH, TEXT
 from infgen_rt.common.cancellation import Cancel
 from infgen_rt.common.notices import Notices
 from infgen_rt.common.progress import Tell
@@ -104,6 +105,9 @@ class Opener:
             InputError: the file, the model, the backend or the size cannot be used.
             Cancelled: the work was cancelled with `cancel`.
         """
+        TEXT.check(size=self.size)
+        PATH.or_none(path=path)
+        TEXT.or_none(sample=sample)
         array = load_sample(sample or "").latent if path is None else read_array(path, self._key)
         decoder = self._decoder(self._space_of(array), progress, cancel)
         native = decoder.native_size(array, latent_size=self._reading["latent_size"])

@@ -4,14 +4,17 @@ from threading import Lock
 
 import numpy as np
 
+from infgen_rt.common.arguments import FUNCTION, WHOLE, instance
 from infgen_rt.common.cancellation import Cancel
 from infgen_rt.common.pixels import ByteArray
 from infgen_rt.common.progress import Tell
 from infgen_rt.errors import PlanError
-from infgen_rt.geometry.levels import TILE, Level, Tile, levels_of
-from infgen_rt.geometry.shapes import Box
+from infgen_rt.geometry.levels import TILE, TILES, Level, Tile, levels_of
+from infgen_rt.geometry.shapes import Box, parse_box
 from infgen_rt.picture import Picture
 from infgen_rt.viewing.frames import Frame, Order
+
+PICTURE = instance(Picture, "a Picture")
 
 
 class Pyramid:
@@ -32,6 +35,7 @@ class Pyramid:
     """
 
     def __init__(self, picture: Picture, tile: int = TILE) -> None:
+        PICTURE.check(picture=picture)
         self.picture = picture
         self.levels: tuple[Level, ...] = levels_of(picture.size, tile)
         # A level is planned when it is first read, because planning loads graphs. None marks a level that is too small
@@ -45,6 +49,7 @@ class Pyramid:
         Raises:
             PlanError: the pyramid has no such tile.
         """
+        TILES.check(tile=tile)
         if 0 <= tile.level < len(self.levels):
             box = self.levels[tile.level].box(tile.column, tile.row)
             if box.width:
@@ -63,11 +68,12 @@ class Pyramid:
             The pixels of the tile, which is smaller at the right and the bottom edge of the level.
 
         Raises:
-            PlanError: the pyramid has no such tile.
+            PlanError: the pyramid has no such tile, or the order is unknown.
             DecodeError: decoding failed.
             Cancelled: the work was cancelled with `cancel`.
         """
-        return self.region(tile.level, self.box(tile), order, cancel=cancel)
+        box = self.box(tile)
+        return self.region(tile.level, box, order, cancel=cancel)
 
     def region(
         self, level: int, box: Box, order: Order = "rgb", *, progress: Tell | None = None, cancel: Cancel | None = None
@@ -82,10 +88,15 @@ class Pyramid:
             cancel: as for `Picture.read`.
 
         Raises:
-            PlanError: the region is not inside the level.
+            PlanError: there is no such level, the region is not inside it, or the order is unknown.
             DecodeError: decoding failed.
             Cancelled: the work was cancelled with `cancel`.
         """
+        WHOLE.check(level=level)
+        FUNCTION.or_none(progress=progress)
+        if not 0 <= level < len(self.levels):
+            raise PlanError(f"there is no level {level}: expected one from 0 to {len(self.levels) - 1}")
+        box = parse_box(box, self.levels[level].size)
         frame = Frame.empty(box.size, order)
         self._read(level, box, frame.pixels, progress, cancel)
         return frame

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from threading import Thread
 from types import TracebackType
 
+from infgen_rt.common.arguments import FUNCTION, NUMBER, WHOLE, Kind
 from infgen_rt.common.cancellation import Cancel
 from infgen_rt.common.memory import MIB
-from infgen_rt.errors import Cancelled
-from infgen_rt.geometry.levels import TILE, Level, Tile
+from infgen_rt.errors import Cancelled, PlanError
+from infgen_rt.geometry.levels import TILE, TILES, Level, Tile
+from infgen_rt.geometry.shapes import Size
 from infgen_rt.nodes.cache import TileCache
 from infgen_rt.picture import Picture
 from infgen_rt.viewing.frames import Frame, Order
@@ -16,6 +18,9 @@ from infgen_rt.viewing.requests import Done, Request, Requests
 
 CACHE = 256 * MIB
 """The default size of the tile cache in bytes."""
+
+_MOST_WORKERS = 64
+_SEVERAL = Kind("a sequence of Tiles", lambda value: isinstance(value, Sequence) and all(map(TILES.holds, value)))
 
 
 class TileReader:
@@ -34,11 +39,18 @@ class TileReader:
 
     Attributes:
         pyramid: the levels of the picture.
+
+    Raises:
+        PlanError: the side of a tile, the number of threads or the order is not possible.
     """
 
     def __init__(
         self, picture: Picture, *, tile: int = TILE, cache: int = CACHE, order: Order = "bgra", workers: int = 2
     ) -> None:
+        WHOLE.check(cache=cache, workers=workers)
+        Frame.empty(Size(1, 1), order)
+        if not 1 <= workers <= _MOST_WORKERS:
+            raise PlanError(f"{workers} threads to read tiles are not possible: expected 1 to {_MOST_WORKERS}")
         self.pyramid = Pyramid(picture, tile)
         self._order = order
         self._cache: TileCache[Tile, Frame] = TileCache(cache)
@@ -66,6 +78,7 @@ class TileReader:
 
     def cached(self, tile: Tile) -> Frame | None:
         """A tile from the cache, or None if it is not there. This never waits for a decode."""
+        TILES.check(tile=tile)
         return self._cache.get(tile)
 
     def read(self, tile: Tile, *, cancel: Cancel | None = None) -> Frame:
@@ -80,6 +93,7 @@ class TileReader:
             DecodeError: decoding failed.
             Cancelled: the work was cancelled with `cancel`.
         """
+        TILES.check(tile=tile)
         frame = self._cache.get(tile)
         if frame is None:
             frame = self.pyramid.read(tile, self._order, cancel=cancel)
@@ -100,6 +114,8 @@ class TileReader:
         Raises:
             PlanError: there is no such tile.
         """
+        NUMBER.check(priority=priority)
+        FUNCTION.or_none(done=done)
         self.pyramid.box(tile)
         request = Request(tile, priority, done)
         self._requests.add(request)
@@ -118,6 +134,8 @@ class TileReader:
         Raises:
             PlanError: there is no such tile.
         """
+        FUNCTION.or_none(done=done)
+        _SEVERAL.check(tiles=tiles)
         missing = (tile for tile in dict.fromkeys(tiles) if not self._cache.holds([tile]))
         order = {tile: float(number) for number, tile in enumerate(missing)}
         known = self._requests.keep_only(order, {tile.level for tile in tiles})

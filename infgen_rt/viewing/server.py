@@ -23,11 +23,13 @@ from socketserver import TCPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from infgen_rt.common.arguments import TEXT, WHOLE, Kind
 from infgen_rt.errors import Cancelled, InfGenError, InputError, one_line
 from infgen_rt.geometry.levels import Level, Tile
 from infgen_rt.geometry.shapes import Box
 from infgen_rt.picture import Picture
 from infgen_rt.viewing.frames import Frame
+from infgen_rt.viewing.pyramid import PICTURE
 from infgen_rt.viewing.reader import CACHE, TileReader
 from infgen_rt.writers.whole import Jpeg
 
@@ -37,6 +39,8 @@ _INFO = re.compile(f"/{_NUMBER}/info.json")
 _TILE = re.compile(f"/{_NUMBER}/(?:full|{_SIDE},{_SIDE},{_SIDE},{_SIDE})/(?:max|{_SIDE},{_SIDE})/0/default[.](png|jpg)")
 # Seconds between two checks whether the browser still waits for its tile.
 _LOOK = 0.25
+
+_PICTURES = Kind("a sequence of Pictures", lambda value: isinstance(value, Sequence) and all(map(PICTURE.holds, value)))
 
 
 class TileServer(ThreadingHTTPServer):
@@ -59,7 +63,7 @@ class TileServer(ThreadingHTTPServer):
         address: the address of the page.
 
     Raises:
-        InputError: nothing can be served at this host and port.
+        InputError: there is no picture, or nothing can be served at this host and port.
     """
 
     daemon_threads = True
@@ -69,10 +73,15 @@ class TileServer(ThreadingHTTPServer):
     def __init__(
         self, pictures: Sequence[Picture], host: str = "127.0.0.1", port: int = 0, title: str = "", cache: int = CACHE
     ) -> None:
+        _PICTURES.check(pictures=pictures)
+        TEXT.check(host=host, title=title)
+        WHOLE.check(port=port, cache=cache)
+        if not pictures:
+            raise InputError("there is no picture to serve: pass one or more")
         try:
             self.address_family, *_, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
             super().__init__((str(place[0]), port), _Handler)
-        except (OSError, UnicodeError) as error:
+        except (OSError, UnicodeError, OverflowError) as error:
             why = one_line(error)
             raise InputError(f"cannot serve at {host}, port {port} ({why}): pass another --port, or 0") from error
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{self.server_address[1]}/"
@@ -80,7 +89,7 @@ class TileServer(ThreadingHTTPServer):
         self.readers = [TileReader(each, cache=cache // len(pictures), order="rgb") for each in pictures]
         sources = json.dumps([f"/{number}/info.json" for number in range(1, len(pictures) + 1)])
         page = files("infgen_rt").joinpath("data/tiles.html").read_text(encoding="utf-8")
-        self.page = page.replace("TITLE", html.escape(title)).replace('["SOURCES"]', sources).encode()
+        self.page = page.replace("TITLE", html.escape(title)).replace('["SOURCES"]', sources).encode(errors="replace")
 
     server_bind = TCPServer.server_bind  # HTTPServer's own method looks up the host's name, which can be slow
 

@@ -6,7 +6,9 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from traceback import walk_tb
+from typing import get_args
 
+from infgen_rt.common.arguments import FLAG, MAPPING, TEXT, WHOLE
 from infgen_rt.common.callers import raise_callers
 from infgen_rt.common.pixels import Bits
 from infgen_rt.errors import OutputError, WriteError, reason
@@ -67,9 +69,16 @@ def check_output(
         OutputError: the format is unknown or does not support the size, the bits, the quality or the metadata, the
             folder is missing, or the file exists and must not or cannot be replaced.
     """
+    FLAG.check(force=force, lossless=lossless)
+    TEXT.check(tile_format=tile_format)
+    WHOLE.check(bits=bits)
+    WHOLE.or_none(quality=quality)
+    MAPPING.or_none(metadata=metadata)
     form = FORMATS.get(path.suffix.lower())
     if form is None:
         raise OutputError(f"{path} has no known picture format: expected a name ending in {', '.join(FORMATS)}")
+    if tile_format not in (known := get_args(TileFormat)):
+        raise OutputError(f"tile format {tile_format!r} is unknown: expected {' or '.join(known)}")
     form = form.with_tiles(tile_format).encoded(quality, lossless).with_metadata(check_metadata(metadata or {}))
     if not form.available():
         raise OutputError(f"Pillow was built without {form.name}: install it from PyPI, or write .png")
