@@ -35,6 +35,12 @@ _LEAST_CELLS = 256
 # A latent agrees with the correlations of its own space at least this much. Unrelated channels agree only by chance,
 # with a standard deviation of 0.045 over 496 pairs.
 _LEAST_AGREEMENT = 0.12
+# The share of the variance of cells in the mean square of a latent's numbers, from which on its channels' correlations
+# are those of a picture. In a picture of one colour, such as a black one, it is at most 0.23. The cells then differ only
+# by the response of the encoder to the border, which correlates differently. In parts of photographs it is 0.46 or more.
+_LEAST_CONTENT = 0.3
+# If all correlations of channels differ by less, the latent says nothing about its space.
+_EQUAL = 1e-6
 # With fewer pairs of channels, some latents agree too little with their own space, and others by chance with a wrong
 # one.
 _LEAST_PAIRS = 200
@@ -132,15 +138,20 @@ def is_foreign(latent: FloatArray, space: LatentSpace) -> bool:
     Args:
         latent: float32 [C, h, w].
         space: the space that it should be in. If its correlations were not measured, or if it has so few channels that
-            chance makes them agree, the result is False.
+            chance makes them agree, the result is False. This is also so for a picture of one colour.
     """
     if space.correlations is None or len(space.correlations) < _LEAST_PAIRS or latent[0].size < _LEAST_CELLS:
         return False
     latent = middle(latent)
     if not shows_picture(latent):
         return False
+    centred = latent - latent.mean(axis=(1, 2), keepdims=True)
+    if np.square(centred).mean(dtype=np.float64) < _LEAST_CONTENT * np.square(latent, dtype=np.float64).mean():
+        return False
     correlations = np.asarray(np.corrcoef(latent.reshape(len(latent), -1)))
     found = correlations[np.triu_indices(len(latent), 1)]
+    if np.ptp(found) < _EQUAL:
+        return False
     return float(np.corrcoef(found, space.correlations)[0, 1]) < _LEAST_AGREEMENT
 
 

@@ -383,6 +383,21 @@ def test_the_vaes_own_latents_are_never_taken_for_normalised_ones_in_silence(nam
             as_latent(in_bfloat16(FLUX2.denormalise(part)), FLUX2)
 
 
+@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("said", ["model", "vae"])
+def test_a_picture_of_one_colour_is_not_taken_for_one_of_another_space(name: str, said: str) -> None:
+    """In a black picture, for example, cells differ only at the border."""
+    latent = PLAIN[name] if said == "model" else FLUX2.denormalise(PLAIN[name])
+    assert not is_foreign(latent, FLUX2)
+    assert not is_foreign(in_bfloat16(latent), FLUX2)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_latent_whose_channels_are_all_alike_is_of_no_other_space() -> None:
+    ramp = np.broadcast_to(np.linspace(-1e-3, 1e-3, 400, dtype=np.float32), (32, 3, 400))
+    assert not is_foreign(ramp, FLUX2)
+
+
 @pytest.mark.parametrize("name", SAMPLES)
 def test_nothing_is_inferred_if_the_batch_norms_statistics_contradict_the_level(name: str) -> None:
     """The VAE's own latent, scaled to the level of a normalised one."""
