@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from infgen_rt.backend.choice import Choice
+from infgen_rt.batch import save_pictures
 from infgen_rt.bundle.folder import Bundle
 from infgen_rt.bundle.manifest import Manifest
 from infgen_rt.common.progress import Progress
@@ -78,6 +79,7 @@ __all__ = [
     "named_displays",
     "open",
     "sample_names",
+    "save_pictures",
 ]
 
 # Modules for other programs. They need further libraries, and are imported when they are first used.

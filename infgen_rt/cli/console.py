@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any, TextIO, cast
 
 import click
@@ -98,28 +99,57 @@ class Stopwatch:
         self._last = now
 
 
+class Notes(list[str]):
+    """The texts of all different warnings that were told. Of those with the same cause, only the first is printed.
+
+    Args:
+        quiet: whether to print none.
+    """
+
+    def __init__(self, quiet: bool) -> None:
+        super().__init__()
+        self._quiet = quiet
+        self._causes: set[str] = set()
+
+    def tell(self, message: Warning | str) -> None:
+        """Note a warning, and print it as one line."""
+        if str(message) not in self:
+            self.append(str(message))
+        cause = getattr(message, "cause", "") or str(message)
+        if not self._quiet and cause not in self._causes:
+            self._causes.add(cause)
+            say(f"Warning: {message}", err=True)
+
+
+_TELL: ContextVar[Callable[[Warning | str], object] | None] = ContextVar("infgen-warnings", default=None)
+
+
 @contextmanager
-def warnings_to_stderr(quiet: bool = False) -> Iterator[list[str]]:
-    """Print each warning as one line when it occurs. Of the warnings with the same cause, only the first is printed.
+def warnings_to_stderr(quiet: bool = False) -> Iterator[Notes]:
+    """Print each warning as one line when it occurs, or where `warnings_to` sends it.
 
     Yields:
-        The list of all different warnings so far.
+        The warnings so far.
     """
-    notes: list[str] = []
-    causes: set[str] = set()
+    notes = Notes(quiet)
 
     def show(message: Warning | str, *args: Any, **options: Any) -> None:
-        if str(message) not in notes:
-            notes.append(str(message))
-        cause = getattr(message, "cause", "") or str(message)
-        if not quiet and cause not in causes:
-            causes.add(cause)
-            say(f"Warning: {message}", err=True)
+        (_TELL.get() or notes.tell)(message)
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = show
         yield notes
+
+
+@contextmanager
+def warnings_to(tell: Callable[[Warning | str], object]) -> Iterator[None]:
+    """Send the warnings of the work in this block to a function, for example to print them later."""
+    token = _TELL.set(tell)
+    try:
+        yield
+    finally:
+        _TELL.reset(token)
 
 
 class _Log(logging.Handler):

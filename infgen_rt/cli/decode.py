@@ -3,14 +3,16 @@
 import json
 import os
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import click
 
-from infgen_rt.cli.console import FAILED, Stopwatch, complain, log_to_stderr, say, warnings_to_stderr
+from infgen_rt.cli.console import FAILED, Notes, Stopwatch, complain, log_to_stderr, say, warnings_to_stderr
 from infgen_rt.cli.latents import read_latent
 from infgen_rt.cli.options import Command, picture_options
 from infgen_rt.cli.request import Request
+from infgen_rt.cli.writing import Writing
 from infgen_rt.decoder import Decoder
 from infgen_rt.errors import InfGenError
 
@@ -46,38 +48,47 @@ def decode(**options: Any) -> None:
         if request.several:
             _decode_several(request, notes)
             return
-        with request.open() as jobs:
-            for job in jobs:
-                stopwatch.lap("open")
-                job.run(request, stopwatch, notes)
-                stopwatch = Stopwatch()
+        with request.open() as jobs, Writing(request, notes, _raise) as writing:
+            writing.add(None, jobs, stopwatch)
+            writing.finish()
 
 
-def _decode_several(request: Request, notes: list[str]) -> None:
+def _decode_several(request: Request, notes: Notes) -> None:
     """Decode all latents. The model of each latent space is opened once."""
-    outputs, failed = request.outputs(), 0
+    outputs = request.outputs()
     decoders: dict[str, Decoder] = {}
-    with ExitStack() as opened:
+    failed: list[Path] = []
+
+    def fail(latent: Path, error: InfGenError) -> None:
+        failed.append(latent)
+        complain(str(error), FAILED)
+        if request.as_json:
+            say(json.dumps({"output": str(outputs[latent]), "error": str(error)}))
+
+    with ExitStack() as opened, Writing(request, notes, fail) as writing:
         for latent, output in outputs.items():
             if request.resume and os.path.exists(output):
                 continue
-            stopwatch = Stopwatch()
-            notes.clear()
             try:
-                array = read_latent(latent, request.key)
-                space = request.space_of(array)
-                if space not in decoders:
-                    decoders[space] = opened.enter_context(request.decoder(space))
-                for job in request.jobs(decoders[space], array, output):
-                    stopwatch.lap("open")
-                    job.run(request, stopwatch, notes)
+                with writing.planning():
                     stopwatch = Stopwatch()
+                    array = read_latent(latent, request.key)
+                    space = request.space_of(array)
+                    if space not in decoders:
+                        # Opening measures the ways of running the model, so nothing else may run.
+                        writing.finish()
+                        decoders[space] = opened.enter_context(request.decoder(space))
+                    jobs = request.jobs(decoders[space], array, output)
             except InfGenError as error:
-                failed += 1
-                complain(str(error), FAILED)
-                if request.as_json:
-                    say(json.dumps({"output": str(output), "error": str(error)}))
-    if failed:
+                writing.add_failed(latent, error)
+            else:
+                writing.add(latent, jobs, stopwatch)
+        writing.finish()
+    if count := len(failed):
         raise InfGenError(
-            f"{failed} of {len(outputs)} latents failed, for the reasons above; --resume leaves out those that are done"
+            f"{count} of {len(outputs)} latents failed, for the reasons above; --resume leaves out those that are done"
         )
+
+
+def _raise(latent: object, error: InfGenError) -> None:
+    raise error

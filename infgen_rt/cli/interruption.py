@@ -3,38 +3,11 @@
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
-from typing import TypeVar
 
 from infgen_rt.errors import Cancelled
-
-# The seconds between two checks for signals on systems where waiting cannot be interrupted (Windows).
-_SIGNALS = 0.1
-
-T = TypeVar("T")
-
-
-def beside(work: Callable[[Event], T]) -> T:
-    """Do work in another thread. Python handles signals in the main thread, which is then free to cancel the work.
-
-    Args:
-        work: the function that does the work. It gets an event, which is set to cancel it.
-
-    Returns:
-        The result of the function.
-    """
-    cancel = Event()
-    with ThreadPoolExecutor(1, "infgen-work") as pool:
-        future = pool.submit(work, cancel)
-        try:
-            while not wait([future], timeout=_SIGNALS).done:
-                pass
-        finally:
-            cancel.set()
-        return future.result()
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """A request of `decode` or `plan`, and the jobs that it consists of."""
 
 import json
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,14 +11,14 @@ from typing import Any
 
 from infgen_rt.backend.candidates import Precision
 from infgen_rt.bundle.folder import Bundle
-from infgen_rt.cli.console import Stopwatch, late_progress_bar, progress_bar, say
-from infgen_rt.cli.interruption import beside, interruptible
+from infgen_rt.cli.console import Stopwatch, late_progress_bar, say
+from infgen_rt.cli.interruption import interruptible
 from infgen_rt.cli.latents import STREAM, expand, read_one
 from infgen_rt.cli.metadata import metadata_of
 from infgen_rt.cli.stream import pour, target_of
 from infgen_rt.common.memory import peak_memory
 from infgen_rt.common.pixels import Bits
-from infgen_rt.common.progress import Progress
+from infgen_rt.common.progress import Tell
 from infgen_rt.decoder import Decoder
 from infgen_rt.decoder import open as open_decoder
 from infgen_rt.display.named import display_size
@@ -30,8 +29,6 @@ from infgen_rt.latent.choosing import space_of
 from infgen_rt.latent.spaces import latent_space
 from infgen_rt.picture import Picture
 from infgen_rt.writers import Format, TileFormat
-
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -233,20 +230,13 @@ class Job:
     bits: Bits
     metadata: dict[str, str]
 
-    def run(self, request: Request, stopwatch: Stopwatch, notes: Sequence[str]) -> None:
-        """Decode and write the picture with a progress bar, and print the report."""
-        with progress_bar(not request.quiet) as show:
+    def save(self, request: Request, tell: Tell, cancel: Event) -> None:
+        """Decode and write the picture."""
+        writing = request.writing | {"metadata": self.metadata}
+        self.picture.save(self.output, region=self.box, **writing, progress=tell, cancel=cancel)
 
-            def on_progress(progress: Progress) -> None:
-                _LOG.debug("%s", progress)
-                stopwatch.lap(progress.stage)
-                show(progress)
-
-            def save(cancel: Event) -> None:
-                writing = request.writing | {"metadata": self.metadata}
-                self.picture.save(self.output, region=self.box, **writing, progress=on_progress, cancel=cancel)
-
-            beside(save)
+    def report(self, request: Request, stopwatch: Stopwatch, notes: Sequence[str]) -> None:
+        """Print that the picture is written."""
         # Messages must not be mixed with the bytes of a picture, so they go to standard error.
         streamed = request.output == STREAM
         if streamed:
