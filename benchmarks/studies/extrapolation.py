@@ -30,8 +30,9 @@ from infgen_training.config import PATCH
 from infgen_training.evaluate import Task
 from infgen_training.metrics import compare
 from infgen_training.perception import Eye, frechet_distance
+from infgen_training.photos import photo_files
 from infgen_training.teacher import Teacher
-from infgen_training.views import Pixels, photo_files, to_tensor
+from infgen_training.views import Pixels, to_tensor
 
 LEAST = 16
 """Smallest side of a latent, in cells. A photograph with a smaller latent at a scale is not measured at this scale."""

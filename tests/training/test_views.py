@@ -1,6 +1,7 @@
 """Views show what they should, whatever the photograph, and survive being packed."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,16 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from infgen_rt.errors import InputError
 from infgen_training import views
 from infgen_training.config import FACTOR, HELD_OUT, PATCH
+from infgen_training.photos import photo_files
 from infgen_training.teacher import Teacher, load_function
-from infgen_training.views import CELLS, Square, View, corrected, load_shards, make_views, photo_files, save_shards
+from infgen_training.views import CELLS, Square, View, corrected, load_shards, make_views, save_shards
 
-from .conftest import gradient, texture, view
+from .conftest import gradient, some_views, texture, view
 
 CPU = torch.device("cpu")
 
@@ -197,3 +199,18 @@ def test_what_is_missing_is_named(photos: Path, teacher: Path, enlarger: Path) -
         assert not (photos.parent / "shards").exists()
     with pytest.raises(FileNotFoundError, match="no Python file at .*; pass one that defines load_encoder"):
         Teacher.load(photos / "none.py")
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-7], lambda content: b"", lambda content: content[:8]])
+def test_a_damaged_shard_is_named(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    save_shards(tmp_path, some_views(), "photo")
+    shard = tmp_path / "photo-000.safetensors"
+    shard.write_bytes(damage(shard.read_bytes()))
+    with pytest.raises(InputError, match="photo-000.safetensors is damaged or no shard of views"):
+        load_shards(tmp_path)
+
+
+def test_a_file_of_other_tensors_is_no_shard(tmp_path: Path) -> None:
+    save_file({"000000/latent": torch.zeros(4, 8, 8)}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="model.safetensors is damaged or no shard of views"):
+        load_shards(tmp_path)

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,11 @@ from infgen_rt.errors import InputError
 from infgen_training.config import PATCH
 from infgen_training.metrics import compare, mean, psnr
 from infgen_training.perception import Eye, frechet_distance
+from infgen_training.photos import open_photo, photo_files
 from infgen_training.precision import mixed
+from infgen_training.requests import parse_scales, read_baseline, read_places
 from infgen_training.teacher import AUTOENCODER, AUTOENCODER_HELP, Teacher, load_function
-from infgen_training.views import Pixels, photo_files, to_tensor
+from infgen_training.views import Pixels, to_tensor
 
 BICUBIC, LANCZOS = Image.Resampling.BICUBIC, Image.Resampling.LANCZOS
 OURS, TEACHER, ENLARGER = "infgen", "teacher", "Real-ESRGAN"
@@ -67,10 +70,16 @@ class Task:
 
     @classmethod
     def of(cls, photo: Image.Image, scale: float, teacher: Teacher) -> Task:
-        """Crops an RGB photograph to whole cells, reduces it and encodes it. See ``evaluate`` for the scale."""
+        """Crops an RGB photograph to whole cells, reduces it and encodes it. See ``evaluate`` for the scale.
+
+        Raises:
+            InputError: The photograph is smaller than a cell at this scale.
+        """
         shrink = max(1.0, 1 / scale)
         cells = [int(side / (PATCH * scale * shrink)) for side in photo.size]
         width, height = (round(PATCH * n * scale) for n in cells)
+        if min(*cells, width, height) < 1:
+            raise InputError(f"a photograph of {photo.width}x{photo.height} pixels is too small for scale {scale:g}")
         cut = photo.crop((0, 0, round(width * shrink), round(height * shrink)))
         truth = np.asarray(cut.resize((width, height), BICUBIC))
         small = np.asarray(cut.resize((PATCH * cells[0], PATCH * cells[1]), BICUBIC))
@@ -135,7 +144,7 @@ def methods(task: Task, model: InfGen, teacher: Teacher, enlarge: nn.Module | No
     if small.shape == task.truth.shape:
         return found | {TEACHER: small}
     found[f"{TEACHER} + bicubic"] = resize(small, task.size, BICUBIC)
-    if enlarge is not None and task.size > small.shape[:2]:
+    if enlarge is not None and prod(task.size) > prod(small.shape[:2]):
         with mixed(torch.device("cpu")):
             large = enlarge(decoded.contiguous(memory_format=torch.channels_last)).float()
         found[f"{TEACHER} + {ENLARGER}"] = resize(to_pixels(large.clamp(0, 1)), task.size, LANCZOS)
@@ -225,7 +234,8 @@ def evaluate(
         ``None`` if no picture has a value for the metric.
 
     Raises:
-        InputError: The teacher's latents have another number of channels than the model's.
+        InputError: The teacher's latents have another number of channels than the model's, or a photograph is damaged
+            or too small.
     """
     check_space(model, teacher)
     places = dict.fromkeys([file.stem for file in photos[:4]], (0.5, 0.5)) if places is None else places
@@ -235,7 +245,7 @@ def evaluate(
     more: list[dict[str, float]] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # each metric runs on one thread only
         for file in tqdm(photos, desc="evaluate", disable=None):
-            photo = _middle(Image.open(file).convert("RGB"), middle)
+            photo = _middle(open_photo(file), middle)
             for scale in scales:
                 task = Task.of(photo, scale, teacher)
                 pictures = methods(task, model, teacher, enlarge, ours=baseline is not None)
@@ -316,11 +326,12 @@ def main(
     only: tuple[str, ...], middle: int | None, places: Path | None, baseline: Path | None, output: Path | None,
 ) -> None:  # fmt: skip
     """Compares CHECKPOINT with the teacher in a table. With -o, also writes report.json, report.md and sheet.png."""
-    values = [float(scale) for scale in scales.split(",")]
-    earlier = json.loads(baseline.read_text()) if baseline else None
-    spots = json.loads(places.read_text()) if places else None
     try:
+        values, spots = parse_scales(scales), read_places(places) if places else None
+        earlier = read_baseline(baseline) if baseline else None
         files = [file for file in photo_files(photos) if not only or file.stem in only]
+        if not files:
+            raise InputError(f"no photograph in {photos} is named {' or '.join(only)}: give names without endings")
         if earlier is not None:
             missing = [f"{scale:g}" for scale in values if f"{scale:g}" not in earlier["scales"]]
             if missing or earlier["pictures"] != len(files):

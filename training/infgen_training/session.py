@@ -10,6 +10,7 @@ session. ``--set minutes=N`` spreads the schedule over several sessions. To try 
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 
@@ -55,9 +56,13 @@ def main(
         return minutes - (time.monotonic() - began) / 60
 
     if not shards.exists():
-        source = ("--photos", photos, "--teacher", teacher, "--count", count, "--device", device, "-o", shards)
+        # The folder gets its name when it has views of both kinds. A session that was stopped before starts again.
+        making = shards.with_name(f"{shards.name}.part")
+        shutil.rmtree(making, ignore_errors=True)
+        source = ("--photos", photos, "--teacher", teacher, "--count", count, "--device", device, "-o", making)
         _call(views.main, *source)
         _call(views.main, *source, "--enlarger", enlarger, "--minutes", _MAKING * minutes)
+        making.rename(shards)
     options: list[object] = ["--shards", shards, "--device", device, "-o", run]
     options += ["--start", start] if start else ["--teacher", teacher, "--enlarger", enlarger]
     options += ["--vgg", vgg] if vgg else []

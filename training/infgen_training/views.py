@@ -29,12 +29,14 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from infgen_rt.errors import InputError
+from infgen_rt.errors import InputError, one_line
 from infgen_training.config import FACTOR, HELD_OUT, PATCH
+from infgen_training.photos import open_photo, photo_files
 from infgen_training.precision import mixed
 from infgen_training.teacher import AUTOENCODER, AUTOENCODER_HELP, Teacher, load_function
 
@@ -182,23 +184,6 @@ def make_view(
     return View(latent[0].half().cpu(), small, square.of(photo, FACTOR) if large_enough else None, sharp)
 
 
-def photo_files(folder: Path, exclude: Sequence[str] = ()) -> list[Path]:
-    """Lists the photographs of a folder, sorted by path.
-
-    Args:
-        folder: The folder.
-        exclude: File names, without endings, of photographs to leave out.
-
-    Raises:
-        FileNotFoundError: There are no photographs.
-    """
-    endings = {".webp", ".jpg", ".jpeg", ".png"}
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in endings and file.stem not in exclude)
-    if not files:
-        raise FileNotFoundError(f"no photographs ({', '.join(sorted(endings))}) in {folder}")
-    return files
-
-
 def make_views(
     files: Sequence[Path], count: int, teacher: Teacher, enlarge: nn.Module | None, device: torch.device, seed: int
 ) -> Iterator[View]:
@@ -224,7 +209,7 @@ def make_views(
     order: list[Path] = []
     for _ in range(count):
         order = order or [files[index] for index in rng.permutation(len(files))]
-        yield make_view(Image.open(order.pop()).convert("RGB"), teacher, enlarge, device, rng)
+        yield make_view(open_photo(order.pop()), teacher, enlarge, device, rng)
 
 
 def save_shards(folder: Path, views: Iterable[View], prefix: str, again: Callable[[], bool] = lambda: True) -> int:
@@ -271,6 +256,7 @@ def load_shards(folder: Path) -> list[View]:
 
     Raises:
         FileNotFoundError: There are no shards.
+        InputError: A shard is damaged.
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
@@ -278,9 +264,15 @@ def load_shards(folder: Path) -> list[View]:
     views: list[View] = []
     with ThreadPoolExecutor() as pool:
         for file in tqdm(files, desc="shards", disable=None):
-            tensors = load_file(file)
-            keys = sorted({name.partition("/")[0] for name in tensors})
-            views += pool.map(lambda key, found=tensors: _view(found, key), keys)
+            try:
+                tensors = load_file(file)
+                keys = sorted({name.partition("/")[0] for name in tensors})
+                views += pool.map(lambda key, found=tensors: _view(found, key), keys)
+            except (SafetensorError, OSError, SyntaxError, ValueError, KeyError) as error:
+                raise InputError(
+                    f"{file} is damaged or no shard of views ({one_line(error)}): remove it, or make the shards again "
+                    "with python -m infgen_training.views"
+                ) from error
     return views
 
 
@@ -289,7 +281,8 @@ def _view(tensors: dict[str, Tensor], key: str) -> View:
         None if (packed := tensors.get(f"{key}/{name}")) is None else _unpacked(packed)
         for name in ("small", "photo", "sharp")
     )
-    assert small is not None
+    if small is None:
+        raise ValueError(f"view {key} has no picture")
     return View(tensors[f"{key}/latent"], small, photo, sharp)
 
 

@@ -1,0 +1,41 @@
+"""Finds and reads photographs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from infgen_rt.errors import InputError, one_line
+
+
+def photo_files(folder: Path, exclude: Sequence[str] = ()) -> list[Path]:
+    """Lists the photographs of a folder, sorted by path.
+
+    Args:
+        folder: The folder.
+        exclude: File names, without endings, of photographs to leave out.
+
+    Raises:
+        FileNotFoundError: There are no photographs.
+    """
+    endings = {".webp", ".jpg", ".jpeg", ".png"}
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in endings and file.stem not in exclude)
+    if not files:
+        raise FileNotFoundError(f"no photographs ({', '.join(sorted(endings))}) in {folder}")
+    return files
+
+
+def open_photo(file: Path) -> Image.Image:
+    """Reads a photograph as RGB.
+
+    Raises:
+        InputError: The file is no picture, is damaged, or cannot be read.
+    """
+    try:
+        with Image.open(file) as photo:
+            return photo.convert("RGB")
+    # Pillow raises many kinds of errors for damaged files, SyntaxError among them.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{file} cannot be used as a photograph ({one_line(error)}): replace or remove it") from error
