@@ -15,7 +15,7 @@ from PIL import Image
 
 import benchmarks.__main__
 import infgen_rt
-from benchmarks import backends, compare, cost, memory, methods, peers, plots, process, profile, report, suite
+from benchmarks import backends, batches, compare, cost, memory, methods, peers, plots, process, profile, report, suite
 from benchmarks.studies import attention, chooser, comb, extrapolation, parallel, precision, stopping, study
 from infgen_export.work import multiply_adds
 from infgen_model import PRESETS, InfGen, edge
@@ -344,6 +344,19 @@ def test_tiles_are_decoded_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [row for row in table_of(result.output) if row[0] == "onnxruntime"]
     assert [row[1:4] for row in rows] == [["fp32", "1", "8"], ["fp32", "3", "8"]]
     assert all(float(cell) > 0 for row in rows for cell in row[4:6])
+
+
+def test_batches_are_measured_in_turns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(batches, "ENGINES", batches.ENGINES[:1])
+    options = ["--cells", "6", "--side", "96", "--latents", "2", "--threads", "2", "--repeat", "1"]
+    result = CliRunner().invoke(batches.main, [*options, "--json", str(tmp_path / "batches.json")])
+    assert result.exit_code == 0, result.output
+    _, *rows = table_of(result.output)
+    saved = json.loads((tmp_path / "batches.json").read_text())
+    (turn,) = saved["seconds"]["onnxruntime exact"]
+    assert [row[2] for row in rows] == list(turn)
+    assert [row[3] for row in rows] == [f"{120 / taken:.1f}" for taken in turn.values()]
+    assert [row[5] for row in rows if row[2] == batches.AFTER] == ["1.00x"]
 
 
 def test_fewer_bits_are_farther_from_float32(monkeypatch: pytest.MonkeyPatch) -> None:
