@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from infgen_rt.bundle.assembly import PARTS, Assembly
 from infgen_rt.bundle.graphs import WEIGHTS, Content
 from infgen_rt.bundle.manifest import MANIFEST, FormatError, Manifest, Recipe
 from infgen_rt.bundle.several import read_models
@@ -89,7 +90,8 @@ class Bundle:
 
         Returns:
             The contents by name. If the graph is a folder, the names are those in the folder. If the recipe has a file
-            of weights, it is among them as `weights.safetensors`.
+            of weights, it is among them as `weights.safetensors`. Files that are stored as parts of that file are put
+            together.
 
         Raises:
             BundleError: a file cannot be read, or its digest does not match the manifest.
@@ -98,9 +100,27 @@ class Bundle:
         files: dict[str, Content] = {
             name.removeprefix(f"{path}/"): self.read(name) for name in self.manifest.files_of(path)
         }
-        if recipe.weights is not None:
-            files[WEIGHTS] = self._weights(recipe.weights)
-        return files
+        if recipe.weights is None:
+            return files
+        weights = self._weights(recipe.weights)
+        whole = {
+            name.removesuffix(PARTS): self._assembled(f"{path}/{name}", content, weights)
+            if name.endswith(PARTS)
+            else content
+            for name, content in files.items()
+        }
+        return whole | {WEIGHTS: weights}
+
+    def _assembled(self, name: str, parts: Content, weights: Content) -> bytes:
+        """Put a file together, given the name and the content of the file that tells how."""
+        try:
+            return Assembly.from_json(bytes(parts)).make(weights)
+        except MemoryError:
+            raise BundleError(f"there is too little memory to read {name} of {self.path}: {_FREE}") from None
+        except (ValueError, OverflowError, RecursionError) as error:
+            raise_callers(error)
+            text = f"{self.path} is damaged: {name} does not fit its weights: {one_line(error)}; {_again(self.path)}"
+            raise BundleError(text) from None
 
     def _weights(self, name: str) -> Content:
         """The content of a file that many graphs need. It is mapped into memory if possible, and checked only once."""

@@ -18,6 +18,7 @@ from infgen_rt.cli.info import info
 from infgen_rt.cli.plan import plan
 from infgen_rt.cli.serve import serve
 from infgen_rt.cli.spaces import spaces
+from infgen_rt.cli.unpack import unpack
 from infgen_rt.cli.view import view
 from infgen_rt.errors import InfGenError, InputError
 from infgen_rt.version import __version__
@@ -38,7 +39,7 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (decode, plan, view, serve, displays, spaces, info, devices, cache):
+for command in (decode, plan, view, serve, displays, spaces, info, devices, unpack, cache):
     cli.add_command(command)
 
 

@@ -80,6 +80,8 @@ public enum InfGenError: Error, Equatable {
     case noRecipe([String])
     /// The bundle has no such graph.
     case noGraph(String)
+    /// The package has no weights of its own. `infgen-rt unpack` writes packages that have them.
+    case incompletePackage(String)
     /// A graph gave no such output.
     case noOutput(String)
     /// The latent is not [1, C, h, w] with the channels of the model, which are given.
@@ -377,10 +379,14 @@ public final class CoreMLGraph: Graph {
     private let model: MLModel
 
     /// - Parameters:
-    ///   - package: An `.mlpackage`.
+    ///   - package: An `.mlpackage` with its own weights, such as `infgen-rt unpack` writes.
     ///   - cache: A folder for compiled models, because compiling can take seconds. Give each version of a bundle and
     ///     of the system a folder of its own.
     public init(package: URL, units: MLComputeUnits, cache: URL) async throws {
+        let parts = package.appendingPathComponent("Data/com.apple.CoreML/weights/weight.bin.parts.json")
+        guard !FileManager.default.fileExists(atPath: parts.path) else {
+            throw InfGenError.incompletePackage(package.lastPathComponent)
+        }
         let compiled = cache.appendingPathComponent(package.deletingPathExtension().lastPathComponent + ".mlmodelc")
         if !FileManager.default.fileExists(atPath: compiled.path) {
             let made = try await MLModel.compileModel(at: package)

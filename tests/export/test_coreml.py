@@ -12,14 +12,18 @@ from torch import Tensor, nn
 ct = pytest.importorskip("coremltools")
 
 from infgen_export import mil  # noqa: E402
+from infgen_export.errors import ExportError  # noqa: E402
 from infgen_export.inputs import context_inputs, decode_inputs, fit, trace_inputs  # noqa: E402
+from infgen_export.mil.weights import arrays_in  # noqa: E402
+from infgen_export.pool import Pool  # noqa: E402
 from infgen_export.recipes import PRECISIONS  # noqa: E402
 from infgen_export.targets import Options, coreml  # noqa: E402
 from infgen_export.targets.dims import sizes  # noqa: E402
 from infgen_export.verify import LEAST_PSNR, compare  # noqa: E402
 from infgen_model.graphs import Graph, graphs_of  # noqa: E402
 from infgen_model.inpe import INPE  # noqa: E402
-from infgen_rt.bundle.graphs import Tensorspec  # noqa: E402
+from infgen_rt.bundle.assembly import PARTS, Assembly  # noqa: E402
+from infgen_rt.bundle.graphs import WEIGHTS, Tensorspec  # noqa: E402
 from infgen_rt.bundle.manifest import FixedShape  # noqa: E402
 from infgen_rt.geometry.shapes import Box, Size  # noqa: E402
 
@@ -192,6 +196,34 @@ def test_a_weight_that_is_wrong_in_the_file_is_noticed(converted: Convert, tmp_p
     finally:
         file.write_bytes(original)
     assert check.max_error > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "precision"),
+    [("edge", "prefill", "fp32"), ("edge", "trunk", "fp16"), ("edge", "encode", "int8"), ("paper", "decode", "fp16")],
+)
+def test_a_packed_package_has_no_numbers_and_is_restored_byte_for_byte(
+    converted: Convert, tmp_path: Path, kind: str, name: str, precision: str
+) -> None:
+    path, pool = converted(kind, name, precision), Pool()
+    for entry, array in coreml.weights(path).items():
+        pool.add_constant(entry, array)
+    pool.save(tmp_path / WEIGHTS)
+    coreml.pack(path, tmp_path / "packed", pool)
+    before = {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*.*") if file.is_file()}
+    packed = {file.relative_to(tmp_path / "packed").as_posix(): file.read_bytes() for file in tmp_path.rglob("*.json")}
+    (parts,) = (content for name, content in packed.items() if name.endswith(PARTS))
+    (weight,) = (content for name, content in before.items() if name.endswith("weight.bin"))
+    assert len(parts) < 400 + 100 * len(coreml.weights(path)) and not list((tmp_path / "packed").rglob("*.bin"))
+    assert Assembly.from_json(parts).make((tmp_path / WEIGHTS).read_bytes()) == weight
+    # What is left of the file are its headers.
+    assert sum(array.nbytes for array in coreml.weights(path).values()) > 0.5 * len(weight)
+
+
+@pytest.mark.parametrize("content", [b"", b"\1\0\0\0\2\0\0\0", b"\1\0\0\0\3\0\0\0" + bytes(120), bytes(7)])
+def test_weights_in_another_layout_are_not_guessed(content: bytes) -> None:
+    with pytest.raises(ExportError, match=r"in a layout that this exporter does not know"):
+        arrays_in(content)
 
 
 class Reciprocal(nn.Module):

@@ -308,7 +308,7 @@ def test_info_on_nothing_is_bad_input(folder: Path, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err.startswith("Error: none does not exist")
 
 
-@pytest.mark.parametrize("command", [[], ["decode"], ["plan"], ["view"], ["serve"], ["displays"], ["info"]])
+@pytest.mark.parametrize("command", [[], ["decode"], ["plan"], ["view"], ["serve"], ["displays"], ["info"], ["unpack"]])
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command, "--help"]) == 0
     text = capsys.readouterr().out

@@ -18,20 +18,23 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from infgen_export import mil
+from infgen_export.mil.weights import arrays_in
 from infgen_export.pool import Array, Pool
 from infgen_export.recipes import PRECISIONS, Recipe
 from infgen_export.targets import LEAST_WEIGHTS, Options
 from infgen_export.targets.dims import dynamic_shapes, sizes
 from infgen_model.graphs import Graph
-from infgen_rt.bundle.graphs import Tensorspec
+from infgen_rt.bundle.assembly import PARTS, Assembly
+from infgen_rt.bundle.graphs import WEIGHTS, Tensorspec
 
 SUFFIX = ".mlpackage"
 SHARED = False
-POOLED = False
+POOLED = True
 NAMED = False
 BACKEND = None
 NATIVE = False
 _ATEN = torch.ops.aten
+_WEIGHTS = "weight.bin"
 
 
 @dataclass(frozen=True)
@@ -136,13 +139,25 @@ def load(path: Path, graph: str, precision: str | None = None) -> Session | Comp
 
 
 def weights(path: Path) -> dict[str, Array]:
-    """Nothing, because a package keeps its weights in a file of its own format; see ``Target``."""
-    return {}
+    """The numbers in the package's own files of weights, by file and position; see ``Target``."""
+    return {
+        f"{file.name}@{start}": array
+        for file in sorted(path.rglob(_WEIGHTS))
+        for start, array in arrays_in(file.read_bytes()).items()
+    }
 
 
 def pack(path: Path, output: Path, pool: Pool) -> None:
-    """Copies the package; see ``Target``."""
+    """Copies the package. Its files of weights are replaced by lists of their parts in the pool; see ``Target``."""
     shutil.copytree(path, output)
+    stored = (output.parent / WEIGHTS).read_bytes() if (output.parent / WEIGHTS).exists() else b""
+    for file in output.rglob(_WEIGHTS):
+        content = file.read_bytes()
+        places = {start: (pool.offset(array), array.nbytes) for start, array in arrays_in(content).items()}
+        assembly = Assembly.of(content, places)
+        assembly.make(stored)
+        file.with_name(f"{file.name}{PARTS}").write_text(assembly.to_json())
+        file.unlink()
 
 
 def native_precisions() -> tuple[str, ...]:
