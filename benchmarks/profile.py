@@ -29,7 +29,7 @@ from infgen_rt.backend.candidates import Candidate, Survey
 from infgen_rt.backend.engine import Engine
 from infgen_rt.backend.protocol import Backend, Options, Session
 from infgen_rt.bundle.folder import DEFAULT_BUNDLE, Bundle
-from infgen_rt.bundle.graphs import DECODE, KINDS, WEIGHTS, Content, kind_of
+from infgen_rt.bundle.graphs import DECODE, KINDS, Content, apart, kind_of
 from infgen_rt.errors import BackendError
 from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.shapes import Size
@@ -117,14 +117,18 @@ class _Recording:
 
 def profile_onnx(files: Mapping[str, Content], inputs: Mapping[str, Any], threads: int, runs: int) -> Profile:
     """Makes ONNX Runtime's profile of a graph. Operations are counted in the optimised model that it saves."""
-    (content,) = (content for name, content in files.items() if name != WEIGHTS)
+    own, weights = apart(files)
+    (content,) = own.values()
     with tempfile.TemporaryDirectory() as folder:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.enable_mem_pattern = threads, False
         options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "profile")
         options.optimized_model_filepath, options.log_severity_level = str(Path(folder) / "optimised.onnx"), _ERRORS
-        if weights := files.get(WEIGHTS):
-            options.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])
+        if weights:
+            contents = list(weights.values())
+            options.add_external_initializers_from_files_in_memory(
+                [*weights], contents, [len(each) for each in contents]
+            )
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         for _ in range(runs + 1):
             session.run(None, dict(inputs))

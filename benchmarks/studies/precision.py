@@ -33,7 +33,7 @@ from infgen_rt.backend.candidates import Candidate, Survey
 from infgen_rt.backend.engine import Engine
 from infgen_rt.backend.protocol import Backend, Options, Session
 from infgen_rt.bundle.folder import DEFAULT_BUNDLE, Bundle
-from infgen_rt.bundle.graphs import DECODE, WEIGHTS, Content
+from infgen_rt.bundle.graphs import DECODE, Content, apart
 from infgen_rt.common.pixels import fetch, to_bytes
 from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.shapes import Size
@@ -125,12 +125,14 @@ def decode(engine: Engine, latent: NDArray[np.float32], scale: float) -> Picture
 def plain(bundle: Bundle, candidate: Candidate, graph: str, folder: Path) -> Path:
     """Writes a graph as one ONNX file with float32 weights, which the quantiser needs."""
     files = bundle.read_graph(candidate.recipe, graph)
-    (content,) = (content for name, content in files.items() if name != WEIGHTS)
+    own, weights = apart(files)
+    (content,) = own.values()
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath, options.log_severity_level = str(folder / f"{graph}.basic.onnx"), 3
-    if weights := files.get(WEIGHTS):
-        options.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])
+    if weights:
+        contents = list(weights.values())
+        options.add_external_initializers_from_files_in_memory([*weights], contents, [len(each) for each in contents])
     onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     made = folder / f"{graph}.onnx"
     quant_pre_process(folder / f"{graph}.basic.onnx", made, skip_optimization=True, skip_symbolic_shape=True)

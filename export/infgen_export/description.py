@@ -47,7 +47,7 @@ def describe(
         files: All files of the bundle by name. The manifest lists those that the recipes use.
     """
     config, recipes = model.config, tuple(recipes)
-    used = {name for recipe in recipes for name in (*recipe.graphs.values(), recipe.weights) if name}
+    used = {name for recipe in recipes for name in recipe.files}
     # Graphs of one kind share their parameters, and statistics uses those of prefill, so each kind is counted once.
     parts = {graph.kind: graph.module for graph in graphs_of(model) if graph.kind == kind_of(graph.kind).part}
     parameters = {kind: sum(p.numel() for p in module.parameters()) for kind, module in parts.items()}

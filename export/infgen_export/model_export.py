@@ -16,6 +16,7 @@ import torch
 from infgen_export.description import Card
 from infgen_export.errors import LONGEST, ExportError
 from infgen_export.inputs import trace_inputs
+from infgen_export.packing import Part
 from infgen_export.quiet import quiet
 from infgen_export.recipes import Recipe
 from infgen_export.report import GraphReport, label_of
@@ -24,7 +25,7 @@ from infgen_export.verify import LEAST_PSNR, Case, Check, case_inputs, verify
 from infgen_model import InfGen
 from infgen_model.graphs import Graph, graphs_of
 from infgen_rt.bundle import manifest as bundle
-from infgen_rt.bundle.graphs import WEIGHTS, kind_of
+from infgen_rt.bundle.graphs import kind_of, weights_name
 from infgen_rt.errors import one_line
 from infgen_rt.geometry.shapes import Size
 
@@ -92,6 +93,12 @@ class ModelExport:
         name = self.file(recipe, target, graph)
         return self.folder / name / name
 
+    def part(self, recipe: Recipe, target: Target, graph: Graph) -> Part:
+        """A converted graph, or the file that it shares with the model's other graphs, for the bundle."""
+        together = target.SHARED and self.several
+        space = self.model.config.latent_space if together else self._space(graph)
+        return Part(target, self.path(recipe, target, graph), self.file(recipe, target, graph), space)
+
     def _space(self, graph: Graph) -> str | None:
         return self.model.config.latent_space if self.several and kind_of(graph.kind).of_space else None
 
@@ -152,11 +159,12 @@ class ModelExport:
             files: Names of the bundle's files.
         """
         graphs = {graph.name: self.file(recipe, target, graph) for graph in self.graphs_of(recipe)}
-        weights = WEIGHTS if WEIGHTS in files and target.POOLED else None
+        stored = [weights_name(space) for space in (None, self.model.config.latent_space)]
+        weights, own = (name if name in files and target.POOLED else None for name in stored)
         shapes = recipe.shapes(self.model.config)
         suiting = {name: recipe.compute_units(kind_of(name)) for name in graphs}
         units = {name: chosen for name, chosen in suiting.items() if chosen}
-        return bundle.Recipe(recipe.name, recipe.target, recipe.precision, graphs, None, shapes, weights, units)
+        return bundle.Recipe(recipe.name, recipe.target, recipe.precision, graphs, None, shapes, weights, units, own)
 
     def results(self) -> tuple[GraphReport, ...]:
         """The results of all graphs of the model, including those that another model lends."""

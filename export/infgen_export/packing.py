@@ -8,7 +8,7 @@ from pathlib import Path
 
 from infgen_export.pool import Pool
 from infgen_export.targets import Target
-from infgen_rt.bundle.graphs import WEIGHTS
+from infgen_rt.bundle.graphs import weights_name
 
 
 @dataclass(frozen=True)
@@ -19,30 +19,41 @@ class Part:
         target: Module of its target.
         path: The file or folder that the target's ``convert`` has written.
         name: Name of its file or folder in the bundle.
+        space: Latent space that the graph belongs to, in a bundle of several spaces. ``None`` if it is shared. If all
+            graphs of a model are one part, it is the model's space.
     """
 
     target: Target
     path: Path
     name: str
+    space: str | None = None
 
 
 def pack(parts: Iterable[Part], folder: Path) -> None:
-    """Writes graphs, and the file with their weights, into a folder.
+    """Writes graphs, and the files with their weights, into a folder.
+
+    Graphs that belong to a latent space refer to a file of that space only, and all others to a shared file. A file of
+    PyTorch has graphs of both kinds. Its weights are in either file by their names.
 
     Args:
         parts: The graphs. No two have the same name.
         folder: An empty folder.
     """
-    pool = Pool()
     # A tensor keeps the name under which it is added first. People know the names in checkpoints, so these come first.
     parts = sorted(parts, key=lambda part: not part.target.NAMED)
+    spaces = dict.fromkeys([*(part.space for part in parts), None])
+    pools = {space: Pool(folder / weights_name(space)) for space in spaces}
     for part in parts:
         for name, array in part.target.weights(part.path).items():
             own = f"{part.name}:{name}"
-            if part.target.NAMED:
-                pool.add((name, own), array)
+            if not part.target.NAMED:
+                pools[part.space].add_constant(own, array)
+            elif part.space is not None and name.startswith(f"{part.space}/"):
+                pools[part.space].add((name, own), array)
             else:
-                pool.add_constant(own, array)
-    pool.save(folder / WEIGHTS)
+                pools[None].add((name, own), array)
+    for pool in pools.values():
+        pool.save()
     for part in parts:
-        part.target.pack(part.path, folder / part.name, pool)
+        several = (part.space, None) if part.target.NAMED else (part.space,)
+        part.target.pack(part.path, folder / part.name, [pools[space] for space in dict.fromkeys(several)])

@@ -14,7 +14,7 @@ from infgen_export import footprint
 from infgen_export.description import Card, describe, files_in
 from infgen_export.errors import ExportError, RequestError
 from infgen_export.model_export import ModelExport
-from infgen_export.packing import Part, pack
+from infgen_export.packing import pack
 from infgen_export.recipes import Recipe, select
 from infgen_export.report import GraphReport, Report
 from infgen_export.targets import DEPLOYMENT_TARGETS, OPSETS, Options, Target, target_of
@@ -119,11 +119,8 @@ def export(
             raise ExportError("; ".join(failures), report)
         building = folder / "bundle"
         building.mkdir()
-        parts = {
-            work.file(recipe, target, graph): (target, work.path(recipe, target, graph))
-            for work, recipe, target, graph in jobs
-        }
-        pack([Part(target, path, name) for name, (target, path) in parts.items()], building)
+        parts = [work.part(recipe, target, graph) for work, recipe, target, graph in jobs]
+        pack({part.name: part for part in parts}.values(), building)
         _write_manifest(building, works, converters)
         if output.exists():
             output.rename(folder / "replaced")

@@ -1,4 +1,4 @@
-"""The weights of a bundle: one safetensors file that graphs of several targets refer to."""
+"""The weights of a bundle: safetensors files that graphs of several targets refer to."""
 
 from __future__ import annotations
 
@@ -23,9 +23,16 @@ _SMALL = "constants"
 
 
 class Pool:
-    """Tensors, each stored once. Graphs refer to a tensor by its name, or by the position of its bytes in the file."""
+    """The tensors of one file, each stored once.
 
-    def __init__(self) -> None:
+    Graphs refer to a tensor by its name, or by the position of its bytes in the file.
+
+    Attributes:
+        file: The path of the file.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
         self._tensors: dict[str, Array] = {}
         self._names: dict[bytes, str] = {}
         self._small = bytearray()
@@ -58,17 +65,21 @@ class Pool:
             self._places[content] = len(self._small)
             self._small += content + bytes(-len(content) % 8)
 
-    def save(self, file: Path) -> None:
+    def save(self) -> None:
         """Writes the file, unless the pool is empty. Nothing may be added afterwards."""
         tensors = self._tensors | ({_SMALL: np.frombuffer(self._small, "<i8")} if self._small else {})
         if not tensors:
             return
-        save_file(tensors, file, {"format": "pt"})
-        file.chmod(0o644)  # safetensors makes its file readable by the owner only, but a bundle is for everyone
-        with file.open("rb") as opened:
+        save_file(tensors, self.file, {"format": "pt"})
+        self.file.chmod(0o644)  # safetensors makes its file readable by the owner only, but a bundle is for everyone
+        with self.file.open("rb") as opened:
             (length,) = struct.unpack("<Q", opened.read(8))
             header = json.loads(opened.read(length))
         self._offsets = {name: 8 + length + header[name]["data_offsets"][0] for name in tensors}
+
+    def has(self, array: Array) -> bool:
+        """Whether the pool has a tensor with the dtype and the numbers of an array, whatever its shape."""
+        return _digest(array) in self._names
 
     def name(self, array: Array) -> str:
         """The name of the tensor with the dtype and the numbers of an array, whatever its shape.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from infgen_rt.bundle.assembly import PARTS, Assembly
-from infgen_rt.bundle.graphs import WEIGHTS, Content
+from infgen_rt.bundle.graphs import Content
 from infgen_rt.bundle.manifest import MANIFEST, FormatError, Manifest, Recipe
 from infgen_rt.bundle.several import read_models
 from infgen_rt.common.arguments import PATH, TEXT
@@ -89,9 +89,8 @@ class Bundle:
             graph: the name of the graph.
 
         Returns:
-            The contents by name. If the graph is a folder, the names are those in the folder. If the recipe has a file
-            of weights, it is among them as `weights.safetensors`. Files that are stored as parts of that file are put
-            together.
+            The contents by name. If the graph is a folder, the names are those in the folder. Among them are the files
+            of weights that the graph refers to. Files that are stored as parts of these are put together.
 
         Raises:
             BundleError: a file cannot be read, or its digest does not match the manifest.
@@ -100,21 +99,16 @@ class Bundle:
         files: dict[str, Content] = {
             name.removeprefix(f"{path}/"): self.read(name) for name in self.manifest.files_of(path)
         }
-        if recipe.weights is None:
-            return files
-        weights = self._weights(recipe.weights)
-        whole = {
-            name.removesuffix(PARTS): self._assembled(f"{path}/{name}", content, weights)
-            if name.endswith(PARTS)
-            else content
-            for name, content in files.items()
-        }
-        return whole | {WEIGHTS: weights}
+        weights = {name: self._weights(name) for name in recipe.weights_of(graph)}
+        for name in [name for name in files if name.endswith(PARTS)]:
+            files[name.removesuffix(PARTS)] = self._assembled(f"{path}/{name}", files.pop(name), weights)
+        return files | weights
 
-    def _assembled(self, name: str, parts: Content, weights: Content) -> bytes:
-        """Put a file together, given the name and the content of the file that tells how."""
+    def _assembled(self, name: str, parts: Content, weights: Mapping[str, Content]) -> bytes:
+        """Put a file together, given the name and the content of the file that tells how, and one file of weights."""
         try:
-            return Assembly.from_json(bytes(parts)).make(weights)
+            (stored,) = weights.values()
+            return Assembly.from_json(bytes(parts)).make(stored)
         except MemoryError:
             raise BundleError(f"there is too little memory to read {name} of {self.path}: {_FREE}") from None
         except (ValueError, OverflowError, RecursionError) as error:

@@ -11,9 +11,26 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 WEIGHTS = "weights.safetensors"
-"""The name of a bundle's file of weights, which several graphs share."""
+"""The name of a bundle's file of weights, or, in a bundle of several latent spaces, of that which they share."""
+_SUFFIX = ".safetensors"
 Content = bytes | memoryview
 """The content of a file. It is a memoryview if the file is mapped into memory."""
+
+
+def weights_name(space: str | None) -> str:
+    """The name of a file of weights.
+
+    Args:
+        space: the latent space whose graphs refer to the file, in a bundle of several spaces. None for the file that
+            all other graphs refer to.
+    """
+    return WEIGHTS if space is None else WEIGHTS.replace(_SUFFIX, f".{space}{_SUFFIX}")
+
+
+def apart(files: Mapping[str, Content]) -> tuple[dict[str, Content], dict[str, Content]]:
+    """The files that a graph consists of, and the bundle's files of weights that it refers to, by name."""
+    own = {name: content for name, content in files.items() if not name.endswith(_SUFFIX)}
+    return own, {name: content for name, content in files.items() if name.endswith(_SUFFIX)}
 
 
 @dataclass(frozen=True)
@@ -195,6 +212,12 @@ def graph_name(kind: str, factor: int | None) -> str:
 def kind_of(graph: str) -> Kind:
     """The kind of a graph, by its name."""
     return _BY_NAME[graph.rstrip("0123456789")]
+
+
+def is_of_space(graph: str) -> bool:
+    """Whether every latent space has its own graph of this name. Unknown graphs count as shared."""
+    kind = _BY_NAME.get(graph.rstrip("0123456789"))
+    return kind is not None and kind.of_space
 
 
 _BY_NAME = {kind.name: kind for kind in KINDS}

@@ -141,7 +141,7 @@ class Manifest:
                 raise BundleError(
                     f"manifest: recipe {recipe.name!r} has statistics, and 'moments' gives no shape of them"
                 )
-            for name in (*recipe.graphs.values(), *([recipe.weights] if recipe.weights is not None else ())):
+            for name in recipe.files:
                 if not self.files_of(name):
                     raise BundleError(f"manifest: recipe {recipe.name!r} names {name!r}, which is not in 'files'")
         channels = min(each.channels for each in self.contexts)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from infgen_rt.bundle.graphs import graph_name
+from infgen_rt.bundle.graphs import graph_name, is_of_space
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,8 @@ class Recipe:
         weights: the file of weights that the graphs refer to. None if the graphs' own files have all weights.
         compute_units: the units of an Apple device that suit each graph of a Core ML recipe, by the names of Swift's
             `MLComputeUnits`. Empty for other targets.
+        space_weights: the file of weights that the graphs of the model's latent space refer to instead of `weights`, in
+            a bundle of several spaces. None if all graphs refer to `weights`.
     """
 
     name: str
@@ -143,6 +145,21 @@ class Recipe:
     shapes: tuple[FixedShape, ...] = ()
     weights: str | None = None
     compute_units: dict[str, str] = field(default_factory=dict)
+    space_weights: str | None = None
+
+    def weights_of(self, graph: str) -> tuple[str, ...]:
+        """The files of weights that a graph's file refers to.
+
+        A file that holds graphs of both kinds, as PyTorch's does, refers to both files of weights.
+        """
+        together = [name for name, path in self.graphs.items() if path == self.graphs[graph]]
+        files = ((is_of_space(name) and self.space_weights) or self.weights for name in together)
+        return tuple(dict.fromkeys(file for file in files if file))
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All files that the recipe names. For a graph in a folder, it is the folder."""
+        return (*self.graphs.values(), *(file for file in (self.weights, self.space_weights) if file is not None))
 
 
 @dataclass(frozen=True)

@@ -66,5 +66,5 @@ def _own_results(model: Manifest) -> Manifest:
 
 
 def _own_files(model: Manifest) -> dict[str, FileInfo]:
-    used = {name for recipe in model.recipes for name in (*recipe.graphs.values(), recipe.weights) if name}
+    used = {name for recipe in model.recipes for name in recipe.files}
     return {name: model.files[name] for each in sorted(used) for name in model.files_of(each)}

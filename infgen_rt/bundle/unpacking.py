@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from infgen_rt.bundle.folder import Bundle
-from infgen_rt.bundle.graphs import ENCODE, WEIGHTS
+from infgen_rt.bundle.graphs import ENCODE, apart
 from infgen_rt.bundle.manifest import MANIFEST, FileInfo, Manifest, Recipe
 from infgen_rt.bundle.several import write_models
 from infgen_rt.common.callers import raise_callers
@@ -68,7 +68,13 @@ def _recipes(manifest: Manifest, encoder: bool) -> tuple[Recipe, ...]:
         return {name: value for name, value in graphs.items() if encoder or name != ENCODE.name}
 
     return tuple(
-        replace(each, graphs=without(each.graphs), compute_units=without(each.compute_units), weights=None)
+        replace(
+            each,
+            graphs=without(each.graphs),
+            compute_units=without(each.compute_units),
+            weights=None,
+            space_weights=None,
+        )
         for each in manifest.recipes
         if each.target == _TARGET
     )
@@ -79,9 +85,7 @@ def _write(bundle: Bundle, folder: Path, encoder: bool) -> Manifest:
     recipes, files = _recipes(bundle.manifest, encoder), dict[str, FileInfo]()
     stored = {each.name: each for each in bundle.manifest.recipes}
     for recipe, graph in ((each, graph) for each in recipes for graph in each.graphs):
-        for name, content in bundle.read_graph(stored[recipe.name], graph).items():
-            if name == WEIGHTS:
-                continue
+        for name, content in apart(bundle.read_graph(stored[recipe.name], graph))[0].items():
             path = f"{recipe.graphs[graph]}/{name}"
             files[path] = FileInfo(hashlib.sha256(content).hexdigest(), len(content))
             (folder / path).parent.mkdir(parents=True, exist_ok=True)

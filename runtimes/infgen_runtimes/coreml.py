@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from infgen_rt.backend.protocol import Device, Options, require_version
-from infgen_rt.bundle.graphs import WEIGHTS, Content
+from infgen_rt.bundle.graphs import Content, apart
 from infgen_rt.bundle.manifest import Recipe
 from infgen_rt.common.callers import raise_callers, suppress_but_callers
 from infgen_rt.common.claims import claim, remove_leftovers
@@ -66,8 +66,7 @@ class Backend:
 
     def load(self, graph: str, files: Mapping[str, Content], options: Options) -> "Session":
         """Compile and load an `.mlpackage`; see `infgen_rt.backend.protocol.Backend`."""
-        # The package's own file of weights was made from the bundle's.
-        files = {name: content for name, content in files.items() if name != WEIGHTS}
+        files, _ = apart(files)  # the package's own file of weights was made from the bundle's
         try:
             with ExitStack() as held:
                 folder = _working_folder(options.cache, held)

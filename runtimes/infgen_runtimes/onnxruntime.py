@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime as ort
 
 from infgen_rt.backend.protocol import KNOWN, Device, Options, Values, require_version
-from infgen_rt.bundle.graphs import WEIGHTS, Content
+from infgen_rt.bundle.graphs import Content, apart
 from infgen_rt.bundle.manifest import Recipe
 from infgen_rt.common.callers import raise_callers, suppress_but_callers
 from infgen_rt.common.cancellation import current
@@ -82,8 +82,9 @@ class Backend:
     def load(self, graph: str, files: Mapping[str, Content], options: Options) -> "Session":
         """Load an ONNX graph and the weights that it refers to; see `infgen_rt.backend.protocol.Backend`."""
         try:
-            (content,) = (content for name, content in files.items() if name != WEIGHTS)
-            session = _session(content, options, files.get(WEIGHTS))
+            own, weights = apart(files)
+            (content,) = own.values()
+            session = _session(content, options, weights)
         except BackendError:
             raise
         # ONNX Runtime's exceptions have no common base class.
@@ -166,15 +167,16 @@ def _least(side: int | str) -> int:
     return side if isinstance(side, int) else int(side.partition("*")[0]) if "*" in side else 1
 
 
-def _session(content: Content, options: Options, weights: Content | None = None) -> ort.InferenceSession:
+def _session(content: Content, options: Options, weights: Mapping[str, Content]) -> ort.InferenceSession:
     """Make a session of a graph on the device that the options name.
 
     Raises:
         BackendError: the device does not exist, or its provider cannot start.
     """
     settings = _session_options(options)
-    if weights is not None:
-        settings.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])
+    if weights:
+        contents = list(weights.values())
+        settings.add_external_initializers_from_files_in_memory([*weights], contents, [len(each) for each in contents])
     kind, _, index = options.device.partition(":")
     if kind == "cpu":
         return _inference(content, settings, [_CPU])
@@ -218,7 +220,7 @@ def _place(options: Options) -> Place | None:
 def _cuda(index: int) -> Place:
     """The place that all sessions of the process share, so that they can exchange arrays."""
     options = Options(f"cuda:{index}")
-    return Place("cuda", index, lambda content: _session(content, options))
+    return Place("cuda", index, lambda content: _session(content, options, {}))
 
 
 def _session_options(options: Options) -> ort.SessionOptions:

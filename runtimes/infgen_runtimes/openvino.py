@@ -12,7 +12,7 @@ import numpy as np
 
 from infgen_rt.backend.forks import keep_in_children
 from infgen_rt.backend.protocol import Device, Options, require_version
-from infgen_rt.bundle.graphs import WEIGHTS, Content
+from infgen_rt.bundle.graphs import Content
 from infgen_rt.bundle.manifest import Recipe
 from infgen_rt.common.callers import suppress_but_callers
 from infgen_rt.common.cancellation import current
@@ -89,7 +89,7 @@ class Backend:
             # OpenVINO keeps the working memory of each graph's largest run. Releasing it is tested on CPUs only.
             releases = not options.keep_memory and options.device == "cpu"
             return Session(core, model, precision, settings, device, kept, releases)
-        # OpenVINO raises plain RuntimeErrors. A KeyError means that the bundle lacks one of the files.
+        # OpenVINO raises plain RuntimeErrors. A ValueError means that the bundle lacks one of the files.
         except Exception as error:
             text = f"openvino {ov.__version__} cannot load the graph on {options.device}: {one_line(error)}"
             raise BackendError(text) from error
@@ -103,13 +103,12 @@ def read_model(core: ov.Core, files: Mapping[str, Content]) -> ov.Model:
         files: the contents of the graph's `.xml` file and of its file of weights, by name.
 
     Raises:
-        KeyError: there is no file of weights.
-        ValueError: there is not exactly one `.xml` file.
+        ValueError: there is not exactly one file of each kind.
         RuntimeError: OpenVINO cannot read the graph.
     """
     (description,) = (content for name, content in files.items() if name.endswith(SUFFIX))
     # In bundles up to format 5, each graph has a second file.
-    weights = files[WEIGHTS] if WEIGHTS in files else files["model.bin"]
+    (weights,) = (content for name, content in files.items() if not name.endswith(SUFFIX))
     return core.read_model(bytes(description), ov.Tensor(np.frombuffer(weights, np.uint8)))
 
 

@@ -15,7 +15,7 @@ from infgen_model import DecoderConfig, InfGen
 from infgen_model.checkpoint import CONFIG
 from infgen_model.graphs import graphs_of
 from infgen_rt.backend.protocol import EXACT, Device, Options, Values, require_version
-from infgen_rt.bundle.graphs import WEIGHTS, Content, kind_of
+from infgen_rt.bundle.graphs import Content, apart, kind_of
 from infgen_rt.bundle.manifest import Recipe
 from infgen_rt.common.cancellation import current
 from infgen_rt.common.pixels import LARGEST, Number
@@ -178,8 +178,10 @@ def _model(files: Mapping[str, Content]) -> tuple[DecoderConfig, dict[str, torch
     """
     if CONFIG in files:
         raise BackendError("its files for PyTorch are of a bundle of format 5 or before: export the checkpoint again")
-    (described,) = (json.loads(bytes(content)) for name, content in files.items() if name != WEIGHTS)
-    tensors = load(bytes(files[WEIGHTS]))
+    own, weights = apart(files)
+    (described,) = (json.loads(bytes(content)) for content in own.values())
+    # The only name that two files have in common is that of the small constants, which PyTorch does not need.
+    tensors = {name: value for content in weights.values() for name, value in load(bytes(content)).items()}
     return DecoderConfig.from_json(described["config"]), {
         name: tensors[stored] for name, stored in described["weights"].items()
     }

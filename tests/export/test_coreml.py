@@ -205,11 +205,11 @@ def test_a_weight_that_is_wrong_in_the_file_is_noticed(converted: Convert, tmp_p
 def test_a_packed_package_has_no_numbers_and_is_restored_byte_for_byte(
     converted: Convert, tmp_path: Path, kind: str, name: str, precision: str
 ) -> None:
-    path, pool = converted(kind, name, precision), Pool()
+    path, pool = converted(kind, name, precision), Pool(tmp_path / WEIGHTS)
     for entry, array in coreml.weights(path).items():
         pool.add_constant(entry, array)
-    pool.save(tmp_path / WEIGHTS)
-    coreml.pack(path, tmp_path / "packed", pool)
+    pool.save()
+    coreml.pack(path, tmp_path / "packed", [pool])
     before = {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*.*") if file.is_file()}
     packed = {file.relative_to(tmp_path / "packed").as_posix(): file.read_bytes() for file in tmp_path.rglob("*.json")}
     (parts,) = (content for name, content in packed.items() if name.endswith(PARTS))

@@ -58,7 +58,7 @@ class Target(Protocol):
     Attributes:
         SUFFIX: Suffix of a graph's file or folder.
         SHARED: Whether all graphs of a model share one file.
-        POOLED: Whether packed graphs refer to weights in the bundle's file of weights.
+        POOLED: Whether packed graphs refer to weights in the bundle's files of weights.
         NAMED: Whether weights have the names of a checkpoint. Otherwise, names mean nothing outside of their graph.
         BACKEND: Name of the backend with which the exporter measures memory. ``None`` if memory is not measured.
         NATIVE: Whether a session runs in the target's own runtime, so that its times are meaningful.
@@ -104,13 +104,14 @@ class Target(Protocol):
         """The weights in the output of ``convert`` that may be stored elsewhere. Empty if there are none."""
         ...
 
-    def pack(self, path: Path, output: Path, pool: Pool) -> None:
-        """Writes the output of ``convert`` for a bundle, with references to those weights that the pool has.
+    def pack(self, path: Path, output: Path, pools: Sequence[Pool]) -> None:
+        """Writes the output of ``convert`` for a bundle, with references to those weights that the pools have.
 
         Args:
             path: File or folder that ``convert`` has written.
-            output: File or folder to make, with this target's suffix, beside the pool's file.
-            pool: The weights of the bundle, already saved.
+            output: File or folder to make, with this target's suffix, beside the pools' files.
+            pools: The files with the graph's weights, already saved. There is one, except for targets whose graphs
+                share a file, which may refer to the weights of a latent space and to shared ones.
         """
         ...
 

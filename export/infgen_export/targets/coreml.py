@@ -25,7 +25,7 @@ from infgen_export.targets import LEAST_WEIGHTS, Options
 from infgen_export.targets.dims import dynamic_shapes, sizes
 from infgen_model.graphs import Graph
 from infgen_rt.bundle.assembly import PARTS, Assembly
-from infgen_rt.bundle.graphs import WEIGHTS, Tensorspec
+from infgen_rt.bundle.graphs import Tensorspec
 
 SUFFIX = ".mlpackage"
 SHARED = False
@@ -147,15 +147,15 @@ def weights(path: Path) -> dict[str, Array]:
     }
 
 
-def pack(path: Path, output: Path, pool: Pool) -> None:
+def pack(path: Path, output: Path, pools: Sequence[Pool]) -> None:
     """Copies the package. Its files of weights are replaced by lists of their parts in the pool; see ``Target``."""
     shutil.copytree(path, output)
-    stored = (output.parent / WEIGHTS).read_bytes() if (output.parent / WEIGHTS).exists() else b""
+    (pool,) = pools
     for file in output.rglob(_WEIGHTS):
         content = file.read_bytes()
         places = {start: (pool.offset(array), array.nbytes) for start, array in arrays_in(content).items()}
         assembly = Assembly.of(content, places)
-        assembly.make(stored)
+        assembly.make(pool.file.read_bytes() if pool.file.exists() else b"")  # checks that it is the same file
         file.with_name(f"{file.name}{PARTS}").write_text(assembly.to_json())
         file.unlink()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,6 @@ from infgen_export.targets import LEAST_WEIGHTS, Options, depends_on
 from infgen_export.targets.dims import dynamic_shapes
 from infgen_export.targets.transposed import with_transposed_convolutions
 from infgen_model.graphs import Graph
-from infgen_rt.bundle.graphs import WEIGHTS
 
 SUFFIX = ".onnx"
 SHARED = False
@@ -205,16 +204,16 @@ def weights(path: Path) -> dict[str, Array]:
     return {name: array for name, array in arrays.items() if array.nbytes >= LEAST_BYTES}
 
 
-def pack(path: Path, output: Path, pool: Pool) -> None:
+def pack(path: Path, output: Path, pools: Sequence[Pool]) -> None:
     """Writes the graph with external data, which ONNX looks for in the graph's own folder; see ``Target``."""
-    model = onnx.load(path)
+    model, (pool,) = onnx.load(path), pools
     for tensor in model.graph.initializer:
         array = numpy_helper.to_array(tensor)
         if array.nbytes < LEAST_BYTES:
             continue
         external = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
         external.data_location = onnx.TensorProto.EXTERNAL
-        for key, value in (("location", WEIGHTS), ("offset", pool.offset(array)), ("length", array.nbytes)):
+        for key, value in (("location", pool.file.name), ("offset", pool.offset(array)), ("length", array.nbytes)):
             external.external_data.add(key=key, value=str(value))
         tensor.CopyFrom(external)
     output.write_bytes(model.SerializeToString())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -128,9 +128,9 @@ def weights(path: Path) -> dict[str, Array]:
     return {name: _constant(data, content) for name, data in _constants(ElementTree.parse(path))}
 
 
-def pack(path: Path, output: Path, pool: Pool) -> None:
+def pack(path: Path, output: Path, pools: Sequence[Pool]) -> None:
     """Writes the graph with references to the pool's file instead of its ``.bin`` file; see ``Target``."""
-    tree, content = ElementTree.parse(path), path.with_suffix(".bin").read_bytes()
+    tree, content, (pool,) = ElementTree.parse(path), path.with_suffix(".bin").read_bytes(), pools
     for _, data in _constants(tree):
         data.set("offset", str(pool.offset(_constant(data, content))))
     tree.write(output)

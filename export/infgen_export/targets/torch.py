@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +80,12 @@ def weights(path: Path) -> dict[str, Array]:
     }
 
 
-def pack(path: Path, output: Path, pool: Pool) -> None:
-    """Writes the config, and the name that each tensor of the checkpoint has in the pool; see ``Target``."""
-    stored = {name: pool.name(value) for name, value in load_numpy(path / CHECKPOINT).items()}
+def pack(path: Path, output: Path, pools: Sequence[Pool]) -> None:
+    """Writes the config, and the name that each tensor of the checkpoint has in the pools; see ``Target``."""
+    stored = {
+        name: next(pool.name(value) for pool in pools if pool.has(value))
+        for name, value in load_numpy(path / CHECKPOINT).items()
+    }
     output.write_text(json.dumps({"config": _described(path), "weights": stored}, indent=1) + "\n")
 
 

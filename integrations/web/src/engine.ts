@@ -4,7 +4,7 @@ import type * as Ort from "onnxruntime-web";
 
 import type { Backend } from "./backend.js";
 import type { Bundle } from "./bundle/bundle.js";
-import type { Manifest } from "./bundle/manifest.js";
+import { type Manifest, weightsOf } from "./bundle/manifest.js";
 import { checkGoesOn, InfGenError, oneLine } from "./errors.js";
 import type { Values } from "./values.js";
 
@@ -99,7 +99,7 @@ export class Engine {
   async #load(graph: string): Promise<Ort.InferenceSession> {
     const file = this.manifest.graphs.get(graph);
     if (file === undefined) throw new InfGenError("bundle", `the model has no graph '${graph}': export it again`);
-    const { weights } = this.manifest;
+    const weights = weightsOf(this.manifest, graph);
     const [content, shared] = await Promise.all([
       this.bundle.read(file),
       weights ? this.bundle.weights(weights) : undefined,

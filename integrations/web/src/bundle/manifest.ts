@@ -8,6 +8,9 @@ export const FORMAT = 6;
 /** The file of a bundle that describes it. */
 export const MANIFEST = "manifest.json";
 
+/** The graphs that belong to a latent space. Models of several spaces share all others. */
+const OF_SPACE: ReadonlySet<string> = new Set(["statistics", "prefill", "trunk", "encode"]);
+
 /** A context for pictures up to a certain scale. */
 export interface Enlargement {
   /** The largest scale that the context is for. Null if it is for all scales. */
@@ -56,6 +59,8 @@ export interface Manifest {
   readonly graphs: ReadonlyMap<string, string>;
   /** The file with the graphs' weights. Null if their own files have all weights. */
   readonly weights: string | null;
+  /** The file with the weights of those graphs that belong to the latent space. Null if `weights` has these too. */
+  readonly spaceWeights: string | null;
   /** All files of the bundle, by their names. */
   readonly files: ReadonlyMap<string, FileInfo>;
 }
@@ -63,6 +68,11 @@ export interface Manifest {
 /** The name of a graph: its kind, followed by the factor of its enlargement if it has one. */
 export function graphName(kind: "refine" | "decode", enlargement: Enlargement): string {
   return `${kind}${enlargement.factor ?? ""}`;
+}
+
+/** The file with a graph's weights. Null if its own file has them. */
+export function weightsOf(manifest: Manifest, graph: string): string | null {
+  return (OF_SPACE.has(graph) ? manifest.spaceWeights : null) ?? manifest.weights;
 }
 
 /** The smallest enlargement for a scale (vertical, horizontal), or the largest if the scale is beyond all. */
@@ -140,6 +150,7 @@ function modelOf(data: Fields, files: ReadonlyMap<string, FileInfo>): Manifest {
   }
   const moments = data["moments"];
   const weights = recipe["weights"];
+  const spaceWeights = recipe["space_weights"];
   const model: Manifest = {
     name: text(info, "name"),
     version: text(info, "version"),
@@ -160,6 +171,7 @@ function modelOf(data: Fields, files: ReadonlyMap<string, FileInfo>): Manifest {
     memory: memoryOf(isRecord(recipe["memory"]) ? recipe["memory"] : {}),
     graphs,
     weights: typeof weights === "string" ? weights : null,
+    spaceWeights: typeof spaceWeights === "string" ? spaceWeights : null,
     files,
   };
   checkGraphs(model);
@@ -179,8 +191,8 @@ function checkGraphs(model: Manifest): void {
       `manifest: the ONNX recipe for ${model.latentSpace} lacks the graph '${missing}': export again`,
     );
   if (model.graphs.has("statistics") && !model.moments) throw lacks("moments");
-  for (const name of [...model.graphs.values(), ...(model.weights ? [model.weights] : [])]) {
-    if (!model.files.has(name))
+  for (const name of [...model.graphs.values(), model.weights, model.spaceWeights]) {
+    if (name !== null && !model.files.has(name))
       throw new InfGenError("bundle", `manifest: a recipe names '${name}', which is not in 'files': export again`);
   }
 }
