@@ -95,8 +95,8 @@ class ModelExport:
 
     def part(self, recipe: Recipe, target: Target, graph: Graph) -> Part:
         """A converted graph, or the file that it shares with the model's other graphs, for the bundle."""
-        together = target.SHARED and self.several
-        space = self.model.config.latent_space if together else self._space(graph)
+        # Graphs of other models may be in the first model's files, so its weights are with those that all models share.
+        space = self.model.config.latent_space if self.lender else None
         return Part(target, self.path(recipe, target, graph), self.file(recipe, target, graph), space)
 
     def _space(self, graph: Graph) -> str | None:

@@ -19,8 +19,7 @@ class Part:
         target: Module of its target.
         path: The file or folder that the target's ``convert`` has written.
         name: Name of its file or folder in the bundle.
-        space: Latent space that the graph belongs to, in a bundle of several spaces. ``None`` if it is shared. If all
-            graphs of a model are one part, it is the model's space.
+        space: Latent space that the graph belongs to. ``None`` if it is shared, or belongs to the bundle's first model.
     """
 
     target: Target
@@ -32,8 +31,8 @@ class Part:
 def pack(parts: Iterable[Part], folder: Path) -> None:
     """Writes graphs, and the files with their weights, into a folder.
 
-    Graphs that belong to a latent space refer to a file of that space only, and all others to a shared file. A file of
-    PyTorch has graphs of both kinds. Its weights are in either file by their names.
+    Graphs that belong to another latent space than the first refer to a file of that space only, and all others to a
+    shared file. A file of PyTorch has several graphs. Its weights are in either file by their names.
 
     Args:
         parts: The graphs. No two have the same name.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 WEIGHTS = "weights.safetensors"
-"""The name of a bundle's file of weights, or, in a bundle of several latent spaces, of that which they share."""
+"""The name of a bundle's file of weights. In a bundle of several latent spaces, the others have a further file each."""
 _SUFFIX = ".safetensors"
 Content = bytes | memoryview
 """The content of a file. It is a memoryview if the file is mapped into memory."""
@@ -21,7 +21,7 @@ def weights_name(space: str | None) -> str:
     """The name of a file of weights.
 
     Args:
-        space: the latent space whose graphs refer to the file, in a bundle of several spaces. None for the file that
+        space: the latent space whose graphs refer to the file, if it is not the bundle's first. None for the file that
             all other graphs refer to.
     """
     return WEIGHTS if space is None else WEIGHTS.replace(_SUFFIX, f".{space}{_SUFFIX}")

@@ -133,8 +133,8 @@ class Recipe:
         weights: the file of weights that the graphs refer to. None if the graphs' own files have all weights.
         compute_units: the units of an Apple device that suit each graph of a Core ML recipe, by the names of Swift's
             `MLComputeUnits`. Empty for other targets.
-        space_weights: the file of weights that the graphs of the model's latent space refer to instead of `weights`, in
-            a bundle of several spaces. None if all graphs refer to `weights`.
+        space_weights: the file of weights that the graphs of the model's latent space refer to instead of `weights`.
+            None if all graphs refer to `weights`, as those of a bundle's first model do.
     """
 
     name: str
@@ -150,11 +150,12 @@ class Recipe:
     def weights_of(self, graph: str) -> tuple[str, ...]:
         """The files of weights that a graph's file refers to.
 
-        A file that holds graphs of both kinds, as PyTorch's does, refers to both files of weights.
+        A file that holds several graphs, as PyTorch's does, may refer to both files of weights.
         """
-        together = [name for name, path in self.graphs.items() if path == self.graphs[graph]]
-        files = ((is_of_space(name) and self.space_weights) or self.weights for name in together)
-        return tuple(dict.fromkeys(file for file in files if file))
+        several = list(self.graphs.values()).count(self.graphs[graph]) > 1
+        own = (is_of_space(graph) and self.space_weights) or self.weights
+        files = (self.space_weights, self.weights) if several else (own,)
+        return tuple(file for file in files if file)
 
     @property
     def files(self) -> tuple[str, ...]:

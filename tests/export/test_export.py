@@ -558,7 +558,6 @@ def test_models_of_several_spaces_share_a_bundle(of_spaces: dict[str, Path], tmp
     assert {name for name, _ in same} == {f"{kind}{factor}" for kind in ("refine", "decode") for factor in (1, 2, 4)}
     assert recipes["sdxl"].graphs["trunk"] == "onnx-fp32.trunk.sdxl.onnx" and "encode" not in recipes["sdxl"].graphs
     assert recipes["flux2"].graphs["encode"] == "onnx-fp32.encode.flux2.onnx"
-    own_weights = {f"weights.{space}.safetensors" for space in of_spaces}
     for space, folder in of_spaces.items():
         model = load_checkpoint(folder)
         latent = torch.randn(1, model.config.latent_channels, 7, 10, generator=torch.Generator().manual_seed(0))
@@ -569,16 +568,15 @@ def test_models_of_several_spaces_share_a_bundle(of_spaces: dict[str, Path], tmp
         assert np.abs(pixels - expected).max() < 1e-4
         # Each is told how good its own graphs and the shared ones are.
         assert manifests[space].psnr("onnx-fp32", "fp32") > 80
-    # A program for one space needs no weights of the others.
-    assert {path.name for path in (tmp_path / "bundle").glob("*.safetensors")} == {"weights.safetensors", *own_weights}
+    # Each space but the first has a file of weights, which no other space needs.
+    files = ["weights.safetensors", "weights.sdxl.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "bundle").glob("*.safetensors")) == files
     for space, recipe in recipes.items():
-        used = {graph: recipe.weights_of(graph) for graph in recipe.graphs}
-        of_space = {"statistics", "prefill", "trunk", "encode"}
-        assert used == {
-            graph: (f"weights.{space}.safetensors" if graph in of_space else "weights.safetensors",) for graph in used
-        }
-        assert len(own_weights & manifests[space].files.keys()) == 1
-    (tmp_path / "bundle" / "weights.flux2.safetensors").unlink()
+        for graph in recipe.graphs:
+            own = space == "sdxl" and graph in ("prefill", "trunk")
+            assert recipe.weights_of(graph) == (files[own],)
+        assert (files[1] in manifests[space].files) == (space == "sdxl")
+    (tmp_path / "bundle" / files[0]).unlink()
     features = torch.zeros(1, manifests["sdxl"].feature_channels or 0, 3, 4)
     trunk = Session(tmp_path / "bundle" / "onnx-fp32.trunk.sdxl.onnx")
     assert trunk({"features": features}).shape[2:] == (24, 32)
@@ -593,7 +591,7 @@ def test_other_targets_refer_to_the_weights_of_a_space_too(
 ) -> None:
     bundle = tmp_path / "bundle"
     export(list(of_spaces.values()), bundle, recipes=[recipe], card=CARD, validate=False, leave_out=["*.encode.*"])
-    assert len(list(bundle.glob("*.safetensors"))) == 3
+    assert len(list(bundle.glob("*.safetensors"))) == 2
     model = load_checkpoint(of_spaces["sdxl"])
     latent = torch.randn(1, 4, 5, 6, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -602,7 +600,7 @@ def test_other_targets_refer_to_the_weights_of_a_space_too(
         pixels = decoder.picture(latent.numpy(), (85, 61)).read(dtype=np.float32)
     assert np.abs(pixels - expected).max() < 1e-4
     opened = Bundle.open(bundle, "sdxl").manifest.recipes[0]
-    # One file of PyTorch has all graphs of a model, so it refers to both files of weights.
+    # A file of PyTorch has several graphs, so it refers to both files of weights.
     trunk = ("weights.sdxl.safetensors", "weights.safetensors")
     assert set(opened.weights_of("trunk")) == set(trunk if backend == "torch" else trunk[:1])
 
