@@ -33,7 +33,7 @@ from infgen_rt.errors import InputError
 from infgen_training.config import PATCH
 from infgen_training.metrics import compare, mean, psnr
 from infgen_training.perception import Eye, frechet_distance
-from infgen_training.photos import open_photo, photo_files
+from infgen_training.photos import middle_of, open_photo, photo_files
 from infgen_training.precision import mixed
 from infgen_training.requests import parse_scales, read_baseline, read_places
 from infgen_training.teacher import AUTOENCODER, AUTOENCODER_HELP, Teacher, load_function
@@ -245,7 +245,7 @@ def evaluate(
     more: list[dict[str, float]] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # each metric runs on one thread only
         for file in tqdm(photos, desc="evaluate", disable=None):
-            photo = _middle(open_photo(file), middle)
+            photo = middle_of(open_photo(file), middle)
             for scale in scales:
                 task = Task.of(photo, scale, teacher)
                 pictures = methods(task, model, teacher, enlarge, ours=baseline is not None)
@@ -271,15 +271,6 @@ def evaluate(
     return {"pictures": len(photos), "scales": means, "extras": summary}, sheet
 
 
-def _middle(photo: Image.Image, side: int | None) -> Image.Image:
-    """The middle of a photograph, at most ``side`` pixels wide and high. With None, the whole photograph."""
-    if side is None:
-        return photo
-    width, height = (min(side, each) for each in photo.size)
-    left, top = (photo.width - width) // 2, (photo.height - height) // 2
-    return photo.crop((left, top, left + width, top + height))
-
-
 def table(report: Mapping[str, Any]) -> str:
     """Formats a report of ``evaluate`` as a Markdown table."""
     names = [*_COLUMNS]
@@ -299,8 +290,6 @@ def table(report: Mapping[str, Any]) -> str:
 
 
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-
-
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 

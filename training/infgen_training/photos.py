@@ -39,3 +39,12 @@ def open_photo(file: Path) -> Image.Image:
     # Pillow raises many kinds of errors for damaged files, SyntaxError among them.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{file} cannot be used as a photograph ({one_line(error)}): replace or remove it") from error
+
+
+def middle_of(photo: Image.Image, side: int | None) -> Image.Image:
+    """The middle of a photograph, at most ``side`` pixels wide and high. With None, the whole photograph."""
+    if side is None:
+        return photo
+    width, height = (min(side, each) for each in photo.size)
+    left, top = (photo.width - width) // 2, (photo.height - height) // 2
+    return photo.crop((left, top, left + width, top + height))
