@@ -10,7 +10,6 @@ from infgen_rt.backend.candidates import AUTO, Precision
 from infgen_rt.backend.choice import Choice, choose
 from infgen_rt.backend.engine import Engine
 from infgen_rt.bundle.folder import Bundle
-from infgen_rt.bundle.graphs import ENCODE
 from infgen_rt.bundle.manifest import Manifest
 from infgen_rt.common.arguments import FUNCTION, PATH, TEXT, WHOLE
 from infgen_rt.common.cancellation import Cancel, Cancellation
@@ -25,7 +24,8 @@ from infgen_rt.latent.layout import fits
 from infgen_rt.latent.numbers import as_float32
 from infgen_rt.latent.spaces import LatentSpace, joined, latent_space
 from infgen_rt.nodes.context import Contexts
-from infgen_rt.nodes.latents import Given, encode_pixels
+from infgen_rt.nodes.encoding import GivenPicture, encoded_latent
+from infgen_rt.nodes.latents import Given
 from infgen_rt.picture import Picture
 from infgen_rt.plan.encoding import plan_encoding
 from infgen_rt.source import Source
@@ -276,8 +276,8 @@ class Decoder:
         picture = as_pixels(pixels)
         size = Size(*picture.shape[1::-1])
         tiles = plan_encoding(size, self.manifest, self._engine.recipe, self._budget)
-        self._engine.load(ENCODE.name)
-        return encode_pixels(picture, tiles, self._engine)
+        self._engine.load_encoder()
+        return encoded_latent(GivenPicture(picture, self.manifest.patch), tiles, self._engine).read(tiles.tiling.box)
 
     @property
     def _space(self) -> LatentSpace:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from infgen_rt.backend.choice import Choice
 from infgen_rt.backend.engine import Engine
-from infgen_rt.bundle.graphs import ENCODE
 from infgen_rt.bundle.manifest import Manifest
 from infgen_rt.common.notices import Notices
 from infgen_rt.geometry.grid import Grid
@@ -143,7 +142,7 @@ class Source:
         """Link the nodes of a plan. Its first context must be planned."""
         first, engine = plan.stages[0], self.engine
         if plan.encodings:
-            engine.load(ENCODE.name)
+            engine.load_encoder()
         stage = Stage.of(self.contexts, first, engine, plan.cache, plan.workers)
         for encoding, each in zip(plan.encodings, plan.stages[1:], strict=True):
             later = next_latent(stage.tiles, encoding, engine)

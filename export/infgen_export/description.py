@@ -58,7 +58,14 @@ def describe(
         context_channels=config.context_channels(),
         patch=config.PATCH,
         scale_range=config.scale_range,
-        halo=Halo(config.halo_tokens, config.halo_cells, config.encode_halo, config.refine_halo(), config.prefill_halo),
+        halo=Halo(
+            config.halo_tokens,
+            config.halo_cells,
+            config.encode_halo,
+            config.refine_halo(),
+            config.prefill_halo,
+            config.encode_latent_halo,
+        ),
         shapes=Shapes((1, MAX_CELLS), (1, MAX_CELLS), (1, MAX_TOKENS)),
         recipes=recipes,
         files={name: info for name, info in files.items() if name in used or used & _folders(name)},
@@ -67,6 +74,8 @@ def describe(
         fine_channels=config.fine_channels,
         moments=config.moments,
         prefill_is_local=config.prefill_is_local,
+        encoder_channels=config.encoder_channels,
+        encoder_moments=config.encoder_moments,
         enlargements=tuple(
             Enlargement(each.factor, config.context_channels(each), config.refine_halo(each), context_work(model, each))
             for each in config.enlargements

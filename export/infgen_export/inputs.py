@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from infgen_model import InfGen
 from infgen_model.graphs import Graph
 from infgen_rt.backend.inputs import fill, tile_inputs
-from infgen_rt.bundle.graphs import DECODE, ENCODE, PREFILL, REFINE, TRUNK
+from infgen_rt.bundle.graphs import DECODE, ENCODE, ENCODE_STATISTICS, REFINE, STATISTICS, TRUNK, kind_of
 from infgen_rt.geometry import grid as coordinates
 from infgen_rt.geometry.shapes import Box, Size
 
@@ -68,16 +68,31 @@ def decode_inputs(
     return {name: torch.from_numpy(value) for name, value in inputs.items()}
 
 
-def image_inputs(graph: Graph, cells: Size, generator: torch.Generator) -> dict[str, Tensor]:
-    """Input of an encode graph: an image [1, 3, 8h, 8w] of uniformly random values in [0, 1).
+def encoder_inputs(
+    graph: Graph, model: InfGen, cells: Size, generator: torch.Generator, halo: int = 0, known: int = 0
+) -> dict[str, Tensor]:
+    """Inputs of one of the graphs that encode an image, for an image [1, 3, 8h, 8w] of uniformly random values.
 
     Args:
-        graph: The encode graph.
+        graph: ``encode``, ``encode_statistics`` or ``encode_latent``.
+        model: The graph's model.
         cells: Size of the latent that the image is encoded to.
-        generator: Source of the values.
+        generator: Source of the values, which are in [0, 1).
+        halo: As for ``context_inputs``.
+        known: As for ``context_inputs``.
+
+    Returns:
+        The inputs by name, in the order of the module's arguments.
     """
-    (image,) = graph.inputs
-    return {image.name: torch.rand(image.at({"h": cells.height, "w": cells.width}), generator=generator)}
+    patch = model.config.PATCH
+    image = torch.rand((1, 3, patch * cells.height, patch * cells.width), generator=generator)
+    if graph.kind == ENCODE.name:
+        return {"image": image}
+    assert model.encode_statistics is not None and model.config.encoder_moments is not None
+    with torch.no_grad():
+        encoded = {"encoded": model.encode.features(image)}
+    gathers = graph.kind == ENCODE_STATISTICS.name
+    return _with_statistics(encoded, model.encode_statistics, model.config.encoder_moments, gathers, halo, known)
 
 
 def context_inputs(graph: Graph, model: InfGen, latent: Tensor, halo: int = 0, known: int = 0) -> dict[str, Tensor]:
@@ -103,16 +118,33 @@ def context_inputs(graph: Graph, model: InfGen, latent: Tensor, halo: int = 0, k
         return {"features": features} | fine
     if model.config.moments is None or model.statistics is None:
         return {"latent": latent}
-    shares = []
-    for side in latent.shape[2:]:
+    gathers = graph.kind == STATISTICS.name
+    return _with_statistics({"latent": latent}, model.statistics, model.config.moments, gathers, halo, known)
+
+
+def _with_statistics(
+    values: dict[str, Tensor], statistics: nn.Module, shape: tuple[int, int], gathers: bool, halo: int, known: int
+) -> dict[str, Tensor]:
+    """Inputs of a graph that computes or uses statistics of values [1, C, h, w].
+
+    Args:
+        values: The values by name. There is one entry.
+        statistics: The module that computes the statistics.
+        shape: Number of blocks and groups.
+        gathers: Whether the graph computes the statistics. Otherwise, it uses them.
+        halo: As for ``context_inputs``.
+        known: As for ``context_inputs``.
+    """
+    (whole,), shares = values.values(), list[Tensor]()
+    for side in whole.shape[2:]:
         share = (torch.arange(side) >= min(halo, side - 1)).float()
         shares.append(share / share.sum())
     with torch.no_grad():
-        moments = model.statistics(latent, *shares, torch.full((2, *model.config.moments), -1.0))
-    if graph.kind == PREFILL.name:
-        return {"latent": latent, "moments": moments}
+        moments = statistics(whole, *shares, torch.full((2, *shape), -1.0))
+    if not gathers:
+        return values | {"moments": moments}
     moments[:, known:] = -1
-    return {"latent": latent, "share_y": shares[0], "share_x": shares[1], "known": moments}
+    return values | {"share_y": shares[0], "share_x": shares[1], "known": moments}
 
 
 def trace_inputs(graph: Graph, model: InfGen) -> tuple[Tensor, ...]:
@@ -123,8 +155,8 @@ def trace_inputs(graph: Graph, model: InfGen) -> tuple[Tensor, ...]:
     """
     generator = torch.Generator().manual_seed(0)
     latent = torch.randn(1, model.config.latent_channels, 11, 13, generator=generator)
-    if graph.kind == ENCODE.name:
-        inputs = image_inputs(graph, Size(7, 6), generator)
+    if not kind_of(graph.kind).picture:
+        inputs = encoder_inputs(graph, model, Size(7, 6), generator)
     elif graph.kind == DECODE.name:
         inputs = decode_inputs(graph, model, latent, Size(257, 190), Box(3, 2, 17, 15))
     else:

@@ -69,7 +69,7 @@ class ModelExport:
         return tuple(
             graph
             for graph in graphs_of(self.model, recipe.shapes(self.model.config))
-            if not any(fnmatchcase(self.label(recipe, graph), pattern) for pattern in self.leave_out)
+            if not self._left_out(recipe, graph)
         )
 
     def own_graphs(self, recipe: Recipe) -> tuple[Graph, ...]:
@@ -79,6 +79,14 @@ class ModelExport:
     def label(self, recipe: Recipe, graph: Graph) -> str:
         """The name of an exported graph; see ``label_of``."""
         return label_of(recipe.name, graph.name, self._space(graph))
+
+    def _left_out(self, recipe: Recipe, graph: Graph) -> bool:
+        """Whether a pattern leaves a graph out. The graphs of an encoder are useless without each other."""
+        together = [graph]
+        if not kind_of(graph.kind).picture:
+            together = [each for each in graphs_of(self.model) if not kind_of(each.kind).picture]
+        labels = [self.label(recipe, each) for each in together]
+        return any(fnmatchcase(label, pattern) for label in labels for pattern in self.leave_out)
 
     def file(self, recipe: Recipe, target: Target, graph: Graph) -> str:
         """The name of a graph's file or folder in the bundle."""

@@ -60,7 +60,8 @@ def export(
         card: Information that the models themselves do not have, for the manifest.
         options: Options of conversions.
         leave_out: Shell-style patterns for the names of graphs to leave out, such as ``"*.encode"`` or
-            ``"coreml-*.encode.sdxl"``. A graph that pictures need cannot be left out.
+            ``"coreml-*.encode.sdxl"``. If an encoder has several graphs, they are left out together. A graph that
+            pictures need cannot be left out.
         validate: Whether to verify every graph. If false, the manifest and the report list no checks.
         keep_going: Whether to try the other graphs after one has failed, so that the error reports all failures.
         force: Whether to replace an existing bundle.

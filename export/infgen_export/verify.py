@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from infgen_export.errors import LONGEST, ExportError
-from infgen_export.inputs import context_inputs, decode_inputs, fit, image_inputs
+from infgen_export.inputs import context_inputs, decode_inputs, encoder_inputs, fit
 from infgen_model import InfGen
 from infgen_model.graphs import Graph
-from infgen_rt.bundle.graphs import DECODE, ENCODE
+from infgen_rt.bundle.graphs import DECODE, kind_of
 from infgen_rt.common.pixels import psnr
 from infgen_rt.errors import one_line
 from infgen_rt.geometry import grid as coordinates
@@ -151,12 +151,13 @@ def case_inputs(model: InfGen, graph: Graph, case: Case, generator: torch.Genera
     """
     latent = torch.randn(1, model.config.latent_channels, case.cells.height, case.cells.width, generator=generator)
     latent = case.deviation * latent
-    if graph.kind == ENCODE.name:
-        return fit(graph, image_inputs(graph, case.cells, generator))
     if graph.kind == DECODE.name:
         return fit(graph, decode_inputs(graph, model, latent, case.size, case.tile))
     # In a case with a tile, the latent stands for a part: it has a halo, and the first block's moments are known.
     part = case.tile is not None
+    if not kind_of(graph.kind).picture:
+        halo = model.config.encode_latent_halo if part else 0
+        return fit(graph, encoder_inputs(graph, model, case.cells, generator, halo, int(part)))
     return context_inputs(graph, model, latent, halo=model.config.prefill_halo if part else 0, known=int(part))
 
 

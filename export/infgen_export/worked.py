@@ -21,7 +21,17 @@ from infgen_rt.backend.candidates import Survey
 from infgen_rt.backend.engine import Engine
 from infgen_rt.backend.inputs import statistics_inputs, tile_inputs
 from infgen_rt.bundle.folder import Bundle
-from infgen_rt.bundle.graphs import DECODE, ENCODE, PREFILL, REFINE, STATISTICS, TRUNK, Kind
+from infgen_rt.bundle.graphs import (
+    DECODE,
+    ENCODE,
+    ENCODE_LATENT,
+    ENCODE_STATISTICS,
+    PREFILL,
+    REFINE,
+    STATISTICS,
+    TRUNK,
+    Kind,
+)
 from infgen_rt.bundle.manifest import Enlargement
 from infgen_rt.common.pixels import FloatArray, fetch
 from infgen_rt.errors import InfGenError
@@ -110,9 +120,14 @@ class _Run:
         contexts = manifest.contexts if complete else manifest.contexts[:1]
         parts["pictures"] = [self.picture(latent, moments, each) for each in contexts]
         if ENCODE.name in self.engine.recipe.graphs:
-            self.engine.load(ENCODE.name)
+            self.engine.load_encoder()
             image = picture_of(Size(*(side * manifest.patch for side in ENCODED)))
-            parts["encode"] = self.step(ENCODE, {"image": image[None]})[1]
+            encoded, parts[ENCODE.name] = self.step(ENCODE, {"image": image[None]})
+            if self.engine.has(ENCODE_STATISTICS):
+                inputs = statistics_inputs(encoded[0], manifest, kind=ENCODE_STATISTICS)
+                moments, parts[ENCODE_STATISTICS.name] = self.step(ENCODE_STATISTICS, inputs)
+                inputs = {"encoded": encoded, "moments": moments}
+                parts[ENCODE_LATENT.name] = self.step(ENCODE_LATENT, inputs)[1]
         return parts
 
     def step(
@@ -121,6 +136,7 @@ class _Run:
         """Runs a graph, and describes its inputs and its output."""
         output = np.asarray(self.engine.run(kind, inputs, enlargement))
         graph = enlargement.graph(kind.name) if enlargement and kind.enlarged else kind.name
+        kind = next(own for own in self.engine.manifest.kinds(self.engine.recipe) if own.name == kind.name)
         exact = {spec.name for spec in kind.inputs if not spec.holds_values and spec.name not in ("moments", "known")}
         return output, {
             "graph": graph,

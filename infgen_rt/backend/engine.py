@@ -42,7 +42,7 @@ class Engine:
     """Runs a recipe's graphs. Several threads may use it.
 
     The graphs for pictures are loaded when the engine is created, except those that exist once per enlargement, which
-    `load_for` loads. Encode is loaded by `load`.
+    `load_for` loads. Those of the encoder are loaded by `load_encoder`.
 
     If a result in a lower arithmetic than float32 has NaN or infinite values, it is computed again in float32 on the
     same device, provided that the bundle has graphs for that.
@@ -93,6 +93,12 @@ class Engine:
             Cancelled: the current work was cancelled.
         """
         self._load(graph, graph, self._threads)
+
+    def load_encoder(self) -> None:
+        """Load the graphs that encode a picture, which the recipe must have. The errors are those of `load`."""
+        for kind in self._kinds.values():
+            if not kind.picture:
+                self.load(kind.name)
 
     def load_for(self, enlargement: Enlargement) -> None:
         """Load the graphs that compute an enlargement's context and decode it. The errors are those of `load`."""

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from infgen_rt.backend.protocol import Values
-from infgen_rt.bundle.graphs import STATISTICS
+from infgen_rt.bundle.graphs import STATISTICS, Kind
 from infgen_rt.bundle.manifest import Manifest
 from infgen_rt.common.pixels import FloatArray
 from infgen_rt.geometry.grid import Grid
@@ -13,26 +13,31 @@ from infgen_rt.geometry.shapes import Box, Size
 
 
 def statistics_inputs(
-    latent: FloatArray, manifest: Manifest, inner: Box | None = None, known: FloatArray | None = None
+    values: FloatArray,
+    manifest: Manifest,
+    inner: Box | None = None,
+    known: FloatArray | None = None,
+    kind: Kind = STATISTICS,
 ) -> dict[str, Any]:
-    """The inputs of the statistics graph for a latent, or for a part of one.
+    """The inputs of a statistics graph for a latent or an encoded picture, or for a part of one.
 
     Args:
-        latent: float32 [C, h, w].
+        values: float32 [C, h, w].
         manifest: the model's manifest.
         inner: the cells that count. The others are the halo. None for all cells.
-        known: float32 [2, blocks, groups], the moments of the whole latent, in which a variance below 0 stands for
-            "not known". None if none are known.
+        known: float32 [2, blocks, groups], the moments of the whole, in which a variance below 0 stands for "not
+            known". None if none are known.
+        kind: the kind of the graph.
 
     Returns:
         The inputs by name.
     """
-    box = inner or Size(*latent.shape[:0:-1]).box
+    box = inner or Size(*values.shape[:0:-1]).box
     return {
-        "latent": latent[None],
-        "share_y": _shares(latent.shape[1], box.y, box.height),
-        "share_x": _shares(latent.shape[2], box.x, box.width),
-        "known": np.full(STATISTICS.output.at(manifest.sizes()), -1, np.float32) if known is None else known,
+        kind.inputs[0].name: values[None],
+        "share_y": _shares(values.shape[1], box.y, box.height),
+        "share_x": _shares(values.shape[2], box.x, box.width),
+        "known": np.full(kind.output.at(manifest.sizes()), -1, np.float32) if known is None else known,
     }
 
 

@@ -2,7 +2,8 @@
 
 A side of a shape is a number, the name of a size, or a product such as `P*ht`. Lower-case names are sizes of a graph's
 inputs and output. Upper-case letters are sizes of the model: its patch P, the channels C of a latent, F of features, T
-of fine features and D of a context, and the blocks S and groups G of its statistics.
+of fine features and D of a context, and the blocks S and groups G of its statistics. An encoder that has statistics
+too has channels E of an encoded picture, and blocks ES and groups EG.
 """
 
 import math
@@ -122,21 +123,26 @@ class Kind:
 _LATENT = Tensorspec("latent", (1, "C", "h", "w"), "{space} latent")
 _MOMENTS = Tensorspec("moments", (2, "S", "G"), "means and variances of prefill's blocks, over the whole latent")
 _FEATURES = Tensorspec("features", (1, "F", "h", "w"), "what the context is refined from")
+_ENCODED = Tensorspec("encoded", (1, "E", "h", "w"), "what the latent of a picture is made from")
+_ENCODE_MOMENTS = Tensorspec(
+    "moments", (2, "ES", "EG"), "means and variances of encode_latent's blocks, over the picture"
+)
 _FINE = Tensorspec("fine", (1, "T", "P*h", "P*w"), "the trunk's features and picture at the latent's own size")
 _CONTEXT = Tensorspec("context", (1, "D", "h", "w"), "what every tile of the picture is decoded from")
 
-STATISTICS = Kind(
-    "statistics",
-    (
-        _LATENT,
+
+def _gathering(values: Tensorspec, moments: Tensorspec, whole: str) -> tuple[Tensorspec, ...]:
+    """The inputs of a graph that computes moments of some values."""
+    return (
+        values,
         Tensorspec("share_y", ("h",), "what each row counts for in means: 1 / rows, 0 in a halo"),
         Tensorspec("share_x", ("w",), "the same of columns"),
-        Tensorspec("known", (2, "S", "G"), "moments of the whole latent; variances below 0 where they are not known"),
-    ),
-    _MOMENTS,
-    "cell",
-    part="prefill",
-    of_space=True,
+        Tensorspec("known", moments.shape, f"moments of the whole {whole}; variances below 0 where they are not known"),
+    )
+
+
+STATISTICS = Kind(
+    "statistics", _gathering(_LATENT, _MOMENTS, "latent"), _MOMENTS, "cell", part="prefill", of_space=True
 )
 PREFILL = Kind("prefill", (_LATENT, _MOMENTS), _FEATURES, "cell", part="prefill", of_space=True)
 TRUNK = Kind("trunk", (_FEATURES,), _FINE, "cell", part="refine", of_space=True)
@@ -169,26 +175,50 @@ ENCODE = Kind(
     picture=False,
     fixed=True,
 )
-KINDS = (STATISTICS, PREFILL, TRUNK, REFINE, DECODE, ENCODE)
+ENCODE_STATISTICS = Kind(
+    "encode_statistics",
+    _gathering(_ENCODED, _ENCODE_MOMENTS, "picture"),
+    _ENCODE_MOMENTS,
+    "cell",
+    part="encode",
+    of_space=True,
+    picture=False,
+)
+ENCODE_LATENT = Kind(
+    "encode_latent", (_ENCODED, _ENCODE_MOMENTS), _LATENT, "cell", part="encode", of_space=True, picture=False
+)
+KINDS = (STATISTICS, PREFILL, TRUNK, REFINE, DECODE, ENCODE, ENCODE_STATISTICS, ENCODE_LATENT)
 
 
-def kinds(gathers: bool, grows: bool, refines: bool) -> tuple[Kind, ...]:
+def kinds(gathers: bool, grows: bool, refines: bool, encode_gathers: bool = False) -> tuple[Kind, ...]:
     """The kinds of graph in a model, in the order in which they run.
 
     Args:
         gathers: whether it has statistics. Without them, prefill takes only a latent.
         grows: whether it has a trunk. Without it, refine takes only features.
         refines: whether it has refine. Without it, prefill gives the context.
+        encode_gathers: whether its encoder has statistics. Without them, encode gives the latent.
     """
     inputs, output = PREFILL.inputs if gathers else (_LATENT,), _FEATURES if refines else _CONTEXT
     prefill = replace(PREFILL, inputs=inputs, output=output)
     refine = replace(REFINE, inputs=REFINE.inputs if grows else (_FEATURES,))
-    has = ((STATISTICS, gathers), (prefill, True), (TRUNK, grows), (refine, refines), (DECODE, True), (ENCODE, True))
+    encode = replace(ENCODE, output=_ENCODED) if encode_gathers else ENCODE
+    has = (
+        *((STATISTICS, gathers), (prefill, True), (TRUNK, grows), (refine, refines), (DECODE, True)),
+        *((encode, True), (ENCODE_STATISTICS, encode_gathers), (ENCODE_LATENT, encode_gathers)),
+    )
     return tuple(kind for kind, there in has if there)
 
 
 def model_sizes(
-    patch: int, latent: int, features: int | None, fine: int | None, context: int, moments: tuple[int, int] | None
+    patch: int,
+    latent: int,
+    features: int | None,
+    fine: int | None,
+    context: int,
+    moments: tuple[int, int] | None,
+    encoded: int | None = None,
+    encode_moments: tuple[int, int] | None = None,
 ) -> dict[str, int]:
     """The sizes of a model by their letters in shapes; see the module's docstring.
 
@@ -199,9 +229,12 @@ def model_sizes(
         fine: the number of channels of fine features. None without a trunk.
         context: the number of channels of a context.
         moments: the number of blocks and groups of statistics. None without statistics.
+        encoded: the number of channels of an encoded picture. None if the encoder has no statistics.
+        encode_moments: the number of blocks and groups of the encoder's statistics. None without them.
     """
-    blocks, groups = moments or (0, 0)
-    return {"P": patch, "C": latent, "F": features or 0, "T": fine or 0, "D": context, "S": blocks, "G": groups}
+    (blocks, groups), (encode_blocks, encode_groups) = moments or (0, 0), encode_moments or (0, 0)
+    own = {"P": patch, "C": latent, "F": features or 0, "T": fine or 0, "D": context, "S": blocks, "G": groups}
+    return own | {"E": encoded or 0, "ES": encode_blocks, "EG": encode_groups}
 
 
 def graph_name(kind: str, factor: int | None) -> str:

@@ -89,6 +89,8 @@ class Manifest:
         prefill_is_local: whether a cell's features depend only on the cells within `halo.prefill`, in a model without
             statistics. If it is false, such a model's prefill sees the whole latent. With statistics, prefill is
             always local.
+        encoder_channels: the number of channels of an encoded picture. None if the encoder has no statistics.
+        encoder_moments: the number of the encoder's blocks with statistics, and of their groups. None without them.
 
     Examples:
         >>> import infgen_rt
@@ -114,6 +116,8 @@ class Manifest:
     moments: tuple[int, int] | None = None
     enlargements: tuple[Enlargement, ...] = ()
     prefill_is_local: bool = False
+    encoder_channels: int | None = None
+    encoder_moments: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         """Check values beyond their types.
@@ -129,10 +133,18 @@ class Manifest:
         factors = [each.factor for each in self.enlargements]
         if None in factors or factors != sorted(set(factors), key=lambda factor: factor or 0):
             raise BundleError(f"manifest: enlargements must have rising factors, not {factors}")
+        if self.encoder_moments is not None and not (self.encoder_channels and min(self.encoder_moments) > 0):
+            raise BundleError(
+                "manifest: the encoder has statistics, and 'encoder_channels' and 'encoder_moments' give no shape of "
+                "them"
+            )
         for recipe in self.recipes:
             if missing := self._for_pictures(recipe) - recipe.graphs.keys():
                 raise BundleError(f"manifest: recipe {recipe.name!r} lacks the graph {min(missing)!r}")
             has = self.kinds(recipe)
+            encoder = {kind.name for kind in has if not kind.picture}
+            if (there := encoder & recipe.graphs.keys()) and (missing := encoder - there):
+                raise BundleError(f"manifest: recipe {recipe.name!r} lacks the graph {min(missing)!r}")
             if REFINE.name in {kind.name for kind in has} and not self.feature_channels:
                 raise BundleError(f"manifest: recipe {recipe.name!r} refines, and 'feature_channels' is missing")
             if TRUNK in has and not self.fine_channels:
@@ -150,13 +162,13 @@ class Manifest:
         if min(counts) <= 0 or any(low > high for low, high in ranges):
             raise BundleError("manifest: channels, patch and scale must be above 0 and ranges ascend")
         most_channels = max(each.channels for each in self.contexts)
-        largest = max(
-            *counts, most_channels, self.feature_channels or 0, self.fine_channels or 0, *(self.moments or ())
-        )
+        optional = (self.feature_channels, self.fine_channels, self.encoder_channels)
+        moments = (*(self.moments or ()), *(self.encoder_moments or ()))
+        largest = max(*counts, most_channels, *(each or 0 for each in optional), *moments)
         if largest > _MOST:
             raise BundleError(f"manifest: {largest:g} channels, moments, pixels or scales are more than {_MOST:,}")
         halos = (each.halo for each in self.contexts)
-        if min(self.halo.tokens, self.halo.encode_pixels, self.halo.prefill, *halos) < 0 or (
+        if min(self.halo.tokens, self.halo.encode_pixels, self.halo.encode_latent, self.halo.prefill, *halos) < 0 or (
             self.halo.cells is not None and self.halo.cells < 0
         ):
             raise BundleError("manifest: halos must not be negative")
@@ -214,13 +226,21 @@ class Manifest:
     def kinds(self, recipe: Recipe) -> tuple[Kind, ...]:
         """The kinds of graph in a recipe. Encode is included even if the recipe lacks it."""
         refines = bool(self.enlargements) or REFINE.name in recipe.graphs
-        return kinds(STATISTICS.name in recipe.graphs, TRUNK.name in recipe.graphs, refines)
+        gathers, grows = (kind.name in recipe.graphs for kind in (STATISTICS, TRUNK))
+        return kinds(gathers, grows, refines, self.encoder_moments is not None)
 
     def sizes(self, enlargement: Enlargement | None = None) -> dict[str, int]:
         """The model's sizes, by the letters that are used in the shapes of graphs."""
         context = (enlargement or self.contexts[0]).channels
         return model_sizes(
-            self.patch, self.latent_channels, self.feature_channels, self.fine_channels, context, self.moments
+            self.patch,
+            self.latent_channels,
+            self.feature_channels,
+            self.fine_channels,
+            context,
+            self.moments,
+            self.encoder_channels,
+            self.encoder_moments,
         )
 
     def _for_pictures(self, recipe: Recipe) -> set[str]:

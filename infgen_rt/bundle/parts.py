@@ -34,6 +34,7 @@ class Halo:
         encode_pixels: the reach of encode in pixels, around a cell.
         refine: the reach of refine in cells. In a model with a trunk, it is the reach of the trunk.
         prefill: the reach of prefill in cells.
+        encode_latent: the reach of encode_latent in cells. 0 for a model whose encoder has no statistics.
     """
 
     tokens: int
@@ -41,6 +42,7 @@ class Halo:
     encode_pixels: int
     refine: int = 0
     prefill: int = 0
+    encode_latent: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ class Memory:
         refine_per_cell: the bytes of refine per cell, halos included.
         statistics_per_cell: the bytes of statistics per cell, halos included.
         trunk_per_cell: the bytes of the trunk per cell, halos included.
+        encode_statistics_per_cell: the bytes of encode_statistics per cell, halos included.
+        encode_latent_per_cell: the bytes of encode_latent per cell, halos included.
     """
 
     base: int
@@ -101,6 +105,8 @@ class Memory:
     refine_per_cell: int = 32 * 2**10
     statistics_per_cell: int = 8 * 2**10
     trunk_per_cell: int = 0
+    encode_statistics_per_cell: int = 8 * 2**10
+    encode_latent_per_cell: int = 8 * 2**10
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from infgen_rt.geometry.pictures import PictureTiles
 from infgen_rt.geometry.tiling import HaloTiling
 from infgen_rt.nodes.context import Contexts
 from infgen_rt.nodes.decoded import Decoded
-from infgen_rt.nodes.latents import Reencoded
+from infgen_rt.nodes.encoding import StagePicture, encoded_latent
 from infgen_rt.nodes.resampled import Resampled
 from infgen_rt.nodes.tiles import Tiles
 
@@ -47,4 +47,4 @@ def next_latent(picture: Tiles, encoding: HaloTiling, engine: Engine) -> Context
         encoding: the tiles in which the picture is encoded.
         engine: the loaded model.
     """
-    return Contexts(Reencoded(picture, encoding, engine), engine)
+    return Contexts(encoded_latent(StagePicture(picture), encoding, engine), engine)

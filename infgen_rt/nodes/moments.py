@@ -1,4 +1,4 @@
-"""The node for moments: the statistics of the whole latent that prefill needs. They are gathered from its parts."""
+"""The node for moments: statistics of a whole latent or encoded picture. They are gathered from its parts."""
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 
 from infgen_rt.backend.engine import Engine
 from infgen_rt.backend.inputs import statistics_inputs
-from infgen_rt.bundle.graphs import STATISTICS
+from infgen_rt.bundle.graphs import STATISTICS, Kind
 from infgen_rt.bundle.manifest import Memory
 from infgen_rt.common.pixels import FloatArray
 from infgen_rt.geometry.shapes import Box, Size
@@ -18,15 +18,22 @@ from infgen_rt.nodes.node import Cost, Node, Once, Step
 
 @dataclass(frozen=True)
 class Gathering:
-    """How a latent's statistics are gathered.
+    """How statistics are gathered.
 
     Attributes:
-        tiles: the tiles of the latent.
-        blocks: the number of prefill's blocks, each of which has its own statistics.
+        tiles: the tiles of the latent, or of the encoded picture.
+        blocks: the number of blocks, each of which has its own statistics.
+        kind: the kind of graph that computes them.
     """
 
     tiles: HaloTiling
     blocks: int
+    kind: Kind = STATISTICS
+
+    @property
+    def step(self) -> Step:
+        """The kind of step that gathering them belongs to."""
+        return "prefill" if self.kind.picture else "reencode"
 
     @property
     def runs(self) -> int:
@@ -35,56 +42,57 @@ class Gathering:
 
     def cost(self, figures: Memory) -> Cost:
         """The cost of gathering from one tile at a time. The results are too small to count."""
-        return Cost(steps=self.runs, making=figures.statistics_per_cell * self.tiles.window.area)
+        return Cost(steps=self.runs, making=getattr(figures, self.kind.memory) * self.tiles.window.area)
 
 
 class Moments:
-    """The means and variances of a latent that normalise prefill's blocks, float32 [2, blocks, groups].
+    """The means and variances that normalise the blocks of a graph, float32 [2, blocks, groups].
 
     Args:
-        latent: the node for the latent, float32 [C, h, w].
+        values: the node for the latent or the encoded picture, float32 [C, h, w].
         gathering: how the statistics are gathered.
         engine: the engine, with the statistics graph.
     """
 
-    def __init__(self, latent: Node[FloatArray], gathering: Gathering, engine: Engine) -> None:
-        self._latent = latent
-        self._made = Once(lambda: _gathered(latent, gathering, engine), engine)
+    def __init__(self, values: Node[FloatArray], gathering: Gathering, engine: Engine) -> None:
+        self._values = values
+        self._made = Once(lambda: _gathered(values, gathering, engine), engine)
 
     @property
     def size(self) -> Size:
-        """Width and height of the latent, in cells."""
-        return self._latent.size
+        """Width and height in cells."""
+        return self._values.size
 
     def prepare(self) -> Iterator[Step]:
-        """Gather the statistics of the whole latent; see `Node`."""
+        """Gather the statistics of all cells; see `Node`."""
         return self._made.steps()
 
     def read(self, box: Box) -> FloatArray:
-        """The moments of the whole latent. They are the same for every box."""
+        """The moments of all cells. They are the same for every box."""
         return self._made.get()
 
 
-def _gathered(latent: Node[FloatArray], gathering: Gathering, engine: Engine) -> Generator[Step, None, FloatArray]:
-    """Gather the moments of a latent.
+def _gathered(values: Node[FloatArray], gathering: Gathering, engine: Engine) -> Generator[Step, None, FloatArray]:
+    """Gather moments.
 
     If there are several tiles, there is one pass over them per block, because a block's moments depend on those of the
     blocks before it. Except for rounding, the result is the same as from one run on the whole latent.
     """
-    yield from latent.prepare()
+    kind = gathering.kind
+    yield from values.prepare()
     if gathering.runs == 1:
-        inputs = statistics_inputs(latent.read(latent.size.box), engine.manifest)
-        return cast(FloatArray, engine.run(STATISTICS, inputs))
+        inputs = statistics_inputs(values.read(values.size.box), engine.manifest, kind=kind)
+        return cast(FloatArray, engine.run(kind, inputs))
     moments: FloatArray | None = None
     for block in range(gathering.blocks):
         parts: list[FloatArray] = []
         counts: list[int] = []
         for tile, window in gathering.tiles.windows():
             if block or parts:
-                yield "prefill"
-            part = np.ascontiguousarray(latent.read(window))
-            inputs = statistics_inputs(part, engine.manifest, tile.relative_to(window), moments)
-            parts.append(engine.run(STATISTICS, inputs)[:, block])
+                yield gathering.step
+            part = np.ascontiguousarray(values.read(window))
+            inputs = statistics_inputs(part, engine.manifest, tile.relative_to(window), moments, kind)
+            parts.append(engine.run(kind, inputs)[:, block])
             counts.append(tile.size.area)
         if moments is None:
             moments = np.full((2, gathering.blocks, parts[0].shape[1]), -1, np.float32)

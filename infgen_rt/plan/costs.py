@@ -11,7 +11,8 @@ from infgen_rt.geometry.shapes import Size
 from infgen_rt.geometry.tiling import HaloTiling
 from infgen_rt.nodes.context import context_costs
 from infgen_rt.nodes.decoded import Decoded
-from infgen_rt.nodes.latents import Given, Reencoded
+from infgen_rt.nodes.encoding import encoding_costs
+from infgen_rt.nodes.latents import Given
 from infgen_rt.nodes.node import Cost
 from infgen_rt.nodes.resampled import SUPPORT
 from infgen_rt.nodes.tiles import Tiles
@@ -61,13 +62,13 @@ def chain_costs(
         writing: the memory for writing the last picture.
     """
     figures = manifest.memory(recipe)
-    chain = []
+    chain: list[tuple[Cost, ...]] = []
     for number, stage in enumerate(stages):
         if number:
-            latent = Reencoded.cost(encodings[number - 1], stages[number - 1], manifest, figures)
+            latent = tuple(encoding_costs(encodings[number - 1], stages[number - 1], manifest, figures))
         else:
-            latent = Given.cost(stage.grid.cells, manifest)
-        chain.append((latent, *_stage_costs(stage, manifest, recipe, workers)))
+            latent = (Given.cost(stage.grid.cells, manifest),)
+        chain.append((*latent, *_stage_costs(stage, manifest, recipe, workers)))
     # A writer holds two rows of the last picture's tiles.
     chain[-1] = (*chain[-1], Cost(held=stages[-1].bands + writing.extra(stages[-1])))
     return tuple(chain)

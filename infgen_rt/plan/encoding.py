@@ -6,7 +6,8 @@ from infgen_rt.common.memory import format_bytes
 from infgen_rt.errors import PlanError
 from infgen_rt.geometry.shapes import Size
 from infgen_rt.geometry.tiling import ENCODED, LARGEST_TILE, SMALLEST_TILE, HaloTiling, Tiling
-from infgen_rt.nodes.latents import encoding_bytes, latent_bytes
+from infgen_rt.nodes.encoding import encoding_costs
+from infgen_rt.plan.costs import peaks
 
 
 def plan_encoding(picture: Size, manifest: Manifest, recipe: Recipe, budget: int) -> HaloTiling:
@@ -50,7 +51,7 @@ def plan_encoding(picture: Size, manifest: Manifest, recipe: Recipe, budget: int
     figures = manifest.memory(recipe)
     for side in range(ENCODED * LARGEST_TILE, SMALLEST_TILE - 1, -SMALLEST_TILE):
         tiles = HaloTiling(Tiling.of(cells, Size(side, side)), manifest.encode_halo)
-        needed = figures.base + latent_bytes(cells, manifest) + encoding_bytes(tiles, manifest, figures)
+        (needed,) = peaks((tuple(encoding_costs(tiles, None, manifest, figures)),), figures.base)
         if needed <= budget:
             return tiles
     raise PlanError(

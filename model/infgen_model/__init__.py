@@ -10,8 +10,9 @@ Examples:
     torch.Size([1, 3, 50, 90])
 """
 
-from infgen_model.config import PRESETS, DecoderConfig, Enlargement, Level, edge, paper
+from infgen_model.config import DecoderConfig, Enlargement, Level
 from infgen_model.grid import Grid
 from infgen_model.infgen import InfGen
+from infgen_model.presets import PRESETS, edge, paper
 
 __all__ = ["PRESETS", "DecoderConfig", "Enlargement", "Grid", "InfGen", "Level", "edge", "paper"]

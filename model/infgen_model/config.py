@@ -93,6 +93,8 @@ class DecoderConfig:
             trunk starts from, only TAEF2's has them.
         adapted: Whether a further layer makes the trunk's last features into those that the enlarger was trained on.
             The trunk of another latent space than the first needs it.
+        encoder_pooled: How many of the last blocks of the encoder's last resolution use global statistics. Of the tiny
+            encoders that can be copied, only TAEF2's has such blocks.
     """
 
     name: str
@@ -119,6 +121,7 @@ class DecoderConfig:
     scale_range: tuple[float, float] = (0.5, 4.0)
     pooled: bool = True
     adapted: bool = False
+    encoder_pooled: int = 0
 
     PATCH = 8
     """Side of a token in output pixels."""
@@ -156,6 +159,11 @@ class DecoderConfig:
             problems.append(f"{len(self.levels)} levels enlarge by more than the patch of {self.PATCH}")
         if not 1 <= len(self.encoder) <= 4:
             problems.append(f"encoder must have 1 to 4 levels, not {len(self.encoder)}")
+        elif self.encoder_pooled > self.encoder[-1].blocks:
+            problems.append(
+                f"encoder_pooled must be at most the {self.encoder[-1].blocks} blocks of the encoder's last level, not "
+                f"{self.encoder_pooled}"
+            )
         if self.radius is not None and not self.radius > 0:
             problems.append(f"radius must be above 0 or null, not {self.radius}")
         for name, (low, high) in (("scale_range", self.scale_range), ("rotary", self.rotary)):
@@ -168,7 +176,7 @@ class DecoderConfig:
         """Name, value and smallest allowed value of every field that is a count."""
         for name in ("latent_channels", "width", "inpe_features", "heads", "key_width", "mlp_ratio"):
             yield name, getattr(self, name), 1
-        for name in ("detail", "blocks", "token_blocks"):
+        for name in ("detail", "blocks", "token_blocks", "encoder_pooled"):
             yield name, getattr(self, name), 0
         levels = {f"levels[{index}]": level for index, level in enumerate(self.levels)}
         levels |= {f"trunk[{index}]": level for index, level in enumerate(self.trunk)}
@@ -210,7 +218,14 @@ class DecoderConfig:
         """The model's sizes, by the letters used in the shapes of graphs (``infgen_rt.bundle.graphs``)."""
         context = self.context_channels(enlargement)
         return model_sizes(
-            self.PATCH, self.latent_channels, self.feature_channels, self.fine_channels, context, self.moments
+            self.PATCH,
+            self.latent_channels,
+            self.feature_channels,
+            self.fine_channels,
+            context,
+            self.moments,
+            self.encoder_channels,
+            self.encoder_moments,
         )
 
     def enlargement_for(self, scale: tuple[float, float]) -> Enlargement | None:
@@ -261,12 +276,31 @@ class DecoderConfig:
         return self.radius
 
     @property
+    def encoder_channels(self) -> int | None:
+        """Channels E of what the encoder's pooled blocks start from. ``None`` if it has no such blocks."""
+        return self.encoder[-1].width if self.encoder_pooled else None
+
+    @property
+    def encoder_moments(self) -> tuple[int, int] | None:
+        """Blocks and groups of the encoder's global statistics. ``None`` if it needs none."""
+        return (self.encoder_pooled, PooledBranch.GROUPS) if self.encoder_pooled else None
+
+    @property
     def encode_halo(self) -> int:
-        """Reach of encode: how many image pixels beyond a cell's border the encoded cell depends on."""
+        """Reach of encode: how many image pixels beyond a cell's border the encoded cell depends on.
+
+        In an encoder with pooled blocks, this is the reach of the part before them.
+        """
         pixels = [self.PATCH >> depth for depth in reversed(range(len(self.encoder)))]  # side of a position
         blocks = sum(3 * size * level.blocks for size, level in zip(pixels, self.encoder, strict=True))
         # The other convolutions are the first, one before every level except the first, and the last.
-        return blocks + pixels[0] + sum(pixels[:-1]) + self.PATCH
+        whole = blocks + pixels[0] + sum(pixels[:-1]) + self.PATCH
+        return whole - self.PATCH * self.encode_latent_halo
+
+    @property
+    def encode_latent_halo(self) -> int:
+        """Reach in cells of the encoder's part after the statistics. 0 if it has no such part."""
+        return TripleBlock.REACH * self.encoder_pooled + 1 if self.encoder_pooled else 0
 
     def to_json(self) -> dict[str, Any]:
         """The config as plain JSON values."""
@@ -285,59 +319,3 @@ class DecoderConfig:
         if unknown := sorted(set(values) - set(known)):
             raise ValueError(f"unknown fields in the model config: {', '.join(unknown)}")
         return config
-
-
-def edge(latent_space: str = "flux2", latent_channels: int = 32) -> DecoderConfig:
-    """The default, which ships: the trunk of a tiny decoder, an enlarger after it, and light tokens for any scale."""
-    return DecoderConfig(
-        name=f"infgen-edge-{latent_space}",
-        latent_space=latent_space,
-        latent_channels=latent_channels,
-        width=64,
-        trunk=(Level(64, 3), Level(64, 3), Level(64, 3), Level(64, 1)),
-        enlargements=(Enlargement(1, 0), Enlargement(2, 7), Enlargement(4, 14, finish=16)),
-        detail=16,
-        frame="cell",
-        start="sampled",
-        inpe_features=32,
-        inpe_sigma=3.0,
-        blocks=1,
-        heads=4,
-        key_width=32,
-        mlp_ratio=2,
-        radius=1.5,
-        rotary=(math.pi / 4, 2 * math.pi),
-        token_blocks=0,
-        levels=(Level(32, 0), Level(16, 1)),
-        channel_norm=False,
-        scale_range=(1.0, 4.0),
-    )
-
-
-def paper(latent_space: str = "sdxl", latent_channels: int = 4) -> DecoderConfig:
-    """InfGen as published: mask tokens, positions in the whole image, and attention to every latent cell."""
-    return DecoderConfig(
-        name=f"infgen-paper-{latent_space}",
-        latent_space=latent_space,
-        latent_channels=latent_channels,
-        width=512,
-        trunk=(),
-        enlargements=(),
-        detail=0,
-        frame="image",
-        start="mask",
-        inpe_features=256,
-        inpe_sigma=16.0,
-        blocks=8,
-        heads=8,
-        key_width=512,
-        mlp_ratio=4,
-        radius=None,
-        rotary=(math.pi / 64, math.pi),
-        token_blocks=1,
-        levels=(Level(256, 2), Level(128, 2), Level(64, 2)),
-        channel_norm=True,
-    )
-
-
-PRESETS = {"edge": edge, "paper": paper}

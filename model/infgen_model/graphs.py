@@ -9,10 +9,21 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from infgen_model.config import DecoderConfig, Enlargement
+from infgen_model.encode import Encode
 from infgen_model.grid import Grid
 from infgen_model.infgen import InfGen
 from infgen_model.prefill import Refine
-from infgen_rt.bundle.graphs import DECODE, REFINE, TRUNK, Kind, Tensorspec, graph_name, kinds
+from infgen_rt.bundle.graphs import (
+    DECODE,
+    ENCODE,
+    ENCODE_LATENT,
+    REFINE,
+    TRUNK,
+    Kind,
+    Tensorspec,
+    graph_name,
+    kinds,
+)
 from infgen_rt.bundle.manifest import FixedShape
 
 MAX_CELLS = 1024
@@ -110,8 +121,32 @@ class _Refine(nn.Module):
         return self.refine.enlarged(features, fine, self.enlargement)
 
 
+class _Encode(nn.Module):
+    """The first part of ``Encode``, for a model with statistics between its parts."""
+
+    def __init__(self, encode: Encode) -> None:
+        super().__init__()
+        self.encode = encode
+
+    def forward(self, image: Tensor) -> Tensor:
+        """See ``Encode.features``."""
+        return self.encode.features(image)
+
+
+class _EncodeLatent(nn.Module):
+    """The last part of ``Encode``, for a model with statistics between its parts."""
+
+    def __init__(self, encode: Encode) -> None:
+        super().__init__()
+        self.encode = encode
+
+    def forward(self, encoded: Tensor, moments: Tensor) -> Tensor:
+        """See ``Encode.latent``."""
+        return self.encode.latent(encoded, moments)
+
+
 def graphs_of(model: InfGen, shapes: tuple[FixedShape, ...] = ()) -> tuple[Graph, ...]:
-    """The graphs of a model: prefill, decode and encode, and statistics, trunk and refine if the model has them.
+    """The graphs of a model: prefill, decode and encode, and the others if the model has them.
 
     Args:
         model: The model, in evaluation mode.
@@ -125,9 +160,14 @@ def graphs_of(model: InfGen, shapes: tuple[FixedShape, ...] = ()) -> tuple[Graph
     several: tuple[Enlargement | None, ...] = model.config.enlargements or (None,)
     return tuple(
         _graph(model, kind, enlargement, shapes if kind.fixed else ())
-        for kind in kinds(model.statistics is not None, model.refine is not None, model.refine is not None)
+        for kind in _kinds(model)
         for enlargement in (several if kind.enlarged else (None,))
     )
+
+
+def _kinds(model: InfGen) -> tuple[Kind, ...]:
+    refines = model.refine is not None
+    return kinds(model.statistics is not None, refines, refines, model.encode_statistics is not None)
 
 
 def _graph(model: InfGen, kind: Kind, enlargement: Enlargement | None, shapes: tuple[FixedShape, ...]) -> Graph:
@@ -149,6 +189,10 @@ def _graph(model: InfGen, kind: Kind, enlargement: Enlargement | None, shapes: t
         module = _Trunk(model.refine)
     elif kind == REFINE and enlargement and model.refine:
         module = _Refine(model.refine, enlargement)
+    elif kind.name == ENCODE.name and kind != ENCODE:
+        module = _Encode(model.encode)
+    elif kind == ENCODE_LATENT:
+        module = _EncodeLatent(model.encode)
     else:
         module = getattr(model, kind.name)
     return Graph(kind.name, config, module, tuple(inputs), output, bounds, shapes, enlargement)

@@ -1,4 +1,4 @@
-"""The model, its decoder of tiles and its encoder. ``docs/bundle.md`` describes the functions of a model."""
+"""The model and its decoder of tiles. ``docs/bundle.md`` describes the functions of a model."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from infgen_model.attention import CrossAttention
 from infgen_model.config import DecoderConfig, Enlargement
+from infgen_model.encode import Encode, EncodeStatistics
 from infgen_model.grid import Grid
 from infgen_model.inpe import INPE
-from infgen_model.layers import TripleBlock
 from infgen_model.prefill import Prefill, Refine, Statistics
 from infgen_model.sampling import bilinear, lanczos
 from infgen_model.upsampler import Upsampler
@@ -94,36 +94,6 @@ class Decode(nn.Module):
         return picture + self.upsampler(tokens, detail, mask)
 
 
-class Encode(nn.Module):
-    """Encodes an image [B, 3, 8h, 8w] in [0, 1] to a latent [B, C, h, w].
-
-    A cell depends only on the pixels within ``DecoderConfig.encode_halo`` around it. An image that is encoded in tiles
-    therefore gives the same latent.
-    """
-
-    def __init__(self, config: DecoderConfig) -> None:
-        super().__init__()
-        factor = config.PATCH >> (len(config.encoder) - 1)
-        widths = [level.width for level in config.encoder]
-        self.unshuffle = nn.PixelUnshuffle(factor)
-        self.enter = nn.Conv2d(3 * factor**2, widths[0], 3, padding=1)
-        self.shrink = nn.ModuleList(
-            nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False)
-            for before, after in zip(widths, widths[1:], strict=False)
-        )
-        self.levels = nn.ModuleList(
-            nn.Sequential(*(TripleBlock(level.width) for _ in range(level.blocks))) for level in config.encoder
-        )
-        self.leave = nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Encodes an image; see the class."""
-        x = self.levels[0](self.enter(self.unshuffle(image)))
-        for shrink, level in zip(self.shrink, self.levels[1:], strict=True):
-            x = level(shrink(x))
-        return self.leave(x)
-
-
 class InfGen(nn.Module):
     """The decoder, and the encoder that iterative extrapolation needs.
 
@@ -133,7 +103,7 @@ class InfGen(nn.Module):
             statistics.
         refine: Makes the context from features. It is local. ``None`` if the features are the context already.
         decode: Makes one tile of pixels from a context crop. It is local.
-        encode: Makes a latent from an image. It is local.
+        encode: Makes a latent from an image. It is local, or in three parts two of which are local; see ``Encode``.
     """
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -148,6 +118,11 @@ class InfGen(nn.Module):
     def statistics(self) -> Statistics | None:
         """A module that computes a latent's statistics with prefill's weights. ``None`` if prefill needs none."""
         return Statistics(self.prefill) if self.config.moments else None
+
+    @property
+    def encode_statistics(self) -> EncodeStatistics | None:
+        """A module that computes a picture's statistics with encode's weights. ``None`` if encode needs none."""
+        return EncodeStatistics(self.encode) if self.config.encoder_moments else None
 
     def context(self, latent: Tensor, enlargement: Enlargement | None = None) -> Tensor:
         """Makes the context, from which all tiles of a picture are decoded.

@@ -141,3 +141,40 @@ class TripleBlock(nn.Module):
         if self.pool is not None:
             x = x + self.pool(x, moments)
         return F.relu(x + self.convolve(x))
+
+
+class TripleBlocks(nn.ModuleList):
+    """A chain of ``TripleBlock``. If the blocks are pooled, the moments of each depend on the blocks before it."""
+
+    def __init__(self, width: int, count: int, pooled: bool = False) -> None:
+        super().__init__(TripleBlock(width, pooled) for _ in range(count))
+
+    def forward(self, x: Tensor, moments: Tensor | None = None) -> Tensor:
+        """Returns a tensor of x's shape [B, width, H, W].
+
+        Args:
+            x: The whole input, or a part of it if the moments are given or the blocks are not pooled.
+            moments: [2, blocks, groups] from ``moments``. If omitted, those of ``x`` are used.
+        """
+        for index, block in enumerate(self):
+            x = block(x, None if moments is None else moments[:, index])
+        return x
+
+    def moments(self, x: Tensor, share_y: Tensor, share_x: Tensor, known: Tensor) -> Tensor:
+        """Computes the moments [2, blocks, groups] of pooled blocks, which are the means and variances of each group.
+
+        Args:
+            x: [1, width, H, W], the whole input, or a part of it with a halo.
+            share_y: [H], the weight of each row in the means. It is 0 in the halo, and else 1 / the number of rows that
+                are not in the halo.
+            share_x: [W], the weight of each column, in the same way.
+            known: [2, blocks, groups], moments of the whole input. A negative variance means that a block's moments are
+                not known. The part's own moments are then used in their place.
+        """
+        found: list[Tensor] = []
+        for index, block in enumerate(self):
+            assert isinstance(block, TripleBlock) and block.pool is not None
+            found.append(block.pool.moments(x, share_y, share_x))
+            if index < len(self) - 1:
+                x = block(x, torch.where(known[1:, index] < 0, found[index], known[:, index]))
+        return torch.stack(found, dim=1)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from infgen_model.config import DecoderConfig, Enlargement
 from infgen_model.enlarger import Enlarger
 from infgen_model.inpe import INPE
-from infgen_model.layers import TripleBlock
+from infgen_model.layers import TripleBlock, TripleBlocks
 
 
 class Prefill(nn.Module):
@@ -22,11 +22,11 @@ class Prefill(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.enter, self.blocks, channels = None, nn.ModuleList(), config.latent_channels
+        self.enter, channels = None, config.latent_channels
         if config.trunk:
             channels = config.trunk[0].width
             self.enter = nn.Conv2d(config.latent_channels, channels, 3, padding=1)
-            self.blocks.extend(TripleBlock(channels, config.pooled) for _ in range(config.trunk[0].blocks))
+        self.blocks = TripleBlocks(channels, config.trunk[0].blocks if config.trunk else 0, config.pooled)
         self.to_context = None if config.detail else nn.Conv2d(channels, config.width, 1)
         # In the cell frame, every cell's centre has the same position, so there is nothing to embed.
         self.inpe = INPE(config.inpe_features, config.inpe_sigma, config.width) if config.frame == "image" else None
@@ -44,9 +44,7 @@ class Prefill(nn.Module):
             latent: The whole latent, or a part of it if the moments are given.
             moments: [2, blocks, groups] from ``Statistics``. If omitted, those of ``latent`` are used.
         """
-        features = self.first(latent)
-        for index, block in enumerate(self.blocks):
-            features = block(features, None if moments is None else moments[:, index])
+        features: Tensor = self.blocks(self.first(latent), moments)
         if self.to_context is not None:
             features = self.to_context(features)
         if self.inpe is not None:
@@ -74,19 +72,11 @@ class Statistics(nn.Module):
 
         Args:
             latent: [1, C, h, w], the whole latent, or a part with ``DecoderConfig.prefill_halo`` cells around it.
-            share_y: [h], the weight of each row in the means. It is 0 in the halo, and else 1 / the number of rows that
-                are not in the halo.
-            share_x: [w], the weight of each column, in the same way.
-            known: [2, blocks, groups], moments of the whole latent. A negative variance means that a block's moments
-                are not known. The part's own moments are then used in their place.
+            share_y: [h], the weight of each row; see ``TripleBlocks.moments``.
+            share_x: [w], the weight of each column.
+            known: [2, blocks, groups], moments of the whole latent that are already known.
         """
-        x, found = self.prefill.first(latent), []
-        for index, block in enumerate(self.prefill.blocks):
-            assert isinstance(block, TripleBlock) and block.pool is not None
-            found.append(block.pool.moments(x, share_y, share_x))
-            if index < len(self.prefill.blocks) - 1:
-                x = block(x, torch.where(known[1:, index] < 0, found[index], known[:, index]))
-        return torch.stack(found, dim=1)
+        return self.prefill.blocks.moments(self.prefill.first(latent), share_y, share_x, known)
 
 
 class Refine(nn.Module):

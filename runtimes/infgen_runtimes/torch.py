@@ -109,7 +109,7 @@ class Session:
                 values: Values = result
                 if self._output == "image":
                     values = Pixels(result)
-                elif self._output in ("latent", "moments"):
+                elif self._output in ("latent", "moments", "encoded"):
                     values = result.cpu().contiguous().numpy()
         # For example torch.cuda.OutOfMemoryError and any error of a driver.
         except Exception as error:
