@@ -26,7 +26,7 @@ from infgen_training.config import TrainConfig
 from infgen_training.leastsquares import LeastSquares
 from infgen_training.teacher import Teacher
 from infgen_training.views import View, to_tensor
-from infgen_training.warmstart import copy_encoder, copy_trunk, encoder_levels
+from infgen_training.warmstart import copy_encoder, copy_trunk, encoder_config
 
 LATENTS = "latents.safetensors"
 """Name of the file, in a run's folder, with the latents of the views in the new space."""
@@ -102,8 +102,8 @@ def new_trunk(config: TrainConfig, guide: InfGen, teacher: Teacher, views: Seque
     The trunk starts with the weights of the teacher's decoder, including the layer that makes a picture. A layer after
     the trunk is fitted to the features that the guide's trunk has for the same pictures.
 
-    If the teacher's encoder is that of a tiny autoencoder without global statistics, it is copied exactly. Otherwise,
-    the encoder starts with the weights of the guide's encoder, and its last layer is fitted to the teacher's latents.
+    If the teacher's encoder is that of a tiny autoencoder, it is copied exactly. Otherwise, the encoder starts with the
+    weights of the guide's encoder, and its last layer is fitted to the teacher's latents.
 
     Args:
         config: Config of the run.
@@ -119,7 +119,7 @@ def new_trunk(config: TrainConfig, guide: InfGen, teacher: Teacher, views: Seque
     """
     if guide.refine is None:
         raise InputError(f"{guide.config.name} has no trunk that another latent space could have for its own")
-    before, levels = guide.config, encoder_levels(teacher.encoder)
+    before = guide.config
     own = dataclasses.replace(
         before,
         name=before.name.removesuffix(f"-{before.latent_space}") + f"-{config.latent_space}",
@@ -127,13 +127,13 @@ def new_trunk(config: TrainConfig, guide: InfGen, teacher: Teacher, views: Seque
         latent_channels=config.latent_channels,
         pooled=any(".pool." in name for name in teacher.decoder.state_dict()),
         adapted=True,
-        encoder=levels or before.encoder,
     )
-    model = InfGen(own).eval()
+    copied = encoder_config(teacher.encoder, own)
+    model = InfGen(copied or own).eval()
     share(guide, model)
     copy_trunk(teacher.decoder, model)
     fit_features(model, guide, views)
-    if levels:
+    if copied:
         copy_encoder(teacher.encoder, model)
     else:
         body = {name: value for name, value in guide.encode.state_dict().items() if not name.startswith("leave.")}

@@ -7,6 +7,7 @@ starts from their weights therefore starts with useful features.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from infgen_model import InfGen, Level
+from infgen_model import DecoderConfig, InfGen, Level
 from infgen_model.config import OF_TRUNK
 from infgen_model.enlarger import smooth
 from infgen_rt.errors import InputError
@@ -26,7 +27,7 @@ from infgen_training.views import View, to_tensor
 
 COPIED = (
     *OF_TRUNK,
-    *("encode.levels.", "encode.shrink.", "encode.leave."),
+    *("encode.levels.", "encode.shrink.", "encode.pooled.", "encode.leave."),
 )
 """Prefixes of the parameters that are copied from a tiny autoencoder."""
 _PARTS = {"convolve": "conv", "pool": "pool"}
@@ -99,11 +100,10 @@ def copy_trunk(decoder: nn.Module, model: InfGen) -> None:
 def copy_encoder(encoder: nn.Module, model: InfGen) -> None:
     """Copies the layers of a tiny autoencoder's encoder into a model's encoder, in place, from the last one backwards.
 
-    If the model's encoder has fewer resolutions, the first layers are not copied. Branches with global statistics are
-    not copied either. The model's encoder cannot have such branches, because its latent must not depend on how the
-    picture is cut into tiles. It has to learn to work without them.
+    If the model's encoder has fewer resolutions, the first layers are not copied. If it lacks global statistics that
+    the tiny autoencoder has, these branches are not copied either, and the model has to learn to work without them.
 
-    If the encoder has no such branches and the same resolutions as the model's (``encoder_levels``), the copy is exact.
+    If the model's encoder has the same resolutions and the same statistics (``encoder_config``), the copy is exact.
 
     Args:
         encoder: A sequence of modules. For every resolution, it has a convolution and blocks. All of these convolutions
@@ -115,6 +115,8 @@ def copy_encoder(encoder: nn.Module, model: InfGen) -> None:
     """
     place = len(encoder) - 1 if isinstance(encoder, nn.Sequential) else 0
     names = {f"leave.{name}": f"{place}.{name}" for name in model.encode.leave.state_dict()}
+    place -= len(model.encode.pooled)
+    names.update(_names(model.encode.pooled, "pooled", place))
     for index, level in reversed(list(enumerate(model.encode.levels))):
         place -= len(list(level.children()))
         names.update(_names(level, f"levels.{index}", place))
@@ -126,26 +128,30 @@ def copy_encoder(encoder: nn.Module, model: InfGen) -> None:
     _copy(encoder, model.encode, names, {})
 
 
-def encoder_levels(encoder: nn.Module) -> tuple[Level, ...] | None:
-    """Describes the resolutions of a tiny autoencoder's encoder, from that of the picture to that of the latent.
+def encoder_config(encoder: nn.Module, config: DecoderConfig) -> DecoderConfig | None:
+    """Makes the config of a model that can have a tiny autoencoder's encoder.
 
     Args:
-        encoder: Any module. The encoder of a tiny autoencoder has a convolution and blocks for every resolution, and
-            then one more convolution.
+        encoder: Any module. The encoder of a tiny autoencoder has a convolution and blocks for every resolution, from
+            that of the picture to that of the latent, and then one more convolution. Only the last blocks may use
+            global statistics.
+        config: The model's config.
 
     Returns:
-        The width and the number of blocks for each resolution. None if the encoder cannot be copied exactly, because it
-        has another structure or uses global statistics.
+        The config with the encoder's resolutions and statistics. None if the encoder cannot be copied exactly, because
+        it has another structure.
     """
     modules = list(encoder) if isinstance(encoder, nn.Sequential) else []
     convolutions = [(index, each) for index, each in enumerate(modules) if isinstance(each, nn.Conv2d)]
     places = [index for index, _ in convolutions]
     if len(places) < 2 or (places[0], places[-1]) != (0, len(modules) - 1):
         return None
-    if any(".pool." in name for name in encoder.state_dict()):
-        return None
     pairs = zip(convolutions, places[1:], strict=False)
-    return tuple(Level(each.out_channels, following - place - 1) for (place, each), following in pairs)
+    levels = tuple(Level(each.out_channels, following - place - 1) for (place, each), following in pairs)
+    pooled = {int(name.partition(".")[0]) for name in encoder.state_dict() if ".pool." in name}
+    if pooled != set(range(places[-1] - len(pooled), places[-1])) or len(pooled) > levels[-1].blocks:
+        return None
+    return dataclasses.replace(config, encoder=levels, encoder_pooled=len(pooled))
 
 
 def copy_enlarger(network: nn.Module, model: InfGen) -> None:
