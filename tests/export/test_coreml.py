@@ -13,7 +13,7 @@ ct = pytest.importorskip("coremltools")
 
 from infgen_export import mil  # noqa: E402
 from infgen_export.errors import ExportError  # noqa: E402
-from infgen_export.inputs import context_inputs, decode_inputs, fit, trace_inputs  # noqa: E402
+from infgen_export.inputs import context_inputs, decode_inputs, encoder_inputs, fit, trace_inputs  # noqa: E402
 from infgen_export.mil.weights import arrays_in  # noqa: E402
 from infgen_export.pool import Pool  # noqa: E402
 from infgen_export.recipes import PRECISIONS  # noqa: E402
@@ -47,6 +47,8 @@ QUICK = {
     ("edge", "refine4", "fp32"),
     ("near", "decode4", "fp16"),
     ("edge", "encode", "int8"),
+    ("edge", "encode_statistics", "fp16"),
+    ("edge", "encode_latent", "fp16"),
     ("paper", "prefill", "int8"),
     ("paper", "decode", "fp16"),
 }
@@ -95,9 +97,8 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Convert:
 def inputs_of(kind: str, graph: str, shape: tuple[Size, Size, Box | None]) -> dict[str, Tensor]:
     cells, size, tile = shape
     latent = tiny.latent(cells.height, cells.width)
-    if graph == "encode":
-        image = torch.rand(1, 3, 8 * cells.height, 8 * cells.width, generator=torch.Generator().manual_seed(0))
-        return {"image": image}
+    if graph.startswith("encode"):
+        return encoder_inputs(graph_of(kind, graph), MODELS[kind], cells, torch.Generator().manual_seed(0))
     if graph.startswith("decode"):
         return decode_inputs(graph_of(kind, graph), MODELS[kind], latent, size, tile)
     return context_inputs(graph_of(kind, graph), MODELS[kind], latent)
@@ -127,7 +128,7 @@ def test_a_package_computes_what_torch_computes(converted: Convert, kind: str, n
 
 
 def test_weights_of_int8_are_of_8_bits_unless_they_make_the_embedding(converted: Convert) -> None:
-    assert coreml.Session(converted("edge", "encode", "int8")).operations["constexpr_blockwise_shift_scale"] == 2
+    assert coreml.Session(converted("edge", "encode", "int8")).operations["constexpr_blockwise_shift_scale"] == 1
     # This one has weights enough, but for the embedding only.
     assert "constexpr_blockwise_shift_scale" not in coreml.Session(converted("paper", "prefill", "int8")).operations
 
@@ -302,7 +303,7 @@ def test_a_graph_with_equal_bounds_takes_one_shape(tmp_path: Path) -> None:
     spec = ct.utils.load_spec(str(tmp_path / "fixed.mlpackage"))
     array = spec.description.input[0].type.multiArrayType
     assert list(array.shape) == [1, 3, 48, 56] and not array.WhichOneof("ShapeFlexibility")
-    assert list(spec.description.output[0].type.multiArrayType.shape) == [1, 32, 6, 7]
+    assert list(spec.description.output[0].type.multiArrayType.shape) == [1, 8, 6, 7]
     assert spec.description.metadata.userDefined["bounds.h"] == "6..6"
     session = coreml.Session(tmp_path / "fixed.mlpackage")
     assert torch.allclose(session({"image": image}), graph.module(image), atol=1e-4)

@@ -8,6 +8,7 @@ import math
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,13 +27,14 @@ from infgen_export.errors import ExportError, RequestError
 from infgen_export.pipeline import export
 from infgen_export.targets import Options
 from infgen_export.targets.dims import dynamic_shapes
-from infgen_export.targets.onnx import Session
 from infgen_export.verify import CASES, TOLERANCE, compare
 from infgen_model.checkpoint import load_checkpoint, save_checkpoint
 from infgen_model.graphs import MAX_CELLS, MAX_TOKENS, Graph
 from infgen_model.sharing import share
 from infgen_rt.bundle.folder import Bundle
-from infgen_rt.geometry.shapes import Box
+from infgen_rt.geometry.shapes import Box, Size
+from infgen_rt.geometry.tiling import HaloTiling, Tiling
+from infgen_rt.nodes.encoding import GivenPicture, encoded_latent, encoding_costs
 from infgen_rt.nodes.features import LocalFeatures, WholeFeatures
 from infgen_rt.nodes.latents import Given
 
@@ -45,6 +47,7 @@ LATENT, FEATURES, CONTEXT = (
 )
 FINE = {"fine": [1, "T", "8*h", "8*w"]}
 MOMENTS = {"moments": [2, 2, 4]}
+ENCODED = {"encoded": [1, "E", "h", "w"]}
 CONTRACT = {
     "statistics": (LATENT | {"share_y": ["h"], "share_x": ["w"], "known": [2, 2, 4]}, MOMENTS),
     "prefill": (LATENT | MOMENTS, FEATURES),
@@ -62,7 +65,9 @@ CONTRACT = {
         },
         {"image": [1, 3, "8*ht", "8*wt"]},
     ),
-    "encode": ({"image": [1, 3, "8*h", "8*w"]}, {"latent": [1, 32, "h", "w"]}),
+    "encode": ({"image": [1, 3, "8*h", "8*w"]}, ENCODED),
+    "encode_statistics": (ENCODED | {"share_y": ["h"], "share_x": ["w"], "known": [2, 2, 4]}, MOMENTS),
+    "encode_latent": (ENCODED | MOMENTS, LATENT),
 }
 
 pytestmark = pytest.mark.filterwarnings("ignore::infgen_rt.InfGenWarning")
@@ -120,15 +125,41 @@ def test_a_trunk_without_statistics_has_no_graph_for_them(tmp_path: Path) -> Non
 def test_the_encoder_is_torchs_too(exported: Exported, cells: tuple[int, int]) -> None:
     image = torch.rand(1, 3, 8 * cells[0], 8 * cells[1])
     with torch.inference_mode():
-        expected = exported.model.encode(image)
-    assert torch.allclose(Session(exported.bundle / "onnx-fp32.encode.onnx")({"image": image}), expected, atol=1e-4)
+        expected = exported.model.encode(image)[0].numpy()
+    with infgen_rt.open(exported.bundle) as decoder:
+        assert np.abs(decoder.encode(image[0].permute(1, 2, 0).numpy()) - expected).max() < 1e-4
+
+
+def test_an_encoder_with_statistics_gives_the_same_latent_in_any_tiles(exported: Exported) -> None:
+    """The picture is the same everywhere but in a corner, so that each part alone has other statistics."""
+    image = 0.3 + 0.02 * torch.rand(1, 3, 8 * 21, 8 * 33, generator=torch.Generator().manual_seed(0))
+    image[..., 60:, 80:] *= torch.rand(1, 3, 108, 184, generator=torch.Generator().manual_seed(1)) * 3
+    with torch.inference_mode():
+        expected = exported.model.encode(image.clamp(0, 1))[0].numpy()
+    pixels = image.clamp(0, 1)[0].permute(1, 2, 0).numpy()
+    with infgen_rt.open(exported.bundle) as decoder:
+        engine, manifest = decoder._engine, decoder.manifest
+        engine.load_encoder()
+        for side, count in ((64, 1), (16, 6), (8, 15)):
+            tiles = HaloTiling(Tiling.of(Size(33, 21), Size(side, side)), manifest.encode_halo)
+            node = encoded_latent(GivenPicture(pixels, manifest.patch), tiles, engine)
+            steps = Counter(node.prepare())
+            assert tiles.tiling.count == count
+            costs = encoding_costs(tiles, None, manifest, manifest.memory(manifest.recipes[0]))
+            assert steps.total() == sum(cost.steps for cost in costs)
+            assert np.abs(node.read(tiles.tiling.box) - expected).max() < 1e-4
+        if manifest.encoder_moments is None:
+            return
+        # Without the true statistics, a part of the picture has another latent.
+        alone = decoder.encode(pixels[:64, :80])
+        assert np.abs(alone - expected[:, :8, :10]).max() > 0.01
 
 
 GRAPHS = {
     "tiny-edge": [
         *("statistics", "prefill", "trunk"),
         *(f"{kind}{factor}" for kind in ("refine", "decode") for factor in (1, 2, 4)),
-        "encode",
+        *("encode", "encode_statistics", "encode_latent"),
     ],
     "tiny-paper": ["prefill", "decode", "encode"],
 }
@@ -149,10 +180,15 @@ def test_a_graph_keeps_the_contract(exported: Exported, graph: str) -> None:
     if graph not in GRAPHS[config.name]:
         pytest.skip("a model of this kind has no such graph")
     kind, factor = graph.rstrip("124"), graph[-1]
-    contract = CONTRACT[kind] if config.detail or kind != "prefill" else (LATENT, CONTEXT)
+    contract = CONTRACT[kind]
+    if kind == "prefill" and not config.detail:
+        contract = (LATENT, CONTEXT)
+    elif kind == "encode" and not config.encoder_pooled:
+        contract = (contract[0], LATENT)
     enlargement = next((each for each in config.enlargements if str(each.factor) == factor), None)
     model = load(exported.bundle, graph)
     numbers = {"F": config.feature_channels, "T": config.fine_channels, "D": config.context_channels(enlargement)}
+    numbers["E"] = config.encoder_channels
     for values, expected in zip((model.graph.input, model.graph.output), contract, strict=True):
         shapes = {value.name: value.type.tensor_type for value in values}
         expected = {name: [numbers.get(side, side) for side in shape] for name, shape in expected.items()}
@@ -196,7 +232,8 @@ def test_the_manifest_says_what_the_model_is(exported: Exported) -> None:
     assert manifest.scale_range == config.scale_range and manifest.patch == 8
     halo = manifest.halo
     assert (halo.tokens, halo.cells, halo.encode_pixels) == (config.halo_tokens, config.halo_cells, config.encode_halo)
-    assert halo.prefill == config.prefill_halo
+    assert (halo.prefill, halo.encode_latent) == (config.prefill_halo, config.encode_latent_halo)
+    assert (manifest.encoder_channels, manifest.encoder_moments) == (config.encoder_channels, config.encoder_moments)
     assert manifest.moments == {"tiny-edge": (2, 4), "tiny-paper": None}[config.name]
     (recipe,) = manifest.recipes
     assert (recipe.name, recipe.target, recipe.precision) == ("onnx-fp32", "onnx", "fp32")

@@ -170,7 +170,7 @@ def test_halo_tokens_is_how_far_a_tile_looks(token_blocks: int, levels: tuple[Le
 
 @pytest.mark.parametrize("blocks", [(0,), (2,), (0, 0), (1, 1), (2, 1), (1, 3), (1, 0, 2), (1, 1, 1, 1)])
 def test_encode_halo_is_how_far_a_cell_looks(blocks: tuple[int, ...]) -> None:
-    config = dataclasses.replace(tiny.EDGE, encoder=tuple(Level(8, count) for count in blocks))
+    config = dataclasses.replace(tiny.EDGE, encoder=tuple(Level(8, count) for count in blocks), encoder_pooled=0)
     encode = InfGen(config).double().encode
     image = torch.rand(1, 3, 264, 264, dtype=torch.float64, requires_grad=True)
     encode(image)[:, :, 16, 16].sum().backward()
@@ -178,6 +178,25 @@ def test_encode_halo_is_how_far_a_cell_looks(blocks: tuple[int, ...]) -> None:
     assert top == left == config.encode_halo
     # Halving convolutions look one position back and none ahead.
     assert bottom == right == config.encode_halo - sum(8 >> depth for depth in range(1, len(blocks)))
+
+
+def test_the_halos_of_an_encoder_with_statistics_are_those_of_its_parts() -> None:
+    config = dataclasses.replace(tiny.EDGE, encoder=(Level(8, 1), Level(8, 3)), encoder_pooled=2)
+    encode = InfGen(config).double().encode
+    image = torch.rand(1, 3, 264, 264, dtype=torch.float64, requires_grad=True)
+    encode.features(image)[:, :, 16, 16].sum().backward()
+    assert reach(image.grad, Box(128, 128, 8, 8))[0] == config.encode_halo
+    features = torch.rand(1, 8, 33, 33, dtype=torch.float64, requires_grad=True)
+    moments = torch.stack([torch.zeros(2, 4), torch.ones(2, 4)]).double()
+    encode.latent(features, moments)[:, :, 16, 16].sum().backward()
+    assert reach(features.grad, Box(16, 16, 1, 1)) == [config.encode_latent_halo] * 4
+
+
+def test_more_blocks_with_statistics_than_the_encoders_last_level_has_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match="encoder_pooled must be at most the 3 blocks of the encoder's last level, not 4"
+    ):
+        dataclasses.replace(tiny.EDGE, encoder_pooled=4)
 
 
 def reach(gradient: Tensor, box: Box) -> list[int]:

@@ -31,7 +31,8 @@ EDGE = dataclasses.replace(
     detail=3,
     levels=(Level(8, 1), Level(8, 1)),
     scale_range=(0.5, 4.0),  # below its own size too, so that the runtime decodes what torch does
-    **_SMALL,
+    encoder_pooled=2,
+    **_SMALL | {"encoder": (Level(8, 1), Level(8, 3))},
 )
 PAPER = dataclasses.replace(
     paper("flux2", 32), name="tiny-paper", levels=(Level(8, 1), Level(8, 1), Level(8, 0)), **_SMALL

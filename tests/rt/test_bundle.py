@@ -93,6 +93,7 @@ def changed(manifest: dict, path: str, value: object) -> dict:
         ("recipes/0/graphs", {"prefill": "a", "decode": "b"}, "not in 'files'"),
         ("moments", None, "recipe 'onnx-fp32' has statistics, and 'moments' gives no shape"),
         ("moments", [2, 0], "'moments' gives no shape"),
+        ("encoder_moments", [2, 1], "'encoder_channels' and 'encoder_moments' give no shape"),
         ("recipes/0/memory/base", 1.5, r"recipes\[0\].memory.base is float"),
         ("files", {"../../etc/passwd": {"sha256": "0" * 64, "bytes": 1}}, "does not stay inside"),
         ("files", {"/etc/passwd": {"sha256": "0" * 64, "bytes": 1}}, "does not stay inside"),
@@ -104,6 +105,14 @@ def test_bad_manifests_are_refused(bundle: Path, path: str, value: object, text:
     manifest = json.loads((bundle / "manifest.json").read_text())
     with pytest.raises(BundleError, match=text):
         Manifest.from_json(json.dumps(changed(manifest, path, value)))
+
+
+def test_a_recipe_has_all_graphs_of_an_encoder_with_statistics_or_none(bundle: Path) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text()) | {"encoder_moments": [2, 1], "encoder_channels": 5}
+    with pytest.raises(BundleError, match="'onnx-fp32' lacks the graph 'encode_latent'"):
+        Manifest.from_json(json.dumps(manifest))
+    del manifest["recipes"][0]["graphs"]["encode"]
+    assert Manifest.from_json(json.dumps(manifest)).encoder_channels == 5
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"a": 1}', "[" * 100_000])

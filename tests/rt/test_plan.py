@@ -15,7 +15,8 @@ from infgen_rt.common.memory import GIB, MIB
 from infgen_rt.errors import InfGenWarning, PlanError
 from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.shapes import Box, Size
-from infgen_rt.geometry.tiling import LARGEST_TILE, SMALLEST_TILE
+from infgen_rt.geometry.tiling import LARGEST_TILE, SMALLEST_TILE, HaloTiling
+from infgen_rt.nodes.encoding import encoding_costs
 from infgen_rt.plan import estimates
 from infgen_rt.plan.making import make_plan
 from infgen_rt.plan.plan import Plan
@@ -207,6 +208,26 @@ def test_the_work_is_that_of_the_contexts_the_tokens_and_the_encoded_cells(tmp_p
     assert encoded == pytest.approx(8 * 200 * 2_400, rel=0.15)
     nothing = tuple(replace(each, work=0) for each in tiny.ENLARGEMENTS)
     assert work(replace(manifest, enlargements=nothing), small) == 600 * (40 + 60) + 8 * 100 * 600
+
+
+def test_an_encoder_with_statistics_takes_more_steps_and_memory(manifest: Manifest) -> None:
+    """What it encodes is kept for all cells, then gathered with a pass for each of two blocks, then made a latent."""
+    halo = replace(manifest.halo, encode_latent=3)
+    pooled = replace(manifest, encoder_channels=100, encoder_moments=(2, 1), halo=halo)
+    grids = [Grid(cells, Size(8 * cells.width, 8 * cells.height), 8) for cells in (CELLS, CELLS)]
+    before, after = (
+        make_plan(grids, each, each.recipes[0], runs=RUNS, budget=GIB, tile=64) for each in (manifest, pooled)
+    )
+    count = after.encodings[0].tiling.count
+    assert count == before.encodings[0].tiling.count > 1
+    assert after.preparation - before.preparation == (2 + 1) * count
+    figures, encode = manifest.memory(manifest.recipes[0]), before.encodings[0].window.area
+    made, costs = CELLS.area * 4 * 100, (*encoding_costs(after.encodings[0], before.stages[0], pooled, figures),)
+    assert [cost.held for cost in costs] == [made, 0, CELLS.area * 4 * 32]
+    assert costs[0].making == made + (3 * 4 * 64 + figures.encode_per_cell) * encode
+    window = HaloTiling(after.encodings[0].tiling, 3).window.area
+    assert costs[1].making == figures.encode_statistics_per_cell * window
+    assert costs[2].making == costs[2].held + figures.encode_latent_per_cell * window and costs[2].alone
 
 
 def test_a_larger_enlargement_takes_as_much_longer_as_it_has_more_to_multiply(tmp_path: Path) -> None:

@@ -86,6 +86,26 @@ def test_a_second_stage_is_that_of_the_reference(every_target: Path, open_way: O
         assert close(picture.read(), expected, way)
 
 
+def test_a_picture_is_encoded_as_by_the_reference_in_tiles_too(
+    every_target: Path, open_way: Open, way: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model's encoder has statistics of the whole picture."""
+    pixels = np.random.default_rng(0).integers(0, 256, (80, 136, 3), dtype=np.uint8)
+    with infgen_rt.open(every_target, "onnxruntime", precision="exact") as decoder:
+        expected = decoder.encode(pixels)
+    with open_way(every_target) as decoder:
+        if decoder.backend.recipe == "coreml-ane":
+            with pytest.raises(PlanError, match="has fixed shapes and cannot encode pictures"):
+                decoder.encode(pixels)
+            return
+        whole = decoder.encode(pixels)
+        monkeypatch.setattr("infgen_rt.plan.encoding.LARGEST_TILE", 4)
+        tiled = decoder.encode(pixels)
+    least = 80 if way[2] == "exact" else 40
+    for latent in (whole, tiled):
+        assert 20 * np.log10(np.abs(expected).max() / np.sqrt(np.square(latent - expected).mean())) > least
+
+
 def test_several_threads_share_a_decoder(every_target: Path, open_way: Open, way: tuple[str, str, str]) -> None:
     boxes = [(x, y, 90, 70) for x in (0, 100, 300) for y in (0, 60, 130)]
     with open_way(every_target) as decoder:

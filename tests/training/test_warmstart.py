@@ -5,19 +5,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor, nn
 
 from infgen_model import Enlargement, InfGen, Level, edge, paper
+from infgen_model.checkpoint import load_checkpoint, save_checkpoint
 from infgen_model.enlarger import smooth
 from infgen_rt.errors import InputError
-from infgen_training.teacher import load_function
+from infgen_training import keep
+from infgen_training.teacher import Teacher, load_function
 from infgen_training.views import View, to_tensor
 from infgen_training.warmstart import (
     COPIED,
     copy_encoder,
     copy_enlarger,
     copy_trunk,
-    encoder_levels,
+    encoder_config,
     fit_readout,
     rescale_enlarger,
 )
@@ -143,11 +146,11 @@ def test_another_kind_of_decoder_is_refused_and_nothing_copied(teacher: nn.Modul
     assert not changed(student, before)
 
 
-def encoder(width: int = 8, blocks: int = 2) -> nn.Sequential:
+def encoder(width: int = 8, blocks: int = 2, pooled: bool = False) -> nn.Sequential:
     layers: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1), Block(width, False)]
-    for _ in range(3):
+    for level in range(3):
         layers += [nn.Conv2d(width, width, 3, stride=2, padding=1, bias=False)]
-        layers += [Block(width, False) for _ in range(blocks)]
+        layers += [Block(width, pooled and level == 2) for _ in range(blocks)]
     return nn.Sequential(*layers, nn.Conv2d(width, 32, 3, padding=1))
 
 
@@ -165,23 +168,53 @@ def test_the_encoder_computes_what_the_teachers_last_layers_do(levels: int) -> N
     assert torch.equal(student.encode.leave(mine), teacher[begin:](x))
 
 
+@pytest.mark.parametrize("pooled", [False, True])
 @pytest.mark.parametrize("blocks", [1, 2])
-def test_an_encoder_of_the_teachers_resolutions_is_the_teachers(blocks: int) -> None:
+def test_an_encoder_of_the_teachers_resolutions_is_the_teachers(blocks: int, pooled: bool) -> None:
     torch.manual_seed(0)
-    teacher = encoder(blocks=blocks)
-    levels = encoder_levels(teacher)
-    assert levels == (Level(8, 1), *[Level(8, blocks)] * 3)
-    student = InfGen(dataclasses.replace(TINY, encoder=levels))
+    teacher = encoder(blocks=blocks, pooled=pooled)
+    config = encoder_config(teacher, TINY)
+    assert config is not None and config.encoder == (Level(8, 1), *[Level(8, blocks)] * 3)
+    assert config.encoder_pooled == pooled * blocks
+    student = InfGen(config)
     copy_encoder(teacher, student)
     image = torch.rand(1, 3, 24, 32)
     assert torch.equal(student.encode(image), teacher(image))
 
 
-def test_encoders_that_cannot_be_copied_exactly_have_no_levels() -> None:
-    pooled = encoder()
-    pooled[1] = Block(8, True)
-    for other in (pooled, encoder()[1:], encoder()[:-1], nn.Conv2d(3, 4, 8, stride=8), nn.Identity()):
-        assert encoder_levels(other) is None
+def test_encoders_that_cannot_be_copied_exactly_have_no_config() -> None:
+    early, both = encoder(), encoder(pooled=True)
+    early[1] = Block(8, True)
+    both[-5] = Block(8, True)  # at the resolution before the last one
+    for other in (early, both, encoder()[1:], encoder()[:-1], nn.Conv2d(3, 4, 8, stride=8), nn.Identity()):
+        assert encoder_config(other, TINY) is None
+
+
+def test_a_model_is_kept_with_the_encoder_of_a_tiny_autoencoder(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_checkpoint(tmp_path / "run", InfGen(TINY))
+    autoencoder = tmp_path / "autoencoder.py"
+    autoencoder.write_text(
+        "import torch\nfrom tests.training.test_warmstart import decoder, encoder\n"
+        "def load_encoder():\n    torch.manual_seed(1)\n    return encoder(pooled=True).half().float()\n"
+        "load_decoder = decoder\n"
+    )
+    arguments = [str(tmp_path / "run"), "--encoder", str(autoencoder), "-o", str(tmp_path / "kept")]
+    result = CliRunner().invoke(keep.main, arguments)
+    assert result.exit_code == 0, result.output
+    before, after = (load_checkpoint(tmp_path / name) for name in ("run", "kept"))
+    assert after.config == dataclasses.replace(
+        before.config, encoder=(Level(8, 1), *[Level(8, 2)] * 3), encoder_pooled=2
+    )
+    for name, value in after.state_dict().items():
+        if not name.startswith("encode."):
+            assert value.equal(before.state_dict()[name].half().float()), name
+    image = torch.rand(1, 3, 24, 32)
+    with torch.inference_mode():
+        assert torch.equal(after.encode(image), Teacher.load(autoencoder).encode(image))
+    autoencoder.write_text("from torch import nn\nload_encoder = load_decoder = nn.Identity\n")
+    result = CliRunner().invoke(keep.main, arguments)
+    assert result.exit_code == 1 and "only the encoder of a tiny autoencoder of TAESD's family" in result.output
 
 
 @pytest.mark.parametrize("teacher", [encoder(width=4), encoder(blocks=1), nn.Identity()])

@@ -40,9 +40,7 @@ def with_encoder(model: InfGen, encoder: nn.Module) -> InfGen:
 @click.command()
 @click.argument("checkpoint", type=_FOLDER)
 @click.option("--base", type=_FOLDER, help="The checkpoint that the trunk was trained for, if it is a trunk's run.")
-@click.option(
-    "--encoder", type=AUTOENCODER, help=f"Take its encoder. {AUTOENCODER_HELP}"
-)
+@click.option("--encoder", type=AUTOENCODER, help=f"Take its encoder. {AUTOENCODER_HELP}")
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to make.")
 def main(checkpoint: Path, base: Path | None, encoder: Path | None, output: Path) -> None:
     """Writes CHECKPOINT in float16.
