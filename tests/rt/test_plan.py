@@ -213,7 +213,10 @@ def test_the_work_is_that_of_the_contexts_the_tokens_and_the_encoded_cells(tmp_p
 def test_an_encoder_with_statistics_takes_more_steps_and_memory(manifest: Manifest) -> None:
     """What it encodes is kept for all cells, then gathered with a pass for each of two blocks, then made a latent."""
     halo = replace(manifest.halo, encode_latent=3)
-    pooled = replace(manifest, encoder_channels=100, encoder_moments=(2, 1), halo=halo)
+    graphs = manifest.recipes[0].graphs
+    graphs = graphs | dict.fromkeys(("encode_statistics", "encode_latent"), graphs["encode"])
+    recipes = (replace(manifest.recipes[0], graphs=graphs),)
+    pooled = replace(manifest, encoder_channels=100, encoder_moments=(2, 1), halo=halo, recipes=recipes)
     grids = [Grid(cells, Size(8 * cells.width, 8 * cells.height), 8) for cells in (CELLS, CELLS)]
     before, after = (
         make_plan(grids, each, each.recipes[0], runs=RUNS, budget=GIB, tile=64) for each in (manifest, pooled)
