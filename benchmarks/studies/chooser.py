@@ -26,8 +26,9 @@ from infgen_rt.common.schema import parse
 from infgen_rt.errors import InputError
 from infgen_training.config import PATCH
 from infgen_training.evaluate import ENLARGER, OURS, TEACHER, Task, methods
+from infgen_training.photos import photo_files
 from infgen_training.teacher import Teacher, load_function
-from infgen_training.views import Pixels, photo_files
+from infgen_training.views import Pixels
 
 CROP = 320
 """Side in pixels of the crop that is shown."""

@@ -26,8 +26,8 @@ from benchmarks.studies.spaces import middles
 from infgen_rt.common.pixels import FloatArray
 from infgen_rt.latent.evidence import normalisation_of
 from infgen_rt.latent.spaces import LatentSpace, latent_space
+from infgen_training.photos import photo_files
 from infgen_training.teacher import Teacher
-from infgen_training.views import photo_files
 
 SIDE = 512
 """Side of the training photographs' middle squares and of the drawn pictures, in pixels."""

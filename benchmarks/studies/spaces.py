@@ -27,8 +27,8 @@ from infgen_rt.latent.distribution import Cells
 from infgen_rt.latent.evidence import moments, normalisation_of
 from infgen_rt.latent.likeness import detail_covariance, likely_space
 from infgen_rt.latent.spaces import LatentSpace, latent_space, latent_spaces
+from infgen_training.photos import photo_files
 from infgen_training.teacher import Teacher
-from infgen_training.views import photo_files
 
 SPACES = ("sd15", "sdxl", "sd3", "flux1")
 SIDE = 256

@@ -27,10 +27,11 @@ from infgen_training.config import HELD_OUT, TrainConfig
 from infgen_training.evaluate import OURS, evaluate
 from infgen_training.losses import Vgg
 from infgen_training.perception import Eye
+from infgen_training.photos import photo_files
 from infgen_training.teacher import Teacher
 from infgen_training.train import drawn
 from infgen_training.trainer import Trainer
-from infgen_training.views import load_shards, photo_files
+from infgen_training.views import load_shards
 from infgen_training.warmstart import warm_start
 
 CROP = (1024, 768)

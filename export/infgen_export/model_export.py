@@ -150,8 +150,9 @@ class ModelExport:
         if self.validate:
             label = self.label(recipe, graph)
             checks = tuple(self._told(verify(self.model, graph, session, recipe.precision, label)))
-            # Graphs of fixed shapes are for other devices, so this CPU's precisions do not matter to them.
-            general = all(check.passed for check in checks) and not recipe.tiles
+            # Graphs of fixed shapes are for other devices, so this CPU's precisions do not matter to them. Exact graphs
+            # are not computed in these.
+            general = all(check.passed for check in checks) and not (recipe.tiles or kind_of(graph.name).exact)
             native = self._native(target, path, graph, recipe) if general else {}
             seconds = self._seconds(graph, session) if target.NATIVE else None
             entry = dataclasses.replace(entry, checks=checks, seconds=seconds, native=native)

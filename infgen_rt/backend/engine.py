@@ -120,8 +120,9 @@ class Engine:
                 return
             self.check_open()
             backend, device = self._candidate.backend, self._candidate.device
-            keep, cache = kind_of(graph).kept, writable_cache(backend.name)
-            options = Options(device.id, self._candidate.arithmetic, threads, runs, keep, cache)
+            kind, cache = kind_of(graph), writable_cache(backend.name)
+            offered = backend.arithmetics(device.id, self.recipe) if kind.exact else (self._candidate.arithmetic,)
+            options = Options(device.id, offered[0], threads, runs, kind.kept, cache)
             files = self._bundle.read_graph(self.recipe, graph)
             try:
                 self._sessions[key] = backend.load(graph, files, options)

@@ -36,8 +36,9 @@ _LEAST_CELLS = 256
 # with a standard deviation of 0.045 over 496 pairs.
 _LEAST_AGREEMENT = 0.12
 # The share of the variance of cells in the mean square of a latent's numbers, from which on its channels' correlations
-# are those of a picture. In a picture of one colour, such as a black one, it is at most 0.23. The cells then differ only
-# by the response of the encoder to the border, which correlates differently. In parts of photographs it is 0.46 or more.
+# are those of a picture. In a picture of one colour, such as a black one, it is at most 0.23. The cells then differ
+# only by the response of the encoder to the border, which correlates differently. In parts of photographs, it is 0.46
+# or more.
 _LEAST_CONTENT = 0.3
 # If all correlations of channels differ by less, the latent says nothing about its space.
 _EQUAL = 1e-6

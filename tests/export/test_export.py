@@ -26,6 +26,7 @@ from infgen_export.cli import main
 from infgen_export.errors import ExportError, RequestError
 from infgen_export.pipeline import export
 from infgen_export.targets import Options
+from infgen_export.targets import onnx as onnx_target
 from infgen_export.targets.dims import dynamic_shapes
 from infgen_export.verify import CASES, TOLERANCE, compare
 from infgen_model.checkpoint import load_checkpoint, save_checkpoint
@@ -615,7 +616,7 @@ def test_models_of_several_spaces_share_a_bundle(of_spaces: dict[str, Path], tmp
         assert (files[1] in manifests[space].files) == (space == "sdxl")
     (tmp_path / "bundle" / files[0]).unlink()
     features = torch.zeros(1, manifests["sdxl"].feature_channels or 0, 3, 4)
-    trunk = Session(tmp_path / "bundle" / "onnx-fp32.trunk.sdxl.onnx")
+    trunk = onnx_target.Session(tmp_path / "bundle" / "onnx-fp32.trunk.sdxl.onnx")
     assert trunk({"features": features}).shape[2:] == (24, 32)
 
 
