@@ -89,7 +89,8 @@ class Decode(nn.Module):
         detail = bilinear(detail, grid.axes, self.upsampler.factor, fine)
         pixels = fine * enlargement.factor
         picture = F.pixel_shuffle(context[:, last:], pixels)
-        widest = pixels / DecoderConfig.PATCH / self.least_scale
+        # Half the latent's own size is below the scales of most models, but is resampled in full.
+        widest = max(2.0, pixels / DecoderConfig.PATCH / self.least_scale)
         picture = lanczos(picture, grid.axes, DecoderConfig.PATCH, pixels, widest)
         return picture + self.upsampler(tokens, detail, mask)
 
