@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from infgen_rt.bundle.folder import Bundle
-from infgen_rt.bundle.graphs import ENCODE, apart
+from infgen_rt.bundle.graphs import KINDS, apart
 from infgen_rt.bundle.manifest import MANIFEST, FileInfo, Manifest, Recipe
 from infgen_rt.bundle.several import write_models
 from infgen_rt.common.callers import raise_callers
@@ -16,6 +16,7 @@ from infgen_rt.common.files import is_possible
 from infgen_rt.errors import BundleError, OutputError, reason
 
 _TARGET = "coreml"
+_ENCODER = {kind.name for kind in KINDS if not kind.picture}
 
 
 def unpack(
@@ -65,7 +66,7 @@ def _recipes(manifest: Manifest, encoder: bool) -> tuple[Recipe, ...]:
     """The recipes for Core ML, without references to a file of weights."""
 
     def without(graphs: dict[str, str]) -> dict[str, str]:
-        return {name: value for name, value in graphs.items() if encoder or name != ENCODE.name}
+        return {name: value for name, value in graphs.items() if encoder or name not in _ENCODER}
 
     return tuple(
         replace(

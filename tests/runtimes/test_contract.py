@@ -372,8 +372,9 @@ def test_weights_of_several_targets_are_in_the_bundle_once(every_target: Path) -
     assert len(set(contents)) == len(contents)
     parameters = sum(value.numel() for value in tiny.model(tiny.EDGE).state_dict().values())
     # The recipes have the weights in 4 and in 2 bytes. Targets keep some products of weights, and constants of shapes,
-    # beside the weights themselves.
-    assert 6 * parameters < sum(len(content) for _, content in contents) < 1.6 * 6 * parameters
+    # beside the weights themselves. Programs with fixed shapes have many more, such as matrices that resample.
+    kept = sum(value.nbytes for name, value in found.items() if not name.startswith("coreml-ane."))
+    assert 6 * parameters < kept < 1.7 * 6 * parameters
     assert not list(every_target.rglob("weight.bin"))
 
 

@@ -9,7 +9,14 @@ export const FORMAT = 6;
 export const MANIFEST = "manifest.json";
 
 /** The graphs that belong to a latent space. Models of several spaces share all others. */
-const OF_SPACE: ReadonlySet<string> = new Set(["statistics", "prefill", "trunk", "encode"]);
+const OF_SPACE: ReadonlySet<string> = new Set([
+  "statistics",
+  "prefill",
+  "trunk",
+  "encode",
+  "encode_statistics",
+  "encode_latent",
+]);
 
 /** A context for pictures up to a certain scale. */
 export interface Enlargement {
