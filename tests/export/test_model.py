@@ -244,8 +244,10 @@ TRUNKS = [(1, 0, 1), (0, 0, 0), (2, 1, 0), (0, 1, 2)]
 @pytest.mark.parametrize("blocks", TRUNKS)
 def test_refine_halo_is_how_far_a_cell_looks(blocks: tuple[int, ...], enlargement: Enlargement) -> None:
     levels = [Level(6, count) for count in blocks]
-    config = dataclasses.replace(tiny.EDGE, trunk=(tiny.EDGE.trunk[0], *levels), enlargements=(enlargement,))
-    # With some seeds, the few rectified channels are 0 all the way from the farthest cells.
+    trunk, encoder = (tiny.EDGE.trunk[0], *levels), {"encoder": (Level(8, 1), Level(8, 1)), "encoder_pooled": 0}
+    config = dataclasses.replace(tiny.EDGE, trunk=trunk, enlargements=(enlargement,), **encoder)
+    # With some random numbers, which follow those of the encoder, the few rectified channels are 0 all the way from the
+    # farthest cells.
     refine, halo = tiny.model(config, seed=2).double().refine, config.refine_halo(enlargement)
     features = torch.rand(1, 8, 31, 31, dtype=torch.float64, requires_grad=True)
     context = refine(features, enlargement)
