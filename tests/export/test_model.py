@@ -525,7 +525,7 @@ def test_any_tile_of_a_resampled_picture_is_that_part_of_the_whole(data: st.Data
     cells = [data.draw(st.integers(1, 9), "cells") for _ in range(2)]
     size = [data.draw(st.integers(8 * n, 32 * n), "pixels") for n in cells]
     grid = coordinates.Grid(Size(*cells[::-1]), Size(*size[::-1]), 8)
-    picture = torch.rand(1, 2, *(32 * n for n in cells))
+    picture = torch.rand(1, 2, *(32 * n for n in cells), generator=torch.Generator().manual_seed(0))
     whole = lanczos(picture, Grid.whole((cells[0], cells[1]), (size[0], size[1])).axes, 8, 32, 4.0)
     y, x = (data.draw(st.integers(0, n - 1), "first") for n in grid.tokens[::-1])
     tile = Box(x, y, *(data.draw(st.integers(1, n - k)) for n, k in zip(grid.tokens, (x, y), strict=True)))
@@ -540,7 +540,8 @@ def test_any_tile_of_a_resampled_picture_is_that_part_of_the_whole(data: st.Data
         torch.tensor(grid.scale),
     )
     expected = whole[:, :, 8 * tile.y : 8 * tile.bottom, 8 * tile.x : 8 * tile.right]
-    assert torch.allclose(lanczos(crop, part.axes, 8, 32, 4.0), expected, atol=1e-5)
+    # Positions are rounded to float32, and noise changes much from pixel to pixel.
+    assert torch.allclose(lanczos(crop, part.axes, 8, 32, 4.0), expected, atol=3e-4)
 
 
 # The budget.

@@ -14,6 +14,7 @@ from infgen_export import worked
 from infgen_rt.bundle.folder import Bundle
 
 DOCS = Path(__file__).parents[2] / "docs"
+OUTSIDE_PICTURES = ("statistics", "encode", "encode_statistics", "encode_latent")
 COMMAND = "python -m infgen_export.worked -o docs/bundle.json"
 
 
@@ -61,7 +62,7 @@ def test_every_graph_of_every_model_is_there(written: dict[str, Any]) -> None:
     ran, there = set(), set()
     for model in written["models"]:
         steps = [step for picture in model["pictures"] for step in picture["steps"]]
-        steps += [model[name] for name in ("statistics", "encode") if name in model]
+        steps += [model[name] for name in OUTSIDE_PICTURES if name in model]
         recipe = Bundle.open(space=model["space"]).manifest.recipes[0]
         ran |= {recipe.graphs[step["graph"]] for step in steps}
         there |= set(recipe.graphs.values())
