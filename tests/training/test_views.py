@@ -12,15 +12,16 @@ import torch.nn.functional as F
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFont
 from safetensors.torch import load_file, save_file
 
 from infgen_rt.errors import InputError
 from infgen_training import views
 from infgen_training.config import FACTOR, HELD_OUT, PATCH
+from infgen_training.drawn import font_files
 from infgen_training.photos import photo_files
 from infgen_training.teacher import Teacher, load_function
-from infgen_training.views import CELLS, Square, View, corrected, load_shards, make_views, save_shards
+from infgen_training.views import CELLS, Square, View, corrected, load_shards, make_views, save_shards, to_tensor
 
 from .conftest import gradient, some_views, texture, view
 
@@ -62,16 +63,20 @@ def test_a_square_shows_the_same_at_every_size(flip: bool) -> None:
     assert (plain == np.asarray(photo.resize((160, 160), Image.Resampling.LANCZOS, box))).all()
 
 
-def test_a_corrected_picture_reduces_to_the_small_one() -> None:
+def test_a_corrected_picture_has_the_colours_of_the_small_one() -> None:
     generator = torch.Generator().manual_seed(0)
-    small = 0.3 + 0.4 * torch.rand(2, 3, 12, 9, generator=generator)
+    small = 0.3 + 0.4 * torch.rand(2, 3, 64, 48, generator=generator)
     large = F.interpolate(small, scale_factor=4, mode="bicubic")
     large = (large + 0.05 * torch.randn(large.shape, generator=generator) + 0.1).clamp(0, 1)
     found = corrected(large, small)
-    before, after = ((F.avg_pool2d(each, 4) - small).abs().mean() for each in (large, found))
-    assert before > 0.09 and after < 0.004
-    # Its detail is what it was: what is added is as smooth as a small picture is.
-    assert (corrected(large, F.avg_pool2d(large, 4)) - large).abs().max() < 1e-6
+    before, after = ((F.avg_pool2d(each, 64) - F.avg_pool2d(small, 16)).abs().mean() for each in (large, found))
+    assert before > 0.09 and after < 0.002
+    # Its detail is what it was: what is added changes slowly, whatever detail the small picture has.
+    other = F.avg_pool2d(small, 16).repeat_interleave(16, 2).repeat_interleave(16, 3)
+    assert (corrected(large, other) - found).abs().max() < 1e-5
+    assert (found - large).diff(dim=-1).abs().max() < 0.005
+    # Nothing changes where the colours are right.
+    assert (corrected(large, F.avg_pool2d(large, 4)) - large).abs().max() < 1e-5
 
 
 def test_a_corrected_picture_stays_a_picture() -> None:
@@ -79,7 +84,29 @@ def test_a_corrected_picture_stays_a_picture() -> None:
     small, large = (torch.rand(1, 3, side, side, generator=generator).round() for side in (8, 32))
     found = corrected(large, small)
     assert found.min() >= 0 and found.max() <= 1
-    assert (F.avg_pool2d(found, 4) - small).abs().mean() < (F.avg_pool2d(large, 4) - small).abs().mean() / 2
+    assert (found.mean((2, 3)) - small.mean((2, 3))).abs().max() < 0.02
+
+
+def test_a_drawn_view_is_sharp_and_its_own_photograph(teacher: Path, tmp_path: Path, photos: Path) -> None:
+    (tmp_path / "font.ttf").write_bytes(ImageFont.load_default(20).font_bytes)
+    files, fonts = photo_files(photos), font_files(tmp_path)
+    plain, drawn = (list(make_views(files, 2, Teacher.load(teacher), None, CPU, 3, given)) for given in ((), fonts))
+    for before, after in zip(plain, drawn, strict=True):
+        assert after.photo is not None and after.sharp is not None and (after.photo == after.sharp).all()
+        assert before.sharp is None and before.photo is not None
+        assert after.photo.shape == before.photo.shape
+        assert psnr(after.photo, before.photo) < 30
+        # The encoded picture shows what was drawn.
+        side = after.small.shape[0]
+        assert psnr(after.photo.reshape(side, 4, side, 4, 3).mean((1, 3)), after.small) > 25
+        assert after.latent.shape == before.latent.shape and not after.latent.equal(before.latent)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("readme.txt", "no fonts"), ("broken.ttf", "cannot be used as a font")])
+def test_a_folder_without_usable_fonts_is_refused(tmp_path: Path, name: str, expected: str) -> None:
+    (tmp_path / name).write_bytes(b"nothing")
+    with pytest.raises(InputError, match=expected):
+        font_files(tmp_path)
 
 
 def test_shards_hold_what_was_packed(tmp_path: Path) -> None:
@@ -145,15 +172,18 @@ def test_views_are_of_every_photograph_in_turn(photos: Path, teacher: Path) -> N
     )
 
 
-def test_an_enlarger_makes_sharp_pictures_that_reduce_to_the_truth(photos: Path, teacher: Path, enlarger: Path) -> None:
+def test_an_enlarger_makes_sharp_pictures_with_the_colours_of_the_truth(
+    photos: Path, teacher: Path, enlarger: Path
+) -> None:
     found = make(photos, teacher, enlarger)
     assert all(each.sharp is not None for each in found)
     # Some show more of a photograph than it has pixels for.
     assert 0 < sum(each.photo is None for each in found) < len(found)
     for each in found:
         assert each.sharp is not None and each.sharp.shape[0] == FACTOR * each.small.shape[0]
-        reduced = each.sharp.reshape(8 * each.cells, 4, 8 * each.cells, 4, 3).mean((1, 3))
-        assert psnr(reduced, each.small) > 35
+        blocks = (max(1, each.cells // 2),) * 2
+        made, true = (F.adaptive_avg_pool2d(to_tensor(pixels), blocks) for pixels in (each.sharp, each.small))
+        assert (made - true).abs().mean() < 0.01
         if each.photo is not None:
             assert psnr(each.photo.reshape(*each.small.shape[:1], 4, -1, 4, 3).mean((1, 3)), each.small) > 45
 

@@ -8,8 +8,11 @@ cells. Besides the latent, a view holds up to three pictures to learn from:
 - a *sharp* picture, also at four times the size, which a strong enlarger made from the teacher's decode of the latent.
 
 The enlarger sees nothing but the latent's decode. The latent therefore determines the detail of the sharp picture, and
-a decoder can learn this detail with L1, which would average away other detail. The sharp picture is corrected so that
-reducing it gives the reduced picture again.
+a decoder can learn this detail with L1, which would average away other detail. The colours of the sharp picture are
+corrected to those of the reduced picture.
+
+With fonts, letters, lines and shapes are drawn on the photograph before it is reduced. The drawn picture is then also
+the sharp picture.
 
 Views are packed into files called shards. Reading shards needs neither the photographs nor the teacher or the enlarger.
 """
@@ -36,6 +39,7 @@ from tqdm import tqdm
 
 from infgen_rt.errors import InputError, one_line
 from infgen_training.config import FACTOR, HELD_OUT, PATCH
+from infgen_training.drawn import draw_on, font_files
 from infgen_training.photos import open_photo, photo_files
 from infgen_training.precision import mixed
 from infgen_training.teacher import AUTOENCODER, AUTOENCODER_HELP, Teacher, load_function
@@ -48,6 +52,8 @@ SHARD = 56_000_000
 _LARGEST = 1.6
 """Maximum pixels of a photograph per pixel, along one axis, of a view's larger pictures. It limits lost detail."""
 _QUALITY = 92
+_BLOCK = 16
+"""Side, in pixels of the encoded picture, of the blocks whose colours are corrected in a sharp picture."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,10 @@ def to_levels(image: Tensor) -> Pixels:
 
 
 def corrected(large: Tensor, small: Tensor, rounds: int = 3) -> Tensor:
-    """Corrects large pictures so that reducing them gives the small ones (back-projection, Irani and Peleg 1991).
+    """Corrects the colours of large pictures: blocks of 16x16 small pixels get the means that the small picture has.
+
+    An enlarger shifts colours slightly. Smaller blocks are not corrected. The small picture has detail that the
+    enlarger did not see, and an edge into which this detail is forced gets an echo.
 
     A small difference may remain, because the result is clamped to [0, 1].
 
@@ -147,16 +156,22 @@ def corrected(large: Tensor, small: Tensor, rounds: int = 3) -> Tensor:
         small: Small pictures, [B, 3, H, W] in [0, 1].
         rounds: Number of corrections, each of which makes the difference smaller.
     """
-    factor = large.shape[-1] // small.shape[-1]
+    blocks = (max(1, small.shape[-2] // _BLOCK), max(1, small.shape[-1] // _BLOCK))
+    wanted = F.adaptive_avg_pool2d(small, blocks)
     for _ in range(rounds):
-        missing = small - F.avg_pool2d(large, factor)
-        large = (large + F.interpolate(missing, scale_factor=factor, mode="bicubic")).clamp(0, 1)
+        missing = wanted - F.adaptive_avg_pool2d(large, blocks)
+        large = (large + F.interpolate(missing, size=large.shape[-2:], mode="bicubic")).clamp(0, 1)
     return large
 
 
 @torch.inference_mode()
 def make_view(
-    photo: Image.Image, teacher: Teacher, enlarge: nn.Module | None, device: torch.device, rng: np.random.Generator
+    photo: Image.Image,
+    teacher: Teacher,
+    enlarge: nn.Module | None,
+    device: torch.device,
+    rng: np.random.Generator,
+    fonts: Sequence[Path] = (),
 ) -> View:
     """Draws a random view of a photograph and encodes it.
 
@@ -167,25 +182,35 @@ def make_view(
             picture from the teacher's decode. None for a view without a sharp picture.
         device: Device to compute on.
         rng: The random generator.
+        fonts: Files of fonts for a view with drawn letters, lines and shapes, which needs no enlarger. None by default.
     """
     # A third of the views with a sharp picture may show a larger part of the photograph, even if this part has too few
     # pixels for a picture at four times the size.
     square = Square.draw(photo.size, enlarge is None or rng.random() < 0.67, rng)
-    small = square.of(photo)
+    large = square.of(photo, FACTOR) if square.reduction >= FACTOR else None
+    small, sharp = square.of(photo), None
+    if fonts and large is not None:
+        drawn = draw_on(Image.fromarray(large), FACTOR, fonts, rng)
+        small = np.asarray(drawn.resize((small.shape[1], small.shape[0]), Image.Resampling.LANCZOS))
+        large = sharp = np.asarray(drawn)
     truth = to_tensor(small)[None].to(device)
     latent = teacher.encode(truth)
-    sharp = None
     if enlarge is not None:
         decoded = teacher.decode(latent).contiguous(memory_format=torch.channels_last)
         with mixed(device):
-            large = enlarge(decoded)
-        sharp = to_levels(corrected(large.float().clamp(0, 1), truth))
-    large_enough = square.reduction >= FACTOR
-    return View(latent[0].half().cpu(), small, square.of(photo, FACTOR) if large_enough else None, sharp)
+            enlarged = enlarge(decoded)
+        sharp = to_levels(corrected(enlarged.float().clamp(0, 1), truth))
+    return View(latent[0].half().cpu(), small, large, sharp)
 
 
 def make_views(
-    files: Sequence[Path], count: int, teacher: Teacher, enlarge: nn.Module | None, device: torch.device, seed: int
+    files: Sequence[Path],
+    count: int,
+    teacher: Teacher,
+    enlarge: nn.Module | None,
+    device: torch.device,
+    seed: int,
+    fonts: Sequence[Path] = (),
 ) -> Iterator[View]:
     """Draws views of photographs in random order. No photograph is used again before all others were used as often.
 
@@ -196,6 +221,7 @@ def make_views(
         enlarge: As for ``make_view``.
         device: As for ``make_view``.
         seed: Seed of the random generator.
+        fonts: As for ``make_view``.
 
     Raises:
         InputError: A photograph is too small for a view of one cell.
@@ -209,7 +235,7 @@ def make_views(
     order: list[Path] = []
     for _ in range(count):
         order = order or [files[index] for index in rng.permutation(len(files))]
-        yield make_view(open_photo(order.pop()), teacher, enlarge, device, rng)
+        yield make_view(open_photo(order.pop()), teacher, enlarge, device, rng, fonts)
 
 
 def save_shards(folder: Path, views: Iterable[View], prefix: str, again: Callable[[], bool] = lambda: True) -> int:
@@ -304,6 +330,11 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--teacher", type=AUTOENCODER, required=True, help=AUTOENCODER_HELP)
 @click.option("--enlarger", type=_FILE, help="Python file that loads a network which enlarges 4 times.")
 @click.option("--function", default="load_x4plus", show_default=True, help="Name of the function in that file.")
+@click.option(
+    "--fonts",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of fonts. Draws letters, lines and shapes on the photographs, in place of an enlarger.",
+)
 @click.option("--count", default=400, show_default=True, help="Number of views.")
 @click.option("--minutes", type=float, help="Stops after this time, and keeps the views made so far.")
 @click.option("--exclude", multiple=True, default=HELD_OUT, show_default=True, help="Photographs to leave out.")
@@ -311,14 +342,17 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True)
 def main(
-    photos: Path, teacher: Path, enlarger: Path | None, function: str, count: int, minutes: float | None,
-    exclude: tuple[str, ...], seed: int, device: str, output: Path,
+    photos: Path, teacher: Path, enlarger: Path | None, function: str, fonts: Path | None, count: int,
+    minutes: float | None, exclude: tuple[str, ...], seed: int, device: str, output: Path,
 ) -> None:  # fmt: skip
     """Makes views of photographs and packs them into shards.
 
     With an enlarger, the views have sharp pictures, but each takes seconds on a CPU. Views without sharp pictures are
-    made much faster, so they can show many more photographs. Make some views of each kind.
+    made much faster, so they can show many more photographs. Views with drawn letters and shapes are fast to make too.
+    Make some views of each kind.
     """
+    if enlarger is not None and fonts is not None:
+        raise click.UsageError("give --enlarger or --fonts, not both: a drawn picture is sharp already")
     where = torch.device(device)
     start = time.monotonic()
     try:
@@ -326,8 +360,9 @@ def main(
         enlarge = load_function(enlarger, function)() if enlarger else None
         if enlarge is not None:
             enlarge = enlarge.to(where).to(memory_format=torch.channels_last)
-        made = make_views(files, count, Teacher.load(teacher).to(where), enlarge, where, seed)
-        kind = "sharp" if enlarger else "photo"
+        found = font_files(fonts) if fonts else ()
+        made = make_views(files, count, Teacher.load(teacher).to(where), enlarge, where, seed, found)
+        kind = "sharp" if enlarger else "drawn" if fonts else "photo"
         known = tqdm(made, total=count, desc=f"{kind} views")
         again = (lambda: time.monotonic() - start < 60 * minutes) if minutes is not None else (lambda: True)
         done = save_shards(output, known, f"{kind}-{seed}", again)
