@@ -17,6 +17,7 @@ from infgen_export.pool import LEAST_BYTES, Array, Pool
 from infgen_export.recipes import Recipe
 from infgen_export.targets import LEAST_WEIGHTS, Options, depends_on
 from infgen_export.targets.dims import dynamic_shapes
+from infgen_export.targets.prelu import without_prelu
 from infgen_export.targets.transposed import with_transposed_convolutions
 from infgen_model.graphs import Graph
 
@@ -60,12 +61,14 @@ def convert(
     """Writes a graph as one ``.onnx`` file that includes the weights; see ``Target``."""
     model = onnx.ModelProto()
     model.CopyFrom(traced)
-    if recipe.precision == "fp16":
+    if recipe.precision == "fp16":  # for GPUs
         _halve(model, graph)
-    elif recipe.precision == "int8":
-        _quantize(model, graph)
     else:
-        _shorten(model)
+        without_prelu(model)
+        if recipe.precision == "int8":
+            _quantize(model, graph)
+        else:
+            _shorten(model)
     _describe(model, graph, metadata)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
