@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from infgen_model import Enlargement, InfGen, Level, edge, paper
 from infgen_model.checkpoint import load_checkpoint, save_checkpoint
+from infgen_model.config import OF_SPACE
 from infgen_model.enlarger import smooth
 from infgen_rt.errors import InputError
 from infgen_training import keep
@@ -215,6 +216,41 @@ def test_a_model_is_kept_with_the_encoder_of_a_tiny_autoencoder(tmp_path: Path) 
     autoencoder.write_text("from torch import nn\nload_encoder = load_decoder = nn.Identity\n")
     result = CliRunner().invoke(keep.main, arguments)
     assert result.exit_code == 1 and "only the encoder of a tiny autoencoder of TAESD's family" in result.output
+
+
+def test_a_model_is_kept_as_the_average_of_two(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    for name in ("run", "start"):
+        save_checkpoint(tmp_path / name, InfGen(TINY))
+    arguments = [str(tmp_path / "run"), "--mix", str(tmp_path / "start"), "0.25", "-o", str(tmp_path / "kept")]
+    result = CliRunner().invoke(keep.main, arguments)
+    assert result.exit_code == 0, result.output
+    run, start, kept = (load_checkpoint(tmp_path / name).state_dict() for name in ("run", "start", "kept"))
+    for name, value in kept.items():
+        assert torch.allclose(value, 0.75 * run[name] + 0.25 * start[name], rtol=2e-3, atol=1e-3), name
+
+
+def test_a_trunk_is_averaged_with_the_decoder_that_it_started_from(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = InfGen(FITTING)
+    teacher = decoder()
+    whole, half, none = (keep.with_trunk(model, teacher, share).state_dict() for share in (1, 0.5, 0))
+    before = model.state_dict()
+    copied = {name for name, value in whole.items() if not value.equal(before[name])}
+    assert copied and all(name.startswith(OF_SPACE) for name in copied)
+    for name, value in before.items():
+        assert none[name].equal(value)
+        assert torch.allclose(half[name].float(), (value + whole[name]) / 2, atol=1e-6), name
+
+
+def test_models_that_cannot_be_averaged_are_refused(tmp_path: Path) -> None:
+    for name, config in (("run", TINY), ("other", PAPER)):
+        save_checkpoint(tmp_path / name, InfGen(config))
+    for given, message in (("other", "only models of the same architecture"), ("run", "in [0, 1], not 2")):
+        arguments = [str(tmp_path / "run"), "--mix", str(tmp_path / given), "2" if given == "run" else "0.5"]
+        result = CliRunner().invoke(keep.main, [*arguments, "-o", str(tmp_path / "kept")])
+        assert result.exit_code == 1 and message in result.output
+        assert not (tmp_path / "kept").exists()
 
 
 @pytest.mark.parametrize("teacher", [encoder(width=4), encoder(blocks=1), nn.Identity()])

@@ -1,7 +1,12 @@
-"""Saves a finished model as a small checkpoint, in float16 and without weights that another checkpoint has."""
+"""Saves a finished model as a small checkpoint, in float16 and without weights that another checkpoint has.
+
+On the way, the weights can be averaged with those of another checkpoint, or of the tiny decoder that the trunk started
+from. Between two models of one training, the average often is better than both (Wortsman et al. 2022, "Model soups").
+"""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import click
@@ -12,7 +17,7 @@ from infgen_model import InfGen
 from infgen_model.checkpoint import load_checkpoint, save_checkpoint
 from infgen_rt.errors import InputError
 from infgen_training.teacher import AUTOENCODER, AUTOENCODER_HELP, Teacher
-from infgen_training.warmstart import copy_encoder, encoder_config
+from infgen_training.warmstart import copy_encoder, copy_trunk, encoder_config
 
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
@@ -37,12 +42,57 @@ def with_encoder(model: InfGen, encoder: nn.Module) -> InfGen:
     return made
 
 
+def averaged(model: InfGen, other: InfGen, share: float) -> InfGen:
+    """Makes a model with the averages of the weights of two models of the same architecture.
+
+    Args:
+        model: The one model. It is not changed.
+        other: The other model.
+        share: Share of the other model, in [0, 1].
+
+    Raises:
+        InputError: The models have different weights, or the share is outside its range.
+    """
+    if not 0 <= share <= 1:
+        raise InputError(f"a share of a model's weights is in [0, 1], not {share:g}")
+    ours, theirs = model.state_dict(), other.state_dict()
+    if {name: value.shape for name, value in ours.items()} != {name: value.shape for name, value in theirs.items()}:
+        raise InputError("only models of the same architecture can be averaged: their weights differ in name or shape")
+    made = copy.deepcopy(model)
+    floats = {name: value.lerp(theirs[name], share) for name, value in ours.items() if value.is_floating_point()}
+    made.load_state_dict(ours | floats)
+    return made
+
+
+def with_trunk(model: InfGen, decoder: nn.Module, share: float) -> InfGen:
+    """Makes a model whose trunk is averaged with the decoder of a tiny autoencoder that it started from.
+
+    Args:
+        model: The model. It is not changed.
+        decoder: The decoder of the tiny autoencoder.
+        share: Share of the decoder, in [0, 1].
+
+    Raises:
+        InputError: The decoder has another structure, or the share is outside its range.
+    """
+    other = copy.deepcopy(model)
+    copy_trunk(decoder, other)
+    return averaged(model, other, share)
+
+
 @click.command()
 @click.argument("checkpoint", type=_FOLDER)
 @click.option("--base", type=_FOLDER, help="The checkpoint that the trunk was trained for, if it is a trunk's run.")
 @click.option("--encoder", type=AUTOENCODER, help=f"Take its encoder. {AUTOENCODER_HELP}")
+@click.option("--mix", type=(_FOLDER, float), help="Average with this checkpoint, of which this share is taken.")
+@click.option(
+    "--trunk", type=(AUTOENCODER, float), help="Average the trunk with its decoder, of which this share is taken."
+)
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to make.")
-def main(checkpoint: Path, base: Path | None, encoder: Path | None, output: Path) -> None:
+def main(
+    checkpoint: Path, base: Path | None, encoder: Path | None, mix: tuple[Path, float] | None,
+    trunk: tuple[Path, float] | None, output: Path,
+) -> None:  # fmt: skip
     """Writes CHECKPOINT in float16.
 
     With a base, only the weights that belong to the latent space are written. All other weights are then read from the
@@ -50,6 +100,10 @@ def main(checkpoint: Path, base: Path | None, encoder: Path | None, output: Path
     """
     try:
         model = load_checkpoint(checkpoint)
+        if mix is not None:
+            model = averaged(model, load_checkpoint(mix[0]), mix[1])
+        if trunk is not None:
+            model = with_trunk(model, Teacher.load(trunk[0]).decoder, trunk[1])
         if encoder is not None:
             model = with_encoder(model, Teacher.load(encoder).encoder)
         save_checkpoint(output, model, torch.float16, base)
