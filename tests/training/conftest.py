@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFont
 from safetensors.torch import save_file
 from torch import nn
 
@@ -126,6 +126,15 @@ def photos(tmp_path: Path) -> Path:
     folder.mkdir()
     gradient(300, 200, 0.25).save(folder / "a.png")
     gradient(210, 260, 0.75).save(folder / "b.png")
+    return folder
+
+
+@pytest.fixture
+def fonts(tmp_path: Path) -> Path:
+    """A folder with one font, which comes with Pillow."""
+    folder = tmp_path / "fonts"
+    folder.mkdir()
+    (folder / "font.ttf").write_bytes(ImageFont.load_default(20).font_bytes)
     return folder
 
 

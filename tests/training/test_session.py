@@ -19,7 +19,7 @@ from .test_trunk import AUTOENCODER, CPU, new_trunk
 
 
 def test_a_session_makes_shards_trains_and_evaluates_and_goes_on(
-    photos: Path, teacher: Path, enlarger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, teacher: Path, enlarger: Path, fonts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(PRESETS, "edge", lambda space, channels: dataclasses.replace(TINY, latent_channels=channels))
     save_checkpoint(tmp_path / "start", tiny_model())
@@ -31,7 +31,7 @@ def test_a_session_makes_shards_trains_and_evaluates_and_goes_on(
     given = ["--photos", photos, "--val", photos, "--teacher", teacher, "--enlarger", enlarger, "--count", 3]
     given += ["--set", "cells=2", "--set", "margin=0", "--device", "cpu", "--no-eye", "-o", folder]
     given += ["--start", tmp_path / "start", "--set", "minutes=5", "--minutes", 0.1]
-    given += ["--other", other, autoencoder]
+    given += ["--other", other, autoencoder, "--fonts", fonts]
     steps = []
     for _ in range(2):
         result = CliRunner().invoke(session.main, [*map(str, given)])
@@ -39,7 +39,7 @@ def test_a_session_makes_shards_trains_and_evaluates_and_goes_on(
         steps.append(json.loads((folder / "run" / "progress.json").read_text())["step"])
     assert 0 < steps[0] < steps[1], "the second goes on where the first stopped"
     assert (folder / "run" / "checkpoint-sdxl").is_dir()
-    assert sorted(file.name.partition("-")[0] for file in (folder / "shards").iterdir()) == ["photo", "sharp"]
+    assert sorted(file.name.partition("-")[0] for file in (folder / "shards").iterdir()) == ["drawn", "photo", "sharp"]
     report = json.loads((folder / "report" / "report.json").read_text())
     assert set(report["scales"]["4"]) >= {"infgen", "teacher + Real-ESRGAN"}
 

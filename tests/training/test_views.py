@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageFont
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from infgen_rt.errors import InputError
@@ -87,10 +87,9 @@ def test_a_corrected_picture_stays_a_picture() -> None:
     assert (found.mean((2, 3)) - small.mean((2, 3))).abs().max() < 0.02
 
 
-def test_a_drawn_view_is_sharp_and_its_own_photograph(teacher: Path, tmp_path: Path, photos: Path) -> None:
-    (tmp_path / "font.ttf").write_bytes(ImageFont.load_default(20).font_bytes)
-    files, fonts = photo_files(photos), font_files(tmp_path)
-    plain, drawn = (list(make_views(files, 2, Teacher.load(teacher), None, CPU, 3, given)) for given in ((), fonts))
+def test_a_drawn_view_is_sharp_and_its_own_photograph(teacher: Path, photos: Path, fonts: Path) -> None:
+    files, found = photo_files(photos), font_files(fonts)
+    plain, drawn = (list(make_views(files, 2, Teacher.load(teacher), None, CPU, 3, given)) for given in ((), found))
     for before, after in zip(plain, drawn, strict=True):
         assert after.photo is not None and after.sharp is not None and (after.photo == after.sharp).all()
         assert before.sharp is None and before.photo is not None

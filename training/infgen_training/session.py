@@ -35,6 +35,9 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--teacher", type=AUTOENCODER, required=True, help=AUTOENCODER_HELP)
 @click.option("--enlarger", type=_FILE, required=True, help="Python file with load_x4plus() and load_animevideo().")
 @click.option("--vgg", type=_FILE, help="Weights of LPIPS with VGG16, for LPIPS and the adversary.")
+@click.option(
+    "--fonts", type=_FOLDER, help="Folder of fonts, for a quarter as many views with drawn letters and shapes."
+)
 @click.option("--start", type=_FOLDER, help="Checkpoint to start from. Default: the teacher and the enlarger.")
 @train.OTHERS
 @click.option("--count", default=340, show_default=True, help="Maximum number of views of each kind.")
@@ -44,9 +47,9 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 @click.option("-o", "--session", type=click.Path(file_okay=False, path_type=Path), required=True)
 def main(
-    photos: Path, val: Path, teacher: Path, enlarger: Path, vgg: Path | None, start: Path | None,
-    others: tuple[tuple[Path, Path], ...], count: int, minutes: float, settings: tuple[str, ...], eye: bool,
-    device: str, session: Path,
+    photos: Path, val: Path, teacher: Path, enlarger: Path, vgg: Path | None, fonts: Path | None,
+    start: Path | None, others: tuple[tuple[Path, Path], ...], count: int, minutes: float, settings: tuple[str, ...],
+    eye: bool, device: str, session: Path,
 ) -> None:  # fmt: skip
     """Makes shards, trains a model and evaluates it, all within a given time."""
     began = time.monotonic()
@@ -59,9 +62,11 @@ def main(
         # The folder gets its name when it has views of both kinds. A session that was stopped before starts again.
         making = shards.with_name(f"{shards.name}.part")
         shutil.rmtree(making, ignore_errors=True)
-        source = ("--photos", photos, "--teacher", teacher, "--count", count, "--device", device, "-o", making)
-        _call(views.main, *source)
-        _call(views.main, *source, "--enlarger", enlarger, "--minutes", _MAKING * minutes)
+        source = ("--photos", photos, "--teacher", teacher, "--device", device, "-o", making)
+        _call(views.main, *source, "--count", count)
+        if fonts:
+            _call(views.main, *source, "--count", max(1, count // 4), "--fonts", fonts)
+        _call(views.main, *source, "--count", count, "--enlarger", enlarger, "--minutes", _MAKING * minutes)
         making.rename(shards)
     options: list[object] = ["--shards", shards, "--device", device, "-o", run]
     options += ["--start", start] if start else ["--teacher", teacher, "--enlarger", enlarger]
