@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,7 @@ from infgen_rt.common.arguments import FUNCTION, WHOLE
 from infgen_rt.common.cancellation import Cancel, Cancellation
 from infgen_rt.common.pixels import Bits
 from infgen_rt.common.progress import Progress
+from infgen_rt.common.threads import Pool
 from infgen_rt.errors import Cancelled, InfGenError, PlanError
 from infgen_rt.picture import Picture
 from infgen_rt.writers import Metadata, TileFormat
@@ -67,7 +68,7 @@ class Line(Generic[T]):
 
     def __init__(self, at_once: int) -> None:
         self._places = at_once
-        self._pool = ThreadPoolExecutor(at_once, "infgen-work")
+        self._pool = Pool(at_once, "infgen-work")
         self._running: deque[_Piece[T]] = deque()
 
     def __enter__(self) -> "Line[T]":

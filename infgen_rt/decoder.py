@@ -17,7 +17,8 @@ from infgen_rt.common.memory import default_budget, format_bytes, parse_bytes
 from infgen_rt.common.notices import Notices
 from infgen_rt.common.pixels import FloatArray, as_pixels
 from infgen_rt.common.progress import Tell
-from infgen_rt.errors import BackendError, LatentError
+from infgen_rt.common.shortages import Shortages
+from infgen_rt.errors import BackendError, DecodeError, LatentError
 from infgen_rt.geometry.shapes import Size
 from infgen_rt.latent.arrays import Normalisation, as_latent, as_latents, native_size
 from infgen_rt.latent.layout import fits
@@ -94,7 +95,7 @@ def open(
     budget = parse_bytes(memory) if memory is not None else default_budget()
     bundle = Bundle.open(path, None if space is None else latent_space(space).name)
     cancellation = Cancellation(cancel)
-    with cancellation.watched():
+    with Shortages(BackendError), cancellation.watched():
         cancellation.check()
         candidate, choice = choose(bundle, backend, device, precision, threads, progress)
         _LOG.info("opens %s: %s", path or "the model in the package", choice)
@@ -197,10 +198,11 @@ class Decoder:
         # thread for which PyTorch waits at the end.
         self._engine.check_open()
         self._check_space(latent)
-        array = as_latent(
-            latent, self._space, normalisation=normalisation, latent_size=latent_size, notices=self.notices
-        )
-        return Picture.of(self._source(array, tile, part), size, stages, max_scale)
+        with Shortages(DecodeError):
+            array = as_latent(
+                latent, self._space, normalisation=normalisation, latent_size=latent_size, notices=self.notices
+            )
+            return Picture.of(self._source(array, tile, part), size, stages, max_scale)
 
     def pictures(
         self,
@@ -243,10 +245,11 @@ class Decoder:
         """
         self._engine.check_open()
         self._check_space(latents)
-        arrays = as_latents(
-            latents, self._space, normalisation=normalisation, latent_size=latent_size, notices=self.notices
-        )
-        return [Picture.of(self._source(array, tile, part), size, stages, max_scale) for array in arrays]
+        with Shortages(DecodeError):
+            arrays = as_latents(
+                latents, self._space, normalisation=normalisation, latent_size=latent_size, notices=self.notices
+            )
+            return [Picture.of(self._source(array, tile, part), size, stages, max_scale) for array in arrays]
 
     def encode(self, pixels: Any) -> FloatArray:
         """Encode a picture with the model's encoder, for example to change the picture with a diffusion model.
@@ -276,8 +279,10 @@ class Decoder:
         picture = as_pixels(pixels)
         size = Size(*picture.shape[1::-1])
         tiles = plan_encoding(size, self.manifest, self._engine.recipe, self._budget)
-        self._engine.load_encoder()
-        return encoded_latent(GivenPicture(picture, self.manifest.patch), tiles, self._engine).read(tiles.tiling.box)
+        with Shortages(DecodeError):
+            self._engine.load_encoder()
+            given = GivenPicture(picture, self.manifest.patch)
+            return encoded_latent(given, tiles, self._engine).read(tiles.tiling.box)
 
     @property
     def _space(self) -> LatentSpace:

@@ -12,6 +12,8 @@ from infgen_rt.common.arguments import FUNCTION, NUMBER, PATH, PLACE, WHOLE
 from infgen_rt.common.cancellation import Cancel, Cancellation
 from infgen_rt.common.pixels import Bits, ByteArray, FloatArray
 from infgen_rt.common.progress import Tell
+from infgen_rt.common.shortages import Shortages
+from infgen_rt.errors import DecodeError
 from infgen_rt.geometry.levels import Level, levels_of
 from infgen_rt.geometry.shapes import Box, Size, parse_box
 from infgen_rt.plan.plan import Plan
@@ -306,7 +308,8 @@ class Picture:
         layers, counter = layers_of(picture._stage, picture._plan, form, box, bits, progress, cancellation)
         picture._stage.tiles.keep(picture.memory_to_save(form, box.size, bits)[1])
         try:
-            with cancellation.watched(), appearing(path, form, force, confirm=cancellation.check) as partial:
+            writing = appearing(path, form, force, confirm=cancellation.check)
+            with Shortages(DecodeError), cancellation.watched(), writing as partial:
                 cancellation.check()
                 form.write(partial, layers)
             counter.step("encode")

@@ -12,7 +12,8 @@ from infgen_rt.common.arguments import Kind
 from infgen_rt.common.cancellation import Cancellation
 from infgen_rt.common.pixels import interleaved, to_floats
 from infgen_rt.common.progress import Counter, Tell
-from infgen_rt.errors import PlanError
+from infgen_rt.common.shortages import Shortages
+from infgen_rt.errors import DecodeError, PlanError
 from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.shapes import Box, Size
 from infgen_rt.plan.plan import Plan
@@ -75,7 +76,8 @@ def read_into(
         cancellation: checked between steps.
     """
     shape = (box.height, box.width, 3)
-    pixels: npt.NDArray[Any] = np.empty(shape, dtype) if out is None else out
+    with Shortages(DecodeError):
+        pixels: npt.NDArray[Any] = np.empty(shape, dtype) if out is None else out
     if not (isinstance(pixels, np.ndarray) and pixels.flags.writeable):
         raise PlanError(f"out is {type(out).__name__}, which cannot be written to: pass a writable NumPy array")
     if pixels.shape != shape or pixels.dtype != dtype:
@@ -83,7 +85,8 @@ def read_into(
         raise PlanError(f"out is {given}, and the region needs {needed}: pass an array of this type and shape")
     parts = list(stage.plan.parts(box))
     counter = Counter(plan.preparation + len(parts), tell, cancellation)
-    with cancellation.watched(), closing(stage.tiles.read_each(parts, dtype)) as pictures:
+    each = stage.tiles.read_each(parts, dtype)
+    with Shortages(DecodeError), cancellation.watched(), closing(each) as pictures:
         if tell is not None:
             for step in stage.tiles.prepare():
                 counter.step(step)
@@ -118,7 +121,7 @@ def read_tiles(
     with closing(stage.tiles.read_each(tiles, dtype, waits=False)) as pictures:
         for tile in tiles:
             # The block ends before the caller gets the tile, because the current cancellation belongs to the thread.
-            with cancellation.watched():
+            with Shortages(DecodeError), cancellation.watched():
                 cancellation.check()
                 planes = next(pictures)
             yield tile, interleaved(planes, dtype)

@@ -15,6 +15,7 @@ from infgen_rt.common.callers import suppress_but_callers
 from infgen_rt.common.notices import warn
 from infgen_rt.common.progress import Tell
 from infgen_rt.common.remedies import installing
+from infgen_rt.common.shortages import remedy
 from infgen_rt.errors import BackendError
 
 
@@ -122,11 +123,11 @@ def choose(
     if best is None:
         tried = {each.way.backend for each in results}
         others = other_backends(tried, bundle.manifest)
-        remedy = (
+        errors = "; ".join(f"{each}: {each.error}" for each in results)
+        step = (
             f"pass another backend (--backend): {', '.join(others)}" if others else or_install(tried, bundle.manifest)
         )
-        errors = "; ".join(f"{each}: {each.error}" for each in results)
-        raise BackendError(f"nothing that was tried runs the bundle, and {remedy}: {errors}")
+        raise BackendError(f"nothing that was tried runs the bundle, and {remedy(errors) or step}: {errors}")
     candidate = next(each for each in survey.candidates if each.way == best.way)
     return candidate, _choice(candidate, best, results, precision)
 

@@ -24,10 +24,12 @@ from infgen_rt.common.folders import writable_cache
 from infgen_rt.common.memory import give_back
 from infgen_rt.common.notices import warn
 from infgen_rt.common.pixels import FloatArray
+from infgen_rt.common.shortages import MORE_MEMORY, remedy
 from infgen_rt.errors import BackendError, DecodeError
 from infgen_rt.geometry.shapes import Size
 
 _SHARED = "shared "
+_LESS = "; pass less memory (--memory) or a smaller tile (--tile), or "
 
 
 class Borrower(Protocol):
@@ -128,7 +130,7 @@ class Engine:
                 self._sessions[key] = backend.load(graph, files, options)
             except BackendError as error:
                 raise_callers(error)
-                raise BackendError(f"{error}{self._advice()}") from error
+                raise BackendError(f"{error}{self._advice(error)}") from error
             if not getattr(backend, "survives_fork", True):
                 forks.note_use(backend.name)
 
@@ -168,7 +170,7 @@ class Engine:
                 raise_callers(error)
                 # If the run was interrupted, it fails with an error of the backend. Raise Cancelled instead.
                 cancellation.check()
-                advice = self._advice("; pass less memory (--memory) or a smaller tile (--tile), or ")
+                advice = self._advice(error, _LESS)
                 raise DecodeError(f"{error}{advice}") from error
         if not kind.kept:
             give_back()
@@ -177,7 +179,7 @@ class Engine:
         shapes = {name: values.shape for name, values in results.items()}
         if shapes != {output: expected}:
             # Damaged files are not the cause, because digests are checked.
-            advice = self._advice("; export the model again, or ")
+            advice = self._advice(before="; export the model again, or ")
             raise DecodeError(
                 f"{graph} gave {shapes}, expected {output} {expected}: the backend or the export is at fault{advice}"
             )
@@ -257,9 +259,18 @@ class Engine:
                 self._exact = Engine(self._bundle, exact, self._threads, self._advises)
             return self._exact
 
-    def _advice(self, before: str = "; ") -> str:
-        """The end of an error's message: what to use instead. Empty if this engine does not give advice."""
-        return f"{before}{instead_of(self._candidate, self.manifest)}" if self._advises else ""
+    def _advice(self, error: Exception | None = None, before: str = "; ") -> str:
+        """The end of an error's message: what to do. Empty if this engine does not give advice.
+
+        Args:
+            error: the error of the backend. If the system ran out of something, another backend would not help.
+            before: what may help before another backend is used.
+        """
+        if not self._advises:
+            return ""
+        here = self._candidate.device.id == "cpu"
+        lacking = remedy(str(error), f"{before[2:]}{MORE_MEMORY}") if error is not None and here else None
+        return f"; {lacking}" if lacking else f"{before}{instead_of(self._candidate, self.manifest)}"
 
     def _filled(self, kind: Kind, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Pad the inputs of decode to the recipe's smallest shape that holds them, if it has fixed shapes."""

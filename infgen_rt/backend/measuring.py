@@ -8,7 +8,6 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from contextvars import copy_context
 from dataclasses import asdict, dataclass
@@ -32,6 +31,8 @@ from infgen_rt.common.notices import warn
 from infgen_rt.common.pixels import FloatArray, fetch, psnr
 from infgen_rt.common.progress import Counter, Tell
 from infgen_rt.common.schema import SchemaError, parse
+from infgen_rt.common.shortages import remedy
+from infgen_rt.common.threads import Pool
 from infgen_rt.errors import Cancelled, one_line, reason
 from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.shapes import Size
@@ -198,11 +199,15 @@ def turn() -> AbstractContextManager[None]:
 def remember(key: str, results: Sequence[Result], *questions: str) -> None:
     """Store results for the next start. If the folder is not writable, give a warning.
 
+    Nothing is stored if a way failed for lack of memory or threads, because it may run the next time.
+
     Args:
         key: the key of the measurements.
         results: the new results.
         questions: the requests whose candidates have all been measured; see `Record.asked`.
     """
+    if any(remedy(result.error or "") for result in results):
+        return
     folder = cache_folder()
     try:
         if folder is None:
@@ -275,7 +280,7 @@ def _decode_each(engine: Engine, inputs: Mapping[str, Any], enlargement: Enlarge
         engine.run(DECODE, inputs, enlargement)
         return
     engine.load_shared(enlargement)
-    with ThreadPoolExecutor(engine.workers) as pool:
+    with Pool(engine.workers) as pool:
         # The threads run in a copy of this context, because it has the current cancellation.
         runs = [
             pool.submit(copy_context().run, engine.run, DECODE, inputs, enlargement, True)

@@ -72,17 +72,23 @@ class Assembly:
             weights: the content of the file of weights.
 
         Raises:
-            ValueError: the result does not have the right SHA-256, or a part cannot be read.
+            ValueError: the result does not have the right SHA-256, or a part or the length is not possible.
             MemoryError: the file is too large for the memory.
             OverflowError: the file is larger than any memory.
         """
+        # The most that an honest file has are the weights and the literals, with some zeros between them.
+        if self.length > 2 * (len(weights) + sum(len(text) for _, text in self.literals)):
+            raise ValueError(f"{self.length:,} bytes are more than its parts have")
+        ends = [(at, at + count, self.length) for at, _, count in self.copies]
+        ends += [(start, start + count, len(weights)) for _, start, count in self.copies]
+        if not all(0 <= first <= last <= length for first, last, length in ends):
+            raise ValueError("a part reaches beyond the end of its file")
         made = bytearray(self.length)
         for at, text in self.literals:
             literal = bytes.fromhex(text)
             made[at : at + len(literal)] = literal
         for at, start, count in self.copies:
             made[at : at + count] = weights[start : start + count]
-        # A part that reaches beyond the end of either file is noticed here too.
         if hashlib.sha256(made).hexdigest() != self.sha256:
             raise ValueError("the result does not match its sha256")
         return bytes(made)

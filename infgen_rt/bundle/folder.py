@@ -2,8 +2,9 @@
 
 import hashlib
 import mmap
+import stat
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from infgen_rt.bundle.assembly import PARTS, Assembly
@@ -13,11 +14,14 @@ from infgen_rt.bundle.several import read_models
 from infgen_rt.common.arguments import PATH, TEXT
 from infgen_rt.common.callers import raise_callers
 from infgen_rt.common.files import is_possible
+from infgen_rt.common.memory import MIB, format_bytes
 from infgen_rt.common.remedies import PACKAGE, is_frozen, reinstalling
+from infgen_rt.common.shortages import MORE_MEMORY
 from infgen_rt.errors import BundleError, one_line, reason
 
 DEFAULT_BUNDLE = Path(__file__).parents[1] / "model"
-_FREE = "close other programs, or raise the limit of this process"
+# Many times the size of the largest manifest. A file that claims to be one may have any size.
+_LARGEST_MANIFEST = 64 * MIB
 
 
 class Bundle:
@@ -57,19 +61,26 @@ class Bundle:
         if path is None and not DEFAULT_BUNDLE.is_dir():
             raise BundleError(f"this installation ships no model: {_remedy()}")
         root = Path(path) if path is not None else DEFAULT_BUNDLE
-        lengths = _lengths(root)
-        if MANIFEST not in lengths:
+        length = _lengths(root, [MANIFEST]).get(MANIFEST)
+        if length is None:
             raise BundleError(
                 f"{root} is not a bundle: it has no {MANIFEST}; pass the folder or zip that has one at its top"
             )
-        text = _read(root, MANIFEST)
+        if length > _LARGEST_MANIFEST:
+            raise BundleError(
+                f"{root} is not a bundle: its {MANIFEST} is larger than {format_bytes(_LARGEST_MANIFEST)}, the most "
+                "that is read; pass another folder or zip"
+            )
+        text = _read(root, MANIFEST, length)
         try:
             models = read_models(text)
         except FormatError as error:
             raise BundleError(f"{root}: {error}") from None
         except BundleError as error:
             raise BundleError(f"{root}: {error}; {_again(root)}") from None
-        for name, info in ((name, info) for each in models for name, info in each.files.items()):
+        listed = {name: info for each in models for name, info in each.files.items()}
+        lengths = _lengths(root, listed)
+        for name, info in listed.items():
             if lengths.get(name) != info.bytes:
                 found = f"has {lengths[name]:,} bytes" if name in lengths else "is missing"
                 raise BundleError(f"{root} is damaged: {name} {found}, expected {info.bytes:,} bytes; {_again(root)}")
@@ -110,7 +121,7 @@ class Bundle:
             (stored,) = weights.values()
             return Assembly.from_json(bytes(parts)).make(stored)
         except MemoryError:
-            raise BundleError(f"there is too little memory to read {name} of {self.path}: {_FREE}") from None
+            raise BundleError(f"there is too little memory to read {name} of {self.path}: {MORE_MEMORY}") from None
         except (ValueError, OverflowError, RecursionError) as error:
             raise_callers(error)
             text = f"{self.path} is damaged: {name} does not fit its weights: {one_line(error)}; {_again(self.path)}"
@@ -119,7 +130,7 @@ class Bundle:
     def _weights(self, name: str) -> Content:
         """The content of a file that many graphs need. It is mapped into memory if possible, and checked only once."""
         if name not in self._kept:
-            self._kept[name] = self._checked(name, _map(self.path, name))
+            self._kept[name] = self._checked(name, _map(self.path, name, self.manifest.files[name].bytes))
         return self._kept[name]
 
     def read(self, name: str) -> bytes:
@@ -128,7 +139,7 @@ class Bundle:
         Raises:
             BundleError: it cannot be read, or its digest does not match the manifest.
         """
-        content = _read(self.path, name)
+        content = _read(self.path, name, self.manifest.files[name].bytes)
         self._checked(name, content)
         return content
 
@@ -149,23 +160,34 @@ def _again(root: Path) -> str:
     return reinstalling((PACKAGE,)) if root == DEFAULT_BUNDLE else "copy, download or export it again"
 
 
-def _lengths(root: Path) -> Mapping[str, int]:
-    """The length in bytes of every file of a bundle, by its name with forward slashes."""
+def _lengths(root: Path, names: Collection[str]) -> Mapping[str, int]:
+    """The lengths in bytes of those files that a bundle has, of the given names with forward slashes."""
     if not is_possible(root):
         raise BundleError(f"{str(root)!r} cannot be a file's name: remove the character that no name may have")
     try:
-        if root.is_dir():
-            files = (file for file in root.rglob("*") if file.is_file())
-            return {file.relative_to(root).as_posix(): file.stat().st_size for file in files}
+        kind = root.stat().st_mode
+        if stat.S_ISDIR(kind):
+            # Other files may be in the folder, and are not looked at.
+            return {name: (root / name).stat().st_size for name in names if (root / name).is_file()}
+        if not stat.S_ISREG(kind):  # opening a named pipe would wait for a program that writes to it
+            raise BundleError(f"{root} is a pipe, a socket or a device: expected a bundle, a folder or a zip")
         with zipfile.ZipFile(root) as archive:
-            return {entry.filename: entry.file_size for entry in archive.infolist()}
+            entries = [entry for entry in archive.infolist() if entry.filename in names]
+        lengths = {entry.filename: entry.file_size for entry in entries}
+        if len(lengths) < len(entries):
+            # Programs disagree about which of them counts.
+            twin = next(name for name in lengths if sum(entry.filename == name for entry in entries) > 1)
+            raise BundleError(f"{root} is damaged: it has several files {twin}; {_again(root)}")
+        return lengths
+    except BundleError:
+        raise
     except FileNotFoundError:
         raise BundleError(f"{root} does not exist: expected a bundle, a folder or a zip with a {MANIFEST}") from None
     except OSError as error:
         raise_callers(error)
         raise BundleError(f"{root} cannot be read: {reason(error)}") from None
     except MemoryError:
-        raise BundleError(f"there is too little memory to read {root}: {_FREE}") from None
+        raise BundleError(f"there is too little memory to read {root}: {MORE_MEMORY}") from None
     # zipfile raises various exceptions for files that are damaged or not zips.
     except Exception as error:
         raise_callers(error)
@@ -173,29 +195,30 @@ def _lengths(root: Path) -> Mapping[str, int]:
         raise BundleError(f"{root} is not a bundle, a folder or a zip with a {MANIFEST}: {text}") from None
 
 
-def _map(root: Path, name: str) -> Content:
+def _map(root: Path, name: str, length: int) -> Content:
     """The content of a file that is not empty. It is mapped into memory, unless it is in a zip."""
     if not root.is_dir():
-        return _read(root, name)
+        return _read(root, name, length)
     try:
         with (root / name).open("rb") as file:
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except (OSError, ValueError) as error:  # the file system does not support mapping
         raise_callers(error)
-        return _read(root, name)
+        return _read(root, name, length)
 
 
-def _read(root: Path, name: str) -> bytes:
+def _read(root: Path, name: str, length: int) -> bytes:
+    """The content of a file. An entry of a zip is unpacked up to the length that it should have, and no further."""
     try:
         if root.is_dir():
             return (root / name).read_bytes()
-        with zipfile.ZipFile(root) as archive:
-            return archive.read(name)
+        with zipfile.ZipFile(root) as archive, archive.open(name) as entry:
+            return entry.read(length)
     except OSError as error:
         raise_callers(error)
         raise BundleError(f"{root}: {name} cannot be read: {reason(error)}") from None
     except MemoryError:
-        raise BundleError(f"there is too little memory to read {name} of {root}: {_FREE}") from None
+        raise BundleError(f"there is too little memory to read {name} of {root}: {MORE_MEMORY}") from None
     # zipfile raises various exceptions for damaged files, including zlib.error.
     except Exception as error:
         raise_callers(error)

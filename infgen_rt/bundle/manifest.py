@@ -52,7 +52,7 @@ def load(text: str | bytes) -> dict[str, Any]:
         FormatError: it has a newer format, or none.
     """
     try:
-        data = json.loads(text)
+        data = json.loads(text, object_pairs_hook=_without_twins)
     except (ValueError, RecursionError) as error:
         raise_callers(error)
         raise BundleError(f"{MANIFEST} is not valid JSON: {one_line(error)}") from None
@@ -273,6 +273,15 @@ class Manifest:
             return recipe.memory
         measured = [each.memory for each in self.recipes if each.memory is not None] or [_TYPICAL]
         return Memory(*(max(values) for values in zip(*(astuple(figures) for figures in measured), strict=True)))
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The dictionary of an object in JSON. ValueError if a key is there twice, of which programs choose either."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} is listed twice")
+    return made
 
 
 def _is_safe(name: str) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
 
+from infgen_rt.common.threads import starts
 from infgen_rt.errors import Cancelled
 
 
@@ -30,7 +31,8 @@ def interruptible() -> Iterator[Event]:
         writing.setblocking(False)
         before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
         watcher = Thread(target=_watch, args=(reading, arrived), name="infgen-signals", daemon=True)
-        watcher.start()
+        # Without a watcher, a signal ends the work as soon as the graph has run.
+        watched = starts(watcher)
         try:
             yield arrived
         except Cancelled:
@@ -38,7 +40,8 @@ def interruptible() -> Iterator[Event]:
         finally:
             signal.set_wakeup_fd(before)
             writing.shutdown(socket.SHUT_WR)
-            watcher.join()
+            if watched:
+                watcher.join()
 
 
 def _watch(reading: socket.socket, arrived: Event) -> None:

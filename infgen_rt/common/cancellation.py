@@ -7,6 +7,7 @@ from threading import Event, Lock, Thread
 from typing import Protocol
 
 from infgen_rt.common.callers import Unwrapped, ask
+from infgen_rt.common.threads import starts
 from infgen_rt.errors import Cancelled
 
 
@@ -69,14 +70,14 @@ class Cancellation:
         token = _CURRENT.set(self)
         done = Event()
         watcher = Thread(target=self._watch, args=(done,), name="infgen-cancel", daemon=True)
-        if self._requested is not None:
-            watcher.start()
+        # Without a watcher, the work stops at its next check, and a running graph is not interrupted.
+        watched = self._requested is not None and starts(watcher)
         try:
             yield
         finally:
             _CURRENT.reset(token)
             done.set()
-            if self._requested is not None:
+            if watched:
                 watcher.join()
 
     @contextmanager

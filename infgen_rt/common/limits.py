@@ -18,12 +18,12 @@ def available_memory(root: Path = Path("/")) -> int | None:
     """The bytes that this process can still use. None if the system does not report them.
 
     This is the free memory of the machine, or less if a limit of the process's control groups, or of their parents,
-    leaves less.
+    or of its address space (`ulimit -v`) leaves less.
 
     Args:
         root: the root of the file system from which these are read.
     """
-    known = [amount for amount in (_of_machine(root), *_of_groups(root)) if amount is not None]
+    known = [amount for amount in (_of_machine(root), _of_process(root), *_of_groups(root)) if amount is not None]
     return min(known, default=None)
 
 
@@ -40,6 +40,21 @@ def _of_machine(root: Path) -> int | None:
 
         return int(psutil.virtual_memory().available)
     except (ImportError, OSError, RuntimeError) as error:
+        raise_callers(error)
+        return None
+
+
+def _of_process(root: Path) -> int | None:
+    """The bytes that the limit of the process's address space leaves. None if there is no limit."""
+    try:
+        import resource
+
+        most = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if most == resource.RLIM_INFINITY:
+            return None
+        pages = int((root / "proc/self/statm").read_text(encoding="ascii").split()[0])
+        return max(0, most - pages * resource.getpagesize())
+    except (ImportError, AttributeError, OSError, ValueError) as error:  # Windows, or a system without /proc
         raise_callers(error)
         return None
 

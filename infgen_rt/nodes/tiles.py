@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextvars import copy_context
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from infgen_rt.backend.engine import Engine
 from infgen_rt.common.pixels import Number, fetch
+from infgen_rt.common.threads import Pool
 from infgen_rt.geometry.pictures import PictureTiles
 from infgen_rt.geometry.shapes import Box, Size
 from infgen_rt.nodes.cache import TileCache
@@ -133,7 +134,7 @@ class Tiles:
         # The preparation runs in this thread, because encoding the picture of an earlier stage may itself use workers.
         for _ in self.prepare():
             pass
-        pool = ThreadPoolExecutor(workers, "infgen-tile")
+        pool = Pool(workers, "infgen-tile")
         ahead: deque[Future[npt.NDArray[Any]]] = deque()
         try:
             for box in boxes:

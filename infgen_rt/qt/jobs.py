@@ -7,6 +7,9 @@ from typing import Any
 from PySide6.QtCore import QObject, Qt, Signal, Slot
 
 from infgen_rt.common.progress import Progress, Tell
+from infgen_rt.common.shortages import MORE_MEMORY
+from infgen_rt.common.threads import starts
+from infgen_rt.errors import DecodeError
 
 Work = Callable[[Tell, Event], Any]
 
@@ -38,8 +41,9 @@ class Job(QObject):
         self._ended.connect(self._end, Qt.ConnectionType.QueuedConnection)
 
     def start(self) -> None:
-        """Start the work."""
-        self._thread.start()
+        """Start the work. If the system allows no thread for it, `failed` says so."""
+        if not starts(self._thread):
+            self._ended.emit(None, DecodeError(f"the system allowed no further thread: {MORE_MEMORY}"))
 
     def cancel(self) -> None:
         """Ask the work to stop. It stops at its next step, or in the middle of a graph."""
@@ -47,7 +51,8 @@ class Job(QObject):
 
     def wait(self) -> None:
         """Wait until the work has ended. Its signals may arrive later."""
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def _run(self) -> None:
         result, error = None, None

@@ -7,7 +7,9 @@ from types import TracebackType
 from infgen_rt.common.arguments import FUNCTION, NUMBER, WHOLE, Kind
 from infgen_rt.common.cancellation import Cancel
 from infgen_rt.common.memory import MIB
-from infgen_rt.errors import Cancelled, PlanError
+from infgen_rt.common.shortages import MORE_MEMORY
+from infgen_rt.common.threads import starts
+from infgen_rt.errors import Cancelled, DecodeError, PlanError
 from infgen_rt.geometry.levels import TILE, TILES, Level, Tile
 from infgen_rt.geometry.shapes import Size
 from infgen_rt.nodes.cache import TileCache
@@ -42,6 +44,7 @@ class TileReader:
 
     Raises:
         PlanError: the side of a tile, the number of threads or the order is not possible.
+        DecodeError: the system allowed no thread.
     """
 
     def __init__(
@@ -55,11 +58,10 @@ class TileReader:
         self._order = order
         self._cache: TileCache[Tile, Frame] = TileCache(cache)
         self._requests = Requests()
-        self._threads = [
-            Thread(target=self._work, name=f"infgen-view-{number}", daemon=True) for number in range(workers)
-        ]
-        for thread in self._threads:
-            thread.start()
+        threads = (Thread(target=self._work, name=f"infgen-view-{number}", daemon=True) for number in range(workers))
+        self._threads = [thread for thread in threads if starts(thread)]
+        if not self._threads:
+            raise DecodeError(f"the system allowed no thread that reads tiles: {MORE_MEMORY}")
 
     @property
     def levels(self) -> tuple[Level, ...]:

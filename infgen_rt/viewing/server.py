@@ -24,6 +24,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from infgen_rt.common.arguments import TEXT, WHOLE, Kind
+from infgen_rt.common.callers import raise_callers
+from infgen_rt.common.shortages import lacks_threads
 from infgen_rt.errors import Cancelled, InfGenError, InputError, one_line
 from infgen_rt.geometry.levels import Level, Tile
 from infgen_rt.geometry.shapes import Box
@@ -64,6 +66,7 @@ class TileServer(ThreadingHTTPServer):
 
     Raises:
         InputError: there is no picture, or nothing can be served at this host and port.
+        DecodeError: the system allowed no thread that reads tiles.
     """
 
     daemon_threads = True
@@ -86,7 +89,13 @@ class TileServer(ThreadingHTTPServer):
             raise InputError(f"cannot serve at {host}, port {port} ({why}): pass another --port, or 0") from error
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{self.server_address[1]}/"
         self.names = {"localhost", host.lower()}
-        self.readers = [TileReader(each, cache=cache // len(pictures), order="rgb") for each in pictures]
+        self.readers: list[TileReader] = []
+        try:
+            for each in pictures:
+                self.readers.append(TileReader(each, cache=cache // len(pictures), order="rgb"))
+        except InfGenError:
+            self.server_close()
+            raise
         sources = json.dumps([f"/{number}/info.json" for number in range(1, len(pictures) + 1)])
         page = files("infgen_rt").joinpath("data/tiles.html").read_text(encoding="utf-8")
         self.page = page.replace("TITLE", html.escape(title)).replace('["SOURCES"]', sources).encode(errors="replace")
@@ -97,6 +106,17 @@ class TileServer(ThreadingHTTPServer):
         super().server_close()
         for reader in getattr(self, "readers", ()):  # this attribute is missing if the port was taken
             reader.close()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError as error:
+            raise_callers(error)
+            if not lacks_threads(error):
+                raise
+            # The system allows no thread for this connection. It gets one answer, for which the others have to wait.
+            _SingleAnswer(request, client_address, self)
+            self.shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exception(), ConnectionError):  # a browser may close the connection at any time
@@ -180,6 +200,19 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *arguments: Any) -> None:
         _LOG.debug(format, *arguments)
+
+
+class _SingleAnswer(_Handler):
+    """Answers one request, in the thread that accepts all connections."""
+
+    timeout = 5
+
+    def handle(self) -> None:
+        self.handle_one_request()
+
+    def end_headers(self) -> None:
+        self.send_header("Connection", "close")
+        super().end_headers()
 
 
 def _info(levels: Sequence[Level], address: str) -> dict[str, Any]:

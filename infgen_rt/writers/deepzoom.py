@@ -1,7 +1,6 @@
 """Deep Zoom: the picture at its own size and halved again and again, in small tiles, for viewers like OpenSeadragon."""
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
@@ -9,6 +8,7 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 
 from infgen_rt.common.pixels import Bits, LevelArray
+from infgen_rt.common.threads import Pool
 from infgen_rt.errors import OutputError
 from infgen_rt.geometry.levels import halvings
 from infgen_rt.geometry.shapes import Size
@@ -79,7 +79,7 @@ class DeepZoom(Format):
         descriptor, folder = self.outputs(path)
         sizes = self.sizes(layers[0].size)
         shrunk: Iterator[LevelArray] = iter(())
-        with ThreadPoolExecutor(thread_name_prefix="infgen-dzi") as pool:
+        with Pool(thread_name_prefix="infgen-dzi") as pool:
             for number, size in enumerate(sizes):
                 if number < len(layers):
                     exhaust(shrunk)
@@ -102,7 +102,7 @@ class DeepZoom(Format):
         ]
         return _METADATA.format(entries="".join(entries)) if entries else ""
 
-    def _level(self, folder: Path, layer: Layer, pool: ThreadPoolExecutor) -> Iterator[LevelArray]:
+    def _level(self, folder: Path, layer: Layer, pool: Pool) -> Iterator[LevelArray]:
         """Write the tiles of a level, and yield its rows at half the size, uint8 [rows, width, 3]."""
         from PIL import Image
 

@@ -3,7 +3,7 @@
 import struct
 import zlib
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextvars import copy_context
 from pathlib import Path
 from typing import BinaryIO
@@ -12,6 +12,7 @@ import numpy as np
 
 from infgen_rt.common.cancellation import current
 from infgen_rt.common.pixels import Bits, ByteArray, LevelArray
+from infgen_rt.common.threads import Pool
 from infgen_rt.geometry.shapes import Size
 from infgen_rt.writers.formats import Format, Layer
 from infgen_rt.writers.metadata import Metadata
@@ -43,7 +44,7 @@ class Png(Format):
 
     def write(self, path: Path, layers: Sequence[Layer]) -> None:
         layer = layers[0]
-        with path.open("xb") as file, ThreadPoolExecutor(1, thread_name_prefix="infgen-png") as pool:
+        with path.open("xb") as file, Pool(1, thread_name_prefix="infgen-png") as pool:
             encoder = _Encoder(file, layer.size, layer.bits, self._metadata)
             pending: Future[None] | None = None
             for band in layer.bands:

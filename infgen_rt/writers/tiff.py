@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from infgen_rt.common.pixels import Bits, LevelArray, level_type
+from infgen_rt.common.threads import allowed
 from infgen_rt.geometry.shapes import Size
 from infgen_rt.writers.bands import cut, exhaust
 from infgen_rt.writers.formats import Format, Layer
@@ -59,7 +60,7 @@ class Tiff(Format):
                 extratags=texts,
                 metadata=None,
                 software=False,
-                maxworkers=os.cpu_count(),
+                maxworkers=max(1, allowed(os.cpu_count() or 1)),
                 buffersize=_BATCH,
             )
             # TiffWriter stops after the last tile and does not run the iterator to its end.

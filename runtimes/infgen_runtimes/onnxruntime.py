@@ -225,7 +225,8 @@ def _cuda(index: int) -> Place:
 
 def _session_options(options: Options) -> ort.SessionOptions:
     settings = ort.SessionOptions()
-    settings.log_severity_level = _ERRORS_ONLY
+    # On the CPU, every error that ONNX Runtime prints is raised too. A GPU's provider only prints why it cannot start.
+    settings.log_severity_level = _FATAL_ONLY if options.device == "cpu" else _ERRORS_ONLY
     # Zero is ONNX Runtime's default, one thread per physical core.
     settings.intra_op_num_threads = options.threads or 0
     # With this setting, ONNX Runtime would plan and keep memory for each shape. Tiles have many shapes, which differ by

@@ -14,10 +14,12 @@ from infgen_rt.backend.forks import keep_in_children
 from infgen_rt.backend.protocol import Device, Options, require_version
 from infgen_rt.bundle.graphs import Content
 from infgen_rt.bundle.manifest import Recipe
-from infgen_rt.common.callers import suppress_but_callers
+from infgen_rt.common.callers import raise_callers, suppress_but_callers
 from infgen_rt.common.cancellation import current
 from infgen_rt.common.folders import read_checked, write_checked
 from infgen_rt.common.pixels import FloatArray
+from infgen_rt.common.remedies import reinstalling
+from infgen_rt.common.shortages import remedy
 from infgen_rt.errors import BackendError, DecodeError, one_line
 from infgen_runtimes.telemetry import without_openvino_telemetry
 
@@ -52,6 +54,8 @@ class Backend:
         core = _core()
         found = [Device(_id(name), core.get_property(name, "FULL_DEVICE_NAME")) for name in core.available_devices]
         kinds = {device.id.partition(":")[0] for device in found}
+        if "cpu" not in kinds:
+            found.append(Device("cpu", "CPU", _without_cpu(core)))
         return [*found, *(Device(kind, *about) for kind, about in _REMEDIES.items() if kind not in kinds)]
 
     def arithmetics(self, device: str, recipe: Recipe) -> Sequence[str]:
@@ -325,6 +329,18 @@ def _data(model: ov.Model) -> list[ov.Node]:
 
 def _sources(operation: ov.Node) -> list[str]:
     return [port.get_source_output().get_node().get_friendly_name() for port in operation.inputs()]
+
+
+def _without_cpu(core: ov.Core) -> str:
+    """The reason why OpenVINO cannot use the CPU, which it can on every machine that has enough memory."""
+    try:
+        core.get_property("CPU", "FULL_DEVICE_NAME")
+    # OpenVINO raises plain RuntimeErrors.
+    except Exception as error:
+        raise_callers(error)
+        text = one_line(error)
+        return f"{text}; {remedy(text) or reinstalling(('openvino',))}"
+    return f"OpenVINO does not list it; {reinstalling(('openvino',))}"
 
 
 @cache

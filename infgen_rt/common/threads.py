@@ -1,0 +1,79 @@
+"""Threads that may be missing: without them, work takes longer, but it is still done."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Event, Thread
+from typing import ParamSpec, TypeVar
+
+from infgen_rt.common.callers import raise_callers
+from infgen_rt.common.shortages import lacks_threads
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def starts(thread: Thread) -> bool:
+    """Start a thread. Returns False if the system allows no further one."""
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise_callers(error)
+        if not lacks_threads(error):
+            raise
+        return False
+    return True
+
+
+def allowed(most: int) -> int:
+    """The number of threads that the system allows now, from 0 to `most`. For libraries that start their own.
+
+    Args:
+        most: the number of threads that are wanted.
+    """
+    done, started = Event(), 0
+    threads = [Thread(target=done.wait, daemon=True) for _ in range(most)]
+    while started < most and starts(threads[started]):
+        started += 1
+    done.set()
+    for thread in threads[:started]:
+        thread.join()
+    return started
+
+
+class Pool(ThreadPoolExecutor):
+    """A pool that gets along with the threads that the system allows.
+
+    If the system allows fewer than planned, those that there are do all of the work. If it allows none, `submit` does
+    the work in the caller's thread before it returns.
+    """
+
+    _alone = False
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """See `concurrent.futures.Executor.submit`."""
+        if not self._alone:
+            try:
+                return super().submit(fn, *args, **kwargs)
+            except RuntimeError as error:
+                raise_callers(error)
+                if not lacks_threads(error):
+                    raise
+                # The piece stays in the pool's queue, but no thread will take it.
+                self._alone = True
+        future: Future[T] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        # Errors that are no Exception, such as KeyboardInterrupt, leave this thread at once.
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def _adjust_thread_count(self) -> None:
+        # The base class has put the piece into its queue before it calls this method to start a thread. If one thread
+        # is running, it will do that piece too.
+        try:
+            super()._adjust_thread_count()
+        except RuntimeError as error:
+            raise_callers(error)
+            if not (lacks_threads(error) and self._threads):
+                raise
