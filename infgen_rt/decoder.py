@@ -105,6 +105,9 @@ def open(
 class Decoder:
     """An opened model, which `open` returns. Several threads may use it.
 
+    After `close`, and in a process that was forked after `open`, the decoder and its pictures raise DecodeError when
+    something has to be planned, decoded or written. As a context manager, it is closed when the first block ends.
+
     Attributes:
         notices: gives the warnings. By default, only the first warning of each cause is given. To get all of them, set
             `notices.repeat`.
@@ -193,6 +196,7 @@ class Decoder:
             LatentError: the latent is not usable.
             PlanError: the size, the stages, the tile or the part are not possible, or the memory budget is too small.
             BackendError: the graph that several stages need cannot be loaded.
+            DecodeError: the decoder is closed, or there is too little memory.
         """
         # This check is the first step, because the others use NumPy's matrix products. In a forked child, these start a
         # thread for which PyTorch waits at the end.
@@ -265,7 +269,7 @@ class Decoder:
             InputError: these are not the pixels of a picture.
             PlanError: the model has no encoder, the size is not possible, or the memory budget is too small.
             BackendError: the encoder's graph cannot be loaded.
-            DecodeError: encoding failed.
+            DecodeError: encoding failed, or the decoder is closed.
 
         Examples:
             >>> import infgen_rt
@@ -309,7 +313,10 @@ class Decoder:
         return Source(contexts, given.size, native, self._engine, self._choice, self._budget, tile, part, self.notices)
 
     def close(self) -> None:
-        """Free the model and the memory of its pictures. The pictures can no longer be read."""
+        """Free the model and the memory of its pictures. The pictures can no longer be read.
+
+        It waits for the graphs that are running. It may be called more than once, and by several threads at once.
+        """
         self._engine.close()
 
     def __repr__(self) -> str:

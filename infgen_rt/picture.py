@@ -123,7 +123,7 @@ class Picture:
         Raises:
             TypeError: `dtype` is another type.
             PlanError: the region is not inside the picture, or `out` has another shape or type.
-            DecodeError: decoding failed.
+            DecodeError: decoding failed, or the decoder is closed.
             Cancelled: the work was cancelled with `cancel`.
         """
         FUNCTION.or_none(progress=progress)
@@ -168,12 +168,14 @@ class Picture:
             cancel: as for `save`.
 
         Returns:
-            An iterator over pairs: the box of a tile in pixels, and its pixels, `dtype` [height, width, 3]. It may
-            raise DecodeError or Cancelled.
+            An iterator over pairs: the box of a tile in pixels, and its pixels, `dtype` [height, width, 3]. One thread
+            at a time may use it. After its end, or an error, it has no further tiles.
 
         Raises:
             TypeError: `dtype` is another type.
             PlanError: the region is not inside the picture.
+            DecodeError: decoding failed, or the decoder is closed. The iterator raises this and the next one.
+            Cancelled: the work was cancelled with `cancel`.
         """
         PLACE.or_none(start=start)
         return read_tiles(self._stage, start, self._box(region), pixel_type(dtype), Cancellation(cancel))
@@ -186,6 +188,8 @@ class Picture:
 
         Raises:
             PlanError: the size is not possible, or the memory budget is too small.
+            BackendError: the graph that this size needs cannot be loaded.
+            DecodeError: the decoder is closed.
         """
         return Picture.of(self._source, size)
 
@@ -209,7 +213,7 @@ class Picture:
 
         Raises:
             PlanError: `longest` is below 1.
-            DecodeError: decoding failed.
+            DecodeError: decoding failed, or the decoder is closed.
         """
         WHOLE.check(longest=longest)
         size, decoded = preview_sizes(longest, self.size, self._plan.stages[0].grid, self._stage.least_scale)
@@ -220,7 +224,7 @@ class Picture:
         return np.asarray(self.at(decoded).image().resize(size, Resampling.BICUBIC))
 
     def image(self) -> "Image":
-        """The whole picture as a Pillow image."""
+        """The whole picture as a Pillow image. The errors are those of `read`."""
         from PIL import Image
 
         return Image.fromarray(self.read())
@@ -283,7 +287,7 @@ class Picture:
         Raises:
             OutputError: the file cannot be written. In most cases, this is raised before anything is decoded.
             PlanError: the region is not inside the picture.
-            DecodeError: decoding failed.
+            DecodeError: decoding failed, or the decoder is closed.
             WriteError: writing failed.
             Cancelled: the work was cancelled with `cancel`. As after any error, no new file is left.
         """

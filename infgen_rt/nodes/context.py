@@ -114,8 +114,13 @@ class Contexts:
         self._tiles.resize(max(*caches, min(sum(caches), self._room)))
 
     def of(self, enlargement: Enlargement) -> Node[Values]:
-        """The context for an enlargement, which must be planned. If it has no tiles, the features are the context."""
+        """The context for an enlargement, which must be planned. If it has no tiles, the features are the context.
+
+        Raises:
+            DecodeError: the engine is closed.
+        """
         node = self._kept.get(enlargement, self._features)
+        self._engine.check_open()  # if the decoder was closed before, there is no node
         assert node is not None, "a context is planned before it is used"
         return node
 

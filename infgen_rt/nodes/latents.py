@@ -43,9 +43,10 @@ class Given:
 
     def read(self, box: Box) -> FloatArray:
         """The cells of a box: float32 [C, h, w], a view."""
-        self._engine.check_open()
-        assert self._latent is not None
-        return self._latent[:, *box.slices]
+        latent = self._latent
+        self._engine.check_open()  # if the decoder was closed before, the latent is None
+        assert latent is not None
+        return latent[:, *box.slices]
 
 
 def latent_bytes(cells: Size, manifest: Manifest) -> int:

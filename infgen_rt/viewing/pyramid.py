@@ -69,7 +69,7 @@ class Pyramid:
 
         Raises:
             PlanError: the pyramid has no such tile, or the order is unknown.
-            DecodeError: decoding failed.
+            DecodeError: decoding failed, or the decoder is closed.
             Cancelled: the work was cancelled with `cancel`.
         """
         box = self.box(tile)
@@ -89,7 +89,7 @@ class Pyramid:
 
         Raises:
             PlanError: there is no such level, the region is not inside it, or the order is unknown.
-            DecodeError: decoding failed.
+            DecodeError: decoding failed, or the decoder is closed.
             Cancelled: the work was cancelled with `cancel`.
         """
         WHOLE.check(level=level)

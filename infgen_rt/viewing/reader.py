@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from threading import Thread
 from types import TracebackType
 
+from infgen_rt.backend.forks import Birthplace
 from infgen_rt.common.arguments import FUNCTION, NUMBER, WHOLE, Kind
 from infgen_rt.common.cancellation import Cancel
 from infgen_rt.common.memory import MIB
@@ -58,6 +59,7 @@ class TileReader:
         self._order = order
         self._cache: TileCache[Tile, Frame] = TileCache(cache)
         self._requests = Requests()
+        self._birthplace = Birthplace()
         threads = (Thread(target=self._work, name=f"infgen-view-{number}", daemon=True) for number in range(workers))
         self._threads = [thread for thread in threads if starts(thread)]
         if not self._threads:
@@ -92,7 +94,7 @@ class TileReader:
 
         Raises:
             PlanError: the pyramid has no such tile.
-            DecodeError: decoding failed.
+            DecodeError: decoding failed, or the decoder is closed.
             Cancelled: the work was cancelled with `cancel`.
         """
         TILES.check(tile=tile)
@@ -115,9 +117,11 @@ class TileReader:
 
         Raises:
             PlanError: there is no such tile.
+            DecodeError: this process was forked from the one that has the reader's threads.
         """
         NUMBER.check(priority=priority)
         FUNCTION.or_none(done=done)
+        self._birthplace.check()
         self.pyramid.box(tile)
         request = Request(tile, priority, done)
         self._requests.add(request)
@@ -135,9 +139,11 @@ class TileReader:
 
         Raises:
             PlanError: there is no such tile.
+            DecodeError: this process was forked from the one that has the reader's threads.
         """
         FUNCTION.or_none(done=done)
         _SEVERAL.check(tiles=tiles)
+        self._birthplace.check()
         missing = (tile for tile in dict.fromkeys(tiles) if not self._cache.holds([tile]))
         order = {tile: float(number) for number, tile in enumerate(missing)}
         known = self._requests.keep_only(order, {tile.level for tile in tiles})
@@ -146,12 +152,16 @@ class TileReader:
                 self.request(tile, priority, done)
 
     def close(self, wait: bool = True) -> None:
-        """Cancel all requests, stop the threads and empty the cache.
+        """Cancel all requests, stop the threads and empty the cache. In a forked process, do nothing.
+
+        It may be called more than once, and by several threads at once. Later requests are cancelled.
 
         Args:
             wait: whether to wait until the threads have ended. A thread that is decoding ends at its next check for
                 cancellation.
         """
+        if not self._birthplace.here:  # the threads are in the parent, and may hold the locks for ever
+            return
         self._requests.close()
         for thread in self._threads if wait else ():
             thread.join()

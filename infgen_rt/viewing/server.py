@@ -52,7 +52,8 @@ class TileServer(ThreadingHTTPServer):
     frees all tiles.
 
     The page is at `/`. Picture N, counted from 1, is described at `/N/info.json`. A tile is decoded when it is
-    requested. Decoding stops if the browser closes the connection.
+    requested. Decoding stops if the browser closes the connection. If the decoder is closed, a tile is answered with
+    the status 500 and the message of the DecodeError. `server_close` may be called more than once.
 
     Args:
         pictures: the pictures, at least one.
