@@ -11,6 +11,20 @@ import infgen_rt
 
 from .rt import tiny
 
+LONG = (
+    "export/test_export.py",
+    "export/test_coreml.py",
+    "export/test_recipes.py",
+    "runtimes/test_contract.py",
+    "rt/test_default_model.py",
+    "export/test_model.py",
+    "test_benchmarks.py",
+)
+"""The files whose tests take longest. They run first, so that no process works on one of them after all others ended.
+
+The first of them traces the graphs that the third and the fourth need too.
+"""
+
 # Timing never decides a test.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
@@ -26,6 +40,13 @@ def pytest_configure(config: pytest.Config) -> None:
     if worker is not None and hasattr(os, "sched_setaffinity"):
         available = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {available[int(worker.removeprefix("gw")) % len(available)]})
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first. The others stay in their order."""
+    root = Path(__file__).parent
+    places = {root / name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path, len(LONG)))
 
 
 @pytest.fixture(scope="session", autouse=True)

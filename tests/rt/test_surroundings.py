@@ -58,7 +58,7 @@ def as_nobody() -> list[str]:
 
 
 @pytest.mark.skipif(not can_be_nobody(), reason="needs unshare and user namespaces")
-@pytest.mark.parametrize("backend", ["onnxruntime", "auto"])
+@pytest.mark.parametrize("backend", ["onnxruntime", pytest.param("auto", marks=pytest.mark.slow)])
 def test_a_user_whom_the_system_does_not_know_gets_the_picture(folder: Path, backend: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "INFGEN_RT_CACHE")}
     environment = {name: value for name, value in environment.items() if not name.startswith("XDG_")}
