@@ -85,7 +85,7 @@ def _main(bundle: str, backend: str, graph: str) -> None:
     manifest = engine.manifest
     if graph == _ALL:
         enlargement = manifest.contexts[-1]
-        engine.load_for(enlargement)
+        _load(engine, enlargement)
         # Several shapes, because the tiles at the edges of a picture are smaller than the others.
         kinds = [kind for kind in manifest.kinds(engine.recipe) if kind.picture]
         for kind, height, width in product(kinds, SIDES, SIDES):
@@ -97,11 +97,17 @@ def _main(bundle: str, backend: str, graph: str) -> None:
     own = (each for each in manifest.contexts if graph == each.graph(kind.name))
     enlargement = next(own, manifest.contexts[-1])
     # Load all graphs that a picture needs, as in decoding.
-    engine.load_for(enlargement)
+    _load(engine, enlargement)
     engine.load(graph)
     loaded = peak_memory() or 0
     _run(engine, kind, enlargement, CELLS, TOKENS)
     json.dump([loaded, (peak_memory() or 0) - loaded], sys.stdout)
+
+
+def _load(engine: Engine, enlargement: Enlargement) -> None:
+    """Loads the graphs of a picture, with decode, which otherwise is loaded when it first runs."""
+    engine.load_for(enlargement)
+    engine.load(enlargement.graph(DECODE.name))
 
 
 def _run(engine: Engine, kind: Kind, enlargement: Enlargement, cells: Size, tokens: Size) -> None:

@@ -44,7 +44,8 @@ class Engine:
     """Runs a recipe's graphs. Several threads may use it.
 
     The graphs for pictures are loaded when the engine is created, except those that exist once per enlargement, which
-    `load_for` loads. Those of the encoder are loaded by `load_encoder`.
+    `load_for` loads, and decode. Those of the encoder are loaded by `load_encoder`. Decode exists in two forms, for one
+    tile at a time and for several. Most pictures need only one form, so each is loaded when it is first needed.
 
     If a result in a lower arithmetic than float32 has NaN or infinite values, it is computed again in float32 on the
     same device, provided that the bundle has graphs for that.
@@ -70,6 +71,7 @@ class Engine:
         self.recipe = candidate.recipe
         self._bundle, self._candidate, self._threads, self._advises = bundle, candidate, threads, advises
         self._sessions: dict[str, Session] = {}
+        self._checked: set[str] = set()
         self._kinds = {kind.name: kind for kind in self.manifest.kinds(self.recipe)}
         self._closed, self._birthplace = False, forks.Birthplace()
         forks.keep_in_children(self)
@@ -103,10 +105,22 @@ class Engine:
                 self.load(kind.name)
 
     def load_for(self, enlargement: Enlargement) -> None:
-        """Load the graphs that compute an enlargement's context and decode it. The errors are those of `load`."""
+        """Load the graphs that compute an enlargement's context, and check the file of decode, which is loaded later.
+
+        Raises:
+            BundleError: a file is damaged.
+            BackendError: a graph cannot be loaded.
+            DecodeError: the engine is closed.
+            Cancelled: the current work was cancelled.
+        """
         for kind in self._kinds.values():
-            if kind.enlarged:
+            if kind.enlarged and kind.name != DECODE.name:
                 self.load(enlargement.graph(kind.name))
+        self.check_open()
+        decode = enlargement.graph(DECODE.name)
+        if decode not in self._checked:
+            self._bundle.check_graph(self.recipe, decode)
+            self._checked.add(decode)
 
     def load_shared(self, enlargement: Enlargement) -> None:
         """Load decode for runs with one thread each. The errors are those of `load`."""
@@ -137,21 +151,20 @@ class Engine:
     def run(
         self, kind: Kind, inputs: Mapping[str, Any], enlargement: Enlargement | None = None, shared: bool = False
     ) -> Values:
-        """Run a graph of a kind that the recipe has.
+        """Run a graph of a kind that the recipe has. It is loaded first, if it is not loaded yet.
 
         Args:
             kind: the kind of graph.
             inputs: the inputs of the graph, by name.
             enlargement: the enlargement of the graph, if there is one graph per enlargement.
-            shared: whether to use only one thread, because other tiles are decoded at the same time. `load_shared` must
-                have been called before.
+            shared: whether to use only one thread, because other tiles are decoded at the same time.
 
         Returns:
             The output, on the backend's device, in the shape that the kind has for these inputs.
 
         Raises:
-            BackendError: the graph in float32, which is loaded if the result has NaN or infinite values, cannot be
-                loaded.
+            BackendError: the graph cannot be loaded, or the graph in float32, which is loaded if the result has NaN or
+                infinite values.
             DecodeError: the run failed, or the engine is closed.
             Cancelled: the current work was cancelled.
         """
@@ -160,12 +173,16 @@ class Engine:
         # This check comes before any lock is taken. In a forked process, a lock may be held by a thread that exists in
         # the parent process only.
         self._birthplace.check()
+        key = _SHARED + graph if shared else graph
+        # Without this check, a run would wait while another thread loads another graph.
+        if key not in self._sessions:
+            self._load(key, graph, *((1, self.workers) if shared else (self._threads,)))
         with self._gate.enter(alone=not shared):
             self.check_open()
             cancellation = current()
             cancellation.check()
             try:
-                results = self._sessions[_SHARED + graph if shared else graph].run(filled)
+                results = self._sessions[key].run(filled)
             except DecodeError as error:
                 raise_callers(error)
                 # If the run was interrupted, it fails with an error of the backend. Raise Cancelled instead.
@@ -188,7 +205,6 @@ class Engine:
             result = result[tuple(slice(side) for side in kind.output_shape(inputs, sizes))]
         if self._candidate.exact or is_finite(result) or (exact := self._in_float32()) is None:
             return result
-        exact.load(graph)
         return exact.run(kind, inputs, enlargement)
 
     def has(self, kind: Kind) -> bool:

@@ -115,6 +115,13 @@ class Bundle:
             files[name.removesuffix(PARTS)] = self._assembled(f"{path}/{name}", files.pop(name), weights)
         return files | weights
 
+    def check_graph(self, recipe: Recipe, graph: str) -> None:
+        """Check the files that a graph needs, for a graph that is read later. The errors are those of `read_graph`."""
+        for name in self.manifest.files_of(recipe.graphs[graph]):
+            self.read(name)
+        for name in recipe.weights_of(graph):
+            self._weights(name)
+
     def _assembled(self, name: str, parts: Content, weights: Mapping[str, Content]) -> bytes:
         """Put a file together, given the name and the content of the file that tells how, and one file of weights."""
         try:

@@ -21,7 +21,7 @@ class Decoded:
         context: the latent's context.
         grid: the picture over the latent's cells.
         enlargement: the context's enlargement.
-        engine: the engine, with decode loaded.
+        engine: the engine, which loads decode when it first runs.
     """
 
     def __init__(self, context: Node[Values], grid: Grid, enlargement: Enlargement, engine: Engine) -> None:
@@ -58,13 +58,13 @@ class Decoded:
 
         Args:
             box: the box in pixels.
-            shared: whether to use only one thread, because other boxes are read at the same time. `load_shared` must
-                have been called before.
+            shared: whether to use only one thread, because other boxes are read at the same time.
 
         Returns:
             float32 [3, h, w], on the backend's device.
 
         Raises:
+            BackendError: the graph, which is loaded when it is first needed, cannot be loaded.
             DecodeError: the graph failed, or gave NaN or infinite pixels.
             Cancelled: the current work was cancelled.
         """

@@ -129,7 +129,7 @@ class Tiles:
             for box in boxes:
                 yield self.read(box, number)
             return
-        # The graph is not loaded when the picture is planned, because reading a single tile does not need it.
+        # The workers would otherwise wait for the first of them to load the graph.
         self._source.load_shared()
         # The preparation runs in this thread, because encoding the picture of an earlier stage may itself use workers.
         for _ in self.prepare():

@@ -252,8 +252,12 @@ def test_graphs_are_loaded_when_a_picture_wants_them(decoder: infgen_rt.Decoder)
     first = {"statistics", "prefill", "trunk"}
     assert loaded(decoder) == first
     picture = decoder.picture(LATENT)
+    assert loaded(decoder) == first | {"refine1"}
+    picture.read()
     assert loaded(decoder) == first | {"refine1", "decode1"}
     picture.at("2x")
+    assert loaded(decoder) == first | {"refine1", "decode1", "refine4"}
+    picture.at("2x").read()
     assert loaded(decoder) == first | {"refine1", "decode1", "refine4", "decode4"}
 
 

@@ -174,7 +174,7 @@ def test_closing_waits_for_the_tiles_that_are_under_way(parallel: infgen_rt.Deco
 
 def test_several_readers_share_the_workers(parallel: infgen_rt.Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two threads that read have no more runs at once between them than one has."""
-    session = type(parallel._engine._sessions["decode"])
+    session = type(parallel._engine._sessions["prefill"])
     running, most, lock, run = 0, 0, threading.Lock(), session.run
 
     def on_run(self: Any, inputs: Any) -> Any:
