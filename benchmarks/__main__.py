@@ -8,16 +8,14 @@ VAE always has random weights, because only its cost is measured.
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from pathlib import Path
 
 import click
 
-from benchmarks import methods, plots, report, suite
+from benchmarks import methods, options, plots, report, suite
 from benchmarks.cost import decoder_cost
 from infgen_model.checkpoint import CheckpointError
-from infgen_rt.bundle.folder import DEFAULT_BUNDLE
 
 CHECKPOINT = Path(__file__).parents[1] / "training" / "checkpoints" / "edge-flux2"
 
@@ -36,12 +34,7 @@ CHECKPOINT = Path(__file__).parents[1] / "training" / "checkpoints" / "edge-flux
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Python file with load_x4plus(), which loads Real-ESRGAN with its weights.",
 )
-@click.option(
-    "--model",
-    type=click.Path(path_type=Path),
-    default=DEFAULT_BUNDLE,
-    help="Bundle.  [default: the one in the package]",
-)
+@options.model
 @click.option(
     "--checkpoint",
     type=click.Path(path_type=Path),
@@ -54,7 +47,7 @@ CHECKPOINT = Path(__file__).parents[1] / "training" / "checkpoints" / "edge-flux
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Make tables and plots of an earlier results.json, optionally with another --quality. Nothing is measured.",
 )
-@click.option("--threads", default=os.cpu_count() or 1, show_default=True, help="CPU threads of every method.")
+@options.threads
 @click.option(
     "-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder for JSON, table and plots."
 )

@@ -21,10 +21,11 @@ import click
 import numpy as np
 
 import infgen_rt
+from benchmarks import options
 from benchmarks.process import Order, median, run, start
 from infgen_rt.backend.candidates import Survey
 from infgen_rt.backend.protocol import KNOWN
-from infgen_rt.bundle.folder import DEFAULT_BUNDLE, Bundle
+from infgen_rt.bundle.folder import Bundle
 from infgen_rt.common.folders import VARIABLE
 from infgen_rt.common.pixels import psnr
 from infgen_rt.errors import BackendError
@@ -51,14 +52,9 @@ def ways(bundle: Path) -> list[tuple[str, str, str]]:
 
 
 @click.command()
-@click.option(
-    "--model",
-    type=click.Path(path_type=Path),
-    default=DEFAULT_BUNDLE,
-    help="Bundle.  [default: the one in the package]",
-)
+@options.model
 @click.option("--sample", default="osprey", show_default=True)
-@click.option("--threads", default=os.cpu_count() or 1, show_default=True)
+@options.threads
 @click.option("--repeat", default=3, show_default=True)
 @click.option("--json", "file", type=click.Path(path_type=Path), help="File for all measurements, as JSON.")
 def main(model: Path, sample: str, threads: int, repeat: int, file: Path | None) -> None:

@@ -12,7 +12,6 @@ The ways take turns. In each turn, a way decodes all latents into PNG files. The
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -29,9 +28,9 @@ import click
 import numpy as np
 
 import infgen_rt
+from benchmarks import options
 from benchmarks.machine import machine
 from infgen_rt.backend.candidates import Precision
-from infgen_rt.bundle.folder import DEFAULT_BUNDLE
 
 ENGINES: tuple[tuple[str, Precision], ...] = (("onnxruntime", "exact"), ("openvino", "fast"))
 """Backends and precisions that are measured."""
@@ -47,11 +46,11 @@ def latents_of(sample: str, cells: int, count: int) -> list[np.ndarray[Any, Any]
     return [whole[:, top : top + cells, left : left + cells] for top, left in places]
 
 
-def processes(files: Sequence[Path], folder: Path, options: Sequence[str]) -> None:
+def processes(files: Sequence[Path], folder: Path, arguments: Sequence[str]) -> None:
     """Decodes each latent in a process of its own."""
     for file in files:
         command = [sys.executable, "-m", "infgen_rt", "decode", str(file), "-o", str(folder / f"{file.stem}.png")]
-        subprocess.run([*command, *options, "--quiet"], check=True)
+        subprocess.run([*command, *arguments, "--quiet"], check=True)
 
 
 def together(
@@ -117,10 +116,10 @@ def turns_of(
             opened.enter_context(infgen_rt.open(model, backend, device="cpu", precision=precision, threads=each))
             for each in (threads, max(1, threads // 2), max(1, threads // 2))
         )
-        options = ["--model", str(model), "--backend", backend, "--device", "cpu", "--precision", precision]
-        options += ["--threads", str(threads), "--size", f"{side}x{side}", "--normalisation", "model", "--force"]
+        arguments = ["--model", str(model), "--backend", backend, "--device", "cpu", "--precision", precision]
+        arguments += ["--threads", str(threads), "--size", f"{side}x{side}", "--normalisation", "model", "--force"]
         ways: dict[str, Callable[[], object]] = {
-            "a process for each": partial(processes, files, folder, options),
+            "a process for each": partial(processes, files, folder, arguments),
             AFTER: partial(together, one, files, folder, size, 1),
             "two at once": partial(together, one, files, folder, size, 2),
             "two decoders, half of the threads each": partial(apart, halves, files, folder, size),
@@ -132,17 +131,12 @@ def turns_of(
 
 
 @click.command()
-@click.option(
-    "--model",
-    type=click.Path(path_type=Path),
-    default=DEFAULT_BUNDLE,
-    help="Bundle.  [default: the one in the package]",
-)
+@options.model
 @click.option("--sample", default="osprey", show_default=True)
 @click.option("--cells", default=32, show_default=True, help="Side of each latent in cells.")
 @click.option("--side", default=1024, show_default=True, help="Side of each picture in pixels.")
 @click.option("--latents", "count", default=12, show_default=True, help="Number of latents.")
-@click.option("--threads", default=os.cpu_count() or 1, show_default=True)
+@options.threads
 @click.option("--repeat", default=5, show_default=True, help="Number of turns. Their medians are printed.")
 @click.option("--json", "file", type=click.Path(path_type=Path), help="File for all measurements, as JSON.")
 def main(

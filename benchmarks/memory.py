@@ -17,10 +17,10 @@ from typing import Any
 
 import click
 
+from benchmarks import options
 from benchmarks.backends import ways
 from benchmarks.process import Order, run
 from benchmarks.suite import latent_file
-from infgen_rt.bundle.folder import DEFAULT_BUNDLE
 from infgen_rt.common.folders import VARIABLE
 from infgen_rt.common.memory import parse_bytes
 from infgen_rt.writers import FORMATS
@@ -126,14 +126,9 @@ def row(promise: Promise, way: Sequence[str], model: Path, threads: int, folder:
 
 
 @click.command()
-@click.option(
-    "--model",
-    type=click.Path(path_type=Path),
-    default=DEFAULT_BUNDLE,
-    help="Bundle.  [default: the one in the package]",
-)
+@options.model
 @click.option("--large", help="Name of a backend that also decodes large pictures.")
-@click.option("--threads", default=os.cpu_count() or 1, show_default=True)
+@options.threads
 def main(model: Path, large: str | None, threads: int) -> None:
     """Decodes pictures into files, and prints the time and the memory."""
     click.echo(f"| {' | '.join(HEADER)} |\n{'|---' * len(HEADER)}|")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -24,11 +23,12 @@ import onnx
 import onnxruntime
 import openvino
 
+from benchmarks import options
 from benchmarks.studies.parallel import inputs_of
 from infgen_rt.backend.candidates import Candidate, Survey
 from infgen_rt.backend.engine import Engine
 from infgen_rt.backend.protocol import Backend, Options, Session
-from infgen_rt.bundle.folder import DEFAULT_BUNDLE, Bundle
+from infgen_rt.bundle.folder import Bundle
 from infgen_rt.bundle.graphs import DECODE, KINDS, Content, apart, kind_of
 from infgen_rt.errors import BackendError
 from infgen_rt.geometry.grid import Grid
@@ -258,13 +258,8 @@ def summary(way: str, case: str, profile: Profile) -> str:
 
 
 @click.command()
-@click.option(
-    "--model",
-    type=click.Path(path_type=Path),
-    default=DEFAULT_BUNDLE,
-    help="Bundle.  [default: the one in the package]",
-)
-@click.option("--threads", default=os.cpu_count() or 1, show_default=True)
+@options.model
+@options.threads
 @click.option("--scales", default="1,2,4", show_default=True, help="Scales of refine and decode, separated by commas.")
 @click.option("--backend", "names", multiple=True, default=("onnxruntime", "openvino"), show_default=True)
 @click.option("--runs", default=7, show_default=True, help="Number of runs. Their medians are printed.")

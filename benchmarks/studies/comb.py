@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import infgen_rt
-from infgen_rt.bundle.folder import DEFAULT_BUNDLE
+from benchmarks import options
 from infgen_rt.latent.samples import load_sample, sample_names
 
 Levels = NDArray[np.float32]
@@ -177,12 +177,7 @@ def _blocks(picture: Levels, side: int) -> NDArray[np.float32]:
 
 
 @click.command()
-@click.option(
-    "--model",
-    type=click.Path(path_type=Path),
-    default=DEFAULT_BUNDLE,
-    help="Bundle.  [default: the one in the package]",
-)
+@options.model
 @click.option("--sample", "names", multiple=True, help="Names of shipped samples; all by default.")
 @click.option("--backend", default="onnxruntime", show_default=True)
 @click.option("--threads", type=int, help="CPU threads; the backend's own choice by default.")

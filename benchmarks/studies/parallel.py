@@ -6,7 +6,6 @@ Tiles in parallel have one thread each. Which way is faster depends on the backe
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -19,11 +18,12 @@ from typing import Any
 import click
 import numpy as np
 
+from benchmarks import options
 from infgen_rt.backend.candidates import Survey
 from infgen_rt.backend.engine import Engine
 from infgen_rt.backend.inputs import tile_inputs
 from infgen_rt.backend.protocol import Backend, Values
-from infgen_rt.bundle.folder import DEFAULT_BUNDLE, Bundle
+from infgen_rt.bundle.folder import Bundle
 from infgen_rt.bundle.graphs import DECODE
 from infgen_rt.bundle.manifest import Enlargement
 from infgen_rt.geometry.grid import Grid
@@ -84,14 +84,9 @@ def side_by_side(engine: Engine, inputs: Sequence[dict[str, Any]], enlargement: 
 
 
 @click.command()
-@click.option(
-    "--model",
-    type=click.Path(path_type=Path),
-    default=DEFAULT_BUNDLE,
-    help="Bundle.  [default: the one in the package]",
-)
+@options.model
 @click.option("--backend", "names", multiple=True, default=("onnxruntime", "openvino"), show_default=True)
-@click.option("--threads", default=os.cpu_count() or 1, show_default=True)
+@options.threads
 @click.option("--scales", default="1,4", show_default=True, help="Scales, separated by commas.")
 @click.option("--runs", default=5, show_default=True, help="Number of runs. Their medians are printed.")
 def main(model: Path, names: tuple[str, ...], threads: int, scales: str, runs: int) -> None:

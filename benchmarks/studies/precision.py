@@ -27,12 +27,13 @@ from numpy.typing import NDArray
 from onnxruntime import quantization
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from benchmarks import options
 from benchmarks.profile import Recorder
 from benchmarks.studies.parallel import inputs_of
 from infgen_rt.backend.candidates import Candidate, Survey
 from infgen_rt.backend.engine import Engine
 from infgen_rt.backend.protocol import Backend, Options, Session
-from infgen_rt.bundle.folder import DEFAULT_BUNDLE, Bundle
+from infgen_rt.bundle.folder import Bundle
 from infgen_rt.bundle.graphs import DECODE, Content, apart
 from infgen_rt.common.pixels import fetch, to_bytes
 from infgen_rt.geometry.grid import Grid
@@ -201,12 +202,7 @@ def _candidates(bundle: Bundle, name: str) -> list[Candidate]:
 
 
 @click.command()
-@click.option(
-    "--model",
-    type=click.Path(path_type=Path),
-    default=DEFAULT_BUNDLE,
-    help="Bundle.  [default: the one in the package]",
-)
+@options.model
 @click.option("--scale", default=4.0, show_default=True)
 @click.option("--runs", default=5, show_default=True, help="Number of runs. Their medians are printed.")
 def main(model: Path, scale: float, runs: int) -> None:

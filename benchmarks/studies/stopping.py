@@ -6,16 +6,15 @@ measures how much memory a process keeps after a decoder is closed. Every set of
 
 from __future__ import annotations
 
-import os
 import statistics
 import tempfile
 from pathlib import Path
 
 import click
 
+from benchmarks import options
 from benchmarks.process import Order, run
 from benchmarks.suite import latent_file
-from infgen_rt.bundle.folder import DEFAULT_BUNDLE
 
 ALLOWED = 0.3
 """Maximum seconds from cancelling to the error, on a CPU."""
@@ -33,14 +32,9 @@ CLOSED = ((64, 64), (3840, 2160))
 
 
 @click.command()
-@click.option(
-    "--model",
-    type=click.Path(path_type=Path),
-    default=DEFAULT_BUNDLE,
-    help="Bundle.  [default: the one in the package]",
-)
+@options.model
 @click.option("--backend", "backends", multiple=True, default=("onnxruntime", "openvino", "torch"), show_default=True)
-@click.option("--threads", default=os.cpu_count() or 1, show_default=True)
+@options.threads
 def main(model: Path, backends: tuple[str, ...], threads: int) -> None:
     """Cancels pictures and closes decoders, and prints how long that takes and how much memory remains."""
     with tempfile.TemporaryDirectory() as name:
