@@ -16,11 +16,11 @@ from infgen_rt.bundle.graphs import ENCODE, ENCODE_LATENT, ENCODE_STATISTICS
 from infgen_rt.bundle.manifest import Manifest, Memory
 from infgen_rt.common.pixels import LARGEST, ByteArray, FloatArray
 from infgen_rt.geometry.pictures import PictureTiles
-from infgen_rt.geometry.shapes import Box, Size
+from infgen_rt.geometry.shapes import Box
 from infgen_rt.geometry.tiling import HaloTiling
 from infgen_rt.nodes.latents import latent_bytes
 from infgen_rt.nodes.moments import Gathering, Moments
-from infgen_rt.nodes.node import FLOAT, Cost, Node, Once, Step
+from infgen_rt.nodes.node import FLOAT, Cost, Made, Node, Step
 from infgen_rt.nodes.tiles import Tiles
 
 
@@ -87,7 +87,7 @@ class StagePicture:
         return image
 
 
-class Encoded:
+class Encoded(Made[FloatArray]):
     """The result of encode for a whole picture, float32 [C, h, w]: its latent, or what the latent is made from.
 
     It is encoded with the pixels of one tile in memory.
@@ -99,8 +99,7 @@ class Encoded:
     """
 
     def __init__(self, picture: Source, tiles: HaloTiling, engine: Engine) -> None:
-        self._tiles = tiles
-        self._made = Once(lambda: _encoded(picture, tiles, engine), engine)
+        super().__init__(tiles.tiling.box.size, lambda: _encoded(picture, tiles, engine), engine)
 
     @staticmethod
     def cost(tiles: HaloTiling, picture: PictureTiles | None, manifest: Manifest, figures: Memory) -> Cost:
@@ -119,21 +118,12 @@ class Encoded:
         working = (3 * FLOAT * manifest.patch**2 + figures.encode_per_cell) * tiles.window.area
         return Cost(steps=steps, making=held + working, held=held, encoded=tiles.computed)
 
-    @property
-    def size(self) -> Size:
-        """Width and height in cells."""
-        return self._tiles.tiling.box.size
-
-    def prepare(self) -> Iterator[Step]:
-        """Encode the picture; see `Node`."""
-        return self._made.steps()
-
     def read(self, box: Box) -> FloatArray:
         """The cells of a box: float32 [C, h, w], a view."""
         return self._made.get()[:, *box.slices]
 
 
-class EncodedLatent:
+class EncodedLatent(Made[FloatArray]):
     """The latent of a picture, float32 [C, h, w], if the encoder has statistics.
 
     The result of encode is released when the latent is complete.
@@ -145,9 +135,9 @@ class EncodedLatent:
     """
 
     def __init__(self, encoded: Encoded, tiles: HaloTiling, engine: Engine) -> None:
-        self._size = encoded.size
         moments = Moments(encoded, gathering_of(tiles, engine.manifest), engine)
-        self._made = Once(lambda: _latent(encoded, moments, tiles_after(tiles, engine.manifest), engine), engine)
+        after = tiles_after(tiles, engine.manifest)
+        super().__init__(encoded.size, lambda: _latent(encoded, moments, after, engine), engine)
 
     @staticmethod
     def cost(tiles: HaloTiling, manifest: Manifest, figures: Memory) -> Cost:
@@ -161,15 +151,6 @@ class EncodedLatent:
         after, held = tiles_after(tiles, manifest), latent_bytes(tiles.tiling.box.size, manifest)
         working = figures.encode_latent_per_cell * after.window.area
         return Cost(steps=after.tiling.count, making=held + working, held=held, alone=True)
-
-    @property
-    def size(self) -> Size:
-        """Width and height in cells."""
-        return self._size
-
-    def prepare(self) -> Iterator[Step]:
-        """Encode the picture; see `Node`."""
-        return self._made.steps()
 
     def read(self, box: Box) -> FloatArray:
         """The cells of a box: float32 [C, h, w], a view."""

@@ -14,7 +14,7 @@ from infgen_rt.common.pixels import FloatArray
 from infgen_rt.geometry.shapes import Box, Size
 from infgen_rt.geometry.tiling import HaloTiling
 from infgen_rt.nodes.moments import Moments
-from infgen_rt.nodes.node import FLOAT, Cost, Node, Once, Step
+from infgen_rt.nodes.node import FLOAT, Cost, Made, Node, Step
 
 
 class LocalFeatures:
@@ -58,7 +58,7 @@ class LocalFeatures:
         return cut(self._engine.run(PREFILL, {"latent": latent[None]} | moments), box, seen)
 
 
-class WholeFeatures:
+class WholeFeatures(Made[Values]):
     """The features [1, F, h, w] of a model whose prefill sees the whole latent.
 
     The latent is released when they are computed.
@@ -69,8 +69,7 @@ class WholeFeatures:
     """
 
     def __init__(self, latent: Node[FloatArray], engine: Engine) -> None:
-        self._size = latent.size
-        self._made = Once(lambda: _prefilled(latent, engine), engine)
+        super().__init__(latent.size, lambda: _prefilled(latent, engine), engine)
 
     @staticmethod
     def cost(cells: Size, refined: bool, enlargement: Enlargement, manifest: Manifest, figures: Memory) -> Cost:
@@ -87,15 +86,6 @@ class WholeFeatures:
         channels = 2 * (manifest.feature_channels or 0) if refined else enlargement.channels
         making, held = figures.prefill_per_cell * cells.area, channels * FLOAT * cells.area
         return Cost(steps=1, making=making, held=held, alone=True)
-
-    @property
-    def size(self) -> Size:
-        """Width and height in cells."""
-        return self._size
-
-    def prepare(self) -> Iterator[Step]:
-        """Run prefill; see `Node`."""
-        return self._made.steps()
 
     def read(self, box: Box) -> Values:
         """The features of some cells."""

@@ -1,6 +1,6 @@
 """The node for moments: statistics of a whole latent or encoded picture. They are gathered from its parts."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -11,9 +11,9 @@ from infgen_rt.backend.inputs import statistics_inputs
 from infgen_rt.bundle.graphs import STATISTICS, Kind
 from infgen_rt.bundle.manifest import Memory
 from infgen_rt.common.pixels import FloatArray
-from infgen_rt.geometry.shapes import Box, Size
+from infgen_rt.geometry.shapes import Box
 from infgen_rt.geometry.tiling import HaloTiling
-from infgen_rt.nodes.node import Cost, Node, Once, Step
+from infgen_rt.nodes.node import Cost, Made, Node, Step
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Gathering:
 
     @property
     def step(self) -> Step:
-        """The kind of step that gathering them belongs to."""
+        """The kind of the steps in which they are gathered."""
         return "prefill" if self.kind.picture else "reencode"
 
     @property
@@ -45,7 +45,7 @@ class Gathering:
         return Cost(steps=self.runs, making=getattr(figures, self.kind.memory) * self.tiles.window.area)
 
 
-class Moments:
+class Moments(Made[FloatArray]):
     """The means and variances that normalise the blocks of a graph, float32 [2, blocks, groups].
 
     Args:
@@ -55,17 +55,7 @@ class Moments:
     """
 
     def __init__(self, values: Node[FloatArray], gathering: Gathering, engine: Engine) -> None:
-        self._values = values
-        self._made = Once(lambda: _gathered(values, gathering, engine), engine)
-
-    @property
-    def size(self) -> Size:
-        """Width and height in cells."""
-        return self._values.size
-
-    def prepare(self) -> Iterator[Step]:
-        """Gather the statistics of all cells; see `Node`."""
-        return self._made.steps()
+        super().__init__(values.size, lambda: _gathered(values, gathering, engine), engine)
 
     def read(self, box: Box) -> FloatArray:
         """The moments of all cells. They are the same for every box."""

@@ -148,3 +148,25 @@ class Once(Generic[T]):
                 # A generator that has raised an error cannot continue, so the next thread starts from the beginning.
                 self._work = None
                 raise
+
+
+class Made(Generic[T]):
+    """The base class of nodes that make a value for the whole latent once, and read their boxes from it.
+
+    Args:
+        size: width and height in cells.
+        make: as for `Once`.
+        engine: as for `Once`.
+    """
+
+    def __init__(self, size: Size, make: Callable[[], Generator[Step, None, T]], engine: Engine) -> None:
+        self._size, self._made = size, Once(make, engine)
+
+    @property
+    def size(self) -> Size:
+        """Width and height in cells."""
+        return self._size
+
+    def prepare(self) -> Iterator[Step]:
+        """Do the remaining steps of making the value; see `Node`."""
+        return self._made.steps()
