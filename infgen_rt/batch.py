@@ -59,8 +59,8 @@ class Line(Generic[T]):
     """Does several pieces of work at the same time, and delivers their events and errors one piece after another.
 
     The events of a piece are delivered in the thread that owns the line, after all events of the pieces before. To this
-    thread, it looks as if the pieces were done one after another. When the block of a line ends, all work in
-    progress is cancelled, and has ended.
+    thread, it looks as if the pieces were done one after another. At the end of a line's
+    block, all work in progress is cancelled, and the block waits until it has stopped.
 
     Args:
         at_once: the number of pieces that are done at the same time.
@@ -92,11 +92,11 @@ class Line(Generic[T]):
 
     @property
     def full(self) -> bool:
-        """Whether no further piece can begin before one was taken."""
+        """Whether a piece has to be taken before another one can begin."""
         return len(self._running) >= self._places
 
     def has_room(self, memory: int, budget: int, output: Path | None) -> bool:
-        """Whether a piece can begin beside those that are running. It always can if none is.
+        """Whether a piece can begin beside those that are running. It always can if no piece is running.
 
         Args:
             memory: its peak memory in bytes.

@@ -31,8 +31,9 @@ class Part:
 def pack(parts: Iterable[Part], folder: Path) -> None:
     """Writes graphs, and the files with their weights, into a folder.
 
-    Graphs that belong to another latent space than the first refer to a file of that space only, and all others to a
-    shared file. A file of PyTorch has several graphs. Its weights are in either file by their names.
+    There is a file of weights for each latent space but the first, and one for all other graphs. A graph refers to one
+    of these files only. The exception is a file for PyTorch, which has several graphs, and refers to both the file of
+    its space and the shared one.
 
     Args:
         parts: The graphs. No two have the same name.

@@ -76,7 +76,7 @@ class Assembly:
             MemoryError: the file is too large for the memory.
             OverflowError: the file is larger than any memory.
         """
-        # The most that an honest file has are the weights and the literals, with some zeros between them.
+        # An honest file has at most the weights and the literals, with some zeros between them.
         if self.length > 2 * (len(weights) + sum(len(text) for _, text in self.literals)):
             raise ValueError(f"{self.length:,} bytes are more than its parts have")
         ends = [(at, at + count, self.length) for at, _, count in self.copies]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 WEIGHTS = "weights.safetensors"
-"""The name of a bundle's file of weights. In a bundle of several latent spaces, the others have a further file each."""
+"""The name of a bundle's file of weights. Each latent space after the first has a further file; see `weights_name`."""
 _SUFFIX = ".safetensors"
 Content = bytes | memoryview
 """The content of a file. It is a memoryview if the file is mapped into memory."""
@@ -88,7 +88,7 @@ class Kind:
         fixed: whether it takes only the recipe's fixed shapes, if the recipe has any.
         kept: whether it should keep its working memory between runs, because it runs for every tile.
         exact: whether it is computed as exactly as the recipe's graph allows, even if the others are not. In bfloat16,
-            some encoders have only 35 dB.
+            some encoders agree with float32 to 35 dB only.
     """
 
     name: str

@@ -90,7 +90,7 @@ class Manifest:
             statistics. If it is false, such a model's prefill sees the whole latent. With statistics, prefill is
             always local.
         encoder_channels: the number of channels of an encoded picture. None if the encoder has no statistics.
-        encoder_moments: the number of the encoder's blocks with statistics, and of their groups. None without them.
+        encoder_moments: the numbers of blocks and groups of the encoder's statistics. None without them.
 
     Examples:
         >>> import infgen_rt
@@ -276,7 +276,7 @@ class Manifest:
 
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The dictionary of an object in JSON. ValueError if a key is there twice, of which programs choose either."""
+    """The dictionary of a JSON object. ValueError if it has a key twice, because programs disagree which one counts."""
     made = dict(pairs)
     if len(made) < len(pairs):
         keys = [key for key, _ in pairs]

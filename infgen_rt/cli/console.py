@@ -100,7 +100,7 @@ class Stopwatch:
 
 
 class Notes(list[str]):
-    """The texts of all different warnings that were told. Of those with the same cause, only the first is printed.
+    """The texts of all different warnings. If several have the same cause, only the first of them is printed.
 
     Args:
         quiet: whether to print none.

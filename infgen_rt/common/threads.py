@@ -1,4 +1,4 @@
-"""Threads that may be missing: without them, work takes longer, but it is still done."""
+"""Starts threads where work can do without them: it then takes longer, but it is still done."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -35,10 +35,10 @@ _LEAST_CELLS = 256
 # A latent agrees with the correlations of its own space at least this much. Unrelated channels agree only by chance,
 # with a standard deviation of 0.045 over 496 pairs.
 _LEAST_AGREEMENT = 0.12
-# The share of the variance of cells in the mean square of a latent's numbers, from which on its channels' correlations
-# are those of a picture. In a picture of one colour, such as a black one, it is at most 0.23. The cells then differ
-# only by the response of the encoder to the border, which correlates differently. In parts of photographs, it is 0.46
-# or more.
+# The channels' correlations are examined only if the variance between cells has at least this share in the mean square
+# of a latent's numbers. In a picture of one colour, such as a black one, the share is at most 0.23. Its cells differ
+# only by the encoder's response to the border, which has other correlations than pictures have. In parts of
+# photographs, the share is 0.46 or more.
 _LEAST_CONTENT = 0.3
 # If all correlations of channels differ by less, the latent says nothing about its space.
 _EQUAL = 1e-6

@@ -24,9 +24,9 @@ class Neighbours:
     """For each token along one axis, the K cells around it.
 
     Attributes:
-        centre: [n] int64, the position in the context crop of the cell that contains the token. The centre of a
-            picture's last token may lie beyond the latent. This position then does too, by at most half of K, where all
-            K cells are outside.
+        centre: [n] int64, the position in the context crop of the cell that contains the token's centre. The last token
+            of a picture may have its centre beyond the latent. The position may then be beyond the crop, by less than
+            half of K. Cells beyond the latent are masked by ``bias``.
         bias: [n, K], added to the scores: the logarithm of a window that fades out at the radius.
     """
 

@@ -89,7 +89,7 @@ class Decode(nn.Module):
         detail = bilinear(detail, grid.axes, self.upsampler.factor, fine)
         pixels = fine * enlargement.factor
         picture = F.pixel_shuffle(context[:, last:], pixels)
-        # Half the latent's own size is below the scales of most models, but is resampled in full.
+        # The window is wide enough for scale 0.5, even if the model is trained for larger scales only.
         widest = max(2.0, pixels / DecoderConfig.PATCH / self.least_scale)
         picture = lanczos(picture, grid.axes, DecoderConfig.PATCH, pixels, widest)
         return picture + self.upsampler(tokens, detail, mask)
@@ -104,7 +104,8 @@ class InfGen(nn.Module):
             statistics.
         refine: Makes the context from features. It is local. ``None`` if the features are the context already.
         decode: Makes one tile of pixels from a context crop. It is local.
-        encode: Makes a latent from an image. It is local, or in three parts two of which are local; see ``Encode``.
+        encode: Makes a latent from an image. It is local, or has two local parts with statistics between them; see
+            ``Encode``.
     """
 
     def __init__(self, config: DecoderConfig) -> None:

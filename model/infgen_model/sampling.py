@@ -56,7 +56,7 @@ def lanczos(grid: Tensor, axes: tuple[Axis, Axis], positions: int, fine: int, wi
         axes: The tokens and the cells.
         positions: Number of positions per token, along each axis.
         fine: Number of the grid's values per cell, along each axis.
-        widest: The largest number of the grid's values per position. Where there are more, the window is not wider.
+        widest: The window grows with the number of the grid's values per position, but no further than for this number.
 
     Returns:
         [B, C, positions * ht, positions * wt].
@@ -87,8 +87,9 @@ class _Band:
     def of(cls, axis: Axis, positions: int, fine: int, widest: float) -> _Band:
         """Makes as many groups as a token has positions; see ``lanczos``."""
         place, values = axis.places(positions, fine).reshape(positions, -1), fine * axis.key.shape[0]
-        # All tokens but the last lie within the latent, so the grid is as long as all groups, but for one position of
-        # each. Beside them, a window has what its outermost positions reach.
+        # A window has the grid's values from the first to the last position of its group, and what these two reach
+        # beyond. All tokens but the last lie within the latent, so the distance from the first to the last position is
+        # at most the grid's length divided by the number of groups.
         reach = math.ceil(LOBES * widest)
         window = -(-fine // positions) * axis.key.shape[0] + (2 * reach + math.ceil(widest) + 1)
         first = torch.clamp(torch.floor(place[:, :1] - reach), min=0)
@@ -106,7 +107,7 @@ class _Band:
 
 
 def _window(distance: Tensor) -> Tensor:
-    """The Lanczos window, for distances of which it has ``LOBES`` to each side."""
+    """The Lanczos window. It is 0 from a distance of ``LOBES`` on."""
     # A tiny angle instead of 0 gives the same weight, and avoids a division by 0. At half a turn, the window ends.
     third = torch.clamp(torch.abs(distance) * (math.pi / LOBES), 1e-4, math.pi)
     # The window is sin(3 t) sin(t) / (3 t**2), and sin(3 t) = sin(t) (3 - 4 sin(t)**2). One sine is enough, which saves

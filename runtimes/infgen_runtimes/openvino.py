@@ -332,7 +332,7 @@ def _sources(operation: ov.Node) -> list[str]:
 
 
 def _without_cpu(core: ov.Core) -> str:
-    """The reason why OpenVINO cannot use the CPU, which it can on every machine that has enough memory."""
+    """The reason why OpenVINO cannot use the CPU. Usually, this is too little memory, or a damaged installation."""
     try:
         core.get_property("CPU", "FULL_DEVICE_NAME")
     # OpenVINO raises plain RuntimeErrors.

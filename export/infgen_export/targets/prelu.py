@@ -15,7 +15,7 @@ def without_prelu(model: onnx.ModelProto) -> None:
     normalisations, which become convolutions of one channel each. A chain of convolutions and PReLU takes a fifth less
     time.
 
-    A PReLU is left as it is if its slopes are no constants of one value per channel.
+    A PReLU is left as it is, unless its slopes are constants with one value per channel.
 
     Args:
         model: The model, which is changed.
