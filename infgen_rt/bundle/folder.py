@@ -20,7 +20,7 @@ from infgen_rt.common.shortages import MORE_MEMORY
 from infgen_rt.errors import BundleError, one_line, reason
 
 DEFAULT_BUNDLE = Path(__file__).parents[1] / "model"
-# Many times the size of the largest manifest. A file that claims to be one may have any size.
+# This is many times the size of the largest manifest. Without a limit, a hostile file could fill the memory.
 _LARGEST_MANIFEST = 64 * MIB
 
 
@@ -174,7 +174,7 @@ def _lengths(root: Path, names: Collection[str]) -> Mapping[str, int]:
     try:
         kind = root.stat().st_mode
         if stat.S_ISDIR(kind):
-            # Other files may be in the folder, and are not looked at.
+            # The folder may have other files, which are ignored.
             return {name: (root / name).stat().st_size for name in names if (root / name).is_file()}
         if not stat.S_ISREG(kind):  # opening a named pipe would wait for a program that writes to it
             raise BundleError(f"{root} is a pipe, a socket or a device: expected a bundle, a folder or a zip")
