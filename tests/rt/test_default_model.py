@@ -24,8 +24,19 @@ def psnr(picture: np.ndarray, truth: np.ndarray) -> float:
     return float(10 * np.log10(255**2 / np.square(picture.astype(float) - truth).mean()))
 
 
-@pytest.mark.parametrize("scale", ["1x", "2x", (1001, 569), (480, 272)], ids=str)
-@pytest.mark.parametrize("name", infgen_rt.sample_names())
+SCALES: tuple[str | tuple[int, int], ...] = ("1x", (1001, 569), (480, 272), "2x")
+QUICK = {("osprey", (1001, 569)), ("osprey", (480, 272))}
+
+
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [
+        pytest.param(name, scale, marks=() if scale == "1x" or (name, scale) in QUICK else pytest.mark.slow)
+        for name in infgen_rt.sample_names()
+        for scale in SCALES
+    ],
+    ids=str,
+)
 def test_samples_look_like_their_photographs(
     decoder: infgen_rt.Decoder, name: str, scale: str | tuple[int, int]
 ) -> None:
@@ -37,7 +48,7 @@ def test_samples_look_like_their_photographs(
     assert np.abs(shrunk.mean((0, 1)) - thumbnail.mean((0, 1))).max() < 4
 
 
-@pytest.mark.parametrize("scale", ["1x", "2x", (801, 603), "4x"], ids=str)
+@pytest.mark.parametrize("scale", ["1x", "2x", pytest.param((801, 603), marks=pytest.mark.slow), "4x"], ids=str)
 @pytest.mark.parametrize("space", ["sd15", "sdxl", "sd3", "flux1"])
 def test_latents_of_every_space_look_like_their_photograph(space: str, scale: str | tuple[int, int]) -> None:
     latent = load_file(DATA / "spaces.safetensors")[space]
@@ -51,7 +62,7 @@ def test_latents_of_every_space_look_like_their_photograph(space: str, scale: st
 
 @pytest.mark.parametrize("space", ["flux2", "sdxl"])
 def test_an_encoded_picture_comes_back(decoder: infgen_rt.Decoder, space: str) -> None:
-    photo = decoder.picture(infgen_rt.load_sample("osprey").latent).read()
+    photo = decoder.picture(infgen_rt.load_sample("osprey").latent[:, 15:49, 30:90]).read()
     with infgen_rt.open(space=space, backend="onnxruntime") as own:
         latent = own.encode(photo)
         assert psnr(own.picture(latent, normalisation="model").read(), photo) > 25
@@ -61,10 +72,10 @@ def test_every_space_has_a_model() -> None:
     assert Bundle.open().spaces == ("flux2", "flux1", "sd3", "sdxl", "sd15")
 
 
-@pytest.mark.parametrize("size", [(320, 240), (601, 443), (941, 703)], ids=lambda size: f"{size[0]}x{size[1]}")
+@pytest.mark.parametrize("size", [(224, 160), (421, 301), (661, 471)], ids=lambda size: f"{size[0]}x{size[1]}")
 def test_pixels_do_not_depend_on_the_tiling(decoder: infgen_rt.Decoder, size: tuple[int, int]) -> None:
     """With each of the enlargements."""
-    latent = infgen_rt.load_sample("osprey").latent[:, :30, :40]
+    latent = infgen_rt.load_sample("osprey").latent[:, :20, :28]
     whole = decoder.picture(latent, size, tile=1024)
     assert whole.plan.stages[0].count == 1
     expected = whole.read(None, np.float32)
@@ -73,7 +84,7 @@ def test_pixels_do_not_depend_on_the_tiling(decoder: infgen_rt.Decoder, size: tu
     assert np.abs(tiled.read(None, np.float32) - expected).max() < 1e-4
     assert np.abs(tiled.read().astype(int) - whole.read()).max() <= 1
     right, bottom = size[0] - 1, size[1] - 1
-    for x, y, width, height in [(0, 0, 1, 1), (right, bottom, 1, 1), (113, 61, 180, 77), (5, 200, right - 9, 30)]:
+    for x, y, width, height in [(0, 0, 1, 1), (right, bottom, 1, 1), (85, 41, 130, 77), (5, 125, right - 9, 30)]:
         region = decoder.picture(latent, size).read((x, y, width, height), np.float32)
         assert np.abs(region - expected[y : y + height, x : x + width]).max() < 1e-4
 
