@@ -12,6 +12,7 @@ from infgen_model import InfGen
 from infgen_model.checkpoint import save_checkpoint
 
 from . import tiny
+from .shortcuts import folder_of_traces, traced_once
 
 CARD = Card(version="1.2", licence="CC0-1.0", training="none: random weights")
 
@@ -25,6 +26,13 @@ class Exported:
     bundle: Path
     report: Report
     progress: list[str]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Each graph is traced for ONNX once, by whichever test needs it first."""
+    with traced_once(folder_of_traces(tmp_path_factory)):
+        yield
 
 
 @pytest.fixture(scope="session", params=tiny.CONFIGS)
