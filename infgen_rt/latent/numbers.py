@@ -1,5 +1,6 @@
 """Converts tensors, arrays and nested lists to arrays of float32."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
