@@ -1,12 +1,9 @@
 """The ONNX Runtime backend, for CPUs and for the devices of all installed execution providers."""
 
-import importlib
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,13 +12,14 @@ import onnxruntime as ort
 from infgen_rt.backend.protocol import KNOWN, Device, Options, Values, require_version
 from infgen_rt.bundle.graphs import Content, apart
 from infgen_rt.bundle.manifest import Recipe
-from infgen_rt.common.callers import raise_callers, suppress_but_callers
+from infgen_rt.common.callers import suppress_but_callers
 from infgen_rt.common.cancellation import current
 from infgen_rt.common.folders import private_folder
 from infgen_rt.common.notices import warn
 from infgen_rt.common.remedies import installed, installing, is_frozen
 from infgen_rt.errors import BackendError, DecodeError, one_line
 
+from . import ort_plugins
 from .ort_arrays import Array, Place
 
 _ERRORS_ONLY, _FATAL_ONLY = 3, 4
@@ -35,7 +33,6 @@ _PROVIDERS = {
     "webgpu": ("WebGpuExecutionProvider", "GPU (WebGPU)"),
     "qnn": ("QNNExecutionProvider", "Qualcomm NPU (QNN)"),
 }
-_PLUGIN = "onnxruntime-ep-"
 # Providers whose arrays are in CUDA's memory, and the names of the outputs that stay there.
 _CUDA = ("cuda", "tensorrt")
 _STAYING = ("features", "fine", "context", "image")
@@ -68,7 +65,7 @@ class Backend:
                 found += [Device(f"{name}:{index}", about) for index in range(_count(provider))]
             elif name == "cuda":
                 found.append(Device("cuda:0", about, _without_cuda()))
-        return [*found, *_plugin_devices()]
+        return [*found, *ort_plugins.devices()]
 
     def arithmetics(self, device: str, recipe: Recipe) -> Sequence[str]:
         """Return the graph's own arithmetic, because ONNX Runtime does not change the precision by itself."""
@@ -193,7 +190,7 @@ def _session(content: Content, options: Options, weights: Mapping[str, Content])
                 "device='cpu' (--device cpu)"
             )
         return session
-    devices = [device for name, device in _plugins() if _plugin_id(name, device) == options.device]
+    devices = [device for name, device in ort_plugins.found() if ort_plugins.identifier(name, device) == options.device]
     if not devices:
         raise BackendError(f"onnxruntime finds no device {options.device!r}: `infgen-rt devices` lists all")
     settings.add_provider_for_devices(devices, {})
@@ -306,52 +303,3 @@ def _without_cuda() -> str:
     if here == ["onnxruntime"]:
         return f"this onnxruntime is the build for CPUs: {remedy}"
     return f"this onnxruntime has no CUDA provider: {remedy}"
-
-
-def _plugin_devices() -> list[Device]:
-    """The devices of all installed plug-in providers. A provider without a usable device is listed with the problem."""
-    found, devices = [], _plugins()
-    for name in _plugin_names():
-        own = [device for owner, device in devices if owner == name]
-        about = name.removeprefix(_PLUGIN)
-        found += [Device(_plugin_id(name, device), f"{device.device.type.name} ({about} plug-in)") for device in own]
-        if not own:
-            found.append(
-                Device(about, f"{about} plug-in", f"{name} finds no device that it can use here: install its driver")
-            )
-    return found
-
-
-def _plugin_id(name: str, device: "ort.OrtEpDevice") -> str:
-    """The id of a plug-in's device: `openvino-gpu` for a GPU of the distribution `onnxruntime-ep-openvino`."""
-    return f"{name.removeprefix(_PLUGIN)}-{device.device.type.name.lower()}"
-
-
-def _plugin_names() -> list[str]:
-    """The names of the installed distributions that are plug-in providers.
-
-    Only the names of folders are read. To ask every distribution for its name would take a tenth of the start-up time.
-    """
-    pattern = _PLUGIN.replace("-", "_") + "*.dist-info"
-    found = (path.name for folder in sys.path for path in Path(folder).glob(pattern))
-    return sorted({name.partition("-")[0].lower().replace("_", "-") for name in found})
-
-
-@cache
-def _plugins() -> "tuple[tuple[str, ort.OrtEpDevice], ...]":
-    """The devices of plug-in providers, each with the name of its distribution.
-
-    The result is kept, because a library may be registered only once per process.
-    """
-    found = []
-    for name in _plugin_names():
-        try:
-            module = importlib.import_module(name.replace("-", "_"))
-            before = len(ort.get_ep_devices())
-            ort.register_execution_provider_library(name, module.get_library_path())
-            found += [(name, device) for device in ort.get_ep_devices()[before:]]
-        # A plug-in that is for another machine or version must not stop the other devices from working.
-        except Exception as error:
-            raise_callers(error)
-            warn(f"{name} cannot be used: {one_line(error)}; update or uninstall it")
-    return tuple(found)

@@ -451,17 +451,17 @@ def test_work_that_lands_on_the_cpu_is_reported() -> None:
 def test_a_plugin_of_onnxruntime_is_found_and_a_broken_one_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from infgen_runtimes import onnxruntime
+    from infgen_runtimes import onnxruntime, ort_plugins
 
     (tmp_path / "onnxruntime_ep_toy-1.0.dist-info").mkdir()
     (tmp_path / "onnxruntime_ep_toy.py").write_text("def get_library_path(): return 'nowhere.so'\n")
     monkeypatch.syspath_prepend(tmp_path)
-    onnxruntime._plugins.cache_clear()
+    ort_plugins.found.cache_clear()
     try:
         with pytest.warns(InfGenWarning, match="onnxruntime-ep-toy cannot be used: .*nowhere"):
             found = {device.id: device.problem for device in onnxruntime.Backend().devices()}
     finally:
-        onnxruntime._plugins.cache_clear()
+        ort_plugins.found.cache_clear()
     assert (
         found["toy"] == "onnxruntime-ep-toy finds no device that it can use here: install its driver"
         and found["cpu"] is None
