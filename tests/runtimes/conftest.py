@@ -1,8 +1,8 @@
 """One small model, exported for every backend, and every way of running it here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -15,7 +15,9 @@ from infgen_rt.backend.protocol import Options
 from infgen_runtimes import coreml
 
 from ..export import tiny
+from ..export.shortcuts import folder_of_traces, known_memory, traced_once
 
+CONFIG = tiny.EDGE
 RECIPES = ("onnx-fp32", "openvino-fp32", "torch-fp32", "coreml-fp32", "coreml-fp16", "coreml-ane")
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 WAYS = (
@@ -32,8 +34,13 @@ Open = Callable[..., infgen_rt.Decoder]
 class Interpreted:
     """Core ML's stand-in where there is no macOS: the saved program, operation by operation."""
 
+    read: ClassVar[dict[str, Program]] = {}
+    """Programs by digest: reading one takes long, and running it does not change it."""
+
     def __init__(self, package: Path, digest: str, options: Options) -> None:
-        self._program = Program(package)
+        if digest not in self.read:
+            self.read[digest] = Program(package)
+        self._program = self.read[digest]
 
     def predict(self, data: dict[str, Any]) -> dict[str, Any]:
         results = self._program.run({name: torch.from_numpy(value) for name, value in data.items()})
@@ -44,8 +51,9 @@ class Interpreted:
 def every_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with graphs for every backend; not to be changed."""
     folder = tmp_path_factory.mktemp("every")
-    save_checkpoint(folder / "checkpoint", tiny.model(tiny.CONFIGS["edge"]))
-    export(folder / "checkpoint", folder / "bundle", recipes=RECIPES, validate=False)
+    save_checkpoint(folder / "checkpoint", tiny.model(CONFIG))
+    with traced_once(folder_of_traces(tmp_path_factory)), known_memory():
+        export(folder / "checkpoint", folder / "bundle", recipes=RECIPES, validate=False)
     return folder / "bundle"
 
 
@@ -73,3 +81,32 @@ def open_way(way: tuple[str, str, str]) -> Open:
         return infgen_rt.open(bundle, backend, device=device, precision=precision, **options)  # type: ignore[arg-type]
 
     return opened
+
+
+@pytest.fixture(scope="session")
+def opened() -> Iterator[dict[tuple[str, str, str], infgen_rt.Decoder]]:
+    """The bundle in each way that was opened so far."""
+    decoders: dict[tuple[str, str, str], infgen_rt.Decoder] = {}
+    yield decoders
+    for decoder in decoders.values():
+        decoder.close()
+
+
+@pytest.fixture
+def decoder(
+    every_target: Path,
+    open_way: Open,
+    way: tuple[str, str, str],
+    opened: dict[tuple[str, str, str], infgen_rt.Decoder],
+) -> infgen_rt.Decoder:
+    """The bundle, opened in the way that is being tested, for all tests that do not close or change it."""
+    if way not in opened:
+        opened[way] = open_way(every_target)
+    return opened[way]
+
+
+@pytest.fixture(scope="session")
+def exact(every_target: Path) -> Iterator[infgen_rt.Decoder]:
+    """The reference: ONNX Runtime in float32."""
+    with infgen_rt.open(every_target, "onnxruntime", precision="exact") as decoder:
+        yield decoder

@@ -23,10 +23,10 @@ from infgen_rt.geometry.shapes import Box, Size
 
 from ..export import tiny
 from ..rt.signals import KINDS, Own, arriving_in, handled
-from .conftest import Interpreted, Open
+from .conftest import CONFIG, Interpreted, Open
 
 pytestmark = pytest.mark.filterwarnings("ignore::infgen_rt.InfGenWarning")
-CHANNELS = tiny.CONFIGS["edge"].latent_channels
+CHANNELS = CONFIG.latent_channels
 # Latent rows and columns, and the picture's width and height: large after small, wide after tall.
 JOBS = (
     *(((5, 7), (120, 90)), ((9, 4), (64, 300)), ((1, 1), (8, 8))),
@@ -47,74 +47,70 @@ def close(pixels: np.ndarray, expected: np.ndarray, way: tuple[str, str, str]) -
 
 
 @pytest.fixture(scope="module")
-def reference(every_target: Path) -> list[np.ndarray]:
-    with infgen_rt.open(every_target, "onnxruntime", precision="exact") as decoder:
-        return [decoder.picture(latent(shape), size).read() for shape, size in JOBS]
+def reference(exact: infgen_rt.Decoder) -> list[np.ndarray]:
+    return [exact.picture(latent(shape), size).read() for shape, size in JOBS]
 
 
 def test_the_same_pixels_for_shapes_in_any_order(
-    every_target: Path, open_way: Open, way: tuple[str, str, str], reference: list[np.ndarray]
+    decoder: infgen_rt.Decoder, way: tuple[str, str, str], reference: list[np.ndarray]
 ) -> None:
-    with open_way(every_target) as decoder:
-        assert (decoder.backend.name, decoder.backend.device.split(":")[0]) == way[:2]
-        assert (decoder.backend.arithmetic == "fp32") or way[2] == "fast"
-        for (shape, size), expected in [*zip(JOBS, reference, strict=True)] + [(JOBS[0], reference[0])]:
-            assert close(decoder.picture(latent(shape), size).read(), expected, way)
+    assert (decoder.backend.name, decoder.backend.device.split(":")[0]) == way[:2]
+    assert (decoder.backend.arithmetic == "fp32") or way[2] == "fast"
+    for (shape, size), expected in [*zip(JOBS, reference, strict=True)] + [(JOBS[0], reference[0])]:
+        assert close(decoder.picture(latent(shape), size).read(), expected, way)
 
 
-def test_tiles_and_regions_are_those_of_the_whole(
-    every_target: Path, open_way: Open, way: tuple[str, str, str]
+def test_tiles_and_regions_are_those_of_the_whole(decoder: infgen_rt.Decoder, way: tuple[str, str, str]) -> None:
+    whole = decoder.picture(latent((6, 12)), (401, 203)).read()
+    tiled = decoder.picture(latent((6, 12)), (401, 203), tile=128)
+    assert tiled.plan.stages[0].count == 8
+    assert close(tiled.read(), whole, way)
+    assert close(tiled.read((97, 51, 200, 99)), whole[51:150, 97:297], way)
+
+
+def test_a_second_stage_is_that_of_the_reference(
+    decoder: infgen_rt.Decoder, exact: infgen_rt.Decoder, way: tuple[str, str, str]
 ) -> None:
-    with open_way(every_target) as decoder:
-        whole = decoder.picture(latent((6, 12)), (401, 203)).read()
-        tiled = decoder.picture(latent((6, 12)), (401, 203), tile=64)
-        assert tiled.plan.stages[0].count > 20
-        assert close(tiled.read(), whole, way)
-        assert close(tiled.read((97, 51, 200, 99)), whole[51:150, 97:297], way)
-
-
-def test_a_second_stage_is_that_of_the_reference(every_target: Path, open_way: Open, way: tuple[str, str, str]) -> None:
-    with infgen_rt.open(every_target, "onnxruntime", precision="exact") as decoder:
-        expected = decoder.picture(latent((4, 6)), (192, 128), stages=(2, 2)).read()
-    with open_way(every_target) as decoder:
-        # On the Neural Engine always, and elsewhere when it was measured to be the fastest.
-        if decoder.backend.recipe == "coreml-ane":
-            with pytest.raises(PlanError, match="2 stages need shapes of any size, and 'coreml-ane' has fixed ones"):
-                decoder.picture(latent((4, 6)), (192, 128), stages=(2, 2))
-            return
-        picture = decoder.picture(latent((4, 6)), (192, 128), stages=(2, 2), tile=32)
-        assert picture.plan.encodings[0].tiling.count == 2
-        assert close(picture.read(), expected, way)
+    # On the Neural Engine always, and elsewhere when it was measured to be the fastest.
+    if decoder.backend.recipe == "coreml-ane":
+        with pytest.raises(PlanError, match="2 stages need shapes of any size, and 'coreml-ane' has fixed ones"):
+            decoder.picture(latent((4, 6)), (192, 128), stages=(2, 2))
+        return
+    expected = exact.picture(latent((4, 6)), (192, 128), stages=(2, 2)).read()
+    picture = decoder.picture(latent((4, 6)), (192, 128), stages=(2, 2), tile=32)
+    assert picture.plan.encodings[0].tiling.count == 2
+    assert close(picture.read(), expected, way)
 
 
 def test_a_picture_is_encoded_as_by_the_reference_in_tiles_too(
-    every_target: Path, open_way: Open, way: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch
+    decoder: infgen_rt.Decoder,
+    exact: infgen_rt.Decoder,
+    way: tuple[str, str, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The model's encoder has statistics of the whole picture."""
     pixels = np.random.default_rng(0).integers(0, 256, (80, 136, 3), dtype=np.uint8)
-    with infgen_rt.open(every_target, "onnxruntime", precision="exact") as decoder:
-        expected = decoder.encode(pixels)
-    with open_way(every_target) as decoder:
-        if decoder.backend.recipe == "coreml-ane":
-            with pytest.raises(PlanError, match="has fixed shapes and cannot encode pictures"):
-                decoder.encode(pixels)
-            return
-        whole = decoder.encode(pixels)
-        monkeypatch.setattr("infgen_rt.plan.encoding.LARGEST_TILE", 4)
-        tiled = decoder.encode(pixels)
+    if decoder.backend.recipe == "coreml-ane":
+        with pytest.raises(PlanError, match="has fixed shapes and cannot encode pictures"):
+            decoder.encode(pixels)
+        return
+    expected = exact.encode(pixels)
+    whole = decoder.encode(pixels)
+    monkeypatch.setattr("infgen_rt.plan.encoding.LARGEST_TILE", 4)
+    tiled = decoder.encode(pixels)
     least = 80 if way[2] == "exact" else 40
     for latent in (whole, tiled):
         assert 20 * np.log10(np.abs(expected).max() / np.sqrt(np.square(latent - expected).mean())) > least
 
 
-def test_several_threads_share_a_decoder(every_target: Path, open_way: Open, way: tuple[str, str, str]) -> None:
+def test_several_threads_share_a_decoder(decoder: infgen_rt.Decoder, way: tuple[str, str, str]) -> None:
     boxes = [(x, y, 90, 70) for x in (0, 100, 300) for y in (0, 60, 130)]
-    with open_way(every_target) as decoder:
-        picture = decoder.picture(latent((6, 12)), (401, 203), tile=64)
-        with ThreadPoolExecutor(3) as pool:
-            parts = list(pool.map(picture.read, boxes))
-        for (x, y, width, height), part in zip(boxes, parts, strict=True):
-            assert close(part, picture.read((x, y, width, height)), way)
+    picture = decoder.picture(latent((6, 12)), (401, 203), tile=128)
+    with ThreadPoolExecutor(3) as pool:
+        parts = list(pool.map(picture.read, boxes))
+    whole = picture.read()
+    for (x, y, width, height), part in zip(boxes, parts, strict=True):
+        assert close(part, whole[y : y + height, x : x + width], way)
 
 
 def test_closing_frees_and_reopening_works(every_target: Path, open_way: Open) -> None:
@@ -133,9 +129,8 @@ def test_threads_are_taken(every_target: Path, open_way: Open) -> None:
         assert decoder.picture(latent((4, 4))).read().shape == (32, 32, 3)
 
 
-def test_the_jobs_need_every_enlargement(every_target: Path) -> None:
-    with infgen_rt.open(every_target, "onnxruntime", precision="exact") as decoder:
-        plans = [decoder.picture(latent(shape), size).plan for shape, size in JOBS]
+def test_the_jobs_need_every_enlargement(exact: infgen_rt.Decoder) -> None:
+    plans = [exact.picture(latent(shape), size).plan for shape, size in JOBS]
     assert {plan.stages[0].enlargement.factor for plan in plans} == {1, 2, 4}
 
 
@@ -165,7 +160,7 @@ def test_graphs_that_are_none_are_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_cancelling_stops_between_tiles(every_target: Path, open_way: Open, tmp_path: Path) -> None:
+def test_cancelling_stops_between_tiles(decoder: infgen_rt.Decoder, tmp_path: Path) -> None:
     cancel, done = Event(), []
 
     def progress(step: infgen_rt.Progress) -> None:
@@ -173,10 +168,9 @@ def test_cancelling_stops_between_tiles(every_target: Path, open_way: Open, tmp_
         if len(done) == 3:
             cancel.set()
 
-    with open_way(every_target) as decoder:
-        picture = decoder.picture(latent((6, 12)), (401, 203), tile=64)
-        with pytest.raises(Cancelled):
-            picture.save(tmp_path / "out.png", progress=progress, cancel=cancel)
+    picture = decoder.picture(latent((6, 12)), (401, 203), tile=64)
+    with pytest.raises(Cancelled):
+        picture.save(tmp_path / "out.png", progress=progress, cancel=cancel)
     assert len(done) == 3 and list(tmp_path.iterdir()) == []
 
 
@@ -293,6 +287,7 @@ def interrupt_from_within_openvino(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("during", ["load", "run"])
 def test_an_error_of_a_signals_handler_stays_what_it_is(
+    request: pytest.FixtureRequest,
     every_target: Path,
     open_way: Open,
     way: tuple[str, str, str],
@@ -301,18 +296,19 @@ def test_an_error_of_a_signals_handler_stays_what_it_is(
     during: str,
     kind: type[Own],
 ) -> None:
-    monkeypatch.setenv("INFGEN_RT_CACHE", str(tmp_path))
     if during == "load":
+        # A graph that was compiled before would be loaded in another way.
+        monkeypatch.setenv("INFGEN_RT_CACHE", str(tmp_path))
         arriving_in(monkeypatch, *native(way[0])[0])
         with handled(kind), pytest.raises(kind):
             open_way(every_target)
         return
-    with open_way(every_target) as decoder:
-        picture = decoder.picture(latent((4, 4)))
-        with monkeypatch.context() as patch, handled(kind), pytest.raises(kind):
-            arriving_in(patch, *native(way[0])[1])
-            picture.read()
-        assert picture.read().shape == (32, 32, 3)
+    decoder: infgen_rt.Decoder = request.getfixturevalue("decoder")
+    picture = decoder.picture(latent((4, 4)))
+    with monkeypatch.context() as patch, handled(kind), pytest.raises(kind):
+        arriving_in(patch, *native(way[0])[1])
+        picture.read()
+    assert picture.read().shape == (32, 32, 3)
 
 
 def native(backend: str) -> tuple[tuple[Any, str], tuple[Any, str]]:
@@ -338,14 +334,11 @@ def test_a_device_that_does_not_exist_is_refused(every_target: Path, way: tuple[
     assert way[1] in str(caught.value)
 
 
-def test_the_plan_and_the_choice_say_what_it_costs(
-    every_target: Path, open_way: Open, way: tuple[str, str, str]
-) -> None:
-    with open_way(every_target) as decoder:
-        plan = decoder.picture(latent((4, 4))).plan
-        assert plan.runs is decoder.backend
-        assert f"{way[0]} on " in str(plan) and decoder.backend.arithmetic in str(plan)
-        assert decoder.backend.reason
+def test_the_plan_and_the_choice_say_what_it_costs(decoder: infgen_rt.Decoder, way: tuple[str, str, str]) -> None:
+    plan = decoder.picture(latent((4, 4))).plan
+    assert plan.runs is decoder.backend
+    assert f"{way[0]} on " in str(plan) and decoder.backend.arithmetic in str(plan)
+    assert decoder.backend.reason
 
 
 def test_pytorchs_graphs_share_their_weights(every_target: Path) -> None:
@@ -356,10 +349,10 @@ def test_pytorchs_graphs_share_their_weights(every_target: Path) -> None:
 
     manifest = Bundle.open(every_target).manifest
     recipe = next(each for each in manifest.recipes if each.target == "torch")
-    assert set(recipe.graphs) == set(tiny.graph_names(tiny.model(tiny.EDGE)))
+    assert set(recipe.graphs) == set(tiny.graph_names(tiny.model(CONFIG)))
     (file,) = set(recipe.graphs.values())
     stored = json.loads((every_target / file).read_text())["weights"]
-    expected = tiny.model(tiny.EDGE).state_dict()
+    expected = tiny.model(CONFIG).state_dict()
     found = load_file(every_target / recipe.weights)
     assert stored.keys() == expected.keys()
     assert all(np.array_equal(found[stored[name]].ravel(), value.numpy().ravel()) for name, value in expected.items())
@@ -371,7 +364,7 @@ def test_weights_of_several_targets_are_in_the_bundle_once(every_target: Path) -
     found = load_file(every_target / "weights.safetensors")
     contents = [(value.dtype.str, value.tobytes()) for value in found.values()]
     assert len(set(contents)) == len(contents)
-    parameters = sum(value.numel() for value in tiny.model(tiny.EDGE).state_dict().values())
+    parameters = sum(value.numel() for value in tiny.model(CONFIG).state_dict().values())
     # The recipes have the weights in 4 and in 2 bytes. Targets keep some products of weights, and constants of shapes,
     # beside the weights themselves. Programs with fixed shapes have many more, such as matrices that resample.
     kept = sum(value.nbytes for name, value in found.items() if not name.startswith("coreml-ane."))
