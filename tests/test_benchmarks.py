@@ -330,6 +330,7 @@ def test_forms_of_attention_are_the_same_attention(form: str) -> None:
     assert (actual - expected).abs().mean() < 0.5 * expected.abs().mean()
 
 
+@pytest.mark.slow
 def test_a_form_of_attention_is_measured() -> None:
     cells = attention.row("openvino", "within a radius", "shifted copies", 4).split(" | ")
     assert cells[:4] == ["| openvino", "within a radius", "4", "shifted copies"] and float(cells[4]) > 0
@@ -423,6 +424,7 @@ def test_a_bundle_without_graphs_for_a_runtime_is_profiled_without_it(bundle: Pa
     assert result.exit_code == 0 and "openvino is left out: " in result.output and len(table_of(result.output)) == 1
 
 
+@pytest.mark.slow
 def test_extrapolation_compares_every_way(
     tmp_path: Path, teacher: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -627,6 +629,7 @@ def test_every_variant_of_a_study_is_a_model_that_can_be_trained() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_study_trains_every_variant_and_measures_it(
     tmp_path: Path, enlarger: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

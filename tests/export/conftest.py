@@ -35,7 +35,7 @@ def shared_traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session", params=tiny.CONFIGS)
+@pytest.fixture(scope="session", params=["edge", pytest.param("paper", marks=pytest.mark.slow)])
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
     """Each of the tiny models in turn."""
     folder, model, said = tmp_path_factory.mktemp(request.param), tiny.model(tiny.CONFIGS[request.param]), []

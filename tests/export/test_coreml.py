@@ -45,7 +45,6 @@ QUICK = {
     ("edge", "statistics", "fp16"),
     ("edge", "trunk", "fp16"),
     ("edge", "refine4", "fp32"),
-    ("near", "decode4", "fp16"),
     ("edge", "encode", "int8"),
     ("edge", "encode_statistics", "fp16"),
     ("edge", "encode_latent", "fp16"),
@@ -133,7 +132,9 @@ def test_weights_of_int8_are_of_8_bits_unless_they_make_the_embedding(converted:
     assert "constexpr_blockwise_shift_scale" not in coreml.Session(converted("paper", "prefill", "int8")).operations
 
 
-@pytest.mark.parametrize(("kind", "name"), [("paper", "decode"), ("near", "decode2")])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("paper", "decode"), pytest.param("near", "decode2", marks=pytest.mark.slow)]
+)
 def test_what_depends_on_coordinates_alone_stays_in_float32(converted: Convert, kind: str, name: str) -> None:
     precisions = mil.Program(converted(kind, name, "fp16")).precisions
     found = {operation: {dtype for other, dtype in precisions if other == operation} for operation, _ in precisions}

@@ -110,6 +110,7 @@ def test_the_runtime_decodes_the_same_pixels_as_torch(
         assert np.abs(np.asarray(picture).astype(int) - np.floor(expected * 255 + 0.5)).max() <= 1
 
 
+@pytest.mark.slow
 def test_a_trunk_without_statistics_has_no_graph_for_them(tmp_path: Path) -> None:
     config = dataclasses.replace(tiny.EDGE, latent_space="sdxl", latent_channels=4, pooled=False)
     model = tiny.model(dataclasses.replace(config, enlargements=(Enlargement(2, 1),)))

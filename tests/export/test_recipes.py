@@ -70,7 +70,7 @@ def measured_once() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module", params=["edge", pytest.param("paper", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=tiny.CONFIGS)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
     folder, model = tmp_path_factory.mktemp("recipes"), tiny.model(tiny.CONFIGS[request.param])
     save_checkpoint(folder / "checkpoint", model)
@@ -84,6 +84,7 @@ def read(exported: Exported, name: str) -> openvino.Model:
     return openvino.Core().read_model(exported.bundle / f"{name}.xml", exported.bundle / "weights.safetensors")
 
 
+@pytest.mark.slow
 def test_every_graph_of_every_recipe_is_proven(exported: Exported) -> None:
     assert [(entry.recipe, entry.graph) for entry in exported.report.graphs] == [
         (name, graph) for name in NAMES for graph in tiny.graph_names(exported.model)
@@ -99,6 +100,7 @@ def test_every_graph_of_every_recipe_is_proven(exported: Exported) -> None:
         assert bool(entry.native) <= entry.recipe.startswith("openvino")
 
 
+@pytest.mark.slow
 def test_less_precision_is_a_smaller_file(exported: Exported) -> None:
     sizes = {(entry.recipe, entry.graph): entry.bytes for entry in exported.report.graphs}
     # OpenVINO's description of so small a model is larger than its weights, and so is that of the smallest graphs.
@@ -108,6 +110,7 @@ def test_less_precision_is_a_smaller_file(exported: Exported) -> None:
         assert sizes["onnx-fp16", graph] < 0.9 * sizes["onnx-fp32", graph]
 
 
+@pytest.mark.slow
 def test_the_manifest_has_every_recipe_and_file(exported: Exported) -> None:
     manifest = Bundle.open(exported.bundle).manifest
     assert [recipe.name for recipe in manifest.recipes] == list(NAMES)
@@ -125,6 +128,7 @@ def test_the_manifest_has_every_recipe_and_file(exported: Exported) -> None:
         assert {name for name, figure in figures.items() if figure} == {kind_of(graph).memory for graph in names}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_the_runtime_decodes_the_same_pixels_on_every_backend(exported: Exported, backend: str) -> None:
     latent = tiny.latent(7, 10)
@@ -165,6 +169,7 @@ def is_among(expected: np.ndarray, values: list[np.ndarray], tolerance: float) -
     )
 
 
+@pytest.mark.slow
 def test_the_embedding_is_float32_in_a_float16_onnx_graph(exported: Exported) -> None:
     inputs = far(exported.model)
     graph = onnx.load(exported.bundle / f"onnx-fp16.{tiny.decode_graph(exported.model).name}.onnx")
@@ -186,6 +191,7 @@ def test_the_embedding_is_float32_in_a_float16_onnx_graph(exported: Exported) ->
     assert {types[node.output[0]] for node in convolutions} == {onnx.TensorProto.FLOAT16}
 
 
+@pytest.mark.slow
 def test_nothing_of_the_enlarger_is_taken_for_a_coordinate(exported: Exported) -> None:
     """Refine has two inputs, both of values. In float32, it would take several times as long."""
     if exported.model.refine is None:
@@ -201,6 +207,7 @@ def test_nothing_of_the_enlarger_is_taken_for_a_coordinate(exported: Exported) -
     assert not any(node.get_type_name() == "Convolution" for node in marked)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["openvino-fp16", "openvino-int8"])
 def test_the_embedding_is_float32_in_an_openvino_graph_whatever_the_cpu_computes_in(
     exported: Exported, recipe: str
@@ -222,6 +229,7 @@ def test_the_embedding_is_float32_in_an_openvino_graph_whatever_the_cpu_computes
     assert {"Cos", "Sin"} <= marked and "Convolution" not in marked
 
 
+@pytest.mark.slow
 def test_openvino_has_the_bounds_and_the_card(exported: Exported) -> None:
     decode = tiny.decode_graph(exported.model)
     model = read(exported, f"openvino-fp16.{decode.name}")
@@ -240,6 +248,7 @@ def test_openvino_has_the_bounds_and_the_card(exported: Exported) -> None:
 # Faults.
 
 
+@pytest.mark.slow
 def test_a_changed_openvino_weight_is_noticed(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,12 +337,14 @@ def test_the_command_lists_the_recipes() -> None:
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["recipe", *(recipe.name for recipe in RECIPES)]
 
 
+@pytest.mark.slow
 def test_a_fixed_graph_is_proven_at_what_fits_into_it(exported: Exported) -> None:
     decode = tiny.decode_graph(exported.model, tile(64))
     names = [case.name for case in cases_of(decode, exported.model)]
     assert len(names) >= 6 and "wide" not in names
 
 
+@pytest.mark.slow
 def test_native_precision_of_a_fixed_shape_agrees_with_the_dynamic_graph(exported: Exported) -> None:
     model = exported.model
     fixed, dynamic = tiny.decode_graph(model, tile(64)), tiny.decode_graph(model)

@@ -34,6 +34,7 @@ def test_others_are_left_alone() -> None:
     assert [type(module) for module in changed.modules()] == [type(module) for module in model.modules()]
 
 
+@pytest.mark.slow
 def test_decode_is_exported_with_them() -> None:
     model = InfGen(tiny.EDGE).eval()
     graph = next(each for each in graphs_of(model) if each.kind == "decode")

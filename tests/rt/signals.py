@@ -27,18 +27,22 @@ KINDS = (Own, OwnKnown, OwnStop)
 
 @contextmanager
 def handled(kind: type[Own], removed: bool = False) -> Iterator[None]:
-    """Install a handler that raises an error, if `removed` after it has removed itself."""
+    """Install a handler that raises an error, if `removed` after it has removed itself.
+
+    A signal that arrives in another thread after that is ignored. The system's default would end the tests' process.
+    """
 
     def handler(number: int, frame: object) -> None:
         if removed:
-            signal.signal(NUMBER, before)
+            signal.signal(NUMBER, after)
         raise kind("the caller's")
 
     before = signal.signal(NUMBER, handler)
+    after = signal.SIG_IGN if before is signal.SIG_DFL else before
     try:
         yield
     finally:
-        signal.signal(NUMBER, before)
+        signal.signal(NUMBER, after)
 
 
 def arriving_in(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:

@@ -81,6 +81,11 @@ def test_the_tiles_of_a_level_cover_a_box_once(width: int, height: int, data: st
     assert all(tile.intersect(seen).size.area for tile in tiles)
 
 
+def alike(pixels: np.ndarray, others: np.ndarray) -> bool:
+    """Within a level of 255. On some processors, the order in which sums are made depends on the tile's size."""
+    return bool(np.abs(pixels.astype(int) - others).max() <= 1)
+
+
 def test_every_tile_of_every_level_is_what_the_picture_of_that_size_has(picture: infgen_rt.Picture) -> None:
     pyramid = Pyramid(picture, TILE)
     assert [level.size for level in pyramid.levels] == [(48, 36), (96, 72), (192, 144), (384, 288)]
@@ -88,9 +93,8 @@ def test_every_tile_of_every_level_is_what_the_picture_of_that_size_has(picture:
     for level in pyramid.levels:
         whole = picture.at(level.size).read()
         for tile in level.touching(level.size.box):
-            box = level.box(tile.column, tile.row)
-            assert np.array_equal(pyramid.read(tile).pixels, whole[box.slices])
-    assert np.array_equal(pyramid.read(Tile(3, 1, 2)).pixels, picture.read((64, 128, 64, 64)))
+            assert alike(pyramid.read(tile).pixels, whole[level.box(tile.column, tile.row).slices])
+    assert alike(pyramid.read(Tile(3, 1, 2)).pixels, picture.read((64, 128, 64, 64)))
 
 
 def test_levels_that_are_too_small_for_the_model_are_reduced(decoder: infgen_rt.Decoder) -> None:

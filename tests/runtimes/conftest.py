@@ -1,6 +1,6 @@
 """One small model, exported for every backend, and every way of running it here."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +18,8 @@ from ..export import tiny
 from ..export.shortcuts import folder_of_traces, known_memory, traced_once
 
 CONFIG = tiny.EDGE
-RECIPES = ("onnx-fp32", "openvino-fp32", "torch-fp32", "coreml-fp32", "coreml-fp16", "coreml-ane")
+PORTABLE = ("onnx-fp32", "openvino-fp32", "torch-fp32")
+RECIPES = (*PORTABLE, "coreml-fp32", "coreml-fp16", "coreml-ane")
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 WAYS = (
     *(("onnxruntime", "cpu", "exact"), ("openvino", "cpu", "exact"), ("openvino", "cpu", "fast")),
@@ -26,7 +27,7 @@ WAYS = (
     *(("coreml", "cpu", "exact"), ("coreml", "gpu", "fast"), ("coreml", "ane", "fast")),
     *(("torch", "cuda", "exact"), ("torch", "cuda", "fast"), ("onnxruntime", "cuda", "exact")),
 )
-"""Backend, device and precision."""
+"""Backend, device and precision. Core ML's packages take minutes to export, and longer to interpret."""
 
 Open = Callable[..., infgen_rt.Decoder]
 
@@ -47,14 +48,24 @@ class Interpreted:
         return {name: value.numpy() for name, value in results.items()}
 
 
+def exported(recipes: Sequence[str], temporary: pytest.TempPathFactory) -> Path:
+    folder = temporary.mktemp("exported")
+    save_checkpoint(folder / "checkpoint", tiny.model(CONFIG))
+    with traced_once(folder_of_traces(temporary)), known_memory():
+        export(folder / "checkpoint", folder / "bundle", recipes=recipes, validate=False)
+    return folder / "bundle"
+
+
+@pytest.fixture(scope="session")
+def portable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with graphs for the backends that run everywhere; not to be changed."""
+    return exported(PORTABLE, tmp_path_factory)
+
+
 @pytest.fixture(scope="session")
 def every_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with graphs for every backend; not to be changed."""
-    folder = tmp_path_factory.mktemp("every")
-    save_checkpoint(folder / "checkpoint", tiny.model(CONFIG))
-    with traced_once(folder_of_traces(tmp_path_factory)), known_memory():
-        export(folder / "checkpoint", folder / "bundle", recipes=RECIPES, validate=False)
-    return folder / "bundle"
+    return exported(RECIPES, tmp_path_factory)
 
 
 @pytest.fixture
@@ -64,11 +75,22 @@ def mac(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coreml, "open_package", Interpreted)
 
 
-@pytest.fixture(params=[pytest.param(way, marks=NEEDS_CUDA if way[1] == "cuda" else ()) for way in WAYS], ids="-".join)
+def marks_of(way: tuple[str, str, str]) -> Sequence[pytest.MarkDecorator]:
+    return [pytest.mark.slow] if way[0] == "coreml" else [NEEDS_CUDA] if way[1] == "cuda" else []
+
+
+@pytest.fixture(params=[pytest.param(way, marks=marks_of(way)) for way in WAYS], ids="-".join)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str, str]:
     if request.param[0] == "coreml":
         request.getfixturevalue("mac")
     found: tuple[str, str, str] = request.param
+    return found
+
+
+@pytest.fixture
+def target(way: tuple[str, str, str], request: pytest.FixtureRequest) -> Path:
+    """A bundle with graphs for the way that is being tested; not to be changed."""
+    found: Path = request.getfixturevalue("every_target" if way[0] == "coreml" else "portable")
     return found
 
 
@@ -94,19 +116,19 @@ def opened() -> Iterator[dict[tuple[str, str, str], infgen_rt.Decoder]]:
 
 @pytest.fixture
 def decoder(
-    every_target: Path,
+    target: Path,
     open_way: Open,
     way: tuple[str, str, str],
     opened: dict[tuple[str, str, str], infgen_rt.Decoder],
 ) -> infgen_rt.Decoder:
     """The bundle, opened in the way that is being tested, for all tests that do not close or change it."""
     if way not in opened:
-        opened[way] = open_way(every_target)
+        opened[way] = open_way(target)
     return opened[way]
 
 
 @pytest.fixture(scope="session")
-def exact(every_target: Path) -> Iterator[infgen_rt.Decoder]:
+def exact(portable: Path) -> Iterator[infgen_rt.Decoder]:
     """The reference: ONNX Runtime in float32."""
-    with infgen_rt.open(every_target, "onnxruntime", precision="exact") as decoder:
+    with infgen_rt.open(portable, "onnxruntime", precision="exact") as decoder:
         yield decoder

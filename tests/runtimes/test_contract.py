@@ -113,9 +113,9 @@ def test_several_threads_share_a_decoder(decoder: infgen_rt.Decoder, way: tuple[
         assert close(part, whole[y : y + height, x : x + width], way)
 
 
-def test_closing_frees_and_reopening_works(every_target: Path, open_way: Open) -> None:
+def test_closing_frees_and_reopening_works(target: Path, open_way: Open) -> None:
     for _ in range(2):
-        decoder = open_way(every_target)
+        decoder = open_way(target)
         picture = decoder.picture(latent((4, 4)))
         picture.read()
         decoder.close()
@@ -124,8 +124,8 @@ def test_closing_frees_and_reopening_works(every_target: Path, open_way: Open) -
             decoder.picture(latent((4, 4)), (64, 64)).read()
 
 
-def test_threads_are_taken(every_target: Path, open_way: Open) -> None:
-    with open_way(every_target, threads=1) as decoder:
+def test_threads_are_taken(target: Path, open_way: Open) -> None:
+    with open_way(target, threads=1) as decoder:
         assert decoder.picture(latent((4, 4))).read().shape == (32, 32, 3)
 
 
@@ -137,12 +137,12 @@ def test_the_jobs_need_every_enlargement(exact: infgen_rt.Decoder) -> None:
 @pytest.mark.parametrize("damage", ["rubbish", "empty"])
 @pytest.mark.parametrize("graph", ["prefill", "decode"])
 def test_graphs_that_are_none_are_refused_in_one_line(
-    every_target: Path, open_way: Open, tmp_path: Path, graph: str, damage: str
+    target: Path, open_way: Open, tmp_path: Path, graph: str, damage: str
 ) -> None:
     """What all pictures need when the model is opened, decode at the latest when it first runs."""
     import hashlib
 
-    bundle = shutil.copytree(every_target, tmp_path / "bundle")
+    bundle = shutil.copytree(target, tmp_path / "bundle")
     manifest = json.loads((bundle / "manifest.json").read_text())
     content = b"rubbish" * 99 if damage == "rubbish" else b""
     for name in manifest["files"]:
@@ -175,7 +175,7 @@ def test_cancelling_stops_between_tiles(decoder: infgen_rt.Decoder, tmp_path: Pa
 
 
 def test_a_run_that_is_interrupted_stops_and_the_next_ones_are_whole(
-    every_target: Path,
+    target: Path,
     open_way: Open,
     way: tuple[str, str, str],
     reference: list[np.ndarray],
@@ -187,7 +187,7 @@ def test_a_run_that_is_interrupted_stops_and_the_next_ones_are_whole(
         # Graphs that were compiled before are in the usual folder, without the operation that interrupts them.
         monkeypatch.setenv("INFGEN_RT_CACHE", str(tmp_path))
         interrupt_from_within_openvino(monkeypatch)
-    with open_way(every_target) as decoder:
+    with open_way(target) as decoder:
         pictures = [decoder.picture(latent(shape), size) for shape, size in JOBS]
         assert close(pictures[0].read(), reference[0], way)
         if way[0] == "coreml":
@@ -288,7 +288,7 @@ def interrupt_from_within_openvino(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("during", ["load", "run"])
 def test_an_error_of_a_signals_handler_stays_what_it_is(
     request: pytest.FixtureRequest,
-    every_target: Path,
+    target: Path,
     open_way: Open,
     way: tuple[str, str, str],
     monkeypatch: pytest.MonkeyPatch,
@@ -301,7 +301,7 @@ def test_an_error_of_a_signals_handler_stays_what_it_is(
         monkeypatch.setenv("INFGEN_RT_CACHE", str(tmp_path))
         arriving_in(monkeypatch, *native(way[0])[0])
         with handled(kind), pytest.raises(kind):
-            open_way(every_target)
+            open_way(target)
         return
     decoder: infgen_rt.Decoder = request.getfixturevalue("decoder")
     picture = decoder.picture(latent((4, 4)))
@@ -328,9 +328,9 @@ def native(backend: str) -> tuple[tuple[Any, str], tuple[Any, str]]:
     return (Interpreted, "__init__"), (Interpreted, "predict")
 
 
-def test_a_device_that_does_not_exist_is_refused(every_target: Path, way: tuple[str, str, str]) -> None:
+def test_a_device_that_does_not_exist_is_refused(target: Path, way: tuple[str, str, str]) -> None:
     with pytest.raises(BackendError, match=f"{way[0]}' knows no device 'cuda:97': here it has") as caught:
-        infgen_rt.open(every_target, way[0], device="cuda:97")
+        infgen_rt.open(target, way[0], device="cuda:97")
     assert way[1] in str(caught.value)
 
 
@@ -341,23 +341,24 @@ def test_the_plan_and_the_choice_say_what_it_costs(decoder: infgen_rt.Decoder, w
     assert decoder.backend.reason
 
 
-def test_pytorchs_graphs_share_their_weights(every_target: Path) -> None:
+def test_pytorchs_graphs_share_their_weights(portable: Path) -> None:
     """Those of several enlargements are in the bundle once."""
     from safetensors.numpy import load_file
 
     from infgen_rt.bundle.folder import Bundle
 
-    manifest = Bundle.open(every_target).manifest
+    manifest = Bundle.open(portable).manifest
     recipe = next(each for each in manifest.recipes if each.target == "torch")
     assert set(recipe.graphs) == set(tiny.graph_names(tiny.model(CONFIG)))
     (file,) = set(recipe.graphs.values())
-    stored = json.loads((every_target / file).read_text())["weights"]
+    stored = json.loads((portable / file).read_text())["weights"]
     expected = tiny.model(CONFIG).state_dict()
-    found = load_file(every_target / recipe.weights)
+    found = load_file(portable / recipe.weights)
     assert stored.keys() == expected.keys()
     assert all(np.array_equal(found[stored[name]].ravel(), value.numpy().ravel()) for name, value in expected.items())
 
 
+@pytest.mark.slow
 def test_weights_of_several_targets_are_in_the_bundle_once(every_target: Path) -> None:
     from safetensors.numpy import load_file
 
@@ -372,7 +373,7 @@ def test_weights_of_several_targets_are_in_the_bundle_once(every_target: Path) -
     assert not list(every_target.rglob("weight.bin"))
 
 
-def test_pytorch_keeps_a_context_where_decode_wants_it(every_target: Path) -> None:
+def test_pytorch_keeps_a_context_where_decode_wants_it(portable: Path) -> None:
     import torch
 
     from infgen_rt.backend.choice import choose
@@ -383,7 +384,7 @@ def test_pytorch_keeps_a_context_where_decode_wants_it(every_target: Path) -> No
     from infgen_rt.nodes.latents import Given
     from infgen_rt.nodes.moments import Gathering
 
-    opened = Bundle.open(every_target)
+    opened = Bundle.open(portable)
     engine = Engine(opened, choose(opened, "torch", precision="exact")[0])
     enlargement = opened.manifest.contexts[0]
     engine.load_for(enlargement)

@@ -133,9 +133,11 @@ def train(
         save_latents(_latents(run, other), of_space)
     log = _Log(run / "log.jsonl")
     spent, last, saved = 60 * (progress["minutes"] or 0.0), time.monotonic(), time.monotonic()
-    for batch in drawn(turns, trainer.step):
+    first = trainer.step
+    for batch in drawn(turns, first):
         done = spent / (60 * config.minutes)
-        if done >= 1 or (slice_minutes is not None and time.monotonic() - began >= 60 * slice_minutes):
+        over = slice_minutes is not None and time.monotonic() - began >= 60 * slice_minutes
+        if done >= 1 or (over and trainer.step > first):  # each slice does a step, however long loading took
             break
         log.add(trainer.step, batch, trainer.train_step(batch, done), spent)
         now = time.monotonic()
