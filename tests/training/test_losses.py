@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from infgen_rt.errors import InputError
-from infgen_training.losses import _TAPS, LEAST_LENGTH, Adversary, Vgg, gradient_distance, grid_distance
+from infgen_training.losses import _TAPS, LEAST_LENGTH, Adversary, Vgg, gradient_distance, grid_distance, sharpened
 
 from .conftest import JUDGED, WIDTHS
 
@@ -49,6 +49,18 @@ def test_the_network_is_vgg16() -> None:
     for width in filter(None, WIDTHS):
         count, before = count + width * (9 * before + 1), width
     assert count == 14_714_688
+
+
+@pytest.mark.parametrize("scale", [1.5, 2.0, 4.0])
+def test_sharpening_brings_a_soft_picture_nearer_to_the_original(scale: float) -> None:
+    truth = F.interpolate(photograph(), scale_factor=scale, mode="bicubic").clamp(0.1, 0.9)
+    soft = F.interpolate(
+        F.interpolate(truth, scale_factor=1 / scale, mode="area"), size=truth.shape[2:], mode="bicubic"
+    )
+    assert F.l1_loss(sharpened(soft, 0.4, scale), truth) < F.l1_loss(soft, truth)
+    assert sharpened(truth, 0.0, scale).equal(truth)
+    flat = torch.full((1, 3, 9, 7), 0.3)
+    assert torch.allclose(sharpened(flat, 2.0, scale), flat)
 
 
 def test_a_blurrier_picture_is_farther_away(vgg: Vgg) -> None:

@@ -83,6 +83,16 @@ def test_an_encoder_learns_a_single_batch() -> None:
     assert losses[-1]["latent"] < 0.5 * losses[0]["latent"]
 
 
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_a_model_that_sharpens_learns_nothing_else(factor: int) -> None:
+    config = dataclasses.replace(CONFIG, sharpen=0.4)
+    trained = Trainer(config, tiny_model(), None, CPU, guide=tiny_model())
+    losses = trained.train_step(batch(factor), 0.0)
+    assert set(losses) == {"pixels", "gradient"}
+    assert (losses["pixels"].item() < 1e-6) == (factor == 1)  # it starts as the model whose pictures it learns
+    assert trained.guide is not None and changed(trained.guide, state(tiny_model())) == set()
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_what_is_not_of_the_part_stays_as_it_is(part: str) -> None:
     trained = trainer(part=part)
@@ -352,6 +362,8 @@ def test_a_compiled_model_learns_the_same(tmp_path: Path) -> None:
         ({"lessons": (Lesson(2, 1.0, 0, 0, 0),)}, "a factor from 1 to 4 and a batch of 1 or more, not 2 and 0"),
         ({"cells": 4, "margin": 2}, "a margin of 2 cells leaves nothing of 4"),
         ({"minutes": 0.0}, "minutes must be above 0"),
+        ({"sharpen": -0.1}, "sharpen must be 0 or above, not -0.1"),
+        ({"sharpen": 0.4, "part": "encoder"}, "sharpen is for the parts decoder and shared, not for encoder"),
         ({"sharp": 1.5}, r"sharp is a share, in \[0, 1\], not 1.5"),
     ],
 )
@@ -553,6 +565,15 @@ def test_a_run_starts_from_a_checkpoint(shards: Path, folder: Path, part: str) -
     assert run(shards, folder, "--start", start, minutes=0.12).exit_code == 0
     result = run(shards, folder.parent / "other", "--start", start)
     assert result.exit_code == 1 and "start lacks config.json" in result.output
+
+
+def test_a_run_learns_the_sharpened_pictures_of_its_start(shards: Path, folder: Path) -> None:
+    result = run(shards, folder, sharpen=0.4)
+    assert result.exit_code == 1 and "sharpen needs --start, the checkpoint of the model whose" in result.output
+    save_checkpoint(folder.parent / "start", tiny_model(7))
+    for _ in range(2):  # a continued run too
+        result = run(shards, folder, "--start", folder.parent / "start", "--minutes", 0.02, sharpen=0.4)
+        assert result.exit_code == 0, result.output
 
 
 def test_a_new_run_starts_from_the_networks_of_others(

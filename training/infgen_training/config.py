@@ -72,6 +72,9 @@ class TrainConfig:
             away the detail that the latent does not determine.
         features: For a trunk, the share of the run in which it learns to reproduce the features of the finished model's
             trunk. In the rest of the run, it learns from pictures.
+        sharpen: If above 0, the run learns nothing but the pictures of the model that it starts from, sharpened
+            (``losses.sharpened``). This is the amount at scale 4. It decreases linearly to 0 at scale 1. The views then
+            only give the latents.
         round_trip: For the encoder, the weight of the L1 distance between a picture and the same picture after encoding
             and decoding.
         adversary_from: Share of the run after which the adversarial loss is used. The adversary starts to learn a
@@ -116,6 +119,7 @@ class TrainConfig:
     reduced: float = 0.5
     soft: float = 0.15
     features: float = 0.0
+    sharpen: float = 0.0
     round_trip: float = 5.0
     adversary_from: float = 0.35
     lr: float = 2e-4
@@ -159,5 +163,9 @@ class TrainConfig:
         for name in ("between", "sharp", "others", "features"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share, in [0, 1], not {getattr(self, name)}")
+        if self.sharpen < 0:
+            raise ValueError(f"sharpen must be 0 or above, not {self.sharpen}")
+        if self.sharpen and self.part not in ("decoder", "shared"):
+            raise ValueError(f"sharpen is for the parts decoder and shared, not for {self.part}")
         if self.minutes <= 0:
             raise ValueError(f"minutes must be above 0, not {self.minutes}")

@@ -112,8 +112,12 @@ def train(
         guide, model, views = _trunk(config, start, teacher, earlier, views, run / LATENTS, device)
     elif origin := earlier or start:
         model = load_checkpoint(origin)
+        if config.sharpen and start is not None:
+            guide = load_checkpoint(start)
     else:
         model = _new(config, teacher, enlarger, views)
+    if config.sharpen and guide is None:
+        raise InputError("sharpen needs --start, the checkpoint of the model whose pictures are sharpened")
     _check_latents(model, views)
     also = [_other(model, *each, views, run, device) for each in others]
     own = (views, *(of_space for _, of_space in also))
@@ -127,7 +131,7 @@ def train(
         trainer.balance = progress["balance"]
     run.mkdir(parents=True, exist_ok=True)
     (run / "train.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-    if guide is not None:
+    if config.part == "trunk":
         save_latents(run / LATENTS, views)
     for other, of_space in also:
         save_latents(_latents(run, other), of_space)

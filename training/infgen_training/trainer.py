@@ -19,8 +19,15 @@ from infgen_model.checkpoint import save_checkpoint
 from infgen_model.sharing import tie
 from infgen_rt.common.files import whole
 from infgen_training.batches import Batch
-from infgen_training.config import PATCH, TrainConfig
-from infgen_training.losses import Adversary, Vgg, feature_distance, gradient_distance, grid_distance
+from infgen_training.config import FACTOR, PATCH, TrainConfig
+from infgen_training.losses import (
+    Adversary,
+    Vgg,
+    feature_distance,
+    gradient_distance,
+    grid_distance,
+    sharpened,
+)
 from infgen_training.precision import mixed
 from infgen_training.warmstart import COPIED
 
@@ -53,7 +60,8 @@ class Trainer:
         vgg: VGG16 for LPIPS and the adversary. None to train without both.
         device: Device to train on.
         step: Number of the step to continue from.
-        guide: For a trunk, the finished model whose trunk it learns from.
+        guide: For a trunk, the finished model whose trunk it learns from. For a run with ``config.sharpen``, the model
+            whose pictures are sharpened.
         others: Models of other latent spaces, which are trained together with the run's own. From now on, they share
             with it all parameters that do not belong to a latent space.
 
@@ -185,16 +193,11 @@ class Trainer:
         return {name: feature_distance(made.float(), true.float()) for name, (made, true) in pairs.items()}
 
     def _decoder(self, batch: Batch, done: float) -> dict[str, Tensor]:
-        config, enlargement, cells, side = self.config, self.enlargement(batch), batch.cells, batch.side
-        model = self.models[batch.model]
-        with mixed(self.device, config.bfloat16):
-            # From here on, each square is decoded as if it were a whole latent.
-            features = self._squares(model, batch.latents, batch)
-            context = features if model.refine is None else model.refine(features, enlargement)
-            grid = Grid.whole((cells, cells), (side, side)).to(self.device)
-            image = model.decode(context, grid, enlargement)
-        image = image.float()[:, :, :side, :side]
-        edge = round(side / cells * config.margin)
+        config, enlargement = self.config, self.enlargement(batch)
+        image = self._picture(self.models[batch.model], batch)
+        edge = round(batch.side / batch.cells * config.margin)
+        if config.sharpen:
+            return self._sharper(image, batch, edge)
         made, true = _inner(image, edge), _inner(batch.target(self.device), edge)
         certain = batch.sharp is not None or batch.is_native
         losses = {"pixels": (1.0 if certain else config.soft) * F.l1_loss(made, true)}
@@ -209,6 +212,29 @@ class Trainer:
         if self.vgg is not None and batch.lesson.perceptual:
             losses |= self._seen(image, made, _inner(batch.real(self.device), edge), batch, done)
         return losses
+
+    def _picture(self, model: InfGen, batch: Batch) -> Tensor:
+        """Decodes a batch's squares, float32 [B, 3, side, side]."""
+        enlargement, cells, side = self.enlargement(batch), batch.cells, batch.side
+        with mixed(self.device, self.config.bfloat16):
+            # From here on, each square is decoded as if it were a whole latent.
+            features = self._squares(model, batch.latents, batch)
+            context = features if model.refine is None else model.refine(features, enlargement)
+            grid = Grid.whole((cells, cells), (side, side)).to(self.device)
+            image: Tensor = model.decode(context, grid, enlargement)
+        return image.float()[:, :, :side, :side]
+
+    def _sharper(self, image: Tensor, batch: Batch, edge: int) -> dict[str, Tensor]:
+        """Distances from the sharpened pictures of the model that the run started from."""
+        assert self.guide is not None
+        with torch.no_grad():
+            amount = self.config.sharpen * (batch.scale - 1) / (FACTOR - 1)
+            wanted = sharpened(self._picture(self.guide, batch), amount, batch.scale)
+        made, true = _inner(image, edge), _inner(wanted, edge)
+        return {
+            "pixels": F.l1_loss(made, true),
+            "gradient": self.config.gradient * gradient_distance(made, true),
+        }
 
     def _seen(self, image: Tensor, made: Tensor, real: Tensor, batch: Batch, done: float) -> dict[str, Tensor]:
         """The loss of LPIPS and, once the adversary is used, the adversarial loss."""
