@@ -156,7 +156,7 @@ def sharpened(image: Tensor, amount: float, scale: float) -> Tensor:
     keeps some of this softness.
 
     Args:
-        image: Pictures [B, 3, H, W] in [0, 1].
+        image: Pictures [B, 3, H, W] in [0, 1]. The result may exceed this range.
         amount: Share of the difference that is added.
         scale: Size of the pictures relative to the pictures that were encoded.
     """
@@ -167,7 +167,7 @@ def sharpened(image: Tensor, amount: float, scale: float) -> Tensor:
     blurred = F.pad(image, (reach,) * 4, mode="replicate")
     for each in (kernel, kernel.transpose(2, 3)):
         blurred = F.conv2d(blurred, each, groups=image.shape[1])
-    return (image + amount * (image - blurred)).clamp(0, 1)
+    return image + amount * (image - blurred)
 
 
 def feature_distance(made: Tensor, true: Tensor) -> Tensor:
