@@ -19,7 +19,8 @@ _THREADS = re.compile(
 )
 _MEMORY = re.compile(
     "bad_?alloc|memoryerror|(failed to|unable to|cannot|can't|could not) alloc|out of memory|not enough memory|"
-    "failed to map segment",
+    # oneDNN, which PyTorch and OpenVINO use, says no more than this when memory is refused.
+    "failed to map segment|could not create a (primitive|memory)",
     re.IGNORECASE,
 )
 

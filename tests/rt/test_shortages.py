@@ -175,6 +175,8 @@ def _interrupted() -> None:
         "libopenvino_intel_cpu_plugin.so: failed to map segment from shared object",
         "can't alloc",
         "DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes",
+        "could not create a primitive",
+        "could not create a memory object",
         "CUDA out of memory. Tried to allocate 2.00 GiB",
     ],
 )
