@@ -8,7 +8,7 @@ from pathlib import Path
 import onnxruntime as ort
 
 from infgen_rt.backend.protocol import Device
-from infgen_rt.common.callers import raise_callers
+from infgen_rt.common.callers import raise_callers, suppress_but_callers
 from infgen_rt.common.notices import warn
 from infgen_rt.errors import one_line
 
@@ -39,9 +39,11 @@ def _names() -> list[str]:
 
     Only the names of folders are read. To ask every distribution for its name would take a tenth of the start-up time.
     """
-    pattern = _PLUGIN.replace("-", "_") + "*.dist-info"
-    folders = (path.name for folder in sys.path for path in Path(folder).glob(pattern))
-    return sorted({name.partition("-")[0].lower().replace("_", "-") for name in folders})
+    pattern, names = _PLUGIN.replace("-", "_") + "*.dist-info", set[str]()
+    for folder in sys.path:
+        with suppress_but_callers(OSError):  # this user may not read every folder in which Python looks for modules
+            names.update(path.name for path in Path(folder).glob(pattern))
+    return sorted({name.partition("-")[0].lower().replace("_", "-") for name in names})
 
 
 @cache

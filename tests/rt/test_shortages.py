@@ -1,8 +1,10 @@
 """Too few threads and too little memory: work goes on where it can, and otherwise one clear line says what to do."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -262,6 +264,45 @@ def test_a_limit_of_the_address_space_gives_a_picture_or_one_line(bundle: Path, 
     if done.returncode:
         (line,) = lines
         assert line.startswith("Error: ") and ("memory" in line or "thread" in line)
+
+
+_WITH_THREADS = """
+import os, resource, sys
+from infgen_rt.cli.main import main
+
+def decode(output):
+    return main(["decode", sys.argv[1], "--model", sys.argv[3], "--normalisation", "model", "-o", output,
+                 "--size", "700x570", "--backend", "onnxruntime"])
+
+decode(sys.argv[4])  # imports all that the other user may not read
+resource.setrlimit(resource.RLIMIT_NPROC, (int(sys.argv[2]),) * 2)
+os.setuid(50_000_000)
+sys.exit(decode(sys.argv[5]))
+"""
+
+
+@linux
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="root alone may become another user")
+@pytest.mark.parametrize("threads", [1, 2, 3, 50])
+def test_a_limit_of_the_users_threads_gives_the_same_picture_or_one_line(bundle: Path, threads: int) -> None:
+    """As with `ulimit -u`. pytest's own folders may be entered by their owner alone."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shutil.copytree(bundle, folder / "bundle")
+        np.save(folder / "a.npy", LATENT)
+        for path in (folder, *folder.rglob("*")):
+            path.chmod(0o777)
+        outputs = [folder / f"{which}.png" for which in ("free", "limited")]
+        command = [sys.executable, "-c", _WITH_THREADS, folder / "a.npy", str(threads), folder / "bundle", *outputs]
+        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "INFGEN_RT_CACHE": str(folder / "cache")}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+        if done.returncode == 0:
+            assert outputs[0].read_bytes() == outputs[1].read_bytes()
+        else:
+            assert threads < 50 and not outputs[1].exists()
+            (line,) = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+            assert "the system allowed no further thread: pass threads=1 (--threads 1)" in line
+            assert "Traceback" not in done.stderr
 
 
 def test_memory_without_a_limit_is_that_of_the_machine() -> None:
