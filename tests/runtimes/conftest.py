@@ -1,6 +1,5 @@
 """One small model, exported for every backend, and every way of running it here."""
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,7 +10,6 @@ import torch
 import infgen_rt
 from infgen_export.mil.program import Program
 from infgen_export.pipeline import export
-from infgen_model import DecoderConfig
 from infgen_model.checkpoint import save_checkpoint
 from infgen_rt.backend.protocol import Options
 from infgen_runtimes import coreml
@@ -20,8 +18,6 @@ from ..export import tiny
 from ..export.shortcuts import folder_of_traces, known_memory, traced_once
 
 CONFIG = tiny.EDGE
-NEAR = dataclasses.replace(CONFIG, radius=0.5)
-"""A token sees one cell only. Converting decode to Core ML takes about as many times longer as a token sees cells."""
 PORTABLE = ("onnx-fp32", "openvino-fp32", "torch-fp32")
 RECIPES = (*PORTABLE, "coreml-fp32", "coreml-fp16", "coreml-ane")
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -52,9 +48,9 @@ class Interpreted:
         return {name: value.numpy() for name, value in results.items()}
 
 
-def exported(config: DecoderConfig, recipes: Sequence[str], temporary: pytest.TempPathFactory) -> Path:
+def exported(recipes: Sequence[str], temporary: pytest.TempPathFactory) -> Path:
     folder = temporary.mktemp("exported")
-    save_checkpoint(folder / "checkpoint", tiny.model(config))
+    save_checkpoint(folder / "checkpoint", tiny.model(CONFIG))
     with traced_once(folder_of_traces(temporary)), known_memory():
         export(folder / "checkpoint", folder / "bundle", recipes=recipes, validate=False)
     return folder / "bundle"
@@ -63,13 +59,13 @@ def exported(config: DecoderConfig, recipes: Sequence[str], temporary: pytest.Te
 @pytest.fixture(scope="session")
 def portable(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with graphs for the backends that run everywhere; not to be changed."""
-    return exported(CONFIG, PORTABLE, tmp_path_factory)
+    return exported(PORTABLE, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def every_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with graphs for every backend; not to be changed."""
-    return exported(NEAR, RECIPES, tmp_path_factory)
+    return exported(RECIPES, tmp_path_factory)
 
 
 @pytest.fixture
