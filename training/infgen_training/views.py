@@ -53,7 +53,7 @@ _LARGEST = 1.6
 """Maximum pixels of a photograph per pixel, along one axis, of a view's larger pictures. It limits lost detail."""
 _QUALITY = 92
 _KERNELS = (Image.Resampling.BICUBIC, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS, Image.Resampling.BILINEAR)
-"""Filters that reduce a photograph to the picture that is encoded, each as likely. The softer ones teach to sharpen."""
+"""Filters to draw from, with which a photograph is reduced to the picture to encode. Some are softer than others."""
 _BLOCK = 16
 """Side, in pixels of the encoded picture, of the blocks whose colours are corrected in a sharp picture."""
 
