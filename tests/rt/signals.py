@@ -9,6 +9,10 @@ import pytest
 
 NUMBER = getattr(signal, "SIGUSR1", signal.SIGINT)
 
+if signal.getsignal(NUMBER) is signal.SIG_DFL:
+    # The system's default ends the process, and with it the tests. A thread may still raise the signal after a test.
+    signal.signal(NUMBER, signal.SIG_IGN)
+
 
 class Own(Exception):
     """The caller's own error, of no kind that is known here."""
@@ -27,22 +31,18 @@ KINDS = (Own, OwnKnown, OwnStop)
 
 @contextmanager
 def handled(kind: type[Own], removed: bool = False) -> Iterator[None]:
-    """Install a handler that raises an error, if `removed` after it has removed itself.
-
-    A signal that arrives in another thread after that is ignored. The system's default would end the tests' process.
-    """
+    """Install a handler that raises an error, if `removed` after it has removed itself."""
 
     def handler(number: int, frame: object) -> None:
         if removed:
-            signal.signal(NUMBER, after)
+            signal.signal(NUMBER, before)
         raise kind("the caller's")
 
     before = signal.signal(NUMBER, handler)
-    after = signal.SIG_IGN if before is signal.SIG_DFL else before
     try:
         yield
     finally:
-        signal.signal(NUMBER, after)
+        signal.signal(NUMBER, before)
 
 
 def arriving_in(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:

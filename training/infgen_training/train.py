@@ -87,7 +87,8 @@ def train(
         device: Device to train on.
         start: Checkpoint that a new run starts from. For a trunk, it is the finished model that the trunk learns from,
             and it is needed to continue the run, too.
-        slice_minutes: Number of minutes after which the run is saved and stopped, even if it is not finished.
+        slice_minutes: Number of minutes after which the run is saved and stopped, even if it is not finished. With 0,
+            no training step is done, and the run is saved as it starts.
         others: Models of other latent spaces that are trained together with a decoder or an encoder. Each is a
             checkpoint and the autoencoder of its space. It must share weights with the run's own model.
 
@@ -141,7 +142,8 @@ def train(
     for batch in drawn(turns, first):
         done = spent / (60 * config.minutes)
         over = slice_minutes is not None and time.monotonic() - began >= 60 * slice_minutes
-        if done >= 1 or (over and trainer.step > first):  # each slice does a step, however long loading took
+        # Each slice that has time does a step, however long loading took.
+        if done >= 1 or (over and (trainer.step > first or slice_minutes == 0)):
             break
         log.add(trainer.step, batch, trainer.train_step(batch, done), spent)
         now = time.monotonic()
