@@ -175,11 +175,11 @@ def _network(order: dict[str, Any], file: str) -> Callable[[Values], Values]:
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         name = session.get_inputs()[0].name
         return lambda value: np.asarray(session.run(None, {name: value})[0])
-    import openvino
+    from infgen_runtimes.openvino import shared_core
 
     settings = {"INFERENCE_NUM_THREADS": order["threads"]}
     exact = {"INFERENCE_PRECISION_HINT": "f32"} if order["precision"] == "exact" else {}
-    compiled = openvino.Core().compile_model(file, "CPU", {**settings, **exact})
+    compiled = shared_core().compile_model(file, "CPU", {**settings, **exact})
     return lambda value: np.asarray(compiled([value])[0])
 
 

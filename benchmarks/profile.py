@@ -21,7 +21,6 @@ import click
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 
 from benchmarks import options
 from benchmarks.studies.parallel import inputs_of
@@ -35,7 +34,7 @@ from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.shapes import Size
 from infgen_rt.geometry.tiling import Tiling
 from infgen_runtimes.openvino import Session as OpenVinoSession
-from infgen_runtimes.openvino import read_model
+from infgen_runtimes.openvino import read_model, shared_core
 
 CELLS = Size(64, 64)
 TILE = Size(64, 64)
@@ -166,7 +165,7 @@ def profile_openvino(
 
     For bfloat16, the graph is cut in two, as in the backend.
     """
-    core = openvino.Core()
+    core = shared_core()
     model = read_model(core, files)
     settings = {"INFERENCE_NUM_THREADS": threads, "PERF_COUNT": True}
     session = OpenVinoSession(core, model, arithmetic.replace("fp32", "f32"), settings)

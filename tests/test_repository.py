@@ -44,3 +44,11 @@ def test_a_page_of_promises_names_tests_that_exist(page: str) -> None:
     sources = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("*.py"))
     named = set(re.findall(r"`(test_\w+)`", text)) - {file.stem for file in files}
     assert named <= set(re.findall(r"^def (test_\w+)", sources, re.MULTILINE))
+
+
+def test_there_is_one_core_of_openvino_in_a_process() -> None:
+    """With several, a signal crashes the process (`infgen_runtimes.openvino.shared_core`)."""
+    folders = ("infgen_rt", "model", "runtimes", "export", "training", "benchmarks", "examples", "tests")
+    files = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
+    makers = [file for file in files if re.search(r"\b(ov|openvino)\.Core\(", file.read_text(encoding="utf-8"))]
+    assert makers == [ROOT / "runtimes" / "infgen_runtimes" / "openvino.py"]

@@ -126,9 +126,9 @@ def run_onnx(file: Path) -> Callable[[list[NDArray[np.float32]]], object]:
 
 def run_openvino(file: Path) -> Callable[[list[NDArray[np.float32]]], object]:
     """Loads the layer into OpenVINO in float32, and returns the function that runs it."""
-    import openvino
+    from infgen_runtimes.openvino import shared_core
 
-    compiled = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = shared_core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda values: compiled(values[: len(compiled.inputs)])
 
 

@@ -39,6 +39,7 @@ from infgen_rt.common.pixels import fetch, to_bytes
 from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.shapes import Size
 from infgen_rt.latent.samples import load_sample
+from infgen_runtimes.openvino import shared_core
 from infgen_training.metrics import psnr
 from infgen_training.perception import Lpips
 
@@ -73,7 +74,7 @@ class Replacing:
             return self.backend.load(graph, {"model.onnx": self.graphs[graph].read_bytes()}, options)
         threads = options.threads or os.cpu_count() or 1
         settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
-        return _OpenVino(openvino.Core().compile_model(self.graphs[graph], "CPU", settings))
+        return _OpenVino(shared_core().compile_model(self.graphs[graph], "CPU", settings))
 
 
 @dataclass

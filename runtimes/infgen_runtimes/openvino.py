@@ -51,7 +51,7 @@ class Backend:
 
     def devices(self) -> Sequence[Device]:
         """List the devices that OpenVINO finds, and the missing kinds; see `infgen_rt.backend.protocol.Backend`."""
-        core = _core()
+        core = shared_core()
         found = [Device(_id(name), core.get_property(name, "FULL_DEVICE_NAME")) for name in core.available_devices]
         kinds = {device.id.partition(":")[0] for device in found}
         if "cpu" not in kinds:
@@ -67,7 +67,7 @@ class Backend:
             return ()
         if kind == "gpu":
             return ("fp32", "fp16")
-        capabilities = _core().get_property(_name(device), "OPTIMIZATION_CAPABILITIES")
+        capabilities = shared_core().get_property(_name(device), "OPTIMIZATION_CAPABILITIES")
         return ("fp32", "bf16") if "BF16" in capabilities else ("fp32",)
 
     def load(self, graph: str, files: Mapping[str, Content], options: Options) -> "Session":
@@ -79,7 +79,7 @@ class Backend:
             # OpenVINO binds several models with one thread each to the same core, but not the streams of one model.
             settings["NUM_STREAMS"] = options.runs
         try:
-            core = _core()
+            core = shared_core()
             model = read_model(core, files)
             precision, device = _HINTS[options.arithmetic], _name(options.device)
             kept = None
@@ -344,7 +344,13 @@ def _without_cpu(core: ov.Core) -> str:
 
 
 @cache
-def _core() -> ov.Core:
+def shared_core() -> ov.Core:
+    """Return the core of this process, which is never deleted. Nothing else may make one.
+
+    OpenVINO's CPU plugin gives the thread a stack for signal handlers when a core first uses it. When it is deleted, it
+    restores the stack from before, even if that was another core's, which no longer exists (OpenVINO 2026.4). The next
+    signal with a Python handler, such as Ctrl-C, would then crash the process.
+    """
     core = ov.Core()
     keep_in_children(core)
     return core

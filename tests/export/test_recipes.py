@@ -81,7 +81,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 def read(exported: Exported, name: str) -> openvino.Model:
     """A graph of OpenVINO as any program reads it."""
-    return openvino.Core().read_model(exported.bundle / f"{name}.xml", exported.bundle / "weights.safetensors")
+    return backend.shared_core().read_model(exported.bundle / f"{name}.xml", exported.bundle / "weights.safetensors")
 
 
 @pytest.mark.slow
@@ -213,7 +213,7 @@ def test_the_embedding_is_float32_in_an_openvino_graph_whatever_the_cpu_computes
     exported: Exported, recipe: str
 ) -> None:
     inputs = far(exported.model)
-    core, name = openvino.Core(), f"{recipe}.{tiny.decode_graph(exported.model).name}"
+    core, name = backend.shared_core(), f"{recipe}.{tiny.decode_graph(exported.model).name}"
     positional, rest = _cut(read(exported, name))
     compiled = core.compile_model(positional, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     outputs = compiled([inputs[port.get_node().get_friendly_name()].numpy() for port in positional.inputs])
@@ -349,7 +349,7 @@ def test_native_precision_of_a_fixed_shape_agrees_with_the_dynamic_graph(exporte
     model = exported.model
     fixed, dynamic = tiny.decode_graph(model, tile(64)), tiny.decode_graph(model)
     inputs = decode_inputs(dynamic, model, tiny.latent(12, 10), Size(155, 203))
-    core = openvino.Core()
+    core = backend.shared_core()
     session = backend.Session(core, read(exported, f"openvino-npu.{dynamic.name}"), "f32", {})
     with torch.inference_mode():
         expected = dynamic.module(*inputs.values())

@@ -93,3 +93,27 @@ def test_the_least_memory_that_a_refusal_names_is_enough_and_is_kept_to(
     limit = int(float(least[1]) + 1) * MIB
     done = subprocess.run([*command, str(limit), str(tmp_path / "a.png")], capture_output=True, text=True, check=True)
     assert int(done.stdout) <= 1.1 * limit
+
+
+_SIGNALLED = """
+import signal, sys
+import openvino
+from infgen_export.targets.openvino import Session
+
+def handler(number, frame):
+    print("handled")
+
+value = openvino.opset8.parameter([1, 4], name="x")
+openvino.save_model(openvino.Model([openvino.opset8.relu(value)], [value]), sys.argv[1])
+sessions = [Session(sys.argv[1]) for _ in range(4)]
+while sessions:
+    del sessions[0]
+signal.signal(signal.SIGINT, handler)
+signal.raise_signal(signal.SIGINT)
+"""
+
+
+def test_a_signal_is_handled_after_graphs_were_loaded_and_deleted(tmp_path: Path) -> None:
+    """With a core for each graph, OpenVINO leaves a stack for signal handlers that no longer exists."""
+    done = subprocess.run([sys.executable, "-c", _SIGNALLED, tmp_path / "graph.xml"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr

@@ -65,7 +65,7 @@ def convert(
     if recipe.precision == "fp16":
         _keep_precision(path, positional)
         half = path.with_name(f"half-{path.name}")
-        model = ov.Core().read_model(path)
+        model = openvino.shared_core().read_model(path)
         ov.save_model(model, half, compress_to_fp16=True)
         del model  # it maps the file that is replaced below into memory
         for suffix in (".xml", ".bin"):
@@ -154,7 +154,7 @@ def _constant(data: ElementTree.Element, content: bytes) -> Array:
 
 def native_precisions() -> tuple[str, ...]:
     """The low precision that OpenVINO chooses by itself on this CPU, if it has one."""
-    capabilities = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    capabilities = openvino.shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return ("bf16",) if "BF16" in capabilities else ()
 
 
@@ -168,7 +168,7 @@ class Session:
     """
 
     def __init__(self, path: Path, precision: str = "f32") -> None:
-        core = ov.Core()
+        core = openvino.shared_core()
         model = core.read_model(path)
         self.operations: Counter[str] = Counter(node.get_type_name() for node in model.get_ordered_ops())
         self._session = openvino.Session(core, model, precision, {})
