@@ -29,9 +29,9 @@ class Exported:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def shared_traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def shared_traces(pytestconfig: pytest.Config) -> Iterator[None]:
     """Each graph is traced for ONNX once, by whichever test needs it first."""
-    with traced_once(folder_of_traces(tmp_path_factory)):
+    with traced_once(folder_of_traces(pytestconfig)):
         yield
 
 

@@ -1,20 +1,25 @@
 """What makes exports in tests quick: a graph is traced for ONNX once in a test run, and memory is not measured again.
 
 Tracing takes most of the time of an export, and the same module, shapes and options give the same graph. Several tests
-export the same tiny model, in processes of their own, so traced graphs are kept in files. Memory is measured by a
-process for each graph. Tests of other things do not need these figures.
+export the same tiny model, in processes of their own, so traced graphs are kept in files of pytest's cache. They are
+also there the next time, such as for the slow tests after the fast ones, as long as the code stays the same. Memory is
+measured by a process for each graph. Tests of other things do not need these figures.
 """
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 import onnx
 import pytest
 from torch import Tensor
 
+import infgen_export
+import infgen_model
 from infgen_export import footprint
 from infgen_export.targets import Options, dims
 from infgen_export.targets import onnx as target
@@ -44,10 +49,18 @@ def digest(graph: Graph, example: tuple[Tensor, ...], options: Options) -> str:
     return found.hexdigest()
 
 
-def folder_of_traces(temporary: pytest.TempPathFactory) -> Path:
-    """A folder of this run of the tests, which all of its processes share."""
-    base = temporary.getbasetemp()
-    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "traces"
+def folder_of_traces(config: pytest.Config) -> Path:
+    """A folder that all processes of the tests share, for the code and the libraries that trace graphs."""
+    code = hashlib.sha256(repr([version(name) for name in ("torch", "onnx", "onnxscript", "onnx-ir")]).encode())
+    for package in (infgen_model, infgen_export):
+        for file in sorted(Path(package.__path__[0]).rglob("*.py")):
+            code.update(file.read_bytes())
+    folders = config.cache.mkdir("traces")
+    found = folders / code.hexdigest()[:32]
+    for outdated in folders.iterdir():
+        if outdated != found:
+            shutil.rmtree(outdated, ignore_errors=True)
+    return found
 
 
 @contextmanager

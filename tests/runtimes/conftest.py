@@ -48,24 +48,24 @@ class Interpreted:
         return {name: value.numpy() for name, value in results.items()}
 
 
-def exported(recipes: Sequence[str], temporary: pytest.TempPathFactory) -> Path:
+def exported(recipes: Sequence[str], config: pytest.Config, temporary: pytest.TempPathFactory) -> Path:
     folder = temporary.mktemp("exported")
     save_checkpoint(folder / "checkpoint", tiny.model(CONFIG))
-    with traced_once(folder_of_traces(temporary)), known_memory():
+    with traced_once(folder_of_traces(config)), known_memory():
         export(folder / "checkpoint", folder / "bundle", recipes=recipes, validate=False)
     return folder / "bundle"
 
 
 @pytest.fixture(scope="session")
-def portable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def portable(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with graphs for the backends that run everywhere; not to be changed."""
-    return exported(PORTABLE, tmp_path_factory)
+    return exported(PORTABLE, pytestconfig, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
-def every_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def every_target(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with graphs for every backend; not to be changed."""
-    return exported(RECIPES, tmp_path_factory)
+    return exported(RECIPES, pytestconfig, tmp_path_factory)
 
 
 @pytest.fixture
