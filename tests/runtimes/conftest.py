@@ -19,7 +19,7 @@ from ..export.shortcuts import folder_of_traces, known_memory, traced_once
 
 CONFIG = tiny.EDGE
 PORTABLE = ("onnx-fp32", "openvino-fp32", "torch-fp32")
-RECIPES = (*PORTABLE, "coreml-fp32", "coreml-fp16", "coreml-ane")
+WITH_COREML = ("onnx-fp32", "coreml-fp32", "coreml-fp16", "coreml-ane")
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 WAYS = (
     *(("onnxruntime", "cpu", "exact"), ("openvino", "cpu", "exact"), ("openvino", "cpu", "fast")),
@@ -63,9 +63,9 @@ def portable(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="session")
-def every_target(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle with graphs for every backend; not to be changed."""
-    return exported(RECIPES, pytestconfig, tmp_path_factory)
+def with_coreml(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with graphs for Core ML and for the reference; not to be changed."""
+    return exported(WITH_COREML, pytestconfig, tmp_path_factory)
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def marks_of(way: tuple[str, str, str]) -> Sequence[pytest.MarkDecorator]:
 @pytest.fixture(params=[pytest.param(way, marks=marks_of(way)) for way in WAYS], ids="-".join)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str, str]:
     if request.param[0] == "coreml":
-        request.getfixturevalue("every_exact")  # is made before this machine seems to be a Mac
+        request.getfixturevalue("with_coreml_exact")  # is made before this machine seems to be a Mac
         request.getfixturevalue("mac")
     found: tuple[str, str, str] = request.param
     return found
@@ -91,7 +91,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tupl
 @pytest.fixture
 def target(way: tuple[str, str, str], request: pytest.FixtureRequest) -> Path:
     """A bundle with graphs for the way that is being tested; not to be changed."""
-    found: Path = request.getfixturevalue("every_target" if way[0] == "coreml" else "portable")
+    found: Path = request.getfixturevalue("with_coreml" if way[0] == "coreml" else "portable")
     return found
 
 
@@ -135,13 +135,13 @@ def portable_exact(portable: Path) -> Iterator[infgen_rt.Decoder]:
 
 
 @pytest.fixture(scope="session")
-def every_exact(every_target: Path) -> Iterator[infgen_rt.Decoder]:
-    with infgen_rt.open(every_target, "onnxruntime", precision="exact") as decoder:
+def with_coreml_exact(with_coreml: Path) -> Iterator[infgen_rt.Decoder]:
+    with infgen_rt.open(with_coreml, "onnxruntime", precision="exact") as decoder:
         yield decoder
 
 
 @pytest.fixture
 def exact(way: tuple[str, str, str], request: pytest.FixtureRequest) -> infgen_rt.Decoder:
     """The reference: the same bundle in ONNX Runtime, in float32."""
-    found: infgen_rt.Decoder = request.getfixturevalue("every_exact" if way[0] == "coreml" else "portable_exact")
+    found: infgen_rt.Decoder = request.getfixturevalue("with_coreml_exact" if way[0] == "coreml" else "portable_exact")
     return found

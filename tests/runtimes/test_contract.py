@@ -365,10 +365,10 @@ def test_pytorchs_graphs_share_their_weights(portable: Path) -> None:
 
 
 @pytest.mark.slow
-def test_weights_of_several_targets_are_in_the_bundle_once(every_target: Path) -> None:
+def test_weights_of_several_targets_are_in_the_bundle_once(with_coreml: Path) -> None:
     from safetensors.numpy import load_file
 
-    found = load_file(every_target / "weights.safetensors")
+    found = load_file(with_coreml / "weights.safetensors")
     contents = [(value.dtype.str, value.tobytes()) for value in found.values()]
     assert len(set(contents)) == len(contents)
     parameters = sum(value.numel() for value in tiny.model(CONFIG).state_dict().values())
@@ -376,7 +376,7 @@ def test_weights_of_several_targets_are_in_the_bundle_once(every_target: Path) -
     # beside the weights themselves. Programs with fixed shapes have many more, such as matrices that resample.
     kept = sum(value.nbytes for name, value in found.items() if not name.startswith("coreml-ane."))
     assert 6 * parameters < kept < 1.7 * 6 * parameters
-    assert not list(every_target.rglob("weight.bin"))
+    assert not list(with_coreml.rglob("weight.bin"))
 
 
 def test_pytorch_keeps_a_context_where_decode_wants_it(portable: Path) -> None:
