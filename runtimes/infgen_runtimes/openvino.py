@@ -347,9 +347,9 @@ def _without_cpu(core: ov.Core) -> str:
 def shared_core() -> ov.Core:
     """Return the core of this process, which is never deleted. Nothing else may make one.
 
-    OpenVINO's CPU plugin gives the thread a stack for signal handlers when a core first uses it. When it is deleted, it
-    restores the stack from before, even if that was another core's, which no longer exists (OpenVINO 2026.4). The next
-    signal with a Python handler, such as Ctrl-C, would then crash the process.
+    When a core first uses the CPU, OpenVINO gives the thread a new stack for signal handlers. When the core is deleted,
+    OpenVINO restores the previous stack (OpenVINO 2026.4). If that one belonged to another core that is already
+    deleted, the next signal with a Python handler, such as Ctrl-C, crashes the process.
     """
     core = ov.Core()
     keep_in_children(core)

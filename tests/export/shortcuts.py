@@ -1,4 +1,4 @@
-"""What makes exports in tests quick: a graph is traced for ONNX once in a test run, and memory is not measured again.
+"""What makes exports in tests quick: a graph is traced for ONNX only once, and memory is not measured again.
 
 Tracing takes most of the time of an export, and the same module, shapes and options give the same graph. Several tests
 export the same tiny model, in processes of their own, so traced graphs are kept in files of pytest's cache. They are
