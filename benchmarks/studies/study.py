@@ -84,13 +84,14 @@ def middles(files: Sequence[Path], folder: Path) -> list[Path]:
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """A table with thousand multiply-adds per pixel, and LPIPS / PSNR, of each variant at each scale."""
+    """A table with thousand multiply-adds per pixel, and LPIPS / patch Frechet / PSNR, of each variant at each scale."""
     names = [f"{scale:g}" for scale in SCALES]
-    heads = [f"thousand per pixel at {name}" for name in names] + [f"LPIPS / PSNR at {name}" for name in names]
+    heads = [f"thousand per pixel at {name}" for name in names]
+    heads += [f"LPIPS / patch Frechet / PSNR at {name}" for name in names]
     lines = [f"| variant | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
     for variant, found in results.items():
         cells = [f"{found['costs'][name]['pixel'] / 1e3:.1f}" for name in names]
-        cells += ["{lpips:.3f} / {psnr:.2f}".format(**found["scales"][name]) for name in names]
+        cells += ["{lpips:.3f} / {frechet:.0f} / {psnr:.2f}".format(**found["scales"][name]) for name in names]
         lines.append(f"| {' | '.join((variant, *cells))} |")
     return "\n".join(lines)
 
@@ -129,6 +130,8 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     "--vgg", type=_FILE, help="Weights of LPIPS with VGG16. Without them, no variant has LPIPS or an adversary."
 )
 @click.option("--steps", default=300, show_default=True, help="Number of training steps of each variant.")
+@click.option("--cells", default=TrainConfig.cells, show_default=True, help="Side of the squares that are decoded, in cells.")
+@click.option("--crop", default=TrainConfig.crop, show_default=True, help="Side of the crop that LPIPS sees, in pixels.")
 @click.option(
     "--only", multiple=True, type=click.Choice(VARIANTS), help="A variant to measure; repeatable.  [default: all]"
 )
@@ -141,8 +144,8 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="Folder for the results. Variants that it has are not measured again.",
 )
 def main(
-    shards: Path, photos: Path, teacher: Path, enlarger: Path | None, vgg: Path | None, steps: int,
-    only: tuple[str, ...], device: str, output: Path,
+    shards: Path, photos: Path, teacher: Path, enlarger: Path | None, vgg: Path | None, steps: int, cells: int,
+    crop: int, only: tuple[str, ...], device: str, output: Path,
 ) -> None:  # fmt: skip
     """Trains and measures every variant, and writes study.json, study.md and study.png."""
     (output / "photos").mkdir(parents=True, exist_ok=True)
@@ -154,7 +157,8 @@ def main(
     saved, baseline = output / "study.json", None  # the other methods are measured once
     results: dict[str, Any] = json.loads(saved.read_text()) if saved.exists() else {}
     for name in (name for name in only or VARIANTS if name not in results):
-        config = TRAININGS[name](TrainConfig()) if name in TRAININGS else TrainConfig()
+        usual_training = TrainConfig(cells=cells, crop=crop)
+        config = TRAININGS[name](usual_training) if name in TRAININGS else usual_training
         torch.manual_seed(config.seed)
         usual = PRESETS[config.preset](config.latent_space, config.latent_channels)
         shape = SHAPES[name](usual) if name in SHAPES else usual

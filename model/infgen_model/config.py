@@ -48,11 +48,14 @@ class Enlargement:
         blocks: How many of the enlarger's convolutions it uses. The trunk's own picture uses none.
         finish: Number of channels of a last layer at half the enlarged picture's size; 0 for none. Only an even factor
             above 2 can have one.
+        polish: Number of hidden channels of a correction after the finish, at the same size, which sees the finish's
+            features and the enlarged picture; 0 for none. It needs a finish.
     """
 
     factor: int
     blocks: int
     finish: int = 0
+    polish: int = 0
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,8 @@ class DecoderConfig:
             problems.append(f"enlargements must have rising factors, not {factors}")
         if unfit := [each.factor for each in self.enlargements if each.finish and (each.factor % 2 or each.factor < 4)]:
             problems.append(f"only enlargements by an even factor above 2 can have a finish, not {unfit}")
+        if unfit := [each.factor for each in self.enlargements if each.polish and not each.finish]:
+            problems.append(f"only an enlargement with a finish can have a polish, not {unfit}")
         if self.key_width % (4 * self.heads) or self.width % self.heads:
             problems.append(
                 f"with {self.heads} heads, key_width {self.key_width} must divide by {4 * self.heads} "
@@ -185,6 +190,7 @@ class DecoderConfig:
             yield f"enlargements[{index}].factor", each.factor, 1
             yield f"enlargements[{index}].blocks", each.blocks, 0
             yield f"enlargements[{index}].finish", each.finish, 0
+            yield f"enlargements[{index}].polish", each.polish, 0
         for name, level in levels.items():
             yield f"{name}.width", level.width, 1
             yield f"{name}.blocks", level.blocks, 0
@@ -234,6 +240,21 @@ class DecoderConfig:
         return next(able, self.enlargements[-1] if self.enlargements else None)
 
     @property
+    def shared_blocks(self) -> int:
+        """How many of the enlarger's convolutions the largest enlargement shares with a smaller one."""
+        return max((each.blocks for each in self.enlargements[:-1]), default=0)
+
+    @property
+    def of_largest(self) -> tuple[str, ...]:
+        """Prefixes of the parameters that only the largest enlargement uses. Empty without enlargements above 1."""
+        if not self.enlargements or self.enlargements[-1].factor == 1:
+            return ()
+        largest = self.enlargements[-1]
+        blocks = (f"blocks.{index}." for index in range(self.shared_blocks, largest.blocks))
+        layers = (f"{name}.{largest.factor}." for name in ("leave", "finish", "polish"))
+        return tuple(f"refine.enlarger.{each}" for each in (*blocks, *layers))
+
+    @property
     def moments(self) -> tuple[int, int] | None:
         """Blocks and groups of the global statistics; ``None`` if prefill takes only a latent."""
         # Without pooled blocks there are no statistics. In the image frame, every cell has to know its place in the
@@ -255,8 +276,11 @@ class DecoderConfig:
 
     def refine_halo(self, enlargement: Enlargement | None = None) -> int:
         """Reach of refine in cells: how far a cell's context depends on the features."""
-        # The reach of the trunk's picture, of entering the enlarger, of its convolutions, and of leaving it.
+        # The reach of the trunk's picture, of entering the enlarger, of its convolutions, of leaving it, and of the
+        # polish: two convolutions at half of the picture's size.
         reach = 0 if enlargement is None else 1 if enlargement.factor == 1 else 3 + enlargement.blocks
+        if enlargement is not None and enlargement.polish:
+            reach += math.ceil(4 / enlargement.factor)
         for level in reversed(self.trunk[1:]) if self.detail else ():
             reach = math.ceil((reach + 1 + TripleBlock.REACH * level.blocks) / 2)
         return reach

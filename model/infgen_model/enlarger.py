@@ -24,6 +24,7 @@ class Enlarger(nn.Module):
 
     All pixels of a position are linear in the chain's last features, which shows as a grid along edges. An enlargement
     with a finish has one more layer at half the picture's size, where neighbouring pixels are of different positions.
+    A polish after it sees the enlarged picture too, so it can straighten the picture's edges.
     """
 
     def __init__(self, width: int, enlargements: Sequence[Enlargement]) -> None:
@@ -34,6 +35,7 @@ class Enlarger(nn.Module):
             {str(each.factor): nn.Conv2d(width, 3 * each.factor**2, 3, padding=1) for each in larger}
         )
         self.finish = nn.ModuleDict({str(each.factor): _finish(width, each) for each in larger if each.finish})
+        self.polish = nn.ModuleDict({str(each.factor): _polish(each) for each in larger if each.polish})
         self.blocks = nn.ModuleList()
         if larger:
             self.enter = nn.Conv2d(3, width, 3, padding=1)
@@ -42,7 +44,7 @@ class Enlarger(nn.Module):
             for _ in range(max(each.blocks for each in larger)):
                 self.blocks.append(nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.PReLU(width, 0.1)))
         with torch.no_grad():
-            last = [list(finish.children())[-1] for finish in self.finish.values()]
+            last = [list(each.children())[-1] for each in (*self.finish.values(), *self.polish.values())]
             for leave in (*self.leave.values(), *last):
                 assert isinstance(leave, nn.Conv2d) and leave.bias is not None
                 # All pixels of a position start the same, so there is no periodic pattern to unlearn.
@@ -57,14 +59,32 @@ class Enlarger(nn.Module):
             picture: [B, 3, H, W], what ``to_picture`` makes of the trunk's features.
             enlargement: The enlargement.
         """
-        factor = enlargement.factor
-        if factor == 1:
+        if enlargement.factor == 1:
             return picture
-        x = self.activate(self.enter(picture.clamp(0, 1)) + self.mix(features))
-        for block in self.blocks[: enlargement.blocks]:
+        return self.end(self.begin(features, picture), picture, enlargement)
+
+    def begin(self, features: Tensor, picture: Tensor, blocks: int = 0) -> Tensor:
+        """Computes the chain's features [B, F, H, W] after its first ``blocks`` convolutions; see ``forward``."""
+        x: Tensor = self.activate(self.enter(picture.clamp(0, 1)) + self.mix(features))
+        for block in self.blocks[:blocks]:
             x = block(x)
-        enlarged = F.pixel_shuffle(self.leave[str(factor)](x) + smooth(picture, factor), factor)
-        return enlarged + F.pixel_shuffle(self.finish[str(factor)](x), 2) if enlargement.finish else enlarged
+        return x
+
+    def end(self, x: Tensor, picture: Tensor, enlargement: Enlargement, blocks: int = 0) -> Tensor:
+        """Makes the enlarged picture from the chain's features after ``blocks`` convolutions; see ``forward``."""
+        factor, name = enlargement.factor, str(enlargement.factor)
+        for block in self.blocks[blocks : enlargement.blocks]:
+            x = block(x)
+        enlarged = F.pixel_shuffle(self.leave[name](x) + smooth(picture, factor), factor)
+        if not enlargement.finish:
+            return enlarged
+        *layers, last = self.finish[name].children()
+        for layer in layers:
+            x = layer(x)
+        folded = F.pixel_unshuffle(enlarged, 2) + last(x)
+        if enlargement.polish:
+            folded = folded + self.polish[name](torch.cat([x, folded], dim=1))
+        return F.pixel_shuffle(folded, 2)
 
 
 def _finish(width: int, enlargement: Enlargement) -> nn.Sequential:
@@ -75,6 +95,15 @@ def _finish(width: int, enlargement: Enlargement) -> nn.Sequential:
         nn.PixelShuffle(half),
         nn.PReLU(channels, 0.1),
         nn.Conv2d(channels, 12, 3, padding=1),
+    )
+
+
+def _polish(enlargement: Enlargement) -> nn.Sequential:
+    """Makes a correction of an enlarged picture, folded by 2, from the finish's features and the picture."""
+    return nn.Sequential(
+        nn.Conv2d(enlargement.finish + 12, enlargement.polish, 3, padding=1),
+        nn.PReLU(enlargement.polish, 0.1),
+        nn.Conv2d(enlargement.polish, 12, 3, padding=1),
     )
 
 

@@ -15,7 +15,7 @@ def edge(latent_space: str = "flux2", latent_channels: int = 32) -> DecoderConfi
         latent_channels=latent_channels,
         width=64,
         trunk=(Level(64, 3), Level(64, 3), Level(64, 3), Level(64, 1)),
-        enlargements=(Enlargement(1, 0), Enlargement(2, 7), Enlargement(4, 14, finish=16)),
+        enlargements=(Enlargement(1, 0), Enlargement(2, 7), Enlargement(4, 14, finish=16, polish=32)),
         detail=16,
         frame="cell",
         start="sampled",

@@ -239,7 +239,9 @@ TRUNKS = [(1, 0, 1), (0, 0, 0), (2, 1, 0), (0, 1, 2)]
 
 
 @pytest.mark.parametrize(
-    "enlargement", [*tiny.EDGE.enlargements, Enlargement(3, 5)], ids=lambda each: f"x{each.factor}"
+    "enlargement",
+    [*tiny.EDGE.enlargements, Enlargement(3, 5), Enlargement(4, 6, finish=2, polish=4)],
+    ids=lambda each: f"x{each.factor}-{each.blocks}",
 )
 @pytest.mark.parametrize("blocks", TRUNKS)
 def test_refine_halo_is_how_far_a_cell_looks(blocks: tuple[int, ...], enlargement: Enlargement) -> None:
@@ -586,6 +588,7 @@ BAD_CONFIGS = {
     "no enlargements": ({"enlargements": ()}, "enlargements and detail need each other"),
     "factors": ({"enlargements": (Enlargement(4, 1), Enlargement(2, 1))}, r"rising factors, not \[4, 2\]"),
     "finish": ({"enlargements": (Enlargement(2, 1, finish=4),)}, r"above 2 can have a finish, not \[2\]"),
+    "polish": ({"enlargements": (Enlargement(4, 1, polish=4),)}, r"with a finish can have a polish, not \[4\]"),
     "factor": ({"enlargements": (Enlargement(0, 1),)}, r"enlargements\[0\].factor must be 1 to 4096, not 0"),
     "radius": ({"radius": 0.0}, "radius must be above 0 or null"),
     "scales": ({"scale_range": (4.0, 0.5)}, "scale_range must be two rising positive numbers"),

@@ -27,7 +27,7 @@ EDGE = dataclasses.replace(
     edge(),
     name="tiny-edge",
     trunk=(Level(8, 2), Level(6, 1), Level(4, 0), Level(4, 1)),
-    enlargements=(Enlargement(1, 0), Enlargement(2, 1), Enlargement(4, 2, finish=2)),
+    enlargements=(Enlargement(1, 0), Enlargement(2, 1), Enlargement(4, 2, finish=2, polish=4)),
     detail=3,
     levels=(Level(8, 1), Level(8, 1)),
     scale_range=(0.5, 4.0),  # below its own size too, so that the runtime decodes what torch does
@@ -42,7 +42,7 @@ CONFIGS = {"edge": EDGE, "paper": PAPER}
 
 def model(config: DecoderConfig, seed: int = 0) -> InfGen:
     """Random weights, larger than a new model's: every path from input to output matters, none is near the identity."""
-    plain = tuple(dataclasses.replace(each, finish=0) for each in config.enlargements)
+    plain = tuple(dataclasses.replace(each, finish=0, polish=0) for each in config.enlargements)
     torch.manual_seed(seed)
     built = InfGen(dataclasses.replace(config, enlargements=plain)).eval().requires_grad_(False)
     for name, parameter in built.named_parameters():
@@ -52,7 +52,7 @@ def model(config: DecoderConfig, seed: int = 0) -> InfGen:
             parameter.mul_(3.0)
         elif parameter.ndim == 1:
             parameter.add_(0.2 * torch.randn_like(parameter))
-    if plain != config.enlargements:  # the finish comes last, so that all other weights are the same without it
+    if plain != config.enlargements:  # finish and polish come last, so that all other weights are the same without them
         shared, built = built.state_dict(), InfGen(config).eval().requires_grad_(False)
         built.load_state_dict(shared, strict=False)
         for name, parameter in built.named_parameters():

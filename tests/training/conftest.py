@@ -21,7 +21,7 @@ TINY = dataclasses.replace(
     name="tiny",
     width=16,
     trunk=(Level(8, 1), Level(8, 1), Level(8, 1), Level(8, 1)),
-    enlargements=(Enlargement(1, 0), Enlargement(2, 1), Enlargement(4, 2, finish=2)),
+    enlargements=(Enlargement(1, 0), Enlargement(2, 1), Enlargement(4, 2, finish=2, polish=4)),
     detail=4,
     inpe_features=8,
     heads=2,

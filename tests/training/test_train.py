@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from infgen_model import PRESETS, InfGen
 from infgen_model.checkpoint import load_checkpoint, save_checkpoint
 from infgen_model.config import OF_SPACE
+from infgen_rt.errors import InputError
 from infgen_training import train
 from infgen_training.batches import Batch, Batches
 from infgen_training.config import Lesson, TrainConfig
@@ -112,6 +113,49 @@ def test_what_spaces_share_learns_without_their_trunks() -> None:
     found = changed(trained.model, before)
     assert not [name for name in found if name.startswith(OF_SPACE)]
     assert {name.split(".")[0] for name in found} == {"refine", "decode"}
+
+
+LARGEST = {"part": "largest", "between": 0.0, "lessons": (Lesson(4, 1.0, 2, 0.0, 0.0),)}
+
+
+def test_the_largest_enlargement_learns_alone_from_what_is_kept_of_the_views() -> None:
+    trained, whole = trainer(**LARGEST), trainer(reduced=0.5, **LARGEST | {"part": "decoder"})
+    one = batch(4, [view(0, cells=6, sharp=True)], batch=2, part="largest", sharp=1.0)
+    before, first = state(trained.model), trained.train_step(one, 0.0)
+    for name, loss in whole.train_step(one, 0.0).items():
+        assert first[name].item() == pytest.approx(loss.item(), rel=2e-3)  # what is kept is float16
+    names = {name for name in before if name.startswith(trained.model.config.of_largest)}
+    assert {name.split(".")[2] for name in names} == {"blocks", "leave", "finish", "polish"}
+    assert not [name for name in names if name.startswith("refine.enlarger.blocks.0.")]  # scale 2 uses it too
+    # Other squares of the same view are cut from what is kept of it.
+    kept = trained.largest._begun
+    assert len(kept) == 1
+    losses = [trained.train_step(one, 0.0) for _ in range(3)]
+    assert trained.largest._begun is kept and len(kept) == 1
+    assert changed(trained.model, before) == names
+    assert sum(losses[-1].values()) < sum(first.values())
+
+
+def test_a_square_is_cut_from_what_is_kept_where_it_is_in_its_view() -> None:
+    """Its inner pixels are those of the whole view, which is decoded once."""
+    large = view(3, cells=12, sharp=True)
+    config = dataclasses.replace(CONFIG, **LARGEST | {"cells": 10})
+    one = Batches([large], config, TINY.enlargements).draw(1)
+    assert any(corner != (0, 0) for corner in one.corners)
+    trained = Trainer(config, tiny_model(), None, CPU)
+    with torch.no_grad():
+        made = trained.largest.picture(one)
+        whole = trained.model(large.latent[None].float(), (12 * 32, 12 * 32))
+    for square, (row, column) in zip(made, one.corners, strict=True):
+        true = whole[0, :, 32 * row : 32 * (row + 10), 32 * column : 32 * (column + 10)]
+        inner = (..., slice(32, -32), slice(32, -32))
+        assert (square[inner] - true[inner]).abs().max() < 2e-3
+
+
+def test_a_model_without_a_largest_enlargement_cannot_train_it() -> None:
+    config = dataclasses.replace(CONFIG, **LARGEST)
+    with pytest.raises(InputError, match="needs a model with an enlargement by 4"):
+        Trainer(config, InfGen(PAPER), None, CPU)
 
 
 def test_a_smaller_enlargement_leaves_what_only_larger_ones_need() -> None:
@@ -369,6 +413,8 @@ def test_a_compiled_model_learns_the_same(tmp_path: Path, monkeypatch: pytest.Mo
         ({"minutes": 0.0}, "minutes must be above 0"),
         ({"sharpen": -0.1}, "sharpen must be 0 or above, not -0.1"),
         ({"sharpen": 0.4, "part": "encoder"}, "sharpen is for the parts decoder and shared, not for encoder"),
+        ({"part": "largest"}, "the part largest learns at scale 4 only: give lessons of factor 4, and between=0"),
+        (LARGEST | {"between": 0.2}, "the part largest learns at scale 4 only"),
         ({"sharp": 1.5}, r"sharp is a share, in \[0, 1\], not 1.5"),
     ],
 )

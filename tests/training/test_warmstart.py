@@ -230,6 +230,23 @@ def test_a_model_is_kept_as_the_average_of_two(tmp_path: Path) -> None:
         assert torch.allclose(value, 0.75 * run[name] + 0.25 * start[name], rtol=2e-3, atol=1e-3), name
 
 
+def test_a_model_is_given_a_polish_that_adds_nothing_yet(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    *smaller, largest = TINY.enlargements
+    plain = dataclasses.replace(TINY, enlargements=(*smaller, dataclasses.replace(largest, polish=0)))
+    save_checkpoint(tmp_path / "run", InfGen(plain))
+    arguments = [str(tmp_path / "run"), "--polish", "4", "-o", str(tmp_path / "kept")]
+    result = CliRunner().invoke(keep.main, arguments)
+    assert result.exit_code == 0, result.output
+    before, after = (load_checkpoint(tmp_path / name) for name in ("run", "kept"))
+    assert after.config == TINY and before.config == plain
+    latent = torch.rand(1, TINY.latent_channels, 4, 5)
+    with torch.inference_mode():
+        assert (after(latent, (128, 160)) - before(latent, (128, 160))).abs().max() < 2e-3  # float16 weights
+    result = CliRunner().invoke(keep.main, [str(tmp_path / "kept"), *arguments[1:]])
+    assert result.exit_code == 1 and "has a finish, and no polish yet, can be given one" in result.output
+
+
 def test_a_trunk_is_averaged_with_the_decoder_that_it_started_from(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = InfGen(FITTING)

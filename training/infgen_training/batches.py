@@ -35,6 +35,7 @@ class Batch:
         guides: When a trunk is trained, the whole latent of each view in the finished model's space, float32 [G, n, n].
             Otherwise empty.
         model: Index of the model that learns from this batch, in the list of the run's models.
+        views: The views that the squares are from.
     """
 
     lesson: Lesson
@@ -47,6 +48,7 @@ class Batch:
     photo: Tensor | None
     guides: tuple[Tensor, ...] = ()
     model: int = 0
+    views: tuple[View, ...] = ()
 
     @property
     def side(self) -> int:
@@ -129,8 +131,9 @@ class Batches:
             (int(rng.integers(view.cells - config.cells + 1)), int(rng.integers(view.cells - config.cells + 1)))
             for view in chosen
         )
-        # For an encoder, the latents are targets and not inputs, so they get no noise.
-        noise = config.noise if config.part != "encoder" else 0.0
+        # For an encoder, the latents are targets and not inputs. For the largest enlargement, what was computed from
+        # them is kept. Neither gets noise.
+        noise = config.noise if config.part not in ("encoder", "largest") else 0.0
         latents = tuple(_noisy(view.latent, noise, rng) for view in chosen)
         small = self._cut([view.small for view in chosen], corners, 1)
         clean = sharp and rng.random() < lesson.clean
@@ -141,7 +144,10 @@ class Batches:
             pictures.append(self._cut(found, corners, FACTOR) if wanted else None)
         guides = tuple(view.guide.float() for view in chosen if view.guide is not None)
         sharpened, photographed = pictures
-        return Batch(lesson, scale, latents, corners, config.cells, small, sharpened, photographed, guides)
+        return Batch(
+            *(lesson, scale, latents, corners, config.cells, small, sharpened, photographed, guides),
+            views=tuple(chosen),
+        )
 
     def _cut(self, pictures: Sequence[Pixels], corners: Sequence[tuple[int, int]], factor: int) -> Tensor:
         """Cuts the squares, uint8 [B, 3, h, w], from pictures ``factor`` times as large as those that were encoded."""

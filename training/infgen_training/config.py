@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from infgen_model import PRESETS, DecoderConfig
 from infgen_model.config import OF_SPACE, OF_TRUNK
 
-PARTS = ("decoder", "encoder", "trunk", "shared")
+PARTS = ("decoder", "encoder", "trunk", "shared", "largest")
 PATCH = DecoderConfig.PATCH
 FACTOR = 4
 """The highest scale of training. Photographs and sharp pictures are this many times as large as the encoded picture."""
@@ -48,6 +48,9 @@ class TrainConfig:
         part: The part to train. All other parts stay as they are. ``"decoder"`` is the whole decoder. ``"encoder"`` is
             the encoder of a finished decoder. ``"trunk"`` adds the trunk of another latent space to a finished model.
             ``"shared"`` is what the decoders of all latent spaces have in common, which is all but their trunks.
+            ``"largest"`` is what only the largest enlargement uses: its last convolutions and layers. The rest of the
+            decoder then computes every view only once (``infgen_training.kept``), so a step takes a fraction of the
+            time. Such a run learns at this one scale only.
         latent_space: Name of the latent space to train for. For a trunk, it is the space of the teacher. Otherwise, it
             is the space of the views.
         latent_channels: Number of channels of that space's latents.
@@ -135,8 +138,10 @@ class TrainConfig:
     compile: bool = False
     save_every: float = 5.0
 
-    def teaches(self, name: str) -> bool:
-        """Whether this run trains a parameter of the model."""
+    def teaches(self, name: str, model: DecoderConfig) -> bool:
+        """Whether this run trains a parameter, by its name, of a model with this config."""
+        if self.part == "largest":
+            return name.startswith(model.of_largest)
         if self.part == "trunk":
             return name.startswith(OF_TRUNK)
         if self.part == "shared":
@@ -167,5 +172,11 @@ class TrainConfig:
             raise ValueError(f"sharpen must be 0 or above, not {self.sharpen}")
         if self.sharpen and self.part not in ("decoder", "shared"):
             raise ValueError(f"sharpen is for the parts decoder and shared, not for {self.part}")
+        taught = {lesson.factor for lesson in self.lessons if lesson.share}
+        if self.part == "largest" and (taught != {FACTOR} or self.between or self.sharpen):
+            raise ValueError(
+                f"the part largest learns at scale {FACTOR} only: give lessons of factor {FACTOR}, and between=0 and "
+                "sharpen=0"
+            )
         if self.minutes <= 0:
             raise ValueError(f"minutes must be above 0, not {self.minutes}")

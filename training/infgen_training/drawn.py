@@ -1,4 +1,4 @@
-"""Draws letters, lines and shapes on photographs, for views whose edges are as sharp as edges can be.
+"""Draws letters, lines and shapes, for views whose edges are as sharp as edges can be.
 
 Photographs have few letters, and a camera softens every edge. What is drawn is known exactly at any size. The drawn
 picture is therefore the photograph and the sharp picture of its view at the same time.
@@ -39,34 +39,32 @@ def font_files(folder: Path) -> list[Path]:
     return files
 
 
-def draw_on(photo: Image.Image, unit: float, fonts: Sequence[Path], rng: np.random.Generator) -> Image.Image:
-    """Draws a random number of letters, lines and shapes on a photograph.
+def drawing(size: tuple[int, int], unit: float, fonts: Sequence[Path], rng: np.random.Generator) -> Image.Image:
+    """Draws a random number of letters, lines and shapes on a plain colour or a gradient.
+
+    They are not drawn on photographs. Most texture of a photograph is lost in the encoded picture, so a decoder that
+    learnt such a view with L1 would learn to blur.
 
     Args:
-        photo: The photograph, in RGB.
-        unit: Number of the photograph's pixels per pixel of the picture that will be encoded, along one axis. The sizes
+        size: Width and height of the drawing in pixels.
+        unit: Number of the drawing's pixels per pixel of the picture that will be encoded, along one axis. The sizes
             of what is drawn are relative to it, so that most letters can still be read in the encoded picture.
         fonts: Files of fonts to choose from.
         rng: The random generator.
 
     Returns:
-        A picture of the same size, in RGB.
+        The drawing, in RGB.
     """
-    size = (photo.width * _FINER, photo.height * _FINER)
-    kind = rng.random()
-    if kind < 0.45:
-        scene = photo.resize(size, Image.Resampling.BICUBIC)
-    elif kind < 0.8:
-        scene = _gradient(size, rng)
-    else:
-        scene = Image.new("RGB", size, _colour(rng))
+    width, height = size
+    large = (width * _FINER, height * _FINER)
+    scene = _gradient(large, rng) if rng.random() < 0.65 else Image.new("RGB", large, _colour(rng))
     pen = _Pen(scene, unit * _FINER, fonts, rng)
     shapes: tuple[Callable[[], None], ...] = (
         pen.text, pen.text, pen.text, pen.fan, pen.stripes, pen.arcs, pen.polygon, pen.curve, pen.windows,
     )  # fmt: skip
     for _ in range(int(rng.integers(6, 16))):
         shapes[int(rng.integers(len(shapes)))]()
-    drawn = scene.resize(photo.size, Image.Resampling.BOX)
+    drawn = scene.resize(size, Image.Resampling.BOX)
     return drawn.filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.12) * unit))
 
 

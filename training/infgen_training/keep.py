@@ -7,6 +7,7 @@ from. Between two models of one training, the average often is better than both 
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import click
@@ -80,6 +81,25 @@ def with_trunk(model: InfGen, decoder: nn.Module, share: float) -> InfGen:
     return averaged(model, other, share)
 
 
+def with_polish(model: InfGen, channels: int) -> InfGen:
+    """Makes a model whose largest enlargement has a polish, which adds nothing until it is trained.
+
+    Args:
+        model: The model. It is not changed.
+        channels: Hidden channels of the polish.
+
+    Raises:
+        InputError: The largest enlargement has no finish, or has a polish already.
+    """
+    config = model.config
+    if not config.enlargements or not config.enlargements[-1].finish or config.enlargements[-1].polish:
+        raise InputError("only a model whose largest enlargement has a finish, and no polish yet, can be given one")
+    largest = dataclasses.replace(config.enlargements[-1], polish=channels)
+    made = InfGen(dataclasses.replace(config, enlargements=(*config.enlargements[:-1], largest))).eval()
+    made.load_state_dict(made.state_dict() | model.state_dict())
+    return made
+
+
 @click.command()
 @click.argument("checkpoint", type=_FOLDER)
 @click.option("--base", type=_FOLDER, help="The checkpoint that the trunk was trained for, if it is a trunk's run.")
@@ -88,10 +108,13 @@ def with_trunk(model: InfGen, decoder: nn.Module, share: float) -> InfGen:
 @click.option(
     "--trunk", type=(AUTOENCODER, float), help="Average the trunk with its decoder, of which this share is taken."
 )
+@click.option(
+    "--polish", type=click.IntRange(1, 4096), help="Give its largest enlargement a polish of this many channels."
+)
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to make.")
 def main(
     checkpoint: Path, base: Path | None, encoder: Path | None, mix: tuple[Path, float] | None,
-    trunk: tuple[Path, float] | None, output: Path,
+    trunk: tuple[Path, float] | None, polish: int | None, output: Path,
 ) -> None:  # fmt: skip
     """Writes CHECKPOINT in float16.
 
@@ -106,6 +129,8 @@ def main(
             model = with_trunk(model, Teacher.load(trunk[0]).decoder, trunk[1])
         if encoder is not None:
             model = with_encoder(model, Teacher.load(encoder).encoder)
+        if polish is not None:
+            model = with_polish(model, polish)
         save_checkpoint(output, model, torch.float16, base)
     except (FileNotFoundError, InputError) as error:
         raise click.ClickException(str(error)) from None

@@ -20,6 +20,7 @@ from infgen_model.sharing import tie
 from infgen_rt.common.files import whole
 from infgen_training.batches import Batch
 from infgen_training.config import FACTOR, PATCH, TrainConfig
+from infgen_training.kept import Largest
 from infgen_training.losses import (
     Adversary,
     Vgg,
@@ -100,7 +101,8 @@ class Trainer:
         self.vgg = vgg.to(device).to(memory_format=torch.channels_last) if vgg else None  # type: ignore[call-overload]
         for each in self.models:
             for name, parameter in each.named_parameters():
-                parameter.requires_grad_(config.teaches(name))
+                parameter.requires_grad_(config.teaches(name, each.config))
+        self.largest = Largest(model, device) if config.part == "largest" else None
         self.optimizer = make_optimizer(self.models, config)
         self.adversary = Adversary(device, config.adversary_lr)
         self.balance: float | None = None
@@ -194,7 +196,7 @@ class Trainer:
 
     def _decoder(self, batch: Batch, done: float) -> dict[str, Tensor]:
         config, enlargement = self.config, self.enlargement(batch)
-        image = self._picture(self.models[batch.model], batch)
+        image = self._picture(self.models[batch.model], batch) if self.largest is None else self._largest(batch)
         edge = round(batch.side / batch.cells * config.margin)
         if config.sharpen:
             return self._sharper(image, batch, edge)
@@ -223,6 +225,12 @@ class Trainer:
             grid = Grid.whole((cells, cells), (side, side)).to(self.device)
             image: Tensor = model.decode(context, grid, enlargement)
         return image.float()[:, :, :side, :side]
+
+    def _largest(self, batch: Batch) -> Tensor:
+        """Decodes a batch's squares as ``_picture`` does, from what is kept of the views."""
+        assert self.largest is not None
+        with mixed(self.device, self.config.bfloat16):
+            return self.largest.picture(batch).float()
 
     def _sharper(self, image: Tensor, batch: Batch, edge: int) -> dict[str, Tensor]:
         """Distances from the sharpened pictures of the model that the run started from."""

@@ -11,8 +11,8 @@ The enlarger sees nothing but the latent's decode. The latent therefore determin
 a decoder can learn this detail with L1, which would average away other detail. The colours of the sharp picture are
 corrected to those of the reduced picture.
 
-With fonts, letters, lines and shapes are drawn on the photograph before it is reduced. The drawn picture is then also
-the sharp picture.
+With fonts, a view shows drawn letters, lines and shapes instead of a photograph. The drawing is then also the sharp
+picture.
 
 Views are packed into files called shards. Reading shards needs neither the photographs nor the teacher or the enlarger.
 """
@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 from infgen_rt.errors import InputError, one_line
 from infgen_training.config import FACTOR, HELD_OUT, PATCH
-from infgen_training.drawn import draw_on, font_files
+from infgen_training.drawn import drawing, font_files
 from infgen_training.photos import open_photo, photo_files
 from infgen_training.precision import mixed
 from infgen_training.teacher import AUTOENCODER, AUTOENCODER_HELP, Teacher, load_function
@@ -187,7 +187,7 @@ def make_view(
             picture from the teacher's decode. None for a view without a sharp picture.
         device: Device to compute on.
         rng: The random generator.
-        fonts: Files of fonts for a view with drawn letters, lines and shapes, which needs no enlarger. None by default.
+        fonts: Files of fonts for a view of a drawing of the photograph's size, which needs no enlarger. None by default.
     """
     # A third of the views with a sharp picture may show a larger part of the photograph, even if this part has too few
     # pixels for a picture at four times the size.
@@ -195,7 +195,7 @@ def make_view(
     large = square.of(photo, FACTOR) if square.reduction >= FACTOR else None
     small, sharp = square.of(photo), None
     if fonts and large is not None:
-        drawn = draw_on(Image.fromarray(large), FACTOR, fonts, rng)
+        drawn = drawing((large.shape[1], large.shape[0]), FACTOR, fonts, rng)
         small = np.asarray(drawn.resize((small.shape[1], small.shape[0]), square.kernel))
         large = sharp = np.asarray(drawn)
     truth = to_tensor(small)[None].to(device)
@@ -338,7 +338,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option(
     "--fonts",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder of fonts. Draws letters, lines and shapes on the photographs, in place of an enlarger.",
+    help="Folder of fonts. Draws letters, lines and shapes in place of the photographs.",
 )
 @click.option("--count", default=400, show_default=True, help="Number of views.")
 @click.option("--minutes", type=float, help="Stops after this time, and keeps the views made so far.")
