@@ -399,7 +399,7 @@ def test_a_profile_tells_of_the_graphs_of_every_enlargement() -> None:
     for graph, _, count, milliseconds, most in rows:
         total, kinds = profiled(result.output, f"onnxruntime, fp32, 1 threads: {graph}")
         assert total[0] == "**all**" and f": {graph}, {count} operations after optimisation\n" in result.output
-        assert sum(float(cells[2]) for cells in kinds) == pytest.approx(float(total[2]), abs=0.3)
+        assert sum(float(cells[2]) for cells in kinds) == pytest.approx(float(total[2]), abs=0.05 * len(kinds) + 0.051)
         assert most.startswith(f"{kinds[0][0]} ") and float(milliseconds) == pytest.approx(float(total[2]), abs=0.1)
         assert int(count) >= int(total[1]) > 10  # constants take no time
 

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from benchmarks.cost import decoder_cost
-from infgen_model import PRESETS, DecoderConfig, Enlargement, InfGen, Level
+from infgen_model import PRESETS, DecoderConfig, InfGen, Level
 from infgen_model.checkpoint import load_checkpoint, save_checkpoint
 from infgen_rt.errors import InputError
 from infgen_training.batches import Batches, Turns
@@ -40,9 +40,16 @@ SCALES = (1.0, 2.0, 4.0)
 FIRST = "as it ships"
 
 
-def _blocks(two: int, four: int) -> tuple[Enlargement, ...]:
-    """Enlargements 1, 2 and 4 with the given numbers of blocks for 2 and 4."""
-    return Enlargement(1, 0), Enlargement(2, two), Enlargement(4, four)
+def _blocks(config: DecoderConfig, two: int, four: int) -> DecoderConfig:
+    """The same config with other numbers of blocks for the enlargements by 2 and 4."""
+    one, middle, largest = config.enlargements
+    return replace(config, enlargements=(one, replace(middle, blocks=two), replace(largest, blocks=four)))
+
+
+def _largest(config: DecoderConfig, **changes: int) -> DecoderConfig:
+    """The same config with a changed largest enlargement."""
+    *smaller, largest = config.enlargements
+    return replace(config, enlargements=(*smaller, replace(largest, **changes)))
 
 
 def _lessons(config: TrainConfig, **changes: float) -> TrainConfig:
@@ -52,9 +59,12 @@ def _lessons(config: TrainConfig, **changes: float) -> TrainConfig:
 
 SHAPES: dict[str, Callable[[DecoderConfig], DecoderConfig]] = {
     FIRST: lambda c: c,
-    "enlarger of 4 and 8 blocks": lambda c: replace(c, enlargements=_blocks(4, 8)),
-    "enlarger of 8 and 16 blocks": lambda c: replace(c, enlargements=_blocks(8, 16)),
-    "enlarger of 14 blocks at 2 too": lambda c: replace(c, enlargements=_blocks(14, 14)),
+    "enlarger of 4 and 8 blocks": lambda c: _blocks(c, 4, 8),
+    "enlarger of 8 and 16 blocks": lambda c: _blocks(c, 8, 16),
+    "enlarger of 14 blocks at 2 too": lambda c: _blocks(c, 14, 14),
+    "no polish": lambda c: _largest(c, polish=0),
+    "no finish, no polish": lambda c: _largest(c, finish=0, polish=0),
+    "polish of 64 channels": lambda c: _largest(c, polish=64),
     "no attention": lambda c: replace(c, blocks=0),
     "2 blocks of attention": lambda c: replace(c, blocks=2),
     "detail of 4 channels": lambda c: replace(c, detail=4),
@@ -84,7 +94,7 @@ def middles(files: Sequence[Path], folder: Path) -> list[Path]:
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """A table with thousand multiply-adds per pixel, and LPIPS / patch Frechet / PSNR, of each variant at each scale."""
+    """A table of each variant: thousand multiply-adds per pixel, and LPIPS / patch Frechet / PSNR, at each scale."""
     names = [f"{scale:g}" for scale in SCALES]
     heads = [f"thousand per pixel at {name}" for name in names]
     heads += [f"LPIPS / patch Frechet / PSNR at {name}" for name in names]
@@ -130,8 +140,12 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     "--vgg", type=_FILE, help="Weights of LPIPS with VGG16. Without them, no variant has LPIPS or an adversary."
 )
 @click.option("--steps", default=300, show_default=True, help="Number of training steps of each variant.")
-@click.option("--cells", default=TrainConfig.cells, show_default=True, help="Side of the squares that are decoded, in cells.")
-@click.option("--crop", default=TrainConfig.crop, show_default=True, help="Side of the crop that LPIPS sees, in pixels.")
+@click.option(
+    "--cells", default=TrainConfig.cells, show_default=True, help="Side of the squares that are decoded, in cells."
+)
+@click.option(
+    "--crop", default=TrainConfig.crop, show_default=True, help="Side of the crop that LPIPS sees, in pixels."
+)
 @click.option(
     "--only", multiple=True, type=click.Choice(VARIANTS), help="A variant to measure; repeatable.  [default: all]"
 )

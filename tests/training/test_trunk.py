@@ -204,7 +204,7 @@ def test_a_trunk_learns_features_first_then_pictures_and_nothing_else_changes(
         assert each.encode.leave.weight.equal(fitted.weight)
         start = new_trunk(guide, autoencoder, views).state_dict()
         changed = {name for name, value in state.items() if not value.equal(start[name])}
-        assert changed == {name for name, _ in each.named_parameters() if CONFIG.teaches(name)}
+        assert changed == {name for name, _ in each.named_parameters() if CONFIG.teaches(name, each.config)}
 
 
 # The command.

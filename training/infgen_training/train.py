@@ -106,7 +106,9 @@ def train(
     torch.manual_seed(config.seed)
     views = load_shards(shards)
     if others and config.part in ("trunk", "largest"):
-        raise InputError(f"other latent spaces are trained together with a decoder or an encoder, not with part={config.part}")
+        raise InputError(
+            f"other latent spaces are trained together with a decoder or an encoder, not with part={config.part}"
+        )
     earlier = run / CHECKPOINT if (run / CHECKPOINT).exists() else None
     guide = None
     if config.part == "trunk":

@@ -187,7 +187,7 @@ def make_view(
             picture from the teacher's decode. None for a view without a sharp picture.
         device: Device to compute on.
         rng: The random generator.
-        fonts: Files of fonts for a view of a drawing of the photograph's size, which needs no enlarger. None by default.
+        fonts: Files of fonts, for a view of a drawing of the photograph's size. It needs no enlarger. None by default.
     """
     # A third of the views with a sharp picture may show a larger part of the photograph, even if this part has too few
     # pixels for a picture at four times the size.
