@@ -41,7 +41,7 @@ class Largest:
         device: The device of the model.
 
     Raises:
-        InputError: The model's largest enlargement is not the one of training, or shares no convolutions.
+        InputError: The model's largest enlargement is not by the factor of training, which is 4.
     """
 
     def __init__(self, model: InfGen, device: torch.device) -> None:
