@@ -1,7 +1,7 @@
 """Draws letters, lines and shapes, for views whose edges are as sharp as edges can be.
 
-Photographs have few letters, and a camera softens every edge. What is drawn is known exactly at any size. The drawn
-picture is therefore the photograph and the sharp picture of its view at the same time.
+Photographs have few letters, and a camera softens every edge. A drawing is known exactly at any size. It is therefore
+the photograph and the sharp picture of its view at the same time.
 """
 
 from __future__ import annotations
