@@ -196,7 +196,7 @@ def test_the_command_reports_every_method_and_metric(
             )
             assert row in result.output.splitlines()
     assert (output / "report.md").read_text() == result.output[-len((output / "report.md").read_text()) :]
-    assert set(report["extras"]) == {"consistency", "round_trip", "round_trip_teacher"}
+    assert set(report["extras"]) == {"consistency", "round_trip", "round_trip_teacher", "re_encoded"}
     assert "Means over 2 pictures." in result.output
     # A row per photograph and a scale: the truth, and at most three methods.
     assert Image.open(output / "sheet.png").size == (4 * evaluate.CROP, 6 * evaluate.CROP)
