@@ -7,7 +7,6 @@ VAE always has random weights, because only its cost is measured.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 
@@ -16,6 +15,8 @@ import click
 from benchmarks import methods, options, plots, report, suite
 from benchmarks.cost import decoder_cost
 from infgen_model.checkpoint import CheckpointError
+from infgen_rt.errors import InputError
+from infgen_training.requests import read_baseline
 
 CHECKPOINT = Path(__file__).parents[1] / "training" / "checkpoints" / "edge-flux2"
 
@@ -41,7 +42,11 @@ CHECKPOINT = Path(__file__).parents[1] / "training" / "checkpoints" / "edge-flux
     default=CHECKPOINT,
     help="Checkpoint of the model, to count its multiply-adds.",
 )
-@click.option("--quality", type=click.Path(exists=True, path_type=Path), help="report.json of the evaluation command.")
+@click.option(
+    "--quality",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="report.json of the evaluation command.",
+)
 @click.option(
     "--again",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -63,13 +68,17 @@ def main(
     output: Path | None,
 ) -> None:
     """Measures, and prints tables. With -o, it also writes results.json, results.md and plots."""
+    try:  # this comes first, so that an unreadable file does not end a long run
+        scales = read_baseline(quality)["scales"] if quality else {}
+    except InputError as error:
+        raise click.ClickException(f"--quality: {error}") from error
     if again:
         results = suite.Results.load(again)
     else:
         extent = methods.QUICK if quick else methods.FULL
         weights = {name: file for name, file in (("taef2", teacher), ("esrgan", enlarger)) if file}
         try:
-            own = decoder_cost(checkpoint)  # this comes first, so that an unreadable checkpoint does not end a long run
+            own = decoder_cost(checkpoint)  # before measuring, for the same reason
         except CheckpointError as error:
             raise click.ClickException(f"--checkpoint: {error}") from error
         with tempfile.TemporaryDirectory() as folder:
@@ -78,7 +87,7 @@ def main(
             )
         results.own = own
     if quality:
-        results.quality = json.loads(quality.read_text())["scales"]
+        results.quality = scales
     text = report.markdown(results)
     click.echo(text)
     if output:

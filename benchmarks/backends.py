@@ -90,7 +90,7 @@ def main(model: Path, sample: str, threads: int, repeat: int, file: Path | None)
             levels = (f"{quality[(*way, scale)]:.1f}" for scale in (SCALES[0], SCALES[-1]))
             cells = [*way, runs[1][0]["arithmetic"], *(f"{speed:.3f}" for speed in speeds), f"{peak:.0f}", *levels]
             click.echo(f"| {' | '.join(cells)} |")
-        starts = _starts(everything, model, repeat, folder)
+        starts = _starts(everything, model, threads, repeat, folder)
     header = ["backend", "device", "precision", "first tile, s", "picture, s", "at the first start"]
     click.echo(f"\n| {' | '.join(header)} |\n{'|---' * len(header)}|")
     for way, (first, *later) in starts.items():
@@ -102,7 +102,7 @@ def main(model: Path, sample: str, threads: int, repeat: int, file: Path | None)
 
 
 def _starts(
-    everything: list[tuple[str, str, str]], model: Path, repeat: int, folder: Path
+    everything: list[tuple[str, str, str]], model: Path, threads: int, repeat: int, folder: Path
 ) -> dict[tuple[str, str, str], list[tuple[float, float]]]:
     """Seconds from the start of a process to its first tile and to its whole picture of 512x512 pixels.
 
@@ -111,7 +111,7 @@ def _starts(
     times: dict[tuple[str, str, str], list[tuple[float, float]]] = {way: [] for way in everything}
     for _, way in itertools.product(range(repeat + 1), everything):
         os.environ[VARIABLE] = str(folder / "-".join(way).replace(":", "_"))
-        order = Order("first_tile", model, folder / "latent.npy", (512, 512), os.cpu_count() or 1, *way)
+        order = Order("first_tile", model, folder / "latent.npy", (512, 512), threads, *way)
         result = start(order)
         times[way].append((result["first"], result["finished"]))
     return times

@@ -17,7 +17,7 @@ from infgen_rt.errors import DecodeError
 from infgen_rt.geometry.levels import Level, levels_of
 from infgen_rt.geometry.shapes import Box, Size, parse_box
 from infgen_rt.plan.plan import Plan
-from infgen_rt.reading import pixel_type, preview_sizes, read_into, read_tiles
+from infgen_rt.reading import pixel_type, preview_sizes, read_into, read_tiles, reduced
 from infgen_rt.saving import layers_of, memory_to_save, plan_to_save
 from infgen_rt.source import Source, Stage
 from infgen_rt.writers import Format, Metadata, TileFormat, appearing, check_output
@@ -202,11 +202,15 @@ class Picture:
         WHOLE.check(capacity=capacity)
         self._stage.tiles.keep(capacity)
 
-    def preview(self, longest: int = 512) -> ByteArray:
-        """A small version of the whole picture, which a window can show first. It takes little more than prefill.
+    def preview(self, longest: int = 512, *, cancel: Cancel | None = None) -> ByteArray:
+        """A small version of the whole picture, which a window can show first.
+
+        It is reduced from the smallest picture that the model can decode, which is the latent's own size for the models
+        in the package. Only a band of that picture is in memory at a time.
 
         Args:
             longest: the maximum length of its longer side in pixels.
+            cancel: as for `read`.
 
         Returns:
             uint8 [height, width, 3], with this picture's aspect ratio.
@@ -214,14 +218,14 @@ class Picture:
         Raises:
             PlanError: `longest` is below 1.
             DecodeError: decoding failed, or the decoder is closed.
+            Cancelled: `cancel` said so.
         """
         WHOLE.check(longest=longest)
         size, decoded = preview_sizes(longest, self.size, self._plan.stages[0].grid, self._stage.least_scale)
+        picture = self.at(decoded)
         if decoded == size:
-            return self.at(size).read()
-        from PIL.Image import Resampling
-
-        return np.asarray(self.at(decoded).image().resize(size, Resampling.BICUBIC))
+            return picture.read(cancel=cancel)
+        return reduced(lambda box: picture.read(box, cancel=cancel), decoded, size)
 
     def image(self) -> "Image":
         """The whole picture as a Pillow image. The errors are those of `read`."""

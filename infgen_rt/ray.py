@@ -30,11 +30,12 @@ from infgen_rt.backend.candidates import AUTO, Precision
 from infgen_rt.common.arguments import PATH, TEXT
 from infgen_rt.common.pixels import Bits
 from infgen_rt.decoder import open as open_model
-from infgen_rt.errors import InfGenError, LatentError, OutputError
+from infgen_rt.errors import InfGenError, LatentError, OutputError, reason
 from infgen_rt.latent.arrays import Normalisation
 from infgen_rt.latent.files import parse_array
 from infgen_rt.latent.spaces import latent_space
 from infgen_rt.picture import Picture
+from infgen_rt.writers.names import check_name
 
 try:
     import ray
@@ -185,9 +186,15 @@ class Decode:
         """The path of a picture's file, which is written if it does not exist."""
         assert self._folder is not None
         file = self._folder / f"{_name(str(key), self._root)}.{self._ending}"
+        check_name(file)
         if not file.exists():
             picture = self._picture(str(key), latent)
-            file.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise OutputError(
+                    f"{file.parent} cannot be a folder of pictures: {reason(error)}; use other keys or another folder"
+                ) from error
             try:
                 picture.save(file, **self._saving)
             except OutputError:

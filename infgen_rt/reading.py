@@ -1,6 +1,6 @@
 """Reads a region of a picture into an array, as a whole or tile by tile."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from math import ceil
 from typing import Any
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from infgen_rt.common.arguments import Kind
 from infgen_rt.common.cancellation import Cancellation
-from infgen_rt.common.pixels import interleaved, to_floats
+from infgen_rt.common.pixels import ByteArray, interleaved, to_floats
 from infgen_rt.common.progress import Counter, Tell
 from infgen_rt.common.shortages import Shortages
 from infgen_rt.errors import DecodeError, PlanError
@@ -20,6 +20,9 @@ from infgen_rt.plan.plan import Plan
 from infgen_rt.source import Stage
 
 Dtype = type[np.uint8] | type[np.float32]
+
+# The least number of rows of a picture that is reduced while it is read.
+_BAND = 256
 
 
 _TYPE = Kind("numpy.uint8 or numpy.float32", lambda value: value is np.uint8 or value is np.float32)
@@ -53,6 +56,30 @@ def preview_sizes(longest: int, whole: Size, grid: Grid, least_scale: float) -> 
     least = (least_scale * grid.patch * side for side in grid.cells)
     grow = max(1.0, *(low / side for low, side in zip(least, size, strict=True)))
     return size, size if grow == 1.0 else Size(*(ceil(side * grow) for side in size))
+
+
+def reduced(read: Callable[[Box], ByteArray], whole: Size, size: Size) -> ByteArray:
+    """Read a picture in bands, and reduce it.
+
+    Args:
+        read: a function that reads a box, uint8 [height, width, 3].
+        whole: the picture's size in pixels.
+        size: the size to reduce it to. It is smaller than the whole.
+
+    Returns:
+        uint8 [height, width, 3] of that size.
+    """
+    from PIL import Image
+
+    # Each band is reduced by a whole factor as soon as it is read. The rest is reduced at the end.
+    factor = max(1, min(side // small for side, small in zip(whole, size, strict=True)))
+    coarse = np.empty((ceil(whole.height / factor), ceil(whole.width / factor), 3), np.uint8)
+    rows = factor * ceil(_BAND / factor)
+    for top in range(0, whole.height, rows):
+        band = read(Box(0, top, whole.width, min(rows, whole.height - top)))
+        part = np.asarray(Image.fromarray(band).reduce(factor))
+        coarse[top // factor :][: len(part)] = part
+    return np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC))
 
 
 def read_into(

@@ -248,7 +248,7 @@ def test_a_quick_run_measures_every_method(monkeypatch: pytest.MonkeyPatch, tmp_
     assert {file.name for file in (tmp_path / "o").iterdir()} == written
     # Drawn again, with the quality that an evaluation found.
     report_file = tmp_path / "report.json"
-    report_file.write_text(json.dumps({"scales": {"4": QUALITY["2"]}}))
+    report_file.write_text(json.dumps({"pictures": 1, "scales": {"4": QUALITY["2"]}}))
     again = [
         "--again",
         str(tmp_path / "o" / "results.json"),
@@ -262,6 +262,15 @@ def test_a_quick_run_measures_every_method(monkeypatch: pytest.MonkeyPatch, tmp_
     assert {file.name for file in (tmp_path / "again").iterdir()} == {*written, "quality.png"}
     result = CliRunner().invoke(benchmarks.__main__.main, ["--again", str(report_file)])
     assert result.exit_code == 1 and "not the results.json of a run" in result.output
+
+
+def test_an_unreadable_quality_is_told_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suite, "measure", lambda *_: pytest.fail("measured"))
+    (tmp_path / "report.json").write_text("{}")
+    result = CliRunner().invoke(benchmarks.__main__.main, ["--quality", str(tmp_path / "report.json")])
+    assert result.exit_code == 1 and "--quality: " in result.output and "is not a report" in result.output
 
 
 def test_memory_is_measured_against_what_was_allowed(monkeypatch: pytest.MonkeyPatch) -> None:

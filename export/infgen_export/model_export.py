@@ -122,6 +122,7 @@ class ModelExport:
         """
         path = self.path(recipe, target, graph)
         path.parent.mkdir(parents=True, exist_ok=True)
+        before = _size(path.parent)
         began = time.perf_counter()
         try:
             with quiet():
@@ -139,7 +140,7 @@ class ModelExport:
             graph=graph.name,
             space=self._space(graph),
             precision=recipe.precision,
-            bytes=sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file()),
+            bytes=_size(path.parent) - before,
             parameters=sum(p.numel() for p in graph.module.parameters()),
             operations=dict(session.operations.most_common()),
             checks=(),
@@ -201,8 +202,12 @@ class ModelExport:
         """
         found, label = {}, self.label(recipe, graph)
         for precision in target.native_precisions():
-            with quiet():
-                session = target.load(path, graph.name, precision)
+            try:
+                with quiet():
+                    session = target.load(path, graph.name, precision)
+            # Runtimes may raise any exception.
+            except Exception as error:
+                raise ExportError(f"{label} cannot be loaded in {precision}: {one_line(error, LONGEST)}") from error
             # Weights in 8 bits limit the quality whatever the runtime's precision, so their own limit applies.
             least = "int8" if recipe.precision == "int8" else precision
             checks = list(verify(self.model, graph, session, least, f"{label} in {precision}"))
@@ -231,3 +236,8 @@ class ModelExport:
             session(inputs)
             times.append(time.perf_counter() - start)
         return statistics.median(times[1:])
+
+
+def _size(folder: Path) -> int:
+    """The size of all files in a folder and its subfolders, in bytes."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shutil
+import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
@@ -90,7 +90,8 @@ def export(
     paths = [checkpoints] if isinstance(checkpoints, str | Path) else list(checkpoints)
     models = [load_checkpoint(path) for path in paths]
     _check_together(paths, models)
-    with _beside(output) as folder:
+    place = output.resolve()  # a link to a bundle stays a link
+    with _beside(place) as folder:
         first = ModelExport(
             models[0], folder / "graphs", card, options, tuple(leave_out), validate, say, len(models) > 1
         )
@@ -123,10 +124,21 @@ def export(
         parts = [work.part(recipe, target, graph) for work, recipe, target, graph in jobs]
         pack({part.name: part for part in parts}.values(), building)
         _write_manifest(building, works, converters)
-        if output.exists():
-            output.rename(folder / "replaced")
-        shutil.move(building, output)
+        _put(building, place, folder / "replaced")
     return report
+
+
+def _put(bundle: Path, output: Path, replaced: Path) -> None:
+    """Moves a bundle to its place, and what was there to ``replaced``. If that fails, what was there comes back."""
+    before = output.exists()
+    if before:
+        output.rename(replaced)
+    try:
+        bundle.rename(output)
+    except BaseException:
+        if before:
+            replaced.rename(output)
+        raise
 
 
 def _write_manifest(folder: Path, works: Sequence[ModelExport], recipes: Sequence[tuple[Recipe, Target]]) -> None:
@@ -232,5 +244,9 @@ def _beside(output: Path) -> Iterator[Path]:
 
 
 def _replaceable(output: Path) -> bool:
-    """Whether a path is a bundle's folder. Nothing else is ever replaced."""
-    return (output / MANIFEST).is_file()
+    """Whether a path is the folder of a bundle of any version. Nothing else is ever replaced."""
+    try:
+        found = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and "format" in found and not found.keys().isdisjoint(("models", "recipes"))

@@ -124,16 +124,15 @@ def select(targets: Sequence[str], names: Sequence[str] = ()) -> tuple[Recipe, .
         ['coreml-ane']
     """
     known = {recipe.name: recipe for recipe in RECIPES}
+    for kind, given, possible in (("target", targets, TARGETS), ("recipe", names, tuple(known))):
+        if unknown := [name for name in given if name not in (*possible, "all")]:
+            raise RequestError(f"unknown {kind} {unknown[0]!r}: expected one of {', '.join((*possible, 'all'))}")
     wanted = TARGETS if "all" in targets else tuple(targets) or (() if names else ("onnx",))
-    if unknown := [target for target in wanted if target not in TARGETS]:
-        raise RequestError(f"unknown target {unknown[0]!r}: expected one of {', '.join((*TARGETS, 'all'))}")
     if "all" in names or not names:
         return tuple(
             recipe for recipe in RECIPES if recipe.target in (wanted or TARGETS) and (recipe.default or "all" in names)
         )
     for name in names:
-        if name not in known:
-            raise RequestError(f"unknown recipe {name!r}: expected one of {', '.join((*known, 'all'))}")
         if wanted and known[name].target not in wanted:
             target = known[name].target
             raise RequestError(

@@ -34,7 +34,8 @@ class GraphReport:
         graph: Name of the graph.
         space: Latent space of the graph. ``None`` if the bundle has one space, or its spaces share the graph.
         precision: Precision of the recipe.
-        bytes: Size of the graph's files in bytes, before packing.
+        bytes: Size of the graph's files in bytes, before packing. If graphs share a file, it is the size that this one
+            adds.
         parameters: Number of weights and biases.
         operations: How often each kind of operation occurs, most frequent first.
         checks: The result of each case. Empty if nothing was verified.
@@ -61,6 +62,11 @@ class GraphReport:
         return label_of(self.recipe, self.graph, self.space)
 
     @property
+    def place(self) -> str:
+        """The graph's name in tables, with its latent space if it has one of its own."""
+        return f"{self.graph} ({self.space})" if self.space else self.graph
+
+    @property
     def max_error(self) -> float:
         """Largest error over all cases, as a share of full scale. NaN if nothing was verified."""
         return max((check.max_error for check in self.checks), default=math.nan)
@@ -75,18 +81,17 @@ class GraphReport:
         return [check for check in self.checks if not check.passed]
 
     def to_json(self) -> dict[str, Any]:
-        """The entry as plain JSON values. The PSNR of equal outputs, which is infinite, becomes null."""
+        """The entry as plain JSON values. A number that is not finite becomes null, as the PSNR of equal outputs."""
         values = dataclasses.asdict(self)
-        for check in values["checks"]:
-            check["psnr"] = check["psnr"] if math.isfinite(check["psnr"]) else None
-        return values
+        values["checks"] = [_finite(check) for check in values["checks"]]
+        return values | {"native": _finite(self.native)}
 
     def cells(self) -> tuple[str, ...]:
         """The entry as a row of a table. A figure that was not measured is a dash."""
         shapes = str(len(self.checks)) if self.checks else "-"
         return (
             self.recipe,
-            f"{self.graph} ({self.space})" if self.space else self.graph,
+            self.place,
             f"{self.parameters / 1e6:.2f} M",
             f"{self.bytes / 1e6:.2f} MB",
             str(sum(self.operations.values())),
@@ -96,6 +101,13 @@ class GraphReport:
             ", ".join(f"{name} {psnr:.0f} dB" for name, psnr in self.native.items()) or "-",
             f"{1000 * self.seconds:.0f} ms" if self.seconds is not None else "-",
         )
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    """The same values, with None in place of numbers that are not finite. JSON has none."""
+    return {
+        name: None if isinstance(each, float) and not math.isfinite(each) else each for name, each in values.items()
+    }
 
 
 _HEADER = (
@@ -126,7 +138,7 @@ class Report:
     def to_markdown(self) -> str:
         """The report as Markdown: a table of the graphs, then every check."""
         checks = [
-            (entry.recipe, entry.graph, check.case, "x".join(map(str, check.shape)))
+            (entry.recipe, entry.place, check.case, "x".join(map(str, check.shape)))
             + (f"{check.max_error:.1e}", f"{check.psnr:.0f} dB", "yes" if check.passed else "no")
             for entry in self.graphs
             for check in entry.checks

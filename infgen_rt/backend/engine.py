@@ -252,6 +252,7 @@ class Engine:
                 self._sessions.popitem()[1].close()
             if self._exact is not None:
                 self._exact.close()
+            self._bundle.let_go()
         give_back()
 
     def _in_float32(self) -> "Engine | None":

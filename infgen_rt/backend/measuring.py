@@ -39,6 +39,9 @@ from infgen_rt.geometry.shapes import Size
 from infgen_rt.geometry.tiling import LARGEST_SHARED_TILE, LARGEST_TILE
 
 FILE = "measurements.json"
+_TURN, _WRITING = "measuring", "measurements"
+LOCKS = (f"{_TURN}.lock", f"{_WRITING}.lock")
+"""The names of the files that processes lock."""
 # The seconds to wait for other processes. Measuring takes much less.
 _PATIENCE = 60.0
 # The test case is a latent of noise with so many cells per side. One tile of its picture at twice the size is decoded.
@@ -193,7 +196,7 @@ def turn() -> AbstractContextManager[None]:
     Raises:
         Cancelled: the current work was cancelled.
     """
-    return alone("measuring", _PATIENCE)
+    return alone(_TURN, _PATIENCE)
 
 
 def remember(key: str, results: Sequence[Result], *questions: str) -> None:
@@ -212,7 +215,7 @@ def remember(key: str, results: Sequence[Result], *questions: str) -> None:
     try:
         if folder is None:
             raise OSError(errno.ENOENT, "this user has no home")
-        with alone("measurements", _PATIENCE):
+        with alone(_WRITING, _PATIENCE):
             record = recall(key).add(results, *questions)
             text = json.dumps(_records() | {key: asdict(record)}, indent=1) + "\n"
             write_cached(folder / FILE, text.encode())

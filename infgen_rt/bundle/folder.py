@@ -140,6 +140,10 @@ class Bundle:
             self._kept[name] = self._checked(name, _map(self.path, name, self.manifest.files[name].bytes))
         return self._kept[name]
 
+    def let_go(self) -> None:
+        """Release the files of weights, which are read again if a graph needs them."""
+        self._kept.clear()
+
     def read(self, name: str) -> bytes:
         """Read a file that the manifest lists.
 

@@ -8,16 +8,19 @@ from pathlib import Path
 
 import click
 
+from infgen_rt.backend import measuring
+from infgen_rt.backend.protocol import KNOWN, installed_backends
 from infgen_rt.cli import options
 from infgen_rt.cli.console import say
-from infgen_rt.common.folders import VARIABLE, cache_folder
+from infgen_rt.common.files import leftovers
+from infgen_rt.common.folders import LOCK, VARIABLE, cache_folder
 from infgen_rt.common.memory import format_bytes
 from infgen_rt.errors import reason
 
 
 @click.command()
 @click.option(
-    "--clear", is_flag=True, help="Remove everything in the folder. Files that are needed later are made again."
+    "--clear", is_flag=True, help="Remove what the package keeps there. Files that are needed later are made again."
 )
 @options.as_json
 def cache(clear: bool, as_json: bool) -> None:
@@ -45,13 +48,11 @@ def cache(clear: bool, as_json: bool) -> None:
 def _cached_bytes(root: Path) -> dict[str, int]:
     """The bytes of each entry of the cache, by name. Files that other processes remove in the meantime do not count."""
     sizes: dict[str, int] = {}
-    for folder, _, files in os.walk(root):
-        for file in files:
-            path = Path(folder, file)
+    for entry in _entries(root):
+        for file in _files(entry):
             with contextlib.suppress(OSError):
-                entry = path.relative_to(root).parts[0]
-                sizes[entry] = sizes.get(entry, 0) + path.stat().st_size
-    return dict(sorted(sizes.items()))
+                sizes[entry.name] = sizes.get(entry.name, 0) + file.stat().st_size
+    return sizes
 
 
 def _clear_cache(root: Path) -> None:
@@ -60,11 +61,29 @@ def _clear_cache(root: Path) -> None:
     Raises:
         OSError: an entry cannot be removed.
     """
-    for folder, _, files in os.walk(root, topdown=False):
-        for file in files:
-            Path(folder, file).unlink(missing_ok=True)
-        try:
-            Path(folder).rmdir()
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
-                raise
+    for entry in _entries(root):
+        for file in _files(entry):
+            file.unlink(missing_ok=True)
+        for folder, _, _ in os.walk(entry, topdown=False):
+            _remove_empty(Path(folder))
+    _remove_empty(root)
+
+
+def _entries(root: Path) -> list[Path]:
+    """What the package keeps in its cache folder. Anything else there belongs to somebody else."""
+    names = {measuring.FILE, *measuring.LOCKS, LOCK, *KNOWN, *installed_backends()}
+    found = [root / name for name in sorted(names)] + (leftovers(root) if root.is_dir() else [])
+    return [path for path in found if path.exists()]
+
+
+def _files(entry: Path) -> list[Path]:
+    return [Path(folder, file) for folder, _, files in os.walk(entry) for file in files] or [entry] * entry.is_file()
+
+
+def _remove_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError as error:
+        # It is gone or not empty, or it is a link that the user has made.
+        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise

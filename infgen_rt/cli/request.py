@@ -172,7 +172,7 @@ class Request:
             name = output if len(pictures) == 1 else output.with_stem(f"{output.stem}-{number:0{digits}}")
             if self.several and self.resume and os.path.exists(name):
                 continue
-            if any(_are_one_file(latent, name) for latent in self.latents):
+            if os.path.exists(name) and any(_are_one_file(latent, name) for latent in self.latents):
                 raise OutputError(f"{name} is the latent itself, which its picture would replace: pass another -o")
             form = picture.check_save(name, region=box, **self.writing)
             metadata = metadata_of(None if self.no_metadata else array, self.metadata, form, decoder.notices)
@@ -190,12 +190,15 @@ class Request:
         if self.sample is not None:
             raise LatentError("expected either LATENT files or --sample NAME")
         outputs: dict[Path, Path] = {}
+        taken: dict[Path, Path] = {}
         for latent in expand(self.latents):
             stem = "stdin" if latent == STREAM else latent.stem
             output = self.output / f"{stem}.{self.ending}"
-            if twin := next((other for other, name in outputs.items() if name == output), None):
-                raise OutputError(f"{twin} and {latent} would both be {output}: decode them into folders of their own")
-            outputs[latent] = output
+            if output in taken:
+                raise OutputError(
+                    f"{taken[output]} and {latent} would both be {output}: decode them into folders of their own"
+                )
+            outputs[latent], taken[output] = output, latent
         try:
             self.output.mkdir(exist_ok=True)
         except OSError as error:

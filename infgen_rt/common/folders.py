@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 VARIABLE = "INFGEN_RT_CACHE"
 """The environment variable that sets another folder."""
+LOCK = "writing.lock"
+"""The name of the file that a process locks while it writes in a folder of the cache."""
 
 _DIGEST = hashlib.sha256().digest_size
 _PLACES = 64
-_WRITING = "writing.lock"
 # Seconds to wait for other writers, each of which takes much less.
 _PATIENCE = 30.0
 # Seconds between two checks of whether waiting for a lock was cancelled.
@@ -38,6 +39,8 @@ _held: "list[BaseFileLock]" = []
 def cache_folder() -> Path | None:
     """The cache folder, which may not exist. None for a user without a home, such as a bare user id in a container."""
     if chosen := os.environ.get(VARIABLE):
+        with suppress_but_callers(RuntimeError):  # `~` without a home stays as it is
+            return Path(chosen).expanduser()
         return Path(chosen)
     from platformdirs import user_cache_path
 
@@ -138,7 +141,7 @@ def _locked(folder: Path, stack: ExitStack) -> bool:
     from filelock import FileLock, Timeout
 
     try:
-        stack.enter_context(FileLock(folder / _WRITING).acquire(timeout=_PATIENCE))
+        stack.enter_context(FileLock(folder / LOCK).acquire(timeout=_PATIENCE))
     except (Timeout, PermissionError):
         raise
     except _NO_LOCK as error:

@@ -6,6 +6,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from infgen_rt.common.arrays import as_array
 from infgen_rt.errors import InputError
 
 FloatArray = npt.NDArray[np.float32]
@@ -90,15 +91,15 @@ def as_pixels(value: Any) -> FloatArray | ByteArray:
     """Check the pixels of a caller's picture.
 
     Args:
-        value: an array, or anything that NumPy reads.
+        value: an array, a tensor, or anything that NumPy reads.
 
     Returns:
         [h, w, 3], either uint8 or float32. Floats are finite, but not clamped.
 
     Raises:
-        InputError: the shape, the type or the numbers are not those of a picture.
+        InputError: it cannot be converted to an array, or its shape, type or numbers are not those of a picture.
     """
-    array: npt.NDArray[Any] = np.asarray(value)
+    array = as_array(value, "picture", InputError)
     shaped = array.ndim == 3 and array.shape[2] == 3 and 0 not in array.shape
     if not shaped or (array.dtype != np.uint8 and array.dtype.kind != "f"):
         raise InputError(
@@ -107,7 +108,8 @@ def as_pixels(value: Any) -> FloatArray | ByteArray:
         )
     if array.dtype == np.uint8:
         return array
-    floats = array.astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):
+        floats = array.astype(np.float32, copy=False)
     if not np.isfinite(floats).all():
         raise InputError("the picture has pixels that are NaN or infinite: pass numbers in [0, 1]")
     return floats

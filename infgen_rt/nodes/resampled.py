@@ -1,6 +1,6 @@
 """The node for pictures beyond the scales that the model was trained for, which are resampled by Lanczos.
 
-The pixels of a region are exactly those of the whole picture.
+The pixels of a region are those of the whole picture, up to the rounding of float32.
 """
 
 from collections.abc import Iterator

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infgen_rt.backend.engine import Engine
+from infgen_rt.common.cancellation import Cancellation, current
 from infgen_rt.common.pixels import Number, fetch
 from infgen_rt.common.threads import Pool
 from infgen_rt.geometry.pictures import PictureTiles
@@ -135,13 +136,35 @@ class Tiles:
         for _ in self.prepare():
             pass
         pool = Pool(workers, "infgen-tile")
-        ahead: deque[Future[npt.NDArray[Any]]] = deque()
+        ahead: deque[tuple[Box, Future[npt.NDArray[Any]], Cancellation]] = deque()
         try:
             for box in boxes:
-                ahead.append(pool.submit(copy_context().run, self.read, box, number, shared=True))
+                reading = pool.submit(copy_context().run, self.read, box, number, shared=True)
+                ahead.append((box, reading, current()))
                 if len(ahead) > workers:
-                    yield ahead.popleft().result()
+                    yield self._read_ahead(*ahead.popleft(), number)
             while ahead:
-                yield ahead.popleft().result()
+                yield self._read_ahead(*ahead.popleft(), number)
         finally:
             pool.shutdown(waits, cancel_futures=True)
+
+    def _read_ahead(
+        self, box: Box, reading: Future[npt.NDArray[Any]], work: Cancellation, number: Number
+    ) -> npt.NDArray[Any]:
+        """The planes of a box that a worker reads.
+
+        Another caller may have started that, and then been cancelled. The box is then read again.
+
+        Args:
+            box: the box in pixels.
+            reading: the worker's result.
+            work: the work that it was started for.
+            number: the type of the numbers.
+        """
+        try:
+            return reading.result()
+        except BaseException:
+            if work is current():
+                raise
+        current().check()
+        return self.read(box, number, shared=True)

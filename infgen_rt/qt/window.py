@@ -158,6 +158,10 @@ class ViewerWindow(QMainWindow):
         if self._job is not None:
             self._job.cancel()
             self._job.wait()
+            # What the job has made must not be shown any more.
+            self._job.finished.disconnect(self._finish)
+            self._job.failed.disconnect(self._fail)
+            self._end()
         self.view.shut()
         self._opener.close()
         super().closeEvent(event)

@@ -1,7 +1,7 @@
 """Reads tiles in background threads and caches the most recent ones."""
 
 from collections.abc import Sequence
-from threading import Thread
+from threading import Thread, current_thread
 from types import TracebackType
 
 from infgen_rt.backend.forks import Birthplace
@@ -164,7 +164,8 @@ class TileReader:
             return
         self._requests.close()
         for thread in self._threads if wait else ():
-            thread.join()
+            if thread is not current_thread():  # a request's `done` may close the reader
+                thread.join()
         self._cache.clear()
 
     def __enter__(self) -> "TileReader":

@@ -60,7 +60,7 @@ class Request:
             self._result.set_result(frame)
         else:
             self._result.set_exception(error or Cancelled("cancelled"))
-        if self._done is not None and not isinstance(error, Cancelled):
+        if self._done is not None and not (self.cancelled.is_set() or isinstance(error, Cancelled)):
             self._done(self)
 
 

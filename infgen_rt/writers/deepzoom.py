@@ -1,5 +1,6 @@
 """Deep Zoom: the picture at its own size and halved again and again, in small tiles, for viewers like OpenSeadragon."""
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from infgen_rt.writers.whole import Jpeg, check_quality, save_image
 # An even number, so that the 2x2 pixels that are reduced to one pixel are always in the same tile.
 _TILE = 254
 _OVERLAP = 1
+_TILE_FILE = re.compile(r"\d+_\d+\.(jpg|png)")
 _DESCRIPTOR = """<?xml version="1.0" encoding="UTF-8"?>
 <Image xmlns="http://schemas.microsoft.com/deepzoom/2008" Format="{form}" Overlap="{overlap}" TileSize="{tile}">
   <Size Width="{width}" Height="{height}"/>
@@ -64,9 +66,7 @@ class DeepZoom(Format):
 
     def replaces(self, output: Path) -> bool:
         # Browsers give the same name to the folder of a saved page. Only the folder of a pyramid is replaced.
-        return not output.is_dir() or (
-            output.suffix.lower() != ".dzi" and all(level.name.isdigit() for level in output.iterdir())
-        )
+        return not output.is_dir() or (output.suffix.lower() != ".dzi" and _is_pyramid(output))
 
     def sizes(self, size: Size) -> list[Size]:
         return list(halvings(size))
@@ -130,3 +130,12 @@ class DeepZoom(Format):
         tag = PngInfo()
         tag.add(b"sRGB", b"\0")
         return {"format": "PNG", "pnginfo": tag}
+
+
+def _is_pyramid(folder: Path) -> bool:
+    """Whether a folder has the levels of a Deep Zoom picture, and nothing else."""
+    levels = {level.name: level for level in folder.iterdir()}
+    return levels.keys() == {str(number) for number in range(len(levels))} and all(
+        level.is_dir() and not level.is_symlink() and all(_TILE_FILE.fullmatch(tile.name) for tile in level.iterdir())
+        for level in levels.values()
+    )

@@ -14,12 +14,25 @@ const TYPES = {
   ".wasm": "application/wasm",
 };
 
+/** The decoded path of a request, or undefined if it is malformed. */
+function pathOf(url) {
+  try {
+    return decodeURIComponent(new URL(url, "http://localhost").pathname);
+  } catch {
+    return undefined;
+  }
+}
+
 /** Start a server for the page at `/` and a bundle's folder at `/model/`. Returns its address and what stops it. */
 export async function serve({ model = join(here, "..", "..", "infgen_rt", "model"), port = 0 } = {}) {
   const page = join(here, "dist", "page");
   if (!existsSync(page)) throw new Error("the page is not built: run `npm run build` first");
   const server = createServer((request, response) => {
-    const path = decodeURIComponent(new URL(request.url ?? "/", "http://localhost").pathname);
+    const path = pathOf(request.url ?? "/");
+    if (path === undefined) {
+      response.writeHead(400).end("bad request");
+      return;
+    }
     const [root, name] = path.startsWith("/model/")
       ? [resolve(model), path.slice(7)]
       : [page, path.slice(1) || "index.html"];

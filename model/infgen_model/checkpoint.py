@@ -47,7 +47,7 @@ def save_checkpoint(folder: Path, model: InfGen, dtype: torch.dtype = torch.floa
             the weights that belong to the model's latent space are then written.
 
     Raises:
-        CheckpointError: The base cannot be read, or other weights of it differ too.
+        CheckpointError: The base cannot be read, or other weights of it differ too, or the folder is the base's own.
 
     Examples:
         >>> from infgen_model import edge
@@ -57,6 +57,10 @@ def save_checkpoint(folder: Path, model: InfGen, dtype: torch.dtype = torch.floa
     """
     values, state = model.config.to_json(), model.state_dict()
     if base is not None:
+        if folder.resolve() == base.resolve():
+            raise CheckpointError(
+                f"{folder} is the base itself, whose other weights would be lost: choose another folder"
+            )
         if not shares(load_checkpoint(base), model):
             raise CheckpointError(
                 f"{base} is no base of this model: they differ in weights that do not belong to a latent space"

@@ -260,6 +260,11 @@ def test_a_base_that_cannot_be_one_is_refused(with_base: InfGen, tmp_path: Path)
     with pytest.raises(CheckpointError, match="stranger is no base of this model"):
         save_checkpoint(tmp_path / "new", with_base, base=tmp_path / "stranger")
     assert not (tmp_path / "new").exists()
+    # Written over its base, a model would take away what all others have of it.
+    before = (tmp_path / "flux2" / "model.safetensors").read_bytes()
+    with pytest.raises(CheckpointError, match="flux2 is the base itself"):
+        save_checkpoint(tmp_path / "runs" / ".." / "flux2", with_base, base=tmp_path / "flux2")
+    assert (tmp_path / "flux2" / "model.safetensors").read_bytes() == before
     config = tmp_path / "runs" / "sdxl" / "config.json"
     for base, text in {
         ".": "has a base itself",

@@ -451,6 +451,36 @@ def test_a_bundle_is_replaced_only_by_one_that_passes(
     assert list(tmp_path.iterdir()) == [bundle]
 
 
+def test_a_bundle_that_cannot_be_moved_leaves_the_one_before(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Path(shutil.copytree(exported.bundle, tmp_path / "bundle"))
+    (bundle / "note.txt").write_text("mine")
+    before, rename = contents(tmp_path), Path.rename
+
+    def refuse(path: Path, target: Path) -> Path:
+        if path.name == "bundle" and path != bundle:
+            raise OSError("no space left")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="no space left"):
+        export_one(exported.checkpoint, bundle, force=True)
+    assert contents(tmp_path) == before
+
+
+def test_a_link_to_a_bundle_stays_a_link(exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = Path(shutil.copytree(exported.bundle, tmp_path / "real"))
+    (bundle / "note.txt").write_text("mine")
+    (tmp_path / "link").symlink_to(bundle)
+    export_one(exported.checkpoint, tmp_path / "link", force=True)
+    assert (tmp_path / "link").is_symlink() and not (bundle / "note.txt").exists()
+    # The folder that the command is run in can be replaced too.
+    monkeypatch.chdir(bundle)
+    export_one(exported.checkpoint, ".", force=True)
+    assert Bundle.open(bundle).manifest.model.version == "0"
+
+
 def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -460,6 +490,7 @@ def test_what_is_no_bundle_is_never_replaced(exported: Exported, tmp_path: Path,
     folder, file = tmp_path / "folder", tmp_path / "file"
     (folder / "thesis").mkdir(parents=True)
     (folder / "thesis" / "chapter.txt").write_text("precious")
+    (folder / "manifest.json").write_text('{"name": "an app for browsers"}')
     file.write_text("precious")
     before = contents(tmp_path)
     for output in (folder, file):

@@ -327,6 +327,11 @@ def test_targets_and_recipes_choose() -> None:
     assert select(["all"], ["all"]) == RECIPES
     assert [recipe.name for recipe in select([], ["coreml-ane", "onnx-int8"])] == ["coreml-ane", "onnx-int8"]
     assert select([]) == select(["onnx"])
+    for given in ((["all", "onyx"], []), (["onyx"], ["onnx-fp32"])):
+        with pytest.raises(RequestError, match="unknown target 'onyx': expected one of onnx, "):
+            select(*given)
+    with pytest.raises(RequestError, match="unknown recipe 'onnx-fp23': expected one of onnx-fp32, "):
+        select([], ["all", "onnx-fp23"])
     with pytest.raises(RequestError, match="not requested: add --target coreml"):
         select(["onnx"], ["coreml-ane"])
 

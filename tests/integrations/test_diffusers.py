@@ -156,6 +156,14 @@ def test_copies_share_the_model_and_pickles_open_their_own(vae: Any) -> None:
     pickled.close()
 
 
+def test_closing_an_unused_copy_opens_nothing(vae: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pickled = pickle.loads(pickle.dumps(vae))
+    monkeypatch.setattr("infgen_rt.diffusers.opened.open", lambda **_: pytest.fail("opened"))
+    pickled.close()
+    with pytest.raises(DecodeError, match="the decoder is closed"):
+        pickled.decode(raw_latents())
+
+
 def test_pictures_have_the_type_of_the_latents_and_range_from_minus_one_to_one(vae: Any) -> None:
     latents = raw_latents()
     with infgen_rt.open(vae.config.path, **RUNS) as decoder:

@@ -110,6 +110,14 @@ def test_what_is_wrong_is_said_with_the_key(options: dict[str, Any], tmp_path: P
         with pytest.raises(OutputError, match=r"the key is not a name inside the folder"):
             save({"key": np.array([key]), "latent": np.stack(latents()[:1])})
     assert not any(tmp_path.iterdir())
+    (tmp_path / "taken").touch()
+    for key, text in {
+        "a" * 300: r"'a{300}': a{60}\.\.\. is too long for the file system",
+        "nul\0/x": r"cannot be a file's name",
+        "taken/x": r"'taken/x': .*taken",
+    }.items():
+        with pytest.raises(OutputError, match=text):
+            save({"key": np.array([key], object), "latent": np.stack(latents()[:1])})
 
 
 # What needs a cluster.

@@ -10,8 +10,10 @@ They decode in WebAssembly with one thread, because a Chromium without a graphic
 """
 
 import hashlib
+import http.client
 import json
 import os
+import re
 import shutil
 import subprocess
 import zipfile
@@ -311,6 +313,28 @@ def test_the_page_refuses_in_words_shows_what_is_dropped_and_saves_it(built: Non
 def test_bad_files_are_refused_without_decoding(built: None) -> None:
     done = subprocess.run(["node", "--test", "test/files.test.mjs"], cwd=WEB, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="no Node")
+def test_the_server_answers_malformed_requests_and_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "dist" / "page").mkdir(parents=True)
+    (tmp_path / "dist" / "page" / "index.html").write_text("the page")
+    shutil.copy(WEB / "serve.mjs", tmp_path)
+    command = ["node", str(tmp_path / "serve.mjs"), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            found = re.search(r"http://([\d.]+):(\d+)/", server.stdout.readline())
+            assert found is not None
+            statuses = []
+            for path in ("/%", "//", "/..%2f..%2fserve.mjs", "/none", "/"):
+                connection = http.client.HTTPConnection(found[1], int(found[2]), timeout=20)
+                connection.request("GET", path)
+                statuses.append(connection.getresponse().status)
+                connection.close()
+            assert statuses == [400, 400, 404, 404, 200]
+        finally:
+            server.terminate()
 
 
 def test_the_table_of_latent_spaces_is_pythons() -> None:

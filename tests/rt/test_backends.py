@@ -415,6 +415,26 @@ def test_the_commands(bundle: Path, several: dict, timed: Timed, capsys: pytest.
     assert main(["cache", "--json"]) == 0 and json.loads(capsys.readouterr().out)["bytes"] == {}
 
 
+def test_clearing_the_cache_leaves_what_is_somebody_elses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, home = tmp_path / "home" / "scratch", tmp_path / "home"
+    (real / "openvino" / "0").mkdir(parents=True)
+    (real / "openvino" / "0" / "a.blob").write_bytes(b"12345")
+    (real / measuring.FILE).write_text("{}")
+    (real / ".a.blob.0123abcd.partial").write_text("left by a crash")
+    (real / "sub").mkdir()
+    (real / "sub" / "photo.raw").write_text("precious")
+    (home / "link").symlink_to(real)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("INFGEN_RT_CACHE", "~/link")
+    assert main(["cache", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["folder"] == str(home / "link") and told["bytes"]["openvino"] == 5 and "sub" not in told["bytes"]
+    assert main(["cache", "--clear"]) == 0
+    assert [path.name for path in real.iterdir()] == ["sub"] and (real / "sub" / "photo.raw").exists()
+
+
 # ONNX Runtime itself.
 
 

@@ -43,6 +43,16 @@ def test_a_zip_is_as_good_as_a_folder(copy: Path) -> None:
     assert np.array_equal(*pixels)
 
 
+def test_closing_releases_the_weights(copy: Path) -> None:
+    zipped = Path(shutil.make_archive(str(copy.parent / "zipped"), "zip", copy))
+    with infgen_rt.open(zipped, "onnxruntime") as decoder:
+        before = decoder.picture(tiny.random_latent(4, 4)).read()
+        bundle = decoder._engine._bundle
+    assert not bundle._kept
+    with infgen_rt.open(zipped, "onnxruntime") as decoder:
+        assert np.array_equal(decoder.picture(tiny.random_latent(4, 4)).read(), before)
+
+
 def test_additions_of_newer_writers_are_ignored(copy: Path) -> None:
     tiny.edit_manifest(copy, news={"a": 1})
     assert Bundle.open(copy).manifest.model.name == "tiny"

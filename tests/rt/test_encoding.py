@@ -71,6 +71,9 @@ def test_bytes_floats_and_pillow_pictures_are_the_same_latent(decoder: infgen_rt
         (pixels(16, 16).astype(int), InputError, "int64 .* are not pixels"),
         (np.zeros((0, 16, 3)), InputError, "are not pixels"),
         (np.full((16, 16, 3), np.inf), InputError, "NaN or infinite"),
+        (np.full((16, 16, 3), 1e300), InputError, "NaN or infinite"),
+        ([[[0.0, 0.0, 0.0]], [[0.0, 0.0]]], InputError, "the picture's parts have different shapes"),
+        (np.ma.masked_equal(pixels(16, 16), 0), InputError, "some of the picture's numbers are masked"),
     ],
 )
 def test_what_cannot_be_encoded_is_refused(
@@ -78,6 +81,16 @@ def test_what_cannot_be_encoded_is_refused(
 ) -> None:
     with pytest.raises(error, match=text):
         decoder.encode(picture)
+
+
+def test_tensors_are_pictures_too(decoder: infgen_rt.Decoder) -> None:
+    torch = pytest.importorskip("torch")
+    values = torch.rand(16, 24, 3)
+    expected = decoder.encode(values.numpy())
+    assert np.array_equal(decoder.encode(values.clone().requires_grad_()), expected)
+    assert np.array_equal(decoder.encode(values.bfloat16()), decoder.encode(values.bfloat16().float().numpy()))
+    with pytest.raises(InputError, match="the Tensor cannot be converted to an array"):
+        decoder.encode(values.to("meta"))
 
 
 def test_a_closed_decoder_encodes_nothing(decoder: infgen_rt.Decoder) -> None:

@@ -154,6 +154,28 @@ def test_cancelling_starts_no_further_tile(parallel: infgen_rt.Decoder, at_once:
     assert set(threading.enumerate()) <= before
 
 
+@pytest.mark.parametrize("raised", [None, ValueError("the caller's own")])
+def test_what_was_read_ahead_for_a_cancelled_caller_does_not_fail_the_next(
+    parallel: infgen_rt.Decoder, at_once: list[int], raised: Exception | None
+) -> None:
+    expected = parallel.picture(LATENT, SIZE, tile=128, stages=(2, 1.5)).read()
+    for last in range(2, 14, 3):
+        picture, steps = parallel.picture(LATENT, SIZE, tile=128, stages=(2, 1.5)), 0
+
+        def progress(step: infgen_rt.Progress) -> None:
+            nonlocal steps
+            steps += 1
+
+        def cancel() -> bool:
+            if steps >= last and raised is not None:  # noqa: B023
+                raise raised
+            return steps >= last  # noqa: B023
+
+        with pytest.raises(type(raised) if raised else infgen_rt.Cancelled):
+            picture.read(progress=progress, cancel=cancel)
+        assert np.abs(picture.read().astype(int) - expected).max() <= 1
+
+
 def test_closing_waits_for_the_tiles_that_are_under_way(parallel: infgen_rt.Decoder, at_once: list[int]) -> None:
     picture, failures = parallel.picture(LATENT, SIZE, tile=64), []
 

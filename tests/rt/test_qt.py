@@ -370,6 +370,17 @@ def test_closing_the_window_ends_what_is_going_on(
     assert [path.name for path in tmp_path.iterdir()] == ["latent.npy"]
 
 
+def test_what_was_made_when_the_window_closed_is_not_shown(
+    window: ViewerWindow, tmp_path: Path, app: QApplication
+) -> None:
+    window.open(tmp_path / "latent.npy")
+    (job,) = window.findChildren(Job)
+    job.wait()  # it has ended, and its signal waits for the event loop
+    window.close()
+    app.processEvents()
+    assert window.view.reader is None and not window.busy and window.message.text == ""
+
+
 def test_the_view_is_copied(opened: ViewerWindow) -> None:
     opened.view.zoom_to(1.0)
     picture, seen = opened.view.picture, opened.view.seen

@@ -238,6 +238,29 @@ def test_closing_cancels_all_and_later_requests_end_at_once(picture: infgen_rt.P
         requests[-1].result(SECONDS)
 
 
+def test_a_request_may_close_the_reader_when_it_is_done(picture: infgen_rt.Picture) -> None:
+    reader, ended = TileReader(picture, tile=TILE), threading.Event()
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("infgen-view")]
+
+    def done(request: Request) -> None:
+        reader.close()
+        ended.set()
+
+    reader.request(Tile(3, 0, 0), done=done)
+    assert ended.wait(SECONDS)
+    for thread in threads:
+        thread.join(SECONDS)
+    assert not any(thread.is_alive() for thread in threads) and reader.memory == 0
+
+
+def test_a_request_that_was_cancelled_last_of_all_calls_nobody() -> None:
+    told: list[Request] = []
+    request = Request(Tile(0, 0, 0), 0.0, told.append)
+    request.cancel()
+    request.finish(Frame.empty(Size(2, 2), "rgb"), None)
+    assert not told and request.result(0).size == (2, 2)
+
+
 def test_a_failure_is_told_to_who_asked_and_the_reader_goes_on(
     reader: TileReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -422,6 +422,16 @@ def test_force_replaces_all_of_it(precious: Path, picture: infgen_rt.Picture) ->
     assert new == {name: data for name, data in tree(precious.parent).items() if name.startswith("a")}
 
 
+@pytest.mark.parametrize("name", ["2023/1_2.png", "0/notes.txt", "1/0_0.png", "0"])
+def test_a_folder_that_is_no_pyramid_is_never_replaced(tmp_path: Path, picture: infgen_rt.Picture, name: str) -> None:
+    mine = tmp_path / "holiday_files" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("precious")
+    with pytest.raises(OutputError, match="holiday_files"):
+        picture.save(tmp_path / "holiday.dzi", force=True)
+    assert mine.read_text() == "precious" and [path.name for path in tmp_path.iterdir()] == ["holiday_files"]
+
+
 def test_files_get_the_users_usual_permissions(tmp_path: Path, picture: infgen_rt.Picture) -> None:
     (tmp_path / "usual").touch()
     picture.save(tmp_path / "a.png")

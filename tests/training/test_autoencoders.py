@@ -142,6 +142,10 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     one = weights.rename(tmp_path / "x_encoder.safetensors")
     save_file({"other.weight": torch.zeros(2)}, tmp_path / "x_decoder.safetensors")
     refused(one, "x_encoder.safetensors has 2 pixels per cell: this training needs 8")
+    for ending in ("pt", "ckpt", "bin"):
+        for part in ("encoder", "decoder"):
+            (tmp_path / f"y_{part}.{ending}").write_bytes(b"pickled")
+        refused(tmp_path / f"y_encoder.{ending}", "expected .py, .safetensors or .pth")
     (tmp_path / "x_decoder.safetensors").unlink()
     refused(one, "x_encoder.safetensors has no decoder: expected x_decoder.safetensors beside it")
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel"}))

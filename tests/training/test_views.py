@@ -211,6 +211,21 @@ def test_the_command_makes_shards_of_both_kinds(photos: Path, teacher: Path, enl
     assert all(float(each.latent[2].mean()) == pytest.approx(0.75, abs=0.01) for each in found[3:])
 
 
+def test_shards_are_never_overwritten_or_mixed(photos: Path, teacher: Path) -> None:
+    assert run(photos, teacher, "--count", 2).exit_code == 0
+    (shard,) = (photos.parent / "shards").iterdir()
+    before = shard.read_bytes()
+    result = run(photos, teacher, "--count", 1)
+    assert result.exit_code == 1 and "has shards named photo-0-*: choose another --seed" in result.output
+    assert shard.read_bytes() == before
+
+
+def test_a_damaged_photograph_is_named(photos: Path, teacher: Path) -> None:
+    (photos / "c.png").write_bytes(b"no picture")
+    result = run(photos, teacher, "--count", 1)
+    assert result.exit_code == 1 and "c.png cannot be used as a photograph" in result.output
+
+
 def test_the_command_stops_in_time_with_what_there_is(photos: Path, teacher: Path) -> None:
     result = run(photos, teacher, "--count", 400, "--minutes", 0)
     assert result.exit_code == 0 and "1 views in " in result.output

@@ -232,8 +232,8 @@ def evaluate(
 
     Returns:
         A report and a contact sheet. Each row of the sheet shows the true picture first, then each method. The report
-        is ``{"scales": {scale: {method: {metric: mean}}}, "extras": {name: mean}, "pictures": count}``. A mean is
-        ``None`` if no picture has a value for the metric.
+        is ``{"scales": {scale: {method: {metric: mean}}}, "extras": {name: mean}, "pictures": count}``, with the names
+        of the ``photographs`` and the ``middle``. A mean is ``None`` if no picture has a value for the metric.
 
     Raises:
         InputError: The teacher's latents have another number of channels than the model's, or a photograph is damaged
@@ -270,7 +270,8 @@ def evaluate(
         means = {scale: {**baseline["scales"][scale], **by_method} for scale, by_method in means.items()}
     summary = {name: statistics.fmean(entry[name] for entry in more) for name in more[0]}
     sheet = contact_sheet(*zip(*shown, strict=True)) if shown else Image.new("RGB", (1, 1))
-    return {"pictures": len(photos), "scales": means, "extras": summary}, sheet
+    measured = {"pictures": len(photos), "photographs": [file.stem for file in photos], "middle": middle}
+    return {**measured, "scales": means, "extras": summary}, sheet
 
 
 def table(report: Mapping[str, Any]) -> str:
@@ -290,6 +291,16 @@ def table(report: Mapping[str, Any]) -> str:
         f"Means over {report['pictures']} pictures.",
     ]
     return "\n".join(lines)
+
+
+def _unlike(earlier: Mapping[str, Any], files: Sequence[Path], middle: int | None, scales: Sequence[float]) -> str:
+    """Why an earlier report cannot be the baseline of an evaluation. Empty if it can."""
+    if earlier.get("photographs") != [file.stem for file in files]:
+        return "is not of the same photographs"
+    if earlier.get("middle") != middle:
+        return f"is of the middle {earlier.get('middle')}, not {middle}"
+    missing = [f"{scale:g}" for scale in scales if f"{scale:g}" not in earlier["scales"]]
+    return f"lacks scales {', '.join(missing)}" if missing else ""
 
 
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -322,16 +333,12 @@ def main(
         values, spots = parse_scales(scales), read_places(places) if places else None
         earlier = read_baseline(baseline) if baseline else None
         files = [file for file in photo_files(photos) if not only or file.stem in only]
-        if not files:
-            raise InputError(f"no photograph in {photos} is named {' or '.join(only)}: give names without endings")
-        if earlier is not None:
-            missing = [f"{scale:g}" for scale in values if f"{scale:g}" not in earlier["scales"]]
-            if missing or earlier["pictures"] != len(files):
-                raise click.BadParameter(
-                    f"{baseline} is of {earlier['pictures']} photographs, not {len(files)}, or lacks scales {missing}: "
-                    "leave it out, and all is measured",
-                    param_hint="--baseline",
-                )
+        if unknown := sorted(set(only) - {file.stem for file in files}):
+            raise InputError(f"no photograph in {photos} is named {' or '.join(unknown)}: give names without endings")
+        if earlier is not None and (problem := _unlike(earlier, files, middle, values)):
+            raise click.BadParameter(
+                f"{baseline} {problem}: leave it out, and all is measured", param_hint="--baseline"
+            )
         enlarge = load_function(enlarger, function)() if enlarger else None
         if enlarge is not None:
             enlarge = enlarge.to(memory_format=torch.channels_last)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -33,9 +34,25 @@ def open_photo(file: Path) -> Image.Image:
     Raises:
         InputError: The file is no picture, is damaged, or cannot be read.
     """
+    with _opened(file) as photo:
+        return photo.convert("RGB")
+
+
+def photo_size(file: Path) -> tuple[int, int]:
+    """The width and the height of a photograph. Its pixels are not read.
+
+    Raises:
+        InputError: The file is no picture, is damaged, or cannot be read.
+    """
+    with _opened(file) as photo:
+        return photo.size
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(file) as photo:
-            return photo.convert("RGB")
+            yield photo
     # Pillow raises many kinds of errors for damaged files, SyntaxError among them.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{file} cannot be used as a photograph ({one_line(error)}): replace or remove it") from error

@@ -37,15 +37,15 @@ def main(
     PHOTO is cropped to the aspect ratio of the latent.
     """
     try:
-        image = open_photo(photo)
-    except InputError as error:
+        image, maker = open_photo(photo), Teacher.load(teacher)
+    except (InputError, FileNotFoundError) as error:
         raise click.ClickException(str(error)) from error
     scale = min(image.width / cells[0], image.height / cells[1])
     width, height = cells[0] * scale, cells[1] * scale
     left, top = (image.width - width) / 2, (image.height - height) / 2
     size = (PATCH * cells[0], PATCH * cells[1])
     small = image.resize(size, Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
-    latent = Teacher.load(teacher).encode(to_tensor(np.asarray(small))[None])[0].numpy()
+    latent = maker.encode(to_tensor(np.asarray(small))[None])[0].numpy()
     output.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(output / f"{name}.npz", latent=(np.round(latent * 32) / 32).astype(np.float16))
     file = output / "index.json"

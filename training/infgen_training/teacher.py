@@ -67,10 +67,10 @@ class Teacher:
             FileNotFoundError: The file does not exist.
             InputError: The file does not define both functions, or the weights cannot be used.
         """
-        if file.is_dir() or file.suffix in (".safetensors", ".pth"):
-            encoder, decoder = load_autoencoder(file)
-        else:
+        if file.suffix == ".py":
             encoder, decoder = (load_function(file, name)() for name in ("load_encoder", "load_decoder"))
+        else:
+            encoder, decoder = load_autoencoder(file)
         return cls(encoder.eval(), decoder.eval())
 
     def to(self, device: torch.device) -> Teacher:

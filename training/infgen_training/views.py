@@ -40,7 +40,7 @@ from tqdm import tqdm
 from infgen_rt.errors import InputError, one_line
 from infgen_training.config import FACTOR, HELD_OUT, PATCH
 from infgen_training.drawn import drawing, font_files
-from infgen_training.photos import open_photo, photo_files
+from infgen_training.photos import open_photo, photo_files, photo_size
 from infgen_training.precision import mixed
 from infgen_training.teacher import AUTOENCODER, AUTOENCODER_HELP, Teacher, load_function
 
@@ -232,10 +232,9 @@ def make_views(
         InputError: A photograph is too small for a view of one cell.
     """
     for file in files:
-        with Image.open(file) as photo:
-            if min(photo.size) < FACTOR * PATCH:
-                size = f"{photo.width}x{photo.height}"
-                raise InputError(f"{file} is too small at {size} pixels: {FACTOR * PATCH} a side are needed")
+        width, height = photo_size(file)
+        if min(width, height) < FACTOR * PATCH:
+            raise InputError(f"{file} is too small at {width}x{height} pixels: {FACTOR * PATCH} a side are needed")
     rng = np.random.default_rng(seed)
     order: list[Path] = []
     for _ in range(count):
@@ -366,11 +365,13 @@ def main(
         if enlarge is not None:
             enlarge = enlarge.to(where).to(memory_format=torch.channels_last)
         found = font_files(fonts) if fonts else ()
+        prefix = f"{'sharp' if enlarger else 'drawn' if fonts else 'photo'}-{seed}"
+        if any(output.glob(f"{prefix}-*.safetensors")):
+            raise InputError(f"{output} has shards named {prefix}-*: choose another --seed or --output, or remove them")
         made = make_views(files, count, Teacher.load(teacher).to(where), enlarge, where, seed, found)
-        kind = "sharp" if enlarger else "drawn" if fonts else "photo"
-        known = tqdm(made, total=count, desc=f"{kind} views")
+        known = tqdm(made, total=count, desc=f"{prefix} views")
         again = (lambda: time.monotonic() - start < 60 * minutes) if minutes is not None else (lambda: True)
-        done = save_shards(output, known, f"{kind}-{seed}", again)
+        done = save_shards(output, known, prefix, again)
     except (InputError, FileNotFoundError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{done} views in {output}")
