@@ -26,7 +26,7 @@ from infgen_rt.common.schema import parse
 from infgen_rt.errors import InputError
 from infgen_training.config import PATCH
 from infgen_training.evaluate import ENLARGER, OURS, TEACHER, Task, methods
-from infgen_training.photos import photo_files
+from infgen_training.photos import open_photo, photo_files
 from infgen_training.teacher import Teacher, load_function
 from infgen_training.views import Pixels
 
@@ -144,7 +144,7 @@ def lay_out(
     key = {}
     for place in places:
         order = dict(zip("AB", (RIVALS[index] for index in rng.permutation(len(RIVALS))), strict=True))
-        found = pictures_of(Image.open(files[place.photo]).convert("RGB"), place, model, teacher, enlarge)
+        found = pictures_of(open_photo(files[place.photo]), place, model, teacher, enlarge)
         shown = {"truth": found["truth"]} | {letter: found[name] for letter, name in order.items()}
         sheet(shown).save(output / f"{place.name}.png")
         key[place.name] = order

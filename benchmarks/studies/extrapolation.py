@@ -21,7 +21,6 @@ from pathlib import Path
 import click
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from tqdm import tqdm
 
 import infgen_rt
@@ -30,7 +29,7 @@ from infgen_training.config import PATCH
 from infgen_training.evaluate import Task
 from infgen_training.metrics import compare
 from infgen_training.perception import Eye, frechet_distance
-from infgen_training.photos import photo_files
+from infgen_training.photos import open_photo, photo_files, photo_size
 from infgen_training.teacher import Teacher
 from infgen_training.views import Pixels, to_tensor
 
@@ -140,11 +139,11 @@ def main(
     with warnings.catch_warnings(), infgen_rt.open(model) as decoder:
         warnings.simplefilter("ignore", infgen_rt.InfGenWarning)
         for scale, stages in sorted(by_scale.items()):
-            large = [file for file in files if min(Image.open(file).size) >= LEAST * PATCH * scale][:limit]
+            large = [file for file in files if min(photo_size(file)) >= LEAST * PATCH * scale][:limit]
             rows: dict[str, Row] = {}
             truths: list[NDArray[np.float64]] = []
             for file in tqdm(large, desc=f"scale {scale:g}", disable=None):
-                task = Task.of(Image.open(file).convert("RGB"), scale, maker)
+                task = Task.of(open_photo(file), scale, maker)
                 truths += [sees.features.of(task.truth)] if sees else []
                 for name, make in ways(decoder, maker, scale, stages).items():
                     start = time.perf_counter()

@@ -26,7 +26,7 @@ from benchmarks.studies.spaces import middles
 from infgen_rt.common.pixels import FloatArray
 from infgen_rt.latent.evidence import normalisation_of
 from infgen_rt.latent.spaces import LatentSpace, latent_space
-from infgen_training.photos import photo_files
+from infgen_training.photos import open_photo, photo_files
 from infgen_training.teacher import Teacher
 
 SIDE = 512
@@ -52,7 +52,7 @@ def photographs(folder: Path, teacher: Teacher) -> Iterator[tuple[str, FloatArra
         yield "held out, as they are", _encoded(pixels, teacher, fast)
         yield "held out, less contrast", _encoded(with_contrast(pixels, HELD_OUT_CONTRAST), teacher, fast)
     for index, file in enumerate(photo_files(folder / "train")[::EVERY]):
-        photo = Image.open(file).convert("RGB")
+        photo = open_photo(file)
         if index % 2:
             factor = SIDE / min(photo.size)
             photo = photo.resize([max(SIDE, round(factor * side)) for side in photo.size], Image.Resampling.LANCZOS)

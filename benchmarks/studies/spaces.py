@@ -27,7 +27,7 @@ from infgen_rt.latent.distribution import Cells
 from infgen_rt.latent.evidence import moments, normalisation_of
 from infgen_rt.latent.likeness import detail_covariance, likely_space
 from infgen_rt.latent.spaces import LatentSpace, latent_space, latent_spaces
-from infgen_training.photos import photo_files
+from infgen_training.photos import open_photo, photo_files
 from infgen_training.teacher import Teacher
 
 SPACES = ("sd15", "sdxl", "sd3", "flux1")
@@ -52,7 +52,7 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 def squares(files: Sequence[Path]) -> Iterator[FloatArray]:
     """The middle square of each photograph. Every second photograph is first reduced to the side of the square."""
     for index, file in enumerate(files):
-        photo = Image.open(file).convert("RGB")
+        photo = open_photo(file)
         if index % 2:
             factor = SIDE / min(photo.size)
             photo = photo.resize((round(factor * photo.width), round(factor * photo.height)), Image.Resampling.LANCZOS)
@@ -63,7 +63,7 @@ def squares(files: Sequence[Path]) -> Iterator[FloatArray]:
 def middles(files: Sequence[Path]) -> Iterator[FloatArray]:
     """The middle of each photograph."""
     for file in files:
-        photo = Image.open(file).convert("RGB")
+        photo = open_photo(file)
         left, top = (photo.width - MIDDLE[0]) // 2, (photo.height - MIDDLE[1]) // 2
         yield _pixels(photo.crop((left, top, left + MIDDLE[0], top + MIDDLE[1])))
 

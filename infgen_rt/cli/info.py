@@ -18,9 +18,10 @@ from infgen_rt.cli.latents import read_latent
 from infgen_rt.common.memory import format_bytes
 from infgen_rt.errors import LatentError
 from infgen_rt.latent.arrays import Normalisation, as_latents
+from infgen_rt.latent.choosing import space_of
 from infgen_rt.latent.evidence import normalisation_of
 from infgen_rt.latent.samples import load_sample, sample_names
-from infgen_rt.latent.spaces import LatentSpace, latent_space
+from infgen_rt.latent.spaces import latent_space
 from infgen_rt.version import __version__
 
 
@@ -32,14 +33,14 @@ from infgen_rt.version import __version__
   infgen-rt info model.zip --json""",
 )
 @click.argument("path", required=False, type=options.ANY_PATH)
-@click.option("--space", default="flux2", show_default=True, help="A latent's space, or a model that uses it.")
+@options.space
 @options.normalisation
 @options.latent_size
 @options.key
 @options.as_json
 def info(
     path: Path | None,
-    space: str,
+    space: str | None,
     normalisation: Normalisation | None,
     latent_size: tuple[int, int] | None,
     key: str | None,
@@ -55,7 +56,7 @@ def info(
         elif _is_bundle(path):
             facts = _describe_bundle(path)
         else:
-            facts = _describe_latent(path, key, latent_space(space), normalisation, latent_size)
+            facts = _describe_latent(path, key, space, normalisation, latent_size)
     if as_json:
         say(json.dumps(facts), needed=True)
     else:
@@ -112,13 +113,14 @@ def _describe_verification(entry: dict[str, Any]) -> str:
 def _describe_latent(
     path: Path,
     key: str | None,
-    space: LatentSpace,
+    name: str | None,
     normalisation: Normalisation | None,
     latent_size: tuple[int, int] | None,
 ) -> dict[str, Any]:
     stored = read_latent(path, key)
-    normalisation = normalisation or stored.normalisation(space)
     try:
+        space = latent_space(name) if name is not None else space_of(stored, latent_size=latent_size)
+        normalisation = normalisation or stored.normalisation(space)
         latents = as_latents(stored, space, normalisation=normalisation, latent_size=latent_size)
     except LatentError as error:
         raise LatentError(f"{path}: {error}") from None

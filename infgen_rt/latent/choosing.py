@@ -31,6 +31,8 @@ def space_of(
     spaces = [latent_space(name) for name in names] if names is not None else list(latent_spaces().values())
     shape = list(array.shape)
     found = [space for space in spaces if 0 not in shape and fits(shape, space)]
+    # Plain latents are more frequent than batches of packed ones, so their spaces are named first.
+    found.sort(key=lambda space: space.channels not in shape[-3:-2])
     if len(found) == 1:
         return found[0]
     if not found:

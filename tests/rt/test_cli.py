@@ -298,6 +298,16 @@ def test_info_on_a_latent(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert facts["std"] == pytest.approx(0.8, abs=0.05)
 
 
+def test_info_on_a_latent_of_another_space_asks_for_it_as_decode_does(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save("sdxl.npy", np.ones((4, 128, 128), np.float32))
+    assert main(["info", "sdxl.npy"]) == 2
+    assert "may be of sd15, sdxl or flux2: say which it is" in capsys.readouterr().err
+    assert main(["info", "sdxl.npy", "--space", "sdxl"]) == 0
+    assert "native_size: 1024, 1024" in capsys.readouterr().out
+
+
 def test_info_on_the_installation(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "--json"]) == 0
     assert "onnxruntime" in json.loads(capsys.readouterr().out)["backends"]
