@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from infgen_rt.cli.console import FAILED, Notes, Stopwatch, complain, log_to_stderr, say, warnings_to_stderr
-from infgen_rt.cli.latents import read_latent
+from infgen_rt.cli.latents import STREAM, read_latent
 from infgen_rt.cli.options import Command, picture_options
 from infgen_rt.cli.request import Request
 from infgen_rt.cli.writing import Writing
@@ -55,15 +55,17 @@ def decode(**options: Any) -> None:
 
 def _decode_several(request: Request, notes: Notes) -> None:
     """Decode all latents. The model of each latent space is opened once."""
-    outputs = request.outputs()
+    outputs, names = request.outputs()
     decoders: dict[str, Decoder] = {}
     failed: list[Path] = []
 
     def fail(latent: Path, error: InfGenError) -> None:
         failed.append(latent)
-        complain(str(error), FAILED)
+        name = "standard input" if latent == STREAM else str(latent)
+        text = str(error) if name in str(error) else f"{name}: {error}"
+        complain(text, FAILED)
         if request.as_json:
-            say(json.dumps({"output": str(outputs[latent]), "error": str(error)}))
+            say(json.dumps({"output": str(outputs[latent]), "error": text}))
 
     with ExitStack() as opened, Writing(request, notes, fail) as writing:
         for latent, output in outputs.items():
@@ -78,7 +80,7 @@ def _decode_several(request: Request, notes: Notes) -> None:
                         # Opening measures the ways of running the model, so nothing else may run.
                         writing.finish()
                         decoders[space] = opened.enter_context(request.decoder(space))
-                    jobs = request.jobs(decoders[space], array, output)
+                    jobs = request.jobs(decoders[space], array, output, names, latent)
             except InfGenError as error:
                 writing.add_failed(latent, error)
             else:

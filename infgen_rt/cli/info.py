@@ -136,5 +136,5 @@ def _describe_latent(
         "mean": round(float(latent.mean()), 4),
         "std": round(float(latent.std()), 4),
         "likely_normalisation": normalisation_of(latent, space) if normalisation is None else normalisation,
-        **stored.metadata,
+        "metadata": stored.metadata,
     }

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from infgen_rt.common.callers import raise_callers
 from infgen_rt.common.memory import format_bytes
-from infgen_rt.errors import LatentError
+from infgen_rt.errors import LatentError, reason
 from infgen_rt.latent.files import MAX_FILE, Stored, parse_array, read_array, read_most
 from infgen_rt.latent.samples import load_sample
 
@@ -19,19 +20,30 @@ _ENDINGS = (".npy", ".npz", ".safetensors", ".latent")
 def expand(paths: Iterable[Path]) -> tuple[Path, ...]:
     """Replace each folder by the files in it that have a latent's ending, in the order of their names.
 
+    Hidden files are left out.
+
     Raises:
-        LatentError: a folder has no such files.
+        LatentError: a folder has no such files, or cannot be read.
     """
     files: list[Path] = []
     for path in paths:
         if path == STREAM or not os.path.isdir(path):
             files.append(path)
             continue
-        found = sorted(file for file in path.iterdir() if file.suffix.lower() in _ENDINGS and file.is_file())
+        try:
+            found = sorted(file for file in path.iterdir() if _is_latent(file))
+        except OSError as error:
+            raise_callers(error)
+            raise LatentError(f"the folder {path} cannot be read: {reason(error)}") from None
         if not found:
             raise LatentError(f"the folder {path} has no latent: expected files ending in {', '.join(_ENDINGS)}")
         files += found
     return tuple(files)
+
+
+def _is_latent(file: Path) -> bool:
+    # macOS keeps what other file systems cannot store of a file in `._NAME`.
+    return file.suffix.lower() in _ENDINGS and not file.name.startswith(".") and file.is_file()
 
 
 def read_latent(path: Path, key: str | None) -> Stored:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -15,6 +16,7 @@ from infgen_rt.cli.console import Stopwatch, late_progress_bar, say
 from infgen_rt.cli.interruption import interruptible
 from infgen_rt.cli.latents import STREAM, expand, read_one
 from infgen_rt.cli.metadata import metadata_of
+from infgen_rt.cli.names import Names
 from infgen_rt.cli.stream import pour, target_of
 from infgen_rt.common.memory import peak_memory
 from infgen_rt.common.pixels import Bits
@@ -28,7 +30,7 @@ from infgen_rt.latent.arrays import Normalisation
 from infgen_rt.latent.choosing import space_of
 from infgen_rt.latent.spaces import latent_space
 from infgen_rt.picture import Picture
-from infgen_rt.writers import Format, TileFormat
+from infgen_rt.writers import FORMATS, Format, TileFormat
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class Request:
             raise OutputError(f"{len(files)} latents cannot all be standard output: pass a folder for -o")
         array = read_one(files, self.sample, self.key)
         with target_of(self.output, self.ending) as output, self.decoder(self.space_of(array)) as decoder:
-            jobs = self.jobs(decoder, array, output)
+            jobs = self.jobs(decoder, array, output, Names(files))
             if self.output == STREAM and len(jobs) > 1:
                 raise OutputError(f"{len(jobs)} pictures cannot all be standard output: pass a name for -o")
             yield jobs
@@ -121,8 +123,12 @@ class Request:
         """
         if self.space is not None:
             return latent_space(self.space).name
-        spaces = Bundle.open(self.model).spaces
+        spaces = self._spaces
         return spaces[0] if len(spaces) == 1 else space_of(array, spaces, latent_size=self.latent_size).name
+
+    @cached_property
+    def _spaces(self) -> tuple[str, ...]:
+        return Bundle.open(self.model).spaces
 
     def decoder(self, space: str) -> Decoder:
         """Open the model of a latent space."""
@@ -142,8 +148,16 @@ class Request:
         decoder.notices.repeat = True
         return decoder
 
-    def jobs(self, decoder: Decoder, array: Any, output: Path) -> list["Job"]:
-        """Plan the picture of a latent, or of each latent in a batch. The pictures of a batch are numbered from 1."""
+    def jobs(self, decoder: Decoder, array: Any, output: Path, names: Names, latent: Path | None = None) -> list["Job"]:
+        """Plan the picture of a latent, or of each latent in a batch. The pictures of a batch are numbered from 1.
+
+        Args:
+            decoder: the opened model.
+            array: the latent or latents.
+            output: the picture's name, to which numbers are added.
+            names: the names of the pictures of all latents.
+            latent: the file of the latent, if it is one of several.
+        """
         target = self._target()
         size: str | Size | None = self.size
         seen = None
@@ -170,10 +184,11 @@ class Request:
         digits, jobs = len(str(len(pictures))), []
         for number, picture in enumerate(pictures, start=1):
             name = output if len(pictures) == 1 else output.with_stem(f"{output.stem}-{number:0{digits}}")
+            if latent is not None:
+                names.take(name, latent)
             if self.several and self.resume and os.path.exists(name):
                 continue
-            if os.path.exists(name) and any(_are_one_file(latent, name) for latent in self.latents):
-                raise OutputError(f"{name} is the latent itself, which its picture would replace: pass another -o")
+            names.check(name)
             form = picture.check_save(name, region=box, **self.writing)
             metadata = metadata_of(None if self.no_metadata else array, self.metadata, form, decoder.notices)
             jobs.append(
@@ -181,31 +196,34 @@ class Request:
             )
         return jobs
 
-    def outputs(self) -> dict[Path, Path]:
-        """The picture of each latent, in the folder `output`.
+    def outputs(self) -> tuple[dict[Path, Path], Names]:
+        """The picture of each latent, in the folder `output`, and the names of all of them.
 
         Raises:
+            LatentError: there is no latent.
             OutputError: the folder cannot be made, or two latents would have the same picture.
         """
-        if self.sample is not None:
+        if self.sample is not None or not self.latents:
             raise LatentError("expected either LATENT files or --sample NAME")
+        files = expand(self.latents)
+        if self.output.suffix.lower() in FORMATS and not os.path.lexists(self.output):
+            raise OutputError(
+                f"{self.output} is a picture's name, but several latents or a folder of them become a folder: pass its "
+                "name for -o"
+            )
         outputs: dict[Path, Path] = {}
-        taken: dict[Path, Path] = {}
-        for latent in expand(self.latents):
+        names = Names(files)
+        for latent in files:
             stem = "stdin" if latent == STREAM else latent.stem
-            output = self.output / f"{stem}.{self.ending}"
-            if output in taken:
-                raise OutputError(
-                    f"{taken[output]} and {latent} would both be {output}: decode them into folders of their own"
-                )
-            outputs[latent], taken[output] = output, latent
+            outputs[latent] = self.output / f"{stem}.{self.ending}"
+            names.take(outputs[latent], latent)
         try:
             self.output.mkdir(exist_ok=True)
         except OSError as error:
             raise OutputError(
                 f"{self.output} cannot be a folder of pictures: {reason(error)}; pass another name for -o"
             ) from None
-        return outputs
+        return outputs, names
 
     def _target(self) -> Size | None:
         """The size to which the picture is fitted. None if `size` alone determines the picture's size."""
@@ -288,11 +306,3 @@ class Job:
                 "estimated": plan.estimated,
             },
         }
-
-
-def _are_one_file(first: Path, second: Path) -> bool:
-    """Whether two paths lead to the same file. False if one does not exist."""
-    try:
-        return os.path.samefile(first, second)
-    except (OSError, ValueError):
-        return False

@@ -141,7 +141,15 @@ def as_latents(
     if isinstance(value, Stored):
         normalisation = normalisation or value.normalisation(space)
     plain, patched = plain_latents(as_float32(value), space, latent_size)
-    return [_checked(latent, space, normalisation, patched, notices) for latent in plain]
+    found = []
+    for number, latent in enumerate(plain, start=1):
+        try:
+            found.append(_checked(latent, space, normalisation, patched, notices))
+        except LatentError as error:
+            if len(plain) == 1:
+                raise
+            raise LatentError(f"latent {number} of {len(plain)}: {error}") from None
+    return found
 
 
 def as_latent(

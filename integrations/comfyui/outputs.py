@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from infgen_rt.writers import check_metadata
 
 ENDINGS = {"png": ".png", "tiff": ".tif", "dzi": ".dzi"}
 _PREVIEW = 1024
+_NUMBER = "%batch_num%"
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Place:
 
     def file(self, number: int, ending: str) -> Path:
         """The path of a file of the batch, counted from 0."""
-        name = self.name.replace("%batch_num%", str(number))
+        name = self.name.replace(_NUMBER, str(number))
         return self.folder / f"{name}_{self.first + number:05}_{ending}"
 
 
@@ -66,7 +68,19 @@ def place_for(prefix: str, size: Size, root: str) -> Place:
         folder, name, first, subfolder, _ = folder_paths.get_save_image_path(prefix, root, size.width, size.height)
     except OSError as error:
         raise OutputError(f"cannot make the folder of filename_prefix {prefix!r}: {one_line(error)}") from None
-    return Place(Path(folder), name, first, subfolder)
+    return Place(Path(folder), name, max(first, _next(Path(folder), name)), subfolder)
+
+
+def _next(folder: Path, name: str) -> int:
+    """The number after those of all files in a folder, if their names have the number in the batch, and else 1.
+
+    ComfyUI looks for `%batch_num%` itself in the names, and so finds none of them.
+    """
+    if _NUMBER not in name:
+        return 1
+    pattern = re.compile(r"\d+".join(map(re.escape, name.split(_NUMBER))) + r"_(\d+)_")
+    found = (pattern.match(file) for file in os.listdir(folder))
+    return max((int(each[1]) + 1 for each in found if each), default=1)
 
 
 def metadata_of(prompt: Any, extra: Mapping[str, Any] | None) -> dict[str, str]:

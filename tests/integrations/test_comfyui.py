@@ -168,6 +168,9 @@ def test_a_batch_is_numbered(comfyui: ModuleType, model: Any, host: Host) -> Non
     (paths,) = save(comfyui, model, latents, filename_prefix="%batch_num%").args
     assert [Path(path).name for path in paths.split("\n")] == ["0_00001_.png", "1_00002_.png"]
     assert all(Path(path).is_file() for path in paths.split("\n"))
+    # The numbers go on, although ComfyUI does not find these files.
+    (paths,) = save(comfyui, model, latents, filename_prefix="%batch_num%").args
+    assert [Path(path).name for path in paths.split("\n")] == ["0_00003_.png", "1_00004_.png"]
 
 
 def test_no_metadata_is_written_if_comfyui_is_told_so(comfyui: ModuleType, model: Any, host: Host) -> None:

@@ -1,3 +1,4 @@
+import errno
 import io
 import json
 import os
@@ -7,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -412,6 +414,60 @@ def test_what_is_wrong_with_a_batch_is_found_before_it_starts(
     assert main(arguments) == 2
     assert text in capsys.readouterr().err
     assert not Path("out/1.png").exists()
+
+
+@pytest.mark.parametrize("option", ["--force", "--resume"])
+def test_numbers_of_a_batch_never_take_another_latents_picture(
+    batch: list[str], option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("in").mkdir()
+    np.save("in/a.npy", np.stack([tiny.random_latent(4, 4, seed) for seed in range(2)]))
+    np.save("in/A-1.npy", tiny.random_latent(4, 4, 2))
+    assert main(["decode", "in", *batch[5:], option]) == 1
+    assert f"{Path('in/A-1.npy')} and {Path('in/a.npy')} would both be {Path('out/a-1.png')}" in capsys.readouterr().err
+    assert [path.name for path in Path("out").iterdir()] == ["A-1.png"]
+
+
+def test_a_latent_that_fails_is_named_with_its_place_in_its_batch(
+    batch: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    latents = np.stack([tiny.random_latent(4, 4, seed) for seed in range(3)])
+    latents[1, 0, 0, 0] = np.nan
+    np.save("several.npy", latents)
+    assert main(["decode", "0.npy", "several.npy", *batch[5:]]) == 1
+    assert "Error: several.npy: latent 2 of 3: 1 of 512 numbers are NaN or infinite" in capsys.readouterr().err
+
+
+def test_a_folder_without_latents_or_a_pictures_name_for_a_folder_is_refused(
+    batch: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("out").mkdir()
+    assert main(["decode", *batch[5:]]) == 2
+    assert "expected either LATENT files or --sample NAME" in capsys.readouterr().err
+    assert main(["decode", "0.npy", "1.npy", "-o", "picture.PNG", *batch[7:]]) == 2
+    assert "picture.PNG is a picture's name, but several latents" in capsys.readouterr().err
+    assert not Path("picture.PNG").exists()
+
+
+def test_hidden_files_of_a_folder_are_left_out(batch: list[str]) -> None:
+    Path("in").mkdir()
+    np.save("in/0.npy", tiny.random_latent(4, 4))
+    Path("in/._0.npy").write_bytes(b"what macOS keeps")
+    assert main(["decode", "in", *batch[5:]]) == 0
+    assert [path.name for path in Path("out").iterdir()] == ["0.png"]
+
+
+def test_a_folder_that_cannot_be_read_is_told_in_one_line(
+    batch: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("in").mkdir()
+
+    def refuse(path: Path) -> NoReturn:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert main(["decode", "in", *batch[5:]]) == 2
+    assert capsys.readouterr().err == "Error: the folder in cannot be read: Permission denied\n"
 
 
 def test_a_plan_is_of_one_latent(batch: list[str], capsys: pytest.CaptureFixture[str]) -> None:

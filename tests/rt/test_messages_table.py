@@ -33,6 +33,7 @@ ELSEWHERE = {
     "f'{name}: {error}'",
     "f'{path}: {error}'",
     "f'{root}: {error}'",
+    "f'latent {number} of {len(plain)}: {error}'",
     "f'{error}{advice}'",
     "InfGenWarning(text, cause)",
     "PICKLE",
