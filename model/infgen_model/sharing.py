@@ -36,7 +36,7 @@ def shares(guide: InfGen, model: InfGen) -> bool:
     """Whether the weights that do not belong to a latent space are equal in two models, after rounding to float16."""
     theirs = guide.state_dict()
     return all(
-        name in theirs and value.half().equal(theirs[name].half())
+        name in theirs and value.half().cpu().equal(theirs[name].half().cpu())  # they may be on different devices
         for name, value in model.state_dict().items()
         if not name.startswith(OF_SPACE)
     )

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
+import infgen_training
 from infgen_model import PRESETS
 from infgen_model.checkpoint import save_checkpoint
 from infgen_training import session, views
@@ -42,6 +44,26 @@ def test_a_session_makes_shards_trains_and_evaluates_and_goes_on(
     assert sorted(file.name.partition("-")[0] for file in (folder / "shards").iterdir()) == ["drawn", "photo", "sharp"]
     report = json.loads((folder / "report" / "report.json").read_text())
     assert set(report["scales"]["4"]) >= {"infgen", "teacher + Real-ESRGAN"}
+
+
+def test_a_session_needs_nothing_of_an_evaluation_that_it_does_not_make(
+    photos: Path, teacher: Path, enlarger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PRESETS, "edge", lambda space, channels: dataclasses.replace(TINY, latent_channels=channels))
+    save_checkpoint(tmp_path / "start", tiny_model())
+    for name in ("evaluate", "metrics"):
+        monkeypatch.delitem(sys.modules, f"infgen_training.{name}", raising=False)
+    monkeypatch.delattr(infgen_training, "evaluate", raising=False)
+    monkeypatch.setitem(sys.modules, "ssimulacra2", None)
+    given = ["--photos", photos, "--val", photos, "--teacher", teacher, "--enlarger", enlarger, "--count", 1]
+    given += ["--start", tmp_path / "start", "--set", "cells=2", "--set", "margin=0", "--device", "cpu", "--no-eye"]
+    given += ["--minutes", 0.05, "-o", tmp_path / "session"]
+    result = CliRunner().invoke(session.main, [*map(str, given)])
+    assert result.exit_code == 1 and "the evaluation cannot run" in result.output
+    assert not (tmp_path / "session").exists()
+    result = CliRunner().invoke(session.main, [*map(str, given), "--no-evaluate"])
+    assert result.exit_code == 0, result.output
+    assert sorted(each.name for each in (tmp_path / "session").iterdir()) == ["run", "shards"]
 
 
 def test_time_that_is_over_before_training_is_said(photos: Path, teacher: Path, enlarger: Path, tmp_path: Path) -> None:

@@ -152,6 +152,15 @@ def test_a_square_is_cut_from_what_is_kept_where_it_is_in_its_view() -> None:
         assert (square[inner] - true[inner]).abs().max() < 2e-3
 
 
+def test_the_largest_enlargement_learns_in_bfloat16_too() -> None:
+    """Also on processors that have no bfloat16. Autocast could not stack what is kept in float16."""
+    one = batch(4, [view(0, cells=6, sharp=True)], batch=2, part="largest", sharp=1.0)
+    trained = trainer(**LARGEST)
+    with torch.autocast("cpu", torch.bfloat16):
+        made = trained.largest.picture(one)
+    assert made.isfinite().all() and made.requires_grad
+
+
 def test_a_model_without_a_largest_enlargement_cannot_train_it() -> None:
     config = dataclasses.replace(CONFIG, **LARGEST)
     with pytest.raises(InputError, match="needs a model with an enlargement by 4"):

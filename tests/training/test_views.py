@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from infgen_rt.errors import InputError
-from infgen_training import views
+from infgen_training import sharp, views
 from infgen_training.config import FACTOR, HELD_OUT, PATCH
 from infgen_training.drawn import font_files
 from infgen_training.photos import photo_files
@@ -123,16 +123,32 @@ def test_shards_hold_what_was_packed(tmp_path: Path) -> None:
             assert before is None or psnr(before, after) > 26
 
 
-def test_shards_are_cut_at_their_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_get_sharp_pictures_without_photographs(photos: Path, teacher: Path, enlarger: Path) -> None:
+    """They are those that a view of a photograph would have got at once."""
+    assert run(photos, teacher, "--count", 2, "--seed", 5).exit_code == 0
+    shards, output = photos.parent / "shards", photos.parent / "sharp"
+    given = [shards, "--teacher", teacher, "--enlarger", enlarger, "--no-photographs", "--device", "cpu", "-o", output]
+    result = CliRunner().invoke(sharp.main, [*map(str, given)])
+    assert result.exit_code == 0 and "2 views in " in result.output, result.output
+    before, after = load_shards(shards), load_shards(output)
+    for plain, made in zip(before, after, strict=True):
+        assert made.photo is None and made.sharp is not None and (made.small == plain.small).all()
+        assert made.sharp.shape == (4 * plain.small.shape[0], 4 * plain.small.shape[1], 3)
+        assert np.abs(made.sharp.mean((0, 1)) - plain.small.mean((0, 1))).max() < 3
+    for again, text in ((given, "has shards named sharp-*"), ([output, *given[1:-1], "none"], "have sharp pictures")):
+        result = CliRunner().invoke(sharp.main, [*map(str, again)])
+        assert result.exit_code == 1 and text in result.output
+
+
+def test_shards_are_cut_at_their_size(tmp_path: Path) -> None:
     given = [view(seed, cells=3) for seed in range(7)]
     save_shards(tmp_path / "one", given, "x")
     assert [file.name for file in (tmp_path / "one").iterdir()] == ["x-000.safetensors"]
     size = (tmp_path / "one" / "x-000.safetensors").stat().st_size
-    monkeypatch.setattr(views, "SHARD", size // 3)
-    save_shards(tmp_path / "more", given, "x")
+    save_shards(tmp_path / "more", given, "x", megabytes=size / 2e6)
     files = sorted((tmp_path / "more").iterdir())
     assert [file.name for file in files] == [f"x-{index:03d}.safetensors" for index in range(len(files))]
-    assert len(files) in (3, 4) and all(file.stat().st_size < size // 2 for file in files)
+    assert len(files) in (3, 4) and all(file.stat().st_size <= size / 2 for file in files)
     assert [each.latent.tolist() for each in load_shards(tmp_path / "more")] == [each.latent.tolist() for each in given]
 
 

@@ -69,14 +69,23 @@ class Largest:
             each[:, side * row : side * (row + batch.cells), side * column : side * (column + batch.cells)]
             for each, (row, column) in zip(wholes, batch.corners, strict=True)
         ]
-        return torch.stack(parts).to(self._device).float().contiguous(memory_format=torch.channels_last)
+        # Autocast on a CPU cannot stack float16.
+        with torch.autocast(self._device.type, enabled=False):
+            return torch.stack(parts).to(self._device).float().contiguous(memory_format=torch.channels_last)
 
-    @torch.no_grad()
     def _of(self, view: View) -> Begun:
         # The run holds all views to its end, so their identities stay theirs.
         if id(view) not in self._begun:
-            model, cells, side = self._model, view.cells, PATCH * FACTOR * view.cells
-            assert model.refine is not None
+            self._begun[id(view)] = self._begin(view)
+        return self._begun[id(view)]
+
+    @torch.no_grad()
+    def _begin(self, view: View) -> Begun:
+        model, cells, side = self._model, view.cells, PATCH * FACTOR * view.cells
+        assert model.refine is not None
+        # It is kept in float16, so it is computed in float32. It stays on the device, which has more than enough memory
+        # for it if it is a GPU.
+        with torch.autocast(self._device.type, enabled=False):
             features = model.prefill(view.latent[None].float().to(self._device))
             fine = model.refine.grown(features)
             begun = model.refine.enlarger.begin(fine[:, :-3], fine[:, -3:], self._blocks)
@@ -84,5 +93,4 @@ class Largest:
             grid = Grid.whole((cells, cells), (side, side)).to(self._device)
             image = model.decode(context, grid, self._enlargement)[:, :, :side, :side]
             enlarged = model.refine.enlarger.end(begun, fine[:, -3:], self._enlargement, self._blocks)
-            self._begun[id(view)] = Begun(*(each[0].half().cpu() for each in (begun, fine[:, -3:], image - enlarged)))
-        return self._begun[id(view)]
+            return Begun(*(each[0].half() for each in (begun, fine[:, -3:], image - enlarged)))

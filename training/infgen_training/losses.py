@@ -215,6 +215,7 @@ class Adversary(nn.Module):
         super().__init__()
         self.heads = nn.ModuleList(_head(width) for width in _JUDGED_WIDTHS)
         self.register_buffer("scales", torch.zeros(len(_JUDGED_WIDTHS)))
+        self._scaled = False
         self.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.AdamW(self.parameters(), lr, betas=(0.5, 0.98), weight_decay=0.0)
         self.requires_grad_(False)  # gradients are needed only in `learn`
@@ -222,9 +223,11 @@ class Adversary(nn.Module):
     def forward(self, features: Features) -> list[Tensor]:
         """The score of each position at each of the four depths, [B, 1, h, w]. A higher score means more real."""
         judged = list(features)[_JUDGED]
-        if not self.scales.any():  # set from the first features, so that the heads get values of about 1
+        if not self._scaled and not self.scales.any():
+            # They are set from the first features, so that the heads get values of about 1.
             lengths = [each.detach().float().square().mean().sqrt() for each in judged]
             self.scales.copy_(1 / torch.stack(lengths).clamp(min=1e-6))
+        self._scaled = True  # from now on nothing waits for the device to know it
         pairs = zip(self.heads, judged, self.scales, strict=True)
         return [head(each * scale.to(each.dtype)).float() for head, each, scale in pairs]
 

@@ -17,7 +17,9 @@ from pathlib import Path
 import click
 import torch
 
-from infgen_training import evaluate, train, views
+from infgen_rt.errors import InputError
+from infgen_training import train, views
+from infgen_training.losses import Vgg
 from infgen_training.teacher import AUTOENCODER, AUTOENCODER_HELP
 
 _MAKING = 0.2
@@ -43,17 +45,26 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--count", default=340, show_default=True, help="Maximum number of views of each kind.")
 @click.option("--minutes", default=28.0, show_default=True, help="Length of the session.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Same as in infgen_training.train.")
+@click.option("--evaluate/--no-evaluate", "evaluated", default=True, show_default=True, help="Evaluate at the end.")
+@click.option("--middle", default=448, show_default=True, help="Side of the squares that are evaluated, in pixels.")
 @click.option("--eye/--no-eye", default=True, show_default=True, help="Measure LPIPS and patch Frechet distances.")
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 @click.option("-o", "--session", type=click.Path(file_okay=False, path_type=Path), required=True)
 def main(
     photos: Path, val: Path, teacher: Path, enlarger: Path, vgg: Path | None, fonts: Path | None,
     start: Path | None, others: tuple[tuple[Path, Path], ...], count: int, minutes: float, settings: tuple[str, ...],
-    eye: bool, device: str, session: Path,
+    evaluated: bool, middle: int, eye: bool, device: str, session: Path,
 ) -> None:  # fmt: skip
     """Makes shards, trains a model and evaluates it, all within a given time."""
     began = time.monotonic()
     shards, run = session / "shards", session / "run"
+    # What is missing is found before any time is spent.
+    try:
+        evaluation = _evaluation(eye) if evaluated else None
+        if vgg:
+            Vgg(vgg)
+    except InputError as error:
+        raise click.ClickException(str(error)) from error
 
     def left() -> float:
         return minutes - (time.monotonic() - began) / 60
@@ -73,16 +84,34 @@ def main(
     options += ["--vgg", vgg] if vgg else []
     for checkpoint, autoencoder in others:
         options += ["--other", checkpoint, autoencoder]
-    training = left() - _EVALUATING * minutes
+    training = left() - (_EVALUATING * minutes if evaluated else 0.0)
     if training <= 0:
         raise click.ClickException(f"{minutes:g} minutes are over before training starts: use --minutes or --count")
     schedule = () if (run / "train.json").exists() else (f"minutes={training}",)
     for setting in (*schedule, *settings):
         options += ["--set", setting]
     _call(train.main, *options, "--minutes", training)
-    known = ("--photos", val, "--teacher", teacher, "--enlarger", enlarger, "-o", session / "report")
-    _call(evaluate.main, run / "checkpoint", *known, *(() if eye else ("--no-eye",)))
+    if evaluation is not None:
+        known = ("--photos", val, "--teacher", teacher, "--enlarger", enlarger, "-o", session / "report")
+        _call(evaluation, run / "checkpoint", *known, "--middle", middle, *(() if eye else ("--no-eye",)))
     click.echo(f"{minutes - left():.1f} of {minutes:g} minutes")
+
+
+def _evaluation(eye: bool) -> click.Command:
+    """The command that evaluates. Its packages are not needed without it.
+
+    Raises:
+        InputError: A package is missing.
+    """
+    try:
+        from infgen_training import evaluate
+    except ImportError as error:
+        raise InputError(
+            f"the evaluation cannot run: {error}; install the extra train, or use --no-evaluate"
+        ) from error
+    if eye:
+        evaluate.Eye()
+    return evaluate.main
 
 
 def _call(command: click.Command, *arguments: object) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -40,15 +41,17 @@ _FIXED = ("preset", "part", "latent_space", "latent_channels")
 """Fields of the config that must not change when a run is continued."""
 _SAY_EVERY = 50
 """Number of steps per line of the log."""
-_AHEAD = 3
+_DRAWERS = max(1, min(8, (os.cpu_count() or 1) - 1))
+"""Number of threads that prepare batches."""
+_AHEAD = 2 * _DRAWERS + 1
 """Number of batches that are prepared ahead."""
 _PAUSE = 5.0
 """Maximum seconds that one step adds to the time of the run. Time in which the process was suspended does not count."""
 
 
 def drawn(batches: Turns, first: int) -> Iterator[Batch]:
-    """Yields the batches of all steps from ``first`` on. A background thread prepares them in advance."""
-    with ThreadPoolExecutor(1) as pool:
+    """Yields the batches of all steps from ``first`` on. Background threads prepare them in advance."""
+    with ThreadPoolExecutor(_DRAWERS) as pool:
         ahead: deque[Future[Batch]] = deque(pool.submit(batches.draw, first + index) for index in range(_AHEAD))
         try:
             for step in range(first + _AHEAD, 10**9):
@@ -234,15 +237,18 @@ class _Log:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._sums: dict[tuple[int, str], list[float]] = {}
+        self._sums: dict[tuple[int, str], list[Tensor]] = {}
 
     def add(self, step: int, batch: Batch, losses: dict[str, Tensor], seconds: float) -> None:
         """Adds the losses of a step. ``seconds`` is the time of the run so far."""
         for name, loss in losses.items():
-            self._sums.setdefault((batch.lesson.factor, name), []).append(loss.item())
+            # They are not read before they are printed, because reading waits for the device.
+            self._sums.setdefault((batch.lesson.factor, name), []).append(loss)
         if (step + 1) % _SAY_EVERY:
             return
-        means = {f"{factor}x {name}": sum(each) / len(each) for (factor, name), each in sorted(self._sums.items())}
+        means = {
+            f"{factor}x {name}": torch.stack(each).mean().item() for (factor, name), each in sorted(self._sums.items())
+        }
         click.echo(f"step {step + 1}, {seconds / 60:.1f} min: " + ", ".join(f"{k} {v:.4f}" for k, v in means.items()))
         with self._file.open("a") as file:
             file.write(json.dumps({"step": step + 1, "minutes": seconds / 60, **means}) + "\n")

@@ -47,8 +47,8 @@ from infgen_training.teacher import AUTOENCODER, AUTOENCODER_HELP, Teacher, load
 Pixels = NDArray[np.uint8]
 CELLS = 32
 """Side of a view in cells, if its photograph has enough pixels."""
-SHARD = 56_000_000
-"""Size in bytes at which a shard is written. A shard exceeds it by less than one view."""
+MEGABYTES = 56.0
+"""Default for the largest size of a shard's file, in megabytes."""
 _LARGEST = 1.6
 """Maximum pixels of a photograph per pixel, along one axis, of a view's larger pictures. It limits lost detail."""
 _QUALITY = 92
@@ -201,11 +201,24 @@ def make_view(
     truth = to_tensor(small)[None].to(device)
     latent = teacher.encode(truth)
     if enlarge is not None:
-        decoded = teacher.decode(latent).contiguous(memory_format=torch.channels_last)
-        with mixed(device):
-            enlarged = enlarge(decoded)
-        sharp = to_levels(corrected(enlarged.float().clamp(0, 1), truth))
+        sharp = sharp_picture(latent, truth, teacher, enlarge, device)
     return View(latent[0].half().cpu(), small, large, sharp)
+
+
+def sharp_picture(latent: Tensor, truth: Tensor, teacher: Teacher, enlarge: nn.Module, device: torch.device) -> Pixels:
+    """Makes the sharp picture of a latent, uint8 [32h, 32w, 3].
+
+    Args:
+        latent: [1, C, h, w], on the device.
+        truth: The picture that was encoded, [1, 3, 8h, 8w] in [0, 1], on the device. It gives the colours.
+        teacher: As for ``make_view``.
+        enlarge: As for ``make_view``.
+        device: As for ``make_view``.
+    """
+    decoded = teacher.decode(latent).contiguous(memory_format=torch.channels_last)
+    with mixed(device):
+        enlarged = enlarge(decoded)
+    return to_levels(corrected(enlarged.float().clamp(0, 1), truth))
 
 
 def make_views(
@@ -242,39 +255,50 @@ def make_views(
         yield make_view(open_photo(order.pop()), teacher, enlarge, device, rng, fonts)
 
 
-def save_shards(folder: Path, views: Iterable[View], prefix: str, again: Callable[[], bool] = lambda: True) -> int:
-    """Packs views into files of about ``SHARD`` bytes. The pictures are compressed as WebP.
+def save_shards(
+    folder: Path,
+    views: Iterable[View],
+    prefix: str,
+    again: Callable[[], bool] = lambda: True,
+    megabytes: float = MEGABYTES,
+) -> int:
+    """Packs views into files of at most a certain size. The pictures are compressed as WebP.
 
     Args:
         folder: Folder for the files. It is created if it does not exist.
         views: The views to pack.
         prefix: Start of the file names, which are ``PREFIX-000.safetensors`` and so on.
         again: Function that is called after every view and returns whether to go on.
+        megabytes: The largest size of a file. A single view may be larger.
 
     Returns:
         The number of views that were packed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
-    count = shard = 0
+    count = shard = size = 0
 
     def write() -> None:
-        nonlocal shard
+        nonlocal shard, size
         if tensors:
             save_file(tensors, folder / f"{prefix}-{shard:03d}.safetensors")
             tensors.clear()
-            shard += 1
+            shard, size = shard + 1, 0
 
     for view in views:
         key = f"{count:06d}"
-        tensors[f"{key}/latent"] = view.latent
+        packed = {f"{key}/latent": view.latent}
         for name, lossless in (("small", True), ("photo", False), ("sharp", False)):
             pixels = getattr(view, name)
             if pixels is not None:
-                tensors[f"{key}/{name}"] = _packed(pixels, lossless)
-        count += 1
-        if sum(value.numel() * value.element_size() for value in tensors.values()) > SHARD:
+                packed[f"{key}/{name}"] = _packed(pixels, lossless)
+        # A file's header has about 100 bytes for each tensor.
+        more = sum(value.numel() * value.element_size() + 100 for value in packed.values())
+        if size + more > 1e6 * megabytes:
             write()
+        tensors |= packed
+        size += more
+        count += 1
         if not again():
             break
     write()
@@ -327,6 +351,10 @@ def _unpacked(packed: Tensor) -> Pixels:
 
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+FILE_MEGABYTES = click.option(
+    "--megabytes", default=MEGABYTES, show_default=True, help="Largest size of a shard's file, in megabytes."
+)
+"""The command-line option for the size of the files of shards."""
 
 
 @click.command()
@@ -343,11 +371,12 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--minutes", type=float, help="Stops after this time, and keeps the views made so far.")
 @click.option("--exclude", multiple=True, default=HELD_OUT, show_default=True, help="Photographs to leave out.")
 @click.option("--seed", default=0, show_default=True)
+@FILE_MEGABYTES
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True)
 def main(
     photos: Path, teacher: Path, enlarger: Path | None, function: str, fonts: Path | None, count: int,
-    minutes: float | None, exclude: tuple[str, ...], seed: int, device: str, output: Path,
+    minutes: float | None, exclude: tuple[str, ...], seed: int, megabytes: float, device: str, output: Path,
 ) -> None:  # fmt: skip
     """Makes views of photographs and packs them into shards.
 
@@ -371,7 +400,7 @@ def main(
         made = make_views(files, count, Teacher.load(teacher).to(where), enlarge, where, seed, found)
         known = tqdm(made, total=count, desc=f"{prefix} views")
         again = (lambda: time.monotonic() - start < 60 * minutes) if minutes is not None else (lambda: True)
-        done = save_shards(output, known, prefix, again)
+        done = save_shards(output, known, prefix, again, megabytes)
     except (InputError, FileNotFoundError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{done} views in {output}")
