@@ -105,12 +105,13 @@ def _evaluation(eye: bool) -> click.Command:
     """
     try:
         from infgen_training import evaluate
+        from infgen_training.perception import Eye
     except ImportError as error:
         raise InputError(
             f"the evaluation cannot run: {error}; install the extra train, or use --no-evaluate"
         ) from error
     if eye:
-        evaluate.Eye()
+        Eye()
     return evaluate.main
 
 
