@@ -77,7 +77,10 @@ def _entries(root: Path) -> list[Path]:
 
 
 def _files(entry: Path) -> list[Path]:
-    return [Path(folder, file) for folder, _, files in os.walk(entry) for file in files] or [entry] * entry.is_file()
+    """The files in a folder and its subfolders, or the file itself."""
+    if entry.is_file():
+        return [entry]
+    return [Path(folder, file) for folder, _, files in os.walk(entry) for file in files]
 
 
 def _remove_empty(folder: Path) -> None:
