@@ -107,15 +107,19 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def draw(results: Mapping[str, Mapping[str, Any]], file: Path) -> None:
-    """Plots LPIPS against cost, with one panel per scale. Better is higher."""
-    figure, panels = plt.subplots(1, len(SCALES), figsize=(6 * len(SCALES), 5), layout="tight")
+    """Plots LPIPS against cost, with one panel per scale. Better is higher. Numbers stand for the variants."""
+    figure, panels = plt.subplots(1, len(SCALES), figsize=(4 * len(SCALES) + 3, 4), layout="constrained")
     for panel, scale in zip(panels, SCALES, strict=True):
-        for variant, result in results.items():
+        for number, (variant, result) in enumerate(results.items(), start=1):
             place = (result["costs"][f"{scale:g}"]["pixel"] / 1e3, result["scales"][f"{scale:g}"]["lpips"])
-            panel.plot(*place, "o", color="tab:red" if variant == FIRST else "tab:blue")
-            panel.annotate(variant, place, xytext=(4, 4), textcoords="offset points", fontsize=7)
+            color = "tab:red" if variant == FIRST else "tab:blue"
+            label = f"{number}  {variant}" if panel is panels[0] else None
+            panel.plot(*place, "o", color=color, label=label)
+            panel.annotate(str(number), place, xytext=(5, 3), textcoords="offset points")
         panel.set(title=f"scale {scale:g}", xlabel="thousand multiply-adds per pixel", ylabel="LPIPS")
+        panel.margins(x=0.15)
         panel.invert_yaxis()
+    figure.legend(loc="outside right center", handlelength=0, markerscale=0, frameon=False)
     figure.savefig(file, dpi=110)
     plt.close(figure)
 
@@ -187,9 +191,9 @@ def main(
         baseline, _ = evaluate(load_checkpoint(folder), maker, measured, SCALES, eye=eye, places={}, baseline=baseline)
         results[name] = {"costs": decoder_cost(folder), "scales": {k: v[OURS] for k, v in baseline["scales"].items()}}
         saved.write_text(json.dumps(results, indent=2) + "\n")
-        (output / "study.md").write_text(table(results) + "\n")
-        draw(results, output / "study.png")
         click.echo(f"{table(results)}\n")
+    (output / "study.md").write_text(table(results) + "\n")
+    draw(results, output / "study.png")
 
 
 if __name__ == "__main__":
