@@ -12,6 +12,7 @@ from infgen_rt.backend.engine import Engine
 from infgen_rt.bundle.folder import Bundle
 from infgen_rt.bundle.manifest import Manifest
 from infgen_rt.common.arguments import FUNCTION, PATH, TEXT, WHOLE
+from infgen_rt.common.callers import raise_callers
 from infgen_rt.common.cancellation import Cancel, Cancellation
 from infgen_rt.common.memory import default_budget, format_bytes, parse_bytes
 from infgen_rt.common.notices import Notices
@@ -98,8 +99,15 @@ def open(
     with Shortages(BackendError), cancellation.watched():
         cancellation.check()
         candidate, choice = choose(bundle, backend, device, precision, threads, progress)
+        try:
+            engine = Engine(bundle, candidate, threads, advises=True)
+        except BackendError as error:
+            raise_callers(error)
+            # A device may have gone since it was measured, for example an external GPU.
+            candidate, choice = choose(bundle, backend, device, precision, threads, progress, again=True)
+            engine = Engine(bundle, candidate, threads, advises=True)
         _LOG.info("opens %s: %s", path or "the model in the package", choice)
-        return Decoder(Engine(bundle, candidate, threads, advises=True), choice, budget, bundle.spaces)
+        return Decoder(engine, choice, budget, bundle.spaces)
 
 
 class Decoder:

@@ -2,7 +2,8 @@
 
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +11,7 @@ from infgen_rt.backend.protocol import EXACT, KNOWN, AbsentError, Backend, Devic
 from infgen_rt.bundle.manifest import Manifest, Recipe
 from infgen_rt.common.callers import raise_callers
 from infgen_rt.common.cancellation import current
-from infgen_rt.errors import BackendError
+from infgen_rt.errors import BackendError, one_line
 
 Precision = Literal["fast", "exact"]
 PRECISIONS = ("fast", "exact")
@@ -127,8 +128,30 @@ def worth_importing(name: str, manifest: Manifest) -> bool:
     return name not in KNOWN or any(recipe.target == KNOWN[name].target for recipe in manifest.recipes)
 
 
+def devices_of(backend: Backend) -> list[Device]:
+    """The devices of a backend.
+
+    Raises:
+        BackendError: they cannot be listed, for example because of a broken driver.
+    """
+    with _told(backend):
+        return list(backend.devices())
+
+
+@contextmanager
+def _told(backend: Backend) -> Iterator[None]:
+    """A block in which any error of a backend's library becomes a BackendError, so that other backends still work."""
+    try:
+        yield
+    except BackendError:
+        raise
+    except Exception as error:
+        raise_callers(error)
+        raise BackendError(f"backend {backend.name!r} cannot tell its devices: {one_line(error)}") from error
+
+
 def _devices(backend: Backend, wanted: str | None) -> list[Device]:
-    found = backend.devices()
+    found = devices_of(backend)
     named = [device for device in found if wanted is None or device.answers_to(wanted)]
     if not named:
         if wanted is None:
@@ -153,7 +176,9 @@ def _candidates(backend: Backend, usable: Sequence[Device], manifest: Manifest) 
     best = "fp32" if any(recipe.precision == "fp32" for recipe in recipes) else "fp16"
     found = []
     for device, recipe in itertools.product(usable, recipes):
-        for arithmetic in backend.arithmetics(device.id, recipe):
+        with _told(backend):
+            offered = backend.arithmetics(device.id, recipe)
+        for arithmetic in offered:
             exact = arithmetic == EXACT and recipe.precision == best
             psnr = manifest.psnr(recipe.name, arithmetic)
             found.append(Candidate(backend, device, recipe, arithmetic, exact, psnr))

@@ -8,7 +8,7 @@ from infgen_rt.backend import measuring
 from infgen_rt.backend.candidates import AUTO, PRECISIONS, Candidate, Precision, Survey, worth_importing
 from infgen_rt.backend.measuring import Result, Speed
 from infgen_rt.backend.others import or_install, other_backends
-from infgen_rt.backend.protocol import ALIASES, EXACT, KNOWN, Device
+from infgen_rt.backend.protocol import ALIASES, EXACT, KNOWN, Device, installed_backends
 from infgen_rt.bundle.folder import Bundle
 from infgen_rt.bundle.manifest import Manifest
 from infgen_rt.common.callers import suppress_but_callers
@@ -61,6 +61,8 @@ def choose(
     precision: Precision = "fast",
     threads: int | None = None,
     progress: Tell | None = None,
+    *,
+    again: bool = False,
 ) -> tuple[Candidate, Choice]:
     """Choose how to run a bundle.
 
@@ -74,6 +76,7 @@ def choose(
         precision: `exact` for float32 throughout, or `fast` for the device's native arithmetic.
         threads: the number of CPU threads that will be used. None for the backend's default.
         progress: called while ways are measured.
+        again: whether to measure again, because what was stored does not work any more.
 
     Returns:
         The candidate, and its description for the caller.
@@ -84,21 +87,27 @@ def choose(
     """
     if precision not in PRECISIONS:
         raise BackendError(f"precision {precision!r} is unknown: expected one of {', '.join(PRECISIONS)}")
-    if name in ALIASES and device is None:
-        name, device = ALIASES[name]
-    key, question = measuring.key(bundle, threads), name if device is None else f"{name} {device}"
+    if name in ALIASES:
+        name, device = _named(name, device)
+    key, questions = measuring.key(bundle, threads), _questions(name, device, bundle.manifest)
 
     def remembered() -> tuple[Candidate, Choice] | None:
-        if question in (record := measuring.recall(key)).asked:
-            known = [result for result in record.results if _answers(result, name, device, bundle.manifest)]
-            if found := _fastest(known, precision):
-                with suppress_but_callers(BackendError, StopIteration):  # it may have been uninstalled since
-                    survey = Survey.of(bundle.manifest, found.way.backend, found.way.device)
-                    candidate = next(each for each in survey.candidates if each.way == found.way)
+        record = measuring.recall(key)
+        if not set(questions) <= set(record.asked):
+            return None
+        known = [result for result in record.results if _answers(result, name, device, bundle.manifest)]
+        for found in _by_speed(known, precision):
+            with suppress_but_callers(BackendError, StopIteration):  # it may have been uninstalled since
+                survey = Survey.of(bundle.manifest, found.way.backend, found.way.device)
+                candidate = next(each for each in survey.candidates if each.way == found.way)
+                if candidate.suits(precision):
+                    for result in known:
+                        if result.speed is None:
+                            warn(f"{result} is left out: {result.error}; infgen-rt devices --measure tries it again")
                     return candidate, _choice(candidate, found, known, precision)
         return None
 
-    if before := remembered():
+    if not again and (before := remembered()):
         return before
     survey = Survey.of(bundle.manifest, name, device)
     suitable = [candidate for candidate in survey.candidates if candidate.suits(precision)]
@@ -112,14 +121,15 @@ def choose(
         return suitable[0], _choice(suitable[0], result, (), precision)
     with measuring.turn():
         # Another process may have measured the ways while this one waited.
-        if before := remembered():
+        if not again and (before := remembered()):
             return before
         results = measuring.measure(bundle, survey.candidates, threads, progress)
-        measuring.remember(key, results, question)
+        measuring.remember(key, results, *questions)
     for result in results:
         if result.error:
             warn(f"{result} is left out: {result.error}")
-    best = _fastest(results, precision)
+    ways = {candidate.way for candidate in suitable}
+    best = next(iter(_by_speed((result for result in results if result.way in ways), precision)), None)
     if best is None:
         tried = {each.way.backend for each in results}
         others = other_backends(tried, bundle.manifest)
@@ -132,6 +142,20 @@ def choose(
     return candidate, _choice(candidate, best, results, precision)
 
 
+def _named(alias: str, device: str | None) -> tuple[str, str]:
+    """The backend and the device that an alias stands for. The device may be one of several of its kind."""
+    name, kind = ALIASES[alias]
+    if device is not None and not Device(device, "").answers_to(kind):
+        raise BackendError(f"{device} is no device of {alias!r}: leave the device out, or pass one such as {kind}:1")
+    return name, device or kind
+
+
+def _questions(name: str, device: str | None, manifest: Manifest) -> list[str]:
+    """What must have been measured to answer a request: each backend that may answer it, and the requested device."""
+    names = [each for each in installed_backends() if worth_importing(each, manifest)] if name == AUTO else [name]
+    return [each if device is None else f"{each} {device}" for each in names]
+
+
 def _answers(result: Result, name: str, device: str | None, manifest: Manifest) -> bool:
     """Whether a measurement is for the requested backend and device."""
     way = result.way
@@ -139,9 +163,10 @@ def _answers(result: Result, name: str, device: str | None, manifest: Manifest) 
     return named and (device is None or Device(way.device, "").answers_to(device))
 
 
-def _fastest(results: Iterable[Result], precision: Precision) -> Result | None:
+def _by_speed(results: Iterable[Result], precision: Precision) -> list[Result]:
+    """The measurements that are exact enough, the fastest first."""
     suitable = (result for result in results if result.suits(precision))
-    return min(suitable, key=lambda result: result.speed.typical if result.speed else 0.0, default=None)
+    return sorted(suitable, key=lambda result: result.speed.typical if result.speed else 0.0)
 
 
 def _choice(candidate: Candidate, result: Result | None, among: Iterable[Result], precision: Precision) -> Choice:

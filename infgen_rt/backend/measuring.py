@@ -168,8 +168,8 @@ class Record:
 
     Attributes:
         results: the results of all measured candidates.
-        asked: the requests whose candidates have all been measured: `auto`, or a backend, or a backend and a device
-            such as `onnxruntime cuda`.
+        asked: the requests whose candidates have all been measured: a backend, or a backend and a device such as
+            `onnxruntime cuda`.
     """
 
     results: tuple[Result, ...] = ()

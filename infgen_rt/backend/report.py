@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from infgen_rt.backend import measuring
-from infgen_rt.backend.candidates import AUTO, Candidate, Survey, unsuited
+from infgen_rt.backend.candidates import Candidate, Survey, devices_of, unsuited
 from infgen_rt.backend.measuring import Speed
 from infgen_rt.backend.protocol import KNOWN, installed_backends, load_backend
 from infgen_rt.bundle.folder import Bundle
@@ -86,7 +86,7 @@ def _describe(bundle: Bundle, threads: int | None, fresh: bool, progress: Tell |
     for name in names:
         current().check()  # importing a library takes seconds
         try:
-            found = load_backend(name).devices()
+            found = devices_of(load_backend(name))
             facts += [Fact(name, device.id, device.name, problem=device.problem) for device in found if device.problem]
             if usable := [device for device in found if device.problem is None]:
                 those = Survey.of(bundle.manifest, name).candidates
@@ -100,7 +100,7 @@ def _describe(bundle: Bundle, threads: int | None, fresh: bool, progress: Tell |
             facts.append(Fact(name, problem=str(error)))
     if fresh and candidates:
         with measuring.turn():
-            measuring.remember(key, measuring.measure(bundle, candidates, threads, progress), AUTO, *names)
+            measuring.remember(key, measuring.measure(bundle, candidates, threads, progress), *names)
     results = measuring.recall(key).results
     return sorted([*(_fact(candidate, results) for candidate in candidates), *facts], key=Fact.order)
 

@@ -29,6 +29,8 @@ with without_openvino_telemetry():
 SUFFIX = ".xml"
 # Version of the way in which graphs are cut in two. Compiled graphs of another version do not fit.
 _CUT = 2
+# `cache` alone would let two threads make a core at the same time.
+_MAKING = Lock()
 _HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 _REMEDIES = {
     "gpu": ("Intel GPU", "OpenVINO finds no Intel GPU: if there is one, install its compute driver (OpenCL)"),
@@ -343,7 +345,6 @@ def _without_cpu(core: ov.Core) -> str:
     return f"OpenVINO does not list it; {reinstalling(('openvino',))}"
 
 
-@cache
 def shared_core() -> ov.Core:
     """Return the core of this process, which is never deleted. Nothing else may make one.
 
@@ -351,6 +352,12 @@ def shared_core() -> ov.Core:
     OpenVINO restores the previous stack (OpenVINO 2026.4). If that one belonged to another core that is already
     deleted, the next signal with a Python handler, such as Ctrl-C, crashes the process.
     """
+    with _MAKING:
+        return _core()
+
+
+@cache
+def _core() -> ov.Core:
     core = ov.Core()
     keep_in_children(core)
     return core

@@ -4,6 +4,7 @@ import importlib
 import sys
 from functools import cache
 from pathlib import Path
+from threading import Lock
 
 import onnxruntime as ort
 
@@ -13,6 +14,8 @@ from infgen_rt.common.notices import warn
 from infgen_rt.errors import one_line
 
 _PLUGIN = "onnxruntime-ep-"
+# `cache` alone would let two threads register at the same time.
+_REGISTERING = Lock()
 
 
 def devices() -> list[Device]:
@@ -46,12 +49,17 @@ def _names() -> list[str]:
     return sorted({name.partition("-")[0].lower().replace("_", "-") for name in names})
 
 
-@cache
 def found() -> "tuple[tuple[str, ort.OrtEpDevice], ...]":
     """The devices of plug-in providers, each with the name of its distribution.
 
     The result is kept, because a library may be registered only once per process.
     """
+    with _REGISTERING:
+        return _found()
+
+
+@cache
+def _found() -> "tuple[tuple[str, ort.OrtEpDevice], ...]":
     usable = []
     for name in _names():
         try:

@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -126,12 +127,48 @@ class Session:
     def _arithmetic(self) -> Iterator[None]:
         """A context in which PyTorch computes in the session's arithmetic."""
         if self._options.arithmetic == EXACT:
-            # By default, cuDNN rounds the operands of float32 convolutions to 10 bits.
-            with torch.backends.cudnn.flags(allow_tf32=False):
+            with _FLOAT32 if self._device.type == "cuda" else nullcontext():
                 yield
         else:
             with torch.autocast(self._device.type, _DTYPES[self._options.arithmetic]):
                 yield
+
+
+class _Float32:
+    """A block in which GPUs compute float32 throughout. Several threads may be in it at the same time.
+
+    By default, cuDNN rounds the operands of float32 convolutions to 10 bits, and an app may have allowed this for
+    matrix products too. These settings are the process's own, so the first thread saves them and the last restores
+    them.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside = Lock(), 0
+        self._before: list[str] = []
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._before = [setting.fp32_precision for setting in self._settings()]
+                self._set(["ieee"] * len(self._before))
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._set(self._before)
+
+    def _set(self, values: Sequence[str]) -> None:
+        for setting, value in zip(self._settings(), values, strict=True):
+            setting.fp32_precision = value
+
+    @staticmethod
+    def _settings() -> tuple[Any, Any]:
+        return torch.backends.cudnn.conv, torch.backends.cuda.matmul
+
+
+_FLOAT32 = _Float32()
 
 
 class Pixels:

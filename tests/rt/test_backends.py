@@ -7,7 +7,7 @@ from dataclasses import asdict
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from infgen_rt.backend.measuring import Speed
 from infgen_rt.backend.protocol import Device, Options, Session, require_version
 from infgen_rt.backend.report import describe_devices
 from infgen_rt.bundle.folder import Bundle
-from infgen_rt.bundle.manifest import Enlargement, Recipe
+from infgen_rt.bundle.manifest import Enlargement, Manifest, Recipe
 from infgen_rt.cli.main import main
 from infgen_rt.errors import BackendError, InfGenWarning
 
@@ -72,11 +72,14 @@ class Exploding(Other):
         raise RuntimeError("libother.so: undefined symbol\nand more")
 
 
+PARTS = ("choice", "report")
+
+
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, EntryPoint]:
     """The table of backends, open to change, and an empty cache folder."""
     table: dict[str, EntryPoint] = {}
-    for module in (protocol, candidates, others, sys.modules["infgen_rt.backend.report"]):
+    for module in (protocol, candidates, others, *(sys.modules[f"infgen_rt.backend.{name}"] for name in PARTS)):
         monkeypatch.setattr(module, "installed_backends", lambda: table)
     monkeypatch.setenv("INFGEN_RT_CACHE", str(tmp_path / "cache"))
     return table
@@ -324,6 +327,86 @@ def test_what_does_not_start_or_is_wrong_is_left_out_with_a_line(bundle: Path, s
     assert any("in fp32 is left out: its picture has 8 dB, 60 are needed" in line for line in lines)
 
 
+def test_what_did_not_start_is_told_again_when_the_measurements_are_used(
+    bundle: Path, several: dict, timed: Timed
+) -> None:
+    timed({"onnxruntime fp32": 0.5, "other fp32": 0.1}, wrong=("other fp32",))
+    opened = Bundle.open(bundle)
+    with pytest.warns(InfGenWarning):
+        choose(opened)
+    with pytest.warns(InfGenWarning) as caught:
+        choose(opened)
+    (line,) = (str(each.message) for each in caught)  # and not that the picture of the other way is not good enough
+    assert line.endswith("other bf16 does not start; infgen-rt devices --measure tries it again")
+
+
+def test_a_backend_that_auto_left_out_is_measured_when_it_takes_part(
+    bundle: Path, several: dict, timed: Timed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As PyTorch does in a process that has imported it already."""
+    asked, opened = timed({"onnxruntime fp32": 0.5, "other fp32": 0.4, "other bf16": 0.3}), Bundle.open(bundle)
+    with monkeypatch.context() as patch:
+        for module in (candidates, sys.modules["infgen_rt.backend.choice"]):
+            patch.setattr(module, "worth_importing", lambda name, _: name != "other")
+        assert choose(opened)[0].backend.name == "onnxruntime" and asked == []
+    assert choose(opened)[0].backend.name == "other" and len(asked) == 3
+    with monkeypatch.context() as patch:
+        for module in (candidates, sys.modules["infgen_rt.backend.choice"]):
+            patch.setattr(module, "worth_importing", lambda name, _: name != "other")
+        assert choose(opened)[0].backend.name == "onnxruntime"
+    assert choose(opened, "other")[0].arithmetic == "bf16" and len(asked) == 3
+
+
+def test_what_the_exporter_found_too_inexact_is_not_chosen_however_fast_it_is(
+    bundle: Path, several: dict, timed: Timed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = timed({"onnxruntime fp32": 0.5, "other fp32": 0.4, "other bf16": 0.1})
+    monkeypatch.setattr(Manifest, "psnr", lambda self, recipe, arithmetic: 30.0 if arithmetic == "bf16" else 90.0)
+    for _ in range(2):  # measured, and remembered
+        assert str(choose(Bundle.open(bundle))[0]) == "other on Other CPU, onnx-fp32 in fp32"
+    assert len(asked) == 3
+
+
+def test_a_device_that_has_gone_since_it_was_measured_is_measured_again(
+    bundle: Path, several: dict, timed: Timed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed({"onnxruntime fp32": 0.5, "other fp32": 0.4, "other bf16": 0.3})
+    with infgen_rt.open(bundle) as decoder:
+        assert decoder.backend.name == "other"
+
+    def gone(self: object, graph: str, files: Mapping[str, bytes], options: Options) -> Session:
+        raise BackendError("the device is gone")
+
+    monkeypatch.setattr(Other, "load", gone)
+    timed({"onnxruntime fp32": 0.5})
+    with pytest.warns(InfGenWarning, match="other fp32 does not start"), infgen_rt.open(bundle) as decoder:
+        assert decoder.backend.name == "onnxruntime"
+    with pytest.raises(BackendError, match="other fp32 does not start"), pytest.warns(InfGenWarning):
+        infgen_rt.open(bundle, "other")
+
+
+def test_a_driver_that_fails_while_devices_are_listed_leaves_the_others(
+    bundle: Path, several: dict, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise RuntimeError("clGetDeviceIDs\nfailed")
+
+    for method in ("devices", "arithmetics"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Other, method, fail)
+            with pytest.warns(InfGenWarning, match="'other' cannot tell its devices: clGetDeviceIDs failed"):
+                assert choose(Bundle.open(bundle))[0].backend.name == "onnxruntime"
+            assert main(["devices", "--model", str(bundle)]) == 0
+            assert "- other: backend 'other' cannot tell its devices" in capsys.readouterr().out
+
+
+def test_cuda_takes_the_number_of_a_gpu(bundle: Path) -> None:
+    with pytest.raises(BackendError, match="cpu is no device of 'cuda': leave the device out, or pass one such as"):
+        infgen_rt.open(bundle, "cuda", device="cpu")
+    with pytest.raises(BackendError, match="cuda:7"):
+        infgen_rt.open(bundle, "cuda", device="cuda:7")
+
+
 def test_when_nothing_runs_every_reason_is_told(bundle: Path, several: dict, timed: Timed) -> None:
     timed({})
     with (
@@ -476,12 +559,12 @@ def test_a_plugin_of_onnxruntime_is_found_and_a_broken_one_told(
     (tmp_path / "onnxruntime_ep_toy-1.0.dist-info").mkdir()
     (tmp_path / "onnxruntime_ep_toy.py").write_text("def get_library_path(): return 'nowhere.so'\n")
     monkeypatch.syspath_prepend(tmp_path)
-    ort_plugins.found.cache_clear()
+    ort_plugins._found.cache_clear()
     try:
         with pytest.warns(InfGenWarning, match="onnxruntime-ep-toy cannot be used: .*nowhere"):
             found = {device.id: device.problem for device in onnxruntime.Backend().devices()}
     finally:
-        ort_plugins.found.cache_clear()
+        ort_plugins._found.cache_clear()
     assert (
         found["toy"] == "onnxruntime-ep-toy finds no device that it can use here: install its driver"
         and found["cpu"] is None

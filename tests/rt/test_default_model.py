@@ -106,6 +106,14 @@ def test_openvino_gives_the_pixels_that_onnx_runtime_gives(decoder: infgen_rt.De
     assert np.abs(pixels - decoder.picture(latent, size).read()).max() <= 1
 
 
+def test_a_precision_that_was_not_checked_has_no_psnr(decoder: infgen_rt.Decoder) -> None:
+    manifest = decoder.manifest
+    for recipe in ("torch-fp16", "openvino-fp16"):
+        assert manifest.psnr(recipe, "fp16") is None  # the graphs' weights have 16 bits, but were computed with 32
+        assert (manifest.psnr(recipe, "fp32") or 0) > 60
+    assert (manifest.psnr("coreml-fp16", "fp16") or 0) > 45
+
+
 def test_the_manifest_says_what_the_model_is(decoder: infgen_rt.Decoder) -> None:
     manifest = decoder.manifest
     assert manifest.latent_space == "flux2" and manifest.scale_range == (1.0, 4.0)

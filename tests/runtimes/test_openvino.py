@@ -1,8 +1,10 @@
 """What OpenVINO's backend does in less than float32, on any processor: one without bfloat16 computes in float32."""
 
+import functools
 import re
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from infgen_rt.backend.protocol import Options
 from infgen_rt.bundle.folder import Bundle
 from infgen_rt.common.memory import MIB
 from infgen_rt.errors import DecodeError
+from infgen_runtimes import openvino
 from infgen_runtimes.openvino import Backend
 
 
@@ -66,6 +69,7 @@ def test_results_that_are_not_copied_outlive_the_next_run_and_the_session() -> N
 
 PEAK = """
 import sys
+import time
 import infgen_rt
 from infgen_rt.common.memory import peak_memory
 latent = infgen_rt.load_sample("osprey").latent[:, 20:44, 20:52]
@@ -117,3 +121,20 @@ def test_a_signal_is_handled_after_graphs_were_loaded_and_deleted(tmp_path: Path
     """With a core for each graph, OpenVINO leaves a stack for signal handlers that no longer exists."""
     done = subprocess.run([sys.executable, "-c", _SIGNALLED, tmp_path / "graph.xml"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
+
+
+def test_threads_that_start_together_share_one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If one of two were deleted, the next signal could crash the process."""
+    made: list[object] = []
+
+    def core() -> object:
+        time.sleep(0.05)
+        made.append(object())
+        return made[-1]
+
+    monkeypatch.setattr(openvino.ov, "Core", core)
+    monkeypatch.setattr(openvino, "keep_in_children", lambda _: None)
+    monkeypatch.setattr(openvino, "_core", functools.cache(openvino._core.__wrapped__))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: openvino.shared_core(), range(4)))
+    assert len(made) == 1 and set(found) == set(made)
