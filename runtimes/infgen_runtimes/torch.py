@@ -165,7 +165,7 @@ class _Float32:
 
     @staticmethod
     def _settings() -> tuple[Any, Any]:
-        return torch.backends.cudnn.conv, torch.backends.cuda.matmul
+        return torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
 
 
 _FLOAT32 = _Float32()
