@@ -134,12 +134,12 @@ def devices_of(backend: Backend) -> list[Device]:
     Raises:
         BackendError: they cannot be listed, for example because of a broken driver.
     """
-    with _told(backend):
+    with _library_errors(backend):
         return list(backend.devices())
 
 
 @contextmanager
-def _told(backend: Backend) -> Iterator[None]:
+def _library_errors(backend: Backend) -> Iterator[None]:
     """A block in which any error of a backend's library becomes a BackendError, so that other backends still work."""
     try:
         yield
@@ -176,7 +176,7 @@ def _candidates(backend: Backend, usable: Sequence[Device], manifest: Manifest) 
     best = "fp32" if any(recipe.precision == "fp32" for recipe in recipes) else "fp16"
     found = []
     for device, recipe in itertools.product(usable, recipes):
-        with _told(backend):
+        with _library_errors(backend):
             offered = backend.arithmetics(device.id, recipe)
         for arithmetic in offered:
             exact = arithmetic == EXACT and recipe.precision == best

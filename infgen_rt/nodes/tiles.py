@@ -153,7 +153,7 @@ class Tiles:
     ) -> npt.NDArray[Any]:
         """The planes of a box that a worker reads.
 
-        Another caller may have started that, and then been cancelled. The box is then read again.
+        If it was started for another caller, who was cancelled since then, the box is read again.
 
         Args:
             box: the box in pixels.
@@ -161,10 +161,10 @@ class Tiles:
             work: the work that it was started for.
             number: the type of the numbers.
         """
-        try:
+        error = reading.exception()  # what this thread itself gets while it waits, such as Ctrl-C, is raised here
+        if error is None:
             return reading.result()
-        except BaseException:
-            if work is current():
-                raise
+        if work is current():
+            raise error
         current().check()
         return self.read(box, number, shared=True)

@@ -24,7 +24,7 @@ from infgen_training.views import FILE_MEGABYTES, View, load_shards, save_shards
 
 
 @torch.inference_mode()
-def sharpened_views(
+def with_sharp_pictures(
     views: list[View], teacher: Teacher, enlarge: nn.Module, device: torch.device, photographs: bool = True
 ) -> Iterator[View]:
     """Adds a sharp picture to each view.
@@ -68,7 +68,7 @@ def main(
         if not views:
             raise InputError(f"all views in {shards} have sharp pictures: pass shards of photographs")
         enlarge = load_function(enlarger, function)().to(where).to(memory_format=torch.channels_last)
-        made = sharpened_views(views, Teacher.load(teacher).to(where), enlarge, where, photographs)
+        made = with_sharp_pictures(views, Teacher.load(teacher).to(where), enlarge, where, photographs)
         again = (lambda: time.monotonic() - began < 60 * minutes) if minutes is not None else (lambda: True)
         known = tqdm(made, total=len(views), desc="sharp views")
         done = save_shards(output, known, "sharp", again, megabytes)
