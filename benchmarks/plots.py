@@ -12,9 +12,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402 - the backend has to be chosen first
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.lines import Line2D  # noqa: E402
 
 from benchmarks.compare import LOWER  # noqa: E402
-from benchmarks.methods import METHODS, Job, Method
+from benchmarks.methods import ENGINES, METHODS, Job, Method
 from benchmarks.process import median  # noqa: E402
 from benchmarks.report import QUALITY, jobs, quality_of, scale_of  # noqa: E402
 from benchmarks.suite import Results  # noqa: E402
@@ -56,26 +57,40 @@ def _growth(results: Results, file: Path, unit: str, convert: Callable[[float], 
 
 
 def _quality(results: Results, file: Path) -> Path:
-    figure, axes = plt.subplots(figsize=(11, 6))
-    told: set[object] = set()
-    # The plot shows a perceptual metric if it was measured. Its axis is inverted, so that better is higher.
+    """One panel for each perceptual metric that was measured, or one for PSNR. In all of them, better is higher."""
     found = [level for by_method in results.quality.values() for level in by_method.values()]
-    name = "lpips" if any(level.get("lpips") is not None for level in found) else "psnr"
-    for method, job, value in _levels(results, name):
-        seconds = results.seconds(method, job)
-        assert seconds is not None
-        place = (seconds / (job.pixels / 1e6), value)
-        label = None if method in told else method.label
-        axes.plot(*place, label=label, linestyle="none", **_style(method, job.cells))
-        # Engines differ only in time, so the same quality gets only one label.
-        if (method.name, value) not in told:
-            text = f"{method.name}, {scale_of(job):.1f}x"
-            axes.annotate(text, place, xytext=(0, 7), textcoords="offset points", fontsize=7, ha="center")
-        told |= {method, (method.name, value)}
-    axes.set(xscale="log", xlabel="seconds per megapixel", ylabel=QUALITY[name][0])
-    if name in LOWER:
-        axes.invert_yaxis()
-    return _finish(figure, axes, file)
+    measured = [name for name in ("lpips", "frechet") if any(level.get(name) is not None for level in found)]
+    names = measured or ["psnr"]
+    figure, panels = plt.subplots(1, len(names), figsize=(5.5 * len(names), 4), squeeze=False)
+    contenders = list(dict.fromkeys(method.name for method in METHODS))
+    for name, axes in zip(names, panels[0], strict=True):
+        told: set[tuple[str, float]] = set()
+        for method, job, value in _levels(results, name):
+            seconds = results.seconds(method, job)
+            assert seconds is not None
+            place = (seconds / (job.pixels / 1e6), value)
+            colour = f"C{contenders.index(method.name)}"
+            axes.plot(*place, color=colour, linestyle="none", **_engine_style(method))
+            # Engines differ only in time, so the same quality gets only one label.
+            if (method.name, value) not in told:
+                told.add((method.name, value))
+                text = f"{method.name}, {scale_of(job):.0f}x"
+                axes.annotate(text, place, xytext=(0, 9), textcoords="offset points", fontsize=9, ha="center")
+        axes.set(xscale="log", xlabel="seconds per megapixel", ylabel=f"{QUALITY[name][0]} (better is higher)")
+        axes.margins(0.35, 0.15)
+        if name in LOWER:
+            axes.invert_yaxis()
+        axes.grid(alpha=0.3)
+    engines = {method.engine: method for method, *_ in _levels(results, names[0])}
+    keys = [
+        Line2D([], [], color="black", linestyle="none", label=engine, **_engine_style(method))
+        for engine, method in engines.items()
+    ]
+    figure.legend(handles=keys, loc="lower center", ncols=len(keys), fontsize=9, frameon=False)
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+    return file
 
 
 def _style(method: Method, cells: tuple[int, int]) -> dict[str, Any]:
@@ -83,6 +98,15 @@ def _style(method: Method, cells: tuple[int, int]) -> dict[str, Any]:
     return {
         "color": plt.get_cmap("nipy_spectral", len(METHODS) + 1)(METHODS.index(method)),
         "marker": "os^D"[(max(cells) // 64) % 4],
+    }
+
+
+def _engine_style(method: Method) -> dict[str, Any]:
+    """One marker per engine, which is hollow for the fast precision."""
+    return {
+        "marker": "os^"[list(ENGINES).index(method.backend)],
+        "fillstyle": "full" if method.precision == "exact" else "none",
+        "markersize": 8,
     }
 
 

@@ -10,11 +10,9 @@ photograph of 2048x1152 pixels, the latent at scale 8 has only 32x18 cells.
 from __future__ import annotations
 
 import math
-import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -26,9 +24,9 @@ from tqdm import tqdm
 import infgen_rt
 from infgen_rt.errors import InputError
 from infgen_training.config import PATCH
-from infgen_training.evaluate import Task
+from infgen_training.evaluate import Row, Task
 from infgen_training.metrics import compare
-from infgen_training.perception import Eye, frechet_distance
+from infgen_training.perception import Eye
 from infgen_training.photos import open_photo, photo_files, photo_size
 from infgen_training.teacher import Teacher
 from infgen_training.views import Pixels, to_tensor
@@ -41,27 +39,6 @@ HEADER = "| scale | way | LPIPS | patch Frechet | PSNR | SSIMULACRA2 | seconds |
 Latent = NDArray[np.float32]
 Make = Callable[[Latent, tuple[int, int]], Pixels]
 """Makes a picture with a given width and height from a latent."""
-
-
-@dataclass
-class Row:
-    """The results of one way at one scale, photograph by photograph."""
-
-    scores: list[dict[str, float]] = field(default_factory=list)
-    features: list[NDArray[np.float64]] = field(default_factory=list)
-
-    def cells(self, truths: list[NDArray[np.float64]]) -> Iterator[str]:
-        """The cells of the table: the mean of each metric, and the distance of all patches from the photographs'.
-
-        Args:
-            truths: Features of the photographs. If there are none, cells of metrics that need them are empty.
-        """
-        for name, form in FORMATS.items():
-            if name == "frechet":
-                yield format(frechet_distance(self.features, truths), form) if truths else ""
-            else:
-                known = [score[name] for score in self.scores if name in score]
-                yield format(statistics.fmean(known), form) if known else ""
 
 
 def ways(
@@ -153,7 +130,10 @@ def main(
                     row.scores.append(score | ({"lpips": sees.lpips.of(pixels, task.truth)} if sees else {}))
                     row.features += [sees.features.of(pixels)] if sees else []
             for name, row in rows.items():
-                click.echo(f"| {scale:g} | {name} | {' | '.join(row.cells(truths))} |")
+                means = row.means(truths)
+                found = ((means.get(metric), form) for metric, form in FORMATS.items())
+                cells = ("" if value is None else format(value, form) for value, form in found)
+                click.echo(f"| {scale:g} | {name} | {' | '.join(cells)} |")
             click.echo(f"scale {scale:g}: {len(large)} of {len(files)} photographs are large enough", err=True)
 
 

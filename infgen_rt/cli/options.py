@@ -136,11 +136,8 @@ _PICTURE_OPTIONS: tuple[Decorator, ...] = (
     ),
     click.option(
         "--format",
-        "ending",
         type=click.Choice([ending.removeprefix(".") for ending in FORMATS]),
-        default="png",
-        show_default=True,
-        help="The format of the pictures in a folder, or of standard output.",
+        help="The format of the pictures in a folder, or of standard output.  [default: png]",
     ),
     click.option("--resume", is_flag=True, help="Leave out latents whose pictures are in the folder already."),
     click.option("--size", help="3840x2160, 1080p, 1440p, 4k, 8k, 16k, x2160 (keeps the shape) or 2x.  [default: 1x]"),

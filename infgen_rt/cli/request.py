@@ -39,7 +39,7 @@ class Request:
 
     latents: tuple[Path, ...]
     output: Path
-    ending: str
+    format: str | None
     resume: bool
     size: str | None
     display: str | None
@@ -78,6 +78,17 @@ class Request:
         """
         if self.quiet and self.verbose:
             raise InputError("--quiet and --verbose exclude each other: expected one of them")
+        form = FORMATS.get(self.output.suffix.lower())
+        if self.format is not None and form not in (None, FORMATS[f".{self.format}"]) and not self.several:
+            raise InputError(
+                f"--format {self.format} contradicts {self.output}, whose ending determines the format: leave out "
+                "--format, or change the ending"
+            )
+
+    @property
+    def ending(self) -> str:
+        """The ending of pictures whose names the user does not choose, without a dot."""
+        return self.format or "png"
 
     @property
     def writing(self) -> dict[str, Any]:

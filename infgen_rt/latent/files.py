@@ -135,8 +135,14 @@ def parse_array(data: bytes, name: str, key: str | None = None) -> Stored:
 
 def _reader(data: bytes) -> Callable[[bytes, str | None], Stored]:
     if data.startswith(npy.MAGIC_PREFIX):
-        return lambda content, key: Stored(_read_npy(content), {})
+        return _read_only
     return _read_npz if data.startswith(b"PK") else _read_safetensors
+
+
+def _read_only(data: bytes, key: str | None) -> Stored:
+    if key is not None:
+        raise LatentError(f"is a .npy file: its only array has no name, and is not {key!r}; leave out the key (--key)")
+    return Stored(_read_npy(data), {})
 
 
 def _read_npy(data: bytes) -> Array:

@@ -152,16 +152,3 @@ class InfGen(nn.Module):
         grid = Grid.whole((latent.shape[2], latent.shape[3]), size).to(latent.device)
         enlargement = self.config.enlargement_for((float(grid.scale[0]), float(grid.scale[1])))
         return self.decode(self.context(latent, enlargement), grid, enlargement)[:, :, : size[0], : size[1]]
-
-    def encode_image(self, image: Tensor) -> Tensor:
-        """Encodes images of any size. The last row and column are repeated to fill whole cells.
-
-        Args:
-            image: [B, 3, H, W] in [0, 1].
-
-        Returns:
-            Latents [B, C, ceil(H / 8), ceil(W / 8)].
-        """
-        height, width = image.shape[2:]
-        padded = F.pad(image, (0, -width % self.config.PATCH, 0, -height % self.config.PATCH), mode="replicate")
-        return self.encode(padded)

@@ -213,6 +213,7 @@ BAD = {
     "negative size": (["latent.npy", "--size", "-4x4"], "out of bounds"),
     "huge size": (["latent.npy", "--size", "999999x9"], "out of bounds"),
     "unknown display": (["latent.npy", "--display", "macbok-air-13"], "did you mean macbook-air-13"),
+    "format and name": (["latent.npy", "-o", "p.png", "--format", "jpg"], "contradicts p.png"),
     "display and size": (["latent.npy", "--display", "tv-4k", "--size", "4k"], "exclude each other"),
     "fit to nothing": (["latent.npy", "--fit", "cover"], "expected --display, or --size"),
     "fit to a factor": (["latent.npy", "--fit", "cover", "--size", "2x"], "expected --display, or --size"),

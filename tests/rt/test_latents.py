@@ -58,6 +58,12 @@ def test_the_array_is_chosen_by_its_name(tmp_path: Path) -> None:
     assert np.array_equal(load_latent(tmp_path / "two.npz", key="b"), LATENT * np.float32(0.9))
 
 
+def test_a_name_for_the_only_array_of_a_npy_file_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "latent.npy", LATENT)
+    with pytest.raises(LatentError, match="is not 'b'; leave out the key"):
+        load_latent(tmp_path / "latent.npy", key="b")
+
+
 @pytest.mark.parametrize(
     "value",
     [LATENT, LATENT[None], PATCHIFIED, PATCHIFIED[None], PACKED, PACKED[None]],

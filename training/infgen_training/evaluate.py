@@ -191,7 +191,7 @@ def contact_sheet(rows: Sequence[Mapping[str, Pixels]], places: Sequence[tuple[f
 
 
 @dataclass
-class _Row:
+class Row:
     """The measurements of one method at one scale, with one entry per picture in each list."""
 
     scores: list[dict[str, float]] = field(default_factory=list)
@@ -241,7 +241,7 @@ def evaluate(
     """
     check_space(model, teacher)
     places = dict.fromkeys([file.stem for file in photos[:4]], (0.5, 0.5)) if places is None else places
-    rows: dict[float, dict[str, _Row]] = {scale: {} for scale in scales}
+    rows: dict[float, dict[str, Row]] = {scale: {} for scale in scales}
     truths: dict[float, list[NDArray[np.float64]]] = {scale: [] for scale in scales}
     shown: list[tuple[dict[str, Pixels], tuple[float, float]]] = []
     more: list[dict[str, float]] = []
@@ -255,7 +255,7 @@ def evaluate(
                 if eye is not None:
                     truths[scale].append(eye.features.of(task.truth))
                 for (name, picture), score in zip(pictures.items(), scores, strict=True):
-                    row = rows[scale].setdefault(name, _Row())
+                    row = rows[scale].setdefault(name, Row())
                     row.scores.append(score if eye is None else score | {"lpips": eye.lpips.of(picture, task.truth)})
                     if eye is not None:
                         row.features.append(eye.features.of(picture))
