@@ -66,8 +66,8 @@ class Decode:
         folder: the folder to write to, as an absolute path that every machine has. None for a column of files.
         root: the start of keys that are paths, which is left out in the names of files. For example, with `/latents`,
             the picture of `/latents/a/1.npy` is the file `a/1.npy.png`.
-        column: the column for the files. None for a column with the name `ending`. With `folder`, the column is `file`
-            and has the files' paths.
+        column: the column for the files, or with `folder` for the files' paths. No other column of the data set may
+            have this name. None for a column with the name `ending`, or `file` with `folder`.
         ending: the ending of the files, which determines the format, without a dot.
         bits: as for `Picture.save`.
         quality: as for `Picture.save`.
@@ -125,7 +125,7 @@ class Decode:
             raise OutputError(f"the folder {folder} depends on where a worker runs: pass an absolute path")
         if self._folder is None and ending == "dzi":
             raise OutputError("a .dzi is many files, and a row has one: pass a folder, or another ending")
-        self._column = FILE if folder is not None else column or ending
+        self._column = column or (ending if folder is None else FILE)
         self._saving: dict[str, Any] = {"bits": bits, "quality": quality, "lossless": lossless}
         self._planning: dict[str, Any] = {"size": size, "stages": stages, "max_scale": max_scale, "tile": tile}
         self._normalisation = normalisation
@@ -157,7 +157,7 @@ class Decode:
             The columns without the latents, and with a column of results.
 
         Raises:
-            LatentError: a column is missing, or a latent is not usable.
+            LatentError: a column is missing or would be replaced, or a latent is not usable.
             OutputError: a picture cannot be written.
             InfGenError: the other errors of `Decoder.picture` and `Picture.save`. The message of an error about a row
                 begins with the row's key.
@@ -166,6 +166,11 @@ class Decode:
             raise LatentError(
                 f"the data set has no column {missing!r}, but {', '.join(batch)}: name the column of the latents and "
                 "that of their keys (latent=..., key=...)"
+            )
+        if self._column in batch and self._column != self._latent:
+            raise LatentError(
+                f"the data set has a column {self._column!r} already, which the results would replace: name another one "
+                "for them (column=...)"
             )
         results = np.empty(len(batch[self._key]), object)
         for row, (key, latent) in enumerate(zip(batch[self._key], batch[self._latent], strict=True)):

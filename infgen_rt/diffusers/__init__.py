@@ -109,20 +109,24 @@ class InfGenVAE(ModelMixin, ConfigMixin):
         self.use_tiling = self.use_slicing = False
 
     @classmethod
-    def replacing(cls, vae: Any, path: str | PathLike[str] | None = None, **options: Any) -> "InfGenVAE":
+    def replacing(
+        cls, vae: Any, path: str | PathLike[str] | None = None, space: str | None = None, **options: Any
+    ) -> "InfGenVAE":
         """A VAE for the same latents as another one, with its device and type: `InfGenVAE.replacing(pipe.vae)`.
 
         Args:
             vae: the VAE of a pipeline.
             path: as for the class.
-            options: the other arguments of the class, except `space`.
+            space: as for the class. None for the space that the VAE's config shows.
+            options: the other arguments of the class.
 
         Raises:
-            LatentError: the latent space of the VAE is not known.
+            LatentError: the latent space of the VAE is not known, and `space` is not given.
             InfGenError: the errors of the class.
         """
-        made = cls(path, space=space_of_vae(vae), **options)
-        return _moved(made, vae.device, vae.dtype)
+        made = cls(path, space=space or space_of_vae(vae), **options)
+        # A VAE whose weights are offloaded is on the device `meta`, on which nothing can be computed.
+        return _moved(made, None if vae.device.type == "meta" else vae.device, vae.dtype)
 
     @property
     def config(self) -> FrozenDict:

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import re
-import select
+import selectors
 import socket
 import sys
 from collections.abc import Sequence
@@ -20,13 +20,14 @@ from importlib.resources import files
 from io import BytesIO
 from ipaddress import ip_address
 from socketserver import TCPServer
+from threading import Lock
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from infgen_rt.common.arguments import TEXT, WHOLE, Kind
 from infgen_rt.common.callers import raise_callers
 from infgen_rt.common.shortages import lacks_threads
-from infgen_rt.errors import Cancelled, InfGenError, InputError, one_line
+from infgen_rt.errors import Cancelled, DecodeError, InfGenError, InputError, one_line
 from infgen_rt.geometry.levels import Level, Tile
 from infgen_rt.geometry.shapes import Box
 from infgen_rt.picture import Picture
@@ -39,6 +40,8 @@ _LOG = logging.getLogger(__name__)
 _NUMBER, _SIDE = "([0-9]{1,6})", "([0-9]{1,9})"
 _INFO = re.compile(f"/{_NUMBER}/info.json")
 _TILE = re.compile(f"/{_NUMBER}/(?:full|{_SIDE},{_SIDE},{_SIDE},{_SIDE})/(?:max|{_SIDE},{_SIDE})/0/default[.](png|jpg)")
+# A reader has threads and a cache of its own. A page shows one picture at a time.
+_MOST_READERS = 8
 # Seconds between two checks whether the browser still waits for its tile.
 _LOOK = 0.25
 
@@ -90,10 +93,9 @@ class TileServer(ThreadingHTTPServer):
             raise InputError(f"cannot serve at {host}, port {port} ({why}): pass another --port, or 0") from error
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{self.server_address[1]}/"
         self.names = {"localhost", host.lower()}
-        self.readers: list[TileReader] = []
+        self.readers = _Readers(pictures, cache)
         try:
-            for each in pictures:
-                self.readers.append(TileReader(each, cache=cache // len(pictures), order="rgb"))
+            self.readers.get(1)
         except InfGenError:
             self.server_close()
             raise
@@ -105,8 +107,8 @@ class TileServer(ThreadingHTTPServer):
 
     def server_close(self) -> None:
         super().server_close()
-        for reader in getattr(self, "readers", ()):  # this attribute is missing if the port was taken
-            reader.close()
+        if hasattr(self, "readers"):  # it is missing if the port was taken
+            self.readers.close()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         try:
@@ -122,6 +124,44 @@ class TileServer(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exception(), ConnectionError):  # a browser may close the connection at any time
             super().handle_error(request, client_address)
+
+
+class _Readers:
+    """The readers of the pictures. Only those of the last pictures that were asked for are open."""
+
+    def __init__(self, pictures: Sequence[Picture], cache: int) -> None:
+        self.pictures = pictures
+        self._cache = cache // min(len(pictures), _MOST_READERS)
+        self._open: dict[int, TileReader] = {}
+        self._closed = False
+        self._lock = Lock()
+
+    def get(self, number: int) -> TileReader:
+        """The reader of a picture, counted from 1.
+
+        Raises:
+            DecodeError: the system allowed no thread that reads tiles, or the server is closed.
+        """
+        with self._lock:
+            reader = self._open.pop(number, None)
+            if self._closed:
+                raise DecodeError("the server is closed")
+            if reader is None:
+                reader = TileReader(self.pictures[number - 1], cache=self._cache, order="rgb")
+            self._open[number] = reader
+            oldest = next(iter(self._open)) if len(self._open) > _MOST_READERS else None
+            left = None if oldest is None else self._open.pop(oldest)
+        if left is not None:
+            left.close(wait=False)
+        return reader
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            left = list(self._open.values())
+            self._open.clear()
+        for reader in left:
+            reader.close()
 
 
 class _Refusal(Exception):
@@ -163,19 +203,19 @@ class _Handler(BaseHTTPRequestHandler):
             return "text/html; charset=utf-8", self.server.page
         match = _INFO.fullmatch(path) or _TILE.fullmatch(path)
         number = int(match[1]) if match else 0
-        if match is None or not 1 <= number <= len(self.server.readers):
+        if match is None or not 1 <= number <= len(self.server.readers.pictures):
             raise _Refusal(HTTPStatus.NOT_FOUND, "not found: expected /, /1/info.json, or a tile that it describes")
-        reader = self.server.readers[number - 1]
+        levels = self.server.readers.pictures[number - 1].levels
         if match.re is _INFO:
-            return "application/json", json.dumps(_info(reader.levels, f"http://{host}/{number}")).encode()
+            return "application/json", json.dumps(_info(levels, f"http://{host}/{number}")).encode()
         *numbers, ending = match.groups()[1:]
-        tile = _tile_of(reader.levels, [None if each is None else int(each) for each in numbers])
+        tile = _tile_of(levels, [None if each is None else int(each) for each in numbers])
         if tile is None:
             raise _Refusal(HTTPStatus.BAD_REQUEST, f"no such tile: expected one that /{number}/info.json describes")
         from PIL import Image
 
         kind, file = ending.replace("jpg", "jpeg"), BytesIO()
-        Image.fromarray(self._frame(reader, tile).pixels).save(file, kind, compress_level=1, **Jpeg.options)
+        Image.fromarray(self._frame(self.server.readers.get(number), tile).pixels).save(file, kind, compress_level=1, **Jpeg.options)
         return f"image/{kind}", file.getvalue()
 
     def _host(self) -> str:
@@ -196,8 +236,14 @@ class _Handler(BaseHTTPRequestHandler):
             try:
                 return request.result(_LOOK)
             except TimeoutError:
-                if select.select([self.connection], [], [], 0)[0] and not self.connection.recv(1, socket.MSG_PEEK):
+                if self._left():
                     request.cancel()
+
+    def _left(self) -> bool:
+        """Whether the browser has closed the connection."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.connection, selectors.EVENT_READ)
+            return bool(selector.select(0)) and not self.connection.recv(1, socket.MSG_PEEK)
 
     def log_message(self, format: str, *arguments: Any) -> None:
         _LOG.debug(format, *arguments)

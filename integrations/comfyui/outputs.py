@@ -54,8 +54,9 @@ def place_for(prefix: str, size: Size, root: str) -> Place:
     Raises:
         OutputError: the prefix leaves the folder, or its folders cannot be made.
     """
-    root = os.path.abspath(root)
-    target = os.path.abspath(os.path.join(root, os.path.dirname(os.path.normpath(prefix))))
+    # ComfyUI finds the next free number by the part after the last slash as it stands here, but normalises the names.
+    root, prefix = os.path.abspath(root), os.path.normpath(prefix)
+    target = os.path.abspath(os.path.join(root, os.path.dirname(prefix)))
     try:
         inside = os.path.commonpath((root, target)) == root
     except ValueError:  # another drive

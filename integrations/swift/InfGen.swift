@@ -88,6 +88,8 @@ public enum InfGenError: Error, Equatable {
     case wrongLatent([Int], channels: Int)
     /// The tile is not inside the picture, or larger than the shapes of the recipe.
     case wrongTile(Box)
+    /// The pixels of the tile are not finite: the latent has such numbers, or the precision of the graphs is too low.
+    case notFinite(Box)
 }
 
 // MARK: - Coordinates
@@ -234,7 +236,7 @@ public struct Tensor: Equatable, Sendable {
         return Tensor(shape: [1, shape[1], height, width], values: part)
     }
 
-    /// The levels of planes [1, 3, h, w], as interleaved RGB.
+    /// The levels of planes [1, 3, h, w] of finite numbers, as interleaved RGB.
     public func levels() -> [UInt8] {
         let plane = shape[2] * shape[3]
         var levels = [UInt8](repeating: 0, count: 3 * plane)
@@ -318,7 +320,9 @@ public final class Picture {
         if !shapes.isEmpty { try fill(&inputs, tokens: tokens, cells: cells) }
         let image = try run("decode", inputs, output: "image")
         let box = grid.pixels(of: tile)
-        return (box, image.cut(box.relative(to: grid.pixels(of: tokens))))
+        let planes = image.cut(box.relative(to: grid.pixels(of: tokens)))
+        guard planes.values.allSatisfy(\.isFinite) else { throw InfGenError.notFinite(tile) }
+        return (box, planes)
     }
 
     /// The context of some cells. The graphs run on a halo around them, which is dropped.
@@ -391,7 +395,12 @@ public final class CoreMLGraph: Graph {
         if !FileManager.default.fileExists(atPath: compiled.path) {
             let made = try await MLModel.compileModel(at: package)
             try FileManager.default.createDirectory(at: cache, withIntermediateDirectories: true)
-            try FileManager.default.moveItem(at: made, to: compiled)
+            do {
+                try FileManager.default.moveItem(at: made, to: compiled)
+            } catch where FileManager.default.fileExists(atPath: compiled.path) {
+                // Another task, or another process, has compiled it in the meantime.
+                try? FileManager.default.removeItem(at: made)
+            }
         }
         let configuration = MLModelConfiguration()
         configuration.computeUnits = units

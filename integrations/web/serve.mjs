@@ -2,6 +2,7 @@
 import { createReadStream, existsSync, statSync } from "node:fs";
 import { createServer } from "node:http";
 import { dirname, extname, join, normalize, resolve, sep } from "node:path";
+import { pipeline } from "node:stream";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 
@@ -46,7 +47,8 @@ export async function serve({ model = join(here, "..", "..", "infgen_rt", "model
       return;
     }
     response.setHeader("Content-Type", TYPES[extname(file)] ?? "application/octet-stream");
-    createReadStream(file).pipe(response);
+    // Closes the file if the browser leaves, and the connection if the file cannot be read.
+    pipeline(createReadStream(file), response, () => undefined);
   });
   await new Promise((done, failed) => server.once("error", failed).listen(port, "127.0.0.1", done));
   return { address: `http://127.0.0.1:${server.address().port}/`, stop: () => server.close() };

@@ -173,6 +173,12 @@ def test_a_batch_is_numbered(comfyui: ModuleType, model: Any, host: Host) -> Non
     assert [Path(path).name for path in paths.split("\n")] == ["0_00003_.png", "1_00004_.png"]
 
 
+@pytest.mark.parametrize("prefix", ["photos/", "a//b/", "", "./plain"])
+def test_every_prefix_is_numbered_on(comfyui: ModuleType, model: Any, host: Host, prefix: str) -> None:
+    paths = [save(comfyui, model, filename_prefix=prefix).args[0] for _ in range(2)]
+    assert [path[-11:] for path in paths] == ["_00001_.png", "_00002_.png"]
+
+
 def test_no_metadata_is_written_if_comfyui_is_told_so(comfyui: ModuleType, model: Any, host: Host) -> None:
     host.args.disable_metadata = True
     (path,) = save(comfyui, model).args

@@ -289,6 +289,16 @@ def test_a_vae_of_no_known_space_is_refused() -> None:
         InfGenVAE.replacing(SimpleNamespace(config=config))
 
 
+def test_a_space_that_the_config_does_not_show_is_given_and_an_offloaded_vae_is_replaced(
+    bundles: dict[str, Path],
+) -> None:
+    unknown = SimpleNamespace(scaling_factor=None, latent_channels=None)
+    own = SimpleNamespace(config=unknown, device=torch.device("meta"), dtype=torch.float16)
+    vae = InfGenVAE.replacing(own, bundles["flux2"], space="flux2", **RUNS)
+    assert vae.dtype == torch.float16 and vae.device.type == "cpu"
+    assert vae.bn is not None and vae.bn.running_mean is not None and vae.bn.running_mean.isfinite().all()
+
+
 def test_the_module_is_found_without_being_imported_and_is_no_stand_in_for_the_library() -> None:
     assert infgen_rt.diffusers.InfGenVAE is InfGenVAE
     assert infgen_rt.diffusers is not diffusers and issubclass(InfGenVAE, diffusers.ModelMixin)

@@ -97,6 +97,10 @@ def test_what_is_wrong_is_said_with_the_key(options: dict[str, Any], tmp_path: P
         decode({"key": np.array(["1"]), "bytes": np.array([b""])})
     with pytest.raises(LatentError, match=r"'b/7': shape \[3, 5, 6\]"):
         decode({"key": np.array(["b/7"]), "latent": np.zeros((1, 3, 5, 6), np.float32)})
+    for column, changed in (("png", {}), ("key", {"column": "key"}), ("file", {"folder": tmp_path})):
+        full = {"key": np.array(["1"]), "latent": np.zeros((1, 4, 5, 6), np.float32), column: np.array(["kept"])}
+        with pytest.raises(LatentError, match=rf"has a column '{column}' already, which the results would replace"):
+            infgen_rt.ray.Decode(**options | changed)(full)
     broken = np.empty(1, object)
     broken[0] = b"no latent"
     with pytest.raises(LatentError, match=r"'b/8': its latent is damaged"):

@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -333,6 +334,48 @@ def test_the_server_answers_malformed_requests_and_goes_on(tmp_path: Path) -> No
                 statuses.append(connection.getresponse().status)
                 connection.close()
             assert statuses == [400, 400, 404, 404, 200]
+        finally:
+            server.terminate()
+
+
+@pytest.mark.skipif(not shutil.which("node") or not Path("/proc/self/fd").exists(), reason="no Node or no /proc")
+def test_the_server_closes_files_that_a_browser_leaves_and_survives_those_that_it_cannot_read(tmp_path: Path) -> None:
+    page = tmp_path / "dist" / "page"
+    page.mkdir(parents=True)
+    (page / "index.html").write_text("the page")
+    (page / "large.bin").write_bytes(bytes(30_000_000))
+    # Even root cannot read a file whose name leads to the memory of a process.
+    (page / "unreadable.bin").symlink_to("/proc/self/mem")
+    shutil.copy(WEB / "serve.mjs", tmp_path)
+    command = ["node", str(tmp_path / "serve.mjs"), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            found = re.search(r"http://([\d.]+):(\d+)/", server.stdout.readline())
+            assert found is not None
+            address = (found[1], int(found[2]))
+
+            def descriptors() -> int:
+                return len(list(Path(f"/proc/{server.pid}/fd").iterdir()))
+
+            before = descriptors()
+            for path in ("/large.bin",) * 20 + ("/unreadable.bin",):
+                connection = http.client.HTTPConnection(*address, timeout=20)
+                connection.request("GET", path)
+                if path == "/large.bin":
+                    assert connection.getresponse().read(1000) == bytes(1000)
+                else:
+                    with pytest.raises((http.client.HTTPException, OSError)):
+                        connection.getresponse().read()
+                connection.close()
+            until = time.monotonic() + 60
+            while descriptors() > before + 2 and time.monotonic() < until:
+                time.sleep(0.05)
+            assert descriptors() <= before + 2
+            connection = http.client.HTTPConnection(*address, timeout=20)
+            connection.request("GET", "/")
+            assert connection.getresponse().read() == b"the page"
+            connection.close()
         finally:
             server.terminate()
 

@@ -195,9 +195,55 @@ def test_tiles_are_remembered_up_to_a_number_of_bytes(
         made = len(runs)
         assert fetch(server, one) == first and len(runs) == made
         fetch(server, two), fetch(server, three)
-        assert 0 < server.readers[0].memory <= limit
+        assert 0 < server.readers.get(1).memory <= limit
         made = len(runs)
         assert fetch(server, one) == first and len(runs) > made
+
+
+def test_a_server_of_many_pictures_has_threads_for_few(
+    decoder: infgen_rt.Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infgen_rt.viewing.server._MOST_READERS", 2)
+    latents = np.stack([tiny.random_latent(4, 5, seed=seed) for seed in range(7)])
+    pictures = decoder.pictures(latents, "1x", normalisation="model")
+
+    def threads() -> int:
+        return sum(thread.name.startswith("infgen-view") for thread in threading.enumerate())
+
+    before = threads()
+    with serving(*pictures) as server:
+        for _ in range(2):
+            for number, picture in enumerate(pictures, start=1):
+                assert np.array_equal(fetch_pixels(server, f"{number}/full/max/0/default.png"), picture.read())
+        until = time.monotonic() + SECONDS
+        while threads() > before + 4 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert threads() <= before + 4
+    assert threads() == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs the module resource")
+def test_a_process_with_many_open_files_still_waits_for_slow_tiles(
+    server: TileServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import resource
+
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 2000:
+        pytest.skip("this system allows too few open files")
+    monkeypatch.setattr("infgen_rt.viewing.server._LOOK", 0.01)
+
+    def slow(run: Any, *_: Any) -> Any:
+        time.sleep(0.2)
+        return run()
+
+    on_runs(monkeypatch, DECODE, slow)
+    files = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        assert fetch_pixels(server, "1/0,0,256,256/256,256/0/default.png").shape == (256, 256, 3)
+    finally:
+        for file in files:
+            os.close(file)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_tile_that_the_browser_gives_up_is_dropped_and_the_next_one_is_served(
@@ -216,11 +262,11 @@ def test_a_tile_that_the_browser_gives_up_is_dropped_and_the_next_one_is_served(
             path = "/1/0,0,256,256/256,256/0/default.png"
             connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             assert begun.wait(SECONDS)
-            assert server.readers[0].open_requests == 1
+            assert server.readers.get(1).open_requests == 1
         until = time.monotonic() + SECONDS
-        while server.readers[0].open_requests and time.monotonic() < until:
+        while server.readers.get(1).open_requests and time.monotonic() < until:
             time.sleep(0.01)
-        assert server.readers[0].open_requests == 0
+        assert server.readers.get(1).open_requests == 0
     finally:
         go.set()
     assert fetch_pixels(server, "1/256,0,256,256/256,256/0/default.png").shape == (256, 256, 3)

@@ -41,6 +41,7 @@ const viewer = OpenSeadragon({
 const worker = new Worker(new URL("worker.js", location.href), { type: "module" });
 
 let model: RemoteModel | undefined;
+let opening = 0;
 let picture: RemotePicture | undefined;
 let shown: { array: Stored; name: string } | undefined;
 let saving: AbortController | undefined;
@@ -70,10 +71,16 @@ async function openModel(from: string | Uint8Array): Promise<void> {
   const backend = (address.get("backend") ?? "auto") as NonNullable<BackendOptions["backend"]>;
   const wasmPaths = new URL("./", location.href).href;
   const threads = address.has("threads") ? Number(address.get("threads")) : undefined;
-  model = await connect(worker, from, { backend, threads, wasmPaths });
+  opening += 1;
+  try {
+    model = await connect(worker, from, { backend, threads, wasmPaths });
+  } finally {
+    opening -= 1;
+  }
   space.length = 1;
   for (const name of model.spaces) space.add(new Option(name));
   say(`Ready for latents of ${model.spaces.join(", ")}.`);
+  await show(); // of a latent that was dropped before, or that another model showed
 }
 
 async function openFile(chosen: File): Promise<void> {
@@ -88,7 +95,8 @@ async function openFile(chosen: File): Promise<void> {
 
 /** Show the latent in its space and at the size that are chosen. */
 async function show(): Promise<void> {
-  if (!model || !shown) return;
+  if (!shown || (!model && opening)) return;
+  if (!model) throw new InfGenError("bundle", "no model is open: drop the zip file of a bundle, or reload the page");
   saving?.abort();
   const latent = asLatent(shown.array, { space: space.value || undefined, spaces: model.spaces });
   say("The picture is being planned.");

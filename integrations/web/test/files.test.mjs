@@ -1,10 +1,20 @@
 // What is refused without decoding anything, in Node: npm test
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
 import { zipSync } from "fflate";
 
-import { asLatent, Bundle, bundleInZip, InfGenError, readArray, spacesOf } from "../dist/page/library.js";
+import {
+  asLatent,
+  Bundle,
+  bundleInZip,
+  connect,
+  InfGenError,
+  readArray,
+  SPACES,
+  spacesOf,
+} from "../dist/page/library.js";
 
 const text = (content) => new TextEncoder().encode(content);
 
@@ -52,6 +62,10 @@ test("files that are no latents are refused with what to do", () => {
     [safetensors({ x: { dtype: "F32", shape: [-1], data_offsets: [0, 4] } }, 4), /is damaged/],
   ];
   for (const [content, words] of cases) refused(() => readArray(content, "latent.bin"), "latent", words);
+});
+
+test("a .npy file has no names", () => {
+  refused(() => readArray(npy([32, 4, 4]), "latent.npy", "latent"), "latent", /has no name, and is not 'latent'/);
 });
 
 test("types of numbers are widened", () => {
@@ -108,4 +122,30 @@ test("bundles that cannot be run are refused", async () => {
       (error) => error instanceof InfGenError && error.kind === "bundle" && words.test(error.message),
     );
   }
+});
+
+/** The worker's script, as it would run in a browser's Worker. Node has no such workers. */
+async function inWorker() {
+  const worker = new EventTarget();
+  const self = new EventTarget();
+  const answer = (data) => worker.dispatchEvent(Object.assign(new Event("message"), { data }));
+  globalThis.self = Object.assign(self, { postMessage: (data) => setTimeout(() => answer(data)) });
+  await import("../dist/page/worker.js");
+  worker.postMessage = (data) => self.dispatchEvent(Object.assign(new Event("message"), { data }));
+  return worker;
+}
+
+test("a worker has the model that was asked for last, and keeps the answers of several apart", async () => {
+  const manifest = JSON.parse(readFileSync(new URL("../../../infgen_rt/model/manifest.json", import.meta.url)));
+  const zips = [0, 1].map((index) => {
+    const one = JSON.stringify({ ...manifest, models: [manifest.models[index]] });
+    return zipSync({ "manifest.json": text(one) });
+  });
+  const worker = await inWorker();
+  const [first, second] = await Promise.all(zips.map((zip) => connect(worker, zip)));
+  const spaces = manifest.models.slice(0, 2).map((each) => each.latent_space);
+  assert.deepEqual([first.spaces, second.spaces], [[spaces[0]], [spaces[1]]]);
+  const latent = asLatent(readArray(npy([SPACES.get(spaces[0]).channels, 4, 4])), { space: spaces[0] });
+  await assert.rejects(first.picture(latent), /another model was opened in this worker/);
+  await assert.rejects(second.picture(latent), new RegExp(`has no model for ${spaces[0]} latents`));
 });

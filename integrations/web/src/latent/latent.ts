@@ -51,7 +51,15 @@ const PICTURES = [
 export function readArray(content: Uint8Array, name = "the file", key?: string): Stored {
   try {
     if (content.length === 0) throw new InfGenError("latent", "is empty: save the latent again");
-    if (isNpy(content)) return { ...readNpy(content), comfyui: false };
+    if (isNpy(content)) {
+      if (key !== undefined) {
+        throw new InfGenError(
+          "latent",
+          `is a .npy file: its only array has no name, and is not '${key}'; leave out the key`,
+        );
+      }
+      return { ...readNpy(content), comfyui: false };
+    }
     if (content[0] === 0x50 && content[1] === 0x4b) return { ...readNpz(content, key), comfyui: false };
     if (PICTURES.some((start) => start.every((byte, index) => content[index] === byte))) {
       throw new InfGenError(

@@ -10,7 +10,7 @@ import type { Pixels, Readable } from "../picture.js";
 import type { Planned, Reply, Tasks } from "./protocol.js";
 
 /**
- * Open a model in a worker.
+ * Open a model in a worker. It replaces the model that was open there, whose pictures are then closed.
  *
  * @param worker a worker that runs `infgen-rt-web/worker`.
  * @param model the address of a bundle's folder, or the content of its zip.
@@ -24,25 +24,32 @@ export async function connect(
 ): Promise<RemoteModel> {
   const line = new Line(worker);
   const from = model instanceof Uint8Array ? model : new URL(String(model), location.href).href;
-  const { spaces } = await line.ask("open", { model: from, options });
-  return new RemoteModel(line, spaces);
+  const { model: number, spaces } = await line.ask("open", { model: from, options });
+  return new RemoteModel(line, number, spaces);
 }
 
 /** A bundle that is open in a worker. */
 export class RemoteModel {
   readonly #line: Line;
+  readonly #number: number;
 
   constructor(
     line: Line,
+    number: number,
     /** The latent spaces that the bundle has a model for. */
     readonly spaces: readonly string[],
   ) {
     this.#line = line;
+    this.#number = number;
   }
 
-  /** Plan a picture. Arguments and errors are those of `Decoder.picture`. */
+  /**
+   * Plan a picture. Arguments and errors are those of `Decoder.picture`.
+   *
+   * @throws {InfGenError} also if another model was opened in the worker since.
+   */
   async picture(latent: Latent, size?: SizeLike): Promise<RemotePicture> {
-    const planned = await this.#line.ask("picture", { latent, size });
+    const planned = await this.#line.ask("picture", { model: this.#number, latent, size });
     return new RemotePicture(this.#line, planned, planned.size);
   }
 }
@@ -87,11 +94,13 @@ interface Waiting {
   readonly reject: (error: InfGenError) => void;
 }
 
+/** The number of tasks so far. Several lines may lead to one worker, so they count together. */
+let count = 0;
+
 /** Sends tasks to a worker and waits for the answers. */
 class Line {
   readonly #worker: Worker;
   readonly #waiting = new Map<number, Waiting>();
-  #count = 0;
 
   constructor(worker: Worker) {
     this.#worker = worker;
@@ -112,7 +121,7 @@ class Line {
   }
 
   ask<T extends keyof Tasks>(task: T, ask: Tasks[T]["ask"], signal?: AbortSignal): Promise<Tasks[T]["answer"]> {
-    const id = ++this.#count;
+    const id = ++count;
     const stop = () => this.#worker.postMessage({ stop: id });
     const answer = new Promise<Tasks[T]["answer"]>((resolve, reject) => {
       this.#waiting.set(id, { resolve, reject });

@@ -11,9 +11,9 @@ import type { Pixels } from "../picture.js";
 /** What the worker can be asked to do, and what it answers. */
 export interface Tasks {
   /** Open a bundle: the address of its folder, or the content of its zip. */
-  open: { ask: { model: string | Uint8Array; options: OpenOptions }; answer: { spaces: string[] } };
-  /** Plan a picture, which the worker keeps under its number. */
-  picture: { ask: { latent: Latent; size: SizeLike | undefined }; answer: Planned };
+  open: { ask: { model: string | Uint8Array; options: OpenOptions }; answer: { model: number; spaces: string[] } };
+  /** Plan a picture with the model that was opened last. The worker keeps the picture under its number. */
+  picture: { ask: { model: number; latent: Latent; size: SizeLike | undefined }; answer: Planned };
   read: { ask: { picture: number; size: Size; region: Box }; answer: Pixels };
   /** Forget a picture and the contexts of its latent. */
   release: { ask: { picture: number }; answer: null };

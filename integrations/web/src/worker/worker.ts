@@ -9,19 +9,22 @@ import type { Latent } from "../latent/latent.js";
 import type { Picture } from "../picture.js";
 import type { Request, Tasks } from "./protocol.js";
 
-let bundle: Bundle | undefined;
-let settings: OpenOptions = {};
+let model: { readonly number: number; readonly bundle: Bundle; readonly settings: OpenOptions } | undefined;
+/** Ends when all models that were asked for are open. They are opened one after another, so that the last one stays. */
+let opened: Promise<unknown> = Promise.resolve();
 const decoders = new Map<string, Promise<Decoder>>();
 const pictures = new Map<number, Picture>();
 const running = new Map<number, AbortController>();
 let numbers = 0;
 
 /** Opens the model of a space when the first latent of it comes. */
-function decoderFor(latent: Latent): Promise<Decoder> {
-  if (!bundle) throw new InfGenError("bundle", "no model is open: call connect first");
+function decoderFor(number: number, latent: Latent): Promise<Decoder> {
+  if (model?.number !== number) {
+    throw new InfGenError("bundle", "another model was opened in this worker: connect again, or in another worker");
+  }
   let decoder = decoders.get(latent.space);
   if (!decoder) {
-    decoder = open(bundle, { ...settings, space: latent.space });
+    decoder = open(model.bundle, { ...model.settings, space: latent.space });
     decoders.set(latent.space, decoder);
     decoder.catch(() => decoders.delete(latent.space));
   }
@@ -43,16 +46,21 @@ function sized(number: number, size: Size): Picture {
 type Work = { [T in keyof Tasks]: (ask: Tasks[T]["ask"], signal: AbortSignal) => Promise<Tasks[T]["answer"]> };
 
 const work: Work = {
-  async open({ model, options }) {
-    bundle = await Bundle.open(typeof model === "string" ? model : bundleInZip(model));
-    settings = options;
-    await Promise.allSettled([...decoders.values()].map(async (each) => (await each).close()));
-    decoders.clear();
-    pictures.clear();
-    return { spaces: bundle.spaces };
+  open({ model: from, options }) {
+    const next = opened.then(async () => {
+      const bundle = await Bundle.open(typeof from === "string" ? from : bundleInZip(from));
+      model = { number: ++numbers, bundle, settings: options };
+      const before = [...decoders.values()];
+      decoders.clear();
+      pictures.clear();
+      await Promise.allSettled(before.map(async (each) => (await each).close()));
+      return { model: model.number, spaces: bundle.spaces };
+    });
+    opened = next.catch(() => undefined);
+    return next;
   },
-  async picture({ latent, size }) {
-    const decoder = await decoderFor(latent);
+  async picture({ model: number, latent, size }) {
+    const decoder = await decoderFor(number, latent);
     const picture = decoder.picture(latent, size);
     pictures.set(++numbers, picture);
     const { native, tile, size: planned } = picture;
