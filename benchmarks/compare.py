@@ -35,12 +35,16 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, flo
                 yield from _change(f"{method}, {job}: {name}", before, after, name)
     for method, before in old["viewport"].items():
         if after := new["viewport"].get(method):
-            for name in ("seconds", "again", "peak"):
+            for name in ("seconds", "again", "moved", "peak"):
                 yield from _change(f"{method}, viewport: {name}", before, after, name)
     for method, before in old.get("starts", {}).items():
         if after := new["starts"].get(method):
-            for name in ("first", "finished"):
+            for name in ("first", "finished", "peak"):
                 yield from _change(f"{method}, start: {name}", before, after, name)
+    for scale, costs in old.get("own", {}).items():
+        for name, cost in costs.items():
+            if now := new.get("own", {}).get(scale, {}).get(name):
+                yield from _change(f"multiply-adds, {scale}: {name}", [{"cost": cost}], [{"cost": now}], "cost")
     for scale, methods in old.get("quality", {}).items():
         for method, levels in methods.items():
             for name, least in QUALITY.items():
@@ -50,6 +54,17 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, flo
     for name, size in old["installed"].items():
         if now := new["installed"].get(name):
             yield from _change(f"{name}: installed bytes", [{"size": size}], [{"size": now}], "size")
+
+
+def vanished(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What was measured before and is not any more, by the names of jobs, methods, scales and packages."""
+    found = []
+    for part in ("runs", "quality"):
+        for key, methods in old.get(part, {}).items():
+            found += [f"{method}, {key}" for method in methods if method not in new.get(part, {}).get(key, {})]
+    for part in ("viewport", "starts", "installed"):
+        found += [f"{name}: {part}" for name in old.get(part, {}) if name not in new.get(part, {})]
+    return found
 
 
 def _change(
@@ -69,7 +84,7 @@ def _change(
 def main(old: Path, new: Path) -> None:
     """Compares the results.json of two runs.
 
-    The exit status is 1 if a figure became worse by more than the noise.
+    The exit status is 1 if a figure became worse by more than the noise, or is missing in the second run.
     """
     before, after = (json.loads(file.read_text()) for file in (old, new))
     if before["machine"]["processor"] != after["machine"]["processor"]:
@@ -77,9 +92,12 @@ def main(old: Path, new: Path) -> None:
     found = list(changes(before, after))
     for what, low, high, worse in found:
         click.echo(f"{'WORSE ' if worse else 'better'} {what}: {low:.4g} -> {high:.4g} ({high / low - 1:+.0%})")
-    if not found:
+    missing = vanished(before, after)
+    for what in missing:
+        click.echo(f"MISSING {what}")
+    if not found and not missing:
         click.echo("nothing changed by more than the noise")
-    raise SystemExit(any(worse for *_, worse in found))
+    raise SystemExit(bool(missing) or any(worse for *_, worse in found))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from infgen_rt.common.threads import Pool
 from infgen_rt.errors import Cancelled, InfGenError, PlanError
 from infgen_rt.picture import Picture
 from infgen_rt.writers import Metadata, TileFormat
+from infgen_rt.writers.names import folded
 
 AT_ONCE = 2
 """The usual number of pictures that are decoded and written at the same time."""
@@ -105,10 +106,9 @@ class Line(Generic[T]):
         """
         if not self._running:
             return True
-        # A file system may not distinguish capitals.
-        taken = {str(piece.output).casefold() for piece in self._running if piece.output is not None}
+        taken = {folded(piece.output) for piece in self._running if piece.output is not None}
         fits = memory + sum(piece.memory for piece in self._running) <= budget
-        return not self.full and fits and str(output).casefold() not in taken
+        return not self.full and fits and (output is None or folded(output) not in taken)
 
     def add(self, work: Work[T], group: object, memory: int = 0, output: Path | None = None) -> None:
         """Begin a piece of work. The line must have room for it."""

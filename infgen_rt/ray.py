@@ -169,8 +169,8 @@ class Decode:
             )
         if self._column in batch and self._column != self._latent:
             raise LatentError(
-                f"the data set has a column {self._column!r} already, which the results would replace: name another one "
-                "for them (column=...)"
+                f"the data set has a column {self._column!r} already, which the results would replace: name another "
+                "one for them (column=...)"
             )
         results = np.empty(len(batch[self._key]), object)
         for row, (key, latent) in enumerate(zip(batch[self._key], batch[self._latent], strict=True)):

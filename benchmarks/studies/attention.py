@@ -66,11 +66,12 @@ class Layer(nn.Module):
 def masked_products(query: Tensor, key: Tensor, value: Tensor, rows: object, columns: object) -> Tensor:
     """Attention within a radius, computed as attention to all cells of the crop with a mask."""
     assert isinstance(rows, attention.Neighbours) and isinstance(columns, attention.Neighbours)
-    near = [
-        (torch.arange(count) - part.centre[:, None]).abs() <= part.count // 2
-        for part, count in ((rows, key.shape[1]), (columns, key.shape[2]))
-    ]
-    mask = (near[0][:, None, :, None] & near[1][None, :, None, :]).flatten(2).flatten(0, 1)
+    biases = []
+    for part, count in ((rows, key.shape[1]), (columns, key.shape[2])):
+        place = torch.arange(count) - part.centre[:, None] + part.count // 2
+        bias = part.bias.gather(1, place.clamp(0, part.count - 1))
+        biases.append(torch.where((place >= 0) & (place < part.count), bias, attention.MASKED))
+    mask = (biases[0][:, None, :, None] + biases[1][None, :, None, :]).flatten(2).flatten(0, 1)
     q, k, v = (part.flatten(1, 2).transpose(1, 2) for part in (query, key, value))
     out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return out.transpose(1, 2).reshape(*query.shape[:3], -1)

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import click
 
-from infgen_rt.errors import InfGenError, InputError
+from infgen_rt.errors import InfGenError, InputError, reason
 
 _RECIPES = "recipes"
 _UNSPECIFIED = "unspecified"
+
+
+class _Named(click.Path):
+    """A path, which need not exist. Click would take an empty one for the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("it is empty: pass a folder, or set the variable that its name comes from", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+_NAMED = _Named(path_type=Path)
 
 
 class _Command(click.Command):
@@ -33,7 +46,7 @@ class _Command(click.Command):
     "'infgen-export recipes' lists what a target can be exported as.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.argument("checkpoints", metavar="CHECKPOINT...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("checkpoints", metavar="CHECKPOINT...", nargs=-1, required=True, type=_NAMED)
 @click.option(
     "--target",
     "targets",
@@ -46,7 +59,7 @@ class _Command(click.Command):
     multiple=True,
     help="Name of a recipe, or 'all' for every recipe of the targets; repeatable.  [default: the targets' defaults]",
 )
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder of the bundle to write.")
+@click.option("-o", "--output", required=True, type=_NAMED, help="Folder of the bundle to write.")
 @click.option("--model-version", default="0", show_default=True, help="Version of the weights, for the manifest.")
 @click.option("--licence", default=_UNSPECIFIED, show_default=True, help="Licence of the weights, for the manifest.")
 @click.option(
@@ -99,8 +112,10 @@ def main(
     graphs pass.
     """
     for file in reports:
-        if file.suffix not in {".md", ".json"} or not file.parent.is_dir():
-            raise click.BadParameter(f"{file} must end in .md or .json, in a folder that exists", param_hint="--report")
+        if file.suffix not in {".md", ".json"} or not os.access(file.parent, os.W_OK):
+            raise click.BadParameter(
+                f"{file} must end in .md or .json, in a folder that exists and is writable", param_hint="--report"
+            )
     try:
         from infgen_export.description import Card
         from infgen_export.errors import ExportError
@@ -134,7 +149,7 @@ def main(
             say(str(error.report))
         click.echo(f"Error: {error}", err=True)
         raise SystemExit(2 if isinstance(error, InputError) else 1) from None
-    _write(reports, report)
+    written = _write(reports, report)
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=2))
     elif not quiet:
@@ -142,13 +157,21 @@ def main(
         click.echo(f"wrote {output}" + ("" if validate else ", whose graphs were not verified"))
         if licence == _UNSPECIFIED:
             click.echo("its manifest names no licence of the weights: pass --licence and --model-version")
+    if not written:
+        raise SystemExit(1)
 
 
-def _write(files: tuple[Path, ...], report: Any) -> None:
-    """Writes the report to each file, as JSON or Markdown by the file's ending."""
+def _write(files: tuple[Path, ...], report: Any) -> bool:
+    """Writes the report to each file, as JSON or Markdown by the file's ending. Says so if it cannot be written."""
+    written = True
     for file in files:
         text = json.dumps(report.to_json(), indent=2) + "\n" if file.suffix == ".json" else report.to_markdown()
-        file.write_text(text)
+        try:
+            file.write_text(text, encoding="utf-8")
+        except OSError as error:
+            click.echo(f"Error: the report cannot be written to {file}: {reason(error)}", err=True)
+            written = False
+    return written
 
 
 def _recipes() -> str:

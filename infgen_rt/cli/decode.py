@@ -1,7 +1,6 @@
 """`infgen-rt decode`."""
 
 import json
-import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import click
 from infgen_rt.cli.console import FAILED, Notes, Stopwatch, complain, log_to_stderr, say, warnings_to_stderr
 from infgen_rt.cli.latents import STREAM, read_latent
 from infgen_rt.cli.options import Command, picture_options
-from infgen_rt.cli.request import Request
+from infgen_rt.cli.request import Request, is_there
 from infgen_rt.cli.writing import Writing
 from infgen_rt.decoder import Decoder
 from infgen_rt.errors import InfGenError
@@ -58,6 +57,7 @@ def _decode_several(request: Request, notes: Notes) -> None:
     outputs, names = request.outputs()
     decoders: dict[str, Decoder] = {}
     failed: list[Path] = []
+    there = 0
 
     def fail(latent: Path, error: InfGenError) -> None:
         failed.append(latent)
@@ -69,7 +69,8 @@ def _decode_several(request: Request, notes: Notes) -> None:
 
     with ExitStack() as opened, Writing(request, notes, fail) as writing:
         for latent, output in outputs.items():
-            if request.resume and os.path.exists(output):
+            if request.resume and is_there(output):
+                there += 1
                 continue
             try:
                 with writing.planning():
@@ -86,6 +87,8 @@ def _decode_several(request: Request, notes: Notes) -> None:
             else:
                 writing.add(latent, jobs, stopwatch)
         writing.finish()
+    if there and not request.quiet:
+        say(f"{there} of {len(outputs)} pictures were there already, and were left out", err=True)
     if count := len(failed):
         raise InfGenError(
             f"{count} of {len(outputs)} latents failed, for the reasons above; --resume leaves out those that are done"

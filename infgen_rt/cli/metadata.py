@@ -59,12 +59,14 @@ def metadata_of(latent: Any, given: dict[str, str], form: Format, notices: Notic
             carried |= check_metadata({key: text})
         except OutputError as error:
             problems.append(str(error))
+    # If the format cannot hold all of it, the largest texts are left out.
+    for key in sorted(carried, key=lambda key: len(carried[key]), reverse=True):
+        try:
+            form.with_metadata(check_metadata(carried | given))
+        except OutputError as error:
+            problems.append(f"{key!r}, because {error}")
+            del carried[key]
     if problems:
         more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
         notices.warn("metadata", f"a part of the latent file's metadata is left out: {problems[0]}{more}")
-    try:
-        form.with_metadata(check_metadata(carried | given))
-    except OutputError as error:
-        notices.warn("metadata", f"the latent file's metadata is left out: {error}")
-        return given
     return carried | given

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from infgen_rt.cli.latents import STREAM
 from infgen_rt.errors import OutputError
+from infgen_rt.writers.names import folded
 
 
 class Names:
@@ -24,8 +25,7 @@ class Names:
         Raises:
             OutputError: another latent's picture has this name.
         """
-        # A file system may not distinguish capitals.
-        taker = self._takers.setdefault(str(output).casefold(), latent)
+        taker = self._takers.setdefault(folded(output), latent)
         if taker != latent:
             raise OutputError(f"{taker} and {latent} would both be {output}: decode them into folders of their own")
 

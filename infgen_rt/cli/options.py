@@ -33,6 +33,8 @@ class _AnyPath(click.Path):
     """A path, which need not exist. For text that cannot be a path, click would fail with a ValueError."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":  # click would take it for the current folder
+            raise InputError("a name is empty: pass a file or a folder, or set the variable that the name comes from")
         if not is_possible(value):
             raise InputError(f"{str(value)!r} cannot be a file's name: remove the character that no name may have")
         return super().convert(value, param, ctx)

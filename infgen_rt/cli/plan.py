@@ -26,6 +26,8 @@ def plan(**options: Any) -> None:
     request = Request(**options)
     with log_to_stderr(request.verbose), warnings_to_stderr(request.quiet) as notes, request.open() as jobs:
         described = [(job, job.describe()) for job in jobs]
+    if not described:  # with --resume, all may be there
+        return
     job, facts = described[0]
     if request.as_json:
         for _, each in described:
@@ -34,8 +36,8 @@ def plan(**options: Any) -> None:
         parts = "1 part" if facts["parts"] == 1 else f"{facts['parts']} parts"
         say(str(job.picture.plan), needed=True)
         say(f"region: {job.box}, decoded in {parts}, {format_bytes(facts['array_bytes'])} of pixels", needed=True)
-        count = "" if len(jobs) == 1 else f", {len(jobs)} of these, to {jobs[-1].output}"
+        count = "" if len(jobs) == 1 else f", {len(jobs)} of these, to {jobs[-1].title}"
         say(
-            f"output: {job.output}, {job.box.size}, {job.form.name}{count}; {format_bytes(job.memory)} in all",
+            f"output: {job.title}, {job.box.size}, {job.form.name}{count}; {format_bytes(job.memory)} in all",
             needed=True,
         )

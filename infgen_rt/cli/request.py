@@ -78,6 +78,10 @@ class Request:
         """
         if self.quiet and self.verbose:
             raise InputError("--quiet and --verbose exclude each other: expected one of them")
+        if self.resume and self.force:
+            raise InputError("--resume and --force exclude each other: one keeps pictures, and one replaces them")
+        if self.sample is not None and self.key is not None:
+            raise InputError("--key names the array of a file, and a sample has one: leave it out")
         form = FORMATS.get(self.output.suffix.lower())
         if self.format is not None and form not in (None, FORMATS[f".{self.format}"]) and not self.several:
             raise InputError(
@@ -192,19 +196,23 @@ class Request:
                 if seen is None:
                     raise
                 raise PlanError(f"{error}; with --display or --fit, that is the part which is shown") from None
-        digits, jobs = len(str(len(pictures))), []
+        digits, jobs, there = len(str(len(pictures))), list[Job](), 0
         for number, picture in enumerate(pictures, start=1):
             name = output if len(pictures) == 1 else output.with_stem(f"{output.stem}-{number:0{digits}}")
             if latent is not None:
                 names.take(name, latent)
-            if self.several and self.resume and os.path.exists(name):
+            if self.resume and is_there(name):
+                there += 1
                 continue
             names.check(name)
             form = picture.check_save(name, region=box, **self.writing)
             metadata = metadata_of(None if self.no_metadata else array, self.metadata, form, decoder.notices)
+            title = "-" if self.output == STREAM else str(name)
             jobs.append(
-                Job(decoder, picture.for_saving(form, box.size, self.bits), name, box, form, self.bits, metadata)
+                Job(decoder, picture.for_saving(form, box.size, self.bits), name, title, box, form, self.bits, metadata)
             )
+        if there:
+            decoder.notices.warn("resume", f"{there} of {len(pictures)} pictures were there already, and are left out")
         return jobs
 
     def outputs(self) -> tuple[dict[Path, Path], Names]:
@@ -229,7 +237,7 @@ class Request:
             outputs[latent] = self.output / f"{stem}.{self.ending}"
             names.take(outputs[latent], latent)
         try:
-            self.output.mkdir(exist_ok=True)
+            self.output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(
                 f"{self.output} cannot be a folder of pictures: {reason(error)}; pass another name for -o"
@@ -250,13 +258,23 @@ class Request:
         return target
 
 
+def is_there(output: Path) -> bool:
+    """Whether a picture, and all that belongs to it, exists."""
+    form = FORMATS.get(output.suffix.lower())
+    return all(os.path.exists(each) for each in (form.outputs(output) if form else [output]))
+
+
 @dataclass(frozen=True)
 class Job:
-    """A job that has been checked: write the part `box` of `picture` to `output` as `form`, with `metadata`."""
+    """A job that has been checked: write the part `box` of `picture` to `output` as `form`, with `metadata`.
+
+    In reports, `title` stands for the output. It is `-` for standard output.
+    """
 
     decoder: Decoder
     picture: Picture
     output: Path
+    title: str
     box: Box
     form: Format
     bits: Bits
@@ -299,7 +317,7 @@ class Job:
         ]
         encoded = [encoding.tiling.count for encoding in plan.encodings]
         return {
-            "output": str(self.output),
+            "output": self.title,
             "format": self.form.name,
             "size": self.box.size,
             "region": self.box,

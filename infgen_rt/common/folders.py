@@ -38,10 +38,10 @@ _held: "list[BaseFileLock]" = []
 
 def cache_folder() -> Path | None:
     """The cache folder, which may not exist. None for a user without a home, such as a bare user id in a container."""
-    if chosen := os.environ.get(VARIABLE):
+    if chosen := os.environ.get(VARIABLE, "").strip():
         with suppress_but_callers(RuntimeError):  # `~` without a home stays as it is
-            return Path(chosen).expanduser()
-        return Path(chosen)
+            return Path(chosen).expanduser().absolute()
+        return Path(chosen).absolute()
     from platformdirs import user_cache_path
 
     with suppress_but_callers(RuntimeError, KeyError, OSError):

@@ -39,11 +39,31 @@ def plain_latents(
     batch = array if _is_batch(array, space, latent_size) else array[None]
     if space.packed and batch.ndim == 3 and batch.shape[2] == packed:
         return [_unpatchify(_grid(each, 2 * space.cell_pixels, latent_size)) for each in batch], True
+    plain = None
     if space.patchified and batch.ndim == 4 and batch.shape[1] == packed:
-        return [_unpatchify(each) for each in batch], True
-    if batch.ndim == 4 and batch.shape[1] == channels:
-        return list(batch), False
-    raise _not_a_latent(array, space)
+        plain = [_unpatchify(each) for each in batch], True
+    elif batch.ndim == 4 and batch.shape[1] == channels:
+        plain = list(batch), False
+    if plain is None:
+        raise _not_a_latent(array, space)
+    _check_size(plain[0][0], space, latent_size)
+    return plain
+
+
+def _check_size(latent: FloatArray, space: LatentSpace, latent_size: tuple[int, int] | None) -> None:
+    """Raise LatentError if a plain latent [C, h, w] is not that of a picture of the given width and height."""
+    if latent_size is None:
+        return
+    cells = latent.shape[:0:-1]
+    # Pipelines round the size that was requested down to whole cells, or to whole tokens of two.
+    rounded = {tuple(side // part * (part // space.cell_pixels) for side in latent_size)
+               for part in (space.cell_pixels, 2 * space.cell_pixels)}  # fmt: skip
+    if cells not in rounded:
+        given, found = ("x".join(map(str, size)) for size in (latent_size, (n * space.cell_pixels for n in cells)))
+        raise LatentError(
+            f"the latent's picture has {found} pixels, and not {given}: leave out the latent size (latent_size, or "
+            "--latent-size), which only packed tokens need"
+        )
 
 
 def fits(shape: Sequence[int], space: LatentSpace) -> bool:
@@ -134,7 +154,9 @@ def _not_a_latent(array: FloatArray, space: LatentSpace) -> LatentError:
         if shape[-1] in known:
             hint = f"; with its last axis first, [{shape[-1]}, h, w], it would be one"
         elif others and shape[-3] not in known:
-            hint = f"; {shape[-3]} channels are those of {joined(others)}, which needs another model"
+            latent_like = any(shape[-3] in _channel_counts(latent_spaces()[name]) for name in others)
+            what = f"{shape[-3]} channels" if latent_like else f"tokens of {shape[-1]} numbers"
+            hint = f"; {what} are those of {joined(others)}, which needs another model"
     return LatentError(
         f"shape {shape} is not a latent's: expected {expected_shapes(space)}, with or without a batch axis{hint}"
     )

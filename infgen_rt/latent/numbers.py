@@ -1,5 +1,6 @@
 """Converts tensors, arrays and nested lists to arrays of float32."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,13 @@ def as_float32(value: Any) -> FloatArray:
         value = value.array
     if isinstance(value, (str, bytes, Path)):
         raise LatentError("a latent's numbers are expected, and not the name of a file: load_latent reads one")
+    if isinstance(value, Mapping):
+        raise LatentError(
+            f"a latent's numbers are expected, and not a {type(value).__name__}: pass its array, as value['samples'] "
+            "for a LATENT of ComfyUI"
+        )
+    if "float8" in str(getattr(value, "dtype", "")):
+        raise LatentError("numbers are float8, which keeps too little of a latent: pass those before the conversion")
     array = as_array(value, "latent", LatentError)
     if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
         raise LatentError(

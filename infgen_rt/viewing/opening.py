@@ -12,6 +12,7 @@ from infgen_rt.common.notices import Notices
 from infgen_rt.common.progress import Tell
 from infgen_rt.decoder import Decoder
 from infgen_rt.decoder import open as open_decoder
+from infgen_rt.errors import LatentError
 from infgen_rt.geometry.shapes import fit, fixed_size, parse_size
 from infgen_rt.latent.arrays import Normalisation
 from infgen_rt.latent.choosing import space_of
@@ -108,6 +109,8 @@ class Opener:
         TEXT.check(size=self.size)
         PATH.or_none(path=path)
         TEXT.or_none(sample=sample)
+        if str(path) == "-":
+            raise LatentError("standard input cannot be viewed: pass a file")
         array = load_sample(sample or "").latent if path is None else read_array(path, self._key)
         decoder = self._decoder(self._space_of(array), progress, cancel)
         native = decoder.native_size(array, latent_size=self._reading["latent_size"])

@@ -5,6 +5,7 @@ rebinding), but its requests would still carry that name in the Host header. The
 whose Host header is an IP address or an expected name.
 """
 
+import errno
 import html
 import json
 import logging
@@ -89,8 +90,13 @@ class TileServer(ThreadingHTTPServer):
             self.address_family, *_, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
             super().__init__((str(place[0]), port), _Handler)
         except (OSError, UnicodeError, OverflowError) as error:
-            why = one_line(error)
-            raise InputError(f"cannot serve at {host}, port {port} ({why}): pass another --port, or 0") from error
+            unknown = isinstance(error, (socket.gaierror, UnicodeError)) or (
+                isinstance(error, OSError) and error.errno == errno.EADDRNOTAVAIL
+            )
+            other = "--host, such as 127.0.0.1" if unknown else "--port, or 0"
+            raise InputError(
+                f"cannot serve at {host}, port {port} ({one_line(error)}): pass another {other}"
+            ) from error
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{self.server_address[1]}/"
         self.names = {"localhost", host.lower()}
         self.readers = _Readers(pictures, cache)
@@ -215,7 +221,8 @@ class _Handler(BaseHTTPRequestHandler):
         from PIL import Image
 
         kind, file = ending.replace("jpg", "jpeg"), BytesIO()
-        Image.fromarray(self._frame(self.server.readers.get(number), tile).pixels).save(file, kind, compress_level=1, **Jpeg.options)
+        pixels = self._frame(self.server.readers.get(number), tile).pixels
+        Image.fromarray(pixels).save(file, kind, compress_level=1, **Jpeg.options)
         return f"image/{kind}", file.getvalue()
 
     def _host(self) -> str:

@@ -76,6 +76,10 @@ def check_output(
     MAPPING.or_none(metadata=metadata)
     form = FORMATS.get(path.suffix.lower())
     if form is None:
+        if path.is_dir():
+            raise OutputError(f"{path} is a folder: expected a picture's name, such as {path / 'picture.png'}")
+        if path.name.lower() in FORMATS:
+            raise OutputError(f"{path} has no name before its ending: expected one, such as picture{path.name}")
         raise OutputError(f"{path} has no known picture format: expected a name ending in {', '.join(FORMATS)}")
     if tile_format not in (known := get_args(TileFormat)):
         raise OutputError(f"tile format {tile_format!r} is unknown: expected {' or '.join(known)}")

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import unicodedata
 from pathlib import Path
 
 from infgen_rt.common.callers import raise_callers
@@ -16,6 +17,8 @@ def check_name(path: Path) -> None:
     Raises:
         OutputError: the name is not possible.
     """
+    if os.name == "nt" and ":" in path.name:
+        raise OutputError(f"{path.name} cannot be a file's name on Windows, where ':' has a meaning: remove it")
     try:
         os.lstat(path)
     except FileNotFoundError:
@@ -35,6 +38,14 @@ def check_name(path: Path) -> None:
             f"{path.name[:_SHOWN]}... is too long for the file system, with {name} bytes of {whole} in the whole path "
             "(most take 255 in a name): shorten it"
         ) from None
+
+
+def folded(path: Path) -> str:
+    """A text that is the same for paths that a file system may take for the same file.
+
+    A file system may not distinguish capitals, nor an accented letter from a letter and its accent (macOS).
+    """
+    return unicodedata.normalize("NFC", str(path).casefold())
 
 
 def hidden_name(path: Path, mark: str) -> str:

@@ -14,6 +14,8 @@ from infgen_rt.bundle.graphs import model_sizes
 from infgen_rt.common.schema import parse
 
 _MOST = 4096
+_MOST_RADIUS = 16
+_LEAST_RATIO = 1e-3
 """The largest count that is meant. A model of more takes more memory than there is."""
 FRAMES = ("image", "cell")
 STARTS = ("mask", "sampled")
@@ -169,11 +171,20 @@ class DecoderConfig:
                 f"encoder_pooled must be at most the {self.encoder[-1].blocks} blocks of the encoder's last level, not "
                 f"{self.encoder_pooled}"
             )
-        if self.radius is not None and not self.radius > 0:
-            problems.append(f"radius must be above 0 or null, not {self.radius}")
+        if self.radius is not None and not 0 < self.radius <= _MOST_RADIUS:
+            problems.append(f"radius must be above 0 and at most {_MOST_RADIUS}, or null, not {self.radius}")
         for name, (low, high) in (("scale_range", self.scale_range), ("rotary", self.rotary)):
-            if not 0 < low <= high:
-                problems.append(f"{name} must be two rising positive numbers, not {(low, high)}")
+            if not _LEAST_RATIO <= low <= high <= 1 / _LEAST_RATIO:
+                problems.append(
+                    f"{name} must be two rising numbers of {_LEAST_RATIO:g} to {1 / _LEAST_RATIO:g}, not {(low, high)}"
+                )
+        if not 0 <= self.inpe_sigma <= 1 / _LEAST_RATIO:
+            problems.append(f"inpe_sigma must be 0 to {1 / _LEAST_RATIO:g}, not {self.inpe_sigma}")
+        # The statistics of one channel of a latent with one cell would be those of a single number.
+        if self.pooled and self.trunk and self.trunk[0].blocks and self.trunk[0].width < 2:
+            problems.append("pooled blocks need a trunk that starts with 2 channels or more")
+        if self.encoder_pooled and self.encoder and self.encoder[-1].width < 2:
+            problems.append("encoder_pooled needs an encoder that ends with 2 channels or more")
         if problems:
             raise ValueError("impossible model config: " + "; ".join(problems))
 

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -23,6 +24,10 @@ from infgen_rt.common.shortages import remedy
 from infgen_rt.errors import BackendError, DecodeError, one_line
 from infgen_runtimes.telemetry import without_openvino_telemetry
 
+if os.environ.get("LD_PRELOAD"):
+    # oneTBB loads a library with RTLD_DEEPBIND, which crashes the process if another malloc is preloaded, as WebUIs do.
+    # With this variable, it does not.
+    os.environ.setdefault("TBB_ENABLE_SANITIZERS", "1")
 with without_openvino_telemetry():
     import openvino as ov
 

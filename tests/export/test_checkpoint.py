@@ -120,6 +120,9 @@ BAD_FIELDS = {
     "pair": ({"rotary": [1.0]}, "config.rotary has 1 items, expected 2"),
     "number": ({"scale_range": ["low", 4]}, r"config.scale_range\[0\] is str, expected float"),
     "impossible": ({"heads": 0}, "heads must be 1 to 4096, not 0"),
+    "infinite": ({"radius": float("inf")}, "radius must be above 0 and at most 16, or null, not inf"),
+    "not a number": ({"inpe_sigma": float("nan")}, "inpe_sigma must be 0 to 1000, not nan"),
+    "out of all bounds": ({"scale_range": [1e-320, 4.0]}, "scale_range must be two rising numbers of 0.001 to 1000"),
     "choice": ({"frame": "window"}, "frame must be one of image, cell, not 'window'"),
 }
 

@@ -1,6 +1,7 @@
 """From a checkpoint to a bundle that is the model's equal, or to none at all."""
 
 import dataclasses
+import errno
 import hashlib
 import itertools
 import json
@@ -12,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -591,6 +593,8 @@ BAD = {
     "a report": (["CHECKPOINT", "-o", "out", "--report", "report.xls"], "must end in .md or .json"),
     "a report in no folder": (["CHECKPOINT", "-o", "out", "--report", "none/report.md"], "in a folder that exists"),
     "no output": (["CHECKPOINT"], "--output"),
+    "an empty output": (["CHECKPOINT", "-o", ""], "it is empty"),
+    "an empty checkpoint": (["", "-o", "out"], "it is empty"),
     "an unwritable output": (["CHECKPOINT", "-o", "model.pt/out"], "cannot be written"),
 }
 
@@ -731,6 +735,26 @@ def test_a_bundle_without_an_encoder_decodes(of_spaces: dict[str, Path], tmp_pat
     with infgen_rt.open(tmp_path / "bundle") as decoder:
         assert "encode" not in decoder.manifest.recipes[0].graphs
         assert decoder.picture(tiny.latent(5, 6).numpy()).read().shape == (40, 48, 3)
+
+
+def test_a_report_that_cannot_be_written_is_one_line_and_the_bundle_stays(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    report = SimpleNamespace(to_markdown=lambda: "ä", to_json=dict)
+    monkeypatch.setattr("infgen_export.pipeline.export", lambda *_, **__: report)
+    write = Path.write_text
+
+    def full(self: Path, *arguments: Any, **options: Any) -> int:
+        if self.name == "a.md":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    arguments = ["checkpoint", "-o", str(tmp_path / "bundle"), "--report", str(tmp_path / "a.md")]
+    result = CliRunner().invoke(main, [*arguments, "--report", str(tmp_path / "b.md")])
+    assert result.exit_code == 1 and f"wrote {tmp_path / 'bundle'}" in result.stdout
+    assert result.stderr == f"Error: the report cannot be written to {tmp_path / 'a.md'}: No space left on device\n"
+    assert (tmp_path / "b.md").read_text(encoding="utf-8") == "ä"
 
 
 def test_the_command_says_when_the_licence_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from infgen_rt.backend.report import describe_devices
 from infgen_rt.bundle.folder import Bundle
 from infgen_rt.bundle.manifest import Enlargement, Manifest, Recipe
 from infgen_rt.cli.main import main
+from infgen_rt.common.folders import cache_folder
 from infgen_rt.errors import BackendError, InfGenWarning
 
 from . import tiny
@@ -516,6 +517,21 @@ def test_clearing_the_cache_leaves_what_is_somebody_elses(
     assert told["folder"] == str(home / "link") and told["bytes"]["openvino"] == 5 and "sub" not in told["bytes"]
     assert main(["cache", "--clear"]) == 0
     assert [path.name for path in real.iterdir()] == ["sub"] and (real / "sub" / "photo.raw").exists()
+
+
+def test_the_cache_folder_is_absolute_and_a_file_in_its_place_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("INFGEN_RT_CACHE", " here ")
+    assert cache_folder() == tmp_path / "here"
+    monkeypatch.setenv("INFGEN_RT_CACHE", "   ")
+    assert cache_folder() not in (None, tmp_path)
+    Path("file").touch()
+    monkeypatch.setenv("INFGEN_RT_CACHE", "file")
+    assert main(["cache", "--clear"]) == 1
+    assert f"{tmp_path / 'file'} is a file, so that nothing is cached" in capsys.readouterr().err
+    assert Path("file").exists()
 
 
 # ONNX Runtime itself.

@@ -72,6 +72,8 @@ def test_the_last_stage_takes_a_stretch() -> None:
     [
         ((2, 2), None, "2 x 2 multiply to 4, and 640x512 needs 8: make the last one 4"),
         ((2, 3, 2), None, "multiply to 12, and 640x512 needs 8: make the last one 1.333"),
+        ((4, 4), None, "multiply to 16, and 640x512 needs 8: make the last one 2"),
+        ((4, 4, 4), None, "multiply to 64, and 640x512 needs 8: pass a size of 64x, or smaller scales"),
         ((), None, "numbers above 0"),
         ((2, 0), None, "numbers above 0"),
         ((-2, -4), None, "numbers above 0"),

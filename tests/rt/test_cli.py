@@ -1,7 +1,7 @@
 import errno
-import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -213,6 +213,12 @@ BAD = {
     "negative size": (["latent.npy", "--size", "-4x4"], "out of bounds"),
     "huge size": (["latent.npy", "--size", "999999x9"], "out of bounds"),
     "unknown display": (["latent.npy", "--display", "macbok-air-13"], "did you mean macbook-air-13"),
+    "empty name": (["latent.npy", "-o", ""], "a name is empty"),
+    "empty latent": ([""], "a name is empty"),
+    "key of a sample": (["--sample", "osprey", "--key", "latent"], "a sample has one"),
+    "no name before the ending": (["latent.npy", "-o", ".png"], "has no name before its ending"),
+    "another latent size": (["latent.npy", "--latent-size", "512x512"], "has 96x64 pixels, and not 512x512"),
+    "stages without a size": (["latent.npy", "--stages", "2,2"], "pass a size of 4x, or smaller scales"),
     "format and name": (["latent.npy", "-o", "p.png", "--format", "jpg"], "contradicts p.png"),
     "display and size": (["latent.npy", "--display", "tv-4k", "--size", "4k"], "exclude each other"),
     "fit to nothing": (["latent.npy", "--fit", "cover"], "expected --display, or --size"),
@@ -516,6 +522,34 @@ def test_a_folder_is_decoded_with_its_batches_and_one_warning_for_each_cause(
     assert [Path(json.loads(line)["output"]).name for line in capsys.readouterr().out.splitlines()] == ["many-2.png"]
 
 
+def test_pictures_that_are_there_are_left_out_and_counted(
+    eleven: np.ndarray, decode: list[str], bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    numbered = [*decode[:1], "batch.npy", *decode[2:]]
+    assert main(numbered) == 0
+    kept = Path("out-02.png").stat().st_mtime_ns
+    Path("out-03.png").unlink()
+    capsys.readouterr()
+    assert main([*numbered, "--resume"]) == 0
+    assert "10 of 11 pictures were there already, and are left out" in capsys.readouterr().err
+    assert Path("out-03.png").exists() and Path("out-02.png").stat().st_mtime_ns == kept
+    for command in (numbered, ["plan", *numbered[1:]]):
+        assert main([*command, "--resume"]) == 0
+        assert "11 of 11 pictures were there already" in capsys.readouterr().err
+    Path("latents").mkdir()
+    for number in range(3):
+        np.save(f"latents/{number}.npy", eleven[number])
+    folder = ["decode", "latents", "-o", "some/where", "--model", str(bundle), "--normalisation", "model"]
+    folder += ["--format", "dzi"]
+    assert main(folder) == 0
+    shutil.rmtree("some/where/1_files")
+    capsys.readouterr()
+    # A pyramid without its tiles is no picture.
+    assert main([*folder, "--resume"]) == 1
+    told = capsys.readouterr().err
+    assert "2 of 3 pictures were there already" in told and "1.dzi exists" in told
+
+
 def test_an_empty_folder_is_refused(folder: Path, decode: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     Path("empty").mkdir()
     assert main([*decode[:1], "empty", *decode[2:]]) == 2
@@ -535,10 +569,12 @@ def test_from_standard_input_to_standard_output(folder: Path, bundle: Path, endi
     options = ["--model", str(bundle), "--format", ending, "--json", "--normalisation", "model"]
     ran = piped(["decode", "-", "-o", "-", *options], Path("latent.npy").read_bytes())
     assert ran.returncode == 0, ran.stderr
-    with Image.open(io.BytesIO(ran.stdout)) as image:
-        assert image.size == (96, 64)
-    assert json.loads(ran.stderr)["format"]
+    told = json.loads(ran.stderr)
+    assert told["format"] and told["output"] == "-"
     assert [path.name for path in folder.iterdir()] == ["latent.npy"]
+    file = f"same.{ending}"
+    assert main(["decode", "latent.npy", "-o", file, "--model", str(bundle), "--normalisation", "model"]) == 0
+    assert Path(file).read_bytes() == ran.stdout
 
 
 def test_streams_that_cannot_be_used_say_why(eleven: np.ndarray, bundle: Path) -> None:
@@ -552,6 +588,12 @@ def test_streams_that_cannot_be_used_say_why(eleven: np.ndarray, bundle: Path) -
     ]:
         ran = piped([*arguments, *model], content)
         assert (ran.returncode, ran.stdout) == (code, b"") and text in ran.stderr, ran.stderr
+
+
+def test_a_plan_of_standard_output_does_not_name_a_temporary_file(folder: Path, bundle: Path) -> None:
+    plan = ["plan", "latent.npy", "-o", "-", "--model", str(bundle), "--normalisation", "model"]
+    assert b"output: -, 96x64, PNG" in piped(plan).stdout
+    assert json.loads(piped([*plan, "--json"]).stdout)["output"] == "-"
 
 
 def test_info_on_standard_input_and_a_batch(eleven: np.ndarray) -> None:

@@ -151,12 +151,23 @@ def nan_at(*index: int) -> np.ndarray:
         (LATENT.astype(complex), "numbers are complex128"),
         (LATENT.astype(object), "numbers are object"),
         ([["a"]], "numbers are <U1"),
+        ({"samples": LATENT}, r"not a dict: pass its array, as value\['samples'\]"),
+        (np.zeros((32, 4, 4), ml_dtypes.float8_e4m3fn), "numbers are float8, which keeps too little"),
+        (np.zeros((1, 64, 64)), r"tokens of 64 numbers are those of flux1"),
         (LATENT * 20, "not a latent's numbers"),
     ],
 )
 def test_unusable_latents_are_refused(value: object, text: str) -> None:
     with pytest.raises(LatentError, match=text):
         as_latent(value, FLUX2)
+
+
+def test_the_size_of_a_plain_latent_is_checked() -> None:
+    for size in ((80, 48), (87, 55), (95, 63)):  # pipelines round down
+        assert np.array_equal(as_latent(LATENT, FLUX2, latent_size=size), LATENT)
+    for size in ((48, 80), (79, 48), (512, 512), (0, 0)):
+        with pytest.raises(LatentError, match="has 80x48 pixels, and not"):
+            as_latent(LATENT, FLUX2, latent_size=size)
 
 
 def test_a_wrong_packed_size_is_refused() -> None:

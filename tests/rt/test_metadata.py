@@ -206,7 +206,13 @@ def test_a_hostile_header_is_left_out_with_a_warning(
     write_latent({"prompt": "x" * 70_000})
     assert main([*command(bundle, "--metadata", "a=b"), "-o", "a.jpg"]) == 0
     assert carried(Path("a.jpg")) == {"a": "b"}
-    assert "Warning: the latent file's metadata is left out: JPEG holds" in capsys.readouterr().err
+    assert "metadata is left out: 'prompt', because JPEG holds" in capsys.readouterr().err
+    # What fits is kept, and both causes are told.
+    write_latent({"prompt": PROMPT, "workflow": "x" * 70_000, "XML:com.adobe.xmp": "x"})
+    assert main([*command(bundle), "-o", "b.jpg"]) == 0
+    assert carried(Path("b.jpg")) == {"prompt": PROMPT}
+    printed = capsys.readouterr().err
+    assert "is left out: metadata key 'XML:com.adobe.xmp'" in printed and printed.endswith("; and 1 more\n")
 
 
 @pytest.mark.parametrize(
@@ -216,6 +222,7 @@ def test_a_hostile_header_is_left_out_with_a_warning(
         (["--metadata", "=a"], "metadata key '' is not possible"),
         (["--metadata", "a=1", "--metadata", "a=2"], "metadata 'a' is given twice"),
         (["--metadata", f"a={'x' * 70_000}", "-o", "a.jpg"], "JPEG holds 65,533 bytes of metadata at most"),
+        (["--resume", "--force"], "--resume and --force exclude each other"),
         (["--quiet", "--verbose"], "--quiet and --verbose exclude each other"),
     ],
 )

@@ -26,6 +26,7 @@ import infgen_rt
 from infgen_rt.bundle.graphs import DECODE
 from infgen_rt.cli.main import main
 from infgen_rt.common.pixels import ByteArray
+from infgen_rt.errors import InputError
 from infgen_rt.viewing.server import TileServer
 
 from . import tiny
@@ -271,6 +272,12 @@ def test_a_tile_that_the_browser_gives_up_is_dropped_and_the_next_one_is_served(
         go.set()
     assert fetch_pixels(server, "1/256,0,256,256/256,256/0/default.png").shape == (256, 256, 3)
     assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("host", ["nosuchhost.invalid", "300.1.1.1", "192.0.2.1", "a" * 70])
+def test_a_host_that_is_not_here_is_blamed_and_not_the_port(picture: infgen_rt.Picture, host: str) -> None:
+    with pytest.raises(InputError, match="pass another --host, such as 127.0.0.1$"):
+        TileServer([picture], host)
 
 
 def test_a_failure_is_told_to_the_browser_and_the_server_goes_on(

@@ -237,10 +237,11 @@ import resource, sys
 import infgen_rt, onnxruntime
 from infgen_rt.cli.main import main
 from infgen_rt.common.limits import available_memory
+from infgen_rt.common.memory import default_budget
 with open("/proc/self/statm") as file:
     used = int(file.read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[2]), -1))
-print(available_memory())
+print(available_memory(), default_budget())
 sys.exit(main(["decode", sys.argv[1], "--model", sys.argv[3], "--normalisation", "model", "-o", sys.argv[4],
                "--size", "700x570", "--backend", "onnxruntime"]))
 """
@@ -259,7 +260,8 @@ def test_a_limit_of_the_address_space_gives_a_picture_or_one_line(bundle: Path, 
         pytest.skip("a library written in C has ended the process, which nothing can prevent")
     assert done.returncode in (0, 1, 2), done.stderr
     assert output.exists() == (done.returncode == 0)
-    assert int(done.stdout.split()[0]) <= mebibytes * 2**20
+    available, budget = map(int, done.stdout.split()[:2])
+    assert available <= mebibytes * 2**20 and budget <= mebibytes * 2**20 // 2
     # ONNX Runtime may print a warning about itself.
     lines = [line for line in done.stderr.splitlines() if "onnxruntime:Default" not in line]
     if done.returncode:

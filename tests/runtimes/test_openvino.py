@@ -1,6 +1,7 @@
 """What OpenVINO's backend does in less than float32, on any processor: one without bfloat16 computes in float32."""
 
 import functools
+import os
 import re
 import subprocess
 import sys
@@ -121,6 +122,22 @@ def test_a_signal_is_handled_after_graphs_were_loaded_and_deleted(tmp_path: Path
     """With a core for each graph, OpenVINO leaves a stack for signal handlers that no longer exists."""
     done = subprocess.run([sys.executable, "-c", _SIGNALLED, tmp_path / "graph.xml"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
+
+
+_MALLOCS = [
+    file
+    for name in ("tcmalloc_minimal", "tcmalloc", "jemalloc", "mimalloc")
+    for file in sorted(Path("/usr/lib").glob(f"*/lib{name}.so.*"))
+]
+
+
+@pytest.mark.skipif(not _MALLOCS, reason="no other malloc is installed")
+def test_another_malloc_that_was_preloaded_does_no_harm() -> None:
+    environment = {**os.environ, "LD_PRELOAD": str(_MALLOCS[0])}
+    environment.pop("TBB_ENABLE_SANITIZERS", None)
+    script = "from infgen_runtimes.openvino import Backend; print(*(device.id for device in Backend().devices()))"
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "cpu" in done.stdout.split(), done.stderr
 
 
 def test_threads_that_start_together_share_one_core(monkeypatch: pytest.MonkeyPatch) -> None:

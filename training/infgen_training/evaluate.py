@@ -34,7 +34,6 @@ from infgen_training.config import PATCH
 from infgen_training.metrics import compare, mean, psnr
 from infgen_training.perception import Eye, frechet_distance
 from infgen_training.photos import middle_of, open_photo, photo_files
-from infgen_training.precision import mixed
 from infgen_training.requests import parse_scales, read_baseline, read_places
 from infgen_training.teacher import AUTOENCODER, AUTOENCODER_HELP, Teacher, load_function
 from infgen_training.views import Pixels, to_tensor
@@ -145,8 +144,7 @@ def methods(task: Task, model: InfGen, teacher: Teacher, enlarge: nn.Module | No
         return found | {TEACHER: small}
     found[f"{TEACHER} + bicubic"] = resize(small, task.size, BICUBIC)
     if enlarge is not None and prod(task.size) > prod(small.shape[:2]):
-        with mixed(torch.device("cpu")):
-            large = enlarge(decoded.contiguous(memory_format=torch.channels_last)).float()
+        large = enlarge(decoded.contiguous(memory_format=torch.channels_last))
         found[f"{TEACHER} + {ENLARGER}"] = resize(to_pixels(large.clamp(0, 1)), task.size, LANCZOS)
     return found
 
