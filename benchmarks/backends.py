@@ -67,7 +67,7 @@ def main(model: Path, sample: str, threads: int, repeat: int, file: Path | None)
     quality: dict[tuple[Any, ...], float] = {}
     everything = ways(model)
     if REFERENCE not in everything:
-        raise click.ClickException("the others are compared with ONNX Runtime: pip install 'infgen-rt[cpu]'")
+        raise click.ClickException('the others are compared with ONNX Runtime: pip install "infgen-rt[cpu]"')
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ[VARIABLE] = str(folder / "cache")

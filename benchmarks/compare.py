@@ -34,11 +34,11 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, flo
             for name in ("seconds", "peak") if after else ():
                 yield from _change(f"{method}, {job}: {name}", before, after, name)
     for method, before in old["viewport"].items():
-        if after := new["viewport"].get(method):
+        if after := new.get("viewport", {}).get(method):
             for name in ("seconds", "again", "moved", "peak"):
                 yield from _change(f"{method}, viewport: {name}", before, after, name)
     for method, before in old.get("starts", {}).items():
-        if after := new["starts"].get(method):
+        if after := new.get("starts", {}).get(method):
             for name in ("first", "finished", "peak"):
                 yield from _change(f"{method}, start: {name}", before, after, name)
     for scale, costs in old.get("own", {}).items():
@@ -48,20 +48,28 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, flo
     for scale, methods in old.get("quality", {}).items():
         for method, levels in methods.items():
             for name, least in QUALITY.items():
-                was, now = levels.get(name), new["quality"].get(scale, {}).get(method, {}).get(name)
+                was, now = levels.get(name), new.get("quality", {}).get(scale, {}).get(method, {}).get(name)
                 if was is not None and now is not None and abs(now - was) > least:
                     yield f"{method}, scale {scale}: {name}", was, now, (now > was) == (name in LOWER)
     for name, size in old["installed"].items():
-        if now := new["installed"].get(name):
+        if now := new.get("installed", {}).get(name):
             yield from _change(f"{name}: installed bytes", [{"size": size}], [{"size": now}], "size")
 
 
 def vanished(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What was measured before and is not any more, by the names of jobs, methods, scales and packages."""
     found = []
-    for part in ("runs", "quality"):
+    for part in ("runs", "quality", "own"):
         for key, methods in old.get(part, {}).items():
-            found += [f"{method}, {key}" for method in methods if method not in new.get(part, {}).get(key, {})]
+            now = new.get(part, {}).get(key, {})
+            found += [f"{method}, {key}" for method in methods if method not in now]
+            if part == "quality":
+                found += [
+                    f"{method}, {key}: {name}"
+                    for method in methods
+                    for name, value in methods[method].items()
+                    if method in now and name in QUALITY and value is not None and now[method].get(name) is None
+                ]
     for part in ("viewport", "starts", "installed"):
         found += [f"{name}: {part}" for name in old.get(part, {}) if name not in new.get(part, {})]
     return found
@@ -70,6 +78,8 @@ def vanished(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 def _change(
     what: str, before: Sequence[dict[str, float]], after: Sequence[dict[str, float]], name: str
 ) -> Iterator[tuple[str, float, float, bool]]:
+    if not all(name in entry for entry in (*before, *after)):  # an older run has fewer figures
+        return
     first, second = ([entry[name] for entry in runs] for runs in (before, after))
     low, high = statistics.median(first), statistics.median(second)
     # The noise is the larger spread of the samples of the two runs, and at least a fixed share.

@@ -307,11 +307,12 @@ class Decoder:
             return
         shape = list(as_float32(latent).shape)
         fitting = [space.name for space in others if fits(shape, space)]
-        last_first = shape[-1:] + shape[-3:-1] if len(shape) == 3 else []
-        if fitting and not fits(shape, self._space) and not fits(last_first, self._space):
+        if fitting and not fits(shape, self._space):
+            last_first = [*shape[:-3], shape[-1], *shape[-3:-1]]
+            hint = f"; with its last axis first, it would be one, {last_first}" if fits(last_first, self._space) else ""
             raise LatentError(
                 f"shape {shape} is not that of {self._space.name} latents, which this decoder is for, and may be of "
-                f"{joined(fitting)}: open the model with space={fitting[0]!r} (--space {fitting[0]})"
+                f"{joined(fitting)}: open the model with space={fitting[0]!r} (--space {fitting[0]}){hint}"
             )
 
     def _source(self, latent: FloatArray, tile: int | None, part: int | None) -> Source:

@@ -14,7 +14,7 @@ pictures = latents.map_batches(
 )
 pictures.write_parquet("pictures")
 
-It needs Ray: `pip install 'infgen-rt[ray]'`, with a backend's extra.
+It needs Ray: `pip install "infgen-rt[ray]"`, with a backend's extra.
 """
 
 import tempfile
@@ -40,7 +40,7 @@ from infgen_rt.writers.names import check_name
 try:
     import ray
 except ImportError as error:
-    raise ImportError(f"infgen_rt.ray needs Ray ({error}): pip install 'infgen-rt[ray]'") from error
+    raise ImportError(f'infgen_rt.ray needs Ray ({error}): pip install "infgen-rt[ray]"') from error
 
 __all__ = ["Decode"]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from infgen_rt.cli.console import say as say_result
 from infgen_rt.errors import InfGenError, InputError, reason
 
 _RECIPES = "recipes"
@@ -112,7 +113,8 @@ def main(
     graphs pass.
     """
     for file in reports:
-        if file.suffix not in {".md", ".json"} or not os.access(file.parent, os.W_OK):
+        writable = file.parent.is_dir() and os.access(file if file.exists() else file.parent, os.W_OK)
+        if file.suffix not in {".md", ".json"} or not writable:
             raise click.BadParameter(
                 f"{file} must end in .md or .json, in a folder that exists and is writable", param_hint="--report"
             )
@@ -122,7 +124,7 @@ def main(
         from infgen_export.pipeline import export  # torch takes seconds to import; --help should not
         from infgen_export.targets import Options
     except ImportError as error:
-        click.echo(f"Error: {error.name} is not installed: pip install 'infgen-rt[export]'", err=True)
+        click.echo(f'Error: {error.name} is not installed: pip install "infgen-rt[export]"', err=True)
         raise SystemExit(2) from None
 
     def say(line: str) -> None:
@@ -153,8 +155,8 @@ def main(
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=2))
     elif not quiet:
-        click.echo(report)
-        click.echo(f"wrote {output}" + ("" if validate else ", whose graphs were not verified"))
+        say_result(str(report))
+        say_result(f"wrote {output}" + ("" if validate else ", whose graphs were not verified"))
         if licence == _UNSPECIFIED:
             click.echo("its manifest names no licence of the weights: pass --licence and --model-version")
     if not written:

@@ -26,6 +26,7 @@ from infgen_rt.bundle import manifest as bundle
 from infgen_rt.bundle.graphs import kind_of
 from infgen_rt.bundle.manifest import MANIFEST, Memory
 from infgen_rt.bundle.several import write_models
+from infgen_rt.errors import one_line
 
 _UNMEASURED = Memory(0, 0, 0)
 
@@ -131,14 +132,21 @@ def export(
 def _put(bundle: Path, output: Path, replaced: Path) -> None:
     """Moves a bundle to its place, and what was there to ``replaced``. If that fails, what was there comes back."""
     before = output.exists()
-    if before:
-        output.rename(replaced)
     try:
-        bundle.rename(output)
-    except BaseException:
         if before:
+            output.rename(replaced)
+        bundle.rename(output)
+    except BaseException as error:
+        if replaced.exists():
             replaced.rename(output)
-        raise
+        if not isinstance(error, OSError):
+            raise
+        kept = replaced.parent.with_name(f"{output.name}-new")
+        if not kept.exists():
+            bundle.rename(kept)
+        raise ExportError(
+            f"{output} cannot be replaced ({one_line(error)}): close the programs that use it; the new bundle is {kept}"
+        ) from error
 
 
 def _write_manifest(folder: Path, works: Sequence[ModelExport], recipes: Sequence[tuple[Recipe, Target]]) -> None:

@@ -1,5 +1,6 @@
 """What a user can pass or install instead of a backend that failed."""
 
+import platform
 import sys
 
 from infgen_rt.backend.candidates import Candidate
@@ -48,4 +49,5 @@ def or_install(tried: set[str], manifest: Manifest) -> str:
 def _fits(name: str, manifest: Manifest) -> bool:
     """Whether a backend of this project could run the bundle on this system."""
     system = name != "coreml" or sys.platform == "darwin"
+    system &= name != "openvino" or (sys.platform, platform.machine()) != ("win32", "ARM64")
     return system and any(recipe.target == KNOWN[name].target for recipe in manifest.recipes)

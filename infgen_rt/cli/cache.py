@@ -28,7 +28,7 @@ def cache(clear: bool, as_json: bool) -> None:
     folder = cache_folder()
     if folder is None:
         raise click.ClickException(f"this user has no home, and so no cache: set {VARIABLE} to a folder for it")
-    if folder.is_file():
+    if os.path.isfile(folder):  # `Path.is_file` fails if the name is too long
         raise click.ClickException(f"{folder} is a file, so that nothing is cached: set {VARIABLE} to a folder")
     sizes = _cached_bytes(folder)
     if clear:

@@ -10,7 +10,7 @@ import click
 from infgen_rt.cli.console import FAILED, Notes, Stopwatch, complain, log_to_stderr, say, warnings_to_stderr
 from infgen_rt.cli.latents import STREAM, read_latent
 from infgen_rt.cli.options import Command, picture_options
-from infgen_rt.cli.request import Request, is_there
+from infgen_rt.cli.request import Request
 from infgen_rt.cli.writing import Writing
 from infgen_rt.decoder import Decoder
 from infgen_rt.errors import InfGenError
@@ -50,6 +50,7 @@ def decode(**options: Any) -> None:
         with request.open() as jobs, Writing(request, notes, _raise) as writing:
             writing.add(None, jobs, stopwatch)
             writing.finish()
+        request.tell_left_out()
 
 
 def _decode_several(request: Request, notes: Notes) -> None:
@@ -57,7 +58,6 @@ def _decode_several(request: Request, notes: Notes) -> None:
     outputs, names = request.outputs()
     decoders: dict[str, Decoder] = {}
     failed: list[Path] = []
-    there = 0
 
     def fail(latent: Path, error: InfGenError) -> None:
         failed.append(latent)
@@ -69,10 +69,10 @@ def _decode_several(request: Request, notes: Notes) -> None:
 
     with ExitStack() as opened, Writing(request, notes, fail) as writing:
         for latent, output in outputs.items():
-            if request.resume and is_there(output):
-                there += 1
-                continue
             try:
+                if request.resume and request.is_there(output):
+                    request.left_out.append((1, 1))
+                    continue
                 with writing.planning():
                     stopwatch = Stopwatch()
                     array = read_latent(latent, request.key)
@@ -87,8 +87,7 @@ def _decode_several(request: Request, notes: Notes) -> None:
             else:
                 writing.add(latent, jobs, stopwatch)
         writing.finish()
-    if there and not request.quiet:
-        say(f"{there} of {len(outputs)} pictures were there already, and were left out", err=True)
+    request.tell_left_out()
     if count := len(failed):
         raise InfGenError(
             f"{count} of {len(outputs)} latents failed, for the reasons above; --resume leaves out those that are done"

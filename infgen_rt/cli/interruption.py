@@ -46,7 +46,7 @@ def interruptible() -> Iterator[Event]:
 
 def _watch(reading: socket.socket, arrived: Event) -> None:
     """Set the event when the number of a terminating signal is read. Return when the other end is shut down."""
-    ending = {getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")}
+    ending = {getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")}
     while numbers := reading.recv(64):
         if any(number in ending for number in numbers):
             arrived.set()

@@ -23,7 +23,7 @@ from infgen_rt.cli.view import view
 from infgen_rt.errors import InfGenError, InputError
 from infgen_rt.version import __version__
 
-_ENDING = "SIGTERM", "SIGHUP"
+_ENDING = "SIGTERM", "SIGHUP", "SIGBREAK"
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})

@@ -9,6 +9,7 @@ from infgen_rt.common.notices import Notices
 from infgen_rt.errors import OutputError
 from infgen_rt.latent.files import Stored
 from infgen_rt.writers import Format, check_metadata
+from infgen_rt.writers.metadata import MAX_ENTRIES
 
 # Keys in a file's header that are about the file and not about its picture. Many programs write `format: pt`.
 _OF_FILES = {"format"}
@@ -59,10 +60,16 @@ def metadata_of(latent: Any, given: dict[str, str], form: Format, notices: Notic
             carried |= check_metadata({key: text})
         except OutputError as error:
             problems.append(str(error))
-    # If the format cannot hold all of it, the largest texts are left out.
-    for key in sorted(carried, key=lambda key: len(carried[key]), reverse=True):
+    # If the format cannot hold all of it, the largest texts are left out. The first is the largest.
+    largest = sorted(carried, key=lambda key: len(carried[key]), reverse=True)
+    if (surplus := len(carried | given) - MAX_ENTRIES) > 0:
+        problems.append(f"{largest[0]!r}, because more than {MAX_ENTRIES} entries are too many")
+        for key in largest[:surplus]:
+            del carried[key]
+    for key in largest[max(0, surplus) :]:
         try:
             form.with_metadata(check_metadata(carried | given))
+            break
         except OutputError as error:
             problems.append(f"{key!r}, because {error}")
             del carried[key]

@@ -141,7 +141,7 @@ _PICTURE_OPTIONS: tuple[Decorator, ...] = (
         type=click.Choice([ending.removeprefix(".") for ending in FORMATS]),
         help="The format of the pictures in a folder, or of standard output.  [default: png]",
     ),
-    click.option("--resume", is_flag=True, help="Leave out latents whose pictures are in the folder already."),
+    click.option("--resume", is_flag=True, help="Leave out pictures that exist already."),
     click.option("--size", help="3840x2160, 1080p, 1440p, 4k, 8k, 16k, x2160 (keeps the shape) or 2x.  [default: 1x]"),
     click.option(
         "--display",

@@ -26,6 +26,7 @@ def plan(**options: Any) -> None:
     request = Request(**options)
     with log_to_stderr(request.verbose), warnings_to_stderr(request.quiet) as notes, request.open() as jobs:
         described = [(job, job.describe()) for job in jobs]
+    request.tell_left_out()
     if not described:  # with --resume, all may be there
         return
     job, facts = described[0]

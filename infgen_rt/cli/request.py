@@ -83,11 +83,34 @@ class Request:
         if self.sample is not None and self.key is not None:
             raise InputError("--key names the array of a file, and a sample has one: leave it out")
         form = FORMATS.get(self.output.suffix.lower())
-        if self.format is not None and form not in (None, FORMATS[f".{self.format}"]) and not self.several:
+        other = form is not None and self.format is not None and form.name != FORMATS[f".{self.format}"].name
+        if other and not self.several:
             raise InputError(
                 f"--format {self.format} contradicts {self.output}, whose ending determines the format: leave out "
                 "--format, or change the ending"
             )
+
+    @cached_property
+    def left_out(self) -> list[tuple[int, int]]:
+        """For each latent, the number of its pictures that `--resume` has left out, and that of all its pictures."""
+        return []
+
+    @staticmethod
+    def is_there(output: Path) -> bool:
+        """Whether a picture exists.
+
+        Raises:
+            OutputError: a part of it is missing, so that it is neither complete nor free.
+        """
+        form = FORMATS.get(output.suffix.lower())
+        parts = form.outputs(output) if form else (output,)
+        found = [part for part in parts if os.path.exists(part)]
+        if found and len(found) < len(parts):
+            missing = next(part for part in parts if part not in found)
+            raise OutputError(
+                f"{found[0]} is not complete, because {missing.name} is missing: remove it, and try again"
+            )
+        return bool(found)
 
     @property
     def ending(self) -> str:
@@ -201,7 +224,7 @@ class Request:
             name = output if len(pictures) == 1 else output.with_stem(f"{output.stem}-{number:0{digits}}")
             if latent is not None:
                 names.take(name, latent)
-            if self.resume and is_there(name):
+            if self.resume and self.is_there(name):
                 there += 1
                 continue
             names.check(name)
@@ -211,9 +234,14 @@ class Request:
             jobs.append(
                 Job(decoder, picture.for_saving(form, box.size, self.bits), name, title, box, form, self.bits, metadata)
             )
-        if there:
-            decoder.notices.warn("resume", f"{there} of {len(pictures)} pictures were there already, and are left out")
+        self.left_out.append((there, len(pictures)))
         return jobs
+
+    def tell_left_out(self) -> None:
+        """Say how many pictures `--resume` has left out."""
+        there, whole = (sum(counts) for counts in zip(*self.left_out, strict=True)) if self.left_out else (0, 0)
+        if there and not self.quiet:
+            say(f"{there} of {whole} pictures were there already, and were left out", err=True)
 
     def outputs(self) -> tuple[dict[Path, Path], Names]:
         """The picture of each latent, in the folder `output`, and the names of all of them.
@@ -256,12 +284,6 @@ class Request:
         if target is None:
             raise PlanError("--fit needs something to fit to: expected --display, or --size with width and height")
         return target
-
-
-def is_there(output: Path) -> bool:
-    """Whether a picture, and all that belongs to it, exists."""
-    form = FORMATS.get(output.suffix.lower())
-    return all(os.path.exists(each) for each in (form.outputs(output) if form else [output]))
 
 
 @dataclass(frozen=True)

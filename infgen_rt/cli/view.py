@@ -21,7 +21,7 @@ from infgen_rt.viewing.opening import Opener
   infgen-rt view latent.npy --size 16k --normalisation vae
   infgen-rt view --sample NAME --size 16384x""",
 )
-@click.argument("latent", required=False, type=click.Path(path_type=Path))
+@click.argument("latent", required=False, type=options.ANY_PATH)
 @options.opening
 def view(latent: Path | None, sample: str | None, **opening: Any) -> None:
     """Show LATENT in a window: zoom, move, save and copy. Only the visible part is decoded.

@@ -39,9 +39,12 @@ _held: "list[BaseFileLock]" = []
 def cache_folder() -> Path | None:
     """The cache folder, which may not exist. None for a user without a home, such as a bare user id in a container."""
     if chosen := os.environ.get(VARIABLE, "").strip():
+        path = Path(chosen)
         with suppress_but_callers(RuntimeError):  # `~` without a home stays as it is
-            return Path(chosen).expanduser().absolute()
-        return Path(chosen).absolute()
+            path = path.expanduser()
+        with suppress_but_callers(OSError):  # the working folder may have been removed
+            path = path.absolute()
+        return path
     from platformdirs import user_cache_path
 
     with suppress_but_callers(RuntimeError, KeyError, OSError):

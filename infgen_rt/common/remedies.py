@@ -33,7 +33,7 @@ def installing(extra: str) -> str:
     """The instruction for installing one of this package's extras."""
     if is_frozen():
         return f"this app was built without it, and must be built with {PACKAGE}[{extra}]"
-    return f"pip install '{PACKAGE}[{extra}]'"
+    return f'pip install "{PACKAGE}[{extra}]"'
 
 
 def reinstalling(distributions: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ import infgen_rt.diffusers
 
 pipe.vae = infgen_rt.diffusers.InfGenVAE(scale=2)
 
-It needs PyTorch and diffusers: `pip install 'infgen-rt[diffusers]'`, with a backend's extra.
+It needs PyTorch and diffusers: `pip install "infgen-rt[diffusers]"`, with a backend's extra.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ try:
     from diffusers.utils.accelerate_utils import apply_forward_hook
 except ImportError as error:
     raise ImportError(
-        f"infgen_rt.diffusers needs PyTorch and diffusers ({error}): pip install 'infgen-rt[diffusers]'"
+        f'infgen_rt.diffusers needs PyTorch and diffusers ({error}): pip install "infgen-rt[diffusers]"'
     ) from error
 
 from infgen_rt.diffusers.configs import batch_norm, described, space_of_vae

@@ -60,7 +60,7 @@ def _by_scales(whole: Grid, stages: Sequence[float]) -> tuple[Grid, ...]:
         last = (low * high) ** 0.5 * scales[-1] / product
         text = " x ".join(f"{scale:g}" for scale in scales)
         product_of = f"stages {text} multiply to {product:.4g}, and {whole.picture} needs {needed}"
-        if last >= 1:
+        if last > 1:
             raise PlanError(f"{product_of}: make the last one {last:.4g}")
         # A last stage that reduces the picture is possible, and almost never what is wanted.
         raise PlanError(f"{product_of}: pass a size of {product:.4g}x, or smaller scales")

@@ -63,7 +63,7 @@ def _closing_on_signals(window: ViewerWindow) -> Iterator[list[int]]:
         received.append(number)
         window.close()
 
-    numbers = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")]
+    numbers = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")]
     before = {number: signal.signal(number, close) for number in numbers if number is not None}
     timer = QTimer(window)
     timer.timeout.connect(lambda: None)

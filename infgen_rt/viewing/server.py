@@ -14,7 +14,9 @@ import re
 import selectors
 import socket
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
@@ -90,10 +92,10 @@ class TileServer(ThreadingHTTPServer):
             self.address_family, *_, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
             super().__init__((str(place[0]), port), _Handler)
         except (OSError, UnicodeError, OverflowError) as error:
-            unknown = isinstance(error, (socket.gaierror, UnicodeError)) or (
-                isinstance(error, OSError) and error.errno == errno.EADDRNOTAVAIL
+            taken = isinstance(error, OverflowError) or (
+                isinstance(error, OSError) and error.errno in (errno.EADDRINUSE, errno.EACCES)
             )
-            other = "--host, such as 127.0.0.1" if unknown else "--port, or 0"
+            other = "--port, or 0" if taken else "--host, such as 127.0.0.1"
             raise InputError(
                 f"cannot serve at {host}, port {port} ({one_line(error)}): pass another {other}"
             ) from error
@@ -101,7 +103,8 @@ class TileServer(ThreadingHTTPServer):
         self.names = {"localhost", host.lower()}
         self.readers = _Readers(pictures, cache)
         try:
-            self.readers.get(1)
+            with self.readers.using(1):
+                pass
         except InfGenError:
             self.server_close()
             raise
@@ -133,35 +136,43 @@ class TileServer(ThreadingHTTPServer):
 
 
 class _Readers:
-    """The readers of the pictures. Only those of the last pictures that were asked for are open."""
+    """The readers of the pictures. Of those that nobody uses, the ones that were used last stay open."""
 
     def __init__(self, pictures: Sequence[Picture], cache: int) -> None:
         self.pictures = pictures
         self._cache = cache // min(len(pictures), _MOST_READERS)
         self._open: dict[int, TileReader] = {}
+        self._users: Counter[int] = Counter()
         self._closed = False
         self._lock = Lock()
 
-    def get(self, number: int) -> TileReader:
-        """The reader of a picture, counted from 1.
+    @contextmanager
+    def using(self, number: int) -> Iterator[TileReader]:
+        """The reader of a picture, counted from 1. It stays open in the block.
 
         Raises:
             DecodeError: the system allowed no thread that reads tiles, or the server is closed.
         """
         with self._lock:
-            reader = self._open.pop(number, None)
             if self._closed:
                 raise DecodeError("the server is closed")
+            reader = self._open.pop(number, None)
             if reader is None:
                 reader = TileReader(self.pictures[number - 1], cache=self._cache, order="rgb")
             self._open[number] = reader
-            oldest = next(iter(self._open)) if len(self._open) > _MOST_READERS else None
-            left = None if oldest is None else self._open.pop(oldest)
-        if left is not None:
-            left.close(wait=False)
-        return reader
+            self._users[number] += 1
+        try:
+            yield reader
+        finally:
+            with self._lock:
+                self._users[number] -= 1
+                unused = [each for each in self._open if not self._users[each]]
+                left = [self._open.pop(each) for each in unused[: max(0, len(self._open) - _MOST_READERS)]]
+            for each in left:
+                each.close(wait=False)
 
     def close(self) -> None:
+        """Close all readers, which cancels the requests that are in progress."""
         with self._lock:
             self._closed = True
             left = list(self._open.values())
@@ -221,7 +232,8 @@ class _Handler(BaseHTTPRequestHandler):
         from PIL import Image
 
         kind, file = ending.replace("jpg", "jpeg"), BytesIO()
-        pixels = self._frame(self.server.readers.get(number), tile).pixels
+        with self.server.readers.using(number) as reader:
+            pixels = self._frame(reader, tile).pixels
         Image.fromarray(pixels).save(file, kind, compress_level=1, **Jpeg.options)
         return f"image/{kind}", file.getvalue()
 

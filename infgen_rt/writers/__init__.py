@@ -1,5 +1,6 @@
 """Writes pictures to files, which appear only when they are complete. There is one module per format."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from infgen_rt.writers.formats import Format, Layer, TileFormat
 from infgen_rt.writers.metadata import Metadata, check_metadata
 from infgen_rt.writers.names import check_name
 from infgen_rt.writers.png import Png
-from infgen_rt.writers.replacing import check_regular, keep_attributes, target_of
+from infgen_rt.writers.replacing import check_not_in_use, check_regular, keep_attributes, target_of
 from infgen_rt.writers.staging import staged
 from infgen_rt.writers.tiff import Tiff
 from infgen_rt.writers.whole import Avif, Jpeg, WebP
@@ -76,7 +77,7 @@ def check_output(
     MAPPING.or_none(metadata=metadata)
     form = FORMATS.get(path.suffix.lower())
     if form is None:
-        if path.is_dir():
+        if os.path.isdir(path):  # `Path.is_dir` fails if the name is too long
             raise OutputError(f"{path} is a folder: expected a picture's name, such as {path / 'picture.png'}")
         if path.name.lower() in FORMATS:
             raise OutputError(f"{path} has no name before its ending: expected one, such as picture{path.name}")
@@ -173,3 +174,4 @@ def _check_free(path: Path, form: Format, force: bool) -> None:
             raise OutputError(f"{output} exists and is a folder of other things: choose another name")
         if output.exists() and not force:
             raise OutputError(f"{output} exists: pass force=True (--force) to replace it")
+        check_not_in_use(output)

@@ -9,6 +9,8 @@ from infgen_rt.common.callers import raise_callers
 from infgen_rt.errors import OutputError, one_line, reason
 
 _SHOWN = 60
+# Paths may be short on Windows, and this comes in addition to the name itself.
+_HIDDEN = 12
 
 
 def check_name(path: Path) -> None:
@@ -51,4 +53,4 @@ def folded(path: Path) -> str:
 def hidden_name(path: Path, mark: str) -> str:
     """The name of a hidden file: the start of a path's name, which may be very long, and a mark."""
     # The limits are in bytes and not in characters.
-    return f".{path.name.encode(errors='ignore')[:_SHOWN].decode(errors='ignore')}.{mark}"
+    return f".{path.name.encode(errors='ignore')[:_HIDDEN].decode(errors='ignore')}.{mark}"

@@ -7,6 +7,7 @@ from pathlib import Path
 from infgen_rt.common.callers import raise_callers, suppress_but_callers
 from infgen_rt.errors import OutputError
 
+WINDOWS = os.name == "nt"
 _KINDS = (
     (stat.S_ISFIFO, "a named pipe"),
     (stat.S_ISSOCK, "a socket"),
@@ -45,6 +46,23 @@ def check_regular(path: Path) -> None:
         raise OutputError(f"{path} is {kind}, which a picture cannot replace: choose another name")
 
 
+def check_not_in_use(path: Path) -> None:
+    """Check that a file or a folder can be replaced. Windows does not replace what is read-only or open in a program.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    if not WINDOWS or not path.exists():
+        return
+    if not os.access(path, os.W_OK):
+        raise OutputError(f"{path} is read-only: allow writing to it, or choose another name")
+    try:
+        os.rename(path, path)
+    except OSError as error:
+        raise_callers(error)
+        raise OutputError(f"{path} is open in another program: close it there, or choose another name") from None
+
+
 def keep_attributes(old: Path, new: Path) -> None:
     """Copy the owner, group, mode, access list and other extended attributes of a file to the one that replaces it.
 
@@ -78,5 +96,6 @@ def keep_attributes(old: Path, new: Path) -> None:
             for name in os.listxattr(old):
                 with suppress_but_callers(OSError):
                     os.setxattr(new, name, os.getxattr(old, name))
-    with suppress_but_callers(OSError):
-        new.chmod(mode)
+    if not WINDOWS:  # there, the mode is only whether the file is read-only, and then it could not be moved
+        with suppress_but_callers(OSError):
+            new.chmod(mode)

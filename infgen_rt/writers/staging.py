@@ -2,7 +2,8 @@
 
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -10,9 +11,13 @@ from infgen_rt.common.callers import raise_callers
 from infgen_rt.common.claims import claim, remove_leftovers
 from infgen_rt.errors import OutputError, reason
 from infgen_rt.writers.names import hidden_name
+from infgen_rt.writers.replacing import WINDOWS
 
 _HIDDEN = re.compile(r"\..*\.[0-9a-f]{8}\.part", re.DOTALL)
 _REPLACED = "replaced"
+_PATIENCE = 2.0
+# Windows allows 259 characters in a path, or 247 in that of a folder, unless the user has enabled long paths.
+_LONG = 200
 
 
 @contextmanager
@@ -68,19 +73,35 @@ def _make(main: Path, held: ExitStack) -> Path:
         return claim(lambda mark: main.with_name(hidden_name(main, f"{mark}.part")), held)
     except OSError as error:
         raise_callers(error)
-        raise OutputError(f"cannot write in {main.parent}: {reason(error)}") from None
+        why = reason(error)
+        if WINDOWS and len(str(main.absolute())) > _LONG:
+            why += f", which may be for the length of the path, {len(str(main.absolute()))} characters"
+        raise OutputError(f"cannot write in {main.parent}: {why}") from None
+
+
+def _patiently(move: Callable[[Path], object], target: Path) -> None:
+    """Move a file. On Windows, a virus scanner may have a new file open for a moment, and then it cannot be moved."""
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            move(target)
+            return
+        except PermissionError:
+            if not WINDOWS or time.monotonic() > until:
+                raise
+            time.sleep(_PATIENCE / 40)
 
 
 def _publish(folder: Path, outputs: Sequence[Path]) -> None:
     if len(outputs) == 1:
-        (folder / outputs[0].name).replace(outputs[0])
+        _patiently((folder / outputs[0].name).replace, outputs[0])
         return
     aside = folder / _REPLACED
     aside.mkdir()
     with ExitStack() as undo:
 
         def move(source: Path, target: Path) -> None:
-            source.rename(target)
+            _patiently(source.rename, target)
             undo.callback(target.rename, source)
 
         for output in outputs:

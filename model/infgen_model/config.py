@@ -14,9 +14,11 @@ from infgen_rt.bundle.graphs import model_sizes
 from infgen_rt.common.schema import parse
 
 _MOST = 4096
-_MOST_RADIUS = 16
-_LEAST_RATIO = 1e-3
 """The largest count that is meant. A model of more takes more memory than there is."""
+_MOST_RADIUS = 16
+"""The largest radius of attention in cells. The memory of attention grows with the square of the radius."""
+_LEAST_RATIO = 1e-3
+"""The smallest scale and frequency that is meant. The largest is its reciprocal."""
 FRAMES = ("image", "cell")
 STARTS = ("mask", "sampled")
 OF_TRUNK = (

@@ -122,6 +122,10 @@ BAD_FIELDS = {
     "impossible": ({"heads": 0}, "heads must be 1 to 4096, not 0"),
     "infinite": ({"radius": float("inf")}, "radius must be above 0 and at most 16, or null, not inf"),
     "not a number": ({"inpe_sigma": float("nan")}, "inpe_sigma must be 0 to 1000, not nan"),
+    "one pooled channel": (
+        {"trunk": [{"width": 1, "blocks": 1}, *[{"width": 8, "blocks": 0}] * 3], "pooled": True},
+        "pooled blocks need a trunk that starts with 2 channels or more",
+    ),
     "out of all bounds": ({"scale_range": [1e-320, 4.0]}, "scale_range must be two rising numbers of 0.001 to 1000"),
     "choice": ({"frame": "window"}, "frame must be one of image, cell, not 'window'"),
 }

@@ -58,12 +58,17 @@ class Host:
     def get_save_image_path(
         self, prefix: str, root: str, width: int = 0, height: int = 0
     ) -> tuple[str, str, int, str, str]:
-        """The folder, the name, the next number, the subfolder and the prefix without its words."""
+        """The folder, the name, the next number, the subfolder and the prefix without its words.
+
+        As in ComfyUI, the names of files are compared by the length of what follows the last slash, which may be empty.
+        """
         prefix = prefix.replace("%width%", str(width)).replace("%height%", str(height))
         subfolder, name = os.path.split(os.path.normpath(prefix))
         folder = Path(root) / subfolder
         folder.mkdir(parents=True, exist_ok=True)
-        numbers = [path.name[len(name) + 1 :].split("_")[0] for path in folder.glob(f"{name}_*")]
+        length = len(os.path.basename(prefix))
+        files = (path.name for path in folder.iterdir())
+        numbers = [file[length + 1 :].split("_")[0] for file in files if file[: length + 1] == f"{name}_"]
         first = max((int(number) for number in numbers if number.isdigit()), default=0) + 1
         return str(folder), name, first, subfolder, prefix
 

@@ -218,6 +218,8 @@ BAD = {
     "key of a sample": (["--sample", "osprey", "--key", "latent"], "a sample has one"),
     "no name before the ending": (["latent.npy", "-o", ".png"], "has no name before its ending"),
     "another latent size": (["latent.npy", "--latent-size", "512x512"], "has 96x64 pixels, and not 512x512"),
+    "a stage without a size": (["latent.npy", "--stages", "2"], "pass a size of 2x, or smaller scales"),
+    "a long name without an ending": (["latent.npy", "-o", "a" * 300], "no known picture format"),
     "stages without a size": (["latent.npy", "--stages", "2,2"], "pass a size of 4x, or smaller scales"),
     "format and name": (["latent.npy", "-o", "p.png", "--format", "jpg"], "contradicts p.png"),
     "display and size": (["latent.npy", "--display", "tv-4k", "--size", "4k"], "exclude each other"),
@@ -531,7 +533,7 @@ def test_pictures_that_are_there_are_left_out_and_counted(
     Path("out-03.png").unlink()
     capsys.readouterr()
     assert main([*numbered, "--resume"]) == 0
-    assert "10 of 11 pictures were there already, and are left out" in capsys.readouterr().err
+    assert "10 of 11 pictures were there already, and were left out" in capsys.readouterr().err
     assert Path("out-03.png").exists() and Path("out-02.png").stat().st_mtime_ns == kept
     for command in (numbered, ["plan", *numbered[1:]]):
         assert main([*command, "--resume"]) == 0
@@ -547,7 +549,15 @@ def test_pictures_that_are_there_are_left_out_and_counted(
     # A pyramid without its tiles is no picture.
     assert main([*folder, "--resume"]) == 1
     told = capsys.readouterr().err
-    assert "2 of 3 pictures were there already" in told and "1.dzi exists" in told
+    assert "2 of 3 pictures were there already" in told
+    assert "1.dzi is not complete, because 1_files is missing: remove it" in told
+    np.save("latents/more.npy", eleven[:4])
+    many = [*folder[:3], "numbered", *folder[4:-2]]
+    assert main(many) == 0
+    Path("numbered/more-2.png").unlink()
+    capsys.readouterr()
+    assert main([*many, "--resume"]) == 0
+    assert "6 of 7 pictures were there already" in capsys.readouterr().err
 
 
 def test_an_empty_folder_is_refused(folder: Path, decode: list[str], capsys: pytest.CaptureFixture[str]) -> None:

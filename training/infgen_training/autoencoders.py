@@ -198,7 +198,7 @@ def _full(kind: str, config: dict[str, Any], state: dict[str, Tensor], file: Pat
     try:
         import diffusers
     except ImportError as error:
-        raise InputError(f"{file} needs diffusers to be read: pip install 'diffusers>=0.37'") from error
+        raise InputError(f'{file} needs diffusers to be read: pip install "diffusers>=0.37"') from error
     try:
         vae: nn.Module = getattr(diffusers, kind).from_config(config)
         vae.load_state_dict(state)

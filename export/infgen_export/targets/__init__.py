@@ -131,7 +131,7 @@ def target_of(recipe: Recipe) -> Target:
             return cast(Target, importlib.import_module(f"infgen_export.targets.{recipe.target}"))
     except ImportError as error:
         raise RequestError(
-            f"target {recipe.target!r} needs {error.name}, which is not installed: pip install 'infgen-rt[export]'"
+            f'target {recipe.target!r} needs {error.name}, which is not installed: pip install "infgen-rt[export]"'
         ) from error
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.numpy import load_file as load_numpy
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as read
+from safetensors.torch import save_file
 from torch import Tensor
 
 from infgen_export.pool import Array, Pool
@@ -57,7 +58,7 @@ def convert(
     dtype = torch.float16 if recipe.precision == "fp16" else torch.float32
     # The frequencies of the positional embedding stay float32, as in all targets.
     values = {name: value if "frequencies" in name else value.to(dtype) for name, value in traced.items()}
-    known = load_file(path / CHECKPOINT) if (path / CHECKPOINT).exists() else {}
+    known = read((path / CHECKPOINT).read_bytes()) if (path / CHECKPOINT).exists() else {}
     # The file holds several graphs, so it does not have the name of one.
     about = {name: value for name, value in metadata.items() if name != "graph"}
     save_file(known | {name: value.contiguous() for name, value in values.items()}, path / CHECKPOINT, about)

@@ -29,8 +29,10 @@ export function plainLatent(
   if (isPacked) return unpacked(array.data, shape[0] as number, space, latentSize);
   const [found = 0, height = 0, width = 0] = shape;
   if (shape.length === 3 && height > 0 && width > 0) {
-    if (found === channels) return { data: array.data, cells: { width, height } };
-    if (space.patchified && found === 4 * channels) return unpatchified(array.data, channels, height, width);
+    if (found === channels) return sized({ data: array.data, cells: { width, height } }, latentSize);
+    if (space.patchified && found === 4 * channels) {
+      return sized(unpatchified(array.data, channels, height, width), latentSize);
+    }
   }
   throw new InfGenError(
     "latent",
@@ -55,6 +57,20 @@ function withoutFrame(shape: readonly number[], space: LatentSpace): readonly nu
   if (shape.length === 4 && known.includes(first) && !known.includes(second) && second === 1)
     return [first, ...shape.slice(2)];
   return shape;
+}
+
+/** A plain latent, if it is that of a picture of the size that was requested. Pipelines round down to whole cells or tokens. */
+function sized(latent: { data: Float32Array; cells: Size }, size?: Size): { data: Float32Array; cells: Size } {
+  const { width, height } = latent.cells;
+  const rounded = (side: number, part: number) => Math.floor(side / (8 * part)) * part;
+  if (size && ![1, 2].some((part) => rounded(size.width, part) === width && rounded(size.height, part) === height)) {
+    throw new InfGenError(
+      "latent",
+      `the latent's picture has ${8 * width}x${8 * height} pixels, and not ${size.width}x${size.height}: leave out ` +
+        "latentSize, which only packed tokens need",
+    );
+  }
+  return latent;
 }
 
 /** Unpack [h/2 * w/2, 4C]. Pipelines round sizes down to whole tokens of 16 pixels. */
