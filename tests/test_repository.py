@@ -2,6 +2,8 @@
 
 import itertools
 import re
+import shutil
+import subprocess
 import tomllib
 from importlib import import_module
 from pathlib import Path
@@ -52,3 +54,13 @@ def test_there_is_one_core_of_openvino_in_a_process() -> None:
     files = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
     makers = [file for file in files if re.search(r"\b(ov|openvino)\.Core\(", file.read_text(encoding="utf-8"))]
     assert makers == [ROOT / "runtimes" / "infgen_runtimes" / "openvino.py"]
+
+
+def test_git_does_not_change_the_line_ends_of_the_bundle() -> None:
+    if not shutil.which("git") or not (ROOT / ".git").exists():
+        pytest.skip("no checkout of Git")
+    files = ["infgen_rt/model/manifest.json", "infgen_rt/model/openvino-fp16.decode1.xml"]
+    done = subprocess.run(
+        ["git", "check-attr", "text", "--", *files], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert [line.rpartition(": ")[2] for line in done.stdout.splitlines()] == ["unset"] * len(files)

@@ -130,7 +130,13 @@ def export(
 
 
 def _put(bundle: Path, output: Path, replaced: Path) -> None:
-    """Moves a bundle to its place, and what was there to ``replaced``. If that fails, what was there comes back."""
+    """Moves a bundle to its place, and what was there to ``replaced``.
+
+    If that fails, what was there comes back, and the new bundle is kept beside it.
+
+    Raises:
+        ExportError: The system did not allow it.
+    """
     before = output.exists()
     try:
         if before:
@@ -141,11 +147,13 @@ def _put(bundle: Path, output: Path, replaced: Path) -> None:
             replaced.rename(output)
         if not isinstance(error, OSError):
             raise
-        kept = replaced.parent.with_name(f"{output.name}-new")
+        kept, where = replaced.parent.with_name(f"{output.name}-new"), ""
         if not kept.exists():
-            bundle.rename(kept)
+            with contextlib.suppress(OSError):
+                bundle.rename(kept)
+                where = f"; the new bundle is {kept}"
         raise ExportError(
-            f"{output} cannot be replaced ({one_line(error)}): close the programs that use it; the new bundle is {kept}"
+            f"{output} cannot be replaced ({one_line(error)}): close the programs that use it{where}"
         ) from error
 
 

@@ -27,7 +27,7 @@ from torch.export import Dim
 import infgen_rt
 from infgen_export.cli import main
 from infgen_export.errors import ExportError, RequestError
-from infgen_export.pipeline import export
+from infgen_export.pipeline import _put, export
 from infgen_export.targets import Options
 from infgen_export.targets import onnx as onnx_target
 from infgen_export.targets.dims import dynamic_shapes
@@ -466,7 +466,7 @@ def test_a_bundle_that_cannot_be_moved_leaves_the_one_before(
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", refuse)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(ExportError, match="cannot be replaced .no space left.: close the programs that use it$"):
         export_one(exported.checkpoint, bundle, force=True)
     assert contents(tmp_path) == before
 
@@ -485,6 +485,27 @@ def test_a_link_to_a_bundle_stays_a_link(exported: Exported, tmp_path: Path, mon
 
 def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_bundle_that_is_in_use_stays_and_the_new_one_is_kept_beside_it(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows does not move a folder with an open file in it, such as the bundle of a decoder."""
+    place, building = tmp_path / "bundle", tmp_path / "temporary" / "bundle"
+    shutil.copytree(exported.bundle, place)
+    building.mkdir(parents=True)
+    (building / "new").touch()
+    before, rename = contents(place), Path.rename
+
+    def in_use(self: Path, target: Path) -> Path:
+        if self == place:
+            raise PermissionError(errno.EACCES, "Access is denied")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", in_use)
+    with pytest.raises(ExportError, match=f"bundle cannot be replaced .*the new bundle is {tmp_path / 'bundle-new'}"):
+        _put(building, place, tmp_path / "temporary" / "replaced")
+    assert contents(place) == before and (tmp_path / "bundle-new" / "new").exists()
 
 
 @pytest.mark.parametrize("force", [False, True])

@@ -133,7 +133,7 @@ def test_cuda_is_installed_after_all_other_builds_are_gone(
     monkeypatch.setattr(onnxruntime, "installed", lambda names: [name for name in names if name in here])
     monkeypatch.setattr(onnxruntime.ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
     text = refusal(bundle, "cuda")
-    assert text.endswith("pip install 'infgen-rt[cuda]'")
+    assert text.endswith('pip install "infgen-rt[cuda]"')
     assert not here or f"pip uninstall -y {' '.join(here)}, then" in text
 
 
@@ -169,7 +169,7 @@ def test_if_all_ways_fail_another_is_named_or_how_to_get_one(bundle: Path, table
     del table["onnxruntime"]
     with pytest.warns(InfGenWarning):
         text = refusal(bundle, "auto")
-    assert "nothing that was tried runs the bundle, and another backend can be tried: pip install 'infgen-rt[" in text
+    assert 'nothing that was tried runs the bundle, and another backend can be tried: pip install "infgen-rt[' in text
 
 
 def test_an_exact_picture_that_is_not_possible_names_fast(

@@ -1,5 +1,6 @@
 """Replacing files as careful editors do, and what processes leave behind that die while they write."""
 
+import errno
 import os
 import shutil
 import signal
@@ -16,6 +17,8 @@ from filelock import FileLock
 import infgen_rt
 from infgen_rt.common.folders import write_cached
 from infgen_rt.errors import OutputError
+from infgen_rt.geometry.shapes import Size
+from infgen_rt.writers import check_output, replacing, staging
 from infgen_rt.writers.staging import clean, staged
 
 from . import tiny
@@ -210,3 +213,41 @@ write_cached(Path(sys.argv[1]) / "theirs", b"whole")
         writer.join()
     assert (tmp_path / "theirs").read_bytes() == (tmp_path / "mine").read_bytes() == b"whole"
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_what_windows_would_not_replace_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = tmp_path / "old.png"
+    old.write_bytes(b"old")
+    monkeypatch.setattr(replacing, "WINDOWS", True)
+    replacing.check_not_in_use(old)
+    replacing.check_not_in_use(tmp_path / "none.png")
+
+    def in_use(source: Path, target: Path) -> None:
+        raise PermissionError(errno.EACCES, "Access is denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", in_use)
+        with pytest.raises(OutputError, match="old.png is open in another program"):
+            check_output(old, Size(8, 8), force=True)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(OutputError, match="old.png is read-only"):
+        check_output(old, Size(8, 8), force=True)
+
+
+def test_a_new_file_that_is_open_for_a_moment_is_moved_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging, "WINDOWS", True)
+    tries: list[None] = []
+    replace = Path.replace
+
+    def scanned(self: Path, target: Path) -> Path:
+        tries.append(None)
+        if len(tries) < 3:
+            raise PermissionError(errno.EACCES, "Access is denied")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", scanned)
+    with staged([tmp_path / "new.png"]) as folder:
+        (folder / "new.png").write_bytes(b"new")
+    assert (tmp_path / "new.png").read_bytes() == b"new" and len(tries) == 3

@@ -379,7 +379,7 @@ def test_without_pyside_the_command_says_what_to_install(
     monkeypatch.setitem(sys.modules, "PySide6", None)
     assert main(["view", "latent.npy"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("Error: the viewer needs PySide6") and line.endswith("pip install 'infgen-rt[viewer]'")
+    assert line.startswith("Error: the viewer needs PySide6") and line.endswith('pip install "infgen-rt[viewer]"')
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     assert main(["view", "latent.npy"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
