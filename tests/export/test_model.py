@@ -590,9 +590,9 @@ BAD_CONFIGS = {
     "finish": ({"enlargements": (Enlargement(2, 1, finish=4),)}, r"above 2 can have a finish, not \[2\]"),
     "polish": ({"enlargements": (Enlargement(4, 1, polish=4),)}, r"with a finish can have a polish, not \[4\]"),
     "factor": ({"enlargements": (Enlargement(0, 1),)}, r"enlargements\[0\].factor must be 1 to 4096, not 0"),
-    "radius": ({"radius": 0.0}, "radius must be above 0 or null"),
-    "scales": ({"scale_range": (4.0, 0.5)}, "scale_range must be two rising positive numbers"),
-    "frequencies": ({"rotary": (0.0, 1.0)}, "rotary must be two rising positive numbers"),
+    "radius": ({"radius": 0.0}, "radius must be above 0 and at most 16, or null"),
+    "scales": ({"scale_range": (4.0, 0.5)}, "scale_range must be two rising numbers of"),
+    "frequencies": ({"rotary": (0.0, 1.0)}, "rotary must be two rising numbers of"),
     "frame": ({"frame": "window"}, "frame must be one of image, cell, not 'window'"),
     "start": ({"start": "noise"}, "start must be one of mask, sampled, not 'noise'"),
 }

@@ -78,7 +78,7 @@ class Refuses:
         (np.ma.masked_array(LATENT, mask=LATENT > 1), "masked: fill them first"),
         ("latent.npy", "not the name of a file: load_latent"),
         (Path("latent.npy"), "not the name of a file: load_latent"),
-        ({"latent": LATENT}, "numbers are object"),
+        ({"latent": LATENT}, "not a dict: pass its array"),
         (None, "numbers are object"),
         ([LATENT, LATENT[:, 1:]], "parts have different shapes"),
     ],
