@@ -83,8 +83,8 @@ class Request:
         if self.sample is not None and self.key is not None:
             raise InputError("--key names the array of a file, and a sample has one: leave it out")
         form = FORMATS.get(self.output.suffix.lower())
-        other = form is not None and self.format is not None and form.name != FORMATS[f".{self.format}"].name
-        if other and not self.several:
+        contradicts = form is not None and self.format is not None and form.name != FORMATS[f".{self.format}"].name
+        if contradicts and not self.several:
             raise InputError(
                 f"--format {self.format} contradicts {self.output}, whose ending determines the format: leave out "
                 "--format, or change the ending"

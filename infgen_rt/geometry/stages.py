@@ -59,11 +59,11 @@ def _by_scales(whole: Grid, stages: Sequence[float]) -> tuple[Grid, ...]:
         needed = f"{low:.4g}" if high - low < 5e-4 * low else f"{low:.4g} to {high:.4g}"
         last = (low * high) ** 0.5 * scales[-1] / product
         text = " x ".join(f"{scale:g}" for scale in scales)
-        product_of = f"stages {text} multiply to {product:.4g}, and {whole.picture} needs {needed}"
+        mismatch = f"stages {text} multiply to {product:.4g}, and {whole.picture} needs {needed}"
         if last > 1:
-            raise PlanError(f"{product_of}: make the last one {last:.4g}")
+            raise PlanError(f"{mismatch}: make the last one {last:.4g}")
         # A last stage that reduces the picture is possible, and almost never what is wanted.
-        raise PlanError(f"{product_of}: pass a size of {product:.4g}x, or smaller scales")
+        raise PlanError(f"{mismatch}: pass a size of {product:.4g}x, or smaller scales")
     factors = list(accumulate(scales[:-1], mul))
     return _through(whole, zip(factors, factors, strict=True))
 

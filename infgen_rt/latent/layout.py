@@ -39,15 +39,14 @@ def plain_latents(
     batch = array if _is_batch(array, space, latent_size) else array[None]
     if space.packed and batch.ndim == 3 and batch.shape[2] == packed:
         return [_unpatchify(_grid(each, 2 * space.cell_pixels, latent_size)) for each in batch], True
-    plain = None
     if space.patchified and batch.ndim == 4 and batch.shape[1] == packed:
-        plain = [_unpatchify(each) for each in batch], True
+        plain, patched = [_unpatchify(each) for each in batch], True
     elif batch.ndim == 4 and batch.shape[1] == channels:
-        plain = list(batch), False
-    if plain is None:
+        plain, patched = list(batch), False
+    else:
         raise _not_a_latent(array, space)
-    _check_size(plain[0][0], space, latent_size)
-    return plain
+    _check_size(plain[0], space, latent_size)
+    return plain, patched
 
 
 def _check_size(latent: FloatArray, space: LatentSpace, latent_size: tuple[int, int] | None) -> None:

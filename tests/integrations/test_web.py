@@ -18,7 +18,8 @@ import shutil
 import subprocess
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -316,26 +317,38 @@ def test_bad_files_are_refused_without_decoding(built: None) -> None:
     assert done.returncode == 0, done.stdout
 
 
+@contextmanager
+def serving(folder: Path) -> Iterator[tuple[int, Callable[[str], AbstractContextManager[http.client.HTTPResponse]]]]:
+    """The page's server for a folder that has `dist/page`: its process, and blocks with the answer for a path."""
+    shutil.copy(WEB / "serve.mjs", folder)
+    command = ["node", str(folder / "serve.mjs"), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server, ExitStack() as opened:
+        opened.callback(server.terminate)
+        assert server.stdout is not None
+        found = re.search(r"http://([\d.]+):(\d+)/", server.stdout.readline())
+        assert found is not None
+        host, port = found[1], int(found[2])
+
+        @contextmanager
+        def get(path: str) -> Iterator[http.client.HTTPResponse]:
+            with closing(http.client.HTTPConnection(host, port, timeout=20)) as connection:
+                connection.request("GET", path)
+                with connection.getresponse() as answer:
+                    yield answer
+
+        yield server.pid, get
+
+
 @pytest.mark.skipif(not shutil.which("node"), reason="no Node")
 def test_the_server_answers_malformed_requests_and_goes_on(tmp_path: Path) -> None:
     (tmp_path / "dist" / "page").mkdir(parents=True)
     (tmp_path / "dist" / "page" / "index.html").write_text("the page")
-    shutil.copy(WEB / "serve.mjs", tmp_path)
-    command = ["node", str(tmp_path / "serve.mjs"), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout is not None
-            found = re.search(r"http://([\d.]+):(\d+)/", server.stdout.readline())
-            assert found is not None
-            statuses = []
-            for path in ("/%", "//", "/..%2f..%2fserve.mjs", "/none", "/"):
-                connection = http.client.HTTPConnection(found[1], int(found[2]), timeout=20)
-                connection.request("GET", path)
-                statuses.append(connection.getresponse().status)
-                connection.close()
-            assert statuses == [400, 400, 404, 404, 200]
-        finally:
-            server.terminate()
+    with serving(tmp_path) as (_, get):
+        statuses = []
+        for path in ("/%", "//", "/..%2f..%2fserve.mjs", "/none", "/"):
+            with get(path) as answer:
+                statuses.append(answer.status)
+    assert statuses == [400, 400, 404, 404, 200]
 
 
 @pytest.mark.skipif(not shutil.which("node") or not Path("/proc/self/fd").exists(), reason="no Node or no /proc")
@@ -346,38 +359,23 @@ def test_the_server_closes_files_that_a_browser_leaves_and_survives_those_that_i
     (page / "large.bin").write_bytes(bytes(30_000_000))
     # Even root cannot read a file whose name leads to the memory of a process.
     (page / "unreadable.bin").symlink_to("/proc/self/mem")
-    shutil.copy(WEB / "serve.mjs", tmp_path)
-    command = ["node", str(tmp_path / "serve.mjs"), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout is not None
-            found = re.search(r"http://([\d.]+):(\d+)/", server.stdout.readline())
-            assert found is not None
-            address = (found[1], int(found[2]))
+    with serving(tmp_path) as (process, get):
 
-            def descriptors() -> int:
-                return len(list(Path(f"/proc/{server.pid}/fd").iterdir()))
+        def descriptors() -> int:
+            return len(list(Path(f"/proc/{process}/fd").iterdir()))
 
-            before = descriptors()
-            for path in ("/large.bin",) * 20 + ("/unreadable.bin",):
-                connection = http.client.HTTPConnection(*address, timeout=20)
-                connection.request("GET", path)
-                if path == "/large.bin":
-                    assert connection.getresponse().read(1000) == bytes(1000)
-                else:
-                    with pytest.raises((http.client.HTTPException, OSError)):
-                        connection.getresponse().read()
-                connection.close()
-            until = time.monotonic() + 60
-            while descriptors() > before + 2 and time.monotonic() < until:
-                time.sleep(0.05)
-            assert descriptors() <= before + 2
-            connection = http.client.HTTPConnection(*address, timeout=20)
-            connection.request("GET", "/")
-            assert connection.getresponse().read() == b"the page"
-            connection.close()
-        finally:
-            server.terminate()
+        before = descriptors()
+        for _ in range(20):
+            with get("/large.bin") as answer:  # the connection closes in the middle of the file
+                assert answer.read(1000) == bytes(1000)
+        with pytest.raises((http.client.HTTPException, OSError)), get("/unreadable.bin") as answer:
+            answer.read()
+        until = time.monotonic() + 60
+        while descriptors() > before + 2 and time.monotonic() < until:
+            time.sleep(0.05)
+        assert descriptors() <= before + 2
+        with get("/") as answer:
+            assert answer.read() == b"the page"
 
 
 def test_the_table_of_latent_spaces_is_pythons() -> None:
