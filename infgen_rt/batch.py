@@ -149,7 +149,7 @@ def save_pictures(
     *,
     at_once: int = AT_ONCE,
     bits: Bits = 8,
-    tile_format: TileFormat = "jpg",
+    tile_format: TileFormat | None = None,
     quality: int | None = None,
     lossless: bool = False,
     metadata: Metadata | None = None,
@@ -167,7 +167,7 @@ def save_pictures(
             all latents are in memory.
         at_once: the largest number of pictures to work on at the same time.
         bits: as for `Picture.save`, like the following arguments.
-        tile_format: the format of the tiles of a .dzi.
+        tile_format: the format of the tiles of a .dzi. None for `jpg`.
         quality: the quality, from 1 to 100.
         lossless: whether to keep every level exactly.
         metadata: text to store in each file.

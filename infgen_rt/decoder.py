@@ -19,6 +19,7 @@ from infgen_rt.common.notices import Notices
 from infgen_rt.common.pixels import FloatArray, as_pixels
 from infgen_rt.common.progress import Tell
 from infgen_rt.common.shortages import Shortages
+from infgen_rt.common.threads import checked_threads
 from infgen_rt.errors import BackendError, DecodeError, LatentError
 from infgen_rt.geometry.shapes import Size
 from infgen_rt.latent.arrays import Normalisation, as_latent, as_latents, native_size
@@ -33,8 +34,6 @@ from infgen_rt.plan.encoding import plan_encoding
 from infgen_rt.source import Source
 
 _LOG = logging.getLogger(__name__)
-MOST_THREADS = 1024
-"""The largest number of threads that can be asked for. No machine is faster with more."""
 
 
 def open(
@@ -90,9 +89,7 @@ def open(
     TEXT.check(backend=backend, precision=precision)
     TEXT.or_none(space=space, device=device)
     FUNCTION.or_none(progress=progress)
-    if threads is not None and not (WHOLE.holds(threads) and 1 <= threads <= MOST_THREADS):
-        raise BackendError(f"{threads!r} threads are not possible: expected a whole number from 1 to {MOST_THREADS}")
-    threads = None if threads is None else int(threads)
+    threads = checked_threads(threads)
     budget = parse_bytes(memory) if memory is not None else default_budget()
     bundle = Bundle.open(path, None if space is None else latent_space(space).name)
     cancellation = Cancellation(cancel)

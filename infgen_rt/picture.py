@@ -256,7 +256,7 @@ class Picture:
         *,
         region: tuple[int, int, int, int] | None = None,
         bits: Bits = 8,
-        tile_format: TileFormat = "jpg",
+        tile_format: TileFormat | None = None,
         quality: int | None = None,
         lossless: bool = False,
         metadata: Metadata | None = None,
@@ -275,7 +275,7 @@ class Picture:
             path: the file. Its ending determines the format: .png, .jpg, .webp, .avif, .tif or .dzi.
             region: (x, y, width, height) in pixels, to write only this part of the picture.
             bits: the bits per channel. 16 is only for .png and .tif.
-            tile_format: the format of the tiles of a .dzi, `jpg` or `png`.
+            tile_format: the format of the tiles of a .dzi, `jpg` or `png`. None for `jpg`.
             quality: the quality of .jpg, .webp, .avif and jpg tiles, from 1 to 100. None for 95, or 90 for .avif.
             lossless: whether to keep every level exactly. .png and .tif are always lossless. It is an error for .jpg
                 and .avif.
@@ -331,7 +331,7 @@ class Picture:
         *,
         region: tuple[int, int, int, int] | None = None,
         bits: Bits = 8,
-        tile_format: TileFormat = "jpg",
+        tile_format: TileFormat | None = None,
         quality: int | None = None,
         lossless: bool = False,
         metadata: Metadata | None = None,

@@ -32,7 +32,9 @@ class _Command(click.Command):
     """The command, which prints the list of recipes for ``infgen-export recipes``."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args == [_RECIPES]:
+        if args[:1] == [_RECIPES]:
+            if args[1:]:
+                ctx.fail(f"{_RECIPES} takes no options: for a checkpoint in a folder of this name, pass ./{_RECIPES}")
             click.echo(_recipes())
             ctx.exit()
         return super().parse_args(ctx, args)
@@ -149,6 +151,8 @@ def main(
         if isinstance(error, ExportError) and error.report:
             _write(reports, error.report)
             say(str(error.report))
+            if as_json:
+                click.echo(json.dumps(error.report.to_json(), indent=2))
         click.echo(f"Error: {error}", err=True)
         raise SystemExit(2 if isinstance(error, InputError) else 1) from None
     written = _write(reports, report)

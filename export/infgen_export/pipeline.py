@@ -83,7 +83,7 @@ def export(
     """
     output, card, say = Path(output), card or Card(), progress or (lambda _: None)
     chosen, options = select(targets, recipes), options or Options()
-    _check(options)
+    _check(options, chosen)
     converters = [(recipe, target_of(recipe)) for recipe in chosen]
     if output.exists() and not (force and _replaceable(output)):
         reason = "use --force to replace it" if _replaceable(output) else "it is not a bundle, so choose another output"
@@ -234,17 +234,26 @@ def _failure(entry: GraphReport) -> list[str]:
     ]
 
 
-def _check(options: Options) -> None:
+def _check(options: Options, recipes: Sequence[Recipe]) -> None:
     """Checks the options of conversions.
 
     Raises:
-        RequestError: An option has an unsupported value.
+        RequestError: An option has an unsupported value, or is for a target that is not exported.
     """
     if not OPSETS[0] <= options.opset <= OPSETS[1]:
         raise RequestError(f"opset {options.opset} is not possible: expected {OPSETS[0]} to {OPSETS[1]}")
     if options.deployment_target not in DEPLOYMENT_TARGETS:
         expected = ", ".join(DEPLOYMENT_TARGETS)
         raise RequestError(f"unknown deployment target {options.deployment_target!r}: expected one of {expected}")
+    targets, usual = {recipe.target for recipe in recipes}, Options()
+    for given, target, option in (
+        (options.opset != usual.opset, "onnx", "--opset"),
+        (options.deployment_target != usual.deployment_target, "coreml", "--min-deployment-target"),
+    ):
+        if given and target not in targets:
+            raise RequestError(
+                f"{option} is for {target}, which is not exported: leave it out, or add --target {target}"
+            )
 
 
 @contextlib.contextmanager

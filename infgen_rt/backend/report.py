@@ -11,6 +11,7 @@ from infgen_rt.bundle.folder import Bundle
 from infgen_rt.common.callers import raise_callers
 from infgen_rt.common.cancellation import Cancel, Cancellation, current
 from infgen_rt.common.progress import Tell
+from infgen_rt.common.threads import checked_threads
 from infgen_rt.errors import BackendError
 
 
@@ -72,10 +73,11 @@ def describe_devices(
         The usable ways, fastest first, then the others.
 
     Raises:
+        BackendError: the number of threads is not possible.
         Cancelled: the work was cancelled with `cancel`.
     """
     with Cancellation(cancel).watched():
-        return _describe(bundle, threads, fresh, progress)
+        return _describe(bundle, checked_threads(threads), fresh, progress)
 
 
 def _describe(bundle: Bundle, threads: int | None, fresh: bool, progress: Tell | None) -> list[Fact]:

@@ -198,9 +198,7 @@ _PICTURE_OPTIONS: tuple[Decorator, ...] = (
     click.option(
         "--tile-format",
         type=click.Choice(get_args(TileFormat)),
-        default="jpg",
-        show_default=True,
-        help="The format of a .dzi's tiles.",
+        help="The format of a .dzi's tiles.  [default: jpg]",
     ),
     click.option(
         "--quality",

@@ -60,7 +60,7 @@ class Request:
     latent_size: tuple[int, int] | None
     key: str | None
     bits: Bits
-    tile_format: TileFormat
+    tile_format: TileFormat | None
     quality: int | None
     lossless: bool
     metadata: dict[str, str]

@@ -3,13 +3,29 @@
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Event, Thread
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
+from infgen_rt.common.arguments import WHOLE
 from infgen_rt.common.callers import raise_callers
 from infgen_rt.common.shortages import lacks_threads
+from infgen_rt.errors import BackendError
+
+_MOST_THREADS = 1024
+"""The largest number of threads that can be asked for. No machine is faster with more."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def checked_threads(threads: Any) -> int | None:
+    """The number of threads that a caller asks for. None for a backend's default.
+
+    Raises:
+        BackendError: it is no whole number, below 1, or larger than any machine needs.
+    """
+    if threads is not None and not (WHOLE.holds(threads) and 1 <= threads <= _MOST_THREADS):
+        raise BackendError(f"{threads!r} threads are not possible: expected a whole number from 1 to {_MOST_THREADS}")
+    return None if threads is None else int(threads)
 
 
 def starts(thread: Thread) -> bool:

@@ -62,7 +62,7 @@ def read_array(path: str | Path, key: str | None = None) -> Stored:
 
     Args:
         path: a .npy, .npz or .safetensors file. ComfyUI's .latent is a safetensors file.
-        key: the name of the array. By default, it is the only array, or one of `USUAL_NAMES`.
+        key: the name of the array. By default, it is the only array, or the only one with one of `USUAL_NAMES`.
 
     Raises:
         LatentError: the file is missing, damaged, of another kind, or does not contain the array.
@@ -202,9 +202,9 @@ def _read_safetensors(data: bytes, key: str | None) -> Stored:
 
 def _choose(names: list[str], key: str | None) -> str:
     wanted = [key] if key is not None else names if len(names) == 1 else USUAL_NAMES
-    for name in wanted:
-        if name in names:
-            return name
+    found = [name for name in wanted if name in names]
+    if len(found) == 1:
+        return found[0]
     if not names:
         raise LatentError("holds no array: save the latent in it")
     some = ", ".join(names[:_MOST_NAMES]) + (

@@ -46,7 +46,7 @@ def check_output(
     size: Size,
     force: bool,
     bits: Bits = 8,
-    tile_format: TileFormat = "jpg",
+    tile_format: TileFormat | None = None,
     quality: int | None = None,
     lossless: bool = False,
     metadata: Metadata | None = None,
@@ -58,7 +58,7 @@ def check_output(
         size: the picture's width and height.
         force: whether to replace an existing file.
         bits: the bits per channel.
-        tile_format: the format of a Deep Zoom pyramid's tiles.
+        tile_format: the format of a Deep Zoom pyramid's tiles. None for its default.
         quality: the quality from 1 to 100. None for the format's default.
         lossless: whether to keep every level exactly.
         metadata: text to store in the file. None for no text.
@@ -71,7 +71,7 @@ def check_output(
             folder is missing, or the file exists and must not or cannot be replaced.
     """
     FLAG.check(force=force, lossless=lossless)
-    TEXT.check(tile_format=tile_format)
+    TEXT.or_none(tile_format=tile_format)
     WHOLE.check(bits=bits)
     WHOLE.or_none(quality=quality)
     MAPPING.or_none(metadata=metadata)
@@ -82,9 +82,11 @@ def check_output(
         if path.name.lower() in FORMATS:
             raise OutputError(f"{path} has no name before its ending: expected one, such as picture{path.name}")
         raise OutputError(f"{path} has no known picture format: expected a name ending in {', '.join(FORMATS)}")
-    if tile_format not in (known := get_args(TileFormat)):
-        raise OutputError(f"tile format {tile_format!r} is unknown: expected {' or '.join(known)}")
-    form = form.with_tiles(tile_format).encoded(quality, lossless).with_metadata(check_metadata(metadata or {}))
+    if tile_format is not None:
+        if tile_format not in (known := get_args(TileFormat)):
+            raise OutputError(f"tile format {tile_format!r} is unknown: expected {' or '.join(known)}")
+        form = form.with_tiles(tile_format)
+    form = form.encoded(quality, lossless).with_metadata(check_metadata(metadata or {}))
     if not form.available():
         raise OutputError(f"Pillow was built without {form.name}: install it from PyPI, or write .png")
     if bits not in form.bits:

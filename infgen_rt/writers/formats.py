@@ -49,8 +49,12 @@ class Format(ABC):
         return True
 
     def with_tiles(self, tile_format: TileFormat) -> "Format":
-        """The same format with tiles in another format. A format without separate files for tiles returns itself."""
-        return self
+        """The same format with tiles in another format.
+
+        Raises:
+            OutputError: the format has no separate files for tiles.
+        """
+        raise OutputError(f"{self.name} has no tiles in files of their own: leave out the tile format, or write .dzi")
 
     def encoded(self, quality: int | None, lossless: bool) -> "Format":
         """The same format with the given encoding. If none is given, it returns itself.

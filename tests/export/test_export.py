@@ -590,6 +590,8 @@ def test_a_failed_proof_is_exit_code_1(exported: Exported, damage: Callable[...,
     assert result.exit_code == 1 and result.stdout == ""
     assert result.stderr.startswith("Error: onnx-fp32.prefill differs") and result.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+    result = run(exported.checkpoint, *ONE, "-o", tmp_path / "bundle", "--quiet", "--json")
+    assert result.exit_code == 1 and [entry["graph"] for entry in json.loads(result.stdout)["graphs"]][-1] == "prefill"
 
 
 BAD = {
@@ -602,6 +604,15 @@ BAD = {
     "a target": (["CHECKPOINT", "-o", "out", "--target", "abacus"], "unknown target 'abacus'"),
     "an opset": (["CHECKPOINT", "-o", "out", "--opset", "9"], "opset 9 is not possible: expected 18 to 23"),
     "a system": (["CHECKPOINT", "-o", "out", "--min-deployment-target", "iOS9"], "unknown deployment target 'iOS9'"),
+    "an opset without ONNX": (
+        ["CHECKPOINT", "-o", "out", "--target", "openvino", "--opset", "18"],
+        "--opset is for onnx, which is not exported: leave it out, or add --target onnx",
+    ),
+    "a system without Core ML": (
+        ["CHECKPOINT", "-o", "out", "--min-deployment-target", "macOS26"],
+        "--min-deployment-target is for coreml, which is not exported",
+    ),
+    "options of recipes": (["recipes", "--quiet"], "recipes takes no options: for a checkpoint in a folder"),
     "a recipe": (["CHECKPOINT", "-o", "out", "--recipe", "onnx-fp64"], "unknown recipe 'onnx-fp64'"),
     "a foreign recipe": (
         ["CHECKPOINT", "-o", "out", "--target", "onnx", "--recipe", "coreml-fp16"],

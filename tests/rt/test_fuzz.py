@@ -36,6 +36,7 @@ from infgen_rt.errors import InfGenError, InfGenWarning
 from infgen_rt.latent.arrays import as_latents
 from infgen_rt.latent.spaces import latent_spaces
 
+from .. import guided
 from . import tiny
 
 CORPUS = Path(__file__).parents[1] / "corpus"
@@ -44,8 +45,6 @@ LATENTS = {path.name: path.read_bytes() for path in sorted((CORPUS / "latents").
 MANIFESTS = {path.name: path.read_text() for path in sorted((CORPUS / "manifests").iterdir())}
 ZIPS = {path.name: path.read_bytes() for path in sorted((CORPUS / "zips").iterdir())}
 OPTIONS = [json.loads(line) for line in (CORPUS / "options.jsonl").read_text().splitlines()]
-TARGETS = 13
-"""The number of tests here, in `test_fuzz_requests` and in `tests/export/test_checkpoint` that share the minutes."""
 
 
 def fuzz(body: Callable[..., None], examples: int, **strategies: st.SearchStrategy[Any]) -> None:
@@ -58,7 +57,9 @@ def fuzz(body: Callable[..., None], examples: int, **strategies: st.SearchStrate
         database=None,
         suppress_health_check=list(HealthCheck),
     )(given(**strategies)(body))
-    until = time.monotonic() + 60 * MINUTES / TARGETS
+    if guided.INPUTS in os.environ:
+        guided.choose(run.hypothesis.fuzz_one_input, MINUTES)
+    until = time.monotonic() + 60 * MINUTES / len(guided.TARGETS)
     run()
     while time.monotonic() < until:
         run()

@@ -230,6 +230,10 @@ HOSTILE = {
     "negative offset": (safetensors({"latent": F32 | {"data_offsets": [-128, 0]}}, b"\0" * 128), "truncated"),
     "integer safetensors": (safetensors({"latent": F32 | {"dtype": "I64"}}, b"\0" * 256), "is I64"),
     "float8 safetensors": (safetensors({"latent": F32 | {"dtype": "F8_E4M3"}}, b"\0" * 128), "convert it before"),
+    "two usual names": (
+        safetensors({"latent": F32, "latents": F32}, b"\0" * 128),
+        "holds latent, latents; say which to read",
+    ),
     "many names": (safetensors({f"t{i}": F32 for i in range(90)}, b"\0" * 128), "and 82 more; say which .*--key"),
     "safetensors list": (safetensors([1, 2]), "damaged or not"),
     "huge header": (struct.pack("<Q", 2**62) + b"{}", "damaged or not"),

@@ -597,6 +597,8 @@ def test_without_loss_every_level_is_kept(tmp_path: Path, picture: infgen_rt.Pic
         ("a.dzi", {"lossless": True}, "write png tiles"),
         ("a.dzi", {"quality": 101}, "expected 1 to 100"),
         ("a.dzi", {"quality": 50, "tile_format": "png"}, "write jpg tiles"),
+        ("a.png", {"tile_format": "png"}, "has no tiles in files of their own: leave out the tile format, or write"),
+        ("a.tif", {"tile_format": "jpg"}, "has no tiles in files of their own"),
     ],
 )
 def test_a_quality_that_a_format_has_not_is_refused(
