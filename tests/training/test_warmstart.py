@@ -14,6 +14,7 @@ from infgen_model.config import OF_SPACE
 from infgen_model.enlarger import smooth
 from infgen_rt.errors import InputError
 from infgen_training import keep
+from infgen_training.slopes import with_small_slopes
 from infgen_training.teacher import Teacher, load_function
 from infgen_training.views import View, to_tensor
 from infgen_training.warmstart import (
@@ -228,6 +229,35 @@ def test_a_model_is_kept_as_the_average_of_two(tmp_path: Path) -> None:
     run, start, kept = (load_checkpoint(tmp_path / name).state_dict() for name in ("run", "start", "kept"))
     for name, value in kept.items():
         assert torch.allclose(value, 0.75 * run[name] + 0.25 * start[name], rtol=2e-3, atol=1e-3), name
+
+
+def chain(model: InfGen) -> list[nn.Parameter]:
+    """The slopes of the enlarger's chain."""
+    assert model.refine is not None
+    enlarger = model.refine.enlarger
+    return [enlarger.activate.weight, *(block[1].weight for block in enlarger.blocks)]
+
+
+def test_a_kept_model_has_no_steep_slopes_and_makes_the_same_pictures(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = InfGen(TINY).eval()
+    assert model.refine is not None
+    with torch.no_grad():
+        for parameter in model.refine.enlarger.parameters():
+            parameter.normal_(std=0.2)
+        for slopes in chain(model):
+            slopes.copy_(torch.linspace(-1.5, 2.5, len(slopes)))
+    small = with_small_slopes(model)
+    assert all(before.max() > 1 >= after.max() for before, after in zip(chain(model), chain(small), strict=True))
+    latent = torch.randn(1, TINY.latent_channels, 4, 5)
+    for scale in (1, 2, 4):
+        with torch.inference_mode():
+            before, after = (each(latent, (32 * scale, 40 * scale)) for each in (model, small))
+        assert torch.allclose(after, before, rtol=1e-4, atol=1e-4 * before.abs().max()), scale
+    save_checkpoint(tmp_path / "run", model)
+    result = CliRunner().invoke(keep.main, [str(tmp_path / "run"), "-o", str(tmp_path / "kept")])
+    assert result.exit_code == 0, result.output
+    assert all(slopes.max() <= 1 for slopes in chain(load_checkpoint(tmp_path / "kept")))
 
 
 def test_a_model_is_given_a_polish_that_adds_nothing_yet(tmp_path: Path) -> None:

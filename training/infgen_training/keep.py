@@ -17,6 +17,7 @@ from torch import nn
 from infgen_model import InfGen
 from infgen_model.checkpoint import load_checkpoint, save_checkpoint
 from infgen_rt.errors import InputError
+from infgen_training.slopes import with_small_slopes
 from infgen_training.teacher import AUTOENCODER, AUTOENCODER_HELP, Teacher
 from infgen_training.warmstart import copy_encoder, copy_trunk, encoder_config
 
@@ -116,7 +117,7 @@ def main(
     checkpoint: Path, base: Path | None, encoder: Path | None, mix: tuple[Path, float] | None,
     trunk: tuple[Path, float] | None, polish: int | None, output: Path,
 ) -> None:  # fmt: skip
-    """Writes CHECKPOINT in float16.
+    """Writes CHECKPOINT in float16, with slopes of at most 1 (``infgen_training.slopes``).
 
     With a base, only the weights that belong to the latent space are written. All other weights are then read from the
     base whenever the new checkpoint is loaded.
@@ -131,7 +132,7 @@ def main(
             model = with_encoder(model, Teacher.load(encoder).encoder)
         if polish is not None:
             model = with_polish(model, polish)
-        save_checkpoint(output, model, torch.float16, base)
+        save_checkpoint(output, with_small_slopes(model), torch.float16, base)
     except (FileNotFoundError, InputError) as error:
         raise click.ClickException(str(error)) from None
 
