@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from infgen_model.config import Enlargement
+from infgen_model.layers import refolded
 
 _CUBIC_REACH = 2
 """Reach of cubic convolution, in positions."""
@@ -59,9 +60,13 @@ class Enlarger(nn.Module):
             picture: [B, 3, H, W], what ``to_picture`` makes of the trunk's features.
             enlargement: The enlargement.
         """
+        return F.pixel_shuffle(self.folded(features, picture, enlargement), fold_of(enlargement))
+
+    def folded(self, features: Tensor, picture: Tensor, enlargement: Enlargement) -> Tensor:
+        """Makes the picture of ``forward``, folded by ``fold_of(enlargement)``, in which form the layers compute it."""
         if enlargement.factor == 1:
             return picture
-        return self.end(self.begin(features, picture), picture, enlargement)
+        return self._end(self.begin(features, picture), picture, enlargement)
 
     def begin(self, features: Tensor, picture: Tensor, blocks: int = 0) -> Tensor:
         """Computes the chain's features [B, F, H, W] after its first ``blocks`` convolutions; see ``forward``."""
@@ -71,20 +76,32 @@ class Enlarger(nn.Module):
         return x
 
     def end(self, x: Tensor, picture: Tensor, enlargement: Enlargement, blocks: int = 0) -> Tensor:
-        """Makes the enlarged picture from the chain's features after ``blocks`` convolutions; see ``forward``."""
+        """Makes the picture [B, 3, factor H, factor W] from the chain's features after ``blocks`` convolutions."""
+        return F.pixel_shuffle(self._end(x, picture, enlargement, blocks), fold_of(enlargement))
+
+    def _end(self, x: Tensor, picture: Tensor, enlargement: Enlargement, blocks: int = 0) -> Tensor:
         factor, name = enlargement.factor, str(enlargement.factor)
         for block in self.blocks[blocks : enlargement.blocks]:
             x = block(x)
-        enlarged = F.pixel_shuffle(self.leave[name](x) + smooth(picture, factor), factor)
         if not enlargement.finish:
-            return enlarged
-        *layers, last = self.finish[name].children()
-        for layer in layers:
-            x = layer(x)
-        folded = F.pixel_unshuffle(enlarged, 2) + last(x)
+            return self.leave[name](x) + smooth(picture, factor)
+        # The layer's channels are in the order of the whole picture's pixels. In this order, they make the folded one.
+        leave, order = self.leave[name], refolded(3, factor // 2, 2, x.device)
+        assert isinstance(leave, nn.Conv2d) and leave.bias is not None
+        enlarged = F.conv2d(x, leave.weight[order], leave.bias[order], padding=1) + smooth(picture, factor, order)
+        widen, shuffle, activation, last = self.finish[name].children()
+        assert isinstance(activation, nn.PReLU)
+        # The slopes are used before the shuffle, where runtimes use them together with the convolution.
+        x = shuffle(F.prelu(widen(x), activation.weight.repeat_interleave((factor // 2) ** 2)))
+        folded = F.pixel_shuffle(enlarged, factor // 2) + last(x)
         if enlargement.polish:
             folded = folded + self.polish[name](torch.cat([x, folded], dim=1))
-        return F.pixel_shuffle(folded, 2)
+        return folded
+
+
+def fold_of(enlargement: Enlargement) -> int:
+    """The number of rows and of columns that an enlarged picture is folded by, when the enlarger has made it."""
+    return 2 if enlargement.finish else enlargement.factor
 
 
 def _finish(width: int, enlargement: Enlargement) -> nn.Sequential:
@@ -107,10 +124,14 @@ def _polish(enlargement: Enlargement) -> nn.Sequential:
     )
 
 
-def smooth(picture: Tensor, factor: int) -> Tensor:
-    """Enlarges a picture [B, 3, H, W] by cubic convolution and returns it folded: [B, 3 factor**2, H, W]."""
+def smooth(picture: Tensor, factor: int, order: Tensor | None = None) -> Tensor:
+    """Enlarges a picture [B, 3, H, W] by cubic convolution and returns it folded: [B, 3 factor**2, H, W].
+
+    With an order, the channels of each colour are in that order.
+    """
     padded = F.pad(picture, (_CUBIC_REACH,) * 4, mode="replicate")
-    return F.conv2d(padded, _cubic(factor, padded), groups=3)
+    kernels = _cubic(factor, padded)
+    return F.conv2d(padded, kernels if order is None else kernels[order], groups=3)
 
 
 def _cubic(factor: int, like: Tensor) -> Tensor:

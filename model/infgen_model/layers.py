@@ -57,6 +57,51 @@ def masked(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else x * mask
 
 
+def refolded(channels: int, outer: int, inner: int, device: torch.device) -> Tensor:
+    """Where the channels of a folded tensor are that is folded by a factor of two parts.
+
+    A tensor [B, C, outer * inner * H, outer * inner * W] may be folded at once, by ``outer * inner``, or by ``inner``
+    first and then by ``outer``. Both have the same values, in channels of another order.
+
+    Args:
+        channels: The number of channels C.
+        outer: The second factor.
+        inner: The first factor.
+        device: Device of the result.
+
+    Returns:
+        int64 [C * outer**2 * inner**2]: for each channel after two steps, the same channel after one.
+
+    Examples:
+        >>> x = torch.arange(16.0).reshape(1, 1, 4, 4)
+        >>> twice = F.pixel_unshuffle(F.pixel_unshuffle(x, 2), 2)
+        >>> twice.equal(F.pixel_unshuffle(x, 4)[:, refolded(1, 2, 2, x.device)])
+        True
+    """
+    places = torch.arange(channels * outer**2 * inner**2, device=device)
+    return places.view(channels, outer, inner, outer, inner).permute(0, 2, 4, 1, 3).flatten()
+
+
+def fold(x: Tensor, factor: int, done: int = 1) -> Tensor:
+    """Folds a tensor by ``factor``, as ``pixel_unshuffle`` does, if it is folded by ``done`` already.
+
+    Args:
+        x: [B, C * done**2, factor * H / done, factor * W / done].
+        factor: Factor of the whole folding, a multiple of ``done``.
+        done: Factor by which the tensor is folded.
+
+    Returns:
+        [B, C * factor**2, H, W].
+    """
+    folded = F.pixel_unshuffle(x, factor // done)
+    if done == 1:
+        return folded
+    # The inverse of ``refolded``.
+    places = torch.arange(folded.shape[1], device=x.device)
+    places = places.view(-1, done, done, factor // done, factor // done).permute(0, 3, 1, 4, 2)
+    return folded.index_select(1, places.flatten())
+
+
 class PooledBranch(nn.Sequential):
     """An inverted bottleneck of 1x1 convolutions, with a GroupNorm over the whole latent.
 

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from infgen_model.config import DecoderConfig, Enlargement
-from infgen_model.enlarger import Enlarger
+from infgen_model.enlarger import Enlarger, fold_of
 from infgen_model.inpe import INPE
-from infgen_model.layers import TripleBlock, TripleBlocks
+from infgen_model.layers import TripleBlock, TripleBlocks, fold
 
 
 class Prefill(nn.Module):
@@ -135,9 +135,7 @@ class Refine(nn.Module):
             [B, D, h, w].
         """
         fine, picture = fine[:, :-3], fine[:, -3:]
-        enlarged = self.enlarger(fine, picture, enlargement)
-        folded = [
-            F.pixel_unshuffle(self.to_detail(fine), self.fold),
-            F.pixel_unshuffle(enlarged, self.fold * enlargement.factor),
-        ]
-        return torch.cat([self.to_context(features), *folded], dim=1)
+        enlarged = fold(
+            self.enlarger.folded(fine, picture, enlargement), self.fold * enlargement.factor, fold_of(enlargement)
+        )
+        return torch.cat([self.to_context(features), fold(self.to_detail(fine), self.fold), enlarged], dim=1)

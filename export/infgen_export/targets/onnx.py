@@ -18,6 +18,7 @@ from infgen_export.recipes import Recipe
 from infgen_export.targets import LEAST_WEIGHTS, Options, depends_on
 from infgen_export.targets.dims import dynamic_shapes
 from infgen_export.targets.prelu import without_prelu
+from infgen_export.targets.shuffles import without_shuffles
 from infgen_export.targets.transposed import with_transposed_convolutions
 from infgen_model.graphs import Graph
 
@@ -65,6 +66,7 @@ def convert(
         _halve(model, graph)
     else:
         without_prelu(model)
+        without_shuffles(model)
         if recipe.precision == "int8":
             _quantize(model, graph)
         else:
