@@ -17,7 +17,7 @@ from infgen_rt.common.cancellation import Cancel, Cancellation
 from infgen_rt.common.pixels import Bits
 from infgen_rt.common.progress import Progress
 from infgen_rt.common.threads import Pool
-from infgen_rt.errors import Cancelled, InfGenError, PlanError
+from infgen_rt.errors import Cancelled, InfGenError, PlanError, without_frames
 from infgen_rt.picture import Picture
 from infgen_rt.writers import Metadata, TileFormat
 from infgen_rt.writers.names import folded
@@ -210,7 +210,7 @@ def save_pictures(
             except Cancelled:
                 raise
             except InfGenError as error:
-                failed[path] = error
+                failed[path] = without_frames(error)
 
         for picture, name in pictures:
             cancellation.check()

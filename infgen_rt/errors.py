@@ -1,5 +1,9 @@
 """The errors and warnings of the package."""
 
+from typing import TypeVar
+
+E = TypeVar("E", bound=BaseException)
+
 
 class InfGenError(Exception):
     """The base class of this package's errors. The message is one line that a user can act on.
@@ -69,6 +73,15 @@ def joined_lines(text: str) -> str:
 def reason(error: OSError) -> str:
     """The system's reason for an error, without the path. If the error has none, this is its text on one line."""
     return " ".join((error.strerror or str(error)).split()) or type(error).__name__
+
+
+def without_frames(error: E) -> E:
+    """Drop the tracebacks of an error and of its causes, which keep everything that the code was working on."""
+    each: BaseException | None = error
+    while each is not None:
+        each.__traceback__ = None
+        each = each.__cause__ or each.__context__
+    return error
 
 
 def one_line(error: Exception, longest: int | None = None) -> str:

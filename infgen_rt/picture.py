@@ -54,10 +54,11 @@ class Picture:
         size: str | float | tuple[int, int] | None,
         stages: Sequence[float] | None = None,
         max_scale: float | None = None,
+        warns: bool = True,
     ) -> "Picture":
-        """Plan a picture of a latent. The arguments and the errors are those of `Decoder.picture`."""
+        """Plan a picture of a latent. The arguments and the errors are those of `Source.picture`."""
         NUMBER.or_none(max_scale=max_scale)
-        plan, stage = source.picture(size, stages, max_scale)
+        plan, stage = source.picture(size, stages, max_scale, warns)
         _LOG.info("planned: %s", plan)
         return cls(source, plan, stage)
 
@@ -193,6 +194,16 @@ class Picture:
         """
         return Picture.of(self._source, size)
 
+    def resized(self, size: Size) -> "Picture":
+        """As `at`, without warnings. For a size that the caller did not choose."""
+        return Picture.of(self._source, size, warns=False)
+
+    def without_tiles(self) -> "Picture":
+        """The same picture as another object, which keeps no tiles. It shares all work before the tiles."""
+        stage = self._stage
+        stage = Stage.of(stage.contexts, stage.plan, stage.engine, workers=self._plan.workers)
+        return Picture(self._source, self._plan, stage)
+
     def keep(self, capacity: int) -> None:
         """Change how many bytes of decoded tiles are kept, for example to 0 in a program that keeps pixels itself.
 
@@ -222,7 +233,7 @@ class Picture:
         """
         WHOLE.check(longest=longest)
         size, decoded = preview_sizes(longest, self.size, self._plan.stages[0].grid, self._stage.least_scale)
-        picture = self.at(decoded)
+        picture = self.resized(decoded)
         if decoded == size:
             return picture.read(cancel=cancel)
         return reduced(lambda box: picture.read(box, cancel=cancel), decoded, size)

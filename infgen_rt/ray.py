@@ -238,7 +238,12 @@ def _name(key: str, root: str | None) -> PurePosixPath:
 def _plain(latent: Any) -> Any:
     """A latent as one array. Ray gives nested lists as arrays of arrays."""
     if isinstance(latent, np.ndarray) and latent.dtype == object:
-        return np.stack([_plain(part) for part in latent])
+        parts = [_plain(part) for part in latent]
+        shapes = {part.shape for part in parts}
+        if len(shapes) != 1:
+            found = ", ".join(str(list(shape)) for shape in sorted(shapes)) or "none"
+            raise LatentError(f"its parts are not of one shape ({found}): store each latent as one array")
+        return np.stack(parts)
     return np.asarray(latent)
 
 

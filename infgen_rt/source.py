@@ -90,8 +90,15 @@ class Source:
         size: str | float | Size | tuple[int, int] | None,
         stages: Sequence[float] | None = None,
         max_scale: float | None = None,
+        warns: bool = True,
     ) -> tuple[Plan, Stage]:
-        """Plan a picture and link its nodes. The arguments and the errors are those of `Decoder.picture`.
+        """Plan a picture and link its nodes. The other arguments and the errors are those of `Decoder.picture`.
+
+        Args:
+            size: the size.
+            stages: the scales of the stages.
+            max_scale: the largest scale of a stage.
+            warns: whether to warn of an unusual scale or shape.
 
         Returns:
             The plan, and the last stage.
@@ -106,7 +113,8 @@ class Source:
             self.engine.load_for(each.enlargement)
         first = plan.stages[0]
         self.contexts.plan(first.context, first.enlargement, plan.budget - plan.memory)
-        _warn_of_scale(grids, manifest, self.native, first.decoded != grids[0], self.notices)
+        if warns:
+            _warn_of_scale(grids, manifest, self.native, first.decoded != grids[0], self.notices)
         return plan, self._linked(plan)
 
     def for_writing(self, plan: Plan, writing: Writing) -> Plan:

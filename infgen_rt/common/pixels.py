@@ -79,7 +79,8 @@ def to_floats(planes: FloatArray) -> FloatArray:
 
 def interleaved(planes: npt.NDArray[Any], number: type[np.uint8] | type[np.float32]) -> npt.NDArray[Any]:
     """Convert planes from `fetch`, [3, h, w], to pixels [h, w, 3] of the same type. Floats are clamped to [0, 1]."""
-    return np.ascontiguousarray(planes.transpose(1, 2, 0)) if number is np.uint8 else to_floats(planes)
+    # A copy in any case: for a single pixel, the transposed planes are contiguous already, and may be in a cache.
+    return planes.transpose(1, 2, 0).copy() if number is np.uint8 else to_floats(planes)
 
 
 def to_bytes(planes: FloatArray) -> ByteArray:

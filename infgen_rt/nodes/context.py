@@ -101,14 +101,13 @@ class Contexts:
             self._latent = None
         if plan is None or self._features is None:
             return
-        if again and plan != self._planned.get(enlargement):
-            self._planned.pop(enlargement, None)
-            self._kept.pop(enlargement, None)
-        self._planned.setdefault(enlargement, plan)
-        if enlargement not in self._kept:
-            made = self._planned[enlargement]
+        before = self._planned.get(enlargement)
+        made = plan if before is None or again else before
+        if made != before or enlargement not in self._kept:
             context = self._context_of(self._features, made, enlargement)
+            # The old context is replaced at once, because another thread may be asking for it.
             self._kept[enlargement] = Kept(context, made.tiles.tiling, enlargement, self._tiles, self._engine)
+            self._planned[enlargement] = made
         caches = [each.cache for each in self._planned.values()]
         self._room = min(self._room, plan.cache + room)
         self._tiles.resize(max(*caches, min(sum(caches), self._room)))

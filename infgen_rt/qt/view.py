@@ -1,6 +1,9 @@
 """The widget that shows a picture of any size."""
 
-from PySide6.QtCore import QEvent, QPoint, QPointF, QRect, QSize, Qt, Signal, Slot
+from contextlib import suppress
+from functools import partial
+
+from PySide6.QtCore import QEvent, QPoint, QPointF, QRect, QSize, Qt, Signal, SignalInstance, Slot
 from PySide6.QtGui import QColor, QImage, QKeyEvent, QMouseEvent, QPainter, QPaintEvent, QResizeEvent, QWheelEvent
 from PySide6.QtWidgets import QSizePolicy, QWidget
 
@@ -53,6 +56,9 @@ class PictureView(QWidget):
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Expanding)
         self.setAttribute(Qt.WidgetAttribute.WA_OpaquePaintEvent)
         self._arrived.connect(self._on_arrived, Qt.ConnectionType.QueuedConnection)
+        # If the widget is deleted without `shut`, nothing else ends the reader's threads.
+        self._open: list[TileReader] = []
+        self.destroyed.connect(partial(_close, self._open))
 
     @property
     def picture(self) -> Picture | None:
@@ -84,6 +90,7 @@ class PictureView(QWidget):
         if self._reader is not None:
             self._reader.close(wait=False)
         self._reader = None if picture is None else TileReader(picture, cache=self._cache)
+        self._open[:] = [] if self._reader is None else [self._reader]
         self._viewport = None if picture is None else Viewport.fitting(picture.size, self._window)
         self._changed()
 
@@ -92,6 +99,7 @@ class PictureView(QWidget):
         if self._reader is not None:
             self._reader.close()
         self._reader = self._viewport = None
+        self._open.clear()
         self._changed()
 
     def set_viewport(self, viewport: Viewport) -> None:
@@ -220,7 +228,7 @@ class PictureView(QWidget):
         """Request the tiles that are visible now, and draw."""
         if self._reader is not None and self._viewport is not None:
             # This runs in the reader's threads. A signal takes the request to the widget's own thread.
-            self._reader.want(self._viewport.wanted(self._reader.levels), self._arrived.emit)
+            self._reader.want(self._viewport.wanted(self._reader.levels), partial(_tell, self._arrived))
         self._count()
         self.moved.emit()
         self.update()
@@ -237,6 +245,17 @@ class PictureView(QWidget):
             self.failed.emit(str(error) or type(error).__name__)
         self._count()
         self.update()
+
+
+def _close(readers: list[TileReader], deleted: object = None) -> None:
+    for reader in readers:
+        reader.close(wait=False)
+    readers.clear()
+
+
+def _tell(arrived: SignalInstance, request: Request) -> None:
+    with suppress(RuntimeError):  # the widget was deleted
+        arrived.emit(request)
 
 
 def _nearest(reader: TileReader, tile: Tile) -> tuple[Tile, Frame] | None:

@@ -58,7 +58,7 @@ class Frame:
 
     @property
     def pixels(self) -> ByteArray:
-        """A writable view of the pixels: uint8 [height, width, 3], with the channels red, green and blue."""
+        """A view of the pixels: uint8 [height, width, 3], with the channels red, green and blue."""
         channels = _CHANNELS[self.order]
         used = self.rows[:, : channels * self.size.width]
         pixels: ByteArray = used.reshape(self.size.height, self.size.width, channels)

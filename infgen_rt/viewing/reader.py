@@ -1,7 +1,8 @@
 """Reads tiles in background threads and caches the most recent ones."""
 
+import threading
 from collections.abc import Sequence
-from threading import Thread, current_thread
+from threading import ExceptHookArgs, Thread, current_thread
 from types import TracebackType
 
 from infgen_rt.backend.forks import Birthplace
@@ -86,7 +87,7 @@ class TileReader:
         return self._cache.get(tile)
 
     def read(self, tile: Tile, *, cancel: Cancel | None = None) -> Frame:
-        """Read a tile in the caller's thread, from the cache if it is there.
+        """Read a tile in the caller's thread, from the cache if it is there. The frame is shared, and read-only.
 
         Args:
             tile: the level, column and row of the tile.
@@ -101,6 +102,7 @@ class TileReader:
         frame = self._cache.get(tile)
         if frame is None:
             frame = self.pyramid.read(tile, self._order, cancel=cancel)
+            frame.rows.flags.writeable = False  # later callers get the same frame
             self._cache.put(tile, frame, frame.rows.nbytes)
         return frame
 
@@ -154,19 +156,20 @@ class TileReader:
     def close(self, wait: bool = True) -> None:
         """Cancel all requests, stop the threads and empty the cache. In a forked process, do nothing.
 
-        It may be called more than once, and by several threads at once. Later requests are cancelled.
+        It may be called more than once, and by several threads at once. Later requests are cancelled, and later reads
+        are not cached.
 
         Args:
             wait: whether to wait until the threads have ended. A thread that is decoding ends at its next check for
-                cancellation.
+                cancellation. In a request's `done`, it never waits.
         """
         if not self._birthplace.here:  # the threads are in the parent, and may hold the locks for ever
             return
         self._requests.close()
-        for thread in self._threads if wait else ():
-            if thread is not current_thread():  # a request's `done` may close the reader
-                thread.join()
-        self._cache.clear()
+        # A request's `done` may close the reader. It does not wait, because another `done` may be waiting for it.
+        for thread in self._threads if wait and current_thread() not in self._threads else ():
+            thread.join()
+        self._cache.resize(0)
 
     def __enter__(self) -> "TileReader":
         return self
@@ -187,4 +190,7 @@ class TileReader:
             except BaseException as raised:
                 error = raised
             self._requests.release(request)
-            request.finish(frame, error)
+            try:
+                request.finish(frame, error)
+            except BaseException as raised:  # by the request's `done`
+                threading.excepthook(ExceptHookArgs((type(raised), raised, raised.__traceback__, current_thread())))

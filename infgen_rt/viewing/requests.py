@@ -23,7 +23,7 @@ class Request:
         tile: the tile.
         priority: the priority.
         done: called with this request in a thread of the reader, after the tile was read or reading it failed. It is
-            not called for a request that was cancelled. It must not raise an exception.
+            not called for a request that was cancelled. What it raises is passed to `threading.excepthook`.
     """
 
     def __init__(self, tile: Tile, priority: float, done: Done | None) -> None:
@@ -37,7 +37,7 @@ class Request:
         self.cancelled.set()
 
     def result(self, timeout: float | None = None) -> Frame:
-        """Wait for the tile.
+        """Wait for the tile. The frame is shared with the reader's cache, and read-only.
 
         Args:
             timeout: the maximum time to wait, in seconds. None to wait without a limit.

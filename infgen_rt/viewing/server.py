@@ -23,7 +23,7 @@ from importlib.resources import files
 from io import BytesIO
 from ipaddress import ip_address
 from socketserver import TCPServer
-from threading import Lock
+from threading import Lock, Thread, current_thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -41,7 +41,7 @@ from infgen_rt.writers.whole import Jpeg
 
 _LOG = logging.getLogger(__name__)
 _NUMBER, _SIDE = "([0-9]{1,6})", "([0-9]{1,9})"
-_INFO = re.compile(f"/{_NUMBER}/info.json")
+_INFO = re.compile(f"/{_NUMBER}/info[.]json")
 _TILE = re.compile(f"/{_NUMBER}/(?:full|{_SIDE},{_SIDE},{_SIDE},{_SIDE})/(?:max|{_SIDE},{_SIDE})/0/default[.](png|jpg)")
 # A reader has threads and a cache of its own. A page shows one picture at a time.
 _MOST_READERS = 8
@@ -54,8 +54,8 @@ _PICTURES = Kind("a sequence of Pictures", lambda value: isinstance(value, Seque
 class TileServer(ThreadingHTTPServer):
     """An HTTP server for pictures and for the page that shows them.
 
-    It listens as soon as it is constructed. Call `serve_forever` to answer requests. `server_close` stops listening and
-    frees all tiles.
+    It listens as soon as it is constructed. Call `serve_forever` to answer requests. `server_close` ends it, stops
+    listening and frees all tiles.
 
     The page is at `/`. Picture N, counted from 1, is described at `/N/info.json`. A tile is decoded when it is
     requested. Decoding stops if the browser closes the connection. If the decoder is closed, a tile is answered with
@@ -101,6 +101,7 @@ class TileServer(ThreadingHTTPServer):
             ) from error
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{self.server_address[1]}/"
         self.names = {"localhost", host.lower()}
+        self._serving: Thread | None = None
         self.readers = _Readers(pictures, cache)
         try:
             with self.readers.using(1):
@@ -114,10 +115,21 @@ class TileServer(ThreadingHTTPServer):
 
     server_bind = TCPServer.server_bind  # HTTPServer's own method looks up the host's name, which can be slow
 
+    def serve_forever(self, poll_interval: float = 0.5) -> None:
+        """Answer requests until `shutdown` or `server_close` is called in another thread."""
+        self._serving = current_thread()
+        try:
+            if not self.readers.closed:
+                super().serve_forever(poll_interval)
+        finally:
+            self._serving = None
+
     def server_close(self) -> None:
-        super().server_close()
         if hasattr(self, "readers"):  # it is missing if the port was taken
             self.readers.close()
+            if self._serving not in (None, current_thread()):
+                self.shutdown()
+        super().server_close()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         try:
@@ -143,7 +155,7 @@ class _Readers:
         self._cache = cache // min(len(pictures), _MOST_READERS)
         self._open: dict[int, TileReader] = {}
         self._users: Counter[int] = Counter()
-        self._closed = False
+        self.closed = False
         self._lock = Lock()
 
     @contextmanager
@@ -154,7 +166,7 @@ class _Readers:
             DecodeError: the system allowed no thread that reads tiles, or the server is closed.
         """
         with self._lock:
-            if self._closed:
+            if self.closed:
                 raise DecodeError("the server is closed")
             reader = self._open.pop(number, None)
             if reader is None:
@@ -174,7 +186,7 @@ class _Readers:
     def close(self) -> None:
         """Close all readers, which cancels the requests that are in progress."""
         with self._lock:
-            self._closed = True
+            self.closed = True
             left = list(self._open.values())
             self._open.clear()
         for reader in left:
@@ -192,10 +204,16 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = 60
 
+    def do_HEAD(self) -> None:  # noqa: N802
+        self.do_GET()
+
     def do_GET(self) -> None:  # noqa: N802
+        # A body is not read, so the next request on this connection could not be found after it.
+        if "Content-Length" in self.headers or "Transfer-Encoding" in self.headers or self.server.readers.closed:
+            self.close_connection = True
         status, kind = HTTPStatus.OK, "text/plain; charset=utf-8"
         try:
-            kind, content = self._answer(unquote(self.path.partition("?")[0]))
+            kind, content = self._answer(unquote(urlsplit(self.path).path))
         except _Refusal as refusal:
             status, content = refusal.args[0], refusal.args[1].encode()
         except Cancelled:
@@ -204,18 +222,28 @@ class _Handler(BaseHTTPRequestHandler):
         except InfGenError as error:
             _LOG.error("%s: %s", self.path, error)
             status, content = HTTPStatus.INTERNAL_SERVER_ERROR, str(error).encode()
+        except (ConnectionError, TimeoutError):
+            raise
+        except Exception as error:
+            _LOG.exception("%s", self.path)
+            status, content = HTTPStatus.INTERNAL_SERVER_ERROR, one_line(error).encode()
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
         self.send_header("Cache-Control", "no-store")  # another picture may later have the same address
         self.send_header("Cross-Origin-Resource-Policy", "same-origin")  # other sites must not embed the pictures
         self.send_header("X-Content-Type-Options", "nosniff")
+        if self.close_connection:
+            self.send_header("Connection", "close")
         self.end_headers()
-        self.wfile.write(content)
+        if self.command != "HEAD":
+            self.wfile.write(content)
 
     def _answer(self, path: str) -> tuple[str, bytes]:
         """The media type and the content of the response for a path. Raises `_Refusal` if there is none."""
         host = self._host()
+        if self.server.readers.closed:
+            raise _Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "the server is closed")
         if path == "/":
             return "text/html; charset=utf-8", self.server.page
         match = _INFO.fullmatch(path) or _TILE.fullmatch(path)
@@ -251,18 +279,24 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _frame(self, reader: TileReader, tile: Tile) -> Frame:
         request = reader.request(tile)
-        while True:
-            try:
-                return request.result(_LOOK)
-            except TimeoutError:
-                if self._left():
-                    request.cancel()
+        try:
+            while True:
+                try:
+                    return request.result(_LOOK)
+                except TimeoutError:
+                    if self._left():
+                        request.cancel()
+        finally:
+            request.cancel()  # unless it has its result
 
     def _left(self) -> bool:
         """Whether the browser has closed the connection."""
         with selectors.DefaultSelector() as selector:
             selector.register(self.connection, selectors.EVENT_READ)
-            return bool(selector.select(0)) and not self.connection.recv(1, socket.MSG_PEEK)
+            try:
+                return bool(selector.select(0)) and not self.connection.recv(1, socket.MSG_PEEK)
+            except ConnectionError:
+                return True
 
     def log_message(self, format: str, *arguments: Any) -> None:
         _LOG.debug(format, *arguments)
@@ -276,9 +310,10 @@ class _SingleAnswer(_Handler):
     def handle(self) -> None:
         self.handle_one_request()
 
-    def end_headers(self) -> None:
-        self.send_header("Connection", "close")
-        super().end_headers()
+    def parse_request(self) -> bool:
+        understood = super().parse_request()
+        self.close_connection = True
+        return understood
 
 
 def _info(levels: Sequence[Level], address: str) -> dict[str, Any]:

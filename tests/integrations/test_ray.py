@@ -105,6 +105,11 @@ def test_what_is_wrong_is_said_with_the_key(options: dict[str, Any], tmp_path: P
     broken[0] = b"no latent"
     with pytest.raises(LatentError, match=r"'b/8': its latent is damaged"):
         decode({"key": np.array(["b/8"]), "latent": broken})
+    for parts in ([np.zeros((5, 6)), np.zeros((5, 7))], []):
+        broken[0] = np.empty(len(parts), object)
+        broken[0][:] = parts
+        with pytest.raises(LatentError, match=r"'b/9': its parts are not of one shape"):
+            decode({"key": np.array(["b/9"]), "latent": broken})
     with pytest.raises(OutputError, match=r"the folder pictures depends on where a worker runs: pass an absolute path"):
         infgen_rt.ray.Decode(**options, folder="pictures")
     with pytest.raises(OutputError, match=r"a \.dzi is many files, and a row has one"):

@@ -108,6 +108,20 @@ def test_an_error_in_the_middle_is_that_pictures_alone(decoder: infgen_rt.Decode
     assert Path("b.png").read_text() == "precious"
 
 
+def test_an_error_that_is_returned_does_not_keep_its_picture(decoder: infgen_rt.Decoder) -> None:
+    Path("b.png").write_text("precious")
+    alive = list[weakref.ref[infgen_rt.Picture]]()
+
+    def watched() -> Iterator[tuple[infgen_rt.Picture, str]]:
+        for picture, name in pictures(decoder):
+            alive.append(weakref.ref(picture))
+            yield picture, name
+
+    failed = infgen_rt.save_pictures(watched())
+    gc.collect()
+    assert len(failed) == 1 and not any(each() for each in alive)
+
+
 def test_two_pictures_for_one_file_are_written_one_after_another(decoder: infgen_rt.Decoder, busy: list[int]) -> None:
     twice = [(picture, "same.png") for picture, _ in pictures(decoder)][:2]
     failed = infgen_rt.save_pictures(twice)

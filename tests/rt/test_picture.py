@@ -1,4 +1,5 @@
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +12,9 @@ import infgen_rt
 import infgen_runtimes.onnxruntime
 from infgen_rt.bundle.graphs import DECODE, PREFILL
 from infgen_rt.common.pixels import to_bytes, to_floats
-from infgen_rt.errors import DecodeError, PlanError
+from infgen_rt.errors import DecodeError, InfGenWarning, PlanError
+from infgen_rt.geometry.shapes import Box
+from infgen_rt.viewing import Pyramid
 
 from . import tiny
 from .watching import Run, on_runs
@@ -92,6 +95,13 @@ def test_a_caller_may_change_what_it_was_given(picture: infgen_rt.Picture) -> No
     assert np.array_equal(picture.read(box, dtype=np.float32), before)
 
 
+def test_a_caller_may_change_a_tile_of_one_pixel(picture: infgen_rt.Picture) -> None:
+    expected = picture.read((5, 5, 1, 1))
+    for _, pixels in picture.tiles(region=(5, 5, 1, 1)):
+        pixels[:] = 255 - pixels
+    assert np.array_equal(picture.read((5, 5, 1, 1)), expected)
+
+
 def test_tiles_come_from_where_the_user_looks(picture: infgen_rt.Picture) -> None:
     whole = np.asarray(picture)
     filled = np.zeros_like(whole)
@@ -165,6 +175,18 @@ def test_a_preview_is_the_whole_picture_small(
     assert preview.shape == (*(max(1, round(side * share)) for side in picture.size[::-1]), 3)
     # The random model looks alike at neighbouring sizes as far as averages go.
     assert np.abs(preview.mean((0, 1)) - picture.read().mean((0, 1))).max() < 12
+
+
+def test_only_a_size_that_the_caller_chose_is_warned_about(decoder: infgen_rt.Decoder) -> None:
+    picture = decoder.picture(tiny.random_latent(5, 31), normalisation="model")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for longest in range(8, 64):
+            picture.preview(longest)
+        for level in picture.levels:
+            Pyramid(picture).region(level.number, Box(0, 0, 1, 1))
+    with pytest.warns(InfGenWarning, match="stretches"):
+        decoder.picture(tiny.random_latent(5, 31), (100, 40), normalisation="model")
 
 
 def test_a_preview_of_no_pixels_is_refused(decoder: infgen_rt.Decoder) -> None:

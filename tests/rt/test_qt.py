@@ -26,10 +26,10 @@ os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")  # xcb under Xvfb, for a r
 # A bare machine may lack libraries of the system that Qt needs, such as libEGL.
 pytest.importorskip("PySide6.QtWidgets", reason="PySide6 cannot be imported here", exc_type=ImportError)
 
-from PySide6.QtCore import QMimeData, QPoint, QPointF, Qt, QUrl
+from PySide6.QtCore import QEvent, QMimeData, QPoint, QPointF, Qt, QUrl
 from PySide6.QtGui import QDragEnterEvent, QDropEvent, QGuiApplication, QImage, QWheelEvent
 from PySide6.QtTest import QTest
-from PySide6.QtWidgets import QApplication
+from PySide6.QtWidgets import QApplication, QWidget
 
 from infgen_rt.qt import Job, PictureView, ViewerWindow
 
@@ -258,6 +258,28 @@ def test_a_tile_that_fails_is_told_and_the_rest_is_shown(view: PictureView, monk
         until(lambda: view.reader is not None and view.reader.open_requests == 0)
     view.move_by(1, 0)
     settle(view)
+
+
+def test_a_view_that_is_deleted_without_being_shut_ends_its_threads(
+    app: QApplication, picture: infgen_rt.Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", told.append)
+    for settled in (True, False):
+        parent = QWidget()
+        view = PictureView(parent)
+        view.resize(300, 200)
+        view.set_picture(picture)
+        if settled:
+            settle(view)
+        reader = view.reader
+        assert reader is not None
+        del view
+        parent.deleteLater()
+        QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
+        until(lambda threads=reader._threads: not any(thread.is_alive() for thread in threads))
+        assert reader.memory == 0
+    assert not told
 
 
 def test_another_picture_takes_the_place_of_the_first(view: PictureView, decoder: infgen_rt.Decoder) -> None:

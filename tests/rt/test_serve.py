@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -258,8 +260,9 @@ def test_a_process_with_many_open_files_still_waits_for_slow_tiles(
     assert "Traceback" not in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
 def test_a_tile_that_the_browser_gives_up_is_dropped_and_the_next_one_is_served(
-    server: TileServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    server: TileServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], reset: bool
 ) -> None:
     begun, go = threading.Event(), threading.Event()
 
@@ -271,6 +274,8 @@ def test_a_tile_that_the_browser_gives_up_is_dropped_and_the_next_one_is_served(
     on_runs(monkeypatch, DECODE, held)
     try:
         with socket.create_connection(("127.0.0.1", server.server_address[1])) as connection:
+            if reset:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             path = "/1/0,0,256,256/256,256/0/default.png"
             connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             assert begun.wait(SECONDS)
@@ -321,6 +326,48 @@ def test_a_failure_is_told_to_the_browser_and_the_server_goes_on(
             "the tile 0,0,256,256 could not be decoded: the device is gone",
         )
     assert fetch_pixels(server, "1/0,0,256,256/256,256/0/default.png").shape == (256, 256, 3)
+
+
+def test_an_error_of_any_kind_is_answered(server: TileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> bytes:
+        raise RuntimeError("not expected")
+
+    monkeypatch.setattr("infgen_rt.viewing.server._info", broken)
+    assert refused(server, "1/info.json") == (500, "not expected")
+
+
+def test_a_server_is_closed_without_being_shut_down_first(picture: infgen_rt.Picture) -> None:
+    with TileServer([picture]) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        connection = HTTPConnection(*server.server_address[:2], timeout=SECONDS)
+        connection.request("GET", "/1/info.json")
+        assert connection.getresponse().read()
+    thread.join(SECONDS)
+    assert not thread.is_alive()
+    connection.request("GET", "/")  # on the same connection, which its thread still has
+    answer = connection.getresponse()
+    assert (answer.status, answer.read()) == (503, b"the server is closed")
+    connection.close()
+    server.serve_forever()  # nothing is left to do
+
+
+def test_connections_that_stay_open_get_the_answers_of_their_requests(server: TileServer) -> None:
+    connection = HTTPConnection(*server.server_address[:2], timeout=SECONDS)
+    for path in ("/", "/1/info.json", "/1/0,0,256,256/256,256/0/default.png", "/none"):
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        content = answer.read()
+        connection.request("HEAD", path)
+        head = connection.getresponse()
+        assert (head.status, head.headers["Content-Length"]) == (answer.status, str(len(content)))
+        assert head.read() == b""
+    connection.request("GET", server.address + "1/info.json", body="not read")
+    answer = connection.getresponse()
+    assert answer.status == 200 and answer.read()
+    connection.request("GET", "/1/info.json")
+    assert connection.getresponse().status == 200
+    connection.close()
 
 
 @pytest.fixture

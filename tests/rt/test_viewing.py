@@ -253,6 +253,50 @@ def test_a_request_may_close_the_reader_when_it_is_done(picture: infgen_rt.Pictu
     assert not any(thread.is_alive() for thread in threads) and reader.memory == 0
 
 
+def test_two_requests_may_close_the_reader_at_once(picture: infgen_rt.Picture) -> None:
+    reader, both, ended = TileReader(picture, tile=TILE), threading.Barrier(2), threading.Semaphore(0)
+
+    def done(request: Request) -> None:
+        both.wait(SECONDS)
+        reader.close()
+        ended.release()
+
+    for column in range(2):
+        reader.request(Tile(3, column, 0), done=done)
+    assert ended.acquire(timeout=SECONDS) and ended.acquire(timeout=SECONDS)
+    reader.close()
+
+
+def test_what_a_caller_raises_when_a_tile_is_there_is_told_and_the_reader_goes_on(
+    reader: TileReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", told.append)
+
+    def done(request: Request) -> None:
+        raise ValueError("my own mistake")
+
+    for column in range(4):  # more than the reader has threads
+        reader.request(Tile(3, column, 0), done=done).result(SECONDS)
+    assert reader.request(Tile(3, 0, 1)).result(SECONDS).size == (TILE, TILE)
+    assert [str(each.exc_value) for each in told] == ["my own mistake"] * 4
+
+
+def test_all_tiles_are_in_the_cache_of_the_reader_and_none_after_it_is_closed(picture: infgen_rt.Picture) -> None:
+    with TileReader(picture, tile=TILE, cache=10**6) as reader:
+        frames = [reader.read(Tile(3, column, 0)) for column in range(5)]
+        assert reader.memory == sum(frame.rows.nbytes for frame in frames)
+        assert picture._stage.tiles._cache.size == 0
+    reader.read(Tile(3, 0, 1))
+    assert reader.memory == 0
+
+
+def test_a_frame_that_others_get_too_cannot_be_changed(reader: TileReader) -> None:
+    for frame in (reader.read(Tile(3, 0, 0)), reader.request(Tile(3, 0, 0)).result(SECONDS)):
+        with pytest.raises(ValueError, match="read-only"):
+            frame.pixels[:] = 0
+
+
 def test_a_request_that_was_cancelled_last_of_all_calls_nobody() -> None:
     told: list[Request] = []
     request = Request(Tile(0, 0, 0), 0.0, told.append)
