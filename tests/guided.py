@@ -4,8 +4,9 @@
     python -m tests.guided --minutes 60 -o inputs
 
 Every test gets its share of the minutes, in a process of its own. The folder holds the inputs of each test that reached
-new code, from which the next run continues. An input that fails a test is kept there too, as ``crash-...``, and the
-command ends with exit code 1. Inputs belong to the version of hypothesis that made them.
+new code, from which the next run continues. An input that fails a test, or takes five minutes, is kept there too, as
+``crash-...`` or ``timeout-...``, and the command ends with exit code 1. Inputs belong to the version of hypothesis that
+made them.
 """
 
 import os
@@ -42,7 +43,7 @@ def choose(body: Callable[[bytes], object], minutes: float) -> None:
     import atheris
 
     folder = Path(os.environ[INPUTS])
-    limits = [f"-max_total_time={max(1, round(60 * minutes))}", "-timeout=300", "-rss_limit_mb=6000", "-verbosity=1"]
+    limits = [f"-max_total_time={max(1, round(60 * minutes))}", "-timeout=300", "-rss_limit_mb=6000", "-len_control=0"]
     arguments = [sys.argv[0], *limits, "-print_final_stats=1", f"-artifact_prefix={folder}/", str(folder)]
     atheris.Setup(arguments, body)
     atheris.Fuzz()
@@ -64,13 +65,17 @@ def pytest_load_initial_conftests() -> None:
 def main(minutes: float, only: str, output: Path) -> None:
     """Runs the fuzzing tests one after another. The output is the folder of the inputs."""
     targets = [target for target in TARGETS if only in target]
+    if not targets:
+        raise click.BadParameter(f"no test's name has {only!r} in it", param_hint="--only")
     failed = []
     for target in targets:
         name = target.rpartition("::")[2]
         folder = output.resolve() / name
         folder.mkdir(parents=True, exist_ok=True)
         shares = {INPUTS: str(folder), "INFGEN_FUZZ_MINUTES": str(minutes / len(targets)), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "pytest", "-p", "tests.guided", "-s", "--numprocesses", "0", target]
+        # Both time limits need the same signal, so pytest's is switched off.
+        plain = ["-s", "--numprocesses", "0", "--timeout", "0"]
+        command = [sys.executable, "-m", "pytest", "-p", "tests.guided", *plain, target]
         result = subprocess.run(command, env=os.environ | shares, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         (folder.parent / f"{name}.log").write_bytes(result.stdout)
         runs = [line for line in result.stdout.decode(errors="replace").splitlines() if line.startswith("Done ")]

@@ -33,6 +33,8 @@ class _Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args[:1] == [_RECIPES]:
+            if set(args[1:]) & set(ctx.help_option_names):
+                return super().parse_args(ctx, args[1:])
             if args[1:]:
                 ctx.fail(f"{_RECIPES} takes no options: for a checkpoint in a folder of this name, pass ./{_RECIPES}")
             click.echo(_recipes())

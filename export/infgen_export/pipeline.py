@@ -251,9 +251,7 @@ def _check(options: Options, recipes: Sequence[Recipe]) -> None:
         (options.deployment_target != usual.deployment_target, "coreml", "--min-deployment-target"),
     ):
         if given and target not in targets:
-            raise RequestError(
-                f"{option} is for {target}, which is not exported: leave it out, or add --target {target}"
-            )
+            raise RequestError(f"{option} is for {target}, which is not exported: leave it out, or export {target} too")
 
 
 @contextlib.contextmanager

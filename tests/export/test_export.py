@@ -606,7 +606,7 @@ BAD = {
     "a system": (["CHECKPOINT", "-o", "out", "--min-deployment-target", "iOS9"], "unknown deployment target 'iOS9'"),
     "an opset without ONNX": (
         ["CHECKPOINT", "-o", "out", "--target", "openvino", "--opset", "18"],
-        "--opset is for onnx, which is not exported: leave it out, or add --target onnx",
+        "--opset is for onnx, which is not exported: leave it out, or export onnx too",
     ),
     "a system without Core ML": (
         ["CHECKPOINT", "-o", "out", "--min-deployment-target", "macOS26"],

@@ -89,7 +89,8 @@ def test_slopes_of_at_most_1_take_two_operations(tmp_path: Path, steepest: float
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 3
     onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    found = [kind for kind in kinds(onnx.load(tmp_path / "optimised.onnx")) if not kind.startswith("Reorder")]
-    if "Relu" in found and operations == 2:
+    found = kinds(onnx.load(tmp_path / "optimised.onnx"))
+    moves = [kind for kind in found if kind.startswith("Reorder")]
+    if not moves:
         pytest.skip("ONNX Runtime has no layout of its own on this processor")
-    assert len(found) == 2 + operations
+    assert len(found) - len(moves) == 2 + operations

@@ -255,8 +255,11 @@ def test_a_kept_model_has_no_steep_slopes_and_makes_the_same_pictures(tmp_path: 
             before, after = (each(latent, (32 * scale, 40 * scale)) for each in (model, small))
         assert torch.allclose(after, before, rtol=1e-4, atol=1e-4 * before.abs().max()), scale
     save_checkpoint(tmp_path / "run", model)
-    result = CliRunner().invoke(keep.main, [str(tmp_path / "run"), "-o", str(tmp_path / "kept")])
+    result = CliRunner().invoke(keep.main, [str(tmp_path / "run"), "--small-slopes", "-o", str(tmp_path / "kept")])
     assert result.exit_code == 0, result.output
+    arguments = [str(tmp_path / "kept"), "--mix", str(tmp_path / "run"), "0.5", "-o", str(tmp_path / "mixed")]
+    result = CliRunner().invoke(keep.main, arguments)
+    assert result.exit_code == 1 and "only one of the models has small slopes" in result.output
     assert all(slopes.max() <= 1 for slopes in chain(load_checkpoint(tmp_path / "kept")))
 
 
@@ -357,8 +360,9 @@ def test_the_enlarger_sees_what_the_network_does(inner: int) -> None:
     assert student.refine is not None
     enlarger = student.refine.enlarger
     reached: list[Tensor] = []
-    for leave in enlarger.leave.values():
-        leave.register_forward_pre_hook(lambda _, given: reached.append(given[0]))
+    for name, leave in enlarger.leave.items():
+        first = next(enlarger.finish[name].children()) if name in enlarger.finish else leave
+        first.register_forward_pre_hook(lambda _, given: reached.append(given[0]))
     features = torch.randn(1, 8, 12, 9)
     picture = enlarger.to_picture(features)
     for each in TINY.enlargements[1:]:

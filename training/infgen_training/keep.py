@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from infgen_model import InfGen
 from infgen_model.checkpoint import load_checkpoint, save_checkpoint
@@ -21,6 +21,8 @@ from infgen_training.slopes import with_small_slopes
 from infgen_training.teacher import AUTOENCODER, AUTOENCODER_HELP, Teacher
 from infgen_training.warmstart import copy_encoder, copy_trunk, encoder_config
 
+_NEAR = 0.1
+"""How much the product of a slope and its inverse may differ from 1, after some training."""
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
@@ -61,9 +63,22 @@ def averaged(model: InfGen, other: InfGen, share: float) -> InfGen:
     if {name: value.shape for name, value in ours.items()} != {name: value.shape for name, value in theirs.items()}:
         raise InputError("only models of the same architecture can be averaged: their weights differ in name or shape")
     made = copy.deepcopy(model)
+    if _turned(ours, theirs):
+        raise InputError("only one of the models has small slopes (--small-slopes): average them before that step")
     floats = {name: value.lerp(theirs[name], share) for name, value in ours.items() if value.is_floating_point()}
     made.load_state_dict(ours | floats)
     return made
+
+
+def _turned(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
+    """Whether one of two models has a channel whose sign and slope ``with_small_slopes`` has changed."""
+    for name, slopes in ours.items():
+        before = name.replace(".1.weight", ".0.bias")
+        if name.startswith("refine.enlarger.blocks.") and before != name:
+            inverse = (slopes * theirs[name] - 1).abs() < _NEAR
+            if (inverse & (ours[before] * theirs[before] < 0)).any():
+                return True
+    return False
 
 
 def with_trunk(model: InfGen, decoder: nn.Module, share: float) -> InfGen:
@@ -112,12 +127,17 @@ def with_polish(model: InfGen, channels: int) -> InfGen:
 @click.option(
     "--polish", type=click.IntRange(1, 4096), help="Give its largest enlargement a polish of this many channels."
 )
+@click.option(
+    "--small-slopes",
+    is_flag=True,
+    help="Make the slopes of its enlarger at most 1, for faster graphs, as the last step.",
+)
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to make.")
 def main(
     checkpoint: Path, base: Path | None, encoder: Path | None, mix: tuple[Path, float] | None,
-    trunk: tuple[Path, float] | None, polish: int | None, output: Path,
+    trunk: tuple[Path, float] | None, polish: int | None, small_slopes: bool, output: Path,
 ) -> None:  # fmt: skip
-    """Writes CHECKPOINT in float16, with slopes of at most 1 (``infgen_training.slopes``).
+    """Writes CHECKPOINT in float16.
 
     With a base, only the weights that belong to the latent space are written. All other weights are then read from the
     base whenever the new checkpoint is loaded.
@@ -132,7 +152,9 @@ def main(
             model = with_encoder(model, Teacher.load(encoder).encoder)
         if polish is not None:
             model = with_polish(model, polish)
-        save_checkpoint(output, with_small_slopes(model), torch.float16, base)
+        if small_slopes:
+            model = with_small_slopes(model)
+        save_checkpoint(output, model, torch.float16, base)
     except (FileNotFoundError, InputError) as error:
         raise click.ClickException(str(error)) from None
 

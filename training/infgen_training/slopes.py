@@ -1,4 +1,4 @@
-"""Gives the PReLUs of an enlarger slopes of at most 1, without changing what the model computes.
+"""Gives the PReLUs of an enlarger's chain slopes of at most 1, without changing what the model computes.
 
 A PReLU with the slope a > 0 maps x to -a times what a PReLU with the slope 1 / a maps -x to. The change of sign and the
 factor become part of the convolutions before and after it. With slopes of at most 1, the ONNX exporter computes a PReLU

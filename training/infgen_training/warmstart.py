@@ -260,10 +260,10 @@ def fit_readout(model: InfGen, views: Sequence[View], count: int = 24, cells: in
     refine, rng = model.refine, np.random.default_rng(0)
     seen: dict[str, Tensor] = {}
     hooks = [refine.enlarger.to_picture.register_forward_hook(lambda *given: seen.update(picture=given[2]))]
-    hooks += [
-        leave.register_forward_pre_hook(lambda _, given: seen.update(reached=given[0]))
-        for leave in refine.enlarger.leave.values()
-    ]
+    # What a last convolution gets. With a finish, it is not called itself, and the finish gets the same.
+    for name, leave in refine.enlarger.leave.items():
+        first = next(refine.enlarger.finish[name].children()) if name in refine.enlarger.finish else leave
+        hooks.append(first.register_forward_pre_hook(lambda _, given: seen.update(reached=given[0])))
     larger = [each for each in model.config.enlargements if each.factor > 1]
     fits = {each.factor: LeastSquares() for each in larger}
     try:

@@ -19,7 +19,7 @@ def without_shuffles(model: onnx.ModelProto) -> None:
         model: The model, which is changed. Its numbers of channels are fixed.
     """
     inferred = shape_inference.infer_shapes(model).graph
-    shapes = {value.name: value.type.tensor_type.shape.dim for value in inferred.value_info}
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in (*inferred.input, *inferred.value_info)}
     for index, node in enumerate(list(model.graph.node)):
         attributes = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
         if node.op_type != "DepthToSpace" or attributes["blocksize"] != _FACTOR or attributes.get("mode") != b"CRD":
