@@ -1,5 +1,6 @@
 """Writes many pictures. The next one is begun while the one before is still written, so that no processor waits."""
 
+import reprlib
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, wait
@@ -12,7 +13,7 @@ from threading import Event
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from infgen_rt.common.arguments import FUNCTION, WHOLE
+from infgen_rt.common.arguments import FUNCTION, PATH, WHOLE
 from infgen_rt.common.cancellation import Cancel, Cancellation
 from infgen_rt.common.pixels import Bits
 from infgen_rt.common.progress import Progress
@@ -180,6 +181,7 @@ def save_pictures(
         The error of each picture that could not be written, by its file. An error does not prevent the other pictures.
 
     Raises:
+        TypeError: `pictures` has something else than pairs of a picture and a path.
         PlanError: `at_once` is less than 1.
         Cancelled: the work was cancelled with `cancel`. Files that were complete before stay.
 
@@ -212,7 +214,8 @@ def save_pictures(
             except InfGenError as error:
                 failed[path] = without_frames(error)
 
-        for picture, name in pictures:
+        for pair in pictures:
+            picture, name = _checked(pair)
             cancellation.check()
             path = Path(name)
             try:
@@ -228,6 +231,13 @@ def save_pictures(
         while line:
             take()
     return failed
+
+
+def _checked(pair: Any) -> tuple[Picture, str | Path]:
+    """A pair of a picture and a file, as `save_pictures` takes it."""
+    if isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[0], Picture) and PATH.holds(pair[1]):
+        return pair[0], pair[1]
+    raise TypeError(f"pictures has {' '.join(reprlib.repr(pair).split())}: expected pairs of a Picture and a path")
 
 
 def _save(

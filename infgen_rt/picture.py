@@ -31,7 +31,7 @@ _LOG = logging.getLogger(__name__)
 class Picture:
     """A picture, which `Decoder.picture` returns. Nothing is decoded until it is requested. Several threads may use it.
 
-    NumPy and Pillow accept it directly: `np.asarray(picture)` is uint8 [H, W, 3].
+    NumPy accepts it directly: `np.asarray(picture)` is uint8 [H, W, 3]. `image()` is a Pillow image.
 
     Examples:
         >>> import infgen_rt

@@ -196,6 +196,10 @@ class Backend(Protocol):
         ...
 
 
+_DEVICES = ("cpu", "gpu", "npu")
+"""Names of devices, which may be taken for those of backends."""
+
+
 def installed_backends() -> dict[str, "EntryPoint"]:
     """The backends by name, from the entry-point group `infgen_rt.backends`. Those of this project come first."""
     from importlib.metadata import EntryPoint, entry_points  # slow to import, and only needed here
@@ -218,8 +222,11 @@ def load_backend(name: str) -> Backend:
     forks.check_backend(name)
     entries = installed_backends()
     if name not in entries:
-        here = ", ".join(["auto", *ALIASES, *entries])
-        raise BackendError(f"backend {name!r} is unknown: available here are {here}")
+        known = ", ".join(["auto", *ALIASES, *entries])
+        device = f", and {name} is a device (device={name!r}, --device {name})" if name in _DEVICES else ""
+        raise BackendError(
+            f"backend {name!r} is unknown: known are {known}{device}; infgen-rt devices lists what runs here"
+        )
     try:
         backend: Backend = entries[name].load()()
     # A broken installation or a missing driver may raise any exception on import.

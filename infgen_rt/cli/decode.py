@@ -65,13 +65,14 @@ def _decode_several(request: Request, notes: Notes) -> None:
         text = str(error) if name in str(error) else f"{name}: {error}"
         complain(text, FAILED)
         if request.as_json:
-            say(json.dumps({"output": str(outputs[latent]), "error": text}))
+            say(json.dumps({"output": str(outputs[latent]), "error": text}), needed=True)
 
     with ExitStack() as opened, Writing(request, notes, fail) as writing:
         for latent, output in outputs.items():
             try:
                 if request.resume and request.is_there(output):
                     request.left_out.append((1, 1))
+                    request.leave_out(output)
                     continue
                 with writing.planning():
                     stopwatch = Stopwatch()

@@ -16,7 +16,7 @@ from infgen_rt.cli import options
 from infgen_rt.cli.console import print_facts, say, warnings_to_stderr
 from infgen_rt.cli.latents import read_latent
 from infgen_rt.common.memory import format_bytes
-from infgen_rt.errors import LatentError
+from infgen_rt.errors import InputError, LatentError
 from infgen_rt.latent.arrays import Normalisation, as_latents
 from infgen_rt.latent.choosing import space_of
 from infgen_rt.latent.evidence import normalisation_of
@@ -51,10 +51,12 @@ def info(
     Without PATH, describe this installation.
     """
     with warnings_to_stderr():
-        if path is None:
-            facts = _describe_installation()
-        elif _is_bundle(path):
-            facts = _describe_bundle(path)
+        if path is None or _is_bundle(path):
+            given = {"--space": space, "--normalisation": normalisation, "--latent-size": latent_size, "--key": key}
+            for option, value in given.items():
+                if value is not None:
+                    raise InputError(f"{option} is for a latent, and none is described: pass its file, or leave it out")
+            facts = _describe_installation() if path is None else _describe_bundle(path)
         else:
             facts = _describe_latent(path, key, space, normalisation, latent_size)
     if as_json:

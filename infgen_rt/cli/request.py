@@ -143,6 +143,11 @@ class Request:
                 raise OutputError(f"{self.output} is a folder: expected a picture's name for -o, such as {name}")
             raise LatentError(f"{self.latents[0]} is a folder: expected the latent in it, {files[0]}")
         self._target()
+        if self.output != STREAM and not self.output.suffix and self.output.name[:1] != ".":
+            raise OutputError(
+                f"{self.output} has no known picture format: expected a name such as {self.output}.{self.ending}, or a "
+                "folder that exists"
+            )
         files = expand(self.latents)
         if len(files) > 1:
             raise OutputError(f"{len(files)} latents cannot all be standard output: pass a folder for -o")
@@ -212,7 +217,7 @@ class Request:
             latent_size=self.latent_size,
         )
         box = seen or pictures[0].size.box
-        if self.region:
+        if self.region is not None:
             try:
                 box = parse_box(self.region, box.size).placed_in(box)
             except PlanError as error:
@@ -226,6 +231,7 @@ class Request:
                 names.take(name, latent)
             if self.resume and self.is_there(name):
                 there += 1
+                self.leave_out(name)
                 continue
             names.check(name)
             form = picture.check_save(name, region=box, **self.writing)
@@ -236,6 +242,11 @@ class Request:
             )
         self.left_out.append((there, len(pictures)))
         return jobs
+
+    def leave_out(self, output: Path) -> None:
+        """Report a picture that is there already, to programs."""
+        if self.as_json:
+            say(json.dumps({"output": str(output), "left_out": True}), needed=True)
 
     def tell_left_out(self) -> None:
         """Say how many pictures `--resume` has left out."""
@@ -315,7 +326,7 @@ class Job:
             pour(self.output)
         if request.as_json:
             told = {"seconds": stopwatch.seconds, "peak_memory": peak_memory(), "warnings": list(notes)}
-            say(json.dumps(self.describe() | told), err=streamed)
+            say(json.dumps(self.describe() | told), err=streamed, needed=True)
         elif not request.quiet:
             name = "standard output" if streamed else self.output
             say(f"{name}: {self.box.size}, {stopwatch.seconds['total']:.1f} s", err=streamed)

@@ -88,6 +88,10 @@ def to_bytes(planes: FloatArray) -> ByteArray:
     return fetch(planes, np.uint8).transpose(1, 2, 0)
 
 
+_OVERSHOOT = 0.25
+"""How far a picture may exceed [0, 1], as resampling makes it."""
+
+
 def as_pixels(value: Any) -> FloatArray | ByteArray:
     """Check the pixels of a caller's picture.
 
@@ -95,7 +99,7 @@ def as_pixels(value: Any) -> FloatArray | ByteArray:
         value: an array, a tensor, or anything that NumPy reads.
 
     Returns:
-        [h, w, 3], either uint8 or float32. Floats are finite, but not clamped.
+        [h, w, 3], either uint8 or float32. Floats are about in [0, 1], but not clamped.
 
     Raises:
         InputError: it cannot be converted to an array, or its shape, type or numbers are not those of a picture.
@@ -113,6 +117,10 @@ def as_pixels(value: Any) -> FloatArray | ByteArray:
         floats = array.astype(np.float32, copy=False)
     if not np.isfinite(floats).all():
         raise InputError("the picture has pixels that are NaN or infinite: pass numbers in [0, 1]")
+    low, high = float(floats.min()), float(floats.max())
+    if low < -_OVERSHOOT or high > 1 + _OVERSHOOT:
+        remedy = "divide them by 255" if low >= 0 else "pass (x + 1) / 2 if they are in [-1, 1]"
+        raise InputError(f"the picture has pixels from {low:.3g} to {high:.3g}, and not in [0, 1]: {remedy}")
     return floats
 
 

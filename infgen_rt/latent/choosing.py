@@ -5,7 +5,7 @@ from typing import Any
 
 from infgen_rt.common.arguments import NAMES, PAIR
 from infgen_rt.errors import LatentError
-from infgen_rt.latent.layout import expected_shapes, fits, plain_latents
+from infgen_rt.latent.layout import expected_shapes, fits, one_frame, plain_latents
 from infgen_rt.latent.likeness import likely_space
 from infgen_rt.latent.numbers import as_float32
 from infgen_rt.latent.spaces import LatentSpace, joined, latent_space, latent_spaces
@@ -36,6 +36,8 @@ def space_of(
     if len(found) == 1:
         return found[0]
     if not found:
+        for space in spaces:
+            one_frame(array, space)  # says if it is a video
         known = "; ".join(f"{space.name} {expected_shapes(space)}" for space in spaces)
         raise LatentError(f"shape {shape} is not a latent's: expected, with or without a batch axis, {known}")
     likely = _likely(array, found, latent_size)

@@ -35,7 +35,7 @@ def plain_latents(
     channels, packed = space.channels, 4 * space.channels
     if 0 in array.shape:
         raise _not_a_latent(array, space)
-    array = _one_frame(array, space)
+    array = one_frame(array, space)
     batch = array if _is_batch(array, space, latent_size) else array[None]
     if space.packed and batch.ndim == 3 and batch.shape[2] == packed:
         return [_unpatchify(_grid(each, 2 * space.cell_pixels, latent_size)) for each in batch], True
@@ -82,7 +82,7 @@ def _channel_counts(space: LatentSpace) -> tuple[int, ...]:
     return (space.channels, 4 * space.channels) if space.patchified else (space.channels,)
 
 
-def _one_frame(array: FloatArray, space: LatentSpace) -> FloatArray:
+def one_frame(array: FloatArray, space: LatentSpace) -> FloatArray:
     """Remove the time axis from [N, C, 1, h, w] and [C, 1, h, w], the shapes of pictures in video models."""
     known = _channel_counts(space)
     if array.ndim == 5 and array.shape[1] in known:
@@ -155,7 +155,7 @@ def _not_a_latent(array: FloatArray, space: LatentSpace) -> LatentError:
         elif others and shape[-3] not in known:
             latent_like = any(shape[-3] in _channel_counts(latent_spaces()[name]) for name in others)
             what = f"{shape[-3]} channels" if latent_like else f"tokens of {shape[-1]} numbers"
-            hint = f"; {what} are those of {joined(others)}, which needs another model"
+            hint = f"; {what} are those of {joined(others)}: say which, as space={others[0]!r} (--space {others[0]})"
     return LatentError(
         f"shape {shape} is not a latent's: expected {expected_shapes(space)}, with or without a batch axis{hint}"
     )

@@ -176,7 +176,11 @@ def latent_space(name: str) -> LatentSpace:
     TEXT.check(name=name)
     found = _spaces_by_name().get(_plain(name))
     if found is None:
-        nearest = get_close_matches(_plain(name), _spaces_by_name(), 1)
+        plain, close = _plain(name), 0.75
+        # A space's own name is more likely than that of one of the many models.
+        nearest = get_close_matches(plain, latent_spaces(), 1, close) or get_close_matches(
+            plain, _spaces_by_name(), 1, close
+        )
         hint = f" (did you mean {_written(nearest[0])}?)" if nearest else ""
         known = ", ".join(latent_spaces())
         raise LatentError(

@@ -135,7 +135,7 @@ def test_this_projects_backends_announce_themselves(decoder: infgen_rt.Decoder) 
 
 
 def test_unknown_backends_are_refused_and_not_replaced(bundle: Path) -> None:
-    with pytest.raises(BackendError, match="'abacus' is unknown: available here are auto, cuda, onnxruntime, "):
+    with pytest.raises(BackendError, match="'abacus' is unknown: known are auto, cuda, onnxruntime, "):
         infgen_rt.open(bundle, "abacus")
 
 

@@ -215,6 +215,8 @@ BAD = {
     "unknown display": (["latent.npy", "--display", "macbok-air-13"], "did you mean macbook-air-13"),
     "empty name": (["latent.npy", "-o", ""], "a name is empty"),
     "empty latent": ([""], "a name is empty"),
+    "empty region": (["latent.npy", "--region", ""], "not understood"),
+    "no ending": (["latent.npy", "-o", "pictures"], "a name such as pictures.png, or a folder that exists"),
     "key of a sample": (["--sample", "osprey", "--key", "latent"], "a sample has one"),
     "no name before the ending": (["latent.npy", "-o", ".png"], "has no name before its ending"),
     "another latent size": (["latent.npy", "--latent-size", "512x512"], "has 96x64 pixels, and not 512x512"),
@@ -521,7 +523,10 @@ def test_a_folder_is_decoded_with_its_batches_and_one_warning_for_each_cause(
     assert [len(json.loads(line)["warnings"]) for line in printed.out.splitlines()] == [1, 1, 1]
     Path("pictures/many-2.png").unlink()
     assert main([*command, "--resume"]) == 0
-    assert [Path(json.loads(line)["output"]).name for line in capsys.readouterr().out.splitlines()] == ["many-2.png"]
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    left_out = {Path(each["output"]).name for each in told if each.get("left_out")}
+    assert left_out == {"many-1.png", "one.png"}
+    assert [Path(each["output"]).name for each in told if "seconds" in each] == ["many-2.png"]
 
 
 def test_pictures_that_are_there_are_left_out_and_counted(

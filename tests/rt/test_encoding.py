@@ -72,6 +72,8 @@ def test_bytes_floats_and_pillow_pictures_are_the_same_latent(decoder: infgen_rt
         (np.zeros((0, 16, 3)), InputError, "are not pixels"),
         (np.full((16, 16, 3), np.inf), InputError, "NaN or infinite"),
         (np.full((16, 16, 3), 1e300), InputError, "NaN or infinite"),
+        (np.linspace(0, 255, 768).reshape(16, 16, 3), InputError, r"from 0 to 255, .*: divide them by 255"),
+        (np.linspace(-1, 1, 768).reshape(16, 16, 3), InputError, r"from -1 to 1.*: pass \(x \+ 1\) / 2"),
         ([[[0.0, 0.0, 0.0]], [[0.0, 0.0]]], InputError, "the picture's parts have different shapes"),
         (np.ma.masked_equal(pixels(16, 16), 0), InputError, "some of the picture's numbers are masked"),
     ],

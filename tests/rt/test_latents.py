@@ -324,6 +324,8 @@ def test_one_frame_is_a_picture(value: np.ndarray) -> None:
 @pytest.mark.parametrize("shape", [(32, 5, 6, 10), (1, 32, 5, 6, 10), (1, 128, 5, 6, 10), (128, 5, 6, 10)])
 def test_a_video_is_called_one(shape: tuple[int, ...]) -> None:
     with pytest.raises(LatentError, match="a video's latent of 5 frames.* pass one frame"):
+        space_of(np.zeros(shape, np.float32))
+    with pytest.raises(LatentError, match="a video's latent of 5 frames.* pass one frame"):
         as_latents(np.zeros(shape, np.float32), FLUX2)
 
 
@@ -343,7 +345,7 @@ def test_as_many_packed_pictures_as_there_are_channels_do_not_become_one() -> No
 @pytest.mark.parametrize(
     ("shape", "text"),
     [
-        ((16, 8, 8), "16 channels are those of sd3 or flux1, which needs another model"),
+        ((16, 8, 8), r"16 channels are those of sd3 or flux1: say which, as space='sd3' \(--space sd3\)"),
         ((4, 8, 8), "4 channels are those of sd15 or sdxl"),
         ((8, 8, 32), "with its last axis first"),
         ((7, 8, 8), r"with or without a batch axis$"),

@@ -76,6 +76,8 @@ def test_models_are_named_as_people_know_them(name: str, expected: str) -> None:
     ("name", "text"),
     [
         ("sdx", "did you mean sdxl"),
+        ("sdx1", "did you mean sdxl"),
+        ("qwen-image", "is unknown to this version: known are"),
         ("z-imag", "did you mean z-image"),
         ("cogvideo", "known are sd15, sdxl, sd3, flux1"),
     ],
