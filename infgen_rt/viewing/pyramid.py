@@ -40,7 +40,7 @@ class Pyramid:
         self.levels: tuple[Level, ...] = levels_of(picture.size, tile)
         # A level is planned when it is first read, because planning loads graphs. None marks a level that is too small
         # for the model and is reduced from the next larger one.
-        self._planned: dict[int, Picture | None] = {len(self.levels) - 1: picture.without_tiles()}
+        self._planned: dict[int, Picture | None] = {}
         self._lock = Lock()
 
     def box(self, tile: Tile) -> Box:
@@ -118,7 +118,9 @@ class Pyramid:
         with self._lock:
             if level not in self._planned:
                 try:
-                    self._planned[level] = self.picture.resized(self.levels[level].size).without_tiles()
+                    last = level == len(self.levels) - 1
+                    picture = self.picture if last else self.picture.resized(self.levels[level].size)
+                    self._planned[level] = picture.without_tiles()
                 except PlanError:
                     self._planned[level] = None
             return self._planned[level]
