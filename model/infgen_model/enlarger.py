@@ -66,7 +66,7 @@ class Enlarger(nn.Module):
         """Makes the picture of ``forward``, folded by ``fold_of(enlargement)``, in which form the layers compute it."""
         if enlargement.factor == 1:
             return picture
-        return self._end(self.begin(features, picture), picture, enlargement)
+        return self._end_folded(self.begin(features, picture), picture, enlargement)
 
     def begin(self, features: Tensor, picture: Tensor, blocks: int = 0) -> Tensor:
         """Computes the chain's features [B, F, H, W] after its first ``blocks`` convolutions; see ``forward``."""
@@ -77,9 +77,9 @@ class Enlarger(nn.Module):
 
     def end(self, x: Tensor, picture: Tensor, enlargement: Enlargement, blocks: int = 0) -> Tensor:
         """Makes the picture [B, 3, factor H, factor W] from the chain's features after ``blocks`` convolutions."""
-        return F.pixel_shuffle(self._end(x, picture, enlargement, blocks), fold_of(enlargement))
+        return F.pixel_shuffle(self._end_folded(x, picture, enlargement, blocks), fold_of(enlargement))
 
-    def _end(self, x: Tensor, picture: Tensor, enlargement: Enlargement, blocks: int = 0) -> Tensor:
+    def _end_folded(self, x: Tensor, picture: Tensor, enlargement: Enlargement, blocks: int = 0) -> Tensor:
         factor, name = enlargement.factor, str(enlargement.factor)
         for block in self.blocks[blocks : enlargement.blocks]:
             x = block(x)

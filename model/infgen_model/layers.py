@@ -58,10 +58,10 @@ def masked(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def refolded(channels: int, outer: int, inner: int, device: torch.device) -> Tensor:
-    """Where the channels of a folded tensor are that is folded by a factor of two parts.
+    """The order in which the channels of a tensor folded at once are those of the same tensor folded in two steps.
 
     A tensor [B, C, outer * inner * H, outer * inner * W] may be folded at once, by ``outer * inner``, or by ``inner``
-    first and then by ``outer``. Both have the same values, in channels of another order.
+    first and then by ``outer``. The results have the same channels in different orders.
 
     Args:
         channels: The number of channels C.

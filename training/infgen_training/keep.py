@@ -62,9 +62,9 @@ def averaged(model: InfGen, other: InfGen, share: float) -> InfGen:
     ours, theirs = model.state_dict(), other.state_dict()
     if {name: value.shape for name, value in ours.items()} != {name: value.shape for name, value in theirs.items()}:
         raise InputError("only models of the same architecture can be averaged: their weights differ in name or shape")
-    made = copy.deepcopy(model)
     if _turned(ours, theirs):
         raise InputError("only one of the models has small slopes (--small-slopes): average them before that step")
+    made = copy.deepcopy(model)
     floats = {name: value.lerp(theirs[name], share) for name, value in ours.items() if value.is_floating_point()}
     made.load_state_dict(ours | floats)
     return made
