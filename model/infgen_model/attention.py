@@ -136,24 +136,27 @@ def _fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def window_attention(query: Tensor, key: Tensor, value: Tensor, rows: Neighbours, columns: Neighbours) -> Tensor:
-    """Every token sees the K x K cells around it.
-
-    First, shifted copies give each cell the keys and values of all K x K cells around it. A token then fetches
-    everything it sees with one gather per axis, however large K is. A product with ones sums over each head's channels.
-    """
+    """Every token sees the K x K cells around it. A product with ones sums over each head's channels."""
     heads, depth = query.shape[3:]
-    across, down = columns.count // 2, rows.count // 2
-    both = torch.cat([key.flatten(3).to(value.dtype), value.flatten(3)], dim=3)
-    height, width = both.shape[1] + down, both.shape[2] + across
-    padded = F.pad(both, (0, 0, across, 2 * across, down, 2 * down))
-    shifted = [padded[:, i : i + height, j : j + width] for i in range(rows.count) for j in range(columns.count)]
-    near = torch.cat(shifted, dim=3).index_select(1, rows.centre).index_select(2, columns.centre)
-    near = near.unflatten(3, (len(shifted), both.shape[3]))
-    keys, values = near[..., : heads * depth], near[..., heads * depth :]
+    keys, values = (_near(part.flatten(3), rows, columns) for part in (key.to(value.dtype), value))
     bias = (rows.bias[:, None, :, None] + columns.bias[None, :, None, :]).flatten(2)
     scores = (query.flatten(3).unsqueeze(3) * depth**-0.5 * keys) @ _by_head(heads, depth, keys) + bias.unsqueeze(-1)
     weights = scores.softmax(3).to(value.dtype) @ _by_head(heads, value.shape[4], values).T
     return (weights * values).sum(3)
+
+
+def _near(cells: Tensor, rows: Neighbours, columns: Neighbours) -> Tensor:
+    """For each token, the values of the K x K cells [B, hk, wk, C] around it: [B, ht, wt, K * K, C].
+
+    First, shifted copies give each cell the values of all cells around it. A token then fetches everything it sees with
+    one gather per axis, however large K is.
+    """
+    across, down = columns.count // 2, rows.count // 2
+    height, width = cells.shape[1] + down, cells.shape[2] + across
+    padded = F.pad(cells, (0, 0, across, 2 * across, down, 2 * down))
+    shifted = [padded[:, i : i + height, j : j + width] for i in range(rows.count) for j in range(columns.count)]
+    near = torch.cat(shifted, dim=3).index_select(1, rows.centre).index_select(2, columns.centre)
+    return near.unflatten(3, (len(shifted), cells.shape[3]))
 
 
 def _by_head(heads: int, depth: int, like: Tensor) -> Tensor:

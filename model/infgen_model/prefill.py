@@ -134,8 +134,9 @@ class Refine(nn.Module):
         Returns:
             [B, D, h, w].
         """
-        fine, picture = fine[:, :-3], fine[:, -3:]
-        enlarged = fold(
-            self.enlarger.folded(fine, picture, enlargement), self.fold * enlargement.factor, fold_of(enlargement)
-        )
-        return torch.cat([self.to_context(features), fold(self.to_detail(fine), self.fold), enlarged], dim=1)
+        picture = self.enlarger.folded(fine[:, :-3], fine[:, -3:], enlargement)
+        return self.with_picture(features, fine, fold(picture, self.fold * enlargement.factor, fold_of(enlargement)))
+
+    def with_picture(self, features: Tensor, fine: Tensor, enlarged: Tensor) -> Tensor:
+        """Makes the context as ``enlarged`` does, with an enlarged picture that is folded into cells already."""
+        return torch.cat([self.to_context(features), fold(self.to_detail(fine[:, :-3]), self.fold), enlarged], dim=1)

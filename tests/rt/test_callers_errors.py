@@ -87,20 +87,17 @@ def test_in_the_callers_functions(
 ) -> None:
     """At whichever call in the caller's thread."""
     picture = decoder.picture(tiny.random_latent(8, 12), tile=32, normalisation="model")
-    count, failing = 0, 0
+    calls: list[None] = []
 
-    def function(*_: object) -> None:
-        nonlocal count
-        count += threading.current_thread() is threading.main_thread()
-        if count == failing:
-            raise kind("the caller's")
+    def counting(*_: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            calls.append(None)
 
-    picture.save(tmp_path / f"whole{ending}", **{argument: function})  # type: ignore[arg-type]
-    before, calls = set(tmp_path.iterdir()), count
-    for number in {1, calls // 2, calls - 1} if argument == "progress" else {1, 2}:
-        count, failing = 0, number
+    picture.save(tmp_path / f"whole{ending}", **{argument: counting})  # type: ignore[arg-type]
+    before, count = set(tmp_path.iterdir()), len(calls)
+    for number in {1, count // 2, count - 1} if argument == "progress" else {1, 2}:
         with pytest.raises(kind):
-            picture.save(tmp_path / f"out{ending}", **{argument: function})  # type: ignore[arg-type]
+            picture.save(tmp_path / f"out{ending}", **{argument: failing_at(number, kind)})  # type: ignore[arg-type]
         assert set(tmp_path.iterdir()) == before
 
 

@@ -89,8 +89,8 @@ class Largest:
             features = model.prefill(view.latent[None].float().to(self._device))
             fine = model.refine.grown(features)
             begun = model.refine.enlarger.begin(fine[:, :-3], fine[:, -3:], self._blocks)
-            context = model.refine.enlarged(features, fine, self._enlargement)
+            # At the largest enlargement's own scale, the tokens add the same to any enlarged picture.
+            black = features.new_zeros(1, 3 * (side // cells) ** 2, cells, cells)
             grid = Grid.whole((cells, cells), (side, side)).to(self._device)
-            image = model.decode(context, grid, self._enlargement)[:, :, :side, :side]
-            enlarged = model.refine.enlarger.end(begun, fine[:, -3:], self._enlargement, self._blocks)
-            return Begun(*(each[0].half() for each in (begun, fine[:, -3:], image - enlarged)))
+            correction = model.decode(model.refine.with_picture(features, fine, black), grid, self._enlargement)
+            return Begun(*(each[0].half() for each in (begun, fine[:, -3:], correction[:, :, :side, :side])))
