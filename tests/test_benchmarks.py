@@ -11,12 +11,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFilter
 
 import benchmarks.__main__
 import infgen_rt
 from benchmarks import backends, batches, compare, cost, memory, methods, peers, plots, process, profile, report, suite
-from benchmarks.studies import attention, chooser, comb, extrapolation, parallel, precision, stopping, study
+from benchmarks.studies import attention, chooser, comb, extrapolation, jump, parallel, precision, stopping, study
 from infgen_export.work import multiply_adds
 from infgen_model import PRESETS, InfGen, edge
 from infgen_model.checkpoint import load_checkpoint, save_checkpoint
@@ -678,3 +678,15 @@ def test_a_study_trains_every_variant_and_measures_it(
     rows = table_of((tmp_path / "o" / "study.md").read_text())
     assert [row[0] for row in rows] == ["variant", *names] and all(len(row) == 7 for row in rows)
     assert min(Image.open(tmp_path / "o" / "study.png").size) > 300
+
+
+def test_a_jump_between_two_scales_lowers_psnr_and_changes_sharpness() -> None:
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (16, 16, 3), np.uint8)
+    lower, upper = (
+        np.asarray(Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC)) for side in (64, 66)
+    )
+    blurred = np.asarray(Image.fromarray(upper).filter(ImageFilter.GaussianBlur(2)))
+    (alike, sharp), (other, soft) = (jump.compare(lower, each) for each in (upper, blurred))
+    assert alike > 35 > other
+    assert 0.9 < sharp < 1.1 and soft < 0.7

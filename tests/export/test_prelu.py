@@ -69,12 +69,18 @@ def test_other_slopes_are_left_alone(shape: tuple[int, ...], constant: bool) -> 
     assert model.SerializeToString() == before
 
 
-@pytest.mark.parametrize(("steepest", "operations"), [(1.0, 2), (1.5, 3)])
-def test_slopes_of_at_most_1_take_two_operations(tmp_path: Path, steepest: float, operations: int) -> None:
+@pytest.mark.parametrize(
+    ("least", "steepest", "operations"),
+    [(-0.5, 1.0, 2), (-0.5, 1.5, 3), (0.25, 0.25, 0), (-0.5, -0.5, 0)],
+    ids=["at most 1", "above 1", "all the same", "all the same and negative"],
+)
+def test_the_number_of_operations_of_each_kind_of_slopes(
+    tmp_path: Path, least: float, steepest: float, operations: int
+) -> None:
     """In ONNX Runtime's own layout, between two convolutions."""
     kind, image = onnx.TensorProto.FLOAT, [1, 16, "h", "w"]
     weights = np.random.default_rng(0).normal(size=(16, 16, 3, 3)).astype(np.float32)
-    slopes = np.linspace(-0.5, steepest, 16, dtype=np.float32).reshape(16, 1, 1)
+    slopes = np.linspace(least, steepest, 16, dtype=np.float32).reshape(16, 1, 1)
     nodes = [
         helper.make_node("Conv", ["image", "weights"], ["before"], pads=[1] * 4),
         helper.make_node("PRelu", ["before", "slopes"], ["middle"]),
@@ -84,7 +90,10 @@ def test_slopes_of_at_most_1_take_two_operations(tmp_path: Path, steepest: float
     constants = [numpy_helper.from_array(weights, "weights"), numpy_helper.from_array(slopes, "slopes")]
     graph = helper.make_graph(nodes, "graph", values[:1], values[1:], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    given = np.random.default_rng(1).normal(size=(1, 16, 9, 7)).astype(np.float32)
+    before = run(model, image=given)
     without_prelu(model)
+    np.testing.assert_allclose(run(model, image=given), before, rtol=1e-4, atol=1e-3)
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 3

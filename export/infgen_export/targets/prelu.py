@@ -14,7 +14,8 @@ def without_prelu(model: onnx.ModelProto) -> None:
     On CPUs, ONNX Runtime computes convolutions in a layout of its own (NCHWc), in which it has no PReLU. Every PReLU
     makes it change the layout twice. The new operations exist in that layout: products per channel are written as
     normalisations, which become convolutions of one channel each, and these take in the Relu and the addition. Where a
-    slope s is above 1, the product with (1 - s) comes after the Relu, as an operation of its own.
+    slope s is above 1, the product with (1 - s) comes after the Relu, as an operation of its own. If all channels have
+    the same slope, the PReLU becomes a LeakyRelu, which the convolution before it takes in at no cost.
 
     A PReLU is left as it is, unless its slopes are constants with one value per channel.
 
@@ -32,6 +33,9 @@ def without_prelu(model: onnx.ModelProto) -> None:
         (value, _), (result,) = node.input, node.output
         positive, sloped, rest = (f"{result}_{each}" for each in ("positive", "sloped", "rest"))
         scales = slopes.ravel()
+        if (scales == scales[0]).all():
+            nodes.append(onnx.helper.make_node("LeakyRelu", [value], [result], alpha=float(scales[0])))
+            continue
         if scales.max() > 1:
             nodes.append(onnx.helper.make_node("Relu", [value], [positive]))
             nodes.append(_product(model, positive, 1 - scales, rest))
