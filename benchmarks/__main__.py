@@ -15,13 +15,14 @@ import click
 from benchmarks import methods, options, plots, report, suite
 from benchmarks.cost import decoder_cost
 from infgen_model.checkpoint import CheckpointError
+from infgen_rt.bundle.folder import Bundle
 from infgen_rt.errors import InputError
 from infgen_training.requests import read_baseline
 
 CHECKPOINT = Path(__file__).parents[1] / "training" / "checkpoints" / "edge-flux2"
 
 
-@click.command()
+@click.command(cls=options.Command)
 @click.option(
     "--quick/--full", default=True, show_default=True, help="Measure for a few minutes, or measure everything."
 )
@@ -72,11 +73,17 @@ def main(
         scales = read_baseline(quality)["scales"] if quality else {}
     except InputError as error:
         raise click.ClickException(f"--quality: {error}") from error
+    if output:
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise click.ClickException(f"{output} cannot be a folder: {error}") from error
     if again:
         results = suite.Results.load(again)
     else:
         extent = methods.QUICK if quick else methods.FULL
         weights = {name: file for name, file in (("taef2", teacher), ("esrgan", enlarger)) if file}
+        Bundle.open(model)
         try:
             own = decoder_cost(checkpoint)  # before measuring, for the same reason
         except CheckpointError as error:
@@ -91,7 +98,6 @@ def main(
     text = report.markdown(results)
     click.echo(text)
     if output:
-        output.mkdir(parents=True, exist_ok=True)
         results.save(output / "results.json")
         (output / "results.md").write_text(text + "\n")
         plots.draw(results, output)

@@ -51,11 +51,11 @@ def ways(bundle: Path) -> list[tuple[str, str, str]]:
     return found
 
 
-@click.command()
+@click.command(cls=options.Command)
 @options.model
 @click.option("--sample", default="osprey", show_default=True)
 @options.threads
-@click.option("--repeat", default=3, show_default=True)
+@click.option("--repeat", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--json", "file", type=click.Path(path_type=Path), help="File for all measurements, as JSON.")
 def main(model: Path, sample: str, threads: int, repeat: int, file: Path | None) -> None:
     """Decodes a sample on every backend, and prints tables of times, memory and quality."""

@@ -130,14 +130,20 @@ def turns_of(
         return [{way: seconds(run) for way, run in ways.items()} for _ in range(repeat)]
 
 
-@click.command()
+@click.command(cls=options.Command)
 @options.model
 @click.option("--sample", default="osprey", show_default=True)
 @click.option("--cells", default=32, show_default=True, help="Side of each latent in cells.")
 @click.option("--side", default=1024, show_default=True, help="Side of each picture in pixels.")
 @click.option("--latents", "count", default=12, show_default=True, help="Number of latents.")
 @options.threads
-@click.option("--repeat", default=5, show_default=True, help="Number of turns. Their medians are printed.")
+@click.option(
+    "--repeat",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Number of turns. Their medians are printed.",
+)
 @click.option("--json", "file", type=click.Path(path_type=Path), help="File for all measurements, as JSON.")
 def main(
     model: Path, sample: str, cells: int, side: int, count: int, threads: int, repeat: int, file: Path | None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
+
+from benchmarks import options
+from benchmarks.suite import Results
 
 NOISE = 0.10
 """Smallest relative difference that is reported, even if the samples of a run differ by less."""
@@ -88,7 +91,7 @@ def _change(
         yield what, low, high, high > low
 
 
-@click.command()
+@click.command(cls=options.Command)
 @click.argument("old", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("new", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def main(old: Path, new: Path) -> None:
@@ -96,7 +99,7 @@ def main(old: Path, new: Path) -> None:
 
     The exit status is 1 if a figure became worse by more than the noise, or is missing in the second run.
     """
-    before, after = (json.loads(file.read_text()) for file in (old, new))
+    before, after = (asdict(Results.load(file)) for file in (old, new))
     if before["machine"]["processor"] != after["machine"]["processor"]:
         raise click.ClickException("the two runs are from different processors: compare two runs from the same machine")
     found = list(changes(before, after))

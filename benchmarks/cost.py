@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import torch
 
+from benchmarks import options
 from infgen_export.work import context_work, multiply_adds
 from infgen_model import Grid
 from infgen_model.checkpoint import load_checkpoint
@@ -38,7 +39,7 @@ def decoder_cost(checkpoint: Path) -> dict[str, dict[str, float]]:
     return costs
 
 
-@click.command()
+@click.command(cls=options.Command)
 @click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option(
     "--teacher",

@@ -125,17 +125,20 @@ def row(promise: Promise, way: Sequence[str], model: Path, threads: int, folder:
     return [*about, *amounts, verdict(result["peak"], limit), f"{seconds:.1f}", f"{seconds / megapixels:.3f}"]
 
 
-@click.command()
+@click.command(cls=options.Command)
 @options.model
 @click.option("--large", help="Name of a backend that also decodes large pictures.")
 @options.threads
 def main(model: Path, large: str | None, threads: int) -> None:
     """Decodes pictures into files, and prints the time and the memory."""
+    able = ways(model)
+    if large is not None and large not in {backend for backend, *_ in able}:
+        raise click.BadParameter(f"{large!r} is no backend that runs here", param_hint="--large")
     click.echo(f"| {' | '.join(HEADER)} |\n{'|---' * len(HEADER)}|")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ[VARIABLE] = str(folder / "cache")
-        jobs = [(replace(SMALL, ending=ending), way) for way in ways(model) for ending in endings()]
+        jobs = [(replace(SMALL, ending=ending), way) for way in able for ending in endings()]
         if large is not None:
             jobs += [(promise, (large, "cpu", "exact")) for promise in LARGE]
         for promise, way in jobs:

@@ -256,7 +256,7 @@ def summary(way: str, case: str, profile: Profile) -> str:
     return f"| {case} | {way} | {profile.count} | {1e3 * total:.1f} | {shares} |"
 
 
-@click.command()
+@click.command(cls=options.Command)
 @options.model
 @options.threads
 @click.option("--scales", default="1,2,4", show_default=True, help="Scales of refine and decode, separated by commas.")

@@ -55,8 +55,12 @@ class Results:
             click.ClickException: The file was not written by ``save``.
         """
         try:
-            return cls(**json.loads(file.read_text()))
-        except (TypeError, ValueError) as error:
+            found = cls(**json.loads(file.read_text()))
+            about = [found.machine[name] for name in ("processor", "system", "threads", "versions")]
+            if not isinstance(about[-1], dict) or not all(isinstance(part, dict) for part in vars(found).values()):
+                raise TypeError("its parts have other types")
+            return found
+        except (TypeError, ValueError, KeyError, OSError) as error:
             raise click.ClickException(f"{file} is not the results.json of a run: {error}") from error
 
     def save(self, file: Path) -> None:

@@ -18,7 +18,7 @@ from infgen_rt.common.cancellation import Cancel, Cancellation
 from infgen_rt.common.pixels import Bits
 from infgen_rt.common.progress import Progress
 from infgen_rt.common.threads import Pool
-from infgen_rt.errors import Cancelled, InfGenError, PlanError, without_frames
+from infgen_rt.errors import Cancelled, InfGenError, OutputError, PlanError, without_frames
 from infgen_rt.picture import Picture
 from infgen_rt.writers import Metadata, TileFormat
 from infgen_rt.writers.names import folded
@@ -179,9 +179,11 @@ def save_pictures(
 
     Returns:
         The error of each picture that could not be written, by its file. An error does not prevent the other pictures.
+        A picture with the name of an earlier one is such an error.
 
     Raises:
         TypeError: `pictures` has something else than pairs of a picture and a path.
+        Exception: any error of `pictures` itself. It is raised when the pictures before it are complete.
         PlanError: `at_once` is less than 1.
         Cancelled: the work was cancelled with `cancel`. Files that were complete before stay.
 
@@ -214,10 +216,22 @@ def save_pictures(
             except InfGenError as error:
                 failed[path] = without_frames(error)
 
-        for pair in pictures:
-            picture, name = _checked(pair)
+        given, names = iter(pictures), set[str]()
+        while True:
+            try:
+                picture, name = _checked(next(given))
+            except StopIteration:
+                break
+            except Exception:
+                while line:
+                    take()
+                raise
             cancellation.check()
             path = Path(name)
+            if folded(path) in names:
+                failed.setdefault(path, OutputError(f"{path} is the name of two pictures: give each its own"))
+                continue
+            names.add(folded(path))
             try:
                 form = picture.check_save(path, **options)
                 memory, _ = picture.memory_to_save(form, picture.size, bits)

@@ -239,8 +239,8 @@ class Decoder:
             latent_size: as for `picture`.
 
         Returns:
-            N pictures, or one for a latent without a batch axis. Each may use the whole memory budget, so decode them
-            one after another.
+            N pictures, or one for a latent without a batch axis. Each may use the whole memory budget, and keeps a
+            part of it while it exists. So decode them one after another, and let each go before the next.
 
         Examples:
             >>> import infgen_rt
@@ -249,8 +249,8 @@ class Decoder:
             >>> batch = np.stack([sample.latent for sample in samples])
             >>> with infgen_rt.open() as decoder:
             ...     pictures = decoder.pictures(batch, (640, 360))
-            ...     for number, picture in enumerate(pictures):
-            ...         picture.save(f"{number}.png")
+            ...     while pictures:
+            ...         pictures.pop().save(f"{len(pictures)}.png")
         """
         self._engine.check_open()
         self._check_space(latents)

@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from benchmarks import options
 from infgen_model import attention, edge, paper
 from infgen_model.grid import Grid
 from infgen_rt.common.memory import peak_memory
@@ -170,7 +171,7 @@ def row(target: str, kind: str, form: str, scale: int) -> str:
     return f"| {target} | {kind} | {scale} | {form} | {figures['seconds']:.3f} | {figures['bytes'] / 2**20:.0f} MiB |"
 
 
-@click.command()
+@click.command(cls=options.Command)
 @click.option("--one", nargs=2, hidden=True)
 def main(one: tuple[str, str] | None) -> None:
     """Prints the time and the memory of each form of attention."""

@@ -20,6 +20,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import nn
 
+from benchmarks import options
 from infgen_model import InfGen
 from infgen_model.checkpoint import load_checkpoint
 from infgen_rt.common.schema import parse
@@ -155,7 +156,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
-@click.command()
+@click.command(cls=options.Command)
 @click.argument("checkpoint", type=_FOLDER)
 @click.option("--photos", type=_FOLDER, required=True, help="Folder of photographs that were not used for training.")
 @click.option("--teacher", type=_FILE, required=True)

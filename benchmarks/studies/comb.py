@@ -176,7 +176,7 @@ def _blocks(picture: Levels, side: int) -> NDArray[np.float32]:
     return whole.reshape(rows, side, columns, side, 3).transpose(0, 2, 1, 3, 4)
 
 
-@click.command()
+@click.command(cls=options.Command)
 @options.model
 @click.option("--sample", "names", multiple=True, help="Names of shipped samples; all by default.")
 @click.option("--backend", default="onnxruntime", show_default=True)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import infgen_rt
+from benchmarks import options
 from infgen_rt.errors import InputError
 from infgen_training.config import PATCH
 from infgen_training.evaluate import Row, Task
@@ -88,7 +89,7 @@ def parse_chain(text: str) -> tuple[float, ...]:
         raise click.BadParameter(f"{text!r} is not a list of scales such as 4,2", param_hint="--stages") from None
 
 
-@click.command()
+@click.command(cls=options.Command)
 @click.option("--photos", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
 @click.option("--teacher", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True)
 @click.option("--model", type=click.Path(path_type=Path), help="Bundle.  [default: the one in the package]")

@@ -43,7 +43,7 @@ def compare(lower: Pixels, upper: Pixels) -> tuple[float, float]:
     return psnr(reduced, lower), sharpness(reduced) / sharpness(lower)
 
 
-@click.command()
+@click.command(cls=options.Command)
 @options.model
 @options.threads
 @click.option("--sample", "names", multiple=True, help="Names of shipped samples; all by default.")

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFilter
 
+from benchmarks import options
 from benchmarks.studies.spaces import middles
 from infgen_rt.common.pixels import FloatArray
 from infgen_rt.latent.evidence import normalisation_of
@@ -178,7 +179,7 @@ def _kept(file: Path, make: Iterator[tuple[str, FloatArray]]) -> dict[str, list[
     return kinds
 
 
-@click.command()
+@click.command(cls=options.Command)
 @click.option("--photos", type=_FOLDER, required=True, help="Folder with the folders train and val.")
 @click.option("--teacher", type=click.Path(exists=True, path_type=Path), required=True, help="FLUX.2's autoencoder.")
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="Continued.")

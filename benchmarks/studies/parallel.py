@@ -83,7 +83,7 @@ def side_by_side(engine: Engine, inputs: Sequence[dict[str, Any]], enlargement: 
             busy.result()
 
 
-@click.command()
+@click.command(cls=options.Command)
 @options.model
 @click.option("--backend", "names", multiple=True, default=("onnxruntime", "openvino"), show_default=True)
 @options.threads

@@ -202,7 +202,7 @@ def _candidates(bundle: Bundle, name: str) -> list[Candidate]:
     return list(Survey.of(bundle.manifest, name, "cpu").candidates)
 
 
-@click.command()
+@click.command(cls=options.Command)
 @options.model
 @click.option("--scale", default=4.0, show_default=True)
 @click.option("--runs", default=5, show_default=True, help="Number of runs. Their medians are printed.")

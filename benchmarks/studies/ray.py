@@ -16,6 +16,7 @@ from typing import Any
 import click
 import numpy as np
 
+from benchmarks import options
 from infgen_rt.geometry.shapes import Size
 from infgen_rt.latent.samples import load_sample, sample_names
 
@@ -66,7 +67,7 @@ def measure(rows: list[dict[str, Any]], workers: int, cores: int, size: str, bac
     return (ends[-1] - ends[workers - 1]) / (len(ends) - workers)
 
 
-@click.command()
+@click.command(cls=options.Command)
 @click.option("--count", default=24, show_default=True, help="Number of latents.")
 @click.option("--cells", default="64x64", show_default=True, help="Width and height of the latents in cells.")
 @click.option("--size", default="2x", show_default=True, help="Size of the pictures.")

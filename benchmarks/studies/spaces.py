@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks import options
 from infgen_rt.common.pixels import FloatArray
 from infgen_rt.latent.distribution import Cells
 from infgen_rt.latent.evidence import moments, normalisation_of
@@ -168,7 +169,7 @@ def _pixels(photo: Image.Image) -> FloatArray:
     return np.asarray(np.asarray(photo, np.float32).transpose(2, 0, 1) / np.float32(255), np.float32)
 
 
-@click.command()
+@click.command(cls=options.Command)
 @click.option("--photos", type=_FOLDER, required=True, help="Folder with the folders train and val.")
 @click.option(
     "--teachers",

@@ -31,7 +31,7 @@ CLOSED = ((64, 64), (3840, 2160))
 """Cells and size of the picture that is decoded before closing."""
 
 
-@click.command()
+@click.command(cls=options.Command)
 @options.model
 @click.option("--backend", "backends", multiple=True, default=("onnxruntime", "openvino", "torch"), show_default=True)
 @options.threads

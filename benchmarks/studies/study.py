@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 import torch
 from PIL import Image
 
+from benchmarks import options
 from benchmarks.cost import decoder_cost
 from infgen_model import PRESETS, DecoderConfig, InfGen, Level
 from infgen_model.checkpoint import load_checkpoint, save_checkpoint
@@ -128,7 +129,7 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-@click.command()
+@click.command(cls=options.Command)
 @click.option("--shards", type=_FOLDER, required=True, help="Folder of views, from infgen_training.views.")
 @click.option(
     "--photos",

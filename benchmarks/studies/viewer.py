@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 import click
 import numpy as np
 
+from benchmarks import options
 from infgen_rt.latent.samples import load_sample
 from infgen_rt.viewing import Opener
 
@@ -120,7 +121,7 @@ def measure(opener: Opener, latent: Path, seconds: float, zoom: float, screensho
     }
 
 
-@click.command()
+@click.command(cls=options.Command)
 @click.option("--size", default="16384x16384", show_default=True, help="Size of the picture.")
 @click.option("--sample", default="harbour", show_default=True, help="Name of the sample whose latent is decoded.")
 @click.option("--seconds", default=20.0, show_default=True, help="How long the picture is moved.")

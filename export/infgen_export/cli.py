@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +119,11 @@ def main(
     Every graph is compared with PyTorch at shapes that were not used for tracing. The bundle is written only if all
     graphs pass.
     """
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(number, lambda ended, _: sys.exit(128 + ended))
     for file in reports:
-        writable = file.parent.is_dir() and os.access(file if file.exists() else file.parent, os.W_OK)
+        writable = os.path.isdir(file.parent) and os.access(file if os.path.exists(file) else file.parent, os.W_OK)
         if file.suffix not in {".md", ".json"} or not writable:
             raise click.BadParameter(
                 f"{file} must end in .md or .json, in a folder that exists and is writable", param_hint="--report"
@@ -154,17 +160,21 @@ def main(
             _write(reports, error.report)
             say(str(error.report))
             if as_json:
-                click.echo(json.dumps(error.report.to_json(), indent=2))
+                say_result(json.dumps(error.report.to_json(), indent=2))
         click.echo(f"Error: {error}", err=True)
         raise SystemExit(2 if isinstance(error, InputError) else 1) from None
     written = _write(reports, report)
     if as_json:
-        click.echo(json.dumps(report.to_json(), indent=2))
+        try:
+            say_result(json.dumps(report.to_json(), indent=2), needed=True)
+        except InfGenError as error:
+            click.echo(f"Error: {error}; {output} is written", err=True)
+            raise SystemExit(1) from None
     elif not quiet:
         say_result(str(report))
         say_result(f"wrote {output}" + ("" if validate else ", whose graphs were not verified"))
         if licence == _UNSPECIFIED:
-            click.echo("its manifest names no licence of the weights: pass --licence and --model-version")
+            say_result("its manifest names no licence of the weights: pass --licence and --model-version")
     if not written:
         raise SystemExit(1)
 

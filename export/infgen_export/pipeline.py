@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import tempfile
+import os
+import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -26,6 +28,7 @@ from infgen_rt.bundle import manifest as bundle
 from infgen_rt.bundle.graphs import kind_of
 from infgen_rt.bundle.manifest import MANIFEST, Memory
 from infgen_rt.bundle.several import write_models
+from infgen_rt.common.claims import claim, remove_leftovers
 from infgen_rt.errors import one_line
 
 _UNMEASURED = Memory(0, 0, 0)
@@ -85,13 +88,14 @@ def export(
     chosen, options = select(targets, recipes), options or Options()
     _check(options, chosen)
     converters = [(recipe, target_of(recipe)) for recipe in chosen]
-    if output.exists() and not (force and _replaceable(output)):
-        reason = "use --force to replace it" if _replaceable(output) else "it is not a bundle, so choose another output"
-        raise RequestError(f"{output} exists: {reason}")
+    place = Path(os.path.realpath(output))  # a link to a bundle stays a link
     paths = [checkpoints] if isinstance(checkpoints, str | Path) else list(checkpoints)
+    if os.path.lexists(place):
+        _check_replaceable(output, place, force)
+        if inside := [path for path in paths if Path(os.path.realpath(path)).is_relative_to(place)]:
+            raise RequestError(f"{inside[0]} is in {output}, which would be replaced: choose another output")
     models = [load_checkpoint(path) for path in paths]
     _check_together(paths, models)
-    place = output.resolve()  # a link to a bundle stays a link
     with _beside(place) as folder:
         first = ModelExport(
             models[0], folder / "graphs", card, options, tuple(leave_out), validate, say, len(models) > 1
@@ -125,33 +129,35 @@ def export(
         parts = [work.part(recipe, target, graph) for work, recipe, target, graph in jobs]
         pack({part.name: part for part in parts}.values(), building)
         _write_manifest(building, works, converters)
-        _put(building, place, folder / "replaced")
+        _put(building, place, folder / "replaced", force)
     return report
 
 
-def _put(bundle: Path, output: Path, replaced: Path) -> None:
+def _put(bundle: Path, output: Path, replaced: Path, force: bool) -> None:
     """Moves a bundle to its place, and what was there to ``replaced``.
 
     If that fails, what was there comes back, and the new bundle is kept beside it.
 
     Raises:
-        ExportError: The system did not allow it.
+        ExportError: The system did not allow it, or something has appeared there that must not be replaced.
     """
-    before = output.exists()
     try:
-        if before:
+        if os.path.lexists(output):
+            _check_replaceable(output, output, force)
             output.rename(replaced)
         bundle.rename(output)
     except BaseException as error:
         if replaced.exists():
             replaced.rename(output)
-        if not isinstance(error, OSError):
+        if not isinstance(error, OSError | RequestError):
             raise
         kept, where = replaced.parent.with_name(f"{output.name}-new"), ""
         if not kept.exists():
             with contextlib.suppress(OSError):
                 bundle.rename(kept)
                 where = f"; the new bundle is {kept}"
+        if isinstance(error, RequestError):
+            raise ExportError(f"{error}; it was not there when the export began{where}") from error
         raise ExportError(
             f"{output} cannot be replaced ({one_line(error)}): close the programs that use it{where}"
         ) from error
@@ -256,20 +262,47 @@ def _check(options: Options, recipes: Sequence[Recipe]) -> None:
 
 @contextlib.contextmanager
 def _beside(output: Path) -> Iterator[Path]:
-    """A temporary folder on the same file system as the output. It is deleted afterwards."""
+    """A temporary folder on the same file system as the output. It is deleted afterwards.
+
+    Folders that processes have left behind when they died are deleted first.
+    """
+    held = contextlib.ExitStack()
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent)
+        remove_leftovers(output.parent, re.compile(re.escape(f".{output.name}.") + "[0-9a-f]{8}"))
+        folder = claim(lambda unique: output.with_name(f".{output.name}.{unique}"), held, 0o700)
     except OSError as error:
         raise RequestError(f"{output} cannot be written: {error.strerror}") from error
-    with folder as name:
-        yield Path(name)
+    try:
+        with held:
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _replaceable(output: Path) -> bool:
-    """Whether a path is the folder of a bundle of any version. Nothing else is ever replaced."""
+def _check_replaceable(named: Path, output: Path, force: bool) -> None:
+    """Checks that a path may be replaced. Only the folder of a bundle, of any version, is ever replaced.
+
+    Args:
+        named: The path as the user has named it, for messages.
+        output: The path without links.
+        force: Whether the user wants to replace a bundle.
+
+    Raises:
+        RequestError: It may not be replaced.
+    """
     try:
         found = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(found, dict) and "format" in found and not found.keys().isdisjoint(("models", "recipes"))
+        found = None
+    if not isinstance(found, dict) or "format" not in found or found.keys().isdisjoint(("models", "recipes")):
+        raise RequestError(f"{named} exists: it is not a bundle's folder, so choose another output")
+    if not force:
+        raise RequestError(f"{named} exists: use --force to replace it")
+    listed = found.get("files")
+    there = {file.relative_to(output).as_posix() for file in output.rglob("*") if not file.is_dir()}
+    if isinstance(listed, dict) and (strangers := there - {MANIFEST, *listed}):
+        raise RequestError(
+            f"{named} exists: it is a bundle with other files in it, such as {min(strangers)}, which would be deleted: "
+            "move them, or choose another output"
+        )

@@ -13,13 +13,14 @@ from contextvars import copy_context
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from infgen_rt.backend import protocol
 from infgen_rt.backend.candidates import LEAST_PSNR, Candidate, Precision, Way
-from infgen_rt.backend.engine import Engine
+from infgen_rt.backend.engine import Engine, cores
 from infgen_rt.backend.inputs import tile_inputs
 from infgen_rt.bundle.folder import Bundle
 from infgen_rt.bundle.graphs import DECODE, ENCODE
@@ -147,7 +148,8 @@ def measure(
 def key(bundle: Bundle, threads: int | None) -> str:
     """The key under which measurements are stored: a digest of everything that they depend on.
 
-    These are the bundle's files, the number of threads, the versions of all backends' libraries, and the system.
+    These are the bundle's files, the numbers of threads and of processors, the versions of all backends' libraries, the
+    kind of processor, and the system.
     """
     files = sorted((name, info.sha256) for name, info in bundle.manifest.files.items())
     versions = []
@@ -158,8 +160,17 @@ def key(bundle: Bundle, threads: int | None) -> str:
     others = sorted(
         (name, entry.dist.version if entry.dist else "") for name, entry in protocol.installed_backends().items()
     )
-    text = json.dumps([files, threads, versions, others, platform.platform()])
+    text = json.dumps([files, threads, cores(), versions, others, _processor(), platform.platform()])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _processor() -> str:
+    """The kind of processor. A home may be shared by machines, and Python itself does not name it on Linux."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    return next((line for line in lines if line.startswith("model name")), platform.processor())
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import mmap
+import os
 import stat
 import zipfile
 from collections.abc import Collection, Mapping
@@ -41,6 +42,8 @@ class Bundle:
 
     def __init__(self, path: Path, manifest: Manifest, spaces: tuple[str, ...] = ()) -> None:
         self.path = path
+        # Graphs are read when they are needed, when the working directory may be another one.
+        self._root = Path(os.path.abspath(path))
         self.manifest = manifest
         self.spaces = spaces or (manifest.latent_space,)
         self._kept: dict[str, Content] = {}
@@ -137,7 +140,7 @@ class Bundle:
     def _weights(self, name: str) -> Content:
         """The content of a file that many graphs need. It is mapped into memory if possible, and checked only once."""
         if name not in self._kept:
-            self._kept[name] = self._checked(name, _map(self.path, name, self.manifest.files[name].bytes))
+            self._kept[name] = self._checked(name, _map(self._root, name, self.manifest.files[name].bytes))
         return self._kept[name]
 
     def let_go(self) -> None:
@@ -150,7 +153,7 @@ class Bundle:
         Raises:
             BundleError: it cannot be read, or its digest does not match the manifest.
         """
-        content = _read(self.path, name, self.manifest.files[name].bytes)
+        content = _read(self._root, name, self.manifest.files[name].bytes)
         self._checked(name, content)
         return content
 

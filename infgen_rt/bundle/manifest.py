@@ -59,6 +59,8 @@ def load(text: str | bytes) -> dict[str, Any]:
     version = data.get("format") if isinstance(data, dict) else None
     if version is None:
         raise FormatError(f"this {MANIFEST} is not that of a bundle, which has a 'format': pass another folder or zip")
+    if type(version) is not int or version < 1:
+        raise FormatError(f"{MANIFEST} is not that of a bundle, whose format is a number from 1: pass another one")
     if version not in _READABLE:
         raise FormatError(f"{MANIFEST} has format {version!r}, this version reads 1 to {FORMAT}: upgrade infgen-rt")
     return dict(data)

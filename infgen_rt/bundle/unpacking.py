@@ -1,7 +1,7 @@
 """Writes the Core ML packages of a bundle as other programs need them: each with its own file of weights."""
 
 import hashlib
-import shutil
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -42,7 +42,7 @@ def unpack(
     output = Path(output)
     if not is_possible(output):
         raise OutputError(f"{str(output)!r} cannot be a file's name: remove the character that no name may have")
-    if output.exists():
+    if os.path.lexists(output):
         raise OutputError(f"{output} exists: choose another folder, or remove it")
     opened = [Bundle.open(bundle, space) for space in spaces or Bundle.open(bundle).spaces]
     able = [each for each in opened if _recipes(each.manifest, encoder)]
@@ -55,9 +55,11 @@ def unpack(
             folder.mkdir()
             models = [_write(each, folder, encoder) for each in able]
             (folder / MANIFEST).write_text(write_models(models), encoding="utf-8")
-            shutil.move(folder, output)
+            folder.rename(output)  # unlike shutil.move, this never moves it into a folder that has appeared
     except OSError as error:
         raise_callers(error)
+        if os.path.lexists(output):
+            raise OutputError(f"{output} exists: choose another folder, or remove it") from None
         raise OutputError(f"{output} cannot be written: {reason(error)}") from None
     return tuple(each.manifest.latent_space for each in able)
 

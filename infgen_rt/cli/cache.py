@@ -28,7 +28,7 @@ def cache(clear: bool, as_json: bool) -> None:
     folder = cache_folder()
     if folder is None:
         raise click.ClickException(f"this user has no home, and so no cache: set {VARIABLE} to a folder for it")
-    if os.path.isfile(folder):  # `Path.is_file` fails if the name is too long
+    if os.path.exists(folder) and not os.path.isdir(folder):  # the methods of `Path` fail if the name is too long
         raise click.ClickException(f"{folder} is a file, so that nothing is cached: set {VARIABLE} to a folder")
     sizes = _cached_bytes(folder)
     if clear:
@@ -74,8 +74,8 @@ def _clear_cache(root: Path) -> None:
 def _entries(root: Path) -> list[Path]:
     """What the package keeps in its cache folder. Anything else there belongs to somebody else."""
     names = {measuring.FILE, *measuring.LOCKS, LOCK, *KNOWN, *installed_backends()}
-    found = [root / name for name in sorted(names)] + (leftovers(root) if root.is_dir() else [])
-    return [path for path in found if path.exists()]
+    found = [root / name for name in sorted(names)] + (leftovers(root) if os.path.isdir(root) else [])
+    return [path for path in found if os.path.exists(path)]
 
 
 def _files(entry: Path) -> list[Path]:

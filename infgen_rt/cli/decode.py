@@ -90,9 +90,8 @@ def _decode_several(request: Request, notes: Notes) -> None:
         writing.finish()
     request.tell_left_out()
     if count := len(failed):
-        raise InfGenError(
-            f"{count} of {len(outputs)} latents failed, for the reasons above; --resume leaves out those that are done"
-        )
+        resume = "" if request.resume else "; --resume leaves out those that are done"
+        raise InfGenError(f"{count} of {len(outputs)} latents failed, for the reasons above{resume}")
 
 
 def _raise(latent: object, error: InfGenError) -> None:

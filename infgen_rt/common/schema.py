@@ -1,10 +1,14 @@
 """Converts JSON objects to frozen dataclasses, and checks their values against the dataclasses' annotations."""
 
+import math
 from dataclasses import MISSING, fields, is_dataclass
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+
+# Larger integers are in no file that this project writes, and Python's own operations fail with some of them.
+_LARGEST = 2**63 - 1
 
 
 class SchemaError(ValueError):
@@ -22,7 +26,7 @@ def parse(kind: type[T], value: object, where: str) -> T:
         where: the value's name in error messages.
 
     Raises:
-        SchemaError: a value is missing or has the wrong type.
+        SchemaError: a value is missing, has the wrong type, or is a number that is not finite or beyond 64 bits.
     """
     result: T = _parse(kind, value, where)
     return result
@@ -41,8 +45,12 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
         return {key: _parse(args[1], item, f"{where}.{key}") for key, item in items}
     if origin is tuple:
         return tuple(_parse_tuple(args, _expect(list, value, where), where))
+    if kind is int and type(value) is int and abs(value) > _LARGEST:
+        raise SchemaError(f"{where} is too large: expected at most {_LARGEST}")
     if kind is float and type(value) is int:
-        return float(value)
+        return float(_parse(int, value, where))
+    if kind is float and type(value) is float and not math.isfinite(value):
+        raise SchemaError(f"{where} is not finite, expected a number")
     return _expect(kind, value, where)
 
 

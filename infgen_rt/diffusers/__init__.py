@@ -35,7 +35,7 @@ except ImportError as error:
 
 from infgen_rt.diffusers.configs import batch_norm, described, space_of_vae
 from infgen_rt.diffusers.opened import Opened
-from infgen_rt.diffusers.pictures import bands, check_batch, picture_options
+from infgen_rt.diffusers.pictures import bands, check_batch, check_pixels, check_plan, picture_options
 
 __all__ = ["InfGenVAE", "space_of_vae"]
 
@@ -98,6 +98,7 @@ class InfGenVAE(ModelMixin, ConfigMixin):
         path = None if path is None else fspath(path)
         runs = {"backend": backend, "device": device, "precision": precision, "threads": threads, "memory": memory}
         self._opened = Opened({"path": path, "space": space, **runs})
+        check_plan(self.decoder, self._picture)
         name = self.decoder.manifest.latent_space
         # A saved config names the space, so that it does not depend on the order of the bundle's models.
         self.register_to_config(path=path, space=name)  # type: ignore[no-untyped-call]
@@ -194,6 +195,7 @@ class InfGenVAE(ModelMixin, ConfigMixin):
             DecodeError: encoding failed, or the model is closed.
         """
         check_batch(pixels, "pixels", "[N, 3, H, W]")
+        check_pixels(pixels)
         images = (pixels.detach().float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
         latents = np.stack([self._space.denormalise(self.decoder.encode(image)) for image in images])
         mean = torch.from_numpy(latents).to(pixels.device, pixels.dtype)
@@ -247,6 +249,9 @@ class InfGenVAE(ModelMixin, ConfigMixin):
             InputError: the config is that of another VAE.
             InfGenError: the errors of the class.
         """
+        for given, other in (("size", "scale"), ("scale", "size")):
+            if options.get(given) is not None:
+                options.setdefault(other, None)  # the saved one is replaced too
         dtypes = [options.pop(name, None) for name in ("dtype", "torch_dtype")]
         config, options = cls.load_config(pretrained_model_name_or_path, return_unused_kwargs=True, **options)
         if (found := config.get("_class_name")) != cls.__name__:

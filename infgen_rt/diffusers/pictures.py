@@ -4,9 +4,11 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 import torch
 
-from infgen_rt.errors import LatentError, PlanError
+from infgen_rt.decoder import Decoder
+from infgen_rt.errors import InputError, LatentError, PlanError
 from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.shapes import Box, Size, parse_size
 from infgen_rt.geometry.stages import chain
@@ -14,6 +16,11 @@ from infgen_rt.picture import Picture
 
 # A usual picture, for checking what does not depend on the latent.
 _USUAL = Grid(Size(64, 64), Size(512, 512), 8)
+_BEYOND = 1.5
+"""The largest absolute value of a pixel. Resampling a picture gives values a little beyond 1."""
+_TWICE = Size(1024, 1024)
+_SMALL = 8
+"""The side, in cells, of a latent that can be decoded with any options that are possible for a larger one."""
 
 
 def picture_options(
@@ -32,9 +39,26 @@ def picture_options(
         raise PlanError("scale and size exclude each other: expected one of them")
     wanted = size if scale is None else scale
     picture = parse_size(wanted, _USUAL.picture)
-    if stages is None or not isinstance(wanted, (str, list, tuple)):
+    if stages is None or _is_relative(wanted):
         chain(Grid(_USUAL.cells, picture, _USUAL.patch), stages, max_scale)
     return {"size": wanted, "stages": stages, "max_scale": max_scale, "tile": tile}
+
+
+def check_plan(decoder: Decoder, options: dict[str, Any]) -> None:
+    """Check the options of pictures with a model, by planning the picture of a small latent.
+
+    Raises:
+        PlanError: no latent can be decoded with these options.
+    """
+    small = np.zeros((decoder.manifest.latent_channels, _SMALL, _SMALL), np.float32)
+    usable = options if _is_relative(options["size"]) else {"tile": options["tile"]}
+    decoder.picture(small, normalisation="model", **usable)
+
+
+def _is_relative(size: Any) -> bool:
+    """Whether a size is relative to the VAE's picture, so that the scale is the same for every latent."""
+    once, twice = (parse_size(size, each) for each in (_USUAL.picture, _TWICE))
+    return twice == (2 * once.width, 2 * once.height)
 
 
 def check_batch(values: object, what: str, expected: str) -> None:
@@ -48,6 +72,22 @@ def check_batch(values: object, what: str, expected: str) -> None:
         raise LatentError(f"{what} are {found}: expected a torch tensor {expected}")
     if values.requires_grad and torch.is_grad_enabled():
         raise LatentError(f"{what} require a gradient, which InfGen does not compute: use torch.no_grad()")
+
+
+def check_pixels(pixels: torch.Tensor) -> None:
+    """Check the pixels of a pipeline. Their range has some room, because pipelines resample pictures.
+
+    Raises:
+        InputError: they are not RGB in [-1, 1].
+    """
+    expected = "expected a torch tensor of floats [N, 3, H, W] in [-1, 1]"
+    if not pixels.is_floating_point() or pixels.shape[1] != 3:
+        raise InputError(f"pixels are {pixels.dtype} of the shape {list(pixels.shape)}: {expected}")
+    if not pixels.isfinite().all():
+        raise InputError(f"pixels hold NaN or infinity: {expected}")
+    low, high = pixels.min().item(), pixels.max().item()
+    if low < -_BEYOND or high > _BEYOND:
+        raise InputError(f"pixels are from {low:.3g} to {high:.3g}: {expected}")
 
 
 def bands(picture: Picture) -> Iterator[Box]:

@@ -210,7 +210,7 @@ def fixed_size(text: str) -> Size | None:
     text = text.strip().lower()
     if text in NAMED_SIZES:
         return Size(*NAMED_SIZES[text])
-    sides = re.fullmatch(r"(-?\d{1,9})x(-?\d{1,9})", text)
+    sides = re.fullmatch(r"(-?\d{1,18})x(-?\d{1,18})", text)
     return Size(int(sides[1]), int(sides[2])) if sides else None
 
 
@@ -259,11 +259,11 @@ def fit(native: Size, target: tuple[int, int], how: Fit) -> tuple[Size, Box]:
 def _parse_size_text(text: str, native: Size) -> Size:
     if fixed := fixed_size(text):
         return fixed
-    if height := re.fullmatch(r"x(\d{1,9})", text):
+    if height := re.fullmatch(r"x(\d{1,18})", text):
         return Size(max(1, round(int(height[1]) * native.width / native.height)), int(height[1]))
     # "3x" is a factor and "3840x" a width. The limit between them is 64, because neither pictures so narrow nor factors
     # so large are useful.
-    if factor := re.fullmatch(r"(-?\d{1,9}(?:\.\d+)?)x", text):
+    if factor := re.fullmatch(r"(-?\d{1,18}(?:\.\d+)?)x", text):
         number = float(factor[1])
         if "." in factor[1] or number < 64:
             return _scaled(number, native)

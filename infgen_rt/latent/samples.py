@@ -14,7 +14,7 @@ from infgen_rt.latent.spaces import latent_space
 FOLDER = Path(__file__).parents[1] / "samples"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sample:
     """A latent made from a freely licensed photograph.
 

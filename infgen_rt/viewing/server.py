@@ -48,6 +48,7 @@ _MOST_READERS = 8
 # Seconds between two checks whether the browser still waits for its tile.
 _LOOK = 0.25
 
+_LAST_PORT = 65_535
 _PICTURES = Kind("a sequence of Pictures", lambda value: isinstance(value, Sequence) and all(map(PICTURE.holds, value)))
 
 
@@ -58,8 +59,8 @@ class TileServer(ThreadingHTTPServer):
     listening and frees all tiles.
 
     The page is at `/`. Picture N, counted from 1, is described at `/N/info.json`. A tile is decoded when it is
-    requested. Decoding stops if the browser closes the connection. If the decoder is closed, a tile is answered with
-    the status 500 and the message of the DecodeError. `server_close` may be called more than once.
+    requested. Decoding stops if the browser closes the connection. If the decoder is closed, a tile that is not kept
+    is answered with the status 500 and the message of the DecodeError. `server_close` may be called more than once.
 
     Args:
         pictures: the pictures, at least one.
@@ -86,6 +87,8 @@ class TileServer(ThreadingHTTPServer):
         _PICTURES.check(pictures=pictures)
         TEXT.check(host=host, title=title)
         WHOLE.check(port=port, cache=cache)
+        if not 0 <= port <= _LAST_PORT:
+            raise InputError(f"port {port} is not possible: expected 1 to {_LAST_PORT}, or 0 for any that is free")
         if not pictures:
             raise InputError("there is no picture to serve: pass one or more")
         try:

@@ -107,9 +107,11 @@ class InfGenDecode(io.ComfyNode):
         pictures = infgen.pictures(samples, size.strip() or float(scale))
         width, height = pictures[0].size
         images, bar = torch.empty(len(pictures), height, width, 3), Bar(len(pictures))
-        for number, picture in enumerate(pictures):
+        for number, image in enumerate(images):
+            # A picture holds what its tiles are decoded from, so it is let go before the next one is decoded.
+            picture = pictures.pop(0)
             with interruptible() as cancelled:
-                pixels = images[number].numpy()
+                pixels = image.numpy()
                 picture.read(dtype=np.float32, out=pixels, progress=bar.of(number), cancel=cancelled)
         return io.NodeOutput(images)
 
@@ -165,7 +167,8 @@ class InfGenSave(io.ComfyNode):
         for picture, path in zip(pictures, paths, strict=True):
             picture.check_save(path, **writing)
         bar, images = Bar(len(pictures)), []
-        for number, (picture, path) in enumerate(zip(pictures, paths, strict=True)):
+        for number, path in enumerate(paths):
+            picture = pictures.pop(0)
             with interruptible() as cancelled:
                 picture.save(path, **writing, progress=bar.of(number), cancel=cancelled)
             images.append(shown(picture, path, place))

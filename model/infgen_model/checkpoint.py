@@ -36,7 +36,7 @@ class CheckpointError(InputError):
 
 
 def save_checkpoint(folder: Path, model: InfGen, dtype: torch.dtype = torch.float32, base: Path | None = None) -> None:
-    """Writes a checkpoint. The file of weights is written atomically.
+    """Writes a checkpoint. Nothing of an older one is lost if the new one cannot be written.
 
     Args:
         folder: Folder of the checkpoint. It is created if it does not exist.
@@ -47,7 +47,8 @@ def save_checkpoint(folder: Path, model: InfGen, dtype: torch.dtype = torch.floa
             the weights that belong to the model's latent space are then written.
 
     Raises:
-        CheckpointError: The base cannot be read, or other weights of it differ too, or the folder is the base's own.
+        CheckpointError: The base cannot be read, or other weights of it differ too, or the folder is the base's own, or
+            a weight is not finite, or the folder cannot be written.
 
     Examples:
         >>> from infgen_model import edge
@@ -67,11 +68,16 @@ def save_checkpoint(folder: Path, model: InfGen, dtype: torch.dtype = torch.floa
             )
         values[_BASE] = Path(os.path.relpath(base, folder)).as_posix()
         state = {name: value for name, value in state.items() if name.startswith(OF_SPACE)}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(values, indent=2) + "\n")
     state = {name: value.detach().to("cpu", dtype).contiguous() for name, value in state.items()}
-    with whole(folder / WEIGHTS) as partial:
-        save_file(state, partial)
+    if problem := _not_finite(state):
+        raise CheckpointError(f"{folder} is not written: {problem}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with whole(folder / CONFIG) as config, whole(folder / WEIGHTS) as weights:
+            config.write_text(json.dumps(values, indent=2) + "\n")
+            save_file(state, weights)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} cannot be written: {error}") from error
 
 
 def load_checkpoint(folder: str | Path) -> InfGen:
@@ -85,7 +91,7 @@ def load_checkpoint(folder: str | Path) -> InfGen:
             tensors that are missing, unknown, of the wrong shape or not finite.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         hint = " (pickles are refused: they can run code)" if folder.suffix in {".pt", ".pth", ".ckpt", ".bin"} else ""
         raise CheckpointError(f"{folder} is not a checkpoint folder with {CONFIG} and {WEIGHTS}{hint}")
     config, base = _read(folder / CONFIG, _described)
@@ -147,9 +153,18 @@ def _problems(state: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str
         problems.append(f"{len(missing)} tensors missing, first {missing[0]}")
     if extra := sorted(state.keys() - expected.keys()):
         problems.append(f"{len(extra)} tensors unknown, first {extra[0]}")
-    for name in sorted(expected.keys() & state.keys()):
-        if state[name].shape != expected[name].shape:
-            problems.append(f"{name} has shape {list(state[name].shape)}, expected {list(expected[name].shape)}")
-        elif not torch.isfinite(state[name]).all():
-            problems.append(f"{name} holds NaN or infinity")
+    both = sorted(expected.keys() & state.keys())
+    problems += [
+        f"{name} has shape {list(state[name].shape)}, expected {list(expected[name].shape)}"
+        for name in both
+        if state[name].shape != expected[name].shape
+    ]
+    if problem := _not_finite({name: state[name] for name in both}):
+        problems.append(problem)
     return problems
+
+
+def _not_finite(state: dict[str, Tensor]) -> str | None:
+    """What is wrong if tensors are not finite."""
+    names = [name for name, value in state.items() if not torch.isfinite(value).all()]
+    return f"{len(names)} tensors hold NaN or infinity, first {names[0]}" if names else None

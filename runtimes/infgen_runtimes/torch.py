@@ -224,19 +224,36 @@ def _model(files: Mapping[str, Content]) -> tuple[DecoderConfig, dict[str, torch
     }
 
 
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """A context with another number of PyTorch's threads. The number is a setting of the whole process.
+class _Threads:
+    """Contexts with another number of PyTorch's threads. The number is a setting of the whole process.
 
-    Afterwards, the number is restored for the app's own work.
+    When the last of several contexts in different threads ends, the number is restored for the app's own work.
     """
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before = Lock(), 0, 0
+
+    @contextmanager
+    def __call__(self, count: int | None) -> Iterator[None]:
+        """A context with this number of threads. None to leave the number as it is."""
+        if count is None:
+            yield
+            return
+        with self._lock:
+            if not self._inside:
+                self._before = torch.get_num_threads()
+            self._inside += 1
+            torch.set_num_threads(count)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                # A thread has its own copy of the number, which is restored even if other contexts are still open.
+                torch.set_num_threads(self._before)
+
+
+_threads = _Threads()
 
 
 def _has_bf16() -> bool:

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from infgen_model import InfGen
+from infgen_model import InfGen, checkpoint
 from infgen_model.checkpoint import CONFIG, WEIGHTS, CheckpointError, load_checkpoint, save_checkpoint
 from infgen_model.config import OF_SPACE
 from infgen_model.sharing import share
@@ -79,8 +80,8 @@ BAD_TENSORS = [
     (missing, "2 tensors missing, first decode.inpe.mlp.0.weight"),
     (unknown, "1 tensors unknown, first decode.magic"),
     (reshaped, r"prefill.enter.bias has shape \[9\], expected \[8\]"),
-    (not_a_number, "decode.upsampler.to_pixels.bias holds NaN"),
-    (infinite, "encode.enter.weight holds NaN or infinity"),
+    (not_a_number, "1 tensors hold NaN or infinity, first decode.upsampler.to_pixels.bias"),
+    (infinite, "1 tensors hold NaN or infinity, first encode.enter.weight"),
 ]
 
 
@@ -100,7 +101,7 @@ def test_all_that_is_wrong_is_told_at_once(folder: Path) -> None:
     for change, _ in (BAD_TENSORS[1], BAD_TENSORS[2], BAD_TENSORS[3]):
         change(state)
     save_file(state, folder / WEIGHTS)
-    with pytest.raises(CheckpointError, match=r"decode\.magic.*to_pixels\.bias.*prefill\.enter\.bias"):
+    with pytest.raises(CheckpointError, match=r"decode\.magic.*prefill\.enter\.bias.*to_pixels\.bias"):
         load_checkpoint(folder)
 
 
@@ -120,8 +121,8 @@ BAD_FIELDS = {
     "pair": ({"rotary": [1.0]}, "config.rotary has 1 items, expected 2"),
     "number": ({"scale_range": ["low", 4]}, r"config.scale_range\[0\] is str, expected float"),
     "impossible": ({"heads": 0}, "heads must be 1 to 4096, not 0"),
-    "infinite": ({"radius": float("inf")}, "radius must be above 0 and at most 16, or null, not inf"),
-    "not a number": ({"inpe_sigma": float("nan")}, "inpe_sigma must be 0 to 1000, not nan"),
+    "infinite": ({"radius": float("inf")}, "config.radius is not finite, expected a number"),
+    "not a number": ({"inpe_sigma": float("nan")}, "config.inpe_sigma is not finite, expected a number"),
     "one pooled channel": (
         {"trunk": [{"width": 1, "blocks": 1}, *[{"width": 8, "blocks": 0}] * 3], "pooled": True},
         "pooled blocks need a trunk that starts with 2 channels or more",
@@ -204,7 +205,7 @@ def test_a_failed_save_leaves_the_old_weights(folder: Path, monkeypatch: pytest.
         raise OSError("No space left on device")
 
     monkeypatch.setattr("infgen_model.checkpoint.save_file", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(CheckpointError, match="cannot be written: No space"):
         save_checkpoint(folder, tiny.model(tiny.EDGE, seed=1))
     assert (folder / WEIGHTS).read_bytes() == before
 
@@ -281,3 +282,27 @@ def test_a_base_that_cannot_be_one_is_refused(with_base: InfGen, tmp_path: Path)
         config.write_text(json.dumps(json.loads(config.read_text()) | {"base": base}))
         with pytest.raises(CheckpointError, match=text):
             load_checkpoint(config.parent)
+
+
+def test_weights_that_cannot_be_written_leave_the_old_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also its config, which would not fit the old weights."""
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    model = load_checkpoint(folder)
+    other = InfGen(dataclasses.replace(model.config, name="another"))
+
+    def full(*_: object) -> None:
+        raise SafetensorError("I/O error: File too large")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(CheckpointError, match="cannot be written: I/O error: File too large"):
+        save_checkpoint(folder, other)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_weights_that_are_not_finite_are_not_written(folder: Path, tmp_path: Path) -> None:
+    model = load_checkpoint(folder)
+    with torch.no_grad():
+        next(model.parameters()).fill_(torch.inf)
+    with pytest.raises(CheckpointError, match="is not written: 1 tensors hold NaN or infinity, first "):
+        save_checkpoint(tmp_path / "made", model)
+    assert not (tmp_path / "made").exists()

@@ -504,7 +504,7 @@ def test_a_bundle_that_is_in_use_stays_and_the_new_one_is_kept_beside_it(
 
     monkeypatch.setattr(Path, "rename", in_use)
     with pytest.raises(ExportError, match=f"bundle cannot be replaced .*the new bundle is {tmp_path / 'bundle-new'}"):
-        _put(building, place, tmp_path / "temporary" / "replaced")
+        _put(building, place, tmp_path / "temporary" / "replaced", force=True)
     assert contents(place) == before and (tmp_path / "bundle-new" / "new").exists()
 
 
@@ -520,6 +520,48 @@ def test_what_is_no_bundle_is_never_replaced(exported: Exported, tmp_path: Path,
         with pytest.raises(RequestError, match=f"{output.name} exists: it is not a bundle"):
             export_one(exported.checkpoint, output, force=force)
     assert contents(tmp_path) == before
+
+
+def test_what_appears_during_an_export_is_not_replaced(exported: Exported, tmp_path: Path) -> None:
+    output = tmp_path / "bundle"
+
+    def appear(line: str) -> None:
+        output.mkdir(exist_ok=True)
+        (output / "thesis.txt").write_text("precious")
+
+    with pytest.raises(ExportError, match=f"it was not there when the export began; the new bundle is {output}-new"):
+        export_one(exported.checkpoint, output, progress=appear)
+    assert contents(output) == {output / "thesis.txt": b"precious"}
+    assert Bundle.open(f"{output}-new").manifest.recipes
+
+
+def test_a_bundle_with_other_files_in_it_is_not_replaced(exported: Exported, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(exported.bundle, tmp_path / "bundle"))
+    shutil.copytree(exported.checkpoint, output / "checkpoint")
+    before = contents(output)
+    with pytest.raises(RequestError, match="which would be replaced: choose another output"):
+        export_one(output / "checkpoint", output, force=True)
+    with pytest.raises(RequestError, match="other files in it, such as checkpoint/config.json, which would be deleted"):
+        export_one(exported.checkpoint, output, force=True)
+    assert contents(output) == before
+
+
+def test_the_folder_of_a_process_that_died_is_removed(exported: Exported, tmp_path: Path) -> None:
+    for name, lock in ((".bundle.0123abcd", True), (".bundle.notes", True), (".bundle.89abcdef", False)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "graph").touch()
+        if lock:
+            (tmp_path / name / "writing.lock").touch()
+    export_one(exported.checkpoint, tmp_path / "bundle")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".bundle.89abcdef", ".bundle.notes", "bundle"]
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "loop"])
+def test_an_odd_name_of_an_output_is_refused(exported: Exported, tmp_path: Path, name: str) -> None:
+    (tmp_path / "loop").symlink_to("pool")
+    (tmp_path / "pool").symlink_to("loop")
+    with pytest.raises(RequestError, match="cannot be written: |exists: "):
+        export_one(exported.checkpoint, tmp_path / name)
 
 
 def test_an_existing_bundle_is_kept_without_force(exported: Exported) -> None:

@@ -4,9 +4,11 @@
 """
 
 import asyncio
+import gc
 import json
 import threading
 import tomllib
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -92,6 +94,35 @@ def test_the_extension_has_the_nodes_and_each_input_is_an_argument(comfyui: Modu
     for node, schema in zip(nodes, schemas, strict=True):
         names = node.execute.__func__.__code__.co_varnames[1 : node.execute.__func__.__code__.co_argcount]
         assert [each.id for each in schema.inputs] == list(names)
+
+
+@pytest.mark.parametrize("node", ["decode", "save"])
+def test_pictures_of_a_batch_that_are_done_do_not_stay_in_memory(
+    comfyui: ModuleType, model: Any, host: Host, monkeypatch: pytest.MonkeyPatch, node: str
+) -> None:
+    alive = list[int]()
+    pictures = list[weakref.ref[infgen_rt.Picture]]()
+    plan = infgen_rt.Decoder.pictures
+
+    def planned(*arguments: Any, **options: Any) -> list[infgen_rt.Picture]:
+        made = plan(*arguments, **options)
+        pictures.extend(map(weakref.ref, made))
+        return made
+
+    def counted(real: Any) -> Any:
+        def called(*arguments: Any, **options: Any) -> Any:
+            gc.collect()
+            alive.append(sum(each() is not None for each in pictures))
+            return real(*arguments, **options)
+
+        return called
+
+    monkeypatch.setattr(infgen_rt.Decoder, "pictures", planned)
+    for name in ("read", "save"):
+        monkeypatch.setattr(infgen_rt.Picture, name, counted(getattr(infgen_rt.Picture, name)))
+    latent = {"samples": torch.stack([patchified(tiny.random_latent(8, 12, seed)) for seed in range(3)])}
+    (decode if node == "decode" else save)(comfyui, model, latent)
+    assert alive[0] == 3 and alive[-1] == 1
 
 
 def test_decode_gives_comfyuis_image_with_the_pixels_of_the_package(

@@ -231,6 +231,10 @@ def test_a_compiled_decode_is_the_same(vae: Any) -> None:
         ({"size": "huge"}, PlanError, "size 'huge' is not understood"),
         ({"scale": 4, "stages": (2, 3)}, PlanError, "multiply to 6"),
         ({"max_scale": 1}, PlanError, "max_scale 1 is not usable"),
+        ({"scale": None, "size": "4x", "stages": (2, 3)}, PlanError, "multiply to 6"),
+        ({"tile": 7}, PlanError, "tile of 7 pixels is not possible"),
+        ({"tile": 7, "scale": None, "size": (640, 480)}, PlanError, "tile of 7 pixels is not possible"),
+        ({"memory": "1MiB"}, PlanError, "memory"),
         ({"memory": "much"}, PlanError, "much"),
         ({"backend": "nonsense"}, BackendError, "nonsense"),
         ({"space": "sd3"}, BundleError, "no model for sd3 latents"),
@@ -265,7 +269,9 @@ def test_what_is_no_latent_is_refused(vae: Any, latents: Any, text: str) -> None
 @pytest.mark.parametrize(
     ("pixels", "error", "text"),
     [
-        (torch.zeros(1, 4, 16, 16), InputError, "are not pixels"),
+        (torch.zeros(1, 4, 16, 16), InputError, r"pixels are torch.float32 of the shape \[1, 4, 16, 16\]: expected"),
+        (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), InputError, r"pixels are torch.uint8 of the shape"),
+        (255 * torch.rand(1, 3, 16, 16), InputError, r"pixels are from .* to .*: expected .* in \[-1, 1\]"),
         (torch.zeros(1, 3, 16, 20), PlanError, "picture of 20x16 is not whole cells"),
         (torch.full((1, 3, 16, 16), torch.nan), InputError, "NaN"),
         (torch.zeros(3, 16, 16), LatentError, "expected a torch tensor"),

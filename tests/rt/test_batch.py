@@ -122,12 +122,28 @@ def test_an_error_that_is_returned_does_not_keep_its_picture(decoder: infgen_rt.
     assert len(failed) == 1 and not any(each() for each in alive)
 
 
-def test_two_pictures_for_one_file_are_written_one_after_another(decoder: infgen_rt.Decoder, busy: list[int]) -> None:
-    twice = [(picture, "same.png") for picture, _ in pictures(decoder)][:2]
-    failed = infgen_rt.save_pictures(twice)
-    assert max(busy) == 1
-    assert "same.png exists" in str(failed[Path("same.png")])
-    assert np.array_equal(pixels_of("same.png"), twice[0][0].read())
+@pytest.mark.parametrize("force", [False, True])
+def test_no_picture_takes_the_name_of_another(decoder: infgen_rt.Decoder, force: bool) -> None:
+    """Nor one that differs in capitals, which some file systems do not distinguish."""
+    given = [
+        (picture, name) for (picture, _), name in zip(pictures(decoder), ("a.png", "b.png", "A.png"), strict=False)
+    ]
+    failed = infgen_rt.save_pictures(given, force=force)
+    assert [str(path) for path in failed] == ["A.png"] and "the name of two pictures" in str(failed[Path("A.png")])
+    assert np.array_equal(pixels_of("a.png"), given[0][0].read())
+    assert sorted(path.name for path in Path().iterdir()) == ["a.png", "b.png"]
+
+
+def test_an_error_of_the_iterable_comes_after_the_pictures_before_it(decoder: infgen_rt.Decoder) -> None:
+    def some() -> Iterator[tuple[infgen_rt.Picture, str]]:
+        given = pictures(decoder)
+        yield next(given)
+        yield next(given)
+        raise infgen_rt.LatentError("c.npy is damaged")
+
+    with pytest.raises(infgen_rt.LatentError, match="c.npy is damaged"):
+        infgen_rt.save_pictures(some())
+    assert sorted(path.name for path in Path().iterdir()) == NAMES[:2]
 
 
 def pixels_of(name: str) -> np.ndarray:

@@ -11,6 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -292,3 +293,42 @@ def test_a_file_of_parts_is_not_allocated_before_its_parts_fit(assembly: Assembl
 def peak() -> int:
     """The peak memory of this process in bytes."""
     return peak_memory() or 0
+
+
+def test_the_working_directory_may_change(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(copy.parent)
+    with infgen_rt.open(copy.name, "onnxruntime") as decoder:
+        picture = decoder.picture(tiny.random_latent(4, 4), normalisation="model")
+        monkeypatch.chdir(tmp_path / ".." if copy.parent == tmp_path else tmp_path)
+        assert picture.read().shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("number", [10**400, float("nan"), float("inf"), -float("inf")], ids=str)
+@pytest.mark.parametrize(
+    "place",
+    [
+        ("latent_channels",),
+        ("context_channels",),
+        ("patch",),
+        ("scale_range", 0),
+        ("scale_range", 1),
+        ("halo", "cells"),
+    ],
+)
+def test_a_number_that_is_none_or_too_large_is_refused(copy: Path, place: tuple[Any, ...], number: float) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text())
+    part = manifest["models"][0] if "models" in manifest else manifest
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = number
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="too large|is not finite|expected int"):
+        infgen_rt.open(copy, "onnxruntime")
+
+
+@pytest.mark.parametrize("version", [0, -1, "6", [6], {}, True])
+def test_a_format_that_is_no_number_is_no_newer_one(copy: Path, version: object) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text()) | {"format": version}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="whose format is a number from 1: pass another one"):
+        infgen_rt.open(copy, "onnxruntime")

@@ -6,6 +6,7 @@ import json
 import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,6 +121,25 @@ def test_unpacked_packages_are_a_bundle_without_shared_weights(packages: Path, a
     # What is complete already can be unpacked again, for example without other spaces.
     assert main(["unpack", str(output), "-o", str(output.with_name("again"))]) == 0
     assert (output.with_name("again") / "manifest.json").read_text() == (output / "manifest.json").read_text()
+
+
+def test_a_folder_that_appears_meanwhile_gets_nothing(
+    packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For example because two processes unpack to one name."""
+    from infgen_rt.bundle import unpacking
+
+    write_models = unpacking.write_models
+
+    def appear(*arguments: Any) -> str:
+        (tmp_path / "there").mkdir()
+        (tmp_path / "there" / "file").touch()
+        return write_models(*arguments)
+
+    monkeypatch.setattr(unpacking, "write_models", appear)
+    with pytest.raises(OutputError, match="there exists: choose another folder, or remove it"):
+        unpacking.unpack(tmp_path / "there", packages)
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["file"]
 
 
 def test_what_cannot_be_unpacked(

@@ -420,10 +420,16 @@ def test_a_compiled_model_learns_the_same(tmp_path: Path, monkeypatch: pytest.Mo
         ({"lessons": (Lesson(2, 1.0, 0, 0, 0),)}, "a factor from 1 to 4 and a batch of 1 or more, not 2 and 0"),
         ({"cells": 4, "margin": 2}, "a margin of 2 cells leaves nothing of 4"),
         ({"minutes": 0.0}, "minutes must be above 0"),
-        ({"sharpen": -0.1}, "sharpen must be 0 or above, not -0.1"),
+        ({"sharpen": -0.1}, "sharpen must be 0 or above and finite, not -0.1"),
         ({"sharpen": 0.4, "part": "encoder"}, "sharpen is for the parts decoder and shared, not for encoder"),
         ({"part": "largest"}, "the part largest learns at scale 4 only: give lessons of factor 4, and between=0"),
         (LARGEST | {"between": 0.2}, "the part largest learns at scale 4 only"),
+        *(({name: float("nan")}, f"{name} ") for name in ("lr", "ema", "clip", "minutes", "noise", "grid", "final")),
+        ({"lr": -1.0}, "lr must be above 0 and finite, not -1"),
+        ({"ema": 2.0}, r"ema is a share, in \[0, 1\], not 2"),
+        ({"seed": -1}, "seed must be 0 or above"),
+        ({"crop": 0}, "crop must be 32 or more"),
+        ({"lessons": (Lesson(2, 1.0, 1, float("nan"), 0),)}, "a lesson's weights must be 0 or above and finite"),
         ({"sharp": 1.5}, r"sharp is a share, in \[0, 1\], not 1.5"),
     ],
 )
@@ -743,4 +749,46 @@ def test_a_config_that_cannot_be_read_is_named(shards: Path, folder: Path) -> No
     folder.mkdir()
     (folder / "train.json").write_text("{")
     result = run(shards, folder)
-    assert result.exit_code == 1 and "train.json does not hold the config of a run" in result.output
+    assert result.exit_code == 1 and "train.json is damaged" in result.output
+
+
+def test_weights_that_are_not_finite_never_replace_those_of_a_run(shards: Path, folder: Path) -> None:
+    assert run(shards, folder, "--minutes", 0.02).exit_code == 0
+    before = contents(folder)
+    trained = trainer()
+    with torch.no_grad():
+        next(trained.average.parameters()).fill_(torch.nan)
+    with pytest.raises(InputError, match="is not written: 1 tensors hold NaN or infinity"):
+        trained.save(folder, 0.0)
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("progress.json", "garbage", "progress.json is damaged"),
+        ("progress.json", "[]", "progress.json is damaged: it has no JSON object"),
+        ("progress.json", '{"step": "many"}', "progress.json is damaged: step is 'many'"),
+        ("progress.json", None, "lacks progress.json, which tells where it stands"),
+        ("adversary.safetensors", "garbage", "adversary.safetensors is damaged"),
+        ("train.json", "[]", "train.json is damaged: it has no JSON object"),
+        ("train.json", '{"minutes": -1.0}', "train.json is damaged: minutes must be above 0"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(
+    shards: Path, folder: Path, name: str, content: str | None, text: str
+) -> None:
+    assert run(shards, folder, "--minutes", 0.02).exit_code == 0
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_text(content)
+    before = contents(folder)
+    result = run(shards, folder, "--minutes", 0.02, grid=1.0)
+    assert result.exit_code == 1 and text in result.output.replace("\n", "")
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:99"])
+def test_a_device_that_cannot_be_used_is_found_before_work(shards: Path, folder: Path, device: str) -> None:
+    result = CliRunner().invoke(main, ["--shards", str(shards), "-o", str(folder), "--device", device])
+    assert result.exit_code == 2 and f"'{device}' cannot be used" in result.output and not folder.exists()

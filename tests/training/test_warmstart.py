@@ -216,6 +216,8 @@ def test_a_model_is_kept_with_the_encoder_of_a_tiny_autoencoder(tmp_path: Path) 
         assert torch.equal(after.encode(image), Teacher.load(autoencoder).encode(image))
     autoencoder.write_text("from torch import nn\nload_encoder = load_decoder = nn.Identity\n")
     result = CliRunner().invoke(keep.main, arguments)
+    assert result.exit_code == 1 and "is a checkpoint, and may be the base of others: use --force" in result.output
+    result = CliRunner().invoke(keep.main, [*arguments, "--force"])
     assert result.exit_code == 1 and "only the encoder of a tiny autoencoder of TAESD's family" in result.output
 
 
@@ -276,7 +278,7 @@ def test_a_model_is_given_a_polish_that_adds_nothing_yet(tmp_path: Path) -> None
     latent = torch.rand(1, TINY.latent_channels, 4, 5)
     with torch.inference_mode():
         assert (after(latent, (128, 160)) - before(latent, (128, 160))).abs().max() < 2e-3  # float16 weights
-    result = CliRunner().invoke(keep.main, [str(tmp_path / "kept"), *arguments[1:]])
+    result = CliRunner().invoke(keep.main, [str(tmp_path / "kept"), *arguments[1:], "--force"])
     assert result.exit_code == 1 and "has a finish, and no polish yet, can be given one" in result.output
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 from infgen_model import PRESETS, DecoderConfig
 from infgen_model.config import OF_SPACE, OF_TRUNK
@@ -11,6 +12,8 @@ PARTS = ("decoder", "encoder", "trunk", "shared", "largest")
 PATCH = DecoderConfig.PATCH
 FACTOR = 4
 """The highest scale of training. Photographs and sharp pictures are this many times as large as the encoded picture."""
+LEAST_CROP = 32
+"""Smallest side, in pixels, of a picture that VGG16 can compare."""
 HELD_OUT = ("007", "010", "014", "017", "019", "020")
 """File names, without endings, of the photographs kept for evaluation. The sample latents are made from three."""
 
@@ -153,7 +156,7 @@ class TrainConfig:
             if value not in known:
                 raise ValueError(f"{name} {value!r} is unknown: expected one of {', '.join(known)}")
         shares = [lesson.share for lesson in self.lessons]
-        if min(shares, default=0) < 0 or sum(shares) <= 0:
+        if min(shares, default=0) < 0 or not 0 < sum(shares) < inf:
             raise ValueError("lessons must have shares of the steps that are not below 0 and not all 0")
         for lesson in self.lessons:
             if not 1 <= lesson.factor <= FACTOR or lesson.batch < 1:
@@ -161,15 +164,29 @@ class TrainConfig:
                     f"a lesson must have a factor from 1 to {FACTOR} and a batch of 1 or more, "
                     f"not {lesson.factor} and {lesson.batch}"
                 )
+            if not (0 <= lesson.perceptual < inf and 0 <= lesson.adversarial < inf):
+                raise ValueError(
+                    "a lesson's weights must be 0 or above and finite, not "
+                    f"{lesson.perceptual} and {lesson.adversarial}"
+                )
             if not 0 <= lesson.clean <= 1:
                 raise ValueError(f"a lesson's clean is a share, in [0, 1], not {lesson.clean}")
+        for name in ("lr", "clip", "minutes"):
+            if not 0 < getattr(self, name) < inf:
+                raise ValueError(f"{name} must be above 0 and finite, not {getattr(self, name)}")
+        for name in (
+            *("gradient", "grid", "reduced", "soft", "sharpen", "round_trip", "adversary_from", "copied_share"),
+            *("adversary_lr", "warmup", "noise", "seed", "save_every"),
+        ):
+            if not 0 <= getattr(self, name) < inf:
+                raise ValueError(f"{name} must be 0 or above and finite, not {getattr(self, name)}")
+        if self.crop < LEAST_CROP:
+            raise ValueError(f"crop must be {LEAST_CROP} or more, the least that LPIPS can see, not {self.crop}")
         if not 0 <= 2 * self.margin < self.cells:
             raise ValueError(f"a margin of {self.margin} cells leaves nothing of {self.cells}")
-        for name in ("between", "sharp", "others", "features"):
+        for name in ("between", "sharp", "others", "features", "final", "ema"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share, in [0, 1], not {getattr(self, name)}")
-        if self.sharpen < 0:
-            raise ValueError(f"sharpen must be 0 or above, not {self.sharpen}")
         if self.sharpen and self.part not in ("decoder", "shared"):
             raise ValueError(f"sharpen is for the parts decoder and shared, not for {self.part}")
         taught = {lesson.factor for lesson in self.lessons if lesson.share}
@@ -178,5 +195,3 @@ class TrainConfig:
                 f"the part largest learns at scale {FACTOR} only: give lessons of factor {FACTOR}, and between=0 and "
                 "sharpen=0"
             )
-        if self.minutes <= 0:
-            raise ValueError(f"minutes must be above 0, not {self.minutes}")

@@ -32,6 +32,7 @@ from infgen_rt.common.pixels import to_bytes
 from infgen_rt.errors import InputError
 from infgen_training.config import PATCH
 from infgen_training.metrics import compare, mean, psnr
+from infgen_training.options import MIDDLE
 from infgen_training.perception import Eye, frechet_distance
 from infgen_training.photos import middle_of, open_photo, photo_files
 from infgen_training.requests import parse_scales, read_baseline, read_places
@@ -314,7 +315,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--eye/--no-eye", default=True, show_default=True, help="Measure LPIPS and patch Frechet distances.")
 @click.option("--scales", default="1,2,4", show_default=True, help="Scales, separated by commas.")
 @click.option("--only", multiple=True, help="Name of a photograph, without its ending; repeatable. Default: all.")
-@click.option("--middle", type=click.IntRange(min=1), help="Pixels per side of the middle square to use.")
+@click.option("--middle", type=MIDDLE, help="Pixels per side of the middle square to use.")
 @click.option("--places", type=_FILE, help="JSON file with the crops of the contact sheet, by name of photograph.")
 @click.option(
     "--baseline",
@@ -331,12 +332,16 @@ def main(
         values, spots = parse_scales(scales), read_places(places) if places else None
         earlier = read_baseline(baseline) if baseline else None
         files = [file for file in photo_files(photos) if not only or file.stem in only]
+        if spots and (unknown := sorted(spots.keys() - {file.stem for file in files})):
+            raise InputError(f"{places} names {' and '.join(unknown)}, which are no photographs of this evaluation")
         if unknown := sorted(set(only) - {file.stem for file in files}):
             raise InputError(f"no photograph in {photos} is named {' or '.join(unknown)}: give names without endings")
         if earlier is not None and (problem := _unlike(earlier, files, middle, values)):
             raise click.BadParameter(
                 f"{baseline} {problem}: leave it out, and all is measured", param_hint="--baseline"
             )
+        if output:  # before hours of work
+            output.mkdir(parents=True, exist_ok=True)
         enlarge = load_function(enlarger, function)() if enlarger else None
         if enlarge is not None:
             enlarge = enlarge.to(memory_format=torch.channels_last)
@@ -344,11 +349,10 @@ def main(
             load_checkpoint(checkpoint), Teacher.load(teacher), files, values, enlarge=enlarge,
             eye=Eye() if eye else None, places=spots, baseline=earlier, middle=middle,
         )  # fmt: skip
-    except (InputError, FileNotFoundError) as error:
+    except (InputError, OSError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(table(report))
     if output:
-        output.mkdir(parents=True, exist_ok=True)
         (output / "report.json").write_text(json.dumps(report, indent=2) + "\n")
         (output / "report.md").write_text(table(report) + "\n")
         sheet.save(output / "sheet.png")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 from pathlib import Path
 
 import click
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from infgen_model import InfGen
-from infgen_model.checkpoint import load_checkpoint, save_checkpoint
+from infgen_model.checkpoint import CONFIG, load_checkpoint, save_checkpoint
 from infgen_rt.errors import InputError
 from infgen_training.slopes import with_small_slopes
 from infgen_training.teacher import AUTOENCODER, AUTOENCODER_HELP, Teacher
@@ -132,10 +133,11 @@ def with_polish(model: InfGen, channels: int) -> InfGen:
     is_flag=True,
     help="Make the slopes of its enlarger at most 1, for faster graphs, as the last step.",
 )
+@click.option("--force", is_flag=True, help="Replace a checkpoint.")
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to make.")
 def main(
     checkpoint: Path, base: Path | None, encoder: Path | None, mix: tuple[Path, float] | None,
-    trunk: tuple[Path, float] | None, polish: int | None, small_slopes: bool, output: Path,
+    trunk: tuple[Path, float] | None, polish: int | None, small_slopes: bool, force: bool, output: Path,
 ) -> None:  # fmt: skip
     """Writes CHECKPOINT in float16.
 
@@ -143,6 +145,8 @@ def main(
     base whenever the new checkpoint is loaded.
     """
     try:
+        if os.path.exists(output / CONFIG) and not force:
+            raise InputError(f"{output} is a checkpoint, and may be the base of others: use --force to replace it")
         model = load_checkpoint(checkpoint)
         if mix is not None:
             model = averaged(model, load_checkpoint(mix[0]), mix[1])

@@ -53,7 +53,8 @@ def read_baseline(file: Path) -> dict[str, Any]:
     report = _json(file)
     try:
         methods = [means for by_method in report["scales"].values() for means in by_method.values()]
-        if not isinstance(report["pictures"], int) or not all(isinstance(means, dict) for means in methods):
+        values = [value for means in methods for value in means.values()]
+        if not isinstance(report["pictures"], int) or not all(isinstance(each, float | int | None) for each in values):
             raise TypeError
     except (AttributeError, KeyError, TypeError):
         raise InputError(f"{file} is not a report of this command: pass a report.json that it has written") from None

@@ -20,6 +20,8 @@ import torch
 from infgen_rt.errors import InputError
 from infgen_training import train, views
 from infgen_training.losses import Vgg
+from infgen_training.options import COUNT, DEVICE, MIDDLE, MINUTES
+from infgen_training.photos import photo_files
 from infgen_training.teacher import AUTOENCODER, AUTOENCODER_HELP
 
 _MAKING = 0.2
@@ -42,13 +44,15 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 )
 @click.option("--start", type=_FOLDER, help="Checkpoint to start from. Default: the teacher and the enlarger.")
 @train.OTHERS
-@click.option("--count", default=340, show_default=True, help="Maximum number of views of each kind.")
-@click.option("--minutes", default=28.0, show_default=True, help="Length of the session.")
+@click.option("--count", type=COUNT, default=340, show_default=True, help="Maximum number of views of each kind.")
+@click.option("--minutes", type=MINUTES, default=28.0, show_default=True, help="Length of the session.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Same as in infgen_training.train.")
 @click.option("--evaluate/--no-evaluate", "evaluated", default=True, show_default=True, help="Evaluate at the end.")
-@click.option("--middle", default=448, show_default=True, help="Side of the squares that are evaluated, in pixels.")
+@click.option(
+    "--middle", type=MIDDLE, default=448, show_default=True, help="Side of the squares that are evaluated, in pixels."
+)
 @click.option("--eye/--no-eye", default=True, show_default=True, help="Measure LPIPS and patch Frechet distances.")
-@click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
+@click.option("--device", type=DEVICE, default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 @click.option("-o", "--session", type=click.Path(file_okay=False, path_type=Path), required=True)
 def main(
     photos: Path, val: Path, teacher: Path, enlarger: Path, vgg: Path | None, fonts: Path | None,
@@ -61,9 +65,12 @@ def main(
     # What is missing is found before any time is spent.
     try:
         evaluation = _evaluation(eye) if evaluated else None
+        if evaluated:
+            photo_files(val)
         if vgg:
             Vgg(vgg)
-    except InputError as error:
+        config = train.config_of(run, settings)
+    except (InputError, FileNotFoundError) as error:
         raise click.ClickException(str(error)) from error
 
     def left() -> float:
@@ -80,7 +87,8 @@ def main(
         _call(views.main, *source, "--count", count, "--enlarger", enlarger, "--minutes", _MAKING * minutes)
         making.rename(shards)
     options: list[object] = ["--shards", shards, "--device", device, "-o", run]
-    options += ["--start", start] if start else ["--teacher", teacher, "--enlarger", enlarger]
+    options += ["--start", start] if start else ["--enlarger", enlarger]
+    options += ["--teacher", teacher] if start is None or config.part == "trunk" else []
     options += ["--vgg", vgg] if vgg else []
     for checkpoint, autoencoder in others:
         options += ["--other", checkpoint, autoencoder]

@@ -29,12 +29,13 @@ def load_function(file: Path, name: str) -> Callable[[], Any]:
 
     Raises:
         FileNotFoundError: The file does not exist.
-        InputError: The file does not define the function.
+        InputError: It is no Python file, or does not define the function.
     """
     if not file.is_file():
         raise FileNotFoundError(f"no Python file at {file}; pass one that defines {name}()")
     spec = importlib.util.spec_from_file_location(f"infgen_user_{file.stem}", file)
-    assert spec is not None and spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise InputError(f"{file} is no Python file: pass one, with the ending .py, that defines {name}()")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     function = getattr(module, name, None)

@@ -20,6 +20,7 @@ from typing import Any
 
 import click
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -27,10 +28,11 @@ from infgen_model import PRESETS, InfGen
 from infgen_model.checkpoint import load_checkpoint
 from infgen_model.sharing import shares
 from infgen_rt.common.schema import parse
-from infgen_rt.errors import InputError
+from infgen_rt.errors import InputError, one_line
 from infgen_training.batches import Batch, Batches, Turns
 from infgen_training.config import TrainConfig
 from infgen_training.losses import Vgg
+from infgen_training.options import DEVICE, MINUTES
 from infgen_training.teacher import AUTOENCODER, AUTOENCODER_HELP, Teacher
 from infgen_training.trainer import CHECKPOINT, Diverged, Trainer
 from infgen_training.trunk import LATENTS, in_space, new_trunk, save_latents
@@ -128,11 +130,10 @@ def train(
     also = [_other(model, *each, views, run, device) for each in others]
     own = (views, *(of_space for _, of_space in also))
     turns = Turns([Batches(each, config, model.config.enlargements) for each in own], config)
-    progress = _progress(run)
+    progress, judge = _progress(run), _judge(run)
     step, seen = int(progress["step"] or 0), Vgg(vgg) if vgg else None
     trainer = Trainer(config, model, seen, device, step, guide, [other for other, _ in also])
-    if (run / "adversary.safetensors").exists():
-        judge = {name: value.float() for name, value in load_file(run / "adversary.safetensors").items()}
+    if judge is not None:
         trainer.adversary.load_state_dict(judge)
         trainer.balance = progress["balance"]
     run.mkdir(parents=True, exist_ok=True)
@@ -227,9 +228,51 @@ def _check_latents(model: InfGen, views: Sequence[View]) -> None:
 
 
 def _progress(run: Path) -> dict[str, float | None]:
-    file = run / "progress.json"
-    found: dict[str, float | None] = json.loads(file.read_text()) if file.exists() else {}
-    return {"step": 0, "minutes": 0.0, "balance": None} | found
+    """Where a run stands.
+
+    Raises:
+        InputError: The file is damaged, or the run has weights without it.
+    """
+    file, progress = run / "progress.json", {"step": 0, "minutes": 0.0, "balance": None}
+    if not file.exists():
+        if (run / CHECKPOINT).exists():
+            raise InputError(f"{run} lacks {file.name}, which tells where it stands: use --start {run / CHECKPOINT}")
+        return progress
+    found = _object(file)
+    for name, value in found.items():
+        if name in progress and not (value is None or (isinstance(value, int | float) and value >= 0)):
+            raise InputError(f"{file} is damaged: {name} is {value!r}; use --start {run / CHECKPOINT}")
+    return progress | found
+
+
+def _judge(run: Path) -> dict[str, Tensor] | None:
+    """The adversary of a run. None if it has none yet.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    file = run / "adversary.safetensors"
+    if not file.exists():
+        return None
+    try:
+        return {name: value.float() for name, value in load_file(file).items()}
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file} is damaged ({one_line(error)}): remove it, and a new adversary learns") from error
+
+
+def _object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file of a run.
+
+    Raises:
+        InputError: The file has something else.
+    """
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{file} is damaged: {one_line(error)}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{file} is damaged: it has no JSON object")
+    return found
 
 
 class _Log:
@@ -255,10 +298,45 @@ class _Log:
         self._sums.clear()
 
 
+def config_of(run: Path, settings: Sequence[str]) -> TrainConfig:
+    """The config of a run that is started or continued.
+
+    Args:
+        run: Folder of the run.
+        settings: Values of fields as ``NAME=VALUE``, in place of those of the run.
+
+    Raises:
+        click.BadParameter: A setting is wrong.
+        InputError: The run's own config is damaged.
+    """
+    names, saved = {field.name for field in dataclasses.fields(TrainConfig)}, run / "train.json"
+    values = _object(saved) if saved.exists() else {}
+    _config(values, str(saved))
+    for setting in settings:
+        name, _, text = setting.partition("=")
+        if name not in names:
+            raise click.BadParameter(f"unknown field {name!r}; known: {', '.join(sorted(names))}", param_hint="--set")
+        try:
+            values[name] = json.loads(text)
+        except json.JSONDecodeError:
+            values[name] = text
+    try:
+        return parse(TrainConfig, values, "config")
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--set") from error
+
+
+def _config(values: dict[str, Any], file: str) -> TrainConfig:
+    try:
+        return parse(TrainConfig, values, "config")
+    except ValueError as error:
+        raise InputError(f"{file} is damaged: {error}") from error
+
+
 def _check_same_run(config: TrainConfig, file: Path) -> None:
     if not file.exists():
         return
-    before = parse(TrainConfig, json.loads(file.read_text()), file.name)
+    before = _config(_object(file), str(file))
     for name in _FIXED:
         old, new = getattr(before, name), getattr(config, name)
         if old != new:
@@ -288,7 +366,7 @@ OTHERS = click.option(
 )
 @click.option("--start", type=_FOLDER, help="Checkpoint that a new run starts from. A trunk always needs it.")
 @OTHERS
-@click.option("--minutes", "slice_minutes", type=float, help="Saves and stops after this time, finished or not.")
+@click.option("--minutes", "slice_minutes", type=MINUTES, help="Saves and stops after this time, finished or not.")
 @click.option(
     "--set",
     "settings",
@@ -296,31 +374,14 @@ OTHERS = click.option(
     metavar="NAME=VALUE",
     help="Value of a field of TrainConfig, as JSON; repeatable. Otherwise, a run keeps its values.",
 )
-@click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
+@click.option("--device", type=DEVICE, default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 def main(
     shards: Path, teacher: Path | None, enlarger: Path | None, vgg: Path | None, run: Path, start: Path | None,
     others: tuple[tuple[Path, Path], ...], slice_minutes: float | None, settings: tuple[str, ...], device: str,
 ) -> None:  # fmt: skip
     """Starts or continues a run that trains a decoder, its encoder, or a trunk of another latent space."""
-    names = {field.name for field in dataclasses.fields(TrainConfig)}
-    saved = run / "train.json"
     try:
-        values: dict[str, Any] = json.loads(saved.read_text()) if saved.exists() else {}
-    except ValueError as error:
-        raise click.ClickException(f"{saved} does not hold the config of a run: {error}") from error
-    for setting in settings:
-        name, _, text = setting.partition("=")
-        if name not in names:
-            raise click.BadParameter(f"unknown field {name!r}; known: {', '.join(sorted(names))}", param_hint="--set")
-        try:
-            values[name] = json.loads(text)
-        except json.JSONDecodeError:
-            values[name] = text
-    try:
-        config = parse(TrainConfig, values, "config")
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--set") from error
-    try:
+        config = config_of(run, settings)
         train(config, shards, teacher, vgg, enlarger, run, torch.device(device), start, slice_minutes, others)
     except (InputError, FileNotFoundError) as error:
         raise click.ClickException(str(error)) from error

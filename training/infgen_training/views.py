@@ -40,6 +40,7 @@ from tqdm import tqdm
 from infgen_rt.errors import InputError, one_line
 from infgen_training.config import FACTOR, HELD_OUT, PATCH
 from infgen_training.drawn import drawing, font_files
+from infgen_training.options import COUNT, DEVICE, MINUTES, SEED
 from infgen_training.photos import open_photo, photo_files, photo_size
 from infgen_training.precision import mixed
 from infgen_training.teacher import AUTOENCODER, AUTOENCODER_HELP, Teacher, load_function
@@ -361,21 +362,21 @@ FILE_MEGABYTES = click.option(
 @click.option("--photos", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
 @click.option("--teacher", type=AUTOENCODER, required=True, help=AUTOENCODER_HELP)
 @click.option("--enlarger", type=_FILE, help="Python file that loads a network which enlarges 4 times.")
-@click.option("--function", default="load_x4plus", show_default=True, help="Name of the function in that file.")
+@click.option("--function", help="Name of the function in that file.  [default: load_x4plus]")
 @click.option(
     "--fonts",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder of fonts. Draws letters, lines and shapes in place of the photographs.",
 )
-@click.option("--count", default=400, show_default=True, help="Number of views.")
-@click.option("--minutes", type=float, help="Stops after this time, and keeps the views made so far.")
+@click.option("--count", type=COUNT, default=400, show_default=True, help="Number of views.")
+@click.option("--minutes", type=MINUTES, help="Stops after this time, and keeps the views made so far.")
 @click.option("--exclude", multiple=True, default=HELD_OUT, show_default=True, help="Photographs to leave out.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 @FILE_MEGABYTES
-@click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
+@click.option("--device", type=DEVICE, default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True)
 def main(
-    photos: Path, teacher: Path, enlarger: Path | None, function: str, fonts: Path | None, count: int,
+    photos: Path, teacher: Path, enlarger: Path | None, function: str | None, fonts: Path | None, count: int,
     minutes: float | None, exclude: tuple[str, ...], seed: int, megabytes: float, device: str, output: Path,
 ) -> None:  # fmt: skip
     """Makes views of photographs and packs them into shards.
@@ -386,11 +387,13 @@ def main(
     """
     if enlarger is not None and fonts is not None:
         raise click.UsageError("give --enlarger or --fonts, not both: a drawn picture is sharp already")
+    if enlarger is None and function is not None:
+        raise click.UsageError("--function is the name of a function in the file of --enlarger: give both, or neither")
     where = torch.device(device)
     start = time.monotonic()
     try:
         files = photo_files(photos, exclude)
-        enlarge = load_function(enlarger, function)() if enlarger else None
+        enlarge = load_function(enlarger, function or "load_x4plus")() if enlarger else None
         if enlarge is not None:
             enlarge = enlarge.to(where).to(memory_format=torch.channels_last)
         found = font_files(fonts) if fonts else ()
