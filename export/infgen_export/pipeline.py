@@ -91,9 +91,9 @@ def export(
     place = Path(os.path.realpath(output))  # a link to a bundle stays a link
     paths = [checkpoints] if isinstance(checkpoints, str | Path) else list(checkpoints)
     if os.path.lexists(place):
-        _check_replaceable(output, place, force)
         if inside := [path for path in paths if Path(os.path.realpath(path)).is_relative_to(place)]:
             raise RequestError(f"{inside[0]} is in {output}, which would be replaced: choose another output")
+        _check_replaceable(output, place, force)
     models = [load_checkpoint(path) for path in paths]
     _check_together(paths, models)
     with _beside(place) as folder:

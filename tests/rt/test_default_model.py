@@ -132,3 +132,9 @@ def test_the_manifest_says_what_the_model_is(decoder: infgen_rt.Decoder) -> None
         if entry["precision"] == "fp32":
             assert 0 < max(check["max_error"] for check in checks) <= 1e-4
     assert all(amount > 0 for amount in vars(manifest.recipes[0].memory).values())
+
+
+def test_samples_are_compared_by_identity() -> None:
+    """Comparing their arrays would be an error."""
+    first, second = (infgen_rt.load_sample("osprey") for _ in range(2))
+    assert first == first and first != second and len({first, second}) == 2

@@ -96,6 +96,12 @@ def test_a_picture_of_the_displays_shape_fits_in_every_way(how: Fit) -> None:
     assert fit(NATIVE, (3000, 1500), how) == ((3000, 1500), (0, 0, 3000, 1500))
 
 
+@pytest.mark.parametrize("size", ["100000000x1", "2000000000x2", "x2000000000000", "99999999999999x", "99999999999.5x"])
+def test_a_huge_size_is_understood_and_out_of_bounds(size: str) -> None:
+    with pytest.raises(PlanError, match="out of bounds"):
+        parse_size(size, NATIVE)
+
+
 def test_impossible_fits_are_refused() -> None:
     with pytest.raises(PlanError, match="out of bounds"):
         fit(NATIVE, (0, 100), "contain")

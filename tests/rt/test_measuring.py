@@ -98,6 +98,17 @@ def test_measuring_tells_its_progress_the_first_time_only(bundle: Path) -> None:
     assert not told
 
 
+def test_measurements_belong_to_the_processors_in_use(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container may have fewer, and a home may be shared by machines."""
+    opened = Bundle.open(bundle)
+    before = measuring.key(opened, None)
+    for name, value in (("cores", lambda: 999), ("_processor", lambda: "another")):
+        with monkeypatch.context() as patch:
+            patch.setattr(measuring, name, value)
+            assert measuring.key(opened, None) != before
+    assert measuring.key(opened, None) == before
+
+
 def test_what_is_cancelled_before_it_begins_loads_nothing(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Double, "load", lambda *_: pytest.fail("loaded"))
     cancel = threading.Event()

@@ -407,6 +407,7 @@ def test_what_cannot_be_served_is_one_line(command: list[str], capsys: pytest.Ca
             f"cannot serve at 127.0.0.1, port {port} (": [*command, "--port", port],
             "cannot serve at no.such.host.invalid, port 0 (": [*command, "--host", "no.such.host.invalid"],
             "70000": [*command, "--port", "70000"],
+            "-1": [*command, "--port", "-1"],
             "none.npy does not exist": ["serve", "none.npy"],
             "expected either a LATENT file or --sample NAME": ["serve"],
         }

@@ -6,7 +6,7 @@ from threading import Barrier, Thread
 import pytest
 import torch
 
-from infgen_runtimes.torch import _FLOAT32
+from infgen_runtimes.torch import _FLOAT32, _threads
 
 
 @pytest.fixture
@@ -50,3 +50,29 @@ def test_threads_that_overlap_leave_the_apps_settings() -> None:
         assert precisions() == ("ieee", "ieee")
     thread.join()
     assert precisions() == ("tf32", "tf32") and torch.backends.cudnn.enabled
+
+
+def test_threads_of_two_decoders_that_overlap_leave_the_apps_number() -> None:
+    """The number of a new thread is that of the whole process."""
+    before, found = torch.get_num_threads(), list[int]()
+    inside, first_left = Barrier(2, timeout=60), Barrier(2, timeout=60)
+
+    def first() -> None:
+        with _threads(before + 1):
+            inside.wait()
+        first_left.wait()
+
+    def second() -> None:
+        with _threads(before + 1):
+            inside.wait()
+            first_left.wait()
+
+    threads = [Thread(target=each) for each in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    new = Thread(target=lambda: found.append(torch.get_num_threads()))
+    new.start()
+    new.join()
+    assert found == [before]
