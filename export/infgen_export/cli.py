@@ -120,8 +120,10 @@ def main(
     graphs pass.
     """
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-        with contextlib.suppress(ValueError):  # not in the main thread
-            signal.signal(number, lambda ended, _: sys.exit(128 + ended))
+        # A handler of somebody else's stays, and so does nohup's.
+        if signal.getsignal(number) == signal.SIG_DFL:
+            with contextlib.suppress(ValueError):  # not in the main thread
+                signal.signal(number, lambda ended, _: sys.exit(128 + ended))
     for file in reports:
         writable = os.path.isdir(file.parent) and os.access(file if os.path.exists(file) else file.parent, os.W_OK)
         if file.suffix not in {".md", ".json"} or not writable:

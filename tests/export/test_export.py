@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -541,6 +542,18 @@ def test_a_bundle_with_other_files_in_it_is_not_replaced(exported: Exported, tmp
     with pytest.raises(RequestError, match="other files in it, such as checkpoint/config.json, which would be deleted"):
         export_one(exported.checkpoint, output, force=True)
     assert contents(output) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signal")
+def test_a_signal_leaves_nothing(exported: Exported, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "infgen_export.cli", str(exported.checkpoint), "--recipe", "onnx-fp32"]
+    with subprocess.Popen([*command, "-o", str(tmp_path / "bundle")], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert any(line.startswith("[1/") for line in process.stderr)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_folder_of_a_process_that_died_is_removed(exported: Exported, tmp_path: Path) -> None:
