@@ -127,8 +127,7 @@ class Plan:
         lines.append(f"memory: about {format_bytes(self.memory)} of {format_bytes(self.budget)}")
         guess = ", estimated for this CPU; measured by: infgen-rt devices --measure" if self.estimated else ""
         lines.append(
-            f"time: about {self.seconds:.1f} s for the model to compute the whole picture, without enlarging beyond it "
-            f"and writing{guess}"
+            f"time: about {self.seconds:.1f} s for the model to compute the whole picture, and more to write it{guess}"
         )
         lines.append(f"backend: {self.runs}")
         return "\n".join(lines)

@@ -168,7 +168,7 @@ def test_time_is_that_of_the_measured_speed(manifest: Manifest) -> None:
     runs = replace(RUNS, speed=Speed(decode=50.0, context=10.0, encode=None))
     whole = make_plan(grids, manifest, recipe, runs=runs, budget=GIB)
     assert whole.seconds == pytest.approx(10 * 0.6 + 50 * 0.0384) and not whole.estimated
-    assert "time: about 7.9 s of computing\n" in str(whole)
+    assert "time: about 7.9 s for the model to compute the whole picture, and more to write it\n" in str(whole)
     # Tiles are decoded with halos.
     assert make_plan(grids, manifest, recipe, runs=runs, budget=GIB, tile=64).seconds > 1.1 * whole.seconds
     # Encoding is a part of it, and here its speed is not known.
@@ -186,7 +186,7 @@ def test_time_that_was_not_measured_is_estimated_and_marked(
     assert made.estimated and 0 < made.seconds < float("inf")
     monkeypatch.setattr(estimates, "rate", lambda: made.work)
     assert made.seconds == pytest.approx(1 / 0.7)
-    assert "time: about 1.4 s of computing, estimated for this CPU; measured by: infgen-rt devices" in str(made)
+    assert "and more to write it, estimated for this CPU; measured by: infgen-rt devices" in str(made)
 
 
 def test_the_work_is_that_of_the_contexts_the_tokens_and_the_encoded_cells(tmp_path: Path) -> None:
