@@ -168,7 +168,8 @@ def _processor() -> str:
     """The kind of processor. A home may be shared by machines, and Python itself does not name it on Linux."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
+    except OSError as error:
+        raise_callers(error)
         lines = []
     return next((line for line in lines if line.startswith("model name")), platform.processor())
 
