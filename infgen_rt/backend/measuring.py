@@ -13,7 +13,6 @@ from contextvars import copy_context
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,7 @@ from infgen_rt.common.cancellation import current
 from infgen_rt.common.folders import VARIABLE, alone, cache_folder, write_cached
 from infgen_rt.common.notices import warn
 from infgen_rt.common.pixels import FloatArray, fetch, psnr
+from infgen_rt.common.processor import processor_name
 from infgen_rt.common.progress import Counter, Tell
 from infgen_rt.common.schema import SchemaError, parse
 from infgen_rt.common.shortages import remedy
@@ -160,18 +160,8 @@ def key(bundle: Bundle, threads: int | None) -> str:
     others = sorted(
         (name, entry.dist.version if entry.dist else "") for name, entry in protocol.installed_backends().items()
     )
-    text = json.dumps([files, threads, cores(), versions, others, _processor(), platform.platform()])
+    text = json.dumps([files, threads, cores(), versions, others, processor_name(), platform.platform()])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _processor() -> str:
-    """The kind of processor. A home may be shared by machines, and Python itself does not name it on Linux."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as error:
-        raise_callers(error)
-        lines = []
-    return next((line for line in lines if line.startswith("model name")), platform.processor())
 
 
 @dataclass(frozen=True)

@@ -147,6 +147,15 @@ def test_a_saved_vae_is_loaded_with_other_options_and_in_a_type(vae: Any, tmp_pa
         InfGenVAE.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("other", [{"size": "320x"}, {"scale": 1.0}])
+def test_another_size_replaces_the_saved_one(vae: Any, bundles: dict[str, Path], tmp_path: Path, other: Any) -> None:
+    with_size = InfGenVAE(bundles["flux2"], **RUNS | {"scale": None, "size": (64, 48)})
+    for number, saved in enumerate((vae, with_size)):
+        saved.save_pretrained(tmp_path / str(number))
+        loaded = InfGenVAE.from_pretrained(tmp_path / str(number), **other)
+        assert {name: loaded.config[name] for name in ("size", "scale")} == {"size": None, "scale": None} | other
+
+
 def test_copies_share_the_model_and_pickles_open_their_own(vae: Any) -> None:
     latents = raw_latents()
     copied, pickled = copy.deepcopy(vae), pickle.loads(pickle.dumps(vae))

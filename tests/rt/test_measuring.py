@@ -102,7 +102,7 @@ def test_measurements_belong_to_the_processors_in_use(bundle: Path, monkeypatch:
     """A container may have fewer, and a home may be shared by machines."""
     opened = Bundle.open(bundle)
     before = measuring.key(opened, None)
-    for name, value in (("cores", lambda: 999), ("_processor", lambda: "another")):
+    for name, value in (("cores", lambda: 999), ("processor_name", lambda: "another")):
         with monkeypatch.context() as patch:
             patch.setattr(measuring, name, value)
             assert measuring.key(opened, None) != before
