@@ -1,7 +1,7 @@
 """Loads the graphs of one model and runs them. No more of them run at the same time than the memory plan allows."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from itertools import takewhile
 from threading import Lock
 from typing import Any, Protocol, cast
@@ -76,6 +76,7 @@ class Engine:
         self._closed, self._birthplace = False, forks.Birthplace()
         forks.keep_in_children(self)
         self._exact: Engine | None = None
+        self._keeping: Hashable = None
         self._borrowers: WeakSet[Borrower] = WeakSet()
         parallel = candidate.device.id in getattr(candidate.backend, "parallel_on", ())
         self.workers = (threads or cores()) if parallel else 1
@@ -99,7 +100,11 @@ class Engine:
         self._load(graph, graph, self._threads)
 
     def load_encoder(self) -> None:
-        """Load the graphs that encode a picture, which the recipe must have. The errors are those of `load`."""
+        """Load the graphs that encode a picture, which the recipe must have. The errors are those of `load`.
+
+        The memory that other graphs keep is freed, because a plan for encoding does not count it.
+        """
+        self.keep_memory_for(None)
         for kind in self._kinds.values():
             if not kind.picture:
                 self.load(kind.name)
@@ -138,7 +143,7 @@ class Engine:
             backend, device = self._candidate.backend, self._candidate.device
             kind, cache = kind_of(graph), writable_cache(backend.name)
             offered = backend.arithmetics(device.id, self.recipe) if kind.exact else (self._candidate.arithmetic,)
-            options = Options(device.id, offered[0], threads, runs, kind.kept, cache)
+            options = Options(device.id, offered[0], threads, runs, cache)
             files = self._bundle.read_graph(self.recipe, graph)
             try:
                 self._sessions[key] = backend.load(graph, files, options)
@@ -189,8 +194,8 @@ class Engine:
                 cancellation.check()
                 advice = self._advice(error, _LESS)
                 raise DecodeError(f"{error}{advice}") from error
-        if not kind.kept:
-            give_back()
+            if not kind.kept and self._keeping is None:
+                _release(self._sessions[key])
         kind, sizes = self._kinds[kind.name], self.manifest.sizes(enlargement)
         output, expected = kind.output.name, kind.output_shape(filled, sizes)
         shapes = {name: values.shape for name, values in results.items()}
@@ -206,6 +211,21 @@ class Engine:
         if self._candidate.exact or is_finite(result) or (exact := self._in_float32()) is None:
             return result
         return exact.run(kind, inputs, enlargement)
+
+    def keep_memory_for(self, purpose: Hashable) -> None:
+        """Decide whether graphs keep their working memory between runs from now on. Decode always keeps its own.
+
+        Args:
+            purpose: what the memory is kept for, as anything that can be compared. If memory was kept for another
+                purpose before, it is freed. None to keep none.
+        """
+        if purpose == self._keeping:
+            return
+        with self._gate.enter(alone=True), self._lock:
+            before, self._keeping = self._keeping, purpose
+            if before is not None:
+                for session in self._sessions.values():
+                    _release(session)
 
     def has(self, kind: Kind) -> bool:
         """Whether the recipe has graphs of a kind."""
@@ -302,6 +322,12 @@ class Engine:
             f"a tile of {needed} tokens and cells fits no shape of the recipe {self.recipe.name!r}: pass another "
             "backend or device, and report this"
         )
+
+
+def _release(session: Session) -> None:
+    """Free the working memory that a session keeps, and return it to the system."""
+    getattr(session, "release", lambda: None)()
+    give_back()
 
 
 def cores() -> int:

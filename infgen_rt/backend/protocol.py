@@ -84,7 +84,6 @@ class Options:
         arithmetic: one of the arithmetics that it offers for the recipe.
         threads: the number of CPU threads of a run. None for the backend's default.
         runs: the number of runs at the same time. If more threads run the session, some of them wait.
-        keep_memory: whether to keep working memory between runs, for a graph that runs often.
         cache: a writable folder for compiled graphs. A user may delete it at any time. None to store no compiled
             graphs.
     """
@@ -93,7 +92,6 @@ class Options:
     arithmetic: str = EXACT
     threads: int | None = None
     runs: int = 1
-    keep_memory: bool = True
     cache: Path | None = None
 
 
@@ -122,6 +120,10 @@ class Session(Protocol):
     In the middle of any method, an error of the caller's own code may be raised, for example by a signal handler. A
     session may treat it like any other error. If it raises its own error `from` the caller's, the caller gets the
     original error.
+
+    A session may keep its working memory from one run to the next. It then has a method `release`, which takes no
+    arguments and frees this memory. This method is optional. It is called while no graph runs, and the session may be
+    run again afterwards.
     """
 
     def run(self, inputs: Mapping[str, Values]) -> Mapping[str, Values]:

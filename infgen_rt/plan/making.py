@@ -100,7 +100,7 @@ def make_plan(
     enlargements = [manifest.context_for(decoded_grid(g, scales).scale) for g in grids]
     ways: list[tuple[ContextPlan | None, ...]] = [
         tuple(
-            (made(enlargement) if number == 0 else None)
+            (_made(made, enlargement) if number == 0 else None)
             or plan_context(grid.cells, enlargement, manifest, recipe, amount, part)
             for number, (grid, enlargement) in enumerate(zip(grids, enlargements, strict=True))
         )
@@ -132,6 +132,12 @@ def make_plan(
         needs = peaks(chain, manifest.memory(recipe).base)
         memory = max(needs)
         if memory <= budget:
+            if (keeping := _keeping(stages)) != stages:
+                costs = chain_costs(keeping, encodings, manifest, recipe, count, writing)
+                more = max(peaks(costs, manifest.memory(recipe).base))
+                # The cache of tiles comes first.
+                if more + 2 * CACHE <= budget:
+                    stages, chain, memory = keeping, costs, more
             largest = max(grid.picture.area for grid in grids)
             # The cache takes half of the remaining memory. The other half is a reserve for memory that is freed, but
             # not returned to the system.
@@ -154,6 +160,20 @@ def make_plan(
         + (f" with tiles of {tile} pixels" if tile else ""),
         needs[number],
     )
+
+
+def _keeping(stages: tuple[StagePlan, ...]) -> tuple[StagePlan, ...]:
+    """The same stages with graphs that keep their working memory. Several stages remain as they are."""
+    first = stages[0]
+    if len(stages) > 1 or first.context is None:
+        return stages
+    return (replace(first, context=replace(first.context, keeps=True)),)
+
+
+def _made(made: Callable[[Enlargement], ContextPlan | None], enlargement: Enlargement) -> ContextPlan | None:
+    """An existing plan of a context, without memory that graphs keep. Whether there is room for it is decided anew."""
+    plan = made(enlargement)
+    return plan and replace(plan, keeps=False)
 
 
 def plan_context(

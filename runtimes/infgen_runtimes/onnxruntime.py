@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -113,7 +112,7 @@ class Session:
         if session is None:
             raise DecodeError("the session is closed: open the model again")
         # Each run has its own options. Otherwise, cancelling this run would also stop the runs of other threads.
-        options = _run_options(self._settings)
+        options = ort.RunOptions()
         try:
             with current().interrupting(lambda: setattr(options, "terminate", True)):
                 if self._place is None:
@@ -135,28 +134,40 @@ class Session:
             for name, value in zip(self._outputs, found, strict=True)
         ]
 
+    def release(self) -> None:
+        """Free unused memory of the arena that the sessions of this process share."""
+        if (session := self._session) is not None:
+            _shrink_arena(session, self._settings)
+
     def close(self) -> None:
         """Free the graph, and unused memory of the arena that the sessions of this process share."""
         session, self._session = self._session, None
-        if session is None:
-            return
-        # The arena frees unused memory at the end of a run, except for the region that holds the results. This adds a
-        # last run, which has the smallest possible shapes and stores its results outside of the arena.
-        smallest = {
-            each.name: np.ones([_least(side) for side in each.shape], np.float32) for each in session.get_inputs()
-        }
-        last = _run_options(replace(self._settings, keep_memory=False))
-        last.log_severity_level = _FATAL_ONLY
-        with suppress_but_callers(Exception):  # if it fails, memory stays allocated, but nothing else is wrong
-            results = session.run(self._outputs, smallest, last)
-            places = [ort.OrtValue.ortvalue_from_numpy(np.empty_like(result)) for result in results]
-            del results
-            binding = session.io_binding()
-            for name, value in smallest.items():
-                binding.bind_cpu_input(name, value)
-            for name, place in zip(self._outputs, places, strict=True):
-                binding.bind_ortvalue_output(name, place)
-            session.run_with_iobinding(binding, last)
+        if session is not None:
+            _shrink_arena(session, self._settings)
+
+
+def _shrink_arena(session: ort.InferenceSession, settings: Options) -> None:
+    """Free the unused memory of the arena that a session uses.
+
+    The arena does so only at the end of a run, except for the region that holds the results. So the session is run with
+    the smallest possible shapes, and again with results outside of the arena.
+    """
+    smallest = {each.name: np.ones([_least(side) for side in each.shape], np.float32) for each in session.get_inputs()}
+    options = ort.RunOptions()
+    options.log_severity_level = _FATAL_ONLY
+    arena = settings.device if settings.device.startswith("cuda") else "cpu:0"
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", arena.replace("cuda", "gpu"))
+    names = [output.name for output in session.get_outputs()]
+    with suppress_but_callers(Exception):  # if it fails, memory stays allocated, but nothing else is wrong
+        results = session.run(names, smallest, options)
+        places = [ort.OrtValue.ortvalue_from_numpy(np.empty_like(result)) for result in results]
+        del results
+        binding = session.io_binding()
+        for name, value in smallest.items():
+            binding.bind_cpu_input(name, value)
+        for name, place in zip(names, places, strict=True):
+            binding.bind_ortvalue_output(name, place)
+        session.run_with_iobinding(binding, options)
 
 
 def _least(side: int | str) -> int:
@@ -262,15 +273,6 @@ def _provider_options(kind: str, index: int, options: Options) -> dict[str, str]
     elif kind == "tensorrt" and options.cache is not None and (own := private_folder(options.cache)):
         settings |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(own)}
     return settings if kind not in {"webgpu", "qnn"} else {}
-
-
-def _run_options(options: Options) -> ort.RunOptions:
-    """New options for one run, which frees unused memory at its end unless memory is to be kept."""
-    settings = ort.RunOptions()
-    if not options.keep_memory:
-        arena = options.device if options.device.startswith("cuda") else "cpu:0"
-        settings.add_run_config_entry("memory.enable_memory_arena_shrinkage", arena.replace("cuda", "gpu"))
-    return settings
 
 
 def _report_fallbacks(session: ort.InferenceSession, graph: str, device: str) -> None:

@@ -97,9 +97,7 @@ class Backend:
                 for _, content in sorted(files.items()):
                     digest.update(hashlib.sha256(content).digest())
                 kept = options.cache / digest.hexdigest()[:32]
-            # OpenVINO keeps the working memory of each graph's largest run. Releasing it is tested on CPUs only.
-            releases = not options.keep_memory and options.device == "cpu"
-            return Session(core, model, precision, settings, device, kept, releases)
+            return Session(core, model, precision, settings, device, kept)
         # OpenVINO raises plain RuntimeErrors. A ValueError means that the bundle lacks one of the files.
         except Exception as error:
             text = f"openvino {ov.__version__} cannot load the graph on {options.device}: {one_line(error)}"
@@ -137,7 +135,6 @@ class Session:
         settings: further properties of the device's plug-in.
         device: OpenVINO's name of the device.
         kept: the prefix of the files in which the compiled graph is kept. None to keep no files.
-        releases: whether to release the working memory after each run.
     """
 
     def __init__(
@@ -148,12 +145,11 @@ class Session:
         settings: Mapping[str, object],
         device: str = "CPU",
         kept: Path | None = None,
-        releases: bool = False,
     ) -> None:
         parts = [(model, precision)]
         if precision != "f32" and (halves := _cut(model)):
             parts = [(halves[0], "f32"), (halves[1], precision)]
-        self._outputs, self._releases = [port.any_name for port in model.outputs], releases
+        self._outputs, self._on_cpu = [port.any_name for port in model.outputs], device == "CPU"
         compiling = [
             partial(
                 _compiled,
@@ -168,49 +164,45 @@ class Session:
         self._compile: Callable[[], list[ov.CompiledModel]] | None = lambda: [compiled() for compiled in compiling]
         self._lock = Lock()
         self._models = self._compile()
-        self._idle = [self._requests(self._models)]
 
     def run(self, inputs: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
         """Run the graph; see `infgen_rt.backend.protocol.Session`."""
         values: dict[str, object] = dict(inputs)
         models: list[ov.CompiledModel] = []
         try:
-            models, parts = self._borrow()
-            for part in parts:
+            models = self._loaded()
+            # The results are not copied, so each run has requests of its own, which hold its results.
+            for part in [model.create_infer_request() for model in models]:
                 # After optimisation, a tensor may have several names. One of them is the name in the graph.
                 feed = [next(values[name] for name in port.names if name in values) for port in part.model_inputs]
                 with current().interrupting(part.cancel):
                     _infer(part, feed)
                 values.update((name, part.get_tensor(port).data) for port in part.model_outputs for name in port.names)
-            if self._releases:
-                # The results may be large, so they are not copied. These requests, which hold them, are not used again.
-                found = {name: np.asarray(values[name], np.float32) for name in self._outputs}
-                for model in models:
-                    model.release_memory()
-            else:
-                # The results are copied, because the next run with these requests overwrites them.
-                found = {name: np.array(values[name], np.float32) for name in self._outputs}
-                with self._lock:
-                    if self._models is models:
-                        self._idle.append(parts)
         except BaseException as error:
             # A run that is stopped midway leaves some operations with its own shapes and others with those of the
             # previous run. The next run would fail (OpenVINO 2026.4), so the models are compiled again.
             with self._lock:
                 if self._models is models:
-                    self._models, self._idle = [], []
+                    self._models = []
             if isinstance(error, DecodeError) or not isinstance(error, Exception):
                 raise
             raise DecodeError(f"openvino could not run the graph: {one_line(error)}") from error
-        return found
+        return {name: np.asarray(values[name], np.float32) for name in self._outputs}
+
+    def release(self) -> None:
+        """Release the working memory, of which OpenVINO keeps as much as the largest run needed."""
+        if self._on_cpu:  # on other devices, this is not tested
+            with suppress_but_callers(RuntimeError):  # if it fails, memory stays allocated, but nothing else is wrong
+                for model in self._models:
+                    model.release_memory()
 
     def close(self) -> None:
         """Free the graph."""
         with self._lock:
-            self._models, self._idle, self._compile = [], [], None
+            self._models, self._compile = [], None
 
-    def _borrow(self) -> tuple[list[ov.CompiledModel], list[ov.InferRequest]]:
-        """Return the compiled models, and a request for each that no other run uses.
+    def _loaded(self) -> list[ov.CompiledModel]:
+        """Return the compiled models.
 
         Raises:
             DecodeError: the session is closed.
@@ -220,11 +212,7 @@ class Session:
                 raise DecodeError("the session is closed: open the model again")
             if not self._models:
                 self._models = self._compile()
-            return self._models, self._idle.pop() if self._idle else self._requests(self._models)
-
-    @staticmethod
-    def _requests(models: Sequence[ov.CompiledModel]) -> list[ov.InferRequest]:
-        return [model.create_infer_request() for model in models]
+            return self._models
 
 
 def _infer(request: ov.InferRequest, feed: list[object]) -> None:

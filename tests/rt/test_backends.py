@@ -729,8 +729,9 @@ def test_what_overflows_everywhere_names_the_tile(
 
 
 @pytest.mark.parametrize("graph", tiny.GRAPHS)
-def test_onnx_runtimes_last_run_before_a_close_succeeds(graph: str) -> None:
-    """It is what gives memory back, and whatever keeps it from running is passed over."""
+@pytest.mark.parametrize("ends", [True, False])
+def test_the_run_in_which_onnx_runtime_gives_memory_back_succeeds(graph: str, ends: bool) -> None:
+    """Whatever keeps it from running is passed over."""
     from infgen_runtimes.onnxruntime import Backend
 
     content = {name: getattr(tiny, f"{name}_graph")() for name in tiny.GRAPHS}[graph]
@@ -738,11 +739,11 @@ def test_onnx_runtimes_last_run_before_a_close_succeeds(graph: str) -> None:
     loaded, results = session._session, []
 
     class Watched:
-        get_inputs = staticmethod(loaded.get_inputs)
+        get_inputs, get_outputs = staticmethod(loaded.get_inputs), staticmethod(loaded.get_outputs)
 
         def run(self, *arguments: Any) -> None:
             results.extend(loaded.run(*arguments))
 
     session._session = Watched()
-    session.close()
+    session.close() if ends else session.release()
     assert len(results) == 1 and np.isfinite(results[0]).all()

@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ import infgen_rt
 from infgen_rt.bundle.folder import Bundle
 from infgen_rt.bundle.graphs import REFINE
 from infgen_rt.bundle.manifest import Enlargement
-from infgen_rt.common.memory import MIB
+from infgen_rt.common.memory import GIB, MIB
 from infgen_rt.geometry.shapes import Box, Size
 from infgen_rt.geometry.tiling import HaloTiling, Tiling
 from infgen_rt.nodes.context import ContextPlan, Contexts
 from infgen_rt.nodes.latents import Given
 from infgen_rt.nodes.moments import Gathering, Moments, merged
-from infgen_rt.plan.making import plan_context
+from infgen_rt.plan.making import CACHE, plan_context
+from infgen_runtimes.onnxruntime import Session
 
 from . import tiny
 from .watching import Run, on_runs
@@ -157,6 +159,57 @@ def test_a_picture_in_little_memory_is_the_same_picture(bundle: Path, refined: l
         assert made is not None and len(refined) == made.tiles.tiling.count > 1  # row by row: none twice
         assert made.gathering is not None and made.gathering.runs > 1
         assert np.abs(picture.at("x111").read((30, 20, 50, 60)).mean() - 255 * expected.mean()) < 60
+
+
+def test_graphs_keep_their_memory_for_the_next_latent_of_the_same_size(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as there is room. If there is none, each graph gives its memory back at once."""
+    released: list[Session] = []
+    monkeypatch.setattr(Session, "release", lambda session: released.append(session))
+    with infgen_rt.open(bundle, backend="onnxruntime", memory=GIB) as decoder:
+        engine = decoder._engine
+        decoder.picture(LATENT, "2x").read()
+        released.clear()
+        picture = decoder.picture(-LATENT, "2x")
+        picture.read()
+        assert picture.plan.stages[0].context.keeps and not released
+        decoder.picture(LATENT[:, :20], "2x").read()  # it would need other amounts
+        graphs = len(engine._sessions)
+        assert len(released) == len(set(released)) == graphs
+        decoder.encode(np.zeros((64, 64, 3), np.uint8))  # its plan does not count what the others keep
+        assert len(set(released)) >= graphs and engine._keeping is None
+        two = decoder.picture(LATENT[:, :6, :7], "4x", stages=(2, 2))
+        assert not any(stage.context.keeps for stage in two.plan.stages)
+        released.clear()
+        two.read()
+        context = {engine._sessions[kind] for kind in ("statistics", "prefill", "refine", "encode")}
+        assert set(released) == context
+
+
+def test_graphs_give_their_memory_back_if_the_plan_has_no_room_to_keep_it(bundle: Path) -> None:
+    with infgen_rt.open(bundle, memory=GIB) as decoder:
+        roomy = decoder.picture(LATENT, "2x").plan
+        figures = decoder.manifest.memory(decoder._engine.recipe)
+    # What is kept is counted. Together with twice the cache of tiles, it is just too much here.
+    limit = roomy.memory - roomy.cache + 2 * CACHE - 1
+    for memory, keeps in ((limit, False), (limit + 1, True)):
+        with infgen_rt.open(bundle, memory=memory) as decoder:
+            plan = decoder.picture(LATENT, "2x").plan
+            assert plan.stages[0].context.keeps == keeps and plan.memory <= memory
+            assert roomy.memory - plan.memory >= (0 if keeps else figures.refine_per_cell * 37 * 53)
+
+
+def test_a_later_picture_without_room_ends_the_keeping_of_memory(decoder: infgen_rt.Decoder) -> None:
+    context, tiles = Contexts(Given(LATENT, decoder._engine), decoder._engine), tiles_of(60, tiny.REFINE)
+    plan = ContextPlan(tiles, MIB, Gathering(tiles_of(60, tiny.PREFILL), tiny.BLOCKS), keeps=True)
+    context.plan(plan, tiny.ONE)
+    whole = cut(context, Box(0, 0, 53, 37))
+    assert decoder._engine._keeping is not None
+    context.plan(replace(plan, keeps=False), tiny.ONE)
+    context.plan(plan, tiny.ONE)  # the first picture may be read again, but memory is not kept again
+    context._tiles.clear()
+    assert np.array_equal(cut(context, Box(0, 0, 53, 37)), whole) and decoder._engine._keeping is None
 
 
 def test_small_parts_prepare_little_for_the_first_region(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,12 +12,17 @@ from threading import Event
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 import infgen_rt
+from infgen_rt.backend.candidates import Survey
 from infgen_rt.backend.engine import is_finite
+from infgen_rt.backend.protocol import Options
 from infgen_rt.bundle.assembly import PARTS
+from infgen_rt.bundle.folder import Bundle
 from infgen_rt.common import cancellation
+from infgen_rt.common.memory import MIB, give_back
 from infgen_rt.common.pixels import Number, fetch
 from infgen_rt.errors import BackendError, Cancelled, DecodeError, PlanError
 from infgen_rt.geometry.shapes import Box, Size
@@ -127,6 +133,23 @@ def test_closing_frees_and_reopening_works(target: Path, open_way: Open) -> None
         decoder.close()
         with pytest.raises(DecodeError, match="closed"):
             decoder.picture(latent((4, 4)), (64, 64)).read()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is compared")
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_session_keeps_its_working_memory_until_it_is_released(name: str) -> None:
+    bundle = Bundle.open()
+    candidate = Survey.of(bundle.manifest, name, "cpu").candidates[0]
+    session = candidate.backend.load("trunk", bundle.read_graph(candidate.recipe, "trunk"), Options(threads=2))
+    features = {"features": np.random.default_rng(0).normal(0, 1, (1, 64, 40, 40)).astype(np.float32)}
+    before = session.run(features)["fine"].copy()
+    kept = psutil.Process().memory_info().rss
+    session.release()
+    give_back()
+    assert kept - psutil.Process().memory_info().rss > 40 * MIB  # it needs 70 to 80 kB per cell
+    assert np.array_equal(session.run(features)["fine"], before)
+    session.close()
+    session.release()  # nothing is left to release
 
 
 def test_threads_are_taken(target: Path, open_way: Open) -> None:

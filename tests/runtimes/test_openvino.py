@@ -57,7 +57,7 @@ def test_several_runs_at_a_time_give_what_one_gives_also_after_one_was_stopped()
 def test_results_that_are_not_copied_outlive_the_next_run_and_the_session() -> None:
     bundle = Bundle.open()
     recipe = next(recipe for recipe in bundle.manifest.recipes if recipe.target == "openvino")
-    session = Backend().load("trunk", bundle.read_graph(recipe, "trunk"), Options(threads=1, keep_memory=False))
+    session = Backend().load("trunk", bundle.read_graph(recipe, "trunk"), Options(threads=1))
     rng = np.random.default_rng(0)
     inputs = [{"features": rng.normal(0, 1, (1, 64, 8, 9)).astype(np.float32)} for _ in range(3)]
     results = [session.run(each)["fine"] for each in inputs]
