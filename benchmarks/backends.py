@@ -87,7 +87,7 @@ def main(model: Path, sample: str, threads: int, repeat: int, file: Path | None)
         click.echo(f"| {' | '.join(header)} |\n{'|---' * len(header)}|")
         for way in everything:
             runs = {scale: samples[f"{' '.join(way)} {scale}"] for scale in SCALES}
-            speeds = (median(runs[scale], "seconds") / (scale**2 * width * height / 1e6) for scale in SCALES)
+            speeds = (median(runs[scale], "again") / (scale**2 * width * height / 1e6) for scale in SCALES)
             peak = median(runs[SCALES[-1]], "peak") / 2**20
             levels = (f"{quality[(*way, scale)]:.1f}" for scale in (SCALES[0], SCALES[-1]))
             cells = [*way, runs[1][0]["arithmetic"], *(f"{speed:.3f}" for speed in speeds), f"{peak:.0f}", *levels]

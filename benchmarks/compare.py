@@ -34,7 +34,7 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, flo
     for job, methods in old["runs"].items():
         for method, before in methods.items():
             after = new["runs"].get(job, {}).get(method)
-            for name in ("seconds", "peak") if after else ():
+            for name in ("seconds", "again", "peak") if after else ():
                 yield from _change(f"{method}, {job}: {name}", before, after, name)
     for method, before in old["viewport"].items():
         if after := new.get("viewport", {}).get(method):

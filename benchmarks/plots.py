@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D  # noqa: E402
 
 from benchmarks.compare import LOWER  # noqa: E402
 from benchmarks.methods import ENGINES, METHODS, Job, Method
-from benchmarks.process import median  # noqa: E402
+from benchmarks.process import later, median  # noqa: E402
 from benchmarks.report import QUALITY, jobs, quality_of, scale_of  # noqa: E402
 from benchmarks.suite import Results  # noqa: E402
 
@@ -36,7 +36,7 @@ def draw(results: Results, folder: Path) -> list[Path]:
     return files
 
 
-def _growth(results: Results, file: Path, unit: str, convert: Callable[[float], float], name: str = "seconds") -> Path:
+def _growth(results: Results, file: Path, unit: str, convert: Callable[[float], float], name: str = "") -> Path:
     figure, axes = plt.subplots(figsize=(11, 6))
     latents = sorted({job.cells for job in jobs(results)})
     for cells in latents:
@@ -45,7 +45,7 @@ def _growth(results: Results, file: Path, unit: str, convert: Callable[[float], 
             if method.native and cells != latents[0]:
                 continue
             points = [
-                (job.pixels / 1e6, convert(median(runs, name)))
+                (job.pixels / 1e6, convert(median(runs, name or later(runs))))
                 for job in jobs(results)
                 if job.cells == cells and (runs := results.runs[str(job)].get(method.label))
             ]

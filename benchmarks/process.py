@@ -96,6 +96,11 @@ def median(runs: Sequence[dict[str, Any]], name: str) -> float:
     return float(statistics.median(entry[name] for entry in runs))
 
 
+def later(runs: Sequence[dict[str, Any]]) -> str:
+    """The name of the figure with the time of later pictures. Runs of earlier versions have that of the first alone."""
+    return "again" if all("again" in entry for entry in runs) else "seconds"
+
+
 def spread(runs: Sequence[dict[str, Any]], name: str) -> str:
     """The smallest and the largest value of a figure over several runs, as text."""
     values = [entry[name] for entry in runs]

@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.machine import LIBRARIES, installed, machine
 from benchmarks.methods import Extent, Job, Method
 from benchmarks.peers import PEERS, write_peer
-from benchmarks.process import Order, median, run, start
+from benchmarks.process import Order, later, median, run, start
 from infgen_export.quiet import quiet
 
 Quality = dict[str, dict[str, dict[str, float | None]]]
@@ -68,9 +68,9 @@ class Results:
         file.write_text(json.dumps(asdict(self), indent=1) + "\n")
 
     def seconds(self, method: Method, job: Job) -> float | None:
-        """Median time of a method for a job in seconds. ``None`` if it was not run."""
+        """Median time of a method for a job in seconds, after a first picture. ``None`` if it was not run."""
         runs = self.runs.get(str(job), {}).get(method.label)
-        return median(runs, "seconds") if runs else None
+        return median(runs, later(runs)) if runs else None
 
 
 def measure(
