@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from infgen_model import DecoderConfig, InfGen
@@ -75,7 +75,8 @@ def save_checkpoint(folder: Path, model: InfGen, dtype: torch.dtype = torch.floa
         folder.mkdir(parents=True, exist_ok=True)
         with whole(folder / CONFIG) as config, whole(folder / WEIGHTS) as weights:
             config.write_text(json.dumps(values, indent=2) + "\n")
-            save_file(state, weights)
+            # safetensors itself would write a file that only its owner may read.
+            weights.write_bytes(save(state))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder} cannot be written: {error}") from error
 

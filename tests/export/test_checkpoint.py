@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pickle
+import stat
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,11 @@ def test_a_model_survives_being_saved(tmp_path: Path, kind: str) -> None:
     latent = tiny.latent(5, 6)
     assert torch.equal(loaded(latent, (50, 70)), model.eval()(latent, (50, 70)))
     assert sorted(os.listdir(tmp_path / "a" / "b")) == [CONFIG, WEIGHTS]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+def test_whoever_may_read_the_config_may_read_the_weights(folder: Path) -> None:
+    assert len({stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()}) == 1
 
 
 def test_float16_halves_the_file_and_loads_as_float32(folder: Path, tmp_path: Path) -> None:
@@ -200,11 +206,12 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 def test_a_failed_save_leaves_the_old_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = (folder / WEIGHTS).read_bytes()
 
-    def full(state: dict[str, Tensor], file: Path) -> None:
-        file.write_bytes(b"half")
+    def full(file: Path, content: bytes) -> None:
+        with file.open("wb") as opened:
+            opened.write(content[:100])
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("infgen_model.checkpoint.save_file", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(CheckpointError, match="cannot be written: No space"):
         save_checkpoint(folder, tiny.model(tiny.EDGE, seed=1))
     assert (folder / WEIGHTS).read_bytes() == before
@@ -293,7 +300,7 @@ def test_weights_that_cannot_be_written_leave_the_old_checkpoint(folder: Path, m
     def full(*_: object) -> None:
         raise SafetensorError("I/O error: File too large")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint, "save", full)
     with pytest.raises(CheckpointError, match="cannot be written: I/O error: File too large"):
         save_checkpoint(folder, other)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -254,6 +254,25 @@ def test_a_run_writes_a_whole_model_of_the_new_space_and_goes_on(
     assert result.exit_code == 1 and "continue with the --start that the run began with" in result.output
 
 
+def test_a_trunk_that_was_kept_is_trained_further(
+    shards: Path, start: Path, autoencoder: Path, views: list[View], guide: InfGen, tmp_path: Path
+) -> None:
+    """From its own checkpoint, which stores only what belongs to its space."""
+    before = new_trunk(guide, autoencoder, views)
+    save_checkpoint(tmp_path / "sdxl", before, torch.float16, start)
+    both = ("--start", tmp_path / "sdxl", "--teacher", autoencoder)
+    result = run(shards, tmp_path / "run", *both, "--minutes", 0)
+    assert result.exit_code == 0, result.output
+    state = load_checkpoint(tmp_path / "run" / "checkpoint").state_dict()
+    assert all(value.half().equal(state[name].half()) for name, value in before.state_dict().items())
+    assert run(shards, tmp_path / "run", *both, lr=1e-2).exit_code == 0
+    after = load_checkpoint(tmp_path / "run" / "checkpoint")
+    changed = {name for name, value in after.state_dict().items() if not value.equal(state[name])}
+    assert changed and all(CONFIG.teaches(name, after.config) for name in changed)
+    result = run(shards, tmp_path / "other", *both, features=0.5)
+    assert result.exit_code == 1 and "features needs --start with a model of another latent space" in result.output
+
+
 def test_what_a_trunk_lacks_is_named(
     shards: Path, start: Path, autoencoder: Path, teacher: Path, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ optimiser is not saved, so no file is larger than the weights.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
@@ -91,7 +92,7 @@ def train(
         run: Folder of the run. If it holds a run, that run is continued.
         device: Device to train on.
         start: Checkpoint that a new run starts from. For a trunk, it is the finished model that the trunk learns from,
-            and it is needed to continue the run, too.
+            or a model of the same space whose trunk is trained further. It is needed to continue the run, too.
         slice_minutes: Number of minutes after which the run is saved and stopped, even if it is not finished. With 0,
             no training step is done, and the run is saved as it starts.
         others: Models of other latent spaces that are trained together with a decoder or an encoder. Each is a
@@ -177,13 +178,20 @@ def _trunk(
     latents: Path,
     device: torch.device,
 ) -> tuple[InfGen, InfGen, list[View]]:
-    """The finished model, the model with the trunk to train, and the views with latents of both spaces."""
+    """The model to start from, the model with the trunk to train, and the views with latents of both spaces.
+
+    If the model to start from is of the new space already, its own trunk is trained further.
+    """
     if start is None or teacher is None:
         raise InputError(
             "a trunk needs --start, the checkpoint of a finished model, and --teacher, the autoencoder of the new space"
         )
     guide, origin = load_checkpoint(start), Teacher.load(teacher)
-    _check_latents(guide, views)
+    goes_on = guide.config.latent_space == config.latent_space
+    if goes_on and config.features:
+        raise InputError(f"features needs --start with a model of another latent space than {config.latent_space}")
+    if not goes_on:
+        _check_latents(guide, views)
     if (channels := origin.channels) != config.latent_channels:
         raise InputError(
             f"the teacher's latents have {channels} channels, not {config.latent_channels}: name its space with "
@@ -191,7 +199,7 @@ def _trunk(
         )
     both = in_space(views, origin, latents, device)
     if earlier is None:
-        return guide, new_trunk(config, guide, origin, both), both
+        return guide, copy.deepcopy(guide) if goes_on else new_trunk(config, guide, origin, both), both
     model = load_checkpoint(earlier)
     if not shares(guide, model):
         raise InputError(f"{earlier} shares nothing with {start}: continue with the --start that the run began with")

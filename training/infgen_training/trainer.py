@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from infgen_model import DecoderConfig, Enlargement, Grid, InfGen
@@ -328,7 +328,7 @@ class Trainer:
             name: value.half() if name != "scales" else value for name, value in self.adversary.state_dict().items()
         }
         with whole(run / "adversary.safetensors") as partial:
-            save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, partial)
+            partial.write_bytes(save({name: value.detach().cpu().contiguous() for name, value in state.items()}))
         progress = {"step": self.step, "minutes": minutes, "balance": self.balance}
         with whole(run / "progress.json") as partial:
             partial.write_text(json.dumps(progress) + "\n")

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
@@ -68,7 +68,7 @@ def save_latents(file: Path, views: Sequence[View]) -> None:
     """Writes the latents of views to a file atomically. A run that is continued need not encode the views again."""
     tensors = {f"{index:06d}": view.latent.contiguous() for index, view in enumerate(views)}
     with whole(file) as partial:
-        save_file(tensors, partial, {_OF_VIEWS: _digest(views)})
+        partial.write_bytes(save(tensors, {_OF_VIEWS: _digest(views)}))
 
 
 def _load_latents(file: Path, views: Sequence[View]) -> list[Tensor] | None:

@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -282,7 +282,7 @@ def save_shards(
     def write() -> None:
         nonlocal shard, size
         if tensors:
-            save_file(tensors, folder / f"{prefix}-{shard:03d}.safetensors")
+            (folder / f"{prefix}-{shard:03d}.safetensors").write_bytes(save(tensors))
             tensors.clear()
             shard, size = shard + 1, 0
 
