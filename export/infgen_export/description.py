@@ -11,7 +11,6 @@ from infgen_export.report import GraphReport
 from infgen_export.work import context_work
 from infgen_model import InfGen
 from infgen_model.graphs import MAX_CELLS, MAX_TOKENS, graphs_of
-from infgen_rt.bundle.graphs import kind_of
 from infgen_rt.bundle.manifest import Enlargement, FileInfo, Halo, Manifest, ModelInfo, Recipe, Shapes
 
 
@@ -49,7 +48,7 @@ def describe(
     config, recipes = model.config, tuple(recipes)
     used = {name for recipe in recipes for name in recipe.files}
     # Graphs of one kind share their parameters, and statistics uses those of prefill, so each kind is counted once.
-    parts = {graph.kind: graph.module for graph in graphs_of(model) if graph.kind == kind_of(graph.kind).part}
+    parts = {graph.kind.name: graph.module for graph in graphs_of(model) if graph.kind.name == graph.kind.part}
     parameters = {kind: sum(p.numel() for p in module.parameters()) for kind, module in parts.items()}
     return Manifest(
         model=ModelInfo(config.name, card.version, card.licence, card.training, parameters),
@@ -60,7 +59,7 @@ def describe(
         scale_range=config.scale_range,
         halo=Halo(
             config.halo_tokens,
-            config.halo_cells,
+            config.radius,
             config.encode_halo,
             config.refine_halo(),
             config.prefill_halo,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from infgen_model import InfGen
 from infgen_model.graphs import Graph
 from infgen_rt.backend.inputs import fill, tile_inputs
-from infgen_rt.bundle.graphs import DECODE, ENCODE, ENCODE_STATISTICS, REFINE, STATISTICS, TRUNK, kind_of
+from infgen_rt.bundle.graphs import DECODE, ENCODE, ENCODE_STATISTICS, REFINE, STATISTICS, TRUNK
 from infgen_rt.geometry import grid as coordinates
 from infgen_rt.geometry.shapes import Box, Size
 
@@ -29,7 +29,7 @@ def fit(graph: Graph, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     if not graph.shapes:
         return inputs
-    if graph.kind == ENCODE.name:
+    if graph.kind.name == ENCODE.name:
         image = inputs["image"]
         height, width = next((s.image for s in graph.shapes if s.image >= image.shape[2:]), graph.shapes[-1].image)
         repeats = (-(-height // image.shape[2]), -(-width // image.shape[3]))
@@ -63,7 +63,7 @@ def decode_inputs(
     with torch.no_grad():
         context = model.context(latent, graph.enlargement).numpy()
     tokens = tile or grid.tokens.box
-    cells = grid.context_of(tokens, config.halo_cells)
+    cells = grid.context_of(tokens, config.radius)
     inputs = tile_inputs(grid, context[:, :, *cells.slices], cells, tokens)
     return {name: torch.from_numpy(value) for name, value in inputs.items()}
 
@@ -86,12 +86,12 @@ def encoder_inputs(
     """
     patch = model.config.PATCH
     image = torch.rand((1, 3, patch * cells.height, patch * cells.width), generator=generator)
-    if graph.kind == ENCODE.name:
+    if graph.kind.name == ENCODE.name:
         return {"image": image}
     assert model.encode_statistics is not None and model.config.encoder_moments is not None
     with torch.no_grad():
         encoded = {"encoded": model.encode.features(image)}
-    gathers = graph.kind == ENCODE_STATISTICS.name
+    gathers = graph.kind.name == ENCODE_STATISTICS.name
     return _with_statistics(encoded, model.encode_statistics, model.config.encoder_moments, gathers, halo, known)
 
 
@@ -110,15 +110,15 @@ def context_inputs(graph: Graph, model: InfGen, latent: Tensor, halo: int = 0, k
     Returns:
         The inputs by name, in the order of the module's arguments.
     """
-    if graph.kind in (TRUNK.name, REFINE.name):
+    if graph.kind.name in (TRUNK.name, REFINE.name):
         assert model.refine is not None
         with torch.no_grad():
             features = model.prefill(latent)
-            fine = {"fine": model.refine.grown(features)} if graph.kind == REFINE.name else {}
+            fine = {"fine": model.refine.grown(features)} if graph.kind.name == REFINE.name else {}
         return {"features": features} | fine
     if model.config.moments is None or model.statistics is None:
         return {"latent": latent}
-    gathers = graph.kind == STATISTICS.name
+    gathers = graph.kind.name == STATISTICS.name
     return _with_statistics({"latent": latent}, model.statistics, model.config.moments, gathers, halo, known)
 
 
@@ -155,9 +155,9 @@ def trace_inputs(graph: Graph, model: InfGen) -> tuple[Tensor, ...]:
     """
     generator = torch.Generator().manual_seed(0)
     latent = torch.randn(1, model.config.latent_channels, 11, 13, generator=generator)
-    if not kind_of(graph.kind).picture:
+    if not graph.kind.picture:
         inputs = encoder_inputs(graph, model, Size(7, 6), generator)
-    elif graph.kind == DECODE.name:
+    elif graph.kind.name == DECODE.name:
         inputs = decode_inputs(graph, model, latent, Size(257, 190), Box(3, 2, 17, 15))
     else:
         inputs = context_inputs(graph, model, latent)

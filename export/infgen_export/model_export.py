@@ -83,8 +83,8 @@ class ModelExport:
     def _left_out(self, recipe: Recipe, graph: Graph) -> bool:
         """Whether a pattern leaves a graph out. The graphs of an encoder are useless without each other."""
         together = [graph]
-        if not kind_of(graph.kind).picture:
-            together = [each for each in graphs_of(self.model) if not kind_of(each.kind).picture]
+        if not graph.kind.picture:
+            together = [each for each in graphs_of(self.model) if not each.kind.picture]
         labels = [self.label(recipe, each) for each in together]
         return any(fnmatchcase(label, pattern) for label in labels for pattern in self.leave_out)
 
@@ -108,10 +108,10 @@ class ModelExport:
         return Part(target, self.path(recipe, target, graph), self.file(recipe, target, graph), space)
 
     def _space(self, graph: Graph) -> str | None:
-        return self.model.config.latent_space if self.several and kind_of(graph.kind).of_space else None
+        return self.model.config.latent_space if self.several and graph.kind.of_space else None
 
     def _owner(self, graph: Graph) -> ModelExport:
-        return self if self.lender is None or kind_of(graph.kind).of_space else self.lender
+        return self if self.lender is None or graph.kind.of_space else self.lender
 
     def export_graph(self, recipe: Recipe, target: Target, graph: Graph) -> GraphReport:
         """Converts and verifies a graph.
@@ -153,7 +153,7 @@ class ModelExport:
             checks = tuple(self._told(verify(self.model, graph, session, recipe.precision, label)))
             # Graphs of fixed shapes are for other devices, so this CPU's precisions do not matter to them. Exact graphs
             # are not computed in these.
-            general = all(check.passed for check in checks) and not (recipe.tiles or kind_of(graph.name).exact)
+            general = all(check.passed for check in checks) and not (recipe.tiles or graph.kind.exact)
             native = self._native(target, path, graph, recipe) if general else {}
             seconds = self._seconds(graph, session) if target.NATIVE else None
             entry = dataclasses.replace(entry, checks=checks, seconds=seconds, native=native)

@@ -25,7 +25,6 @@ from infgen_model.checkpoint import load_checkpoint
 from infgen_model.graphs import graphs_of
 from infgen_model.sharing import shares
 from infgen_rt.bundle import manifest as bundle
-from infgen_rt.bundle.graphs import kind_of
 from infgen_rt.bundle.manifest import MANIFEST, Memory
 from infgen_rt.bundle.several import write_models
 from infgen_rt.common.claims import claim, remove_leftovers
@@ -214,7 +213,7 @@ def _check_left_out(patterns: Sequence[str], works: Sequence[ModelExport], recip
         RequestError: A pattern matches no graph, or it matches a graph that pictures need.
     """
     labels = {
-        work.label(recipe, graph): kind_of(graph.kind).picture
+        work.label(recipe, graph): graph.kind.picture
         for work in works
         for recipe in recipes
         for graph in graphs_of(work.model)

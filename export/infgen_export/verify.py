@@ -13,7 +13,7 @@ from infgen_export.errors import LONGEST, ExportError
 from infgen_export.inputs import context_inputs, decode_inputs, encoder_inputs, fit
 from infgen_model import InfGen
 from infgen_model.graphs import Graph
-from infgen_rt.bundle.graphs import DECODE, kind_of
+from infgen_rt.bundle.graphs import DECODE
 from infgen_rt.common.pixels import psnr
 from infgen_rt.errors import one_line
 from infgen_rt.geometry import grid as coordinates
@@ -124,14 +124,14 @@ def cases_of(graph: Graph, model: InfGen) -> list[Case]:
         graph: The graph.
         model: Its model, whose reach determines how much context a tile needs.
     """
-    if not graph.shapes or graph.kind != DECODE.name:
+    if not graph.shapes or graph.kind.name != DECODE.name:
         return list(CASES)
     (height, width), (rows, columns) = graph.shapes[-1].tokens, graph.shapes[-1].context
     fitting = []
     for case in CASES:
         grid = coordinates.Grid(case.cells, case.size, model.config.PATCH)
         tile = case.tile or grid.tokens.box
-        context = grid.context_of(tile, model.config.halo_cells)
+        context = grid.context_of(tile, model.config.radius)
         if tile.height <= height and tile.width <= width and context.height <= rows and context.width <= columns:
             fitting.append(case)
     return fitting
@@ -151,11 +151,11 @@ def case_inputs(model: InfGen, graph: Graph, case: Case, generator: torch.Genera
     """
     latent = torch.randn(1, model.config.latent_channels, case.cells.height, case.cells.width, generator=generator)
     latent = case.deviation * latent
-    if graph.kind == DECODE.name:
+    if graph.kind.name == DECODE.name:
         return fit(graph, decode_inputs(graph, model, latent, case.size, case.tile))
     # In a case with a tile, the latent stands for a part: it has a halo, and the first block's moments are known.
     part = case.tile is not None
-    if not kind_of(graph.kind).picture:
+    if not graph.kind.picture:
         halo = model.config.encode_latent_halo if part else 0
         return fit(graph, encoder_inputs(graph, model, case.cells, generator, halo, int(part)))
     return context_inputs(graph, model, latent, halo=model.config.prefill_halo if part else 0, known=int(part))

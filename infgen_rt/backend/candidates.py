@@ -50,8 +50,8 @@ class Candidate:
         recipe: the recipe of the graphs.
         arithmetic: the arithmetic in which they are computed.
         exact: whether it is float32 throughout, with the most exact weights that the bundle has for the target.
-        psnr: the PSNR of prefill and decode against float32, in decibels, as measured by the exporter. None if it was
-            not measured.
+        psnr: the lowest PSNR of the graphs for pictures against float32, in decibels, as measured by the exporter. None
+            if it was not measured.
     """
 
     backend: Backend

@@ -185,8 +185,8 @@ class Backend(Protocol):
         """Load a graph.
 
         Args:
-            graph: the graph's name: `statistics`, `prefill`, `trunk`, `refine`, `decode` or `encode`. If there is one
-                graph per enlargement, the name ends with its factor, as in `decode2`.
+            graph: the graph's name: that of its kind (`infgen_rt.bundle.graphs.KINDS`). If there is one graph per
+                enlargement, the name ends with its factor, as in `decode2`.
             files: the contents of the graph's file, or of the files in its folder, by name, and those of the files of
                 weights that it refers to. `infgen_rt.bundle.graphs.apart` tells them apart. Digests are already
                 checked, and files that are stored as parts of the weights are put together.

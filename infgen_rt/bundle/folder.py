@@ -14,7 +14,7 @@ from infgen_rt.bundle.manifest import MANIFEST, FormatError, Manifest, Recipe
 from infgen_rt.bundle.several import read_models
 from infgen_rt.common.arguments import PATH, TEXT
 from infgen_rt.common.callers import raise_callers
-from infgen_rt.common.files import is_possible
+from infgen_rt.common.files import check_possible
 from infgen_rt.common.memory import MIB, format_bytes
 from infgen_rt.common.remedies import PACKAGE, is_frozen, reinstalling
 from infgen_rt.common.shortages import MORE_MEMORY
@@ -176,8 +176,7 @@ def _again(root: Path) -> str:
 
 def _lengths(root: Path, names: Collection[str]) -> Mapping[str, int]:
     """The lengths in bytes of those files that a bundle has, of the given names with forward slashes."""
-    if not is_possible(root):
-        raise BundleError(f"{str(root)!r} cannot be a file's name: remove the character that no name may have")
+    check_possible(root, BundleError)
     try:
         kind = root.stat().st_mode
         if stat.S_ISDIR(kind):

@@ -131,7 +131,7 @@ class Recipe:
     Attributes:
         name: its name.
         target: the export target.
-        precision: the precision of the weights: `fp32` or `fp16`.
+        precision: the precision of the weights: `fp32`, `fp16` or `int8`.
         graphs: the file of each graph, or its folder of files, by the graph's name. Prefill and decode are always
             there. In a model with enlargements, the names of refine and decode end with the factor.
         memory: the measured memory. None if the graphs were not run in their own runtime.

@@ -12,7 +12,7 @@ from infgen_rt.bundle.graphs import KINDS, apart
 from infgen_rt.bundle.manifest import MANIFEST, FileInfo, Manifest, Recipe
 from infgen_rt.bundle.several import write_models
 from infgen_rt.common.callers import raise_callers
-from infgen_rt.common.files import is_possible
+from infgen_rt.common.files import check_possible
 from infgen_rt.errors import BundleError, OutputError, reason
 
 _TARGET = "coreml"
@@ -40,8 +40,7 @@ def unpack(
         OutputError: the folder exists, or cannot be written.
     """
     output = Path(output)
-    if not is_possible(output):
-        raise OutputError(f"{str(output)!r} cannot be a file's name: remove the character that no name may have")
+    check_possible(output, OutputError)
     if os.path.lexists(output):
         raise OutputError(f"{output} exists: choose another folder, or remove it")
     opened = [Bundle.open(bundle, space) for space in spaces or Bundle.open(bundle).spaces]

@@ -12,8 +12,9 @@ from infgen_rt.backend import measuring
 from infgen_rt.backend.protocol import KNOWN, installed_backends
 from infgen_rt.cli import options
 from infgen_rt.cli.console import say
+from infgen_rt.common.claims import LOCK
 from infgen_rt.common.files import leftovers
-from infgen_rt.common.folders import LOCK, VARIABLE, cache_folder
+from infgen_rt.common.folders import VARIABLE, cache_folder
 from infgen_rt.common.memory import format_bytes
 from infgen_rt.errors import reason
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
 
+from infgen_rt.common.signals import ENDING, numbers
 from infgen_rt.common.threads import starts
 from infgen_rt.errors import Cancelled
 
@@ -46,7 +47,7 @@ def interruptible() -> Iterator[Event]:
 
 def _watch(reading: socket.socket, arrived: Event) -> None:
     """Set the event when the number of a terminating signal is read. Return when the other end is shut down."""
-    ending = {getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")}
-    while numbers := reading.recv(64):
-        if any(number in ending for number in numbers):
+    ending = numbers(ENDING)
+    while arrivals := reading.recv(64):
+        if any(number in ending for number in arrivals):
             arrived.set()

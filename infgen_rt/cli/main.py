@@ -20,10 +20,9 @@ from infgen_rt.cli.serve import serve
 from infgen_rt.cli.spaces import spaces
 from infgen_rt.cli.unpack import unpack
 from infgen_rt.cli.view import view
+from infgen_rt.common.signals import TERMINATING, handled, numbers
 from infgen_rt.errors import InfGenError, InputError
 from infgen_rt.version import __version__
-
-_ENDING = "SIGTERM", "SIGHUP", "SIGBREAK"
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -77,17 +76,13 @@ def _terminating() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {}
-    for name in _ENDING:
-        number = getattr(signal, name, None)
-        if number is not None and (name == "SIGTERM" or signal.getsignal(number) != signal.SIG_IGN):
-            before[number] = signal.signal(number, _on_terminate)
-    try:
+    heard = [
+        number
+        for number in numbers(TERMINATING)
+        if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN
+    ]
+    with handled(heard, _on_terminate):
         yield
-    finally:
-        for number, handler in before.items():
-            # None means that another language than Python has set the handler. Python cannot restore it.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _on_terminate(number: int, frame: object) -> NoReturn:

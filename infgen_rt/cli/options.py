@@ -9,7 +9,7 @@ import click
 
 from infgen_rt.backend.candidates import PRECISIONS
 from infgen_rt.cli.metadata import entries
-from infgen_rt.common.files import is_possible
+from infgen_rt.common.files import check_possible
 from infgen_rt.errors import InputError, LatentError, PlanError
 from infgen_rt.geometry.shapes import Fit
 from infgen_rt.latent.arrays import Normalisation
@@ -35,8 +35,7 @@ class _AnyPath(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "":  # click would take it for the current folder
             raise InputError("a name is empty: pass a file or a folder, or set the variable that the name comes from")
-        if not is_possible(value):
-            raise InputError(f"{str(value)!r} cannot be a file's name: remove the character that no name may have")
+        check_possible(value, InputError)
         return super().convert(value, param, ctx)
 
 

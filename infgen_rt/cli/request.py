@@ -27,7 +27,7 @@ from infgen_rt.display.named import display_size
 from infgen_rt.errors import InputError, LatentError, OutputError, PlanError, reason
 from infgen_rt.geometry.shapes import Box, Fit, Size, fit, fixed_size, parse_box
 from infgen_rt.latent.arrays import Normalisation
-from infgen_rt.latent.choosing import space_of
+from infgen_rt.latent.choosing import space_among
 from infgen_rt.latent.spaces import latent_space
 from infgen_rt.picture import Picture
 from infgen_rt.writers import FORMATS, Format, TileFormat
@@ -166,8 +166,7 @@ class Request:
         """
         if self.space is not None:
             return latent_space(self.space).name
-        spaces = self._spaces
-        return spaces[0] if len(spaces) == 1 else space_of(array, spaces, latent_size=self.latent_size).name
+        return space_among(array, self._spaces, latent_size=self.latent_size)
 
     @cached_property
     def _spaces(self) -> tuple[str, ...]:

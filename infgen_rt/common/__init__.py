@@ -1,1 +1,1 @@
-"""Code that all other rooms use: types of pixels, amounts of memory, cancellation, the cache folder, typed JSON."""
+"""Code that all other subpackages use: pixels, amounts of memory, cancellation, the cache folder, typed JSON."""

@@ -14,8 +14,9 @@ from pathlib import Path
 from infgen_rt.common.callers import raise_callers, suppress_but_callers
 
 LOCK = "writing.lock"
-# The errors of taking a lock: it is held, the folder is gone, or the file system has no locks.
-_NO_LOCK = (OSError, NotImplementedError)
+"""The name of the file that a process locks while it writes in a folder."""
+NO_LOCK = (OSError, NotImplementedError)
+"""The errors of taking a lock: it is held, the folder is gone or not writable, or the file system has no locks."""
 _TRIES = 10
 
 
@@ -69,7 +70,7 @@ def _remove_if_left(folder: Path, needed: Callable[[Path], bool]) -> None:
     # A folder without a lock file is either not locked yet, or was not made by this package.
     if folder.is_symlink() or lock.is_symlink() or not lock.is_file() or needed(folder):
         return
-    with suppress_but_callers(*_NO_LOCK), FileLock(lock).acquire(timeout=0):
+    with suppress_but_callers(*NO_LOCK), FileLock(lock).acquire(timeout=0):
         shutil.rmtree(folder, ignore_errors=True)
     # Windows does not remove a file that is locked.
     if not lock.exists():

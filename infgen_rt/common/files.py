@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from infgen_rt.common.callers import raise_callers
+from infgen_rt.errors import InfGenError
 
 _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.partial", re.DOTALL)
 
@@ -22,6 +23,12 @@ def is_possible(path: str | Path) -> bool:
     except OSError as error:
         raise_callers(error)
     return True
+
+
+def check_possible(path: str | Path, error: type[InfGenError]) -> None:
+    """Raise an error of a type if the system accepts no such path."""
+    if not is_possible(path):
+        raise error(f"{str(path)!r} cannot be a file's name: remove the character that no name may have")
 
 
 def leftovers(folder: Path) -> list[Path]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from infgen_rt.common.callers import raise_callers, suppress_but_callers
 from infgen_rt.common.cancellation import current
+from infgen_rt.common.claims import LOCK, NO_LOCK
 from infgen_rt.common.files import leftovers, whole
 
 if TYPE_CHECKING:
@@ -22,17 +23,12 @@ if TYPE_CHECKING:
 
 VARIABLE = "INFGEN_RT_CACHE"
 """The environment variable that sets another folder."""
-LOCK = "writing.lock"
-"""The name of the file that a process locks while it writes in a folder of the cache."""
-
 _DIGEST = hashlib.sha256().digest_size
 _PLACES = 64
 # Seconds to wait for other writers, each of which takes much less.
 _PATIENCE = 30.0
 # Seconds between two checks of whether waiting for a lock was cancelled.
 _WAIT = 0.2
-# The errors of taking a lock: it is held, the folder is not writable, or its file system has no locks.
-_NO_LOCK = (OSError, NotImplementedError)
 _held: "list[BaseFileLock]" = []
 
 
@@ -80,7 +76,7 @@ def private_folder(folder: Path) -> Path | None:
 
     for place in range(_PLACES):
         lock = FileLock(folder / f"{place}.lock")
-        with suppress_but_callers(*_NO_LOCK):
+        with suppress_but_callers(*NO_LOCK):
             lock.acquire(timeout=0)
             _held.append(lock)
             own = folder / str(place)
@@ -108,7 +104,7 @@ def alone(name: str, patience: float) -> Iterator[None]:
         if root is not None:
             from filelock import FileLock, Timeout
 
-            with suppress_but_callers(*_NO_LOCK):
+            with suppress_but_callers(*NO_LOCK):
                 root.mkdir(parents=True, exist_ok=True)
                 lock, until = FileLock(root / f"{name}.lock"), time.monotonic() + patience
                 while time.monotonic() < until:
@@ -147,7 +143,7 @@ def _locked(folder: Path, stack: ExitStack) -> bool:
         stack.enter_context(FileLock(folder / LOCK).acquire(timeout=_PATIENCE))
     except (Timeout, PermissionError):
         raise
-    except _NO_LOCK as error:
+    except NO_LOCK as error:
         raise_callers(error)
         return False
     return True

@@ -49,6 +49,20 @@ def space_of(
     )
 
 
+def space_among(value: Any, names: Sequence[str], *, latent_size: tuple[int, int] | None = None) -> str:
+    """The name of the space of a latent among those of a bundle. A single space is taken without a look at the latent.
+
+    Args:
+        value: the latent or latents, as for `as_latents`.
+        names: the spaces.
+        latent_size: as for `as_latents`.
+
+    Raises:
+        LatentError: as for `space_of`.
+    """
+    return names[0] if len(names) == 1 else space_of(value, names, latent_size=latent_size).name
+
+
 def _likely(array: Any, spaces: Sequence[LatentSpace], latent_size: tuple[int, int] | None) -> LatentSpace | None:
     """The space that an array's numbers look like, in the layout that each space has for this shape."""
     for space in spaces:

@@ -16,7 +16,7 @@ from numpy.lib import format as npy
 
 from infgen_rt.common.arguments import PATH, TEXT
 from infgen_rt.common.callers import raise_callers
-from infgen_rt.common.files import is_possible
+from infgen_rt.common.files import check_possible
 from infgen_rt.common.memory import GIB, format_bytes
 from infgen_rt.errors import LatentError, one_line, reason
 from infgen_rt.latent.evidence import Normalisation
@@ -70,8 +70,7 @@ def read_array(path: str | Path, key: str | None = None) -> Stored:
     PATH.check(path=path)
     TEXT.or_none(key=key)
     path = Path(path)
-    if not is_possible(path):
-        raise LatentError(f"{str(path)!r} cannot be a file's name: remove the character that no name may have")
+    check_possible(path, LatentError)
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size

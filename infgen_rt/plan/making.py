@@ -1,6 +1,6 @@
 """Makes plans: chooses tiles for given sizes and a memory budget, before anything runs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from itertools import product
 
@@ -96,22 +96,10 @@ def make_plan(
         sides = range(min(LARGEST_TILE, largest_tile(manifest, recipe)), least - 1, -1)
     else:
         sides = range(_tile_tokens(tile, grids[0].patch, manifest, recipe), 0, -1)[:1]
-    # First try contexts with the memory that the budget allows, then with as little memory as possible.
     enlargements = [manifest.context_for(decoded_grid(g, scales).scale) for g in grids]
-    ways: list[tuple[ContextPlan | None, ...]] = [
-        tuple(
-            (_made(made, enlargement) if number == 0 else None)
-            or plan_context(grid.cells, enlargement, manifest, recipe, amount, part)
-            for number, (grid, enlargement) in enumerate(zip(grids, enlargements, strict=True))
-        )
-        for amount in (budget, 0)
-    ]
-    if writing != PLAIN and (first := ways[-1][0]) is not None:
-        # An existing context may be computed again in smaller parts. The statistics of its latent stay the same.
-        smallest = plan_context(grids[0].cells, enlargements[0], manifest, recipe, 0, part)
-        ways.append((replace(smallest, gathering=first.gathering) if smallest else None, *ways[-1][1:]))
+    ways = _ways(grids, enlargements, manifest, recipe, budget, part, made, writing)
     needs: tuple[int, ...] = ()
-    for contexts, count, side in product(dict.fromkeys(ways), dict.fromkeys((workers, workers // 2 or 1, 1)), sides):
+    for contexts, count, side in product(ways, dict.fromkeys((workers, workers // 2 or 1, 1)), sides):
         if count > 1 and tile is None and not SMALLEST_SHARED_TILE <= side <= LARGEST_SHARED_TILE:
             continue
         stages = tuple(
@@ -160,6 +148,36 @@ def make_plan(
         + (f" with tiles of {tile} pixels" if tile else ""),
         needs[number],
     )
+
+
+def _ways(
+    grids: Sequence[Grid],
+    enlargements: Sequence[Enlargement],
+    manifest: Manifest,
+    recipe: Recipe,
+    budget: int,
+    part: int | None,
+    made: Callable[[Enlargement], ContextPlan | None],
+    writing: Writing,
+) -> Collection[tuple[ContextPlan | None, ...]]:
+    """The ways of computing the contexts of all stages, in the order in which they should be tried.
+
+    The first has the memory that the budget allows, and the others as little as possible. For the arguments, see
+    `make_plan`.
+    """
+    ways: list[tuple[ContextPlan | None, ...]] = [
+        tuple(
+            (_made(made, enlargement) if number == 0 else None)
+            or plan_context(grid.cells, enlargement, manifest, recipe, amount, part)
+            for number, (grid, enlargement) in enumerate(zip(grids, enlargements, strict=True))
+        )
+        for amount in (budget, 0)
+    ]
+    if writing != PLAIN and (first := ways[-1][0]) is not None:
+        # An existing context may be computed again in smaller parts. The statistics of its latent stay the same.
+        smallest = plan_context(grids[0].cells, enlargements[0], manifest, recipe, 0, part)
+        ways.append((replace(smallest, gathering=first.gathering) if smallest else None, *ways[-1][1:]))
+    return dict.fromkeys(ways)
 
 
 def _keeping(stages: tuple[StagePlan, ...]) -> tuple[StagePlan, ...]:

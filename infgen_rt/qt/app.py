@@ -1,7 +1,6 @@
 """Runs the viewer as a program."""
 
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 from PySide6.QtCore import QTimer
 from PySide6.QtWidgets import QApplication
 
+from infgen_rt.common.signals import ENDING, handled, numbers
 from infgen_rt.errors import InputError
 from infgen_rt.qt.window import ViewerWindow
 from infgen_rt.viewing.opening import Opener
@@ -63,14 +63,11 @@ def _closing_on_signals(window: ViewerWindow) -> Iterator[list[int]]:
         received.append(number)
         window.close()
 
-    numbers = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")]
-    before = {number: signal.signal(number, close) for number in numbers if number is not None}
-    timer = QTimer(window)
-    timer.timeout.connect(lambda: None)
-    timer.start(_SIGNALS)
-    try:
-        yield received
-    finally:
-        timer.stop()
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    with handled(numbers(ENDING), close):
+        timer = QTimer(window)
+        timer.timeout.connect(lambda: None)
+        timer.start(_SIGNALS)
+        try:
+            yield received
+        finally:
+            timer.stop()

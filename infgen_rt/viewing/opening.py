@@ -15,7 +15,7 @@ from infgen_rt.decoder import open as open_decoder
 from infgen_rt.errors import LatentError
 from infgen_rt.geometry.shapes import fit, fixed_size, parse_size
 from infgen_rt.latent.arrays import Normalisation
-from infgen_rt.latent.choosing import space_of
+from infgen_rt.latent.choosing import space_among
 from infgen_rt.latent.files import read_array
 from infgen_rt.latent.samples import load_sample
 from infgen_rt.latent.spaces import latent_space
@@ -127,10 +127,7 @@ class Opener:
     def _space_of(self, array: Any) -> str:
         if self._space is not None:
             return latent_space(self._space).name
-        spaces = Bundle.open(self._model).spaces
-        if len(spaces) == 1:
-            return spaces[0]
-        return space_of(array, spaces, latent_size=self._reading["latent_size"]).name
+        return space_among(array, Bundle.open(self._model).spaces, latent_size=self._reading["latent_size"])
 
     def _decoder(self, space: str, progress: Tell | None, cancel: Cancel | None) -> Decoder:
         if space not in self._decoders:

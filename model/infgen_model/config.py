@@ -308,11 +308,6 @@ class DecoderConfig:
         return math.ceil(reach)
 
     @property
-    def halo_cells(self) -> float | None:
-        """Distance in cells that attention reaches from a token's centre, or ``None`` for the whole latent."""
-        return self.radius
-
-    @property
     def encoder_channels(self) -> int | None:
         """Channels E of what the encoder's pooled blocks start from. ``None`` if it has no such blocks."""
         return self.encoder[-1].width if self.encoder_pooled else None

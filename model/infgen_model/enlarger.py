@@ -52,24 +52,23 @@ class Enlarger(nn.Module):
                 leave.weight.zero_()
                 leave.bias.zero_()
 
-    def forward(self, features: Tensor, picture: Tensor, enlargement: Enlargement) -> Tensor:
+    def folded(self, features: Tensor, picture: Tensor, enlargement: Enlargement) -> Tensor:
         """Makes a picture [B, 3, factor H, factor W], about [0, 1] and not clamped.
 
         Args:
             features: [B, F, H, W], at the latent's own size.
             picture: [B, 3, H, W], what ``to_picture`` makes of the trunk's features.
             enlargement: The enlargement.
-        """
-        return F.pixel_shuffle(self.folded(features, picture, enlargement), fold_of(enlargement))
 
-    def folded(self, features: Tensor, picture: Tensor, enlargement: Enlargement) -> Tensor:
-        """Makes the picture of ``forward``, folded by ``fold_of(enlargement)``, in which form the layers compute it."""
+        Returns:
+            The picture, folded by ``fold_of(enlargement)``, in which form the layers compute it.
+        """
         if enlargement.factor == 1:
             return picture
         return self._end_folded(self.begin(features, picture), picture, enlargement)
 
     def begin(self, features: Tensor, picture: Tensor, blocks: int = 0) -> Tensor:
-        """Computes the chain's features [B, F, H, W] after its first ``blocks`` convolutions; see ``forward``."""
+        """Computes the chain's features [B, F, H, W] after its first ``blocks`` convolutions; see ``folded``."""
         x: Tensor = self.activate(self.enter(picture.clamp(0, 1)) + self.mix(features))
         for block in self.blocks[:blocks]:
             x = block(x)

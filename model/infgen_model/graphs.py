@@ -37,7 +37,7 @@ class Graph:
     """One of the functions of a model, ready to be traced.
 
     Attributes:
-        kind: Name of the graph's kind (``infgen_rt.bundle.graphs``).
+        kind: The graph's kind, with the inputs and the output that it has for this model.
         config: The model's config.
         module: The module that computes the graph. It takes the inputs in order and returns the output.
         inputs: Specifications of the inputs, in the order of the module's arguments.
@@ -47,7 +47,7 @@ class Graph:
         enlargement: The enlargement that a refine or decode graph belongs to, if the model has any.
     """
 
-    kind: str
+    kind: Kind
     config: DecoderConfig
     module: nn.Module
     inputs: tuple[Tensorspec, ...]
@@ -59,7 +59,7 @@ class Graph:
     @property
     def name(self) -> str:
         """The graph's name, unique in a bundle: its kind, followed by the factor of its enlargement if it has one."""
-        return graph_name(self.kind, None if self.enlargement is None else self.enlargement.factor)
+        return graph_name(self.kind.name, None if self.enlargement is None else self.enlargement.factor)
 
     @property
     def data(self) -> frozenset[str]:
@@ -195,7 +195,7 @@ def _graph(model: InfGen, kind: Kind, enlargement: Enlargement | None, shapes: t
         module = _EncodeLatent(model.encode)
     else:
         module = getattr(model, kind.name)
-    return Graph(kind.name, config, module, tuple(inputs), output, bounds, shapes, enlargement)
+    return Graph(kind, config, module, tuple(inputs), output, bounds, shapes, enlargement)
 
 
 def _sides(shape: FixedShape) -> dict[str, int]:

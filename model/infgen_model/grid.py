@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -120,7 +120,3 @@ class Grid:
         """The same grid on a device."""
         tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return Grid(**tensors, padded=self.padded)
-
-    def tile(self, rows: slice, columns: slice) -> Grid:
-        """The grid of a part of the tokens over the same cells."""
-        return replace(self, token_y=self.token_y[rows], token_x=self.token_x[columns])

@@ -182,9 +182,7 @@ def _session(content: Content, options: Options, weights: Mapping[str, Content])
         BackendError: the device does not exist, or its provider cannot start.
     """
     settings = _session_options(options)
-    if weights:
-        contents = list(weights.values())
-        settings.add_external_initializers_from_files_in_memory([*weights], contents, [len(each) for each in contents])
+    add_weights(settings, weights)
     kind, _, index = options.device.partition(":")
     if kind == "cpu":
         return _inference(content, settings, [_CPU])
@@ -206,6 +204,13 @@ def _session(content: Content, options: Options, weights: Mapping[str, Content])
         raise BackendError(f"onnxruntime finds no device {options.device!r}: `infgen-rt devices` lists all")
     settings.add_provider_for_devices(devices, {})
     return _inference(content, settings)
+
+
+def add_weights(settings: ort.SessionOptions, weights: Mapping[str, Content]) -> None:
+    """Give a session that is to be made the files of weights that its graph refers to, by name. They stay in memory."""
+    if weights:
+        contents = list(weights.values())
+        settings.add_external_initializers_from_files_in_memory([*weights], contents, [len(each) for each in contents])
 
 
 def _inference(content: Content, settings: ort.SessionOptions, providers: Sequence[Any] = ()) -> ort.InferenceSession:

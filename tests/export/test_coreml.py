@@ -23,7 +23,7 @@ from infgen_export.verify import LEAST_PSNR, compare  # noqa: E402
 from infgen_model.graphs import Graph, graphs_of  # noqa: E402
 from infgen_model.inpe import INPE  # noqa: E402
 from infgen_rt.bundle.assembly import PARTS, Assembly  # noqa: E402
-from infgen_rt.bundle.graphs import WEIGHTS, Tensorspec  # noqa: E402
+from infgen_rt.bundle.graphs import WEIGHTS, Kind, Tensorspec  # noqa: E402
 from infgen_rt.bundle.manifest import FixedShape  # noqa: E402
 from infgen_rt.geometry.shapes import Box, Size  # noqa: E402
 
@@ -144,8 +144,9 @@ def test_weights_of_int8_are_of_8_bits_unless_they_make_the_embedding(converted:
     ("kind", "name"), [("paper", "decode"), pytest.param("near", "decode2", marks=pytest.mark.slow)]
 )
 def test_what_depends_on_coordinates_alone_stays_in_float32(converted: Convert, kind: str, name: str) -> None:
-    precisions = mil.Program(converted(kind, name, "fp16")).precisions
-    found = {operation: {dtype for other, dtype in precisions if other == operation} for operation, _ in precisions}
+    found: dict[str, set[torch.dtype]] = {}
+    for step in mil.Program(converted(kind, name, "fp16"))._steps:
+        found.setdefault(step.kind, set()).update(result.dtype for result in step.outputs)
     assert found["cos"] == found["sin"] == found["log"] == {torch.float32}
     assert torch.float32 in found["linear"], "the embedding's own MLP"
     assert found["conv"] == found["pixel_shuffle"] == {torch.float16}, "the upsampler depends on the context"
@@ -171,9 +172,9 @@ def embedding_error(path: Path) -> float:
         Tensorspec("x", ("w",), "columns"),
         Tensorspec("scale", (2,), "scale"),
     )
-    graph = Graph(
-        "embed", tiny.EDGE, module, inputs, dataclasses.replace(inputs[0], name="sum"), {"h": (1, 64), "w": (1, 64)}
-    )
+    output = dataclasses.replace(inputs[0], name="sum")
+    kind = Kind("embed", inputs, output, "cell", "decode")
+    graph = Graph(kind, tiny.EDGE, module, inputs, output, {"h": (1, 64), "w": (1, 64)})
     values = (torch.zeros(1, 23, 31, 16), torch.rand(23), torch.rand(31), torch.ones(2))
     write(graph, values, path, {}, precision="fp16")
     actual = coreml.Session(path)({spec.name: value for spec, value in zip(inputs, values, strict=True)})
@@ -243,7 +244,9 @@ class Reciprocal(nn.Module):
 
 def test_a_small_divisor_is_not_made_larger(tmp_path: Path) -> None:
     data = Tensorspec("data", (1, "n"), "small")
-    graph = Graph("divide", tiny.EDGE, Reciprocal(), (data,), dataclasses.replace(data, name="out"), {"n": (1, 64)})
+    output = dataclasses.replace(data, name="out")
+    kind = Kind("divide", (data,), output, "cell", "decode")
+    graph = Graph(kind, tiny.EDGE, Reciprocal(), (data,), output, {"n": (1, 64)})
     values = torch.linspace(1e-3, 1e-2, 10)[None]
     write(graph, (values,), tmp_path / "divide.mlpackage", {})
     actual = coreml.Session(tmp_path / "divide.mlpackage")({"data": values})
@@ -355,7 +358,7 @@ def test_shapes_of_several_inputs_are_enumerated_together(tmp_path: Path) -> Non
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_fixed_shape_may_be_filled(tmp_path: Path, kind: str, precision: str) -> None:
     fixed = FixedShape(tokens=(32, 40), context=(20, 24), image=(64, 72))
-    graph = next(graph for graph in graphs_of(MODELS[kind], (fixed,)) if graph.kind == "decode")
+    graph = next(graph for graph in graphs_of(MODELS[kind], (fixed,)) if graph.kind.name == "decode")
     path = tmp_path / "fixed.mlpackage"
     write(graph, trace_inputs(graph, MODELS[kind]), path, {}, precision=precision)
     session = coreml.Session(path)

@@ -247,7 +247,7 @@ def test_the_manifest_says_what_the_model_is(exported: Exported) -> None:
     assert manifest.feature_channels == {"tiny-edge": 8, "tiny-paper": None}[config.name]
     assert manifest.scale_range == config.scale_range and manifest.patch == 8
     halo = manifest.halo
-    assert (halo.tokens, halo.cells, halo.encode_pixels) == (config.halo_tokens, config.halo_cells, config.encode_halo)
+    assert (halo.tokens, halo.cells, halo.encode_pixels) == (config.halo_tokens, config.radius, config.encode_halo)
     assert (halo.prefill, halo.encode_latent) == (config.prefill_halo, config.encode_latent_halo)
     assert (manifest.encoder_channels, manifest.encoder_moments) == (config.encoder_channels, config.encoder_moments)
     assert manifest.moments == {"tiny-edge": (2, 4), "tiny-paper": None}[config.name]
@@ -330,11 +330,11 @@ def damage(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
 
     def damage(**edits: Edit) -> None:
         def verified(model: InfGen, graph: Graph, *others: Any) -> Iterator[Check]:
-            return verify(model, graph, *others) if graph.kind in edits else iter(passed[graph.name])
+            return verify(model, graph, *others) if graph.kind.name in edits else iter(passed[graph.name])
 
         def trace(graph: Graph, *_: object) -> onnx.ModelProto:
             model = load(exported.bundle, graph.name)
-            edits.get(graph.kind, lambda _: None)(model.graph)
+            edits.get(graph.kind.name, lambda _: None)(model.graph)
             return model
 
         monkeypatch.setattr("infgen_export.targets.onnx.trace", trace)

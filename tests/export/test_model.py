@@ -91,7 +91,7 @@ def test_a_tile_decoded_by_itself_is_a_crop_of_the_whole(data: st.DataObject) ->
     )
     latent = tiny.latent(height, width)
     whole = model(latent, size)
-    pixels = cut(model, latent, grid, tile, config.halo_tokens, config.halo_cells)
+    pixels = cut(model, latent, grid, tile, config.halo_tokens, config.radius)
     assert torch.allclose(pixels, whole[:, :, *grid.pixels_of(tile).slices], atol=1e-5)
 
 
@@ -107,15 +107,15 @@ def cut(model: InfGen, latent: Tensor, grid: coordinates.Grid, tile: Box, halo: 
 def test_a_smaller_halo_is_not_enough(kind: str) -> None:
     """Without this the test above could pass with a halo that is never needed."""
     model, config = MODELS[kind], tiny.CONFIGS[kind]
-    assert error_of_a_tile(model, config.halo_tokens, config.halo_cells) < 1e-5
-    assert error_of_a_tile(model, config.halo_tokens - 1, config.halo_cells) > 1e-4
+    assert error_of_a_tile(model, config.halo_tokens, config.radius) < 1e-5
+    assert error_of_a_tile(model, config.halo_tokens - 1, config.radius) > 1e-4
 
 
 @pytest.mark.parametrize("radius", [1.0, 1.5, 2.5, 3.2])
 def test_a_smaller_crop_of_the_context_is_not_enough(radius: float) -> None:
     config = dataclasses.replace(tiny.EDGE, radius=radius)
     model = tiny.model(config)
-    assert error_of_a_tile(model, config.halo_tokens, config.halo_cells) < 1e-5
+    assert error_of_a_tile(model, config.halo_tokens, config.radius) < 1e-5
     # Crops are rounded outwards, so a little less is still enough.
     if radius > 2:
         assert error_of_a_tile(model, config.halo_tokens, 1.0) > 1e-4
@@ -142,7 +142,7 @@ def test_tiles_of_every_enlargement_are_crops_of_the_whole(scale: float) -> None
         for x, y in starts:
             tile = Box(x, y, side, side).intersect(grid.tokens.box)
             tokens = tile.grow(config.halo_tokens, grid.tokens.box)
-            image = tiny.decode(model, context, grid, tokens, config.halo_cells, enlargement)
+            image = tiny.decode(model, context, grid, tokens, config.radius, enlargement)
             pixels = grid.pixels_of(tile)
             joined[:, :, *pixels.slices] = image[:, :, *pixels.relative_to(grid.pixels_of(tokens)).slices]
         assert torch.allclose(joined, whole, atol=1e-5)
@@ -513,7 +513,8 @@ def test_a_crop_that_is_a_pixel_too_small_is_noticed() -> None:
 
 def test_positions_within_tokens_are_those_of_smaller_tokens() -> None:
     whole, finer = (Grid.whole((4, 6), (8 * n, 8 * m)) for n, m in ((9, 11), (36, 44)))
-    part = dataclasses.replace(whole.tile(slice(3, 7), slice(2, 9)), key_y=whole.key_y[1:], key_x=whole.key_x[2:])
+    tile = {"token_y": whole.token_y[3:7], "token_x": whole.token_x[2:9]}
+    part = dataclasses.replace(whole, key_y=whole.key_y[1:], key_x=whole.key_x[2:], **tile)
     y, x = (axis.places(4, 1) for axis in part.axes)
     # Those before the crop's first values are moved there.
     assert torch.allclose(y, (finer.token_y[12:28] - 1).clamp(min=0.5), atol=1e-5)

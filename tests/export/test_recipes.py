@@ -258,7 +258,7 @@ def test_a_changed_openvino_weight_is_noticed(
 
     def damaged(traced, graph, path, *others) -> None:
         convert(traced, graph, path, *others)
-        if graph.kind == "decode":
+        if graph.kind.name == "decode":
             file = path.with_suffix(".bin")
             weights = np.frombuffer(file.read_bytes(), np.float32).copy()
             # Not what is an integer, of whose bits a float is made that is next to nothing: shapes would be enormous.

@@ -71,7 +71,7 @@ def tile(tokens: int) -> FixedShape:
 
 def decode_graph(model: InfGen, *shapes: FixedShape) -> Graph:
     """The first of them: that of the smallest enlargement."""
-    return next(graph for graph in graphs_of(model, shapes) if graph.kind == "decode")
+    return next(graph for graph in graphs_of(model, shapes) if graph.kind.name == "decode")
 
 
 def latent(height: int, width: int, batch: int = 1, seed: int = 0) -> Tensor:

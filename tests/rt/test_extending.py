@@ -15,7 +15,9 @@ import pytest
 from PIL import Image
 
 import infgen_rt
-from infgen_rt.backend.protocol import GROUP
+from infgen_rt.backend.inputs import statistics_inputs
+from infgen_rt.backend.protocol import GROUP, Options, load_backend
+from infgen_rt.bundle.folder import Bundle
 from infgen_rt.common.pixels import Bits
 from infgen_rt.common.schema import parse
 from infgen_rt.latent.arrays import as_latent
@@ -65,6 +67,18 @@ def test_the_backend_makes_the_same_picture(installed: Path, bundle: Path) -> No
         assert (decoder.backend.name, decoder.backend.device_name) == ("reference", "NumPy")
         pixels = decoder.picture(LATENT, "2x", tile=64).read().astype(int)
         assert np.abs(pixels - other.picture(LATENT, "2x", tile=64).read()).max() <= 1
+
+
+def test_the_backend_loads_graphs_whose_weights_are_files_of_their_own(installed: Path) -> None:
+    """As those of the bundle that ships are."""
+    bundle = Bundle.open()
+    recipe = next(recipe for recipe in bundle.manifest.recipes if recipe.name == "onnx-fp32")
+    files = bundle.read_graph(recipe, "statistics")
+    assert len(files) > 1
+    session = load_backend("reference").load("statistics", files, Options())
+    latent = infgen_rt.load_sample("osprey").latent[:, :6, :5]
+    (found,) = session.run(statistics_inputs(latent, bundle.manifest)).values()
+    assert found.shape == (2, *bundle.manifest.moments) and np.isfinite(found).all()
 
 
 def test_the_command_knows_the_backend(installed: Path, bundle: Path, tmp_path: Path) -> None:

@@ -76,11 +76,6 @@ class Program:
         """The number of operations of every kind, without constants."""
         return Counter(step.kind for step in self._steps)
 
-    @property
-    def precisions(self) -> Counter[tuple[str, torch.dtype]]:
-        """The number of operations of every kind with results of every type."""
-        return Counter((step.kind, result.dtype) for step in self._steps for result in step.outputs)
-
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Runs the program.
 

@@ -22,7 +22,7 @@ from infgen_export.mil.weights import arrays_in
 from infgen_export.pool import Array, Pool
 from infgen_export.recipes import PRECISIONS, Recipe
 from infgen_export.targets import LEAST_WEIGHTS, Options
-from infgen_export.targets.dims import dynamic_shapes, sizes
+from infgen_export.targets.dims import described_bounds, dynamic_shapes, sizes
 from infgen_model.graphs import Graph
 from infgen_rt.bundle.assembly import PARTS, Assembly
 from infgen_rt.bundle.graphs import Tensorspec
@@ -261,7 +261,7 @@ def _bounds(graph: Graph, enumerated: Sequence[Mapping[str, int]]) -> dict[str, 
     if enumerated:
         bounds = {name: (min(c[name] for c in enumerated), max(c[name] for c in enumerated)) for name in bounds}
         listed = {"shapes": "; ".join(" ".join(f"{name}={c[name]}" for name in bounds) for c in enumerated)}
-    return {f"bounds.{name}": f"{low}..{high}" for name, (low, high) in bounds.items()} | listed
+    return described_bounds(bounds) | listed
 
 
 def _compute_precision(graph: Graph, precision: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -21,6 +22,11 @@ def dynamic_shapes(graph: Graph) -> tuple[dict[int, Any], ...]:
         {axis: factor * dims[name] if factor > 1 else dims[name] for axis, factor, name in spec.named() if name in dims}
         for spec in graph.inputs
     )
+
+
+def described_bounds(bounds: Mapping[str, tuple[int, int]]) -> dict[str, str]:
+    """Metadata of a graph's file about the smallest and the largest size of each dimension."""
+    return {f"bounds.{name}": f"{low}..{high}" for name, (low, high) in bounds.items()}
 
 
 def sizes(graph: Graph, example: tuple[Tensor, ...]) -> dict[str, int]:

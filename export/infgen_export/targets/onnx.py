@@ -16,7 +16,7 @@ from torch import Tensor
 from infgen_export.pool import LEAST_BYTES, Array, Pool
 from infgen_export.recipes import Recipe
 from infgen_export.targets import LEAST_WEIGHTS, Options, depends_on
-from infgen_export.targets.dims import dynamic_shapes
+from infgen_export.targets.dims import described_bounds, dynamic_shapes
 from infgen_export.targets.prelu import without_prelu
 from infgen_export.targets.shuffles import without_shuffles
 from infgen_export.targets.transposed import with_transposed_convolutions
@@ -78,8 +78,7 @@ def convert(
 
 def _describe(model: onnx.ModelProto, graph: Graph, metadata: Mapping[str, str]) -> None:
     """Writes names, descriptions and properties, and removes what only matters on the exporting machine."""
-    bounds = {f"bounds.{name}": f"{low}..{high}" for name, (low, high) in graph.bounds.items()}
-    onnx.helper.set_model_props(model, {**metadata, **bounds})
+    onnx.helper.set_model_props(model, {**metadata, **described_bounds(graph.bounds)})
     for value, spec in zip((*model.graph.input, *model.graph.output), (*graph.inputs, graph.output), strict=True):
         value.doc_string = spec.about
         # The tracer gives the dimensions of outputs names of its own, such as s39.

@@ -14,6 +14,7 @@ from torch import Tensor
 from infgen_export.pool import Array, Pool
 from infgen_export.recipes import Recipe
 from infgen_export.targets import Options, depends_on
+from infgen_export.targets.dims import described_bounds
 from infgen_export.targets.transposed import with_transposed_convolutions
 from infgen_model.graphs import Graph
 from infgen_rt.bundle.graphs import Tensorspec
@@ -53,25 +54,23 @@ def convert(
 ) -> None:
     """Writes a graph as an ``.xml`` and a ``.bin`` file; see ``Target``."""
     model = traced.clone()
-    bounds = {f"bounds.{name}": f"{low}..{high}" for name, (low, high) in graph.bounds.items()}
     descriptions = {f"about.{spec.name}": spec.about for spec in (*graph.inputs, graph.output)}
-    for name, value in {**metadata, **bounds, **descriptions}.items():
+    for name, value in {**metadata, **described_bounds(graph.bounds), **descriptions}.items():
         model.set_rt_info(value, ["infgen", name])
     positional = _positional(model, graph)
     if recipe.precision == "int8":
         ignored = nncf.IgnoredScope(names=sorted(positional), validate=False)
         model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM, ignored_scope=ignored)
     ov.save_model(model, path, compress_to_fp16=False)
-    if recipe.precision == "fp16":
+    if recipe.precision != "fp32":
         _keep_precision(path, positional)
+    if recipe.precision == "fp16":
         half = path.with_name(f"half-{path.name}")
         model = openvino.shared_core().read_model(path)
         ov.save_model(model, half, compress_to_fp16=True)
         del model  # it maps the file that is replaced below into memory
         for suffix in (".xml", ".bin"):
             half.with_suffix(suffix).replace(path.with_suffix(suffix))
-    elif recipe.precision == "int8":
-        _keep_precision(path, positional)
 
 
 def _shape(spec: Tensorspec, graph: Graph) -> ov.PartialShape:

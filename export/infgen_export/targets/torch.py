@@ -23,7 +23,7 @@ from infgen_model.checkpoint import WEIGHTS as CHECKPOINT
 from infgen_model.config import OF_SPACE
 from infgen_model.graphs import Graph
 from infgen_rt.backend.protocol import Options as RunOptions
-from infgen_rt.bundle.graphs import WEIGHTS, kind_of
+from infgen_rt.bundle.graphs import WEIGHTS
 from infgen_rt.bundle.manifest import Recipe as BundleRecipe
 from infgen_runtimes.torch import Backend, Pixels
 
@@ -37,7 +37,7 @@ NATIVE = True
 
 def trace(graph: Graph, example: tuple[Tensor, ...], options: Options) -> dict[str, Tensor]:
     """The graph's weights, named as in a checkpoint; see ``Target``."""
-    part = kind_of(graph.kind).part
+    part = graph.kind.part
     names = ((name, value) for name, value in graph.module.state_dict().items())
     # The modules of prefill and encode are parts of the model, so their weights lack the part's name. The others
     # contain a part.
