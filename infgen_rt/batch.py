@@ -112,7 +112,14 @@ class Line(Generic[T]):
         return not self.full and fits and (output is None or folded(output) not in taken)
 
     def add(self, work: Work[T], group: object, memory: int = 0, output: Path | None = None) -> None:
-        """Begin a piece of work. The line must have room for it."""
+        """Begin a piece of work. The line must have room for it.
+
+        Args:
+            work: the work.
+            group: what the piece belongs to.
+            memory: its peak memory in bytes, without what graphs keep for other pieces too.
+            output: as for `has_room`.
+        """
         events: SimpleQueue[object] = SimpleQueue()
         stop = Event()
 
@@ -239,7 +246,8 @@ def save_pictures(
                 memory = 0  # saving will raise the same error when it is this picture's turn
             while not line.has_room(memory, picture.plan.budget, path):
                 take()
-            line.add(partial(_save, picture, path, options, cancel), path, memory, path)
+            own = max(0, memory - picture.plan.kept)
+            line.add(partial(_save, picture, path, options, cancel), path, own, path)
             while line.full:
                 take()
         while line:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
 from itertools import takewhile
 from threading import Lock
 from typing import Any, Protocol, cast
@@ -30,6 +31,22 @@ from infgen_rt.geometry.shapes import Size
 
 _SHARED = "shared "
 _LESS = "; pass less memory (--memory) or a smaller tile (--tile), or "
+
+
+@dataclass(frozen=True)
+class Purpose:
+    """What graphs run for. Memory that they keep is of use for runs of the same purpose only.
+
+    Attributes:
+        about: what it is, as anything that can be compared.
+        keeps: whether there is room for all graphs to keep their working memory between runs. Decode always does.
+    """
+
+    about: Hashable
+    keeps: bool = False
+
+
+_ANY, _ENCODING = Purpose("any"), Purpose("encoding")
 
 
 class Borrower(Protocol):
@@ -76,7 +93,7 @@ class Engine:
         self._closed, self._birthplace = False, forks.Birthplace()
         forks.keep_in_children(self)
         self._exact: Engine | None = None
-        self._keeping: Hashable = None
+        self._purpose = _ANY
         self._borrowers: WeakSet[Borrower] = WeakSet()
         parallel = candidate.device.id in getattr(candidate.backend, "parallel_on", ())
         self.workers = (threads or cores()) if parallel else 1
@@ -100,11 +117,7 @@ class Engine:
         self._load(graph, graph, self._threads)
 
     def load_encoder(self) -> None:
-        """Load the graphs that encode a picture, which the recipe must have. The errors are those of `load`.
-
-        The memory that other graphs keep is freed, because a plan for encoding does not count it.
-        """
-        self.keep_memory_for(None)
+        """Load the graphs that encode a picture, which the recipe must have. The errors are those of `load`."""
         for kind in self._kinds.values():
             if not kind.picture:
                 self.load(kind.name)
@@ -173,6 +186,8 @@ class Engine:
             DecodeError: the run failed, or the engine is closed.
             Cancelled: the current work was cancelled.
         """
+        if not kind.picture:
+            self.run_for(_ENCODING)
         graph = enlargement.graph(kind.name) if kind.enlarged and enlargement else kind.name
         filled = self._filled(kind, inputs)
         # This check comes before any lock is taken. In a forked process, a lock may be held by a thread that exists in
@@ -194,8 +209,9 @@ class Engine:
                 cancellation.check()
                 advice = self._advice(error, _LESS)
                 raise DecodeError(f"{error}{advice}") from error
-            if not kind.kept and self._keeping is None:
-                _release(self._sessions[key])
+            finally:
+                if not kind.kept and not self._purpose.keeps:
+                    _release(self._sessions[key])
         kind, sizes = self._kinds[kind.name], self.manifest.sizes(enlargement)
         output, expected = kind.output.name, kind.output_shape(filled, sizes)
         shapes = {name: values.shape for name, values in results.items()}
@@ -212,20 +228,19 @@ class Engine:
             return result
         return exact.run(kind, inputs, enlargement)
 
-    def keep_memory_for(self, purpose: Hashable) -> None:
-        """Decide whether graphs keep their working memory between runs from now on. Decode always keeps its own.
+    def run_for(self, purpose: Purpose) -> None:
+        """Declare what graphs run for from now on. If it is something else than before, the memory they keep is freed.
 
-        Args:
-            purpose: what the memory is kept for, as anything that can be compared. If memory was kept for another
-                purpose before, it is freed. None to keep none.
+        Raises:
+            DecodeError: the engine belongs to another process.
         """
-        if purpose == self._keeping:
+        self._birthplace.check()
+        if purpose is self._purpose or purpose == self._purpose:
             return
         with self._gate.enter(alone=True), self._lock:
-            before, self._keeping = self._keeping, purpose
-            if before is not None:
-                for session in self._sessions.values():
-                    _release(session)
+            for session in self._sessions.values():
+                _release(session)
+            self._purpose = purpose
 
     def has(self, kind: Kind) -> bool:
         """Whether the recipe has graphs of a kind."""

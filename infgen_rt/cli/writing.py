@@ -69,7 +69,8 @@ class Writing:
                 self._take()
             if latent in self._failed:
                 return
-            self._begin(latent, partial(self._write, job, stopwatch), job.memory, job.output)
+            own = job.memory - job.picture.plan.kept
+            self._begin(latent, partial(self._write, job, stopwatch), own, job.output)
             stopwatch = Stopwatch()
 
     def add_failed(self, latent: object, error: InfGenError) -> None:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from infgen_rt.backend.engine import Engine
+from infgen_rt.backend.engine import Engine, Purpose
 from infgen_rt.backend.protocol import Values
 from infgen_rt.bundle.graphs import REFINE, TRUNK
 from infgen_rt.bundle.manifest import Enlargement, Manifest, Recipe
@@ -100,7 +100,7 @@ class Contexts:
             again: whether this plan replaces an earlier one. Pictures of the earlier plan can still be read.
         """
         if self._latent is not None:
-            self._features = self._features_of(self._latent, plan)
+            self._features = self._features_of(self._latent, plan, enlargement)
             self._latent = None
         if plan is None or self._features is None:
             return
@@ -109,7 +109,8 @@ class Contexts:
         if made != before or enlargement not in self._kept:
             context = self._context_of(self._features, made, enlargement)
             # The old context is replaced at once, because another thread may be asking for it.
-            self._kept[enlargement] = Kept(context, made.tiles.tiling, enlargement, self._tiles, self._engine)
+            purpose = _purpose(made, enlargement)
+            self._kept[enlargement] = Kept(context, made.tiles.tiling, enlargement, self._tiles, purpose, self._engine)
             self._planned[enlargement] = made
         caches = [each.cache for each in self._planned.values()]
         self._room = min(self._room, plan.cache + room)
@@ -126,10 +127,13 @@ class Contexts:
         assert node is not None, "a context is planned before it is used"
         return node
 
-    def _features_of(self, latent: Node[FloatArray], plan: ContextPlan | None) -> Node[Values]:
+    def _features_of(
+        self, latent: Node[FloatArray], plan: ContextPlan | None, enlargement: Enlargement
+    ) -> Node[Values]:
+        purpose = _purpose(plan, enlargement)
         if plan is None or not plan.is_local:
-            return WholeFeatures(latent, self._engine)
-        moments = Moments(latent, plan.gathering, self._engine) if plan.gathering else None
+            return WholeFeatures(latent, purpose, self._engine)
+        moments = Moments(latent, plan.gathering, self._engine, purpose) if plan.gathering else None
         return LocalFeatures(latent, moments, self._engine)
 
     def _context_of(self, features: Node[Values], plan: ContextPlan, enlargement: Enlargement) -> Node[Values]:
@@ -138,8 +142,12 @@ class Contexts:
         inputs: Node[Inputs] = Features(features)
         if self._engine.has(TRUNK):
             inputs = Grown(inputs, plan.tiles.halo - plan.refined.halo, self._engine)
-        purpose = (plan, enlargement) if plan.keeps else None
-        return Refined(inputs, plan.refined.halo, enlargement, self._engine, purpose)
+        return Refined(inputs, plan.refined.halo, enlargement, self._engine)
+
+
+def _purpose(plan: ContextPlan | None, enlargement: Enlargement) -> Purpose:
+    """What the graphs of a picture run for. Pictures with the same plan need the same amounts of memory."""
+    return Purpose((plan, enlargement), plan is not None and plan.keeps)
 
 
 def context_costs(

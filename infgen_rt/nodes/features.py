@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from infgen_rt.backend.engine import Engine
+from infgen_rt.backend.engine import Engine, Purpose
 from infgen_rt.backend.protocol import Values
 from infgen_rt.bundle.graphs import PREFILL
 from infgen_rt.bundle.manifest import Enlargement, Manifest, Memory
@@ -65,11 +65,12 @@ class WholeFeatures(Made[Values]):
 
     Args:
         latent: the node for the latent, float32 [C, h, w].
+        purpose: what the graph runs for.
         engine: the engine, with the prefill graph.
     """
 
-    def __init__(self, latent: Node[FloatArray], engine: Engine) -> None:
-        super().__init__(latent.size, lambda: _prefilled(latent, engine), engine)
+    def __init__(self, latent: Node[FloatArray], purpose: Purpose, engine: Engine) -> None:
+        super().__init__(latent.size, lambda: _prefilled(latent, purpose, engine), engine)
 
     @staticmethod
     def cost(cells: Size, refined: bool, enlargement: Enlargement, manifest: Manifest, figures: Memory) -> Cost:
@@ -92,8 +93,9 @@ class WholeFeatures(Made[Values]):
         return cut(self._made.get(), box, self._size.box)
 
 
-def _prefilled(latent: Node[FloatArray], engine: Engine) -> Generator[Step, None, Values]:
+def _prefilled(latent: Node[FloatArray], purpose: Purpose, engine: Engine) -> Generator[Step, None, Values]:
     yield from latent.prepare()
+    engine.run_for(purpose)
     return engine.run(PREFILL, {"latent": latent.read(latent.size.box)[None]})
 
 

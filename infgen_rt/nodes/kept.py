@@ -4,7 +4,7 @@ from itertools import groupby
 from math import prod
 from typing import cast
 
-from infgen_rt.backend.engine import Engine
+from infgen_rt.backend.engine import Engine, Purpose
 from infgen_rt.backend.protocol import Values
 from infgen_rt.bundle.manifest import Enlargement
 from infgen_rt.geometry.shapes import Box
@@ -25,21 +25,31 @@ class Kept(Derived):
         tiling: the tiles, in cells.
         enlargement: the context's enlargement.
         kept: the cache for the tiles of this context and of the same latent's other contexts.
+        purpose: what the graphs of the context run for.
         engine: the engine. When it is closed, nothing more can be read.
     """
 
     def __init__(
-        self, context: Node[Values], tiling: Tiling, enlargement: Enlargement, kept: ContextCache, engine: Engine
+        self,
+        context: Node[Values],
+        tiling: Tiling,
+        enlargement: Enlargement,
+        kept: ContextCache,
+        purpose: Purpose,
+        engine: Engine,
     ) -> None:
         super().__init__(context)
         self._tiling, self._enlargement = tiling, enlargement
-        self._kept, self._engine = kept, engine
+        self._kept, self._purpose, self._engine = kept, purpose, engine
 
     def read(self, box: Box) -> Values:
         """The context of some cells, on the backend's device."""
         for _ in self.prepare():
             pass
         self._engine.check_open()
+        if not self._purpose.keeps:
+            # Even if all tiles are kept, other graphs must not keep memory that is needed to decode or to write.
+            self._engine.run_for(self._purpose)
         rows_of_parts = [
             [self._tile(tile)[:, :, *tile.intersect(box).relative_to(tile).slices] for tile in row]
             for _, row in groupby(self._tiling.touching(box), key=lambda tile: tile.y)
@@ -50,6 +60,7 @@ class Kept(Derived):
 
     def _tile(self, tile: Box) -> Values:
         def made() -> tuple[Values, int]:
+            self._engine.run_for(self._purpose)
             context = self._source.read(tile)
             return context, FLOAT * prod(context.shape)
 

@@ -6,7 +6,7 @@ from typing import cast
 
 import numpy as np
 
-from infgen_rt.backend.engine import Engine
+from infgen_rt.backend.engine import Engine, Purpose
 from infgen_rt.backend.inputs import statistics_inputs
 from infgen_rt.bundle.graphs import STATISTICS, Kind
 from infgen_rt.bundle.manifest import Memory
@@ -52,17 +52,22 @@ class Moments(Made[FloatArray]):
         values: the node for the latent or the encoded picture, float32 [C, h, w].
         gathering: how the statistics are gathered.
         engine: the engine, with the statistics graph.
+        purpose: what the graph runs for. The engine knows it for pictures that are encoded.
     """
 
-    def __init__(self, values: Node[FloatArray], gathering: Gathering, engine: Engine) -> None:
-        super().__init__(values.size, lambda: _gathered(values, gathering, engine), engine)
+    def __init__(
+        self, values: Node[FloatArray], gathering: Gathering, engine: Engine, purpose: Purpose | None = None
+    ) -> None:
+        super().__init__(values.size, lambda: _gathered(values, gathering, engine, purpose), engine)
 
     def read(self, box: Box) -> FloatArray:
         """The moments of all cells. They are the same for every box."""
         return self._made.get()
 
 
-def _gathered(values: Node[FloatArray], gathering: Gathering, engine: Engine) -> Generator[Step, None, FloatArray]:
+def _gathered(
+    values: Node[FloatArray], gathering: Gathering, engine: Engine, purpose: Purpose | None
+) -> Generator[Step, None, FloatArray]:
     """Gather moments.
 
     If there are several tiles, there is one pass over them per block, because a block's moments depend on those of the
@@ -70,6 +75,8 @@ def _gathered(values: Node[FloatArray], gathering: Gathering, engine: Engine) ->
     """
     kind = gathering.kind
     yield from values.prepare()
+    if purpose is not None:
+        engine.run_for(purpose)
     if gathering.runs == 1:
         inputs = statistics_inputs(values.read(values.size.box), engine.manifest, kind=kind)
         return cast(FloatArray, engine.run(kind, inputs))

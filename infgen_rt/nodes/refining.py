@@ -1,6 +1,6 @@
 """Nodes for the graphs between the features and a context. A model that lacks one of the graphs lacks its node."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 
 from infgen_rt.backend.engine import Engine
 from infgen_rt.backend.protocol import Values
@@ -75,19 +75,11 @@ class Refined(Derived):
         halo: the reach of refine: the number of cells around a box that the box's context depends on.
         enlargement: the context's enlargement.
         engine: the engine, with the refine graph.
-        purpose: what the working memory of the graphs is kept for; see `Engine.keep_memory_for`. None to keep none.
     """
 
-    def __init__(
-        self,
-        inputs: Node[Inputs],
-        halo: int,
-        enlargement: Enlargement,
-        engine: Engine,
-        purpose: Hashable = None,
-    ) -> None:
+    def __init__(self, inputs: Node[Inputs], halo: int, enlargement: Enlargement, engine: Engine) -> None:
         super().__init__(inputs)
-        self._halo, self._enlargement, self._engine, self._purpose = halo, enlargement, engine, purpose
+        self._halo, self._enlargement, self._engine = halo, enlargement, engine
 
     @staticmethod
     def cost(tiles: HaloTiling, manifest: Manifest, figures: Memory) -> Cost:
@@ -102,7 +94,6 @@ class Refined(Derived):
 
     def read(self, box: Box) -> Values:
         """The context of some cells, on the backend's device."""
-        self._engine.keep_memory_for(self._purpose)
         window = box.grow(self._halo, self.size.box)
         return cut(self._engine.run(REFINE, self._source.read(window), self._enlargement), box, window)
 

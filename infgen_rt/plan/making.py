@@ -120,21 +120,21 @@ def make_plan(
         needs = peaks(chain, manifest.memory(recipe).base)
         memory = max(needs)
         if memory <= budget:
+            kept = 0
             if (keeping := _keeping(stages)) != stages:
                 costs = chain_costs(keeping, encodings, manifest, recipe, count, writing)
                 more = max(peaks(costs, manifest.memory(recipe).base))
                 # The cache of tiles comes first.
                 if more + 2 * CACHE <= budget:
-                    stages, chain, memory = keeping, costs, more
+                    stages, chain, memory, kept = keeping, costs, more, more - memory
             largest = max(grid.picture.area for grid in grids)
             # The cache takes half of the remaining memory. The other half is a reserve for memory that is freed, but
             # not returned to the system.
             cache = min(CACHE, (budget - memory) // 2, 3 * FLOAT * largest)
             work, took = multiply_adds(chain, manifest), seconds(chain, runs.speed)
-            written = writing.extra(stages[-1])
-            return Plan(
-                stages, encodings, runs, preparation(chain), budget, memory + cache, cache, count, work, took, written
-            )
+            steps, written = preparation(chain), writing.extra(stages[-1])
+            most = memory + cache
+            return Plan(stages, encodings, runs, steps, budget, most, cache, count, work, took, written, kept)
     if not needs:
         pictures = " or ".join(str(grid.picture) for grid in grids)
         tokens = None if tile is None else tile // grids[0].patch

@@ -66,6 +66,7 @@ class Plan:
         work: the estimated number of multiply-adds for the whole picture.
         measured: the expected seconds, from the measured speed of the backend. None if the speed was not measured.
         writing: the bytes of `memory` for writing, beyond those that 8-bit PNG needs.
+        kept: the bytes of `memory` that graphs keep, which pictures with the same plan use in turns.
 
     Examples:
         >>> import infgen_rt
@@ -89,6 +90,7 @@ class Plan:
     work: float = 0.0
     measured: float | None = None
     writing: int = 0
+    kept: int = 0
 
     @property
     def estimated(self) -> bool:

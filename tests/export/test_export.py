@@ -37,6 +37,7 @@ from infgen_model import Enlargement, InfGen
 from infgen_model.checkpoint import load_checkpoint, save_checkpoint
 from infgen_model.graphs import MAX_CELLS, MAX_TOKENS, Graph
 from infgen_model.sharing import share
+from infgen_rt.backend.engine import Purpose
 from infgen_rt.bundle.folder import Bundle
 from infgen_rt.geometry.shapes import Box, Size
 from infgen_rt.geometry.tiling import HaloTiling, Tiling
@@ -128,7 +129,7 @@ def test_a_trunk_without_statistics_has_no_graph_for_them(tmp_path: Path) -> Non
         assert picture.plan.stages[0].context.is_local
         engine, box = decoder._engine, Box(2, 3, 4, 3)
         given = Given(latent.numpy()[0], engine)
-        nodes = (LocalFeatures(given, None, engine), WholeFeatures(given, engine))
+        nodes = (LocalFeatures(given, None, engine), WholeFeatures(given, Purpose("test"), engine))
         for node in nodes:
             list(node.prepare())
         assert np.allclose(*(node.read(box) for node in nodes), atol=1e-5)

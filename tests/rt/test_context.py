@@ -167,6 +167,10 @@ def test_graphs_keep_their_memory_for_the_next_latent_of_the_same_size(
     """As long as there is room. If there is none, each graph gives its memory back at once."""
     released: list[Session] = []
     monkeypatch.setattr(Session, "release", lambda session: released.append(session))
+
+    def graphs(*names: str) -> set[Session]:
+        return {engine._sessions[name] for name in names} if names else set(engine._sessions.values())
+
     with infgen_rt.open(bundle, backend="onnxruntime", memory=GIB) as decoder:
         engine = decoder._engine
         decoder.picture(LATENT, "2x").read()
@@ -174,17 +178,26 @@ def test_graphs_keep_their_memory_for_the_next_latent_of_the_same_size(
         picture = decoder.picture(-LATENT, "2x")
         picture.read()
         assert picture.plan.stages[0].context.keeps and not released
-        decoder.picture(LATENT[:, :20], "2x").read()  # it would need other amounts
-        graphs = len(engine._sessions)
-        assert len(released) == len(set(released)) == graphs
-        decoder.encode(np.zeros((64, 64, 3), np.uint8))  # its plan does not count what the others keep
-        assert len(set(released)) >= graphs and engine._keeping is None
+        # Graphs of another size, or that encode, would need other amounts.
+        for _ in decoder.picture(LATENT[:, :20], "2x")._stage.tiles.prepare():
+            pass
+        assert len(released) == len(graphs()) and set(released) == graphs()
+        released.clear()
+        decoder.encode(np.zeros((64, 64, 3), np.uint8))
+        assert set(released) == graphs() and not engine._purpose.keeps
         two = decoder.picture(LATENT[:, :6, :7], "4x", stages=(2, 2))
         assert not any(stage.context.keeps for stage in two.plan.stages)
-        released.clear()
         two.read()
-        context = {engine._sessions[kind] for kind in ("statistics", "prefill", "refine", "encode")}
-        assert set(released) == context
+        # A run that fails or is cancelled gives its memory back too.
+        released.clear()
+
+        def fail(_: Mapping[str, Any]) -> Any:
+            raise infgen_rt.DecodeError("no more")
+
+        monkeypatch.setattr(engine._sessions["refine"], "run", fail)
+        with pytest.raises(infgen_rt.DecodeError, match="no more"):
+            decoder.picture(LATENT[:, :6, :7], "4x", stages=(2, 2)).read()
+        assert released[-1] == engine._sessions["refine"]
 
 
 def test_graphs_give_their_memory_back_if_the_plan_has_no_room_to_keep_it(bundle: Path) -> None:
@@ -201,15 +214,18 @@ def test_graphs_give_their_memory_back_if_the_plan_has_no_room_to_keep_it(bundle
 
 
 def test_a_later_picture_without_room_ends_the_keeping_of_memory(decoder: infgen_rt.Decoder) -> None:
-    context, tiles = Contexts(Given(LATENT, decoder._engine), decoder._engine), tiles_of(60, tiny.REFINE)
+    """Even if all tiles of its context are kept, so that no graph but decode runs for it."""
+    engine = decoder._engine
+    context, tiles = Contexts(Given(LATENT, engine), engine), tiles_of(60, tiny.REFINE)
     plan = ContextPlan(tiles, MIB, Gathering(tiles_of(60, tiny.PREFILL), tiny.BLOCKS), keeps=True)
     context.plan(plan, tiny.ONE)
     whole = cut(context, Box(0, 0, 53, 37))
-    assert decoder._engine._keeping is not None
+    assert engine._purpose.keeps
     context.plan(replace(plan, keeps=False), tiny.ONE)
+    assert np.array_equal(cut(context, Box(0, 0, 53, 37)), whole) and not engine._purpose.keeps
     context.plan(plan, tiny.ONE)  # the first picture may be read again, but memory is not kept again
     context._tiles.clear()
-    assert np.array_equal(cut(context, Box(0, 0, 53, 37)), whole) and decoder._engine._keeping is None
+    assert np.array_equal(cut(context, Box(0, 0, 53, 37)), whole) and not engine._purpose.keeps
 
 
 def test_small_parts_prepare_little_for_the_first_region(
