@@ -17,6 +17,7 @@ from benchmarks.cost import decoder_cost
 from infgen_model.checkpoint import CheckpointError
 from infgen_rt.bundle.folder import Bundle
 from infgen_rt.errors import InputError
+from infgen_training.options import FILE
 from infgen_training.requests import read_baseline
 
 CHECKPOINT = Path(__file__).parents[1] / "training" / "checkpoints" / "edge-flux2"
@@ -28,12 +29,12 @@ CHECKPOINT = Path(__file__).parents[1] / "training" / "checkpoints" / "edge-flux
 )
 @click.option(
     "--teacher",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=FILE,
     help="Python file that loads TAEF2 with its weights.",
 )
 @click.option(
     "--enlarger",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=FILE,
     help="Python file with load_x4plus(), which loads Real-ESRGAN with its weights.",
 )
 @options.model
@@ -45,12 +46,12 @@ CHECKPOINT = Path(__file__).parents[1] / "training" / "checkpoints" / "edge-flux
 )
 @click.option(
     "--quality",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=FILE,
     help="report.json of the evaluation command.",
 )
 @click.option(
     "--again",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=FILE,
     help="Make tables and plots of an earlier results.json, optionally with another --quality. Nothing is measured.",
 )
 @options.threads

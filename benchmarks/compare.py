@@ -12,6 +12,7 @@ import click
 
 from benchmarks import options
 from benchmarks.suite import Results
+from infgen_training.options import FILE
 
 NOISE = 0.10
 """Smallest relative difference that is reported, even if the samples of a run differ by less."""
@@ -92,8 +93,8 @@ def _change(
 
 
 @click.command(cls=options.Command)
-@click.argument("old", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.argument("new", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("old", type=FILE)
+@click.argument("new", type=FILE)
 def main(old: Path, new: Path) -> None:
     """Compares the results.json of two runs.
 

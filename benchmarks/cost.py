@@ -12,6 +12,7 @@ from benchmarks import options
 from infgen_export.work import context_work, multiply_adds
 from infgen_model import Grid
 from infgen_model.checkpoint import load_checkpoint
+from infgen_training.options import FILE, FOLDER
 from infgen_training.teacher import Teacher
 
 CELLS = 32
@@ -40,10 +41,10 @@ def decoder_cost(checkpoint: Path) -> dict[str, dict[str, float]]:
 
 
 @click.command(cls=options.Command)
-@click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("checkpoint", type=FOLDER)
 @click.option(
     "--teacher",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=FILE,
     help="Python file with load_encoder() and load_decoder(), which is counted too.",
 )
 def main(checkpoint: Path, teacher: Path | None) -> None:

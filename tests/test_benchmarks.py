@@ -679,6 +679,30 @@ def test_a_study_trains_every_variant_and_measures_it(
     assert min(Image.open(tmp_path / "o" / "study.png").size) > 300
 
 
+@pytest.mark.parametrize(
+    ("content", "device", "code", "text"),
+    [
+        (b"no picture", "cpu", 1, "a.png cannot be used as a photograph"),
+        (None, "foo", 2, "'foo' cannot be used"),
+    ],
+)
+def test_a_study_names_what_it_cannot_use_before_it_trains(
+    tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None, device: str, code: int,
+    text: str,
+) -> None:  # fmt: skip
+    for name, value in {"Eye": StandIn, "HELD_OUT": ("a",)}.items():
+        monkeypatch.setattr(study, name, value)
+    monkeypatch.setattr(study, "warm_start", lambda *_: pytest.fail("begun"))
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(texture(64, 5)).save(tmp_path / "photos" / "a.png")
+    if content is not None:
+        (tmp_path / "photos" / "a.png").write_bytes(content)
+    save_shards(tmp_path / "shards", [view(0, 2)], "views")
+    options = ["--shards", str(tmp_path / "shards"), "--photos", str(tmp_path / "photos"), "--teacher", str(teacher)]
+    result = CliRunner().invoke(study.main, [*options, "-o", str(tmp_path / "o"), "--device", device])
+    assert result.exit_code == code and text in result.output
+
+
 def test_a_jump_between_two_scales_lowers_psnr_and_changes_sharpness() -> None:
     rng = np.random.default_rng(0)
     small = rng.integers(0, 256, (16, 16, 3), np.uint8)

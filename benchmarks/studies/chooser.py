@@ -27,6 +27,7 @@ from infgen_rt.common.schema import parse
 from infgen_rt.errors import InputError
 from infgen_training.config import PATCH
 from infgen_training.evaluate import ENLARGER, OURS, TEACHER, Task, methods
+from infgen_training.options import FILE, FOLDER
 from infgen_training.photos import open_photo, photo_files
 from infgen_training.teacher import Teacher, load_function
 from infgen_training.views import Pixels
@@ -152,19 +153,15 @@ def lay_out(
     return key
 
 
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-
-
 @click.command(cls=options.Command)
-@click.argument("checkpoint", type=_FOLDER)
-@click.option("--photos", type=_FOLDER, required=True, help="Folder of photographs that were not used for training.")
-@click.option("--teacher", type=_FILE, required=True)
-@click.option("--enlarger", type=_FILE, required=True, help="Python file with a network that enlarges 4 times.")
+@click.argument("checkpoint", type=FOLDER)
+@click.option("--photos", type=FOLDER, required=True, help="Folder of photographs that were not used for training.")
+@click.option("--teacher", type=FILE, required=True)
+@click.option("--enlarger", type=FILE, required=True, help="Python file with a network that enlarges 4 times.")
 @click.option(
     "--function", default="load_x4plus", show_default=True, help="Name of the function in the enlarger's file."
 )
-@click.option("--places", type=_FILE, required=True, help='JSON: [{"photo": STEM, "x", "y", "scale", "name"}, ...].')
+@click.option("--places", type=FILE, required=True, help='JSON: [{"photo": STEM, "x", "y", "scale", "name"}, ...].')
 @click.option("--seed", default=0, show_default=True, help="Seed of the random order.")
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True)
 def main(

@@ -27,6 +27,7 @@ from infgen_rt.errors import InputError
 from infgen_training.config import PATCH
 from infgen_training.evaluate import Row, Task
 from infgen_training.metrics import compare
+from infgen_training.options import FILE, FOLDER
 from infgen_training.perception import Eye
 from infgen_training.photos import open_photo, photo_files, photo_size
 from infgen_training.teacher import Teacher
@@ -90,8 +91,8 @@ def parse_chain(text: str) -> tuple[float, ...]:
 
 
 @click.command(cls=options.Command)
-@click.option("--photos", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
-@click.option("--teacher", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True)
+@click.option("--photos", type=FOLDER, required=True)
+@click.option("--teacher", type=FILE, required=True)
 @click.option("--model", type=click.Path(path_type=Path), help="Bundle.  [default: the one in the package]")
 @click.option(
     "--stages", "chains", multiple=True, default=("4,1.5", "4,2"), show_default=True,

@@ -23,11 +23,12 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter
 
 from benchmarks import options
-from benchmarks.studies.spaces import middles
+from benchmarks.studies.spaces import middles, parts, pixels_of
 from infgen_rt.common.pixels import FloatArray
 from infgen_rt.latent.evidence import normalisation_of
 from infgen_rt.latent.spaces import LatentSpace, latent_space
-from infgen_training.photos import open_photo, photo_files
+from infgen_training.options import FOLDER
+from infgen_training.photos import middle_of, open_photo, photo_files
 from infgen_training.teacher import Teacher
 
 SIDE = 512
@@ -43,7 +44,6 @@ MOST = 500
 RIDGE = 0.3
 """How far the channels' covariance is drawn to a multiple of the identity, which keeps the weights small."""
 COLOURS = ((0, 0, 0), (255, 255, 255), (128, 128, 128), (20, 30, 60), (240, 230, 210), (200, 30, 40))
-_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 def photographs(folder: Path, teacher: Teacher) -> Iterator[tuple[str, FloatArray]]:
@@ -57,8 +57,7 @@ def photographs(folder: Path, teacher: Teacher) -> Iterator[tuple[str, FloatArra
         if index % 2:
             factor = SIDE / min(photo.size)
             photo = photo.resize([max(SIDE, round(factor * side)) for side in photo.size], Image.Resampling.LANCZOS)
-        left, top = ((side - SIDE) // 2 for side in photo.size)
-        pixels = _pixels(photo.crop((left, top, left + SIDE, top + SIDE)))
+        pixels = pixels_of(middle_of(photo, SIDE))
         yield "training, as they are", _encoded(pixels, teacher, fast)
         yield "training, less contrast", _encoded(with_contrast(pixels, CONTRASTS[index % 3]), teacher, fast)
         if index % 4 == 0:
@@ -70,9 +69,9 @@ def drawn(teacher: Teacher, seed: int = 0) -> Iterator[tuple[str, FloatArray]]:
     random = np.random.default_rng(seed)
     for colour in COLOURS:
         picture = Image.new("RGB", (SIDE, SIDE), colour)
-        yield "one colour", _encoded(_pixels(picture), teacher, torch.bfloat16)
+        yield "one colour", _encoded(pixels_of(picture), teacher, torch.bfloat16)
         for draw in (_gradient, _text, _lines, _discs, _stars):
-            yield "drawn", _encoded(_pixels(draw(random)), teacher, torch.bfloat16)
+            yield "drawn", _encoded(pixels_of(draw(random)), teacher, torch.bfloat16)
 
 
 def with_contrast(pixels: FloatArray, contrast: float) -> FloatArray:
@@ -128,14 +127,6 @@ def weights(latents: Sequence[FloatArray]) -> tuple[list[float], float]:
     return found.round(3).tolist(), round(float((levels @ found).mean()), 2)
 
 
-def parts(latent: FloatArray, rows: int, columns: int) -> Iterator[FloatArray]:
-    """All parts of a size that lie side by side in a latent."""
-    _, height, width = latent.shape
-    for top in range(0, height - rows + 1, rows):
-        for left in range(0, width - columns + 1, columns):
-            yield latent[:, top : top + rows, left : left + columns]
-
-
 def report(kinds: Mapping[str, Sequence[FloatArray]], space: LatentSpace) -> str:
     """A table of the verdicts for parts of latents, in both normalisations."""
     heads = ("pictures", "cells", "parts", "model's: asked", "model's: wrong", "VAE's: asked", "VAE's: silently wrong")
@@ -163,10 +154,6 @@ def _encoded(pixels: FloatArray, teacher: Teacher, dtype: torch.dtype) -> FloatA
     return np.asarray(teacher.encode(batch)[0].float().numpy(), np.float32)
 
 
-def _pixels(photo: Image.Image) -> FloatArray:
-    return np.asarray(np.asarray(photo, np.float32).transpose(2, 0, 1) / np.float32(255), np.float32)
-
-
 def _kept(file: Path, make: Iterator[tuple[str, FloatArray]]) -> dict[str, list[FloatArray]]:
     """The latents by their kinds, which are kept in a file from run to run."""
     if not file.exists():
@@ -180,7 +167,7 @@ def _kept(file: Path, make: Iterator[tuple[str, FloatArray]]) -> dict[str, list[
 
 
 @click.command(cls=options.Command)
-@click.option("--photos", type=_FOLDER, required=True, help="Folder with the folders train and val.")
+@click.option("--photos", type=FOLDER, required=True, help="Folder with the folders train and val.")
 @click.option("--teacher", type=click.Path(exists=True, path_type=Path), required=True, help="FLUX.2's autoencoder.")
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="Continued.")
 def main(photos: Path, teacher: Path, output: Path) -> None:

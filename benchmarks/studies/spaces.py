@@ -28,7 +28,8 @@ from infgen_rt.latent.distribution import Cells
 from infgen_rt.latent.evidence import moments, normalisation_of
 from infgen_rt.latent.likeness import detail_covariance, likely_space
 from infgen_rt.latent.spaces import LatentSpace, latent_space, latent_spaces
-from infgen_training.photos import open_photo, photo_files
+from infgen_training.options import FOLDER
+from infgen_training.photos import middle_of, open_photo, photo_files
 from infgen_training.teacher import Teacher
 
 SPACES = ("sd15", "sdxl", "sd3", "flux1")
@@ -47,7 +48,6 @@ EDGES, MARGIN, MEAN_MARGIN = (0.5, 99.5), 1.1, 1.5
 
 The factor for means is larger, because pictures of one colour have unusual means."""
 VERDICTS = ("space", "normalisation")
-_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 def squares(files: Sequence[Path]) -> Iterator[FloatArray]:
@@ -57,16 +57,18 @@ def squares(files: Sequence[Path]) -> Iterator[FloatArray]:
         if index % 2:
             factor = SIDE / min(photo.size)
             photo = photo.resize((round(factor * photo.width), round(factor * photo.height)), Image.Resampling.LANCZOS)
-        left, top = (photo.width - SIDE) // 2, (photo.height - SIDE) // 2
-        yield _pixels(photo.crop((left, top, left + SIDE, top + SIDE)))
+        yield pixels_of(middle_of(photo, SIDE))
 
 
 def middles(files: Sequence[Path]) -> Iterator[FloatArray]:
     """The middle of each photograph."""
     for file in files:
-        photo = open_photo(file)
-        left, top = (photo.width - MIDDLE[0]) // 2, (photo.height - MIDDLE[1]) // 2
-        yield _pixels(photo.crop((left, top, left + MIDDLE[0], top + MIDDLE[1])))
+        yield pixels_of(middle_of(open_photo(file), MIDDLE))
+
+
+def pixels_of(photo: Image.Image) -> FloatArray:
+    """The pixels of a picture in RGB, float32 [3, H, W] in [0, 1]."""
+    return np.asarray(np.asarray(photo, np.float32).transpose(2, 0, 1) / np.float32(255), np.float32)
 
 
 def encode(pictures: Iterator[FloatArray], teacher: Teacher) -> Iterator[FloatArray]:
@@ -88,12 +90,12 @@ def latents(space: str, part: str, photos: Path, teachers: Path, output: Path) -
         return [archive[name].astype(np.float32) for name in archive.files]
 
 
-def parts(latent: FloatArray, side: int) -> Iterator[FloatArray]:
-    """Cuts a latent into squares, and leaves out what remains at its right and bottom edges."""
+def parts(latent: FloatArray, rows: int, columns: int) -> Iterator[FloatArray]:
+    """Cuts a latent into parts of one size, and leaves out what remains at its right and bottom edges."""
     _, height, width = latent.shape
-    for top in range(0, height - side + 1, side):
-        for left in range(0, width - side + 1, side):
-            yield latent[:, top : top + side, left : left + side]
+    for top in range(0, height - rows + 1, rows):
+        for left in range(0, width - columns + 1, columns):
+            yield latent[:, top : top + rows, left : left + columns]
 
 
 def statistics(made: Sequence[FloatArray]) -> dict[str, Any]:
@@ -106,7 +108,7 @@ def statistics(made: Sequence[FloatArray]) -> dict[str, Any]:
     correlations = (covariance / np.outer(deviation, deviation))[upper]
     detail = np.mean([detail_covariance(latent) for latent in made], axis=0)
     finest = np.sqrt(np.diag(detail))
-    small = [moments(part) for latent in made for part in parts(latent, SMALL)]
+    small = [moments(part) for latent in made for part in parts(latent, SMALL, SMALL)]
     means, deviations = np.abs([each[0] for each in small]), np.array([each[1] for each in small])
     low, high = np.percentile(deviations, EDGES)
     return {
@@ -158,22 +160,18 @@ def report(held_out: Mapping[str, Sequence[FloatArray]]) -> str:
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, made in held_out.items():
         for side in (None, *PARTS):
-            cut = list(made) if side is None else [part for latent in made for part in parts(latent, side)]
+            cut = list(made) if side is None else [part for latent in made for part in parts(latent, side, side)]
             cells = "x".join(map(str, cut[0].shape[:0:-1]))
             for verdict, score in zip(VERDICTS, verdicts(cut, latent_space(name)), strict=True):
                 lines.append(f"| {name} | {cells} | {verdict} | {score} |")
     return "\n".join(lines)
 
 
-def _pixels(photo: Image.Image) -> FloatArray:
-    return np.asarray(np.asarray(photo, np.float32).transpose(2, 0, 1) / np.float32(255), np.float32)
-
-
 @click.command(cls=options.Command)
-@click.option("--photos", type=_FOLDER, required=True, help="Folder with the folders train and val.")
+@click.option("--photos", type=FOLDER, required=True, help="Folder with the folders train and val.")
 @click.option(
     "--teachers",
-    type=_FOLDER,
+    type=FOLDER,
     required=True,
     help="Folder with a SPACE_autoencoder.py for each space, as --teacher takes them.",
 )

@@ -16,7 +16,6 @@ from typing import Any
 import click
 import matplotlib.pyplot as plt
 import torch
-from PIL import Image
 
 from benchmarks import options
 from benchmarks.cost import decoder_cost
@@ -27,8 +26,9 @@ from infgen_training.batches import Batches, Turns
 from infgen_training.config import HELD_OUT, TrainConfig
 from infgen_training.evaluate import OURS, evaluate
 from infgen_training.losses import Vgg
+from infgen_training.options import FILE, FOLDER, device_option
 from infgen_training.perception import Eye
-from infgen_training.photos import photo_files
+from infgen_training.photos import middle_of, open_photo, photo_files
 from infgen_training.teacher import Teacher
 from infgen_training.train import drawn
 from infgen_training.trainer import Trainer
@@ -85,12 +85,13 @@ VARIANTS = (*SHAPES, *TRAININGS)
 
 
 def middles(files: Sequence[Path], folder: Path) -> list[Path]:
-    """Writes the middle of each photograph into a folder. Only the middles are measured."""
+    """Writes the middle of each photograph into a folder. Only the middles are measured.
+
+    Raises:
+        InputError: A photograph is damaged.
+    """
     for file in files:
-        photo = Image.open(file).convert("RGB")
-        width, height = (min(most, side) for most, side in zip(CROP, photo.size, strict=True))
-        left, top = (photo.width - width) // 2, (photo.height - height) // 2
-        photo.crop((left, top, left + width, top + height)).save(folder / f"{file.stem}.png")
+        middle_of(open_photo(file), CROP).save(folder / f"{file.stem}.png")
     return [folder / f"{file.stem}.png" for file in files]
 
 
@@ -125,24 +126,20 @@ def draw(results: Mapping[str, Mapping[str, Any]], file: Path) -> None:
     plt.close(figure)
 
 
-_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-
-
 @click.command(cls=options.Command)
-@click.option("--shards", type=_FOLDER, required=True, help="Folder of views, from infgen_training.views.")
+@click.option("--shards", type=FOLDER, required=True, help="Folder of views, from infgen_training.views.")
 @click.option(
     "--photos",
-    type=_FOLDER,
+    type=FOLDER,
     required=True,
     help="Folder of photographs. Those that are left out of training are measured.",
 )
-@click.option("--teacher", type=_FILE, required=True)
+@click.option("--teacher", type=FILE, required=True)
 @click.option(
-    "--enlarger", type=_FILE, help="Python file with load_animevideo(), whose weights the enlarger starts from."
+    "--enlarger", type=FILE, help="Python file with load_animevideo(), whose weights the enlarger starts from."
 )
 @click.option(
-    "--vgg", type=_FILE, help="Weights of LPIPS with VGG16. Without them, no variant has LPIPS or an adversary."
+    "--vgg", type=FILE, help="Weights of LPIPS with VGG16. Without them, no variant has LPIPS or an adversary."
 )
 @click.option("--steps", default=300, show_default=True, help="Number of training steps of each variant.")
 @click.option(
@@ -154,7 +151,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option(
     "--only", multiple=True, type=click.Choice(VARIANTS), help="A variant to measure; repeatable.  [default: all]"
 )
-@click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
+@device_option
 @click.option(
     "-o",
     "--output",

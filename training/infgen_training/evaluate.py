@@ -32,7 +32,7 @@ from infgen_rt.common.pixels import to_bytes
 from infgen_rt.errors import InputError
 from infgen_training.config import PATCH
 from infgen_training.metrics import compare, mean, psnr
-from infgen_training.options import MIDDLE
+from infgen_training.options import FILE, FOLDER, MIDDLE
 from infgen_training.perception import Eye, frechet_distance
 from infgen_training.photos import middle_of, open_photo, photo_files
 from infgen_training.requests import parse_scales, read_baseline, read_places
@@ -302,24 +302,20 @@ def _unlike(earlier: Mapping[str, Any], files: Sequence[Path], middle: int | Non
     return f"lacks scales {', '.join(missing)}" if missing else ""
 
 
-_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-
-
 @click.command()
-@click.argument("checkpoint", type=_FOLDER)
-@click.option("--photos", type=_FOLDER, required=True, help="Folder of photographs that were not trained on.")
+@click.argument("checkpoint", type=FOLDER)
+@click.option("--photos", type=FOLDER, required=True, help="Folder of photographs that were not trained on.")
 @click.option("--teacher", type=AUTOENCODER, required=True, help=AUTOENCODER_HELP)
-@click.option("--enlarger", type=_FILE, help="Python file with a network that enlarges the teacher's decode 4 times.")
+@click.option("--enlarger", type=FILE, help="Python file with a network that enlarges the teacher's decode 4 times.")
 @click.option("--function", default="load_x4plus", show_default=True, help="Name of the function in that file.")
 @click.option("--eye/--no-eye", default=True, show_default=True, help="Measure LPIPS and patch Frechet distances.")
 @click.option("--scales", default="1,2,4", show_default=True, help="Scales, separated by commas.")
 @click.option("--only", multiple=True, help="Name of a photograph, without its ending; repeatable. Default: all.")
 @click.option("--middle", type=MIDDLE, help="Pixels per side of the middle square to use.")
-@click.option("--places", type=_FILE, help="JSON file with the crops of the contact sheet, by name of photograph.")
+@click.option("--places", type=FILE, help="JSON file with the crops of the contact sheet, by name of photograph.")
 @click.option(
     "--baseline",
-    type=_FILE,
+    type=FILE,
     help="report.json of the same photographs and teacher. Only the model is measured again.",
 )
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder for report and sheet.")

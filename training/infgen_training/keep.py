@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from infgen_model import InfGen
 from infgen_model.checkpoint import CONFIG, load_checkpoint, save_checkpoint
 from infgen_rt.errors import InputError
+from infgen_training.options import FOLDER
 from infgen_training.slopes import with_small_slopes
 from infgen_training.teacher import AUTOENCODER, AUTOENCODER_HELP, Teacher
 from infgen_training.warmstart import copy_encoder, copy_trunk, encoder_config
 
 _NEAR = 0.1
 """How much the product of a slope and its inverse may differ from 1, after some training."""
-_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 def with_encoder(model: InfGen, encoder: nn.Module) -> InfGen:
@@ -118,10 +118,10 @@ def with_polish(model: InfGen, channels: int) -> InfGen:
 
 
 @click.command()
-@click.argument("checkpoint", type=_FOLDER)
-@click.option("--base", type=_FOLDER, help="The checkpoint that the trunk was trained for, if it is a trunk's run.")
+@click.argument("checkpoint", type=FOLDER)
+@click.option("--base", type=FOLDER, help="The checkpoint that the trunk was trained for, if it is a trunk's run.")
 @click.option("--encoder", type=AUTOENCODER, help=f"Take its encoder. {AUTOENCODER_HELP}")
-@click.option("--mix", type=(_FOLDER, float), help="Average with this checkpoint, of which this share is taken.")
+@click.option("--mix", type=(FOLDER, float), help="Average with this checkpoint, of which this share is taken.")
 @click.option(
     "--trunk", type=(AUTOENCODER, float), help="Average the trunk with its decoder, of which this share is taken."
 )

@@ -1,8 +1,9 @@
-"""Types of command-line options that several commands share."""
+"""Command-line options that several commands share, and types of such options."""
 
 from __future__ import annotations
 
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import click
@@ -35,6 +36,10 @@ class _Minutes(click.ParamType[float]):
         return minutes
 
 
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+"""A file that exists."""
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+"""A folder that exists."""
 DEVICE = _Device()
 """A device of PyTorch that works here."""
 MINUTES = _Minutes()
@@ -45,3 +50,7 @@ COUNT = click.IntRange(min=1)
 """A number of things, of which there is at least one."""
 SEED = click.IntRange(min=0)
 """The seed of a random generator."""
+device_option = click.option(
+    "--device", type=DEVICE, default="cuda" if torch.cuda.is_available() else "cpu", show_default=True
+)
+"""The option for the device to compute on, which is CUDA by default where PyTorch can use it."""

@@ -58,10 +58,16 @@ def _opened(file: Path) -> Iterator[Image.Image]:
         raise InputError(f"{file} cannot be used as a photograph ({one_line(error)}): replace or remove it") from error
 
 
-def middle_of(photo: Image.Image, side: int | None) -> Image.Image:
-    """The middle of a photograph, at most ``side`` pixels wide and high. With None, the whole photograph."""
+def middle_of(photo: Image.Image, side: int | tuple[int, int] | None) -> Image.Image:
+    """The middle of a photograph.
+
+    Args:
+        photo: The photograph.
+        side: The largest width and height in pixels. One number stands for both. With None, the whole photograph.
+    """
     if side is None:
         return photo
-    width, height = (min(side, each) for each in photo.size)
+    largest = (side, side) if isinstance(side, int) else side
+    width, height = (min(most, each) for most, each in zip(largest, photo.size, strict=True))
     left, top = (photo.width - width) // 2, (photo.height - height) // 2
     return photo.crop((left, top, left + width, top + height))

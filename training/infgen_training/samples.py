@@ -15,13 +15,14 @@ from PIL import Image
 
 from infgen_rt.errors import InputError
 from infgen_training.config import PATCH
+from infgen_training.options import FILE
 from infgen_training.photos import open_photo
 from infgen_training.teacher import AUTOENCODER, AUTOENCODER_HELP, Teacher
 from infgen_training.views import to_tensor
 
 
 @click.command()
-@click.argument("photo", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("photo", type=FILE)
 @click.option("--teacher", type=AUTOENCODER, required=True, help=AUTOENCODER_HELP)
 @click.option("--cells", type=(int, int), default=(120, 68), show_default=True, help="Latent width, height in cells.")
 @click.option("--name", required=True)

@@ -15,12 +15,11 @@ import time
 from pathlib import Path
 
 import click
-import torch
 
 from infgen_rt.errors import InputError
 from infgen_training import train, views
 from infgen_training.losses import Vgg
-from infgen_training.options import COUNT, DEVICE, MIDDLE, MINUTES
+from infgen_training.options import COUNT, FILE, FOLDER, MIDDLE, MINUTES, device_option
 from infgen_training.photos import photo_files
 from infgen_training.teacher import AUTOENCODER, AUTOENCODER_HELP
 
@@ -29,20 +28,17 @@ _MAKING = 0.2
 _EVALUATING = 0.12
 """Share of the session's time that is reserved for the evaluation."""
 
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-
 
 @click.command()
-@click.option("--photos", type=_FOLDER, required=True, help="Folder of photographs to train on.")
-@click.option("--val", type=_FOLDER, required=True, help="Folder of photographs to evaluate on.")
+@click.option("--photos", type=FOLDER, required=True, help="Folder of photographs to train on.")
+@click.option("--val", type=FOLDER, required=True, help="Folder of photographs to evaluate on.")
 @click.option("--teacher", type=AUTOENCODER, required=True, help=AUTOENCODER_HELP)
-@click.option("--enlarger", type=_FILE, required=True, help="Python file with load_x4plus() and load_animevideo().")
-@click.option("--vgg", type=_FILE, help="Weights of LPIPS with VGG16, for LPIPS and the adversary.")
+@click.option("--enlarger", type=FILE, required=True, help="Python file with load_x4plus() and load_animevideo().")
+@click.option("--vgg", type=FILE, help="Weights of LPIPS with VGG16, for LPIPS and the adversary.")
 @click.option(
-    "--fonts", type=_FOLDER, help="Folder of fonts, for a quarter as many views with drawn letters and shapes."
+    "--fonts", type=FOLDER, help="Folder of fonts, for a quarter as many views with drawn letters and shapes."
 )
-@click.option("--start", type=_FOLDER, help="Checkpoint to start from. Default: the teacher and the enlarger.")
+@click.option("--start", type=FOLDER, help="Checkpoint to start from. Default: the teacher and the enlarger.")
 @train.OTHERS
 @click.option("--count", type=COUNT, default=340, show_default=True, help="Maximum number of views of each kind.")
 @click.option("--minutes", type=MINUTES, default=28.0, show_default=True, help="Length of the session.")
@@ -52,7 +48,7 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
     "--middle", type=MIDDLE, default=448, show_default=True, help="Side of the squares that are evaluated, in pixels."
 )
 @click.option("--eye/--no-eye", default=True, show_default=True, help="Measure LPIPS and patch Frechet distances.")
-@click.option("--device", type=DEVICE, default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
+@device_option
 @click.option("-o", "--session", type=click.Path(file_okay=False, path_type=Path), required=True)
 def main(
     photos: Path, val: Path, teacher: Path, enlarger: Path, vgg: Path | None, fonts: Path | None,

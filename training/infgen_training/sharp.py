@@ -19,7 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 from infgen_rt.errors import InputError
-from infgen_training.options import DEVICE, MINUTES
+from infgen_training.options import FILE, FOLDER, MINUTES, device_option
 from infgen_training.teacher import AUTOENCODER, AUTOENCODER_HELP, Teacher, load_function
 from infgen_training.views import FILE_MEGABYTES, View, load_shards, save_shards, sharp_picture, to_tensor
 
@@ -43,18 +43,15 @@ def with_sharp_pictures(
         yield dataclasses.replace(view, sharp=sharp, photo=view.photo if photographs else None)
 
 
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-
-
 @click.command()
-@click.argument("shards", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("shards", type=FOLDER)
 @click.option("--teacher", type=AUTOENCODER, required=True, help=AUTOENCODER_HELP)
-@click.option("--enlarger", type=_FILE, required=True, help="Python file that loads a network which enlarges 4 times.")
+@click.option("--enlarger", type=FILE, required=True, help="Python file that loads a network which enlarges 4 times.")
 @click.option("--function", default="load_x4plus", show_default=True, help="Name of the function in that file.")
 @click.option("--photographs/--no-photographs", default=True, show_default=True, help="Whether views keep theirs.")
 @click.option("--minutes", type=MINUTES, help="Stops after this time, and keeps the views made so far.")
 @FILE_MEGABYTES
-@click.option("--device", type=DEVICE, default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
+@device_option
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True)
 def main(
     shards: Path, teacher: Path, enlarger: Path, function: str, photographs: bool, minutes: float | None,

@@ -33,7 +33,7 @@ from infgen_rt.errors import InputError, one_line
 from infgen_training.batches import Batch, Batches, Turns
 from infgen_training.config import TrainConfig
 from infgen_training.losses import Vgg
-from infgen_training.options import DEVICE, MINUTES
+from infgen_training.options import FILE, FOLDER, MINUTES, device_option
 from infgen_training.teacher import AUTOENCODER, AUTOENCODER_HELP, Teacher
 from infgen_training.trainer import CHECKPOINT, Diverged, Trainer
 from infgen_training.trunk import LATENTS, in_space, new_trunk, save_latents
@@ -351,12 +351,10 @@ def _check_same_run(config: TrainConfig, file: Path) -> None:
             raise InputError(f"{file.parent} was made with {name} {old}, not {new}: use another folder for a new run")
 
 
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 OTHERS = click.option(
     "--other",
     "others",
-    type=(_FOLDER, AUTOENCODER),
+    type=(FOLDER, AUTOENCODER),
     multiple=True,
     metavar="CHECKPOINT AUTOENCODER",
     help="Model of another latent space, to train together with the one of --start; repeatable.",
@@ -365,14 +363,14 @@ OTHERS = click.option(
 
 
 @click.command()
-@click.option("--shards", type=_FOLDER, required=True, help="Folder of shards from infgen_training.views.")
+@click.option("--shards", type=FOLDER, required=True, help="Folder of shards from infgen_training.views.")
 @click.option("--teacher", type=AUTOENCODER, help=f"What trunk and encoder start from. {AUTOENCODER_HELP}")
-@click.option("--enlarger", type=_FILE, help="Python file with load_animevideo(), for the enlarger to start from.")
-@click.option("--vgg", type=_FILE, help="Weights of LPIPS with VGG16. Needed for LPIPS and the adversary.")
+@click.option("--enlarger", type=FILE, help="Python file with load_animevideo(), for the enlarger to start from.")
+@click.option("--vgg", type=FILE, help="Weights of LPIPS with VGG16. Needed for LPIPS and the adversary.")
 @click.option(
     "-o", "--run", type=click.Path(file_okay=False, path_type=Path), required=True, help="Run to start or continue."
 )
-@click.option("--start", type=_FOLDER, help="Checkpoint that a new run starts from. A trunk always needs it.")
+@click.option("--start", type=FOLDER, help="Checkpoint that a new run starts from. A trunk always needs it.")
 @OTHERS
 @click.option("--minutes", "slice_minutes", type=MINUTES, help="Saves and stops after this time, finished or not.")
 @click.option(
@@ -382,7 +380,7 @@ OTHERS = click.option(
     metavar="NAME=VALUE",
     help="Value of a field of TrainConfig, as JSON; repeatable. Otherwise, a run keeps its values.",
 )
-@click.option("--device", type=DEVICE, default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
+@device_option
 def main(
     shards: Path, teacher: Path | None, enlarger: Path | None, vgg: Path | None, run: Path, start: Path | None,
     others: tuple[tuple[Path, Path], ...], slice_minutes: float | None, settings: tuple[str, ...], device: str,

@@ -40,7 +40,7 @@ from tqdm import tqdm
 from infgen_rt.errors import InputError, one_line
 from infgen_training.config import FACTOR, HELD_OUT, PATCH
 from infgen_training.drawn import drawing, font_files
-from infgen_training.options import COUNT, DEVICE, MINUTES, SEED
+from infgen_training.options import COUNT, FILE, FOLDER, MINUTES, SEED, device_option
 from infgen_training.photos import open_photo, photo_files, photo_size
 from infgen_training.precision import mixed
 from infgen_training.teacher import AUTOENCODER, AUTOENCODER_HELP, Teacher, load_function
@@ -351,7 +351,6 @@ def _unpacked(packed: Tensor) -> Pixels:
     return np.asarray(Image.open(io.BytesIO(packed.numpy().tobytes())).convert("RGB"))
 
 
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FILE_MEGABYTES = click.option(
     "--megabytes", default=MEGABYTES, show_default=True, help="Largest size of a shard's file, in megabytes."
 )
@@ -359,13 +358,13 @@ FILE_MEGABYTES = click.option(
 
 
 @click.command()
-@click.option("--photos", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
+@click.option("--photos", type=FOLDER, required=True)
 @click.option("--teacher", type=AUTOENCODER, required=True, help=AUTOENCODER_HELP)
-@click.option("--enlarger", type=_FILE, help="Python file that loads a network which enlarges 4 times.")
+@click.option("--enlarger", type=FILE, help="Python file that loads a network which enlarges 4 times.")
 @click.option("--function", help="Name of the function in that file.  [default: load_x4plus]")
 @click.option(
     "--fonts",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=FOLDER,
     help="Folder of fonts. Draws letters, lines and shapes in place of the photographs.",
 )
 @click.option("--count", type=COUNT, default=400, show_default=True, help="Number of views.")
@@ -373,7 +372,7 @@ FILE_MEGABYTES = click.option(
 @click.option("--exclude", multiple=True, default=HELD_OUT, show_default=True, help="Photographs to leave out.")
 @click.option("--seed", type=SEED, default=0, show_default=True)
 @FILE_MEGABYTES
-@click.option("--device", type=DEVICE, default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
+@device_option
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True)
 def main(
     photos: Path, teacher: Path, enlarger: Path | None, function: str | None, fonts: Path | None, count: int,
