@@ -21,7 +21,8 @@ import click
 import numpy as np
 
 import infgen_rt
-from benchmarks import options
+from benchmarks import options, table
+from benchmarks.latents import middle
 from benchmarks.process import Order, median, run, start
 from infgen_rt.backend.candidates import Survey
 from infgen_rt.backend.protocol import KNOWN
@@ -59,9 +60,7 @@ def ways(bundle: Path) -> list[tuple[str, str, str]]:
 @click.option("--json", "file", type=click.Path(path_type=Path), help="File for all measurements, as JSON.")
 def main(model: Path, sample: str, threads: int, repeat: int, file: Path | None) -> None:
     """Decodes a sample on every backend, and prints tables of times, memory and quality."""
-    latent = infgen_rt.load_sample(sample).latent
-    top, left = ((side - min(side, CELLS)) // 2 for side in latent.shape[1:])
-    latent = latent[:, top : top + CELLS, left : left + CELLS]
+    latent = middle(infgen_rt.load_sample(sample).latent, CELLS, CELLS)
     height, width = (8 * side for side in latent.shape[1:])
     samples: dict[str, list[dict[str, Any]]] = {}
     quality: dict[tuple[Any, ...], float] = {}
@@ -84,20 +83,20 @@ def main(model: Path, sample: str, threads: int, repeat: int, file: Path | None)
         click.echo(f"{latent.shape[2]}x{latent.shape[1]} cells, {threads} threads, {repeat} runs each, {_machine()}\n")
         header = ["backend", "device", "precision", "arithmetic", "s per megapixel at 1x", "2x", "4x"]
         header += ["peak MiB at 4x", "PSNR at 1x", "4x"]
-        click.echo(f"| {' | '.join(header)} |\n{'|---' * len(header)}|")
+        click.echo(table.head(*header))
         for way in everything:
             runs = {scale: samples[f"{' '.join(way)} {scale}"] for scale in SCALES}
             speeds = (median(runs[scale], "again") / (scale**2 * width * height / 1e6) for scale in SCALES)
             peak = median(runs[SCALES[-1]], "peak") / 2**20
             levels = (f"{quality[(*way, scale)]:.1f}" for scale in (SCALES[0], SCALES[-1]))
             cells = [*way, runs[1][0]["arithmetic"], *(f"{speed:.3f}" for speed in speeds), f"{peak:.0f}", *levels]
-            click.echo(f"| {' | '.join(cells)} |")
+            click.echo(table.row(*cells))
         starts = _starts(everything, model, threads, repeat, folder)
     header = ["backend", "device", "precision", "first tile, s", "picture, s", "at the first start"]
-    click.echo(f"\n| {' | '.join(header)} |\n{'|---' * len(header)}|")
+    click.echo(f"\n{table.head(*header)}")
     for way, (first, *later) in starts.items():
         tile, picture = (statistics.median(taken[part] for taken in later) for part in range(2))
-        click.echo(f"| {' | '.join(way)} | {tile:.2f} | {picture:.2f} | {first[0]:.2f} and {first[1]:.2f} |")
+        click.echo(table.row(*way, f"{tile:.2f}", f"{picture:.2f}", f"{first[0]:.2f} and {first[1]:.2f}"))
     if file:
         told = {" ".join(way): taken for way, taken in starts.items()}
         file.write_text(json.dumps({"samples": samples, "starts": told}, indent=2) + "\n")

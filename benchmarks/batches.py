@@ -28,7 +28,7 @@ import click
 import numpy as np
 
 import infgen_rt
-from benchmarks import options
+from benchmarks import options, table
 from benchmarks.machine import machine
 from infgen_rt.backend.candidates import Precision
 
@@ -152,7 +152,7 @@ def main(
     latents = latents_of(sample, cells, count)
     heads = ("backend", "precision", "way", "pictures per minute", "least - most", f"of {AFTER}")
     click.echo(f"{count} pictures of {side}x{side} from {cells}x{cells} cells, {threads} threads, {repeat} turns\n")
-    click.echo(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
+    click.echo(table.head(*heads))
     samples: dict[str, list[dict[str, float]]] = {}
     for engine in ENGINES:
         turns = turns_of(model, engine, latents, side, threads, repeat)
@@ -161,8 +161,8 @@ def main(
             rates = [60 * count / turn[way] for turn in turns]
             # The ratio is between runs of the same turn, so that other work on the machine changes it less.
             ratio = statistics.median(turn[AFTER] / turn[way] for turn in turns)
-            figures = f"{statistics.median(rates):.1f} | {min(rates):.1f} - {max(rates):.1f} | {ratio:.2f}x"
-            click.echo(f"| {' | '.join(engine)} | {way} | {figures} |")
+            figures = (f"{statistics.median(rates):.1f}", f"{min(rates):.1f} - {max(rates):.1f}", f"{ratio:.2f}x")
+            click.echo(table.row(*engine, way, *figures))
     if file:
         facts = {"machine": machine(threads), "pictures": count, "cells": cells, "side": side, "seconds": samples}
         file.write_text(json.dumps(facts, indent=2) + "\n")

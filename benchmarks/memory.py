@@ -17,10 +17,10 @@ from typing import Any
 
 import click
 
-from benchmarks import options
+from benchmarks import options, table
 from benchmarks.backends import ways
+from benchmarks.latents import latent_file
 from benchmarks.process import Order, run
-from benchmarks.suite import latent_file
 from infgen_rt.common.folders import VARIABLE
 from infgen_rt.common.memory import parse_bytes
 from infgen_rt.writers import FORMATS
@@ -134,7 +134,7 @@ def main(model: Path, large: str | None, threads: int) -> None:
     able = ways(model)
     if large is not None and large not in {backend for backend, *_ in able}:
         raise click.BadParameter(f"{large!r} is no backend that runs here", param_hint="--large")
-    click.echo(f"| {' | '.join(HEADER)} |\n{'|---' * len(HEADER)}|")
+    click.echo(table.head(*HEADER))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ[VARIABLE] = str(folder / "cache")
@@ -142,7 +142,7 @@ def main(model: Path, large: str | None, threads: int) -> None:
         if large is not None:
             jobs += [(promise, (large, "cpu", "exact")) for promise in LARGE]
         for promise, way in jobs:
-            click.echo(f"| {' | '.join(row(promise, way, model, threads, folder))} |")
+            click.echo(table.row(*row(promise, way, model, threads, folder)))
 
 
 if __name__ == "__main__":

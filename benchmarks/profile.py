@@ -24,6 +24,7 @@ import onnxruntime
 
 from benchmarks import options
 from benchmarks.studies.parallel import inputs_of
+from benchmarks.table import head, row
 from infgen_rt.backend.candidates import Candidate, Survey
 from infgen_rt.backend.engine import Engine
 from infgen_rt.backend.protocol import Backend, Options, Session
@@ -254,7 +255,7 @@ def summary(way: str, case: str, profile: Profile) -> str:
     shares = ", ".join(
         f"{kind} {sum(node.seconds for node in group) / total:.0%}" for kind, group in by_kind(profile.nodes)[:_NAMED]
     )
-    return f"| {case} | {way} | {profile.count} | {1e3 * total:.1f} | {shares} |"
+    return row(case, way, profile.count, f"{1e3 * total:.1f}", shares)
 
 
 @click.command(cls=options.Command)
@@ -272,7 +273,7 @@ def main(model: Path, threads: int, scales: str, names: tuple[str, ...], runs: i
     bundle = Bundle.open(model)
     sides = [float(text) for text in scales.split(",")]
     products: dict[str, float] = {}
-    lines = ["| graph | runtime | operations | ms | most of it |", "|---|---|---|---|---|"]
+    lines = [head("graph", "runtime", "operations", "ms", "most of it")]
     for name in names:
         # ONNX Runtime has to be first. It reports multiply-adds, which are the same for OpenVINO.
         for candidate in _candidates(bundle, name):
@@ -284,7 +285,7 @@ def main(model: Path, threads: int, scales: str, names: tuple[str, ...], runs: i
                 else:
                     profile = profile_openvino(files, inputs, candidate.arithmetic, threads, runs)
                 click.echo(f"\n{way}, {threads} threads: {case}, {profile.count} operations after optimisation\n")
-                click.echo("| operations | count | ms | share | G multiply-adds/s |\n|---|---|---|---|---|")
+                click.echo(head("operations", "count", "ms", "share", "G multiply-adds/s"))
                 click.echo("\n".join(table(profile, products.get(case))))
                 lines.append(summary(way, case, profile))
     click.echo("\n" + "\n".join(lines))

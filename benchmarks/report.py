@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
+from benchmarks import table
 from benchmarks.methods import ENLARGED, METHODS, PROJECT, Job, Method
 from benchmarks.process import later, median, spread
 from benchmarks.suite import Results
@@ -100,15 +100,15 @@ def markdown(results: Results) -> str:
         lines += _job(job, results)
     lines += _ratios(results)
     lines += ["A viewport of 1024x1024 in a picture of 16384x16384", ""]
-    lines += _table(("method", "first time, s", "again, s", "half moved, s", "peak MiB"))
+    lines.append(table.head("method", "first time, s", "again, s", "half moved, s", "peak MiB"))
     for name, runs in results.viewport.items():
         cells = [f"{median(runs, key):.3f}" for key in ("seconds", "again", "moved")]
-        lines.append(_row(name, *cells, f"{median(runs, 'peak') / 2**20:.0f}"))
+        lines.append(table.row(name, *cells, f"{median(runs, 'peak') / 2**20:.0f}"))
     lines += ["", "From the start of a process to its first pixels, and to the whole picture", ""]
-    lines += _table(("method", "first pixels, s", "picture, s", "peak MiB"))
+    lines.append(table.head("method", "first pixels, s", "picture, s", "peak MiB"))
     for name, runs in results.starts.items():
         cells = [f"{median(runs, key):.2f}" for key in ("first", "finished")]
-        lines.append(_row(name, *cells, f"{median(runs, 'peak') / 2**20:.0f}"))
+        lines.append(table.row(name, *cells, f"{median(runs, 'peak') / 2**20:.0f}"))
     lines += ["", "Largest matrix products, thousand million multiply-adds per second: " + _rates(results)]
     sizes = ", ".join(f"{name} {size / 1e6:.0f}" for name, size in results.installed.items())
     lines += ["", f"Installed, MB: {sizes}"]
@@ -121,7 +121,7 @@ def _job(job: Job, results: Results) -> list[str]:
     runs = results.runs[str(job)]
     lines = [f"**{job}**", ""]
     times = ("first picture, s", "later ones, s", "least - most", "s per megapixel", "of ours")
-    lines += _table(("method", *times, "peak MiB", "of the peak", *(name for name, _ in QUALITY.values())))
+    lines.append(table.head("method", *times, "peak MiB", "of the peak", *(name for name, _ in QUALITY.values())))
     for method in METHODS:
         if method.label not in runs:
             continue
@@ -130,7 +130,7 @@ def _job(job: Job, results: Results) -> list[str]:
         peak = results.peaks.get(f"{method.backend} {method.precision}")
         ratio, level = against(method, job, results), quality_of(method, job, results)
         lines.append(
-            _row(
+            table.row(
                 method.label,
                 f"{median(own, 'seconds'):.2f}",
                 f"{seconds:.2f}",
@@ -147,9 +147,9 @@ def _job(job: Job, results: Results) -> list[str]:
 
 def _quality(results: Results) -> list[str]:
     """The evaluation's results, at its own scales."""
-    lines = ["**Quality**", "", *_table(("scale", "method", *(name for name, _ in QUALITY.values())))]
+    lines = ["**Quality**", "", table.head("scale", "method", *(name for name, _ in QUALITY.values()))]
     for scale, found in results.quality.items():
-        lines += [_row(scale, name, *_level(found[row])) for row, name in ROWS.items() if row in found]
+        lines += [table.row(scale, name, *_level(found[row])) for row, name in ROWS.items() if row in found]
     return [*lines, ""]
 
 
@@ -162,13 +162,13 @@ def _level(level: Mapping[str, float | None]) -> list[str]:
 def _ratios(results: Results) -> list[str]:
     """A table with the time of a tiny decoder with a strong enlarger, divided by this project's time."""
     rows = [
-        _row(job, method.engine, f"{mine:.2f}", f"{theirs:.2f}", f"{theirs / mine:.1f}")
+        table.row(job, method.engine, f"{mine:.2f}", f"{theirs:.2f}", f"{theirs / mine:.1f}")
         for job in jobs(results)
         for method in METHODS
         if method.name == ENLARGED and (theirs := results.seconds(method, job)) and (mine := _own(method, job, results))
     ]
     header = ("picture", "engine", f"{PROJECT}, s", f"{ENLARGED}, s", "times as long")
-    return [f"**{ENLARGED} against {PROJECT}**", "", *_table(header), *rows, ""] if rows else []
+    return [f"**{ENLARGED} against {PROJECT}**", "", table.head(*header), *rows, ""] if rows else []
 
 
 def _trained(results: Results) -> list[str]:
@@ -179,11 +179,3 @@ def _trained(results: Results) -> list[str]:
 
 def _rates(results: Results) -> str:
     return ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in results.peaks.items())
-
-
-def _table(names: tuple[str, ...]) -> list[str]:
-    return [_row(*names), "|---" * len(names) + "|"]
-
-
-def _row(*cells: Any) -> str:
-    return "| " + " | ".join(str(cell) for cell in cells) + " |"

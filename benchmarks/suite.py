@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
+from benchmarks.latents import latent_file
 from benchmarks.machine import LIBRARIES, installed, machine
 from benchmarks.methods import Extent, Job, Method
 from benchmarks.peers import PEERS, write_peer
@@ -146,19 +146,6 @@ def _order(method: Method, job: Job, model: Path, threads: int, folder: Path) ->
         memory="12GiB" if method.untiled else None,
         tile=max(job.size) if method.untiled else None,
     )
-
-
-def latent_file(folder: Path, cells: Sequence[int]) -> Path:
-    """Writes a latent of noise, unless the folder has it already. The cost of decoding does not depend on the values.
-
-    Args:
-        folder: Folder for the file.
-        cells: Height and width of the latent.
-    """
-    file = folder / f"{cells[0]}x{cells[1]}.npy"
-    if not file.exists():
-        np.save(file, np.random.default_rng(0).normal(0, 0.8, (32, *cells)).astype(np.float32))
-    return file
 
 
 def _write_product(file: Path) -> None:

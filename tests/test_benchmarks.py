@@ -16,6 +16,7 @@ from PIL import Image, ImageFilter
 import benchmarks.__main__
 import infgen_rt
 from benchmarks import backends, batches, compare, cost, memory, methods, peers, plots, process, profile, report, suite
+from benchmarks.latents import latent_file
 from benchmarks.studies import attention, chooser, comb, extrapolation, jump, parallel, precision, stopping, study
 from infgen_export.work import multiply_adds
 from infgen_model import PRESETS, InfGen, edge
@@ -224,7 +225,7 @@ def test_an_enlarger_is_timed_with_the_weights_that_it_is_given(tmp_path: Path, 
     image = np.random.default_rng(0).random((1, 3, 5, 7), np.float32)
     (large,) = onnxruntime.InferenceSession(files["esrgan"]).run(None, {"input": image})
     assert np.allclose(large, 1.5 * image.repeat(4, 2).repeat(4, 3) - 0.25, atol=1e-6)
-    latent = suite.latent_file(tmp_path, (3, 4))
+    latent = latent_file(tmp_path, (3, 4))
     order = process.Order("graph", files["taef2"], latent, (100, 80), 1, upscaler=files["esrgan"])
     assert min(process.run(order)[name] for name in ("seconds", "again")) > 0
     # The network that Real-ESRGAN is: what random weights stand in for.

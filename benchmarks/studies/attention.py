@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks import options
+from benchmarks import options, table
 from infgen_model import attention, edge, paper
 from infgen_model.grid import Grid
 from infgen_rt.common.memory import peak_memory
@@ -168,7 +168,8 @@ def row(target: str, kind: str, form: str, scale: int) -> str:
     if result.returncode:
         raise click.ClickException(result.stderr.strip().splitlines()[-1])
     figures = json.loads(result.stdout)
-    return f"| {target} | {kind} | {scale} | {form} | {figures['seconds']:.3f} | {figures['bytes'] / 2**20:.0f} MiB |"
+    memory = f"{figures['bytes'] / 2**20:.0f} MiB"
+    return table.row(target, kind, scale, form, f"{figures['seconds']:.3f}", memory)
 
 
 @click.command(cls=options.Command)
@@ -178,7 +179,7 @@ def main(one: tuple[str, str] | None) -> None:
     if one:
         click.echo(json.dumps(measure(one[0], Path(one[1]))))
         return
-    click.echo("| runtime | attention | scale | form | seconds | memory |\n|---|---|---|---|---|---|")
+    click.echo(table.head("runtime", "attention", "scale", "form", "seconds", "memory"))
     for target in TARGETS:
         for kind, forms in FORMS.items():
             for scale in (1,) if kind == "global" else (1, 4):

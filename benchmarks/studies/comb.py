@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import infgen_rt
-from benchmarks import options
+from benchmarks import options, table
 from infgen_rt.latent.samples import load_sample, sample_names
 
 Levels = NDArray[np.float32]
@@ -183,12 +183,12 @@ def _blocks(picture: Levels, side: int) -> NDArray[np.float32]:
 @click.option("--threads", type=int, help="CPU threads; the backend's own choice by default.")
 def main(model: Path, names: tuple[str, ...], backend: str, threads: int | None) -> None:
     """Prints the strength of the combs in each sample's pictures, in levels of 255."""
-    click.echo(f"| {' | '.join(HEADER)} |\n{'|---' * len(HEADER)}|")
+    click.echo(table.head(*HEADER))
     with warnings.catch_warnings(), infgen_rt.open(model, backend, precision="exact", threads=threads) as decoder:
         warnings.simplefilter("ignore", infgen_rt.InfGenWarning)
         for name in names or sample_names():
             for row in rows(name, decoder):
-                click.echo(f"| {' | '.join(row)} |")
+                click.echo(table.row(*row))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import infgen_rt
-from benchmarks import options
+from benchmarks import options, table
 from infgen_rt.errors import InputError
 from infgen_training.config import PATCH
 from infgen_training.evaluate import Row, Task
@@ -36,7 +36,7 @@ from infgen_training.views import Pixels, to_tensor
 LEAST = 16
 """Smallest side of a latent, in cells. A photograph with a smaller latent at a scale is not measured at this scale."""
 FORMATS = {"lpips": ".3f", "frechet": ".1f", "psnr": ".2f", "ssimulacra2": ".1f", "seconds": ".2f"}
-HEADER = "| scale | way | LPIPS | patch Frechet | PSNR | SSIMULACRA2 | seconds |\n|---|---|---|---|---|---|---|"
+HEADER = ("scale", "way", "LPIPS", "patch Frechet", "PSNR", "SSIMULACRA2", "seconds")
 
 Latent = NDArray[np.float32]
 Make = Callable[[Latent, tuple[int, int]], Pixels]
@@ -114,7 +114,7 @@ def main(
         maker = Teacher.load(teacher)
     except (InputError, FileNotFoundError) as error:
         raise click.ClickException(str(error)) from error
-    click.echo(HEADER)
+    click.echo(table.head(*HEADER))
     with warnings.catch_warnings(), infgen_rt.open(model) as decoder:
         warnings.simplefilter("ignore", infgen_rt.InfGenWarning)
         for scale, stages in sorted(by_scale.items()):
@@ -135,7 +135,7 @@ def main(
                 means = row.means(truths)
                 found = ((means.get(metric), form) for metric, form in FORMATS.items())
                 cells = ("" if value is None else format(value, form) for value, form in found)
-                click.echo(f"| {scale:g} | {name} | {' | '.join(cells)} |")
+                click.echo(table.row(f"{scale:g}", name, *cells))
             click.echo(f"scale {scale:g}: {len(large)} of {len(files)} photographs are large enough", err=True)
 
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import infgen_rt
-from benchmarks import options
+from benchmarks import options, table
+from benchmarks.latents import middle
 from infgen_rt.latent.samples import load_sample, sample_names
 from infgen_training.metrics import psnr
 
@@ -50,18 +51,16 @@ def compare(lower: Pixels, upper: Pixels) -> tuple[float, float]:
 def main(model: Path, threads: int, names: tuple[str, ...]) -> None:
     """Prints, for each sample and pair of scales, the PSNR and the ratio of sharpness."""
     pairs = [f"{scale:g} and {scale + STEP:.3f}" for scale in SCALES]
-    click.echo(f"| sample | {' | '.join(pairs)} |\n{'|---' * (len(pairs) + 1)}|")
+    click.echo(table.head("sample", *pairs))
     with warnings.catch_warnings(), infgen_rt.open(model, "onnxruntime", threads=threads) as decoder:
         warnings.simplefilter("ignore", infgen_rt.InfGenWarning)
         for name in names or sample_names():
-            latent = load_sample(name).latent
-            rows, columns = ((side - CELLS) // 2 for side in latent.shape[-2:])
-            middle = np.ascontiguousarray(latent[:, rows : rows + CELLS, columns : columns + CELLS])
+            latent = middle(load_sample(name).latent, CELLS, CELLS)
             cells = []
             for scale in SCALES:
-                lower, upper = (decoder.picture(middle, each).read() for each in (scale, scale + STEP))
+                lower, upper = (decoder.picture(latent, each).read() for each in (scale, scale + STEP))
                 cells.append("{:.1f} dB, {:.2f}".format(*compare(lower, upper)))
-            click.echo(f"| {name} | {' | '.join(cells)} |")
+            click.echo(table.row(name, *cells))
 
 
 if __name__ == "__main__":

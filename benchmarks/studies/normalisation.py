@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFilter
 
-from benchmarks import options
+from benchmarks import options, table
 from benchmarks.studies.spaces import middles, parts, pixels_of
 from infgen_rt.common.pixels import FloatArray
 from infgen_rt.latent.evidence import normalisation_of
@@ -130,7 +130,7 @@ def weights(latents: Sequence[FloatArray]) -> tuple[list[float], float]:
 def report(kinds: Mapping[str, Sequence[FloatArray]], space: LatentSpace) -> str:
     """A table of the verdicts for parts of latents, in both normalisations."""
     heads = ("pictures", "cells", "parts", "model's: asked", "model's: wrong", "VAE's: asked", "VAE's: silently wrong")
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    lines = [table.head(*heads)]
     random = np.random.default_rng(0)
     for kind, latents in kinds.items():
         for rows, columns in SHAPES:
@@ -143,8 +143,8 @@ def report(kinds: Mapping[str, Sequence[FloatArray]], space: LatentSpace) -> str
             rounded = [space.denormalise(part).astype(np.float16).astype(np.float32) for part in chosen]
             vae = [normalisation_of(part, space) for part in rounded]
             counts = (model.count(None), model.count("vae"), vae.count(None), vae.count("model"))
-            shares = " | ".join(f"{100 * count / len(chosen):.1f} %" for count in counts)
-            lines.append(f"| {kind} | {columns}x{rows} | {len(chosen)} | {shares} |")
+            shares = (f"{100 * count / len(chosen):.1f} %" for count in counts)
+            lines.append(table.row(kind, f"{columns}x{rows}", len(chosen), *shares))
     return "\n".join(lines)
 
 

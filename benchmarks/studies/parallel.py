@@ -18,7 +18,7 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks import options
+from benchmarks import options, table
 from infgen_rt.backend.candidates import Survey
 from infgen_rt.backend.engine import Engine
 from infgen_rt.backend.inputs import tile_inputs
@@ -95,9 +95,8 @@ def main(model: Path, names: tuple[str, ...], threads: int, scales: str, runs: i
     rng = np.random.default_rng(0)
     latent = rng.normal(0, 0.8, (bundle.manifest.latent_channels, *CELLS[::-1])).astype(np.float32)
     halo, patch = bundle.manifest.halo, bundle.manifest.patch
-    click.echo(
-        "| backend | arithmetic | scale | tiles | one after another, s | side by side, s | ratio |\n" + "|---" * 7 + "|"
-    )
+    heads = ("backend", "arithmetic", "scale", "tiles", "one after another, s", "side by side, s", "ratio")
+    click.echo(table.head(*heads))
     candidates = [each for name in names for each in Survey.of(bundle.manifest, name, "cpu").candidates]
     for candidate in candidates:
         engine = Engine(bundle, replace(candidate, backend=Parallel(candidate.backend)), threads)
@@ -119,8 +118,9 @@ def main(model: Path, names: tuple[str, ...], threads: int, scales: str, runs: i
                 way()
             pairs = [tuple(seconds(way) for way in ways) for _ in range(runs)]
             before, after = (statistics.median(times) for times in zip(*pairs, strict=True))
-            figures = f"{len(inputs)} | {before:.3f} | {after:.3f} | {after / before:.2f}"
-            click.echo(f"| {candidate.backend.name} | {candidate.arithmetic} | {scale:g} | {figures} |")
+            figures = (f"{before:.3f}", f"{after:.3f}", f"{after / before:.2f}")
+            about = (candidate.backend.name, candidate.arithmetic, f"{scale:g}", len(inputs))
+            click.echo(table.row(*about, *figures))
         engine.close()
 
 

@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from onnxruntime import quantization
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from benchmarks import options
+from benchmarks import options, table
+from benchmarks.latents import middle
 from benchmarks.profile import Recorder
 from benchmarks.studies.parallel import inputs_of
 from infgen_rt.backend.candidates import Candidate, Survey
@@ -35,7 +36,7 @@ from infgen_rt.backend.engine import Engine
 from infgen_rt.backend.protocol import Backend, Options, Session
 from infgen_rt.bundle.folder import Bundle
 from infgen_rt.bundle.graphs import DECODE, Content, apart
-from infgen_rt.common.pixels import fetch, to_bytes
+from infgen_rt.common.pixels import FloatArray, fetch, to_bytes
 from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.shapes import Size
 from infgen_rt.latent.samples import load_sample
@@ -106,14 +107,12 @@ class Calibration(quantization.CalibrationDataReader):  # type: ignore[misc]
         return next(self.left, None)
 
 
-def middle(name: str) -> NDArray[np.float32]:
+def sample(name: str) -> FloatArray:
     """The middle of a sample latent, [C, h, w]."""
-    latent = load_sample(name).latent
-    top, left = (latent.shape[1] - CELLS.height) // 2, (latent.shape[2] - CELLS.width) // 2
-    return np.ascontiguousarray(latent[:, top : top + CELLS.height, left : left + CELLS.width])
+    return middle(load_sample(name).latent, CELLS.height, CELLS.width)
 
 
-def decode(engine: Engine, latent: NDArray[np.float32], scale: float) -> Picture:
+def decode(engine: Engine, latent: FloatArray, scale: float) -> Picture:
     """Decodes a latent as one tile, and loads the graphs that it needs."""
     manifest = engine.manifest
     grid = Grid(CELLS, Size(*(round(manifest.patch * scale * side) for side in CELLS)), manifest.patch)
@@ -181,7 +180,7 @@ def ladder(bundle: Bundle, scale: float, folder: Path) -> list[tuple[str, Candid
     engine = Engine(bundle, replace(exact, backend=recorder))
     calibrated: dict[str, list[Mapping[str, Any]]] = {}
     for name in CALIBRATED:
-        decode(engine, middle(name), scale)
+        decode(engine, sample(name), scale)
         for graph, inputs in recorder.inputs.items():
             if graph.startswith(QUANTISED):
                 calibrated.setdefault(graph, []).append(inputs)
@@ -208,7 +207,7 @@ def _candidates(bundle: Bundle, name: str) -> list[Candidate]:
 @click.option("--runs", default=5, show_default=True, help="Number of runs. Their medians are printed.")
 def main(model: Path, scale: float, runs: int) -> None:
     """Prints a table of engines and precisions against ONNX Runtime's float32."""
-    bundle, latent, eye = Bundle.open(model), middle(DECODED), Lpips()
+    bundle, latent, eye = Bundle.open(model), sample(DECODED), Lpips()
     with tempfile.TemporaryDirectory() as folder:
         steps = [(name, way, Engine(bundle, way)) for name, way in ladder(bundle, scale, Path(folder))]
         pictures = [decode(engine, latent, scale) for _, _, engine in steps]  # the first run takes longer
@@ -218,13 +217,14 @@ def main(model: Path, scale: float, runs: int) -> None:
                 start = time.perf_counter()
                 decode(engine, latent, scale)
                 each.append(time.perf_counter() - start)
-        click.echo("| engine | precision | s | of float32 | PSNR | LPIPS |\n" + "|---" * 6 + "|")
+        click.echo(table.head("engine", "precision", "s", "of float32", "PSNR", "LPIPS"))
         first: dict[str, float] = {}
         for (name, way, engine), picture, each in zip(steps, pictures, times, strict=True):
             seconds = statistics.median(each)
             ratio = seconds / first.setdefault(way.backend.name, seconds)
             error, seen = psnr(picture, pictures[0]), eye.of(picture, pictures[0])
-            click.echo(f"| {way.backend.name} | {name} | {seconds:.2f} | {ratio:.2f} | {error:.1f} | {seen:.4f} |")
+            figures = (f"{seconds:.2f}", f"{ratio:.2f}", f"{error:.1f}", f"{seen:.4f}")
+            click.echo(table.row(way.backend.name, name, *figures))
             engine.close()
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks import options
+from benchmarks import options, table
 from infgen_rt.geometry.shapes import Size
 from infgen_rt.latent.samples import load_sample, sample_names
 
@@ -86,9 +86,9 @@ def main(count: int, cells: str, size: str, backend: str, runs: int, output: Pat
         for name, (workers, cores) in SETUPS.items():
             times[name].append(measure(rows, workers, cores, size, backend))
             click.echo(f"{name}: {times[name][-1]:.3f} s", err=True)
-    click.echo("| workers | seconds per picture, median | least - most |\n|---|---|---|")
+    click.echo(table.head("workers", "seconds per picture, median", "least - most"))
     for name, found in times.items():
-        click.echo(f"| {name} | {statistics.median(found):.3f} | {min(found):.3f} - {max(found):.3f} |")
+        click.echo(table.row(name, f"{statistics.median(found):.3f}", f"{min(found):.3f} - {max(found):.3f}"))
     if output:
         output.write_text(json.dumps({"cells": cells, "size": size, "backend": backend, "seconds": times}, indent=2))
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks import options
+from benchmarks import options, table
 from infgen_rt.common.pixels import FloatArray
 from infgen_rt.latent.distribution import Cells
 from infgen_rt.latent.evidence import moments, normalisation_of
@@ -136,10 +136,11 @@ class Score:
         self.right += verdict == truth
         self.wrong += verdict not in (None, truth)
 
-    def __str__(self) -> str:
-        """The shares in percent of right, missing and wrong verdicts, and the number of verdicts."""
+    def cells(self) -> list[str]:
+        """Table cells: the shares in percent of right, missing and wrong verdicts, and the number of verdicts."""
         count = self.right + self.wrong + self.none
-        return " | ".join(f"{100 * each / count:.1f} %" for each in (self.right, self.none, self.wrong)) + f" | {count}"
+        shares = (f"{100 * each / count:.1f} %" for each in (self.right, self.none, self.wrong))
+        return [*shares, str(count)]
 
 
 def verdicts(latents: Sequence[FloatArray], space: LatentSpace) -> tuple[Score, Score]:
@@ -157,13 +158,13 @@ def verdicts(latents: Sequence[FloatArray], space: LatentSpace) -> tuple[Score, 
 def report(held_out: Mapping[str, Sequence[FloatArray]]) -> str:
     """A table of the verdicts on held-out photographs, whole and in parts."""
     heads = ("latents of", "cells", "verdict", "right", "not told", "wrong", "of")
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    lines = [table.head(*heads)]
     for name, made in held_out.items():
         for side in (None, *PARTS):
             cut = list(made) if side is None else [part for latent in made for part in parts(latent, side, side)]
             cells = "x".join(map(str, cut[0].shape[:0:-1]))
             for verdict, score in zip(VERDICTS, verdicts(cut, latent_space(name)), strict=True):
-                lines.append(f"| {name} | {cells} | {verdict} | {score} |")
+                lines.append(table.row(name, cells, verdict, *score.cells()))
     return "\n".join(lines)
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import click
 
-from benchmarks import options
+from benchmarks import options, table
+from benchmarks.latents import latent_file
 from benchmarks.process import Order, run
-from benchmarks.suite import latent_file
 
 ALLOWED = 0.3
 """Maximum seconds from cancelling to the error, on a CPU."""
@@ -39,10 +39,8 @@ def main(model: Path, backends: tuple[str, ...], threads: int) -> None:
     """Cancels pictures and closes decoders, and prints how long that takes and how much memory remains."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        click.echo(
-            f"| backend | cancelled picture | moments | median, s | longest, s | within {ALLOWED} s |\n"
-            "|---|---|---|---|---|---|"
-        )
+        heads = ("backend", "cancelled picture", "moments", "median, s", "longest, s", f"within {ALLOWED} s")
+        click.echo(table.head(*heads))
         for backend in backends:
             for cells, size, stages in PICTURES:
                 order = Order(
@@ -60,18 +58,16 @@ def main(model: Path, backends: tuple[str, ...], threads: int) -> None:
                 way = f"{cells[0]}x{cells[1]} cells -> {size[0]}x{size[1]}{', in stages' if stages else ''}"
                 longest = max(waited)
                 verdict = "yes" if longest <= ALLOWED else "NO"
-                numbers = f"{statistics.median(waited):.3f} | {longest:.3f} | {verdict}"
-                click.echo(f"| {backend} | {way} | {len(waited)} | {numbers} |")
-        click.echo(
-            "\n| backend | before it is opened, MB | after a picture, MB | after close, MB | kept, MB |\n"
-            "|---|---|---|---|---|"
-        )
+                seconds = (f"{statistics.median(waited):.3f}", f"{longest:.3f}")
+                click.echo(table.row(backend, way, len(waited), *seconds, verdict))
+        states = ("before it is opened, MB", "after a picture, MB", "after close, MB")
+        click.echo(f"\n{table.head('backend', *states, 'kept, MB')}")
         for backend in backends:
             cells, size = CLOSED
             order = Order("closing", model, latent_file(folder, cells[::-1]), size, threads, backend)
             before, after, closed = (amount / 1e6 for amount in run(order)["resident"])
-            numbers = f"{before:.0f} | {after:.0f} | {closed:.0f} | {closed - before:.0f}"
-            click.echo(f"| {backend} | {numbers} |")
+            amounts = (before, after, closed, closed - before)
+            click.echo(table.row(backend, *(f"{amount:.0f}" for amount in amounts)))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import torch
 
 from benchmarks import options
 from benchmarks.cost import decoder_cost
+from benchmarks.table import head, row
 from infgen_model import PRESETS, DecoderConfig, InfGen, Level
 from infgen_model.checkpoint import load_checkpoint, save_checkpoint
 from infgen_rt.errors import InputError
@@ -100,11 +101,11 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     names = [f"{scale:g}" for scale in SCALES]
     heads = [f"thousand per pixel at {name}" for name in names]
     heads += [f"LPIPS / patch Frechet / PSNR at {name}" for name in names]
-    lines = [f"| variant | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+    lines = [head("variant", *heads)]
     for variant, found in results.items():
         cells = [f"{found['costs'][name]['pixel'] / 1e3:.1f}" for name in names]
         cells += ["{lpips:.3f} / {frechet:.0f} / {psnr:.2f}".format(**found["scales"][name]) for name in names]
-        lines.append(f"| {' | '.join((variant, *cells))} |")
+        lines.append(row(variant, *cells))
     return "\n".join(lines)
 
 

@@ -18,6 +18,7 @@ import click
 import numpy as np
 
 from benchmarks import options
+from benchmarks.latents import middle
 from infgen_rt.latent.samples import load_sample
 from infgen_rt.viewing import Opener
 
@@ -45,9 +46,8 @@ def square(sample: str, folder: Path) -> Path:
     """Saves the middle square of a sample's latent."""
     latent = load_sample(sample).latent
     side = min(latent.shape[1:])
-    top, left = ((length - side) // 2 for length in latent.shape[1:])
     path = folder / f"{sample}.npy"
-    np.save(path, latent[:, top : top + side, left : left + side])
+    np.save(path, middle(latent, side, side))
     return path
 
 
