@@ -16,7 +16,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -30,6 +29,7 @@ import numpy as np
 import infgen_rt
 from benchmarks import options, table
 from benchmarks.machine import machine
+from benchmarks.timing import seconds
 from infgen_rt.backend.candidates import Precision
 
 ENGINES: tuple[tuple[str, Precision], ...] = (("onnxruntime", "exact"), ("openvino", "fast"))
@@ -80,13 +80,6 @@ def apart(decoders: Sequence[infgen_rt.Decoder], files: Sequence[Path], folder: 
         ]
         for work in works:
             work.result()
-
-
-def seconds(way: Callable[[], object]) -> float:
-    """The time of one turn, in seconds."""
-    start = time.perf_counter()
-    way()
-    return time.perf_counter() - start
 
 
 def turns_of(

@@ -18,8 +18,8 @@ from PIL import Image
 import infgen_rt
 from benchmarks import options, table
 from benchmarks.latents import middle
+from infgen_rt.common.pixels import psnr
 from infgen_rt.latent.samples import load_sample, sample_names
-from infgen_training.metrics import psnr
 
 Pixels = NDArray[np.uint8]
 CELLS = 24
@@ -41,7 +41,7 @@ def compare(lower: Pixels, upper: Pixels) -> tuple[float, float]:
     """PSNR of two neighbours in dB, and the ratio of their sharpness, at the size of the lower one."""
     size = (lower.shape[1], lower.shape[0])
     reduced = np.asarray(Image.fromarray(upper).resize(size, Image.Resampling.LANCZOS))
-    return psnr(reduced, lower), sharpness(reduced) / sharpness(lower)
+    return psnr(reduced, lower, 255), sharpness(reduced) / sharpness(lower)
 
 
 @click.command(cls=options.Command)

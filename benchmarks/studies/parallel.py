@@ -7,8 +7,7 @@ Tiles in parallel have one thread each. Which way is faster depends on the backe
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,6 +18,7 @@ import click
 import numpy as np
 
 from benchmarks import options, table
+from benchmarks.timing import seconds
 from infgen_rt.backend.candidates import Survey
 from infgen_rt.backend.engine import Engine
 from infgen_rt.backend.inputs import tile_inputs
@@ -32,13 +32,6 @@ from infgen_rt.geometry.tiling import Tiling
 
 CELLS = Size(64, 64)
 TILE = Size(64, 64)
-
-
-def seconds(run: Callable[[], object]) -> float:
-    """The time of one run, in seconds."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def inputs_of(grid: Grid, context: Values, tokens: Box, radius: float | None) -> dict[str, Any]:

@@ -36,12 +36,11 @@ from infgen_rt.backend.engine import Engine
 from infgen_rt.backend.protocol import Backend, Options, Session
 from infgen_rt.bundle.folder import Bundle
 from infgen_rt.bundle.graphs import DECODE, Content, apart
-from infgen_rt.common.pixels import FloatArray, fetch, to_bytes
+from infgen_rt.common.pixels import FloatArray, fetch, psnr, to_bytes
 from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.shapes import Size
 from infgen_rt.latent.samples import load_sample
 from infgen_runtimes.openvino import shared_core
-from infgen_training.metrics import psnr
 from infgen_training.perception import Lpips
 
 CELLS = Size(32, 24)
@@ -222,7 +221,7 @@ def main(model: Path, scale: float, runs: int) -> None:
         for (name, way, engine), picture, each in zip(steps, pictures, times, strict=True):
             seconds = statistics.median(each)
             ratio = seconds / first.setdefault(way.backend.name, seconds)
-            error, seen = psnr(picture, pictures[0]), eye.of(picture, pictures[0])
+            error, seen = psnr(picture, pictures[0], 255), eye.of(picture, pictures[0])
             figures = (f"{seconds:.2f}", f"{ratio:.2f}", f"{error:.1f}", f"{seen:.4f}")
             click.echo(table.row(way.backend.name, name, *figures))
             engine.close()

@@ -18,6 +18,7 @@ from infgen_model import InfGen
 from infgen_model.checkpoint import load_checkpoint, save_checkpoint
 from infgen_training import evaluate, metrics
 from infgen_training.teacher import Teacher, load_function
+from infgen_training.views import to_pixels
 
 from .conftest import TINY, texture, tiny_model
 
@@ -71,8 +72,8 @@ def test_metrics_know_equal_from_better_from_worse() -> None:
     rng = np.random.default_rng(0)
     truth = np.asarray(Image.fromarray(rng.integers(0, 256, (20, 20, 3), np.uint8)).resize((200, 200)))
     slight, strong = (np.clip(truth + rng.normal(0, sigma, truth.shape), 0, 255).astype(np.uint8) for sigma in (2, 20))
-    assert metrics.psnr(truth, truth) == np.inf
-    assert metrics.psnr(truth // 2 * 2, truth // 2 * 2 + 1) == pytest.approx(10 * np.log10(255**2))
+    assert metrics.compare(truth, truth)["psnr"] == np.inf
+    assert metrics.compare(truth // 2 * 2, truth // 2 * 2 + 1)["psnr"] == pytest.approx(10 * np.log10(255**2))
     near, far = metrics.compare(slight, truth), metrics.compare(strong, truth)
     assert set(near) | {"lpips", "frechet"} == METRICS
     assert all(near[name] > far[name] for name in ("psnr", "ssim", "ssimulacra2"))
@@ -124,7 +125,7 @@ def test_ours_is_what_the_runtime_makes(
     assert set(ours) == {OURS} and ours[OURS].shape == task.truth.shape
     rows, columns = (round(8 * side * nearest) for side in task.latent.shape[2:])
     with torch.inference_mode():
-        pixels = evaluate.to_pixels(model(task.latent, (rows, columns)))
+        pixels = to_pixels(model(task.latent, (rows, columns)))
     expected = Image.fromarray(pixels).resize(task.size[::-1], Image.Resampling.LANCZOS)
     assert (ours[OURS] == np.asarray(expected)).all()
 
@@ -153,7 +154,7 @@ def test_other_methods_enlarge_what_the_teacher_decodes(
     task = evaluate.Task.of(Image.open(photos / "a.png"), 3.0, known)
     found = evaluate.methods(task, model, known, load_function(enlarger, "load_x4plus")(), ours=False)
     assert list(found) == [OURS, BICUBIC, ENLARGED]
-    decoded = evaluate.to_pixels(known.decode(task.latent))
+    decoded = to_pixels(known.decode(task.latent))
     assert (found[BICUBIC] == evaluate.resize(decoded, task.size, Image.Resampling.BICUBIC)).all()
     # Pixels are repeated with half as much more contrast, and three quarters of what they are enlarged to is wanted.
     sharp = (1.5 * decoded.astype(float) - 0.25 * 255).clip(0, 255).round().astype(np.uint8).repeat(4, 0).repeat(4, 1)

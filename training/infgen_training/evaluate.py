@@ -28,16 +28,16 @@ from tqdm import tqdm
 
 from infgen_model import InfGen
 from infgen_model.checkpoint import load_checkpoint
-from infgen_rt.common.pixels import to_bytes
+from infgen_rt.common.pixels import psnr
 from infgen_rt.errors import InputError
 from infgen_training.config import PATCH
-from infgen_training.metrics import compare, mean, psnr
+from infgen_training.metrics import compare, mean
 from infgen_training.options import FILE, FOLDER, MIDDLE
 from infgen_training.perception import Eye, frechet_distance
 from infgen_training.photos import middle_of, open_photo, photo_files
 from infgen_training.requests import parse_scales, read_baseline, read_places
 from infgen_training.teacher import AUTOENCODER, AUTOENCODER_HELP, Teacher, load_function
-from infgen_training.views import Pixels, to_tensor
+from infgen_training.views import Pixels, to_pixels, to_tensor
 
 BICUBIC, LANCZOS = Image.Resampling.BICUBIC, Image.Resampling.LANCZOS
 OURS, TEACHER, ENLARGER = "infgen", "teacher", "Real-ESRGAN"
@@ -105,11 +105,6 @@ def check_space(model: InfGen, teacher: Teacher) -> None:
         )
 
 
-def to_pixels(image: Tensor) -> Pixels:
-    """Converts an image [1, 3, H, W] in [0, 1] to uint8 [H, W, 3]. It rounds in the same way as the runtime."""
-    return to_bytes(image[0].float().numpy())
-
-
 def resize(pixels: Pixels, size: tuple[int, int], resample: Image.Resampling) -> Pixels:
     """Resamples a picture, uint8 [H, W, 3], to a size (height, width)."""
     return np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), resample))
@@ -164,10 +159,10 @@ def extras(photo: Image.Image, model: InfGen, teacher: Teacher) -> dict[str, flo
     large = to_pixels(model(task.latent, task.size))
     image = to_tensor(task.small)[None]
     return {
-        "consistency": psnr(resize(large, small, BICUBIC), to_pixels(model(task.latent, small))),
-        "round_trip": psnr(to_pixels(model(model.encode(image), small)), task.small),
-        "round_trip_teacher": psnr(to_pixels(teacher.decode(teacher.encode(image))), task.small),
-        "re_encoded": psnr(to_pixels(model(model.encode(to_tensor(large)[None]), task.size)), large),
+        "consistency": psnr(resize(large, small, BICUBIC), to_pixels(model(task.latent, small)), 255),
+        "round_trip": psnr(to_pixels(model(model.encode(image), small)), task.small, 255),
+        "round_trip_teacher": psnr(to_pixels(teacher.decode(teacher.encode(image))), task.small, 255),
+        "re_encoded": psnr(to_pixels(model(model.encode(to_tensor(large)[None]), task.size)), large, 255),
     }
 
 

@@ -15,19 +15,11 @@ from PIL import Image
 from pytorch_msssim import ssim
 from ssimulacra2 import compute_ssimulacra2
 
-from infgen_rt.common import pixels
+from infgen_rt.common.pixels import psnr
 
 _BLOCK = 16
 _FLAT = 8
 _VIVID = 100
-
-
-def psnr(picture: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float:
-    """The peak signal-to-noise ratio over all channels of two uint8 pictures [H, W, 3], in decibels.
-
-    It is infinite for equal pictures.
-    """
-    return pixels.psnr(picture, truth, 255)
 
 
 def flat_errors(picture: NDArray[np.uint8], truth: NDArray[np.uint8]) -> dict[str, float]:
@@ -77,7 +69,7 @@ def compare(picture: NDArray[np.uint8], truth: NDArray[np.uint8]) -> dict[str, f
             Image.fromarray(array).save(file, compress_level=0)
         score = compute_ssimulacra2(str(files[0]), str(files[1]))
     return {
-        "psnr": psnr(picture, truth),
+        "psnr": psnr(picture, truth, 255),
         "ssim": float(ssim(*pair, data_range=255)),
         "ssimulacra2": float(score),
         **flat_errors(picture, truth),

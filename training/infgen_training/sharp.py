@@ -9,7 +9,6 @@ photographs on one machine, and get their sharp pictures on another, which has a
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from tqdm import tqdm
 from infgen_rt.errors import InputError
 from infgen_training.options import FILE, FOLDER, MINUTES, device_option
 from infgen_training.teacher import AUTOENCODER, AUTOENCODER_HELP, Teacher, load_function
-from infgen_training.views import FILE_MEGABYTES, View, load_shards, save_shards, sharp_picture, to_tensor
+from infgen_training.views import FILE_MEGABYTES, View, load_shards, save_shards, sharp_picture, to_tensor, within
 
 
 @torch.inference_mode()
@@ -58,7 +57,7 @@ def main(
     megabytes: float, device: str, output: Path,
 ) -> None:  # fmt: skip
     """Adds sharp pictures to the views in SHARDS that have none, and packs these views into new shards."""
-    began, where = time.monotonic(), torch.device(device)
+    where, again = torch.device(device), within(minutes)
     try:
         if any(output.glob("sharp-*.safetensors")):
             raise InputError(f"{output} has shards named sharp-*: choose another --output, or remove them")
@@ -67,7 +66,6 @@ def main(
             raise InputError(f"all views in {shards} have sharp pictures: pass shards of photographs")
         enlarge = load_function(enlarger, function)().to(where).to(memory_format=torch.channels_last)
         made = with_sharp_pictures(views, Teacher.load(teacher).to(where), enlarge, where, photographs)
-        again = (lambda: time.monotonic() - began < 60 * minutes) if minutes is not None else (lambda: True)
         known = tqdm(made, total=len(views), desc="sharp views")
         done = save_shards(output, known, "sharp", again, megabytes)
     except (InputError, FileNotFoundError) as error:

@@ -37,6 +37,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from infgen_rt.common.pixels import to_bytes
 from infgen_rt.errors import InputError, one_line
 from infgen_training.config import FACTOR, HELD_OUT, PATCH
 from infgen_training.drawn import drawing, font_files
@@ -144,9 +145,9 @@ def to_tensor(pixels: Pixels) -> Tensor:
     return torch.from_numpy(np.array(pixels)).movedim(-1, -3).float() / 255
 
 
-def to_levels(image: Tensor) -> Pixels:
-    """Converts an image [1, 3, H, W] to uint8 [H, W, 3]. Values are clamped to [0, 1] and rounded."""
-    return (image[0].clamp(0, 1) * 255 + 0.5).byte().permute(1, 2, 0).contiguous().cpu().numpy()
+def to_pixels(image: Tensor) -> Pixels:
+    """Converts an image [1, 3, H, W] to uint8 [H, W, 3]. Values are clamped and rounded as in the runtime."""
+    return to_bytes(image[0].float().cpu().numpy())
 
 
 def corrected(large: Tensor, small: Tensor, rounds: int = 3) -> Tensor:
@@ -219,7 +220,7 @@ def sharp_picture(latent: Tensor, truth: Tensor, teacher: Teacher, enlarge: nn.M
     decoded = teacher.decode(latent).contiguous(memory_format=torch.channels_last)
     with mixed(device):
         enlarged = enlarge(decoded)
-    return to_levels(corrected(enlarged.float().clamp(0, 1), truth))
+    return np.ascontiguousarray(to_pixels(corrected(enlarged.float().clamp(0, 1), truth)))
 
 
 def make_views(
@@ -306,6 +307,12 @@ def save_shards(
     return count
 
 
+def within(minutes: float | None) -> Callable[[], bool]:
+    """Makes the function ``again`` of ``save_shards`` for a time limit that begins now. None means no limit."""
+    start = time.monotonic()
+    return lambda: minutes is None or time.monotonic() - start < 60 * minutes
+
+
 def load_shards(folder: Path) -> list[View]:
     """Reads all shards of a folder into memory.
 
@@ -388,8 +395,7 @@ def main(
         raise click.UsageError("give --enlarger or --fonts, not both: a drawn picture is sharp already")
     if enlarger is None and function is not None:
         raise click.UsageError("--function is the name of a function in the file of --enlarger: give both, or neither")
-    where = torch.device(device)
-    start = time.monotonic()
+    where, again = torch.device(device), within(minutes)
     try:
         files = photo_files(photos, exclude)
         enlarge = load_function(enlarger, function or "load_x4plus")() if enlarger else None
@@ -401,7 +407,6 @@ def main(
             raise InputError(f"{output} has shards named {prefix}-*: choose another --seed or --output, or remove them")
         made = make_views(files, count, Teacher.load(teacher).to(where), enlarge, where, seed, found)
         known = tqdm(made, total=count, desc=f"{prefix} views")
-        again = (lambda: time.monotonic() - start < 60 * minutes) if minutes is not None else (lambda: True)
         done = save_shards(output, known, prefix, again, megabytes)
     except (InputError, FileNotFoundError) as error:
         raise click.ClickException(str(error)) from error
