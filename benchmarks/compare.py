@@ -38,25 +38,25 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, flo
             for name in ("seconds", "again", "peak") if after else ():
                 yield from _change(f"{method}, {job}: {name}", before, after, name)
     for method, before in old["viewport"].items():
-        if after := new.get("viewport", {}).get(method):
+        if after := new["viewport"].get(method):
             for name in ("seconds", "again", "moved", "peak"):
                 yield from _change(f"{method}, viewport: {name}", before, after, name)
-    for method, before in old.get("starts", {}).items():
-        if after := new.get("starts", {}).get(method):
+    for method, before in old["starts"].items():
+        if after := new["starts"].get(method):
             for name in ("first", "finished", "peak"):
                 yield from _change(f"{method}, start: {name}", before, after, name)
-    for scale, costs in old.get("own", {}).items():
+    for scale, costs in old["own"].items():
         for name, cost in costs.items():
-            if now := new.get("own", {}).get(scale, {}).get(name):
+            if now := new["own"].get(scale, {}).get(name):
                 yield from _change(f"multiply-adds, {scale}: {name}", [{"cost": cost}], [{"cost": now}], "cost")
-    for scale, methods in old.get("quality", {}).items():
+    for scale, methods in old["quality"].items():
         for method, levels in methods.items():
             for name, least in QUALITY.items():
-                was, now = levels.get(name), new.get("quality", {}).get(scale, {}).get(method, {}).get(name)
+                was, now = levels.get(name), new["quality"].get(scale, {}).get(method, {}).get(name)
                 if was is not None and now is not None and abs(now - was) > least:
                     yield f"{method}, scale {scale}: {name}", was, now, (now > was) == (name in LOWER)
     for name, size in old["installed"].items():
-        if now := new.get("installed", {}).get(name):
+        if now := new["installed"].get(name):
             yield from _change(f"{name}: installed bytes", [{"size": size}], [{"size": now}], "size")
 
 
@@ -64,8 +64,8 @@ def vanished(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What was measured before and is not any more, by the names of jobs, methods, scales and packages."""
     found = []
     for part in ("runs", "quality", "own"):
-        for key, methods in old.get(part, {}).items():
-            now = new.get(part, {}).get(key, {})
+        for key, methods in old[part].items():
+            now = new[part].get(key, {})
             found += [f"{method}, {key}" for method in methods if method not in now]
             if part == "quality":
                 found += [
@@ -75,7 +75,7 @@ def vanished(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
                     if method in now and name in QUALITY and value is not None and now[method].get(name) is None
                 ]
     for part in ("viewport", "starts", "installed"):
-        found += [f"{name}: {part}" for name in old.get(part, {}) if name not in new.get(part, {})]
+        found += [f"{name}: {part}" for name in old[part] if name not in new[part]]
     return found
 
 

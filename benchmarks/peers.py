@@ -19,6 +19,8 @@ from infgen_model.layers import TripleBlock
 from infgen_training.teacher import Teacher, load_function
 
 CHANNELS = 32
+_WIDTH, _GROWTH, _BLOCKS = 64, 32, 23
+"""Real-ESRGAN's channels, how many each convolution adds to them, and the number of groups of three blocks."""
 
 
 def tiny_decoder(teacher: Path | None) -> nn.Module:
@@ -56,15 +58,15 @@ class FullDecoder(nn.Module):
 class _Dense(nn.Module):
     """Five convolutions, each of which sees the outputs of all before it (ESRGAN, Wang et al. 2018)."""
 
-    def __init__(self, width: int, growth: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        outputs = (growth, growth, growth, growth, width)
+        outputs = (_GROWTH, _GROWTH, _GROWTH, _GROWTH, _WIDTH)
         self.convolve = nn.ModuleList(
-            nn.Conv2d(width + index * growth, out, 3, padding=1) for index, out in enumerate(outputs)
+            nn.Conv2d(_WIDTH + index * _GROWTH, out, 3, padding=1) for index, out in enumerate(outputs)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns a tensor of x's shape [B, width, H, W]."""
+        """Returns a tensor of x's shape [B, 64, H, W]."""
         seen = x
         for conv in self.convolve[:-1]:
             seen = torch.cat([seen, F.leaky_relu(conv(seen), 0.2)], 1)
@@ -75,13 +77,13 @@ class _Dense(nn.Module):
 class SuperResolution(nn.Module):
     """Real-ESRGAN's network (RRDBNet, 16.7 M parameters) with random weights. It enlarges [1, 3, h, w] 4 times."""
 
-    def __init__(self, width: int = 64, growth: int = 32, blocks: int = 23) -> None:
+    def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.enter = nn.Conv2d(3, width, 3, padding=1)
-        self.blocks = nn.ModuleList(nn.Sequential(*(_Dense(width, growth) for _ in range(3))) for _ in range(blocks))
-        self.body, self.up1, self.up2, self.high = (nn.Conv2d(width, width, 3, padding=1) for _ in range(4))
-        self.leave = nn.Conv2d(width, 3, 3, padding=1)
+        self.enter = nn.Conv2d(3, _WIDTH, 3, padding=1)
+        self.blocks = nn.ModuleList(nn.Sequential(*(_Dense() for _ in range(3))) for _ in range(_BLOCKS))
+        self.body, self.up1, self.up2, self.high = (nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1) for _ in range(4))
+        self.leave = nn.Conv2d(_WIDTH, 3, 3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:
         """Enlarges an image; see the class."""

@@ -25,21 +25,23 @@ from infgen_rt.viewing import Opener
 WINDOW = (1280, 860)
 STEP, INTERVAL = (-37, -23), 0.016
 """Pixels by which the picture is moved, and seconds between two moves."""
+SLEEP = 0.001
+"""Seconds that the idle thread, and the event loop after each turn, sleep."""
 
 
 class Idle(threading.Thread):
     """A thread that only sleeps, and records by how much its longest sleep was too long."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.longest, self._interval = 0.0, seconds
+        self.longest = 0.0
         self.stopped = threading.Event()
 
     def run(self) -> None:
         while not self.stopped.is_set():
             start = time.perf_counter()
-            time.sleep(self._interval)
-            self.longest = max(self.longest, time.perf_counter() - start - self._interval)
+            time.sleep(SLEEP)
+            self.longest = max(self.longest, time.perf_counter() - start - SLEEP)
 
 
 def square(sample: str, folder: Path) -> Path:
@@ -87,7 +89,7 @@ def measure(opener: Opener, latent: Path, seconds: float, zoom: float, screensho
         app.processEvents(QEventLoop.ProcessEventsFlag.WaitForMoreEvents, 50)
     preview = clock.elapsed()
     window.view.zoom_to(zoom)
-    idle = Idle(0.001)
+    idle = Idle()
     idle.start()
     gaps, end = [], time.perf_counter() + seconds
     last = next_move = time.perf_counter()
@@ -103,7 +105,7 @@ def measure(opener: Opener, latent: Path, seconds: float, zoom: float, screensho
             if window.view.seen == before:
                 right, down = -right, -down
             next_move = now + INTERVAL
-        time.sleep(0.001)
+        time.sleep(SLEEP)
     idle.stopped.set()
     if screenshot is not None:
         while reader.open_requests:

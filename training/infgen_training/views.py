@@ -58,6 +58,8 @@ _KERNELS = (Image.Resampling.BICUBIC, Image.Resampling.BICUBIC, Image.Resampling
 """Filters to draw from, with which a photograph is reduced to the picture to encode. Some are softer than others."""
 _BLOCK = 16
 """Side, in pixels of the encoded picture, of the blocks whose colours are corrected in a sharp picture."""
+_ROUNDS = 3
+"""Number of corrections, each of which makes the difference of the colours smaller."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ def to_pixels(image: Tensor) -> Pixels:
     return to_bytes(image[0].float().cpu().numpy())
 
 
-def corrected(large: Tensor, small: Tensor, rounds: int = 3) -> Tensor:
+def corrected(large: Tensor, small: Tensor) -> Tensor:
     """Corrects the colours of large pictures: blocks of 16x16 small pixels get the means that the small picture has.
 
     An enlarger shifts colours slightly. Smaller blocks are not corrected. The small picture has detail that the
@@ -161,11 +163,10 @@ def corrected(large: Tensor, small: Tensor, rounds: int = 3) -> Tensor:
     Args:
         large: Large pictures, [B, 3, k * H, k * W] in [0, 1].
         small: Small pictures, [B, 3, H, W] in [0, 1].
-        rounds: Number of corrections, each of which makes the difference smaller.
     """
     blocks = (max(1, small.shape[-2] // _BLOCK), max(1, small.shape[-1] // _BLOCK))
     wanted = F.adaptive_avg_pool2d(small, blocks)
-    for _ in range(rounds):
+    for _ in range(_ROUNDS):
         missing = wanted - F.adaptive_avg_pool2d(large, blocks)
         large = (large + F.interpolate(missing, size=large.shape[-2:], mode="bicubic")).clamp(0, 1)
     return large
