@@ -34,6 +34,9 @@ with without_openvino_telemetry():
 SUFFIX = ".xml"
 # Version of the way in which graphs are cut in two. Compiled graphs of another version do not fit.
 _CUT = 2
+# The number of operations, prepared for certain shapes, that a graph keeps for later runs. With OpenVINO's default, 160
+# pictures of as many sizes take 2.2 GB, and with this number 0.5 GB. Pictures of one size are as fast.
+_PREPARED = 16
 # `cache` alone would let two threads make a core at the same time.
 _MAKING = Lock()
 _HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
@@ -80,6 +83,8 @@ class Backend:
     def load(self, graph: str, files: Mapping[str, Content], options: Options) -> "Session":
         """Load a graph's `.xml` with the file of its weights; see `infgen_rt.backend.protocol.Backend`."""
         settings: dict[str, object] = {}
+        if options.device == "cpu":
+            settings["CPU_RUNTIME_CACHE_CAPACITY"] = _PREPARED
         if options.threads is not None and options.device == "cpu":
             settings["INFERENCE_NUM_THREADS"] = options.threads * options.runs
         if options.runs > 1 and options.device == "cpu":

@@ -68,6 +68,29 @@ def test_results_that_are_not_copied_outlive_the_next_run_and_the_session() -> N
     assert all(np.array_equal(result, copy) for result, copy in zip(again[::-1], copies, strict=True))
 
 
+GROWTH = """
+import numpy as np
+import psutil
+import infgen_rt
+latent = infgen_rt.load_sample("osprey").latent
+rng = np.random.default_rng(0)
+with infgen_rt.open(backend="openvino", precision="exact", threads=1) as decoder:
+    for number in range(72):
+        height, width = rng.integers(5, 14, 2)
+        decoder.picture(latent[:, :height, :width], ("1x", "2x", "4x")[number % 3]).read()
+        if number in (35, 71):
+            print(psutil.Process().memory_info().rss)
+"""
+
+
+@pytest.mark.slow
+def test_pictures_of_ever_new_sizes_take_no_more_memory() -> None:
+    """OpenVINO prepares every operation for every shape, and would keep thousands of them."""
+    process = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True)
+    first, second = map(int, process.stdout.split())
+    assert second - first < 60 * MIB
+
+
 PEAK = """
 import sys
 import time
