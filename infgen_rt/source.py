@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from infgen_rt.backend.choice import Choice
 from infgen_rt.backend.engine import Engine
-from infgen_rt.bundle.manifest import Manifest
+from infgen_rt.bundle.graphs import ENCODE
 from infgen_rt.common.notices import Notices
 from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.shapes import Size, parse_size
@@ -114,7 +114,7 @@ class Source:
         first = plan.stages[0]
         self.contexts.plan(first.context, first.enlargement, plan.budget - plan.memory)
         if warns:
-            _warn_of_scale(grids, manifest, self.native, first.decoded != grids[0], self.notices)
+            _warn_of_scale(grids, self.engine, self.native, first.decoded != grids[0], self.notices)
         return plan, self._linked(plan)
 
     def for_writing(self, plan: Plan, writing: Writing) -> Plan:
@@ -159,8 +159,8 @@ class Source:
         return stage
 
 
-def _warn_of_scale(grids: Sequence[Grid], manifest: Manifest, native: Size, resamples: bool, notices: Notices) -> None:
-    low, high = manifest.scale_range
+def _warn_of_scale(grids: Sequence[Grid], engine: Engine, native: Size, resamples: bool, notices: Notices) -> None:
+    low, high = engine.manifest.scale_range
     beyond = ", what is beyond is enlarged by Lanczos" if resamples else ""
     for number, grid in enumerate(grids, start=1):
         scale_y, scale_x = grid.scale
@@ -169,11 +169,14 @@ def _warn_of_scale(grids: Sequence[Grid], manifest: Manifest, native: Size, resa
             which = f"stage {number}: " if len(grids) > 1 else ""
             own = f"the latent's own {native}" if number == 1 else f"{grids[number - 2].picture}"
             edge = low if max(scale_y, scale_x) < low else high
+            stages = ""
+            if resamples and edge == high and engine.has(ENCODE) and not engine.recipe.shapes:
+                stages = f", and max_scale={high:g} (--max-scale {high:g}) gives more detail in several times the time"
             notices.warn(
                 "scale of stages" if not resamples else "scale",
                 f"{which}{grid.picture} is {scale_x:.2f}x{scale_y:.2f} times {own}; "
                 f"the model was trained for {low:g} to {high:g} times{beyond}; "
-                f"{Size(*(round(edge * side * grid.patch) for side in grid.cells))} is within that",
+                f"{Size(*(round(edge * side * grid.patch) for side in grid.cells))} is within that{stages}",
             )
     size = grids[-1].picture
     stretch = size.width * native.height / (size.height * native.width)
