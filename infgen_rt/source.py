@@ -171,7 +171,7 @@ def _warn_of_scale(grids: Sequence[Grid], engine: Engine, native: Size, resample
             edge = low if max(scale_y, scale_x) < low else high
             stages = ""
             if resamples and edge == high and engine.has(ENCODE) and not engine.recipe.shapes:
-                stages = f", and max_scale={high:g} (--max-scale {high:g}) gives more detail in several times the time"
+                stages = f", and max_scale={high:g} (--max-scale {high:g}) gives more detail and takes longer"
             notices.warn(
                 "scale of stages" if not resamples else "scale",
                 f"{which}{grid.picture} is {scale_x:.2f}x{scale_y:.2f} times {own}; "

@@ -58,7 +58,7 @@ def test_a_warning_says_what_is_done(decoder: infgen_rt.Decoder) -> None:
     with pytest.warns(
         infgen_rt.InfGenWarning,
         match=r"0.5 to 4 times, what is beyond is enlarged by Lanczos; .* is within that, "
-        r"and max_scale=4 \(--max-scale 4\) gives more detail in several times the time$",
+        r"and max_scale=4 \(--max-scale 4\) gives more detail and takes longer$",
     ):
         decoder.picture(LATENT, "6x")
     assert len(decoder.picture(LATENT, "6x", max_scale=4).plan.stages) == 2
