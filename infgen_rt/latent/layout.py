@@ -121,11 +121,13 @@ def _is_batch(array: FloatArray, space: LatentSpace, latent_size: tuple[int, int
     return False
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def _down_minus_across(array: FloatArray) -> float:
     """The correlation of neighbours along the second axis of [_, tokens, 4C], minus that along the third axis.
 
     For a plain latent that is 4C cells wide, the difference is about 0. Along the third axis, only every fourth pair is
-    used. If the array is packed tokens, the two values of such a pair belong to different channels.
+    used. If the array is packed tokens, the two values of such a pair belong to different channels. The result is NaN
+    if the numbers are not finite or too large.
     """
     centred = array[:, :_MOST_TOKENS] - array[:, :_MOST_TOKENS].mean(axis=(1, 2), keepdims=True)
     square = float(np.square(centred).mean(dtype=np.float64))
