@@ -44,7 +44,7 @@ def infgen(order: dict[str, Any], latent: Values) -> dict[str, Any]:
     with _open(order) as decoder:
         plan = partial(decoder.picture, latent, tuple(order["size"]), stages=order["stages"], tile=order["tile"])
         plan()  # loads the graphs that the size needs
-        planned, found = 0, {}
+        found: dict[str, float] = {}
         if output and not output.endswith(".npy"):
             start = time.perf_counter()
             picture = plan()
