@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from math import inf
 from threading import Event, Timer
 from typing import Any
 
@@ -42,7 +43,8 @@ def infgen(order: dict[str, Any], latent: Values) -> dict[str, Any]:
     """Decodes the whole picture with this project, into an array or into a picture file."""
     output = order["output"]
     with _open(order) as decoder:
-        plan = partial(decoder.picture, latent, tuple(order["size"]), stages=order["stages"], tile=order["tile"])
+        wanted = {"stages": order["stages"], "max_scale": inf if order["one_stage"] else None, "tile": order["tile"]}
+        plan = partial(decoder.picture, latent, tuple(order["size"]), **wanted)
         plan()  # loads the graphs that the size needs
         found: dict[str, float] = {}
         if output and not output.endswith(".npy"):
@@ -74,9 +76,10 @@ def first_tile(order: dict[str, Any], latent: Values) -> dict[str, Any]:
 def viewport(order: dict[str, Any], latent: Values) -> dict[str, Any]:
     """Reads the middle of a picture as a viewer does: for the first time, again, and moved by half its width."""
     with _open(order) as decoder:
-        decoder.picture(latent, tuple(order["size"]))  # loads the graphs that the size needs
+        plan = partial(decoder.picture, latent, tuple(order["size"]), max_scale=inf)
+        plan()  # loads the graphs that the size needs
         start = time.perf_counter()
-        picture = decoder.picture(latent, tuple(order["size"]))
+        picture = plan()
         width, height = (min(BOX, side) for side in picture.size)
         box = ((picture.size.width - width) // 2, (picture.size.height - height) // 2, width, height)
         seconds = [_timed(lambda: picture.read(box), start), _timed(lambda: picture.read(box))]

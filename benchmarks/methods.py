@@ -9,6 +9,9 @@ PROJECT = "infgen-rt"
 ENLARGED = "TAEF2 + Real-ESRGAN"
 """Name of a tiny decoder with a strong enlarger. Of all methods, its pictures are closest to this project's."""
 
+ONE_STAGE = 5
+"""Largest scale at which this project decodes in one stage unless requested otherwise."""
+
 
 @dataclass(frozen=True)
 class Method:
@@ -26,6 +29,7 @@ class Method:
         native: Whether it decodes a latent with a cell for every 8x8 pixels, instead of enlarging a small picture.
         heavy: Whether it takes minutes rather than seconds. It is then run once, and for few pictures.
         untiled: Whether this project decodes the picture as one tile. The difference is the cost of tiling.
+        one_stage: Whether this project decodes in one stage where two are its default.
         full: Whether it is measured only with ``--full``.
     """
 
@@ -40,6 +44,7 @@ class Method:
     native: bool = False
     heavy: bool = False
     untiled: bool = False
+    one_stage: bool = False
     full: bool = False
 
     @property
@@ -58,6 +63,9 @@ METHODS = (
     Method("infgen-rt", "infgen", quality="infgen", backend="openvino"),
     Method("infgen-rt", "infgen", quality="infgen", backend="openvino", precision="fast"),
     Method("infgen-rt", "infgen", quality="infgen", backend="torch", full=True),
+    Method("infgen-rt, one stage", "infgen", one_stage=True),
+    Method("infgen-rt, one stage", "infgen", backend="openvino", one_stage=True),
+    Method("infgen-rt, one stage", "infgen", backend="openvino", precision="fast", one_stage=True),
     Method("infgen-rt, one tile", "infgen", quality="infgen", untiled=True),
     Method("TAEF2 + bicubic", "graph", "taef2", "teacher + bicubic"),
     Method("TAEF2 + bicubic", "graph", "taef2", "teacher + bicubic", backend="openvino"),
@@ -111,6 +119,11 @@ class Job:
         """Number of pixels of the picture."""
         return self.size[0] * self.size[1]
 
+    @property
+    def scale(self) -> float:
+        """Number of pixels per pixel of the VAE's picture, along the side where it is larger."""
+        return max(self.size[0] / self.cells[1], self.size[1] / self.cells[0]) / 8
+
     def __str__(self) -> str:
         return f"{self.size[0]}x{self.size[1]} from {self.cells[1]}x{self.cells[0]} cells"
 
@@ -153,6 +166,8 @@ class Extent:
             return not whole and job.pixels <= self.native if method.tiling else whole
         if method.upscaler and job not in self.enlarged:
             return False
+        if method.one_stage and job.scale <= ONE_STAGE:
+            return False
         if method.untiled and job.pixels > SIZES[2][0] * SIZES[2][1]:
             return False
         return not method.heavy or job in self.heavy
@@ -164,7 +179,7 @@ class Extent:
     def starts(self, method: Method) -> bool:
         """Whether a method's start is measured. It must decode a small latent without an upscaler."""
         seen = not method.heavy or self.start.cells in {job.cells for job in self.heavy}
-        return seen and not (method.native or method.untiled or method.upscaler)
+        return seen and not (method.native or method.untiled or method.one_stage or method.upscaler)
 
 
 SIZES = ((1024, 1024), (1920, 1080), (3840, 2160), (7680, 4320))

@@ -115,7 +115,7 @@ def _levels(results: Results, name: str) -> list[tuple[Method, Job, float]]:
         (method, job, value)
         for job in jobs(results)
         for method in METHODS
-        if not method.untiled
+        if not (method.untiled or method.one_stage)
         and method.label in results.runs[str(job)]
         and (value := (quality_of(method, job, results) or {}).get(name)) is not None
     ]

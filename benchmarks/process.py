@@ -34,6 +34,7 @@ class Order:
         memory: Memory limit of this project, as for ``infgen_rt.open``.
         tile: Largest side of this project's tiles in pixels. ``None`` to let it choose.
         stages: Stages of this project's iterative extrapolation.
+        one_stage: Whether this project decodes in one stage where two are its default.
         moments: Times in seconds after which the work is cancelled, each for a picture of its own.
     """
 
@@ -51,6 +52,7 @@ class Order:
     memory: str | None = None
     tile: int | None = None
     stages: tuple[float, ...] | None = None
+    one_stage: bool = False
     moments: tuple[float, ...] = ()
 
 

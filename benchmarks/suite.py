@@ -119,7 +119,7 @@ def measure(
                 order = _order(method, extent.start, model, threads, folder)
                 order = replace(order, kind="first_tile" if method.kind == "infgen" else method.kind)
                 results.starts.setdefault(method.label, []).append(start(order))
-            if method.kind == "infgen" and not method.untiled:
+            if method.kind == "infgen" and not (method.untiled or method.one_stage):
                 order = replace(_order(method, extent.viewport, model, threads, folder), kind="viewport")
                 results.viewport.setdefault(method.label, []).append(run(order))
         # Other work on the machine can only lower the speed, so the highest speed of all rounds counts.
@@ -145,6 +145,7 @@ def _order(method: Method, job: Job, model: Path, threads: int, folder: Path) ->
         tiling=method.tiling,
         memory="12GiB" if method.untiled else None,
         tile=max(job.size) if method.untiled else None,
+        one_stage=method.one_stage,
     )
 
 

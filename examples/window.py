@@ -3,6 +3,8 @@
 python examples/window.py
 """
 
+from math import inf
+
 from PySide6.QtWidgets import QApplication, QMainWindow
 
 import infgen_rt
@@ -11,7 +13,7 @@ from infgen_rt.qt import PictureView
 app = QApplication([])
 with infgen_rt.open() as decoder:
     window, view = QMainWindow(), PictureView()
-    view.set_picture(decoder.picture(infgen_rt.load_sample("colosseum").latent, "16384x"))
+    view.set_picture(decoder.picture(infgen_rt.load_sample("colosseum").latent, "16384x", max_scale=inf))
     view.failed.connect(window.statusBar().showMessage)
     window.setCentralWidget(view)
     window.resize(1280, 800)

@@ -182,9 +182,12 @@ class Decoder:
                 native size.
             stages: the scales for iterative extrapolation. The latent is decoded at the first scale. That picture is
                 encoded, and decoded at the next scale, and so on. The product of the scales must be the whole scale.
-                None for one stage. A single stage decodes up to the largest scale that the model was trained for.
-                Beyond it, the picture is enlarged by Lanczos.
-            max_scale: the largest scale of a stage, for iterative extrapolation with as few stages as possible.
+                None for one stage, or for two, the first at scale 2, if the scale is above 5 (1.25 times the largest
+                that the model was trained for). If there is too little memory for two, or the model has no encoder,
+                there is one, and a warning.
+            max_scale: the largest scale of a stage, for iterative extrapolation with as few equal stages as possible.
+                `math.inf` gives one stage, which is the fastest. Beyond the largest scale that the model was trained
+                for, a stage's picture is enlarged by Lanczos. This is not so if `stages` names its scale.
             tile: the side of the largest tile in pixels. None to let the memory budget decide.
             part: the side in cells of the largest part of the latent that is prepared at once. None for the largest
                 that memory allows, which is the fastest for a whole picture. With a small part, such as 32, the first

@@ -1,12 +1,14 @@
 """A latent from which pictures are made, and the stages that lead from it to a picture of a given size."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from infgen_rt.backend.choice import Choice
 from infgen_rt.backend.engine import Engine
 from infgen_rt.bundle.graphs import ENCODE
 from infgen_rt.common.notices import Notices
+from infgen_rt.errors import PlanError
 from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.shapes import Size, parse_size
 from infgen_rt.geometry.stages import chain
@@ -17,6 +19,11 @@ from infgen_rt.plan.costs import PLAIN, Writing
 from infgen_rt.plan.making import make_plan
 from infgen_rt.plan.plan import LEAST_SCALE, Plan, StagePlan
 
+# Where two stages are the default, the first one enlarges by this factor.
+_FIRST = 2.0
+# Below this factor beyond the largest trained scale, two stages are not better than Lanczos
+# (`benchmarks.studies.extrapolation`).
+_WORTH = 1.25
 # The largest stretch that is not visible. Rounding a side to whole cells may cause such a stretch.
 _UNSEEN_STRETCH = 1.02
 
@@ -104,18 +111,31 @@ class Source:
             The plan, and the last stage.
         """
         manifest = self.engine.manifest
-        grids = chain(Grid(self.cells, parse_size(size, self.native), manifest.patch), stages, max_scale)
-        # Beyond the scales that it was trained for, the model leaves patterns. Stages that the user requests are not
-        # limited.
-        scales = manifest.scale_range if stages is None and max_scale is None else None
-        plan = self._plan(grids, scales, PLAIN)
+        whole = Grid(self.cells, parse_size(size, self.native), manifest.patch)
+        if stages is None and max_scale is None:
+            plan = self._usual_plan(whole)
+        else:
+            # Beyond the scales that it was trained for, the model leaves patterns. Scales that the user requests one by
+            # one are not limited.
+            limits = manifest.scale_range if stages is None else None
+            plan = self._plan(chain(whole, stages, max_scale), limits, PLAIN)
         for each in plan.stages:
             self.engine.load_for(each.enlargement)
         first = plan.stages[0]
         self.contexts.plan(first.context, first.enlargement, plan.budget - plan.memory)
         if warns:
-            _warn_of_scale(grids, self.engine, self.native, first.decoded != grids[0], self.notices)
+            _warn_of_scale(plan.stages, self.engine, self.native, self.notices)
         return plan, self._linked(plan)
+
+    def _usual_plan(self, whole: Grid) -> Plan:
+        """The plan for a picture whose stages the user leaves open."""
+        limits = self.engine.manifest.scale_range
+        scale, largest = max(whole.scale), limits[1]
+        if largest >= _FIRST and _WORTH * largest < scale:
+            # Two stages are not possible without an encoder or with very little memory.
+            with suppress(PlanError):
+                return self._plan(chain(whole, (_FIRST, scale / _FIRST)), limits, PLAIN)
+        return self._plan((whole,), limits, PLAIN)
 
     def for_writing(self, plan: Plan, writing: Writing) -> Plan:
         """A plan for the same picture that leaves memory for writing it.
@@ -159,26 +179,29 @@ class Source:
         return stage
 
 
-def _warn_of_scale(grids: Sequence[Grid], engine: Engine, native: Size, resamples: bool, notices: Notices) -> None:
+def _warn_of_scale(stages: Sequence[StagePlan], engine: Engine, native: Size, notices: Notices) -> None:
     low, high = engine.manifest.scale_range
-    beyond = ", what is beyond is enlarged by Lanczos" if resamples else ""
-    for number, grid in enumerate(grids, start=1):
+    own = f"the latent's own {native}"
+    for number, stage in enumerate(stages, start=1):
+        grid, resamples = stage.grid, stage.decoded != stage.grid
         scale_y, scale_x = grid.scale
         # Reducing a picture by resampling does not lower its quality.
         if max(scale_y, scale_x) > high or (min(scale_y, scale_x) < low and not resamples):
-            which = f"stage {number}: " if len(grids) > 1 else ""
-            own = f"the latent's own {native}" if number == 1 else f"{grids[number - 2].picture}"
+            which = f"stage {number}: " if len(stages) > 1 else ""
             edge = low if max(scale_y, scale_x) < low else high
-            stages = ""
-            if resamples and edge == high and engine.has(ENCODE) and not engine.recipe.shapes:
-                stages = f", and max_scale={high:g} (--max-scale {high:g}) gives more detail and takes longer"
+            beyond = ", what is beyond is enlarged by Lanczos" if resamples else ""
+            more = ""
+            encodes = ENCODE.name in engine.recipe.graphs and not engine.recipe.shapes
+            if resamples and encodes and max(scale_y, scale_x) > _WORTH * high:
+                more = f", and max_scale={high:g} (--max-scale {high:g}) gives more detail and takes longer"
             notices.warn(
                 "scale of stages" if not resamples else "scale",
                 f"{which}{grid.picture} is {scale_x:.2f}x{scale_y:.2f} times {own}; "
                 f"the model was trained for {low:g} to {high:g} times{beyond}; "
-                f"{Size(*(round(edge * side * grid.patch) for side in grid.cells))} is within that{stages}",
+                f"{Size(*(round(edge * side * grid.patch) for side in grid.cells))} is within that{more}",
             )
-    size = grids[-1].picture
+        own = f"{grid.picture}"
+    size = stages[-1].grid.picture
     stretch = size.width * native.height / (size.height * native.width)
     stretch = max(stretch, 1 / stretch)
     if stretch > _UNSEEN_STRETCH:

@@ -65,7 +65,7 @@ def ways(
         return decoder.picture(latent, size).read()
 
     def lanczos(latent: Latent, size: tuple[int, int]) -> Pixels:
-        return decoder.picture(latent, size).read()
+        return decoder.picture(latent, size, max_scale=math.inf).read()
 
     found: dict[str, Make] = {
         f"{decoder.manifest.scale_range[1]:g}, then Lanczos": lanczos,
@@ -95,7 +95,7 @@ def parse_chain(text: str) -> tuple[float, ...]:
 @click.option("--teacher", type=FILE, required=True)
 @click.option("--model", type=click.Path(path_type=Path), help="Bundle.  [default: the one in the package]")
 @click.option(
-    "--stages", "chains", multiple=True, default=("4,1.5", "4,2"), show_default=True,
+    "--stages", "chains", multiple=True, default=("2,2.5", "2,3", "2,4"), show_default=True,
     help="Scales of a chain; repeatable. Chains are measured at the scale that they multiply to.",
 )  # fmt: skip
 @click.option(

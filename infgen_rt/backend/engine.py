@@ -243,7 +243,7 @@ class Engine:
             self._purpose = purpose
 
     def has(self, kind: Kind) -> bool:
-        """Whether the recipe has graphs of a kind."""
+        """Whether the model has graphs of a kind. The recipe may lack encode nevertheless."""
         return kind.name in self._kinds
 
     def context(self, latent: FloatArray, enlargement: Enlargement) -> Values:

@@ -180,7 +180,8 @@ _PICTURE_OPTIONS: tuple[Decorator, ...] = (
     click.option(
         "--max-scale",
         type=float,
-        help="Use as few stages as possible, none of which enlarges more than this.  [default: one stage]",
+        help="Use as few stages as possible, none of which enlarges more than this. With inf, there is one.  "
+        "[default: one stage up to 5x, and two above]",
     ),
     click.option("--tile", type=int, help="The largest tile's side in pixels.  [default: as large as memory allows]"),
     normalisation,

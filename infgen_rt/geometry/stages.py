@@ -26,7 +26,7 @@ def chain(whole: Grid, stages: Sequence[float] | None = None, max_scale: float |
         whole: the decode as one stage, which is the result if neither of the other arguments is given.
         stages: the scales of the stages, which multiply to the whole scale.
         max_scale: the largest scale of a stage, apart from the rounding of sizes to whole cells. The chain then has as
-            few stages as possible, with equal scales.
+            few stages as possible, with equal scales. Infinity gives one stage.
 
     Returns:
         The grids of the stages, first to last. Every picture except the last has `patch` pixels per cell of the next
@@ -69,7 +69,7 @@ def _by_scales(whole: Grid, stages: Sequence[float]) -> tuple[Grid, ...]:
 
 
 def _by_largest(whole: Grid, largest: float) -> tuple[Grid, ...]:
-    if not (isfinite(largest) and largest >= LEAST_MAX_SCALE):
+    if not largest >= LEAST_MAX_SCALE:
         raise PlanError(f"max_scale {largest:g} is not usable: expected {LEAST_MAX_SCALE:g} or more")
     down, across = whole.scale
     # Slightly less, so that a scale of 16 with at most 4 per stage gives two stages despite rounding.

@@ -55,7 +55,7 @@ class Plan:
     """The plan of a decode. Print it for a description.
 
     Attributes:
-        stages: the stages, first to last. There is one, unless iterative extrapolation was requested.
+        stages: the stages, first to last. There is one, or several for iterative extrapolation (`Decoder.picture`).
         encodings: the tiles in which each stage's picture, except the last, is encoded for the next stage.
         runs: the backend, device and precision, with the reason for the choice.
         preparation: the number of steps before the first pixel.

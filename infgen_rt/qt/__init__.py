@@ -3,7 +3,7 @@
 from infgen_rt.qt import PictureView
 
 view = PictureView()
-view.set_picture(decoder.picture(latent, "16384x16384"))
+view.set_picture(decoder.picture(latent, "16384x16384", max_scale=math.inf))
 """
 
 from infgen_rt.qt.jobs import Job

@@ -1,6 +1,7 @@
 """Opens latents for a viewer: reads a file, opens the model of its latent space, and plans its pictures."""
 
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,8 @@ class Opener:
         native = decoder.native_size(array, latent_size=self._reading["latent_size"])
         limit = fixed_size(self.size)
         size = parse_size(self.size, native) if limit is None else fit(native, limit, "contain")[0]
-        pictures = decoder.pictures(array, size, part=PART, **self._reading)
+        # In one stage, because the first tile of two takes too long.
+        pictures = decoder.pictures(array, size, max_scale=inf, part=PART, **self._reading)
         return Opened(sample or "" if path is None else Path(path).name, decoder, tuple(pictures))
 
     def close(self) -> None:

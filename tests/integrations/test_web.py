@@ -21,6 +21,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,7 @@ def by_python(
 ) -> ByteArray:
     with infgen_rt.open(model, "onnxruntime", space=space, precision="exact", threads=1) as decoder:
         decoder.notices.warn = lambda *_: None  # type: ignore[method-assign]
-        return decoder.picture(latent, size, **options).read(region)
+        return decoder.picture(latent, size, max_scale=inf, **options).read(region)
 
 
 def with_global_prefill(bundle: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def test_what_is_resampled_is_decoded_with_the_enlargement_of_what_is_decoded(
 ) -> None:
     """Beyond the trained scales, on either side; what was asked for in stages is beyond the largest."""
     tenth = decoder.picture(LATENT, scaled(0.4))
-    tenfold = decoder.picture(LATENT, scaled(10))
+    tenfold = decoder.picture(LATENT, scaled(10), max_scale=inf)
     assert [each.plan.stages[0].enlargement for each in (tenth, tenfold)] == [ONCE, FOUR]
     whole = tiny.decode_whole(LATENT, scaled(4), FOUR).transpose(2, 0, 1)
     planes = [Image.fromarray(plane).resize(tenfold.size, Image.Resampling.LANCZOS) for plane in whole.copy()]

@@ -1,5 +1,7 @@
 """Beyond the trained scales: Lanczos of the nearest trained picture, the same for any region."""
 
+from math import inf
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
@@ -38,7 +40,7 @@ def test_any_region_is_that_of_the_whole(
 ) -> None:
     assume(not (28 <= width <= 4 * 56 and 20 <= height <= 4 * 40))
     expected = by_hand((width, height))
-    picture = decoder.picture(LATENT, (width, height), tile=tile)
+    picture = decoder.picture(LATENT, (width, height), tile=tile, max_scale=inf)
     assert "by Lanczos" in str(picture.plan)
     for _ in range(3):
         x, y = data.draw(st.integers(0, width - 1), "x"), data.draw(st.integers(0, height - 1), "y")
@@ -60,7 +62,7 @@ def test_a_warning_says_what_is_done(decoder: infgen_rt.Decoder) -> None:
         match=r"0.5 to 4 times, what is beyond is enlarged by Lanczos; .* is within that, "
         r"and max_scale=4 \(--max-scale 4\) gives more detail and takes longer$",
     ):
-        decoder.picture(LATENT, "6x")
+        decoder.picture(LATENT, "6x", max_scale=inf)
     assert len(decoder.picture(LATENT, "6x", max_scale=4).plan.stages) == 2
     with pytest.warns(infgen_rt.InfGenWarning, match="trained for 0.5 to 4 times; .* is within that$"):
         decoder.picture(LATENT, "6x", stages=(6,))

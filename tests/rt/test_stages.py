@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import infgen_rt
 from infgen_rt.bundle.graphs import DECODE, ENCODE, PREFILL
@@ -194,6 +196,60 @@ def test_a_plan_shows_each_stage(picture: infgen_rt.Picture) -> None:
     assert lines[0].startswith("stage 1: latent 13x7 -> picture 208x112, 28 tiles of 32x32 pixels at most")
     assert lines[1] == "picture 1 encoded: latent of 26x14 cells in 6 tiles"
     assert lines[2].startswith("stage 2: latent 26x14 -> picture 399x219, ")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scale", [5.05, 8])
+def test_two_stages_are_the_default_above_5_times(decoder: infgen_rt.Decoder, scale: float) -> None:
+    picture = decoder.picture(LATENT, scale, normalisation="model")
+    chosen = decoder.picture(LATENT, picture.size, stages=(2, scale / 2), normalisation="model")
+    sizes = [tuple(stage.grid.picture) for stage in picture.plan.stages]
+    assert sizes == [(208, 112), picture.size] == [tuple(stage.grid.picture) for stage in chosen.plan.stages]
+    assert np.abs(picture.read(dtype=np.float32) - tiny.decode_stages(LATENT, sizes)).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("scale", "options", "advice"),
+    [(5, {}, "$"), (8, {"max_scale": inf}, ", and max_scale=4 ")],
+)
+def test_other_sizes_have_one_stage(
+    decoder: infgen_rt.Decoder, scale: float, options: dict[str, Any], advice: str
+) -> None:
+    with pytest.warns(infgen_rt.InfGenWarning, match="enlarged by Lanczos; 416x224 is within that" + advice):
+        (stage,) = decoder.picture(LATENT, scale, normalisation="model", **options).plan.stages
+    assert stage.decoded.picture == (416, 224)
+
+
+def test_beyond_two_stages_the_picture_is_enlarged_by_lanczos(decoder: infgen_rt.Decoder) -> None:
+    warned = pytest.warns(
+        infgen_rt.InfGenWarning, match=r"stage 2: 1248x672 is 6\.00x6\.00 times 208x112; .*max_scale=4"
+    )
+    with warned:
+        picture = decoder.picture(LATENT, 12, normalisation="model")
+    expected = decoder.picture(LATENT, 8, stages=(2, 4), normalisation="model").read(dtype=np.float32)
+    planes = (Image.fromarray(plane) for plane in np.ascontiguousarray(expected.transpose(2, 0, 1)))
+    enlarged = np.stack([plane.resize(picture.size, Image.Resampling.LANCZOS) for plane in planes], -1)
+    assert [stage.decoded.picture for stage in picture.plan.stages] == [(208, 112), (832, 448)]
+    assert np.abs(picture.read(dtype=np.float32) - np.clip(enlarged, 0, 1)).max() < 1e-4
+
+
+def test_what_is_impossible_in_two_stages_is_made_in_one_with_a_warning(bundle: Path, tmp_path: Path) -> None:
+    with infgen_rt.open(bundle, memory="1MB") as decoder, pytest.raises(PlanError) as error:
+        decoder.picture(LATENT, "6x")
+    needed = float(str(error.value).split("at least ")[1].split()[0]) + 0.1
+    with infgen_rt.open(bundle, memory=f"{needed}MiB") as decoder:
+        with pytest.raises(PlanError, match="stage 2, a 624x336 picture"):
+            decoder.picture(LATENT, "6x", max_scale=4)
+        with pytest.warns(infgen_rt.InfGenWarning, match="and max_scale=4"):
+            picture = decoder.picture(LATENT, "6x")
+        assert len(picture.plan.stages) == 1 and picture.read().any()
+    graphs = {name: f"onnx-fp32/{name}.onnx" for name in tiny.GRAPHS if name != "encode"}
+    recipe = {"name": "onnx-fp32", "target": "onnx", "precision": "fp32", "graphs": graphs, "memory": None}
+    tiny.write_bundle(tmp_path)
+    tiny.edit_manifest(tmp_path, recipes=[recipe])
+    warned = pytest.warns(infgen_rt.InfGenWarning, match="enlarged by Lanczos; 416x224 is within that$")
+    with infgen_rt.open(tmp_path) as decoder, warned:
+        assert len(decoder.picture(LATENT, "6x").plan.stages) == 1
 
 
 def test_each_stage_is_warned_of(decoder: infgen_rt.Decoder) -> None:
