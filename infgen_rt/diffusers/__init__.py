@@ -33,7 +33,7 @@ except ImportError as error:
         f'infgen_rt.diffusers needs PyTorch and diffusers ({error}): pip install "infgen-rt[diffusers]"'
     ) from error
 
-from infgen_rt.diffusers.configs import batch_norm, described, space_of_vae
+from infgen_rt.diffusers.configs import VAE, batch_norm, described, space_of_vae
 from infgen_rt.diffusers.opened import Opened
 from infgen_rt.diffusers.pictures import bands, check_batch, check_pixels, check_plan, picture_options
 
@@ -122,12 +122,20 @@ class InfGenVAE(ModelMixin, ConfigMixin):
             options: the other arguments of the class.
 
         Raises:
+            TypeError: `vae` is not a VAE of diffusers.
             LatentError: the latent space of the VAE is not known, and `space` is not given.
             InfGenError: the errors of the class.
         """
+        VAE.check(vae=vae)
         made = cls(path, space=space or space_of_vae(vae), **options)
         # A VAE whose weights are offloaded is on the device `meta`, on which nothing can be computed.
         return _moved(made, None if vae.device.type == "meta" else vae.device, vae.dtype)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuse to set an argument, which would change nothing. Everything else is as for any module."""
+        if name in self.__dict__.get("_internal_dict", ()):
+            raise AttributeError(f"{name} cannot be changed: make another InfGenVAE with {name}={value!r}")
+        super().__setattr__(name, value)
 
     @property
     def config(self) -> FrozenDict:

@@ -5,9 +5,12 @@ from typing import Any
 
 import torch
 
+from infgen_rt.common.arguments import Kind
 from infgen_rt.errors import LatentError
 from infgen_rt.latent.spaces import LatentSpace, latent_spaces
 
+VAE = Kind("a VAE of diffusers, such as pipe.vae", lambda value: hasattr(value, "config"))
+"""VAEs, for checks of arguments."""
 _EPS = 1e-4
 # How far the factors of a VAE's config may be from a table's, relatively and absolutely.
 _FACTOR, _SHIFT = 1e-3, 1e-3
@@ -17,8 +20,10 @@ def space_of_vae(vae: Any) -> str:
     """The name of the latent space of a pipeline's VAE, by the channels and factors of its config.
 
     Raises:
+        TypeError: it is not a VAE of diffusers.
         LatentError: it is that of no known space.
     """
+    VAE.check(vae=vae)
     channels, scaling = (getattr(vae.config, name, None) for name in ("latent_channels", "scaling_factor"))
     shift = getattr(vae.config, "shift_factor", None) or 0.0
     for space in latent_spaces().values():

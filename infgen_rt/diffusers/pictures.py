@@ -12,6 +12,7 @@ from infgen_rt.errors import InputError, LatentError, PlanError
 from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.shapes import Box, Size, parse_size
 from infgen_rt.geometry.stages import chain
+from infgen_rt.latent.spaces import latent_space
 from infgen_rt.picture import Picture
 
 # A usual picture, for checking what does not depend on the latent.
@@ -50,7 +51,10 @@ def check_plan(decoder: Decoder, options: dict[str, Any]) -> None:
     Raises:
         PlanError: no latent can be decoded with these options.
     """
-    small = np.zeros((decoder.manifest.latent_channels, _SMALL, _SMALL), np.float32)
+    # With a usual deviation, because an unusual one is warned of.
+    usual = latent_space(decoder.manifest.latent_space).usual_std or (1.0, 1.0)
+    noise = np.random.default_rng(0).standard_normal((decoder.manifest.latent_channels, _SMALL, _SMALL), np.float32)
+    small = noise * np.float32(sum(usual) / 2)
     usable = options if _is_relative(options["size"]) else {"tile": options["tile"]}
     decoder.picture(small, normalisation="model", **usable)
 

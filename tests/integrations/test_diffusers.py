@@ -304,6 +304,32 @@ def test_a_vae_of_no_known_space_is_refused() -> None:
         InfGenVAE.replacing(SimpleNamespace(config=config))
 
 
+@pytest.mark.parametrize("wrong", [None, "stabilityai/sdxl-vae", {"latent_channels": 4}])
+def test_what_is_no_vae_is_named(wrong: Any) -> None:
+    from infgen_rt.diffusers import space_of_vae
+
+    for call in (space_of_vae, InfGenVAE.replacing, lambda vae: InfGenVAE.replacing(vae, space="sdxl")):
+        with pytest.raises(TypeError, match=r"^vae is .*: expected a VAE of diffusers, such as pipe\.vae$"):
+            call(wrong)
+
+
+@pytest.mark.filterwarnings("error::infgen_rt.InfGenWarning")
+@pytest.mark.parametrize("options", [{}, {"scale": 2}, {"scale": 0.6}, {"size": "4k"}], ids=str)
+@pytest.mark.parametrize("space", ["sd15", "sdxl", "sd3", "flux1", "flux2"])
+def test_nothing_is_warned_of_before_there_is_a_latent(
+    bundles: dict[str, Path], space: str, options: dict[str, Any]
+) -> None:
+    InfGenVAE(bundles[space], space=space, **options, **RUNS).close()
+
+
+def test_an_option_that_is_set_later_is_refused(vae: Any) -> None:
+    for name, value in (("scale", 4), ("size", "4k"), ("memory", "1GiB")):
+        with pytest.raises(AttributeError, match=f"^{name} cannot be changed: make another InfGenVAE with {name}="):
+            setattr(vae, name, value)
+    vae.use_tiling = True
+    assert vae.decode(raw_latents(1)).sample.shape[-2:] == (96, 128)
+
+
 def test_a_space_that_the_config_does_not_show_is_given_and_an_offloaded_vae_is_replaced(
     bundles: dict[str, Path],
 ) -> None:
