@@ -1,14 +1,16 @@
 """Measures patterns that pixel shuffles leave in pictures: ``python -m benchmarks.studies.comb [--model BUNDLE]``.
 
 A shuffle makes neighbouring pixels from different channels. If the channels disagree, the error repeats every two or
-four pixels, like the teeth of a comb. It is visible as a grid in flat areas (sky), and as steps at straight edges. The
-study measures the mean absolute difference between pixels that are half a period apart, in levels of 255. For a period
-of two, these are even and odd pixels.
+four pixels, like the teeth of a comb. It is visible as a grid in flat areas (sky), and as steps at straight edges.
 
-Detail also contributes to this number, and contributes more in a sharper picture. There are two ways to distinguish it
-from a comb. First, a comb has its teeth at the same pixels everywhere, so it is also in the mean of all blocks, while
-detail averages out. This is the number in brackets. Second, the table has the model's 1x picture enlarged by Lanczos,
-which has no comb. The 4x picture enlarged to 8x is what the runtime makes at that size.
+A comb is a line in the spectrum of the pixels, because it has one period. Detail has all periods, so its spectrum is
+smooth. The study measures how much higher the spectrum is at the period than beside it, and gives the height of such a
+wave from its lowest to its highest level, in levels of 255. The number in brackets is the mean absolute difference
+between pixels half a period apart, in the mean of all blocks. It shows a comb whose teeth are at the same pixels
+everywhere.
+
+For comparison, the table has the model's 1x picture enlarged by Lanczos, which has no comb, and pictures of twice the
+size: the 4x picture enlarged by Lanczos, and what the runtime makes, which are two stages.
 """
 
 from __future__ import annotations
@@ -77,22 +79,46 @@ class Comb:
     """The strength of a comb of one period, in levels. NaN if there was no suitable block.
 
     Attributes:
-        each: Mean absolute difference of positions half a period apart, as a mean over all blocks.
-        shared: Mean absolute difference of these positions in the mean of all blocks.
+        height: Height of the wave of this period that rises above the spectrum beside it.
+        shared: Mean absolute difference of positions half a period apart, in the mean of all blocks.
     """
 
-    each: float
+    height: float
     shared: float
 
     @classmethod
-    def of(cls, teeth: NDArray[np.float32]) -> Comb:
-        """Measures the comb in the differences that ``teeth`` gives, [blocks, ..., period]."""
-        if not teeth.size:
+    def of(cls, lines: NDArray[np.float32], period: int, longest: int) -> Comb:
+        """Measures the comb of a period in lines of pixels [blocks, ..., n]. ``longest`` is as for ``teeth``."""
+        if not lines.size:
             return cls(np.nan, np.nan)
-        return cls(float(np.abs(teeth).mean()), float(np.abs(teeth.mean(tuple(range(teeth.ndim - 2)))).mean()))
+        found = teeth(lines, period, longest)
+        return cls(height(lines, period), float(np.abs(found.mean(tuple(range(found.ndim - 2)))).mean()))
 
     def __str__(self) -> str:
-        return "" if np.isnan(self.each) else f"{self.each:.3f} ({self.shared:.3f})"
+        return "" if np.isnan(self.height) else f"{self.height:.3f} ({self.shared:.3f})"
+
+
+def height(lines: NDArray[np.float32], period: int) -> float:
+    """Computes the height of a wave, from its lowest to its highest level, that all lines have beside their detail.
+
+    Args:
+        lines: Lines of pixels [..., n], where ``n`` is a multiple of the period.
+        period: The period in pixels.
+    """
+    length = lines.shape[-1]
+    # The windows of gradients would hide a weak wave.
+    place = np.arange(length) - (length - 1) / 2
+    level = lines - lines.mean(-1, keepdims=True) - (lines @ place / (place @ place))[..., None] * place
+    window = np.hanning(length + 1)[:-1]
+    spectrum = np.fft.rfft(level * window) / window.sum()
+    power = np.square(np.abs(spectrum)).reshape(-1, length // 2 + 1).mean(0)
+    line = length // period
+    # The spectrum is mirrored at its highest frequency.
+    beside = np.sqrt(power[line - 1] * power[length // 2 - abs(length // 2 - line - 1)])
+    # The window spreads a quarter of a line's power to either side. A wave has half of its amplitude at its frequency,
+    # and all of it at the highest.
+    amplitude = np.sqrt(max(0.0, power[line] - beside) / 0.75) * (1 if period == 2 else 2)
+    return float(2 * amplitude)
 
 
 def teeth(lines: NDArray[np.float32], period: int, longest: int) -> NDArray[np.float32]:
@@ -134,8 +160,8 @@ def combs(picture: Levels, places: Places, enlarged: int = 1) -> dict[tuple[str,
             lines = np.moveaxis(blocks, 3 if axis == "across" else 2, -1)
             # A grid is in all lines of a flat block, so their mean shows it best. Steps are only at the edge.
             periods = (enlarged * period, enlarged * PERIODS[-1])
-            found["flat", period, axis] = Comb.of(teeth(lines[places.flat].mean(1), *periods))
-            found["edge", period, axis] = Comb.of(teeth(lines[edges], *periods))
+            found["flat", period, axis] = Comb.of(lines[places.flat].mean(1), *periods)
+            found["edge", period, axis] = Comb.of(lines[edges], *periods)
     return found
 
 
@@ -147,15 +173,16 @@ def enlarge(picture: Levels, factor: int) -> Levels:
 
 
 def rows(name: str, decoder: infgen_rt.Decoder) -> Iterator[tuple[str, ...]]:
-    """The rows of a sample: its enlarged 1x picture, its 4x picture, and the 4x picture enlarged to 8x."""
+    """The rows of a sample: its enlarged 1x picture, its 4x picture, the latter enlarged to 8x, and its 8x picture."""
     latent = load_sample(name).latent
-    own, large = (_levels(decoder.picture(latent, scale)) for scale in (1.0, float(SCALE)))
+    own, large, twice = (_levels(decoder.picture(latent, float(scale))) for scale in (1, SCALE, 2 * SCALE))
     smooth = enlarge(own, SCALE)
     places = Places.of(smooth)
     pictures = {
         f"1x, Lanczos to {SCALE}x": combs(smooth, places),
         f"{SCALE}x": combs(large, places),
         f"{SCALE}x, Lanczos to {2 * SCALE}x": combs(enlarge(large, 2), places, 2),
+        f"{2 * SCALE}x": combs(twice, places, 2),
     }
     counts = {"flat": (places.flat, places.flat), "edge": (places.across, places.down)}
     for picture, found in pictures.items():
