@@ -86,6 +86,8 @@ def check_output(
         if tile_format not in (known := get_args(TileFormat)):
             raise OutputError(f"tile format {tile_format!r} is unknown: expected {' or '.join(known)}")
         form = form.with_tiles(tile_format)
+    # Pillow takes only Python's own integers.
+    quality = None if quality is None else int(quality)
     form = form.encoded(quality, lossless).with_metadata(check_metadata(metadata or {}))
     if not form.available():
         raise OutputError(f"Pillow was built without {form.name}: install it from PyPI, or write .png")

@@ -578,6 +578,14 @@ def test_quality_makes_files_smaller_or_nearer(tmp_path: Path, picture: infgen_r
     assert sizes == sorted(set(sizes))
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".webp", ".avif", ".dzi"])
+def test_quality_may_be_an_integer_of_numpy(tmp_path: Path, picture: infgen_rt.Picture, suffix: str) -> None:
+    for name, quality in (("own", 80), ("numpy", np.int64(80))):
+        (tmp_path / name).mkdir()
+        picture.save(tmp_path / name / f"a{suffix}", quality=quality)
+    assert tree(tmp_path / "own") == tree(tmp_path / "numpy")
+
+
 @pytest.mark.parametrize("suffix", [".webp", ".png", ".tif"])
 def test_without_loss_every_level_is_kept(tmp_path: Path, picture: infgen_rt.Picture, suffix: str) -> None:
     picture.save(tmp_path / f"a{suffix}", lossless=True)
