@@ -15,6 +15,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from infgen_rt import spaces as spaces
 from infgen_rt.backend.choice import Choice
 from infgen_rt.batch import save_pictures
 from infgen_rt.bundle.folder import Bundle
@@ -44,7 +45,9 @@ from infgen_rt.version import __version__
 
 if TYPE_CHECKING:
     from infgen_rt import diffusers as diffusers
+    from infgen_rt import qt as qt
     from infgen_rt import ray as ray
+    from infgen_rt import viewing as viewing
 
 __all__ = [
     "__version__",
@@ -82,13 +85,13 @@ __all__ = [
     "save_pictures",
 ]
 
-# Modules for other programs. They need further libraries, and are imported when they are first used.
-_INTEGRATIONS = ("diffusers", "ray")
+# Modules that not every program needs. They are imported when they are first used. Most need further libraries.
+_LATER = ("diffusers", "qt", "ray", "viewing")
 
 
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> ModuleType:
-        if name in _INTEGRATIONS:
+        if name in _LATER:
             return import_module(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -163,7 +163,7 @@ def latent_space(name: str) -> LatentSpace:
 
     Args:
         name: the name of the space, or of a model that uses it, such as `sd1.5` or `Z-Image`. Capitals, dots, dashes,
-            underscores and spaces do not matter.
+            underscores, spaces and an owner before the name, as in `stabilityai/sdxl-turbo`, do not matter.
 
     Raises:
         LatentError: there is no latent space or model with this name.
@@ -176,12 +176,8 @@ def latent_space(name: str) -> LatentSpace:
     TEXT.check(name=name)
     found = _spaces_by_name().get(_plain(name))
     if found is None:
-        plain, close = _plain(name), 0.75
-        # A space's own name is more likely than that of one of the many models.
-        nearest = get_close_matches(plain, latent_spaces(), 1, close) or get_close_matches(
-            plain, _spaces_by_name(), 1, close
-        )
-        hint = f" (did you mean {_written(nearest[0])}?)" if nearest else ""
+        near = _near(name)
+        hint = f" (did you mean {near}?)" if near else ""
         known = ", ".join(latent_spaces())
         raise LatentError(
             f"latent space {name!r} is unknown to this version{hint}: known are {known}, and the models that "
@@ -190,14 +186,25 @@ def latent_space(name: str) -> LatentSpace:
     return found
 
 
+def _near(name: str) -> str | None:
+    """The name that an unknown one probably stands for, in words. None if it may stand for several spaces."""
+    plain, known, close = _plain(name), _spaces_by_name(), 0.75
+    # A space's own name is more likely than that of one of the many models.
+    if nearest := get_close_matches(plain, latent_spaces(), 1, close):
+        return nearest[0]
+    models = get_close_matches(plain, known, len(known), close)
+    spaces = {known[model].name for model in models}
+    return f"{_written(models[0])}, of the space {spaces.pop()}" if len(spaces) == 1 else None
+
+
 def joined(names: Sequence[str]) -> str:
     """Names as alternatives in a sentence: `a`, `a or b`, `a, b or c`."""
     return " or ".join((", ".join(names[:-1]), names[-1])) if len(names) > 1 else names[0]
 
 
 def _plain(name: str) -> str:
-    """A name without the characters that people write differently."""
-    return re.sub(r"[^a-z0-9]", "", name.lower())
+    """A name without the characters that people write differently, and without an owner before a slash."""
+    return re.sub(r"[^a-z0-9]", "", name.lower().rpartition("/")[2])
 
 
 def _written(plain: str) -> str:

@@ -66,6 +66,15 @@ def test_no_name_is_that_of_two_spaces() -> None:
         ("hidream", "flux1"),
         ("FLUX.2-klein", "flux2"),
         ("ERNIE_Image", "flux2"),
+        ("sd-turbo", "sd15"),
+        ("sd21-base", "sd15"),
+        ("stabilityai/stable-diffusion-2-base", "sd15"),
+        ("stabilityai/sdxl-turbo", "sdxl"),
+        ("ByteDance/SDXL-Lightning", "sdxl"),
+        ("black-forest-labs/FLUX.1-Kontext-dev", "flux1"),
+        ("flux1-krea-dev", "flux1"),
+        ("lodestones/Chroma1-HD", "flux1"),
+        ("black-forest-labs/FLUX.2-klein-4B", "flux2"),
     ],
 )
 def test_models_are_named_as_people_know_them(name: str, expected: str) -> None:
@@ -78,7 +87,8 @@ def test_models_are_named_as_people_know_them(name: str, expected: str) -> None:
         ("sdx", "did you mean sdxl"),
         ("sdx1", "did you mean sdxl"),
         ("qwen-image", "is unknown to this version: known are"),
-        ("z-imag", "did you mean z-image"),
+        ("z-imag", "did you mean z-image, of the space flux1"),
+        ("sdxl-lightnin", "did you mean sdxl-lightning, of the space sdxl"),
         ("cogvideo", "known are sd15, sdxl, sd3, flux1"),
     ],
 )
@@ -86,6 +96,12 @@ def test_an_unknown_name_is_told_the_nearest_and_what_there_is(name: str, text: 
     with pytest.raises(LatentError, match=text) as caught:
         latent_space(name)
     assert "infgen-rt spaces" in str(caught.value)
+
+
+def test_no_name_is_suggested_if_near_ones_are_of_several_spaces() -> None:
+    with pytest.raises(LatentError) as caught:
+        latent_space("sdy-turbo")  # as near to sd-turbo as to sdxl-turbo
+    assert "did you mean" not in str(caught.value)
 
 
 def test_the_command_lists_every_space(capsys: pytest.CaptureFixture[str]) -> None:
