@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+from infgen_rt.backend.others import fits, other_backends
 from infgen_rt.backend.protocol import EXACT, KNOWN, AbsentError, Backend, Device, installed_backends, load_backend
 from infgen_rt.bundle.manifest import Manifest, Recipe
 from infgen_rt.common.callers import raise_callers
@@ -104,7 +105,7 @@ class Survey:
         """
         if name != AUTO:
             backend = load_backend(name)
-            return cls(tuple(_candidates(backend, _devices(backend, device), manifest)))
+            return cls(tuple(_candidates(backend, _devices(backend, device, manifest), manifest)))
         candidates: list[Candidate] = []
         absent: list[str] = []
         broken: list[str] = []
@@ -114,7 +115,7 @@ class Survey:
             current().check()  # importing a library takes seconds
             try:
                 backend = load_backend(entry)
-                candidates += _candidates(backend, _devices(backend, device), manifest)
+                candidates += _candidates(backend, _devices(backend, device, manifest), manifest)
             except BackendError as error:
                 raise_callers(error)
                 (absent if isinstance(error, AbsentError) else broken).append(str(error))
@@ -150,7 +151,7 @@ def _library_errors(backend: Backend) -> Iterator[None]:
         raise BackendError(f"backend {backend.name!r} cannot tell its devices: {one_line(error)}") from error
 
 
-def _devices(backend: Backend, wanted: str | None) -> list[Device]:
+def _devices(backend: Backend, wanted: str | None, manifest: Manifest) -> list[Device]:
     found = devices_of(backend)
     named = [device for device in found if wanted is None or device.answers_to(wanted)]
     if not named:
@@ -160,7 +161,10 @@ def _devices(backend: Backend, wanted: str | None) -> list[Device]:
         raise AbsentError(f"backend {backend.name!r} knows no device {wanted!r}: here it has {ids}")
     if usable := [device for device in named if device.problem is None]:
         return usable
-    raise AbsentError(f"backend {backend.name!r} cannot use {named[0].id}: {named[0].problem}")
+    # Nothing makes a device usable on a system that its library does not run on.
+    hopeless = backend.name in KNOWN and not fits(backend.name, manifest)
+    step = f": {other_backends({backend.name}, manifest)}" if hopeless else ""
+    raise AbsentError(f"backend {backend.name!r} cannot use {named[0].id}: {named[0].problem}{step}")
 
 
 def _candidates(backend: Backend, usable: Sequence[Device], manifest: Manifest) -> list[Candidate]:

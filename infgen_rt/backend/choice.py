@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from infgen_rt.backend import measuring
 from infgen_rt.backend.candidates import AUTO, PRECISIONS, Candidate, Precision, Survey, worth_importing
 from infgen_rt.backend.measuring import Result, Speed
-from infgen_rt.backend.others import or_install, other_backends
+from infgen_rt.backend.others import other_backends
 from infgen_rt.backend.protocol import ALIASES, EXACT, KNOWN, Device, installed_backends
 from infgen_rt.bundle.folder import Bundle
 from infgen_rt.bundle.manifest import Manifest
@@ -132,11 +132,8 @@ def choose(
     best = next(iter(_by_speed((result for result in results if result.way in ways), precision)), None)
     if best is None:
         tried = {each.way.backend for each in results}
-        others = other_backends(tried, bundle.manifest)
         errors = "; ".join(f"{each}: {each.error}" for each in results)
-        step = (
-            f"pass another backend (--backend): {', '.join(others)}" if others else or_install(tried, bundle.manifest)
-        )
+        step = other_backends(tried, bundle.manifest)
         raise BackendError(f"nothing that was tried runs the bundle, and {remedy(errors) or step}: {errors}")
     candidate = next(each for each in survey.candidates if each.way == best.way)
     return candidate, _choice(candidate, best, results, precision)

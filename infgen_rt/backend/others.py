@@ -2,14 +2,17 @@
 
 import platform
 import sys
+from typing import TYPE_CHECKING
 
-from infgen_rt.backend.candidates import Candidate
 from infgen_rt.backend.protocol import KNOWN, installed_backends
 from infgen_rt.bundle.manifest import Manifest
 from infgen_rt.common.remedies import installing
 
+if TYPE_CHECKING:
+    from infgen_rt.backend.candidates import Candidate
 
-def instead_of(candidate: Candidate, manifest: Manifest) -> str:
+
+def instead_of(candidate: "Candidate", manifest: Manifest) -> str:
     """What may run a bundle here instead of a way that failed: other devices and backends, as the end of a message.
 
     Args:
@@ -24,29 +27,41 @@ def instead_of(candidate: Candidate, manifest: Manifest) -> str:
         if device.problem is None and device.id != failed and any(backend.arithmetics(device.id, r) for r in recipes)
     ]
     ways = [f"another device (--device): {', '.join(devices)}"] if devices else []
-    if others := other_backends({backend.name}, manifest):
+    if others := _others({backend.name}, manifest):
         ways.append(f"another backend (--backend): {', '.join(others)}")
     return f"pass {'; or '.join(ways)}" if ways else or_install({backend.name}, manifest)
 
 
-def other_backends(tried: set[str], manifest: Manifest) -> list[str]:
+def other_backends(tried: set[str], manifest: Manifest) -> str:
+    """What to do about backends that do not run a bundle: pass or install another one, or pass another bundle.
+
+    Args:
+        tried: the names of the backends.
+        manifest: the bundle's manifest.
+    """
+    if others := _others(tried, manifest):
+        return f"pass another backend (--backend): {', '.join(others)}"
+    return or_install(tried, manifest)
+
+
+def _others(tried: set[str], manifest: Manifest) -> list[str]:
     """Names of the installed backends that the bundle has graphs for, without those that were tried."""
     return [
         name
         for name in installed_backends()
-        if name not in tried and (name not in KNOWN or (_fits(name, manifest) and KNOWN[name].is_here))
+        if name not in tried and (name not in KNOWN or (fits(name, manifest) and KNOWN[name].is_here))
     ]
 
 
 def or_install(tried: set[str], manifest: Manifest) -> str:
     """How to install another backend that the bundle has graphs for, or how to make such graphs, for a message."""
     for name, known in KNOWN.items():
-        if name not in tried and _fits(name, manifest):
+        if name not in tried and fits(name, manifest):
             return f"another backend can be tried: {installing(known.extra)}"
-    return "there are no graphs for another backend, which infgen-export CHECKPOINT --target all -o BUNDLE makes"
+    return "pass a bundle with graphs for another backend, which infgen-export CHECKPOINT --target all -o BUNDLE makes"
 
 
-def _fits(name: str, manifest: Manifest) -> bool:
+def fits(name: str, manifest: Manifest) -> bool:
     """Whether a backend of this project could run the bundle on this system."""
     system = name != "coreml" or sys.platform == "darwin"
     system &= name != "openvino" or (sys.platform, platform.machine()) != ("win32", "ARM64")

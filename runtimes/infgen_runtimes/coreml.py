@@ -54,7 +54,7 @@ class Backend:
 
     def devices(self) -> Sequence[Device]:
         """List the three devices of a Mac; see `infgen_rt.backend.protocol.Backend`."""
-        problem = None if sys.platform == "darwin" else "Core ML exists on macOS only: pass another backend (--backend)"
+        problem = None if sys.platform == "darwin" else "Core ML exists on macOS only"
         return [Device(name, about, problem) for name, about in _DEVICES.items()]
 
     def arithmetics(self, device: str, recipe: Recipe) -> Sequence[str]:

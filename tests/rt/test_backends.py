@@ -1,5 +1,6 @@
 """How a backend is found and chosen, and what is said of one that cannot be used."""
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -55,6 +56,15 @@ class Other(Beads):
         from infgen_runtimes.onnxruntime import Backend
 
         return Backend().load(graph, files, Options())
+
+
+class Apple(Beads):
+    """Core ML on a system that does not have it."""
+
+    name, target = "coreml", "coreml"
+
+    def devices(self) -> Sequence[Device]:
+        return [Device("ane", "Neural Engine", "Core ML exists on macOS only")]
 
 
 class Broken(Other):
@@ -219,6 +229,22 @@ def test_an_installation_without_backends_says_what_to_install(bundle: Path, ins
     assert not installed
     with pytest.raises(BackendError, match=r'no backend here runs .*pip install "infgen-rt\[cpu\]"'):
         infgen_rt.open(bundle)
+
+
+def test_another_backend_is_only_advised_if_the_bundle_has_graphs_for_one(
+    bundle: Path, several: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    several["coreml"] = entry("coreml", f"{__name__}:Apple")
+    monkeypatch.setattr(sys, "platform", "linux")
+    only = "cannot use ane: Core ML exists on macOS only"
+    with pytest.raises(BackendError, match=f"{only}: pass another backend \\(--backend\\): onnxruntime, other$"):
+        infgen_rt.open(bundle, "coreml")
+    assert "Core ML exists on macOS only" in [fact.problem for fact in describe_devices(Bundle.open(bundle))]
+    manifest = Bundle.open(bundle).manifest
+    recipes = tuple(dataclasses.replace(recipe, target="coreml") for recipe in manifest.recipes)
+    del several["other"]  # it may run anything, because nothing is known about it
+    with pytest.raises(BackendError, match=f"{only}: pass a bundle with graphs for another backend"):
+        Survey.of(dataclasses.replace(manifest, recipes=recipes), "coreml")
 
 
 def test_a_third_partys_backend_is_used(bundle: Path, several: dict) -> None:
