@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from infgen_rt.backend import measuring
-from infgen_rt.backend.candidates import Candidate, Survey, devices_of, unsuited
+from infgen_rt.backend.candidates import Candidate, Survey, Way, devices_of, unsuited, worth_importing
 from infgen_rt.backend.measuring import Speed
 from infgen_rt.backend.protocol import KNOWN, installed_backends, load_backend
 from infgen_rt.bundle.folder import Bundle
@@ -28,6 +28,7 @@ class Fact:
         speed: the measured speed. None if it was not measured.
         psnr: the PSNR against float32, in decibels. None if it was not measured.
         problem: the reason why it is not usable, and what to do about it. None if it is usable.
+        auto: whether `auto` takes it for the precision `fast`, by what was measured.
     """
 
     backend: str
@@ -38,6 +39,7 @@ class Fact:
     speed: Speed | None = None
     psnr: float | None = None
     problem: str | None = None
+    auto: bool = False
 
     def order(self) -> tuple[bool, float]:
         """The sort key: the usable ways come first, and of these the fastest."""
@@ -49,7 +51,7 @@ class Fact:
             return f"- {where}: {self.problem}"
         speed = "not measured" if self.speed is None else f"{self.speed.decode:.3f} s per megapixel"
         quality = "" if self.psnr is None else f", {self.psnr:.0f} dB against float32"
-        return f"+ {where}: {self.recipe} in {self.arithmetic}, {speed}{quality}"
+        return f"{'*' if self.auto else '+'} {where}: {self.recipe} in {self.arithmetic}, {speed}{quality}"
 
 
 def describe_devices(
@@ -84,6 +86,8 @@ def _describe(bundle: Bundle, threads: int | None, fresh: bool, progress: Tell |
     facts: list[Fact] = []
     candidates: list[Candidate] = []
     key = measuring.key(bundle, threads)
+    # What `auto` takes may depend on whether PyTorch is imported, so this comes before the backends are imported.
+    automatic = {name for name in installed_backends() if worth_importing(name, bundle.manifest)}
     names = [*KNOWN, *sorted(installed_backends().keys() - KNOWN.keys())]
     for name in names:
         current().check()  # importing a library takes seconds
@@ -104,10 +108,21 @@ def _describe(bundle: Bundle, threads: int | None, fresh: bool, progress: Tell |
         with measuring.turn():
             measuring.remember(key, measuring.measure(bundle, candidates, threads, progress), *names)
     results = measuring.recall(key).results
-    return sorted([*(_fact(candidate, results) for candidate in candidates), *facts], key=Fact.order)
+    taken = _taken([each for each in candidates if each.backend.name in automatic], results)
+    return sorted([*(_fact(candidate, results, taken) for candidate in candidates), *facts], key=Fact.order)
 
 
-def _fact(candidate: Candidate, results: Sequence[measuring.Result]) -> Fact:
+def _taken(candidates: Sequence[Candidate], results: Sequence[measuring.Result]) -> Way | None:
+    """The way that `auto` takes of its candidates for the precision `fast`. None if it has to measure some first."""
+    ways = [candidate.way for candidate in candidates if candidate.suits("fast")]
+    if len(ways) == 1:
+        return ways[0]
+    measured = {result.way: result for result in results if result.way in ways}
+    usable = {way: result.speed.typical for way, result in measured.items() if result.speed and result.suits("fast")}
+    return min(usable, key=usable.__getitem__) if usable and len(measured) == len(ways) else None
+
+
+def _fact(candidate: Candidate, results: Sequence[measuring.Result], taken: Way | None) -> Fact:
     way = candidate.way
     result = next((result for result in results if result.way == way), None)
     return Fact(
@@ -119,4 +134,5 @@ def _fact(candidate: Candidate, results: Sequence[measuring.Result]) -> Fact:
         speed=result.speed if result else None,
         psnr=candidate.psnr,
         problem=result.error if result else None,
+        auto=way == taken,
     )

@@ -498,7 +498,7 @@ def test_precision_threads_and_options_are_checked(bundle: Path) -> None:
 def test_devices_tells_what_is_usable_and_what_to_do_for_the_rest(bundle: Path, several: dict, timed: Timed) -> None:
     several["broken"] = entry("broken", f"{__name__}:Exploding")
     opened = Bundle.open(bundle)
-    assert all(fact.speed is None for fact in describe_devices(opened))
+    assert not any(fact.speed or fact.auto for fact in describe_devices(opened))
     asked = timed({"onnxruntime fp32": 0.5, "other fp32": 0.4})
     facts = describe_devices(opened, fresh=True)
     assert [(fact.backend, fact.arithmetic, fact.speed and fact.speed.decode) for fact in facts[:2]] == [
@@ -510,13 +510,18 @@ def test_devices_tells_what_is_usable_and_what_to_do_for_the_rest(bundle: Path, 
     assert "undefined symbol" in str(problems["broken", None])
     assert "'openvino' is unknown" in str(problems["openvino", None])
     assert describe_devices(opened)[0].speed == Speed(0.4, 1.0, 2.0)
+    assert [fact.backend for fact in describe_devices(opened) if fact.auto] == ["other"]
     assert choose(opened)[0].backend.name == "other" and len(asked) == 3
 
 
 def test_the_commands(bundle: Path, several: dict, timed: Timed, capsys: pytest.CaptureFixture[str]) -> None:
     timed({"onnxruntime fp32": 0.5, "other fp32": 0.4, "other bf16": 0.3})
     assert main(["devices", "--model", str(bundle), "--measure"]) == 0
-    assert capsys.readouterr().out.startswith("+ other cpu (Other CPU): onnx-fp32 in bf16, 0.300 s per megapixel")
+    output = capsys.readouterr().out
+    assert output.startswith("* other cpu (Other CPU): onnx-fp32 in bf16, 0.300 s per megapixel")
+    assert output.count("\n* ") == 0 and output.endswith(
+        "* is taken (--precision fast). The order is by the time of a small picture, fastest first.\n"
+    )
     assert main(["devices", "--model", str(bundle), "--json"]) == 0
     facts: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
     assert facts[0]["speed"]["decode"] == 0.3
