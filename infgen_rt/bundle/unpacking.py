@@ -94,4 +94,8 @@ def _write(bundle: Bundle, folder: Path, encoder: bool) -> Manifest:
             (folder / path).write_bytes(content)
     written = {(recipe.name, graph) for recipe in recipes for graph in recipe.graphs}
     results = (each for each in bundle.manifest.verification if (each.get("recipe"), each.get("graph")) in written)
-    return replace(bundle.manifest, recipes=recipes, files=files, verification=tuple(results))
+    counts = {
+        kind: count for kind, count in bundle.manifest.model.parameters.items() if encoder or kind not in _ENCODER
+    }
+    model = replace(bundle.manifest.model, parameters=counts)
+    return replace(bundle.manifest, model=model, recipes=recipes, files=files, verification=tuple(results))

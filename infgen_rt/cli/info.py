@@ -1,5 +1,6 @@
 """`infgen-rt info`."""
 
+import itertools
 import json
 import os
 import zipfile
@@ -37,6 +38,7 @@ from infgen_rt.version import __version__
 @options.normalisation
 @options.latent_size
 @options.key
+@click.option("--verbose", is_flag=True, help="Print everything about a model: its training, graphs and verification.")
 @options.as_json
 def info(
     path: Path | None,
@@ -44,25 +46,27 @@ def info(
     normalisation: Normalisation | None,
     latent_size: tuple[int, int] | None,
     key: str | None,
+    verbose: bool,
     as_json: bool,
 ) -> None:
     """Describe PATH, which is a model bundle or a latent.
 
-    Without PATH, describe this installation.
+    Without PATH, describe this installation. --json prints everything.
     """
+    whole = verbose or as_json
     with warnings_to_stderr():
         if path is None or _is_bundle(path):
             given = {"--space": space, "--normalisation": normalisation, "--latent-size": latent_size, "--key": key}
             for option, value in given.items():
                 if value is not None:
                     raise InputError(f"{option} is for a latent, and none is described: pass its file, or leave it out")
-            facts = _describe_installation() if path is None else _describe_bundle(path)
+            facts = _describe_installation(whole) if path is None else _describe_bundle(path, whole)
         else:
             facts = _describe_latent(path, key, space, normalisation, latent_size)
     if as_json:
         say(json.dumps(facts), needed=True)
     else:
-        print_facts(facts)
+        print_facts(_shared_once(facts))
 
 
 def _is_bundle(path: Path) -> bool:
@@ -75,21 +79,48 @@ def _is_bundle(path: Path) -> bool:
         return False
 
 
-def _describe_installation() -> dict[str, Any]:
+def _describe_installation(whole: bool) -> dict[str, Any]:
     return {
         "version": __version__,
         "backends": list(installed_backends()),
         "samples": {name: load_sample(name).title for name in sample_names()},
-        "model": _describe_bundle(DEFAULT_BUNDLE) if DEFAULT_BUNDLE.is_dir() else None,
+        "model": _describe_bundle(DEFAULT_BUNDLE, whole) if DEFAULT_BUNDLE.is_dir() else None,
     }
 
 
-def _describe_bundle(path: Path) -> dict[str, Any]:
-    spaces = Bundle.open(path).spaces
-    if len(spaces) == 1:
-        return {"bundle": str(path)} | _describe_model(Bundle.open(path).manifest)
-    models = {space: _describe_model(Bundle.open(path, space).manifest) for space in spaces}
-    return {"bundle": str(path), "models": models}
+def _describe_bundle(path: Path, whole: bool) -> dict[str, Any]:
+    manifests = {space: Bundle.open(path, space).manifest for space in Bundle.open(path).spaces}
+    files = {name: file.bytes for manifest in manifests.values() for name, file in manifest.files.items()}
+    about = {"bundle": str(path), "size": format_bytes(sum(files.values()))}
+    if not whole:
+        licences = dict.fromkeys(manifest.model.licence for manifest in manifests.values())
+        models = {space: _in_short(manifest) for space, manifest in manifests.items()}
+        return {**about, "licence": list(licences), "models": models, "more": "with --verbose"}
+    if len(manifests) == 1:
+        return about | _describe_model(*manifests.values())
+    return {**about, "models": {space: _describe_model(manifest) for space, manifest in manifests.items()}}
+
+
+def _in_short(manifest: Manifest) -> str:
+    model, (least, most) = manifest.model, manifest.scale_range
+    arithmetics = itertools.product([recipe.name for recipe in manifest.recipes], ("fp32", "bf16", "fp16"))
+    psnrs = [psnr for each in arithmetics if (psnr := manifest.psnr(*each)) is not None]
+    verified = f"verified to {min(psnrs):.0f} dB against float32" if psnrs else "not verified"
+    return f"{model.name} {model.version}, for scales {least:g} to {most:g}, {verified}"
+
+
+def _shared_once(facts: dict[str, Any]) -> dict[str, Any]:
+    """The same facts, with those that all models of a bundle share before the models."""
+    if isinstance(model := facts.get("model"), dict):
+        return facts | {"model": _shared_once(model)}
+    models = facts.get("models", {})
+    if not all(isinstance(each, dict) for each in models.values()) or len(models) < 2:
+        return facts
+    first, *others = models.values()
+    shared = {name: value for name, value in first.items() if all(each[name] == value for each in others)}
+    shared.pop("size", None)  # there are files that only one of the models needs
+    own = {space: {name: each[name] for name in each if name not in shared} for space, each in models.items()}
+    return {name: value for name, value in facts.items() if name != "models"} | shared | {"models": own}
 
 
 def _describe_model(manifest: Manifest) -> dict[str, Any]:

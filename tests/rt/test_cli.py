@@ -323,7 +323,12 @@ def test_info_on_a_latent_of_another_space_asks_for_it_as_decode_does(
 
 def test_info_on_the_installation(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "--json"]) == 0
-    assert "onnxruntime" in json.loads(capsys.readouterr().out)["backends"]
+    facts = json.loads(capsys.readouterr().out)
+    assert "onnxruntime" in facts["backends"]
+    assert all({"training", "verification"} <= model.keys() for model in facts["model"]["models"].values())
+    assert main(["info"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) < 20 and max(map(len, lines)) < 160  # a wall of text would hide the samples
 
 
 def test_info_on_nothing_is_bad_input(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

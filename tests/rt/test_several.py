@@ -12,6 +12,7 @@ from infgen_rt.bundle.folder import Bundle
 from infgen_rt.bundle.manifest import Manifest
 from infgen_rt.bundle.several import read_models, write_models
 from infgen_rt.cli.main import main
+from infgen_rt.common.memory import format_bytes
 from infgen_rt.errors import BundleError, LatentError
 
 from . import tiny
@@ -134,7 +135,18 @@ def test_info_describes_every_model(bundle: Path, capsys: pytest.CaptureFixture[
     assert main(["info", str(bundle), "--json"]) == 0
     models = json.loads(capsys.readouterr().out)["models"]
     assert {space: each["latent_space"] for space, each in models.items()} == {space: space for space in SPACES}
-    assert main(["info", str(bundle)]) == 0 and "latent_space: sdxl" in capsys.readouterr().out
+    assert main(["info", str(bundle), "--verbose"]) == 0 and "latent_space: sdxl" in capsys.readouterr().out
+
+
+def test_info_is_short_and_tells_once_what_all_models_share(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifests = [Bundle.open(bundle, space).manifest for space in SPACES]
+    files = {name: file.bytes for manifest in manifests for name, file in manifest.files.items()}
+    assert main(["info", str(bundle)]) == 0
+    short = capsys.readouterr().out
+    assert f"size: {format_bytes(sum(files.values()))}\n" in short and "training" not in short
+    assert all(f"\n  {space}: {each.model.name} " in short for space, each in zip(SPACES, manifests, strict=True))
+    assert main(["info", str(bundle), "--verbose"]) == 0
+    assert capsys.readouterr().out.count("training: ") == 1
 
 
 def test_a_damaged_file_of_any_model_is_noticed(bundle: Path, tmp_path: Path) -> None:

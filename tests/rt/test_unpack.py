@@ -117,6 +117,9 @@ def test_unpacked_packages_are_a_bundle_without_shared_weights(packages: Path, a
     assert opened.read_graph(recipe, "decode") == {"Manifest.json": b"{}", WEIGHT: FILE}
     files = {each.relative_to(output).as_posix() for each in output.rglob("*") if each.is_file()}
     assert files == {"manifest.json", *opened.manifest.files} and list(output.parent.iterdir()) == [output]
+    assert opened.manifest.model.parameters.keys() == Bundle.open(packages).manifest.model.parameters.keys() - {
+        "encode"
+    }
     assert opened.manifest.verification == ({"recipe": "coreml-fp16", "graph": "decode"},)
     # What is complete already can be unpacked again, for example without other spaces.
     assert main(["unpack", str(output), "-o", str(output.with_name("again"))]) == 0
