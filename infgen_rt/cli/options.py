@@ -44,7 +44,7 @@ ANY_PATH = _AnyPath(path_type=Path)
 
 def pixel_pair(text: str) -> tuple[int, int]:
     """Parse a width and a height, such as 1024x1024."""
-    match = re.fullmatch(r"(\d{1,6})x(\d{1,6})", text.lower())
+    match = re.fullmatch(r"(\d{1,6})[x\N{MULTIPLICATION SIGN}](\d{1,6})", text.lower())
     if match is None:
         raise LatentError(f"latent size {text!r} is not understood: expected pixels as 1024x1024")
     return int(match[1]), int(match[2])

@@ -1,6 +1,7 @@
 """Array types, and the conversion of decoded floats to levels."""
 
 import math
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -104,6 +105,8 @@ def as_pixels(value: Any) -> FloatArray | ByteArray:
     Raises:
         InputError: it cannot be converted to an array, or its shape, type or numbers are not those of a picture.
     """
+    if isinstance(value, (str, bytes, Path)):
+        raise InputError("pixels are expected, and not the name of a file: open it first, as PIL.Image.open does")
     array = as_array(value, "picture", InputError)
     shaped = array.ndim == 3 and array.shape[2] == 3 and 0 not in array.shape
     if not shaped or (array.dtype != np.uint8 and array.dtype.kind != "f"):

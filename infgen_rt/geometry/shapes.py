@@ -176,7 +176,7 @@ def parse_size(value: "str | float | tuple[int, int] | None", native: Size) -> S
     if value is None:
         size = native
     elif isinstance(value, str):
-        size = _parse_size_text(value.strip().lower(), native)
+        size = _parse_size_text(_plain(value), native)
     elif isinstance(value, Real) and not isinstance(value, bool):
         size = _scaled(float(value), native)
     else:
@@ -184,7 +184,10 @@ def parse_size(value: "str | float | tuple[int, int] | None", native: Size) -> S
             size = Size(*map(_whole, in_order(value)))
         except (TypeError, ValueError, OverflowError) as error:
             raise_callers(error)
-            raise PlanError(f"size {value!r} is not understood: expected (width, height) in whole pixels") from None
+            raise PlanError(
+                f"size {value!r} is not understood: expected (width, height) in whole pixels, as display_size(NAME) "
+                "gives for a display"
+            ) from None
     if min(size) < 1 or max(size) > MAX_SIDE:
         raise PlanError(f"size {size} is out of bounds: each side must be from 1 to {MAX_SIDE:,} pixels")
     return size
@@ -207,7 +210,7 @@ def _whole(value: Any) -> int:
 
 def fixed_size(text: str) -> Size | None:
     """The size in pixels that a text means for every latent: `3840x2160` or a name of `NAMED_SIZES`. Otherwise None."""
-    text = text.strip().lower()
+    text = _plain(text)
     if text in NAMED_SIZES:
         return Size(*NAMED_SIZES[text])
     sides = re.fullmatch(r"(-?\d{1,18})x(-?\d{1,18})", text)
@@ -256,6 +259,11 @@ def fit(native: Size, target: tuple[int, int], how: Fit) -> tuple[Size, Box]:
     return size, Box((size.width - seen.width) // 2, (size.height - seen.height) // 2, *seen)
 
 
+def _plain(text: str) -> str:
+    """A size's text in lower case, with x for the multiplication sign."""
+    return text.strip().lower().replace("\N{MULTIPLICATION SIGN}", "x")
+
+
 def _parse_size_text(text: str, native: Size) -> Size:
     if fixed := fixed_size(text):
         return fixed
@@ -269,7 +277,10 @@ def _parse_size_text(text: str, native: Size) -> Size:
             return _scaled(number, native)
         return Size(int(number), max(1, round(number * native.height / native.width)))
     names = ", ".join(NAMED_SIZES)
-    raise PlanError(f"size {text!r} is not understood: expected 3840x2160, {names}, x2160 or a factor such as 2x")
+    raise PlanError(
+        f"size {text!r} is not understood: expected 3840x2160, {names}, x2160 or a factor such as 2x; for a display's "
+        "name, pass display_size(NAME) (--display NAME)"
+    )
 
 
 def _scaled(factor: float, native: Size) -> Size:

@@ -1,6 +1,6 @@
 """Converts tensors, arrays and nested lists to arrays of float32."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,14 @@ def as_float32(value: Any) -> FloatArray:
         raise LatentError(
             f"a latent's numbers are expected, and not a {type(value).__name__}: pass its array, as value['samples'] "
             "for a LATENT of ComfyUI"
+        )
+    if isinstance(value, Iterator):
+        raise LatentError("a latent's numbers are expected, and not a generator of latents: pass a list or an array")
+    if hasattr(value, "getbands"):  # of Pillow, which is not imported for this
+        raise LatentError("a latent is expected, and not a picture: Decoder.encode makes a latent of one")
+    if hasattr(value, "latent"):
+        raise LatentError(
+            f"a latent's numbers are expected, and not a {type(value).__name__}: pass its latent attribute"
         )
     if "float8" in str(getattr(value, "dtype", "")):
         raise LatentError("numbers are float8, which keeps too little of a latent: pass those before the conversion")

@@ -36,6 +36,10 @@ CACHE = 64 * MIB
 """The maximum number of bytes of decoded tiles to keep."""
 
 
+_LARGEST_FACTOR = 16
+"""A height in pixels up to this one is probably meant as a factor."""
+
+
 class TooLittleMemory(PlanError):
     """No tile fits in the memory budget.
 
@@ -255,7 +259,11 @@ def _check_bounds(grid: Grid, manifest: Manifest, which: str) -> None:
         raise PlanError(f"{which}latent of {grid.cells} cells is out of bounds: the model takes {low} to {high} a side")
     if min(grid.scale) < LEAST_SCALE:
         least = Size(*(-(-side * grid.patch // round(1 / LEAST_SCALE)) for side in grid.cells))
-        raise PlanError(f"{which}size {grid.picture} is too small for a latent of {grid.cells} cells: at least {least}")
+        # Other programs write a factor as x2, which is a height here.
+        hint = f", or did you mean {grid.picture.height}x?" if grid.picture.height <= _LARGEST_FACTOR else ""
+        raise PlanError(
+            f"{which}size {grid.picture} is too small for a latent of {grid.cells} cells: at least {least}{hint}"
+        )
 
 
 def _check_encodes(recipe: Recipe, stages: int) -> None:

@@ -5,6 +5,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from infgen_rt.common.memory import format_bytes, parse_bytes
+from infgen_rt.display.named import named_displays
 from infgen_rt.errors import PlanError
 from infgen_rt.geometry.shapes import MAX_SIDE, Box, Fit, Size, fit, fixed_size, parse_box, parse_size, split
 
@@ -27,6 +28,7 @@ def test_split_covers_in_balanced_parts(length: int, longest: int) -> None:
         (None, (1024, 512)),
         ((300, 200), (300, 200)),
         ("3840x2160", (3840, 2160)),
+        ("3840\N{MULTIPLICATION SIGN}2160", (3840, 2160)),
         (" 1080P ", (1920, 1080)),
         ("1440p", (2560, 1440)),
         ("4k", (3840, 2160)),
@@ -49,6 +51,12 @@ def test_sizes(value: object, size: tuple[int, int]) -> None:
 )
 def test_bad_sizes_are_refused(value: object) -> None:
     with pytest.raises(PlanError, match="size"):
+        parse_size(value, NATIVE)
+
+
+@pytest.mark.parametrize("value", ["iphone-16", named_displays()["iphone-16"]])
+def test_a_display_instead_of_its_size_is_told_what_gives_it(value: object) -> None:
+    with pytest.raises(PlanError, match=r"display_size\(NAME\)"):
         parse_size(value, NATIVE)
 
 

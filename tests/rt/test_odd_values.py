@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import infgen_rt
 from infgen_rt.errors import BackendError, LatentError, PlanError
@@ -78,6 +79,9 @@ class Refuses:
         (np.ma.masked_array(LATENT, mask=LATENT > 1), "masked: fill them first"),
         ("latent.npy", "not the name of a file: load_latent"),
         (Path("latent.npy"), "not the name of a file: load_latent"),
+        (infgen_rt.load_sample("harbour"), "not a Sample: pass its latent attribute"),
+        ((each for each in [LATENT]), "not a generator of latents: pass a list or an array"),
+        (Image.new("RGB", (64, 64)), r"not a picture: Decoder\.encode makes a latent of one"),
         ({"latent": LATENT}, "not a dict: pass its array"),
         (None, "numbers are object"),
         ([LATENT, LATENT[:, 1:]], "parts have different shapes"),

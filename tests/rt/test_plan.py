@@ -101,6 +101,8 @@ def test_a_latent_out_of_bounds_is_refused(manifest: Manifest) -> None:
 def test_a_picture_with_less_than_a_quarter_of_the_latents_size_is_refused(manifest: Manifest) -> None:
     with pytest.raises(PlanError, match="too small for a latent of 30x20 cells: at least 60x40"):
         plan(manifest, Size(59, 160))
+    with pytest.raises(PlanError, match=r"at least 60x40, or did you mean 2x\?"):
+        plan(manifest, Size(3, 2))  # of the size x2
     assert plan(manifest, Size(60, 40)).stages[0].count == 1
 
 
