@@ -1,7 +1,9 @@
 """Opens a model and makes pictures with it."""
 
 import logging
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -14,13 +16,13 @@ from infgen_rt.bundle.manifest import Manifest
 from infgen_rt.common.arguments import FUNCTION, PATH, TEXT, WHOLE
 from infgen_rt.common.callers import raise_callers
 from infgen_rt.common.cancellation import Cancel, Cancellation
-from infgen_rt.common.memory import default_budget, format_bytes, parse_bytes
+from infgen_rt.common.memory import default_budget, format_bytes, parse_budget
 from infgen_rt.common.notices import Notices
 from infgen_rt.common.pixels import FloatArray, as_pixels
 from infgen_rt.common.progress import Tell
 from infgen_rt.common.shortages import Shortages
 from infgen_rt.common.threads import checked_threads
-from infgen_rt.errors import BackendError, DecodeError, LatentError
+from infgen_rt.errors import BackendError, BundleError, DecodeError, LatentError
 from infgen_rt.geometry.shapes import Size
 from infgen_rt.latent.arrays import Normalisation, as_latent, as_latents, native_size
 from infgen_rt.latent.layout import fits
@@ -76,7 +78,7 @@ def open(
         BundleError: there is no bundle, it is damaged, or it has no model for the space.
         LatentError: the space is unknown.
         BackendError: the backend or the device is unknown, not installed or cannot run the bundle.
-        PlanError: `memory` is not an amount.
+        PlanError: `memory` is not an amount, or less than 1 MB.
         Cancelled: the work was cancelled with `cancel`.
 
     Examples:
@@ -90,8 +92,8 @@ def open(
     TEXT.or_none(space=space, device=device)
     FUNCTION.or_none(progress=progress)
     threads = checked_threads(threads)
-    budget = parse_bytes(memory) if memory is not None else default_budget()
-    bundle = Bundle.open(path, None if space is None else latent_space(space).name)
+    budget = parse_budget(memory) if memory is not None else default_budget()
+    bundle = open_bundle(path, None if space is None else latent_space(space).name)
     cancellation = Cancellation(cancel)
     with Shortages(BackendError), cancellation.watched():
         cancellation.check()
@@ -105,6 +107,19 @@ def open(
             engine = Engine(bundle, candidate, threads, advises=True)
         _LOG.info("opens %s: %s", path or "the model in the package", choice)
         return Decoder(engine, choice, budget, bundle.spaces)
+
+
+def open_bundle(path: str | Path | None, space: str | None = None) -> Bundle:
+    """Open a bundle as `Bundle.open` does. If there is none, but the path is a model's name, the error says so."""
+    try:
+        return Bundle.open(path, space)
+    except BundleError as error:
+        if path is None or os.path.lexists(path):
+            raise
+        with suppress(LatentError):
+            name = latent_space(str(path)).name
+            raise BundleError(f"{error}; did you mean space={name!r} (--space {name})?") from None
+        raise
 
 
 class Decoder:

@@ -38,10 +38,11 @@ def decode(**options: Any) -> None:
 
     A batch of latents in one array becomes several numbered pictures: picture-1.png, picture-2.png and so on.
 
-    If there are several latents, or if -o is a folder, the folder gets a picture for each latent, with the latent's
-    name, and --json prints a line for each. A latent that fails is reported and skipped, and the exit code is then 1.
+    If there are several latents, or if -o is a folder or ends with a slash, the folder gets a picture for each latent,
+    with the latent's name, and --json prints a line for each. A latent that fails is reported and skipped, and the
+    exit code is then 1.
     """
-    request = Request(**options)
+    request = Request.of(**options)
     stopwatch = Stopwatch()
     with log_to_stderr(request.verbose), warnings_to_stderr(request.quiet) as notes:
         if request.several:
@@ -90,7 +91,7 @@ def _decode_several(request: Request, notes: Notes) -> None:
         writing.finish()
     request.tell_left_out()
     if count := len(failed):
-        resume = "" if request.resume else "; --resume leaves out those that are done"
+        resume = "; --resume leaves out those that are done" if count < len(outputs) and not request.resume else ""
         raise InfGenError(f"{count} of {len(outputs)} latents failed, for the reasons above{resume}")
 
 

@@ -57,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.Abort:
         return complain("interrupted", INTERRUPTED)
     except click.ClickException as error:
+        if isinstance(error, click.NoSuchOption) and "--help" in (near := error.possibilities or []):
+            near.remove("--help")  # it is near to any short name
         return complain(error.format_message(), BAD_INPUT)
     except InputError as error:
         return complain(str(error), BAD_INPUT)

@@ -40,6 +40,7 @@ class _AnyPath(click.Path):
 
 
 ANY_PATH = _AnyPath(path_type=Path)
+_PATH_AS_WRITTEN = _AnyPath(path_type=str)
 
 
 def pixel_pair(text: str) -> tuple[int, int]:
@@ -131,9 +132,9 @@ _PICTURE_OPTIONS: tuple[Decorator, ...] = (
         "-o",
         "--output",
         required=True,
-        type=ANY_PATH,
-        help=f"The picture to write: {', '.join(FORMATS)}. For several latents, the folder for their "
-        "pictures. - is standard output, in the format of --format.",
+        type=_PATH_AS_WRITTEN,
+        help=f"The picture to write: {', '.join(FORMATS)}. For several latents, or with a slash at the end, the folder "
+        "for their pictures. - is standard output, in the format of --format.",
     ),
     click.option(
         "--format",

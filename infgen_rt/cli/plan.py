@@ -23,7 +23,7 @@ def plan(**options: Any) -> None:
 
     If `decode` would refuse the input before it starts, `plan` fails with the same error.
     """
-    request = Request(**options)
+    request = Request.of(**options)
     with log_to_stderr(request.verbose), warnings_to_stderr(request.quiet) as notes, request.open() as jobs:
         described = [(job, job.describe()) for job in jobs]
     request.tell_left_out()

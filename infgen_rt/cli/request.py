@@ -11,7 +11,6 @@ from threading import Event
 from typing import Any
 
 from infgen_rt.backend.candidates import Precision
-from infgen_rt.bundle.folder import Bundle
 from infgen_rt.cli.console import Stopwatch, late_progress_bar, say
 from infgen_rt.cli.interruption import interruptible
 from infgen_rt.cli.latents import STREAM, expand, read_one
@@ -21,7 +20,7 @@ from infgen_rt.cli.stream import pour, target_of
 from infgen_rt.common.memory import peak_memory
 from infgen_rt.common.pixels import Bits
 from infgen_rt.common.progress import Tell
-from infgen_rt.decoder import Decoder
+from infgen_rt.decoder import Decoder, open_bundle
 from infgen_rt.decoder import open as open_decoder
 from infgen_rt.display.named import display_size
 from infgen_rt.errors import InputError, LatentError, OutputError, PlanError, reason
@@ -39,6 +38,7 @@ class Request:
 
     latents: tuple[Path, ...]
     output: Path
+    into_folder: bool
     format: str | None
     resume: bool
     size: str | None
@@ -69,6 +69,12 @@ class Request:
     quiet: bool
     verbose: bool
     as_json: bool
+
+    @classmethod
+    def of(cls, output: str, **options: Any) -> "Request":
+        """The request of these options. A slash at the end of the output says that it is a folder, which paths lose."""
+        separators = tuple(each for each in (os.sep, os.altsep) if each)
+        return cls(output=Path(output), into_folder=output.endswith(separators), **options)
 
     def __post_init__(self) -> None:
         """Check the options that can be checked without a file.
@@ -129,7 +135,7 @@ class Request:
         if self.output == STREAM:
             return False
         many = len(self.latents) > 1 or any(os.path.isdir(path) for path in self.latents)
-        return many or (os.path.isdir(self.output) and self.sample is None)
+        return many or ((self.into_folder or os.path.isdir(self.output)) and self.sample is None)
 
     @contextmanager
     def open(self) -> Iterator[list["Job"]]:
@@ -138,15 +144,15 @@ class Request:
             files = expand(self.latents)
             if len(files) > 1:
                 raise LatentError(f"{len(files)} latents: expected one, and a picture's name for -o")
-            if os.path.isdir(self.output):
+            if self.into_folder or os.path.isdir(self.output):
                 name = self.output / f"picture.{self.ending}"
                 raise OutputError(f"{self.output} is a folder: expected a picture's name for -o, such as {name}")
             raise LatentError(f"{self.latents[0]} is a folder: expected the latent in it, {files[0]}")
         self._target()
         if self.output != STREAM and not self.output.suffix and self.output.name[:1] != ".":
             raise OutputError(
-                f"{self.output} has no known picture format: expected a name such as {self.output}.{self.ending}, or a "
-                "folder that exists"
+                f"{self.output} has no known picture format: expected a name such as {self.output}.{self.ending}, or "
+                f"{self.output}{os.sep} for a folder"
             )
         files = expand(self.latents)
         if len(files) > 1:
@@ -170,7 +176,7 @@ class Request:
 
     @cached_property
     def _spaces(self) -> tuple[str, ...]:
-        return Bundle.open(self.model).spaces
+        return open_bundle(self.model).spaces
 
     def decoder(self, space: str) -> Decoder:
         """Open the model of a latent space."""

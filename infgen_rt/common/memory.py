@@ -12,6 +12,10 @@ from infgen_rt.errors import PlanError
 _UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _UNITS |= {f"{unit}b": size for unit, size in _UNITS.items() if unit not in ("", "b")}
 _UNITS |= {f"{unit}ib": 1024**power for power, unit in enumerate("kmgt", start=1)}
+# Less than this is taken for a mistake.
+_LEAST_BUDGET = 10**6
+# A number without a unit is probably of GiB up to this one, and of MiB above.
+_MOST_GIB = 64
 MIB = 2**20
 GIB = 2**30
 
@@ -29,6 +33,20 @@ def parse_bytes(value: str | int) -> int:
     amount = int(float(match[1]) * unit)
     if amount < 1:
         raise PlanError(f"memory {value!r} is not usable: expected an amount above 0")
+    return amount
+
+
+def parse_budget(value: str | int) -> int:
+    """Parse the amount of memory that decoding may use. The arguments are those of `parse_bytes`.
+
+    Raises:
+        PlanError: as for `parse_bytes`, or the amount is so small that its unit is probably missing.
+    """
+    amount = parse_bytes(value)
+    if amount < _LEAST_BUDGET:
+        unit = "GiB" if amount <= _MOST_GIB else "MiB"
+        meant = f"did you mean {amount}{unit}?" if str(value).strip().isdigit() else "expected an amount such as 1GiB"
+        raise PlanError(f"memory of {amount:,} bytes is less than any picture needs: {meant}")
     return amount
 
 

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from infgen_rt.backend.candidates import AUTO, Precision
-from infgen_rt.bundle.folder import Bundle
 from infgen_rt.common.arguments import PATH, TEXT
 from infgen_rt.common.cancellation import Cancel
 from infgen_rt.common.notices import Notices
 from infgen_rt.common.progress import Tell
-from infgen_rt.decoder import Decoder
+from infgen_rt.decoder import Decoder, open_bundle
 from infgen_rt.decoder import open as open_decoder
 from infgen_rt.errors import LatentError
 from infgen_rt.geometry.shapes import fit, fixed_size, parse_size
@@ -129,7 +128,7 @@ class Opener:
     def _space_of(self, array: Any) -> str:
         if self._space is not None:
             return latent_space(self._space).name
-        return space_among(array, Bundle.open(self._model).spaces, latent_size=self._reading["latent_size"])
+        return space_among(array, open_bundle(self._model).spaces, latent_size=self._reading["latent_size"])
 
     def _decoder(self, space: str, progress: Tell | None, cancel: Cancel | None) -> Decoder:
         if space not in self._decoders:

@@ -216,7 +216,7 @@ BAD = {
     "empty name": (["latent.npy", "-o", ""], "a name is empty"),
     "empty latent": ([""], "a name is empty"),
     "empty region": (["latent.npy", "--region", ""], "not understood"),
-    "no ending": (["latent.npy", "-o", "pictures"], "a name such as pictures.png, or a folder that exists"),
+    "no ending": (["latent.npy", "-o", "pictures"], f"a name such as pictures.png, or pictures{os.sep} for a folder"),
     "key of a sample": (["--sample", "osprey", "--key", "latent"], "a sample has one"),
     "no name before the ending": (["latent.npy", "-o", ".png"], "has no name before its ending"),
     "another latent size": (["latent.npy", "--latent-size", "512x512"], "has 96x64 pixels, and not 512x512"),
@@ -240,6 +240,11 @@ BAD = {
     "unwritable": (["latent.npy", "-o", "none/out.png"], "cannot write in none"),
     "format": (["latent.npy", "-o", "out.bmp"], "no known picture format"),
     "missing model": (["latent.npy", "--model", "none"], "does not exist"),
+    "a space as a model": (["latent.npy", "--model", "FLUX.2-dev"], "did you mean space='flux2' (--space flux2)?"),
+    "memory without a unit": (
+        ["latent.npy", "--memory", "2"],
+        "memory of 2 bytes is less than any picture needs: did you",
+    ),
     "broken model": (["latent.npy", "--model", "broken"], "pass another folder or zip"),
     "unknown backend": (["latent.npy", "--backend", "abacus"], "'abacus' is unknown"),
     "absent device": (["latent.npy", "--backend", "onnxruntime", "--device", "cuda:9"], "knows no device 'cuda:9'"),
@@ -331,6 +336,12 @@ def test_info_on_the_installation(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(lines) < 20 and max(map(len, lines)) < 160  # a wall of text would hide the samples
 
 
+def test_a_wrong_option_does_not_suggest_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--model", "m"]) == 2
+    told = capsys.readouterr().err
+    assert "--model" in told and "--help" not in told
+
+
 def test_info_on_nothing_is_bad_input(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "none"]) == 2
     assert capsys.readouterr().err.startswith("Error: none does not exist")
@@ -374,6 +385,21 @@ def batch(folder: Path, bundle: Path) -> list[str]:
     Path("bad.npy").write_bytes(b"none")
     options = ["--model", str(bundle), "--size", "2x", "--normalisation", "model"]
     return ["decode", "0.npy", "bad.npy", "1.npy", "2.npy", "-o", "out", *options]
+
+
+def test_a_name_with_a_slash_at_its_end_is_a_new_folder(batch: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    options = batch[batch.index("out") + 1 :]
+    assert main(["decode", "0.npy", "-o", "deep/new/", *options]) == 0
+    assert [path.name for path in Path("deep/new").iterdir()] == ["0.png"]
+    assert main(["plan", "0.npy", "-o", "another/", *options]) == 2
+    assert "is a folder: expected a picture's name" in capsys.readouterr().err and not Path("another").exists()
+
+
+def test_resuming_is_only_advised_if_a_picture_is_done(batch: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    options = batch[batch.index("-o") :]
+    np.save("worse.npy", np.zeros((1, 1), np.float32))
+    assert main(["decode", "bad.npy", "worse.npy", *options]) == 1
+    assert capsys.readouterr().err.endswith("Error: 2 of 2 latents failed, for the reasons above\n")
 
 
 def test_several_latents_go_into_a_folder_and_a_bad_one_is_passed_over(

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from infgen_rt.common.memory import format_bytes, parse_bytes
+from infgen_rt.common.memory import format_bytes, parse_budget, parse_bytes
 from infgen_rt.display.named import named_displays
 from infgen_rt.errors import PlanError
 from infgen_rt.geometry.shapes import MAX_SIDE, Box, Fit, Size, fit, fixed_size, parse_box, parse_size, split
@@ -154,6 +154,16 @@ def test_memory_amounts(text: str | int, amount: int) -> None:
 def test_bad_memory_amounts_are_refused(text: str) -> None:
     with pytest.raises(PlanError, match="memory"):
         parse_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("amount", "text"),
+    [("2", "did you mean 2GiB"), (512, "did you mean 512MiB"), ("999kB", "expected an amount such as 1GiB")],
+)
+def test_a_budget_without_a_unit_is_refused(amount: str | int, text: str) -> None:
+    with pytest.raises(PlanError, match=rf"memory of [\d,]+ bytes is less than any picture needs: {text}"):
+        parse_budget(amount)
+    assert parse_budget("1MB") == 10**6
 
 
 def test_memory_is_printed_in_its_unit() -> None:
