@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import zipfile
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from infgen_rt.bundle.folder import DEFAULT_BUNDLE, Bundle
 from infgen_rt.bundle.manifest import MANIFEST, Manifest
 from infgen_rt.cli import options
 from infgen_rt.cli.console import print_facts, say, warnings_to_stderr
-from infgen_rt.cli.latents import read_latent
+from infgen_rt.cli.latents import expand, read_latent
 from infgen_rt.common.memory import format_bytes
 from infgen_rt.errors import InputError, LatentError
 from infgen_rt.latent.arrays import Normalisation, as_latents
@@ -55,6 +56,9 @@ def info(
     """
     whole = verbose or as_json
     with warnings_to_stderr():
+        if path is not None and os.path.isdir(path) and not os.path.isfile(os.path.join(path, MANIFEST)):
+            with suppress(LatentError):  # a folder without latents is meant as a bundle
+                raise InputError(f"{path} is a folder of latents: pass one of them, such as {expand([path])[0]}")
         if path is None or _is_bundle(path):
             given = {"--space": space, "--normalisation": normalisation, "--latent-size": latent_size, "--key": key}
             for option, value in given.items():

@@ -79,6 +79,8 @@ def read_array(path: str | Path, key: str | None = None) -> Stored:
         raise LatentError(f"{path} does not exist: expected a .npy, .npz or .safetensors file") from None
     except OSError as error:
         raise_callers(error)
+        if os.path.isdir(path):
+            raise LatentError(f"{path} is a folder: pass one of the files in it") from None
         raise LatentError(f"{path} cannot be read: {reason(error)}") from None
     except MemoryError:
         raise LatentError(f"there is too little memory to read {path}: {_FREE}") from None

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import infgen_rt
 from infgen_rt.cli.main import main
 from infgen_rt.geometry.shapes import Size
 
@@ -334,6 +335,15 @@ def test_info_on_the_installation(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) < 20 and max(map(len, lines)) < 160  # a wall of text would hide the samples
+
+
+def test_a_folder_of_latents_is_no_latent_and_no_bundle(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("latents").mkdir()
+    Path("latent.npy").rename("latents/latent.npy")
+    assert main(["info", "latents"]) == 2
+    assert f"is a folder of latents: pass one of them, such as {Path('latents/latent.npy')}" in capsys.readouterr().err
+    with pytest.raises(infgen_rt.LatentError, match="latents is a folder: pass one of the files in it"):
+        infgen_rt.load_latents("latents")
 
 
 def test_a_wrong_option_does_not_suggest_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import struct
@@ -398,6 +399,23 @@ def test_the_command_prints_the_address_and_ends_quietly(command: list[str], num
     process.send_signal(number)
     assert process.communicate(timeout=SECONDS) == ("", "")
     assert process.returncode == code
+
+
+@pytest.mark.skipif(os.name != "posix", reason="ends the command by a signal")
+def test_a_folder_of_latents_is_served_on_one_page(command: list[str]) -> None:
+    Path("latents").mkdir()
+    for name in ("a", "b"):
+        shutil.copy("latent.npy", f"latents/{name}.npy")
+    command[command.index("latent.npy")] = "latents"
+    with subprocess.Popen(
+        [sys.executable, "-m", "infgen_rt", *command, "--size", "2x"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        found = re.fullmatch(r"(http\S+) shows latents, 2 pictures\. Ctrl-C ends this\.\n", process.stdout.readline())
+        assert found
+        with urlopen(found[1] + "2/info.json", timeout=SECONDS) as answer:
+            assert json.load(answer)["width"] == 352
+        process.send_signal(signal.SIGINT)
 
 
 def test_what_cannot_be_served_is_one_line(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
