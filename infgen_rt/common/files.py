@@ -26,9 +26,16 @@ def is_possible(path: str | Path) -> bool:
 
 
 def check_possible(path: str | Path, error: type[InfGenError]) -> None:
-    """Raise an error of a type if the system accepts no such path."""
+    """Raise an error of a type if the system accepts no such path, or if it begins with a ~ that is no folder."""
     if not is_possible(path):
         raise error(f"{str(path)!r} cannot be a file's name: remove the character that no name may have")
+    check_expanded(path, error)
+
+
+def check_expanded(path: str | Path, error: type[InfGenError]) -> None:
+    """Raise an error of a type if a path begins with ~ for the user's home, which shells expand and Python does not."""
+    if Path(path).parts[:1] == ("~",) and not os.path.lexists("~"):
+        raise error(f"{path} begins with ~, which is not expanded here: pass os.path.expanduser({str(path)!r})")
 
 
 def leftovers(folder: Path) -> list[Path]:

@@ -6,6 +6,7 @@ import unicodedata
 from pathlib import Path
 
 from infgen_rt.common.callers import raise_callers
+from infgen_rt.common.files import check_expanded
 from infgen_rt.errors import OutputError, one_line, reason
 
 _SHOWN = 60
@@ -19,6 +20,7 @@ def check_name(path: Path) -> None:
     Raises:
         OutputError: the name is not possible.
     """
+    check_expanded(path, OutputError)
     if os.name == "nt" and ":" in path.name:
         raise OutputError(f"{path.name} cannot be a file's name on Windows, where ':' has a meaning: remove it")
     try:

@@ -3,7 +3,7 @@
 import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -18,7 +18,18 @@ from infgen_rt.bundle import folder as bundles
 from infgen_rt.bundle.manifest import MANIFEST, Recipe
 from infgen_rt.cli.main import main
 from infgen_rt.common import remedies
-from infgen_rt.errors import BackendError, BundleError, DecodeError, InfGenWarning, LatentError, reason
+from infgen_rt.errors import (
+    BackendError,
+    BundleError,
+    DecodeError,
+    InfGenWarning,
+    InputError,
+    LatentError,
+    OutputError,
+    reason,
+)
+from infgen_rt.geometry.shapes import Size
+from infgen_rt.writers import check_output
 
 from . import tiny
 
@@ -241,6 +252,21 @@ def test_a_path_that_no_file_can_have_is_refused_as_one(tmp_path: Path, name: st
         with pytest.raises(kind, match="cannot be a file's name: remove the character that no name may have"):
             act(tmp_path / name)
     assert main(["info", str(tmp_path / name)]) == 2
+
+
+def test_a_tilde_is_not_the_home_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    acts: list[tuple[Callable[[Path], object], type[InputError]]] = [
+        (infgen_rt.load_latent, LatentError),
+        (infgen_rt.open, BundleError),
+        (lambda path: check_output(path, Size(8, 8), False), OutputError),
+    ]
+    path = Path("~", "a.png")
+    for act, kind in acts:
+        with pytest.raises(kind, match=r"begins with ~, which is not expanded here: pass os\.path\.expanduser\('~"):
+            act(path)
+    Path("~").mkdir()
+    assert check_output(path, Size(8, 8), False)  # a folder of this name is nobody's home
 
 
 def test_every_message_is_one_line(tmp_path: Path) -> None:
