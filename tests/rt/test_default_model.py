@@ -1,5 +1,6 @@
 """What the model that ships promises: right pictures of its samples, the same however they are tiled."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,10 @@ from safetensors.numpy import load_file
 
 import infgen_rt
 from infgen_rt.bundle.folder import Bundle
+from infgen_rt.common.memory import MIB
+from infgen_rt.geometry.grid import Grid
+from infgen_rt.geometry.shapes import Size
+from infgen_rt.plan.making import TooLittleMemory, make_plan
 
 DATA = Path(__file__).parent.parent / "data"
 
@@ -132,6 +137,20 @@ def test_the_manifest_says_what_the_model_is(decoder: infgen_rt.Decoder) -> None
         if entry["precision"] == "fp32":
             assert 0 < max(check["max_error"] for check in checks) <= 1e-4
     assert all(amount > 0 for amount in vars(manifest.recipes[0].memory).values())
+
+
+def test_the_least_memory_that_the_documentation_names_is_enough_and_hardly_more(decoder: infgen_rt.Decoder) -> None:
+    page = (Path(__file__).parents[2] / "docs/command-line.md").read_text(encoding="utf-8")
+    (sentence,) = re.findall(r"For 3840x2160 pixels, the least is\s+about ([^.]*)\.", page)
+    amounts = {backend: int(number) for number, backend in re.findall(r"(\d+) MiB with (\w+(?: Runtime)?)", sentence)}
+    recipes = {"ONNX Runtime": "onnx-fp32", "PyTorch": "torch-fp16", "OpenVINO": "openvino-fp16"}
+    assert amounts.keys() == recipes.keys()
+    manifest, grid = decoder.manifest, Grid(Size(120, 68), Size(3840, 2160), 8)
+    for backend, amount in amounts.items():
+        recipe = next(each for each in manifest.recipes if each.name == recipes[backend])
+        with pytest.raises(TooLittleMemory) as caught:
+            make_plan((grid,), manifest, recipe, runs=decoder.backend, budget=MIB, scales=manifest.scale_range)
+        assert caught.value.needed <= amount * MIB <= 1.1 * caught.value.needed
 
 
 def test_samples_are_compared_by_identity() -> None:
