@@ -43,9 +43,9 @@ from infgen_rt.picture import Picture
 from infgen_rt.plan.plan import Plan
 from infgen_rt.version import __version__
 
+# PyInstaller collects what is imported here too. `infgen_rt.qt` is not, because PySide6 would then be in every app.
 if TYPE_CHECKING:
     from infgen_rt import diffusers as diffusers
-    from infgen_rt import qt as qt
     from infgen_rt import ray as ray
     from infgen_rt import viewing as viewing
 

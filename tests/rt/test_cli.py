@@ -184,7 +184,7 @@ def test_warnings_are_one_line_each_and_in_the_json(
 def test_packed_latents_and_the_vaes_normalisation(folder: Path, decode: list[str]) -> None:
     np.save("latent.npy", np.random.default_rng(0).normal(0, 1.4, (24, 128)).astype(np.float32))
     assert main(decode) == 2
-    assert main([*decode, "--latent-size", "96x64", "--normalisation", "vae"]) == 0
+    assert main([*decode, "--latent-size", "96\N{MULTIPLICATION SIGN}64", "--normalisation", "vae"]) == 0
     with Image.open("out.png") as image:
         assert image.size == (96, 64)
 
