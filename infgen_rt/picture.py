@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, overload
 
@@ -182,7 +183,9 @@ class Picture:
         return read_tiles(self._stage, start, self._box(region), pixel_type(dtype), Cancellation(cancel))
 
     def at(self, size: str | float | tuple[int, int]) -> "Picture":
-        """The picture of the same latent at another size, in one stage. Both pictures share the work on the latent.
+        """The picture of the same latent at another size, in one stage (`max_scale=math.inf`).
+
+        Both pictures share the work on the latent.
 
         Args:
             size: as for `Decoder.picture`.
@@ -192,11 +195,11 @@ class Picture:
             BackendError: the graph that this size needs cannot be loaded.
             DecodeError: the decoder is closed.
         """
-        return Picture.of(self._source, size)
+        return Picture.of(self._source, size, max_scale=inf)
 
     def resized(self, size: Size) -> "Picture":
         """As `at`, without warnings. For a size that the caller did not choose."""
-        return Picture.of(self._source, size, warns=False)
+        return Picture.of(self._source, size, max_scale=inf, warns=False)
 
     def without_tiles(self) -> "Picture":
         """The same picture as another object, which keeps no tiles. It shares all work before the tiles."""

@@ -54,6 +54,7 @@ def plan_to_save(source: Source, plan: Plan, form: Format, size: Size, bits: Bit
     except TooLittleMemory as error:
         tiles = f" with tiles of {source.tile} pixels" if source.tile else ""
         other = "" if (form.name, bits) == ("PNG", 8) else ", or write 8-bit .png"
+        other += ", or decode in one stage (max_scale=inf, --max-scale inf)" if len(plan.stages) > 1 else ""
         raise OutputError(
             f"writing {form.name} needs at least {enough(error.needed)} for {size}{tiles}, of "
             f"{format_bytes(plan.budget)}: pass that as memory (--memory){other}"

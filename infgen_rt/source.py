@@ -1,17 +1,15 @@
 """A latent from which pictures are made, and the stages that lead from it to a picture of a given size."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 from infgen_rt.backend.choice import Choice
 from infgen_rt.backend.engine import Engine
-from infgen_rt.bundle.graphs import ENCODE
 from infgen_rt.common.notices import Notices
 from infgen_rt.errors import PlanError
 from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.shapes import Size, parse_size
-from infgen_rt.geometry.stages import chain
+from infgen_rt.geometry.stages import chain, two_stages
 from infgen_rt.nodes.chain import next_latent, picture_of
 from infgen_rt.nodes.context import Contexts
 from infgen_rt.nodes.tiles import Tiles
@@ -112,8 +110,9 @@ class Source:
         """
         manifest = self.engine.manifest
         whole = Grid(self.cells, parse_size(size, self.native), manifest.patch)
+        missing = None
         if stages is None and max_scale is None:
-            plan = self._usual_plan(whole)
+            plan, missing = self._usual_plan(whole)
         else:
             # Beyond the scales that it was trained for, the model leaves patterns. Scales that the user requests one by
             # one are not limited.
@@ -124,18 +123,19 @@ class Source:
         first = plan.stages[0]
         self.contexts.plan(first.context, first.enlargement, plan.budget - plan.memory)
         if warns:
-            _warn_of_scale(plan.stages, self.engine, self.native, self.notices)
+            _warn_of_scale(plan.stages, self.engine.manifest.scale_range, self.native, missing, self.notices)
         return plan, self._linked(plan)
 
-    def _usual_plan(self, whole: Grid) -> Plan:
-        """The plan for a picture whose stages the user leaves open."""
-        limits = self.engine.manifest.scale_range
-        scale, largest = max(whole.scale), limits[1]
-        if largest >= _FIRST and _WORTH * largest < scale:
-            # Two stages are not possible without an encoder or with very little memory.
-            with suppress(PlanError):
-                return self._plan(chain(whole, (_FIRST, scale / _FIRST)), limits, PLAIN)
-        return self._plan((whole,), limits, PLAIN)
+    def _usual_plan(self, whole: Grid) -> tuple[Plan, str | None]:
+        """The plan for a picture whose stages the user leaves open, and why it has one stage where two are better."""
+        limits, missing = self.engine.manifest.scale_range, None
+        if limits[1] >= _FIRST and max(whole.scale) > _WORTH * limits[1]:
+            try:
+                # With little memory, two stages take many times as long as one.
+                return self._plan(two_stages(whole, _FIRST), limits, PLAIN, spares=True), None
+            except PlanError as error:
+                missing = str(error).removesuffix(": use one stage")
+        return self._plan((whole,), limits, PLAIN), missing
 
     def for_writing(self, plan: Plan, writing: Writing) -> Plan:
         """A plan for the same picture that leaves memory for writing it.
@@ -151,7 +151,9 @@ class Source:
         self.contexts.plan(first.context, first.enlargement, plan.budget - plan.memory, again=True)
         return self._linked(plan)
 
-    def _plan(self, grids: Sequence[Grid], scales: tuple[float, float] | None, writing: Writing) -> Plan:
+    def _plan(
+        self, grids: Sequence[Grid], scales: tuple[float, float] | None, writing: Writing, spares: bool = False
+    ) -> Plan:
         return make_plan(
             grids,
             self.engine.manifest,
@@ -164,6 +166,7 @@ class Source:
             made=self.contexts.planned,
             workers=self.engine.workers,
             writing=writing,
+            spares=spares,
         )
 
     def _linked(self, plan: Plan) -> Stage:
@@ -179,8 +182,10 @@ class Source:
         return stage
 
 
-def _warn_of_scale(stages: Sequence[StagePlan], engine: Engine, native: Size, notices: Notices) -> None:
-    low, high = engine.manifest.scale_range
+def _warn_of_scale(
+    stages: Sequence[StagePlan], limits: tuple[float, float], native: Size, missing: str | None, notices: Notices
+) -> None:
+    low, high = limits
     own = f"the latent's own {native}"
     for number, stage in enumerate(stages, start=1):
         grid, resamples = stage.grid, stage.decoded != stage.grid
@@ -190,15 +195,13 @@ def _warn_of_scale(stages: Sequence[StagePlan], engine: Engine, native: Size, no
             which = f"stage {number}: " if len(stages) > 1 else ""
             edge = low if max(scale_y, scale_x) < low else high
             beyond = ", what is beyond is enlarged by Lanczos" if resamples else ""
-            more = ""
-            encodes = ENCODE.name in engine.recipe.graphs and not engine.recipe.shapes
-            if resamples and encodes and max(scale_y, scale_x) > _WORTH * high:
-                more = f", and max_scale={high:g} (--max-scale {high:g}) gives more detail and takes longer"
+            better = f"; two stages would be better, but {missing}" if missing else ""
+            cause = "scale of stages" if not resamples else "one stage" if missing else "scale"
             notices.warn(
-                "scale of stages" if not resamples else "scale",
+                cause,
                 f"{which}{grid.picture} is {scale_x:.2f}x{scale_y:.2f} times {own}; "
                 f"the model was trained for {low:g} to {high:g} times{beyond}; "
-                f"{Size(*(round(edge * side * grid.patch) for side in grid.cells))} is within that{more}",
+                f"{Size(*(round(edge * side * grid.patch) for side in grid.cells))} is within that{better}",
             )
         own = f"{grid.picture}"
     size = stages[-1].grid.picture

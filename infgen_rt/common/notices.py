@@ -3,6 +3,7 @@
 import contextlib
 import sys
 import warnings
+from collections.abc import Iterator
 
 from infgen_rt.errors import InfGenWarning
 
@@ -19,6 +20,16 @@ class Notices:
     def __init__(self, repeat: bool = False) -> None:
         self.repeat = repeat
         self._told: set[str] = set()
+        self._silent = False
+
+    @contextlib.contextmanager
+    def silence(self) -> Iterator[None]:
+        """Give no warnings within a block."""
+        before, self._silent = self._silent, True
+        try:
+            yield
+        finally:
+            self._silent = before
 
     def warn(self, cause: str, text: str) -> None:
         """Give a warning, which names the line that called this package.
@@ -27,7 +38,7 @@ class Notices:
             cause: a word for the cause, which becomes `InfGenWarning.cause`.
             text: the message for people.
         """
-        if cause not in self._told or self.repeat:
+        if not self._silent and (cause not in self._told or self.repeat):
             self._told.add(cause)
             warn(text, cause)
 

@@ -8,13 +8,14 @@ It needs PyTorch and diffusers: `pip install "infgen-rt[diffusers]"`, with a bac
 """
 
 from collections.abc import Sequence
+from math import inf
 from os import PathLike, fspath
 from typing import Any
 
 import numpy as np
 
 from infgen_rt.backend.candidates import AUTO, Precision
-from infgen_rt.common.arguments import PATH
+from infgen_rt.common.arguments import NUMBER, PATH
 from infgen_rt.decoder import Decoder
 from infgen_rt.errors import InputError
 from infgen_rt.latent.spaces import latent_space
@@ -65,7 +66,8 @@ class InfGenVAE(ModelMixin, ConfigMixin):
         threads: as for `infgen_rt.open`.
         memory: as for `infgen_rt.open`, for each picture. The batch that `decode` returns is not included.
         stages: as for `Decoder.picture`.
-        max_scale: as for `Decoder.picture`.
+        max_scale: as for `Decoder.picture`. Infinity may be the text `inf`, as it is saved, because JSON has no number
+            for it.
         tile: as for `Decoder.picture`.
 
     Raises:
@@ -89,11 +91,15 @@ class InfGenVAE(ModelMixin, ConfigMixin):
         threads: int | None = None,
         memory: str | int | None = None,
         stages: Sequence[float] | None = None,
-        max_scale: float | None = None,
+        max_scale: float | str | None = None,
         tile: int | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._picture = picture_options(scale, size, stages, max_scale, tile)
+        largest: Any = inf if max_scale == "inf" else max_scale
+        NUMBER.or_none(max_scale=largest)
+        self._picture = picture_options(scale, size, stages, largest, tile)
+        if largest == inf:
+            self.register_to_config(max_scale="inf")  # type: ignore[no-untyped-call]
         PATH.or_none(path=path)
         path = None if path is None else fspath(path)
         runs = {"backend": backend, "device": device, "precision": precision, "threads": threads, "memory": memory}

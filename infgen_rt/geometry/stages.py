@@ -45,6 +45,17 @@ def chain(whole: Grid, stages: Sequence[float] | None = None, max_scale: float |
     return (whole,)
 
 
+def two_stages(whole: Grid, first: float) -> tuple[Grid, ...]:
+    """Divide the decode of a latent to a picture into two stages.
+
+    Args:
+        whole: the decode as one stage.
+        first: the scale of the first stage. A side that the picture enlarges less is enlarged in this stage only.
+    """
+    down, across = (min(first, max(1.0, scale)) for scale in whole.scale)
+    return _through(whole, ((across, down),))
+
+
 def _by_scales(whole: Grid, stages: Sequence[float]) -> tuple[Grid, ...]:
     try:
         scales = [float(scale) for scale in in_order(stages)] if not isinstance(stages, str) else []

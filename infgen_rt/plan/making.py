@@ -23,7 +23,7 @@ from infgen_rt.geometry.tiling import (
 from infgen_rt.nodes.context import ContextPlan, context_costs
 from infgen_rt.nodes.moments import Gathering
 from infgen_rt.nodes.node import FLOAT
-from infgen_rt.plan.costs import PLAIN, Writing, chain_costs, multiply_adds, peaks, preparation, seconds
+from infgen_rt.plan.costs import PLAIN, Chain, Writing, chain_costs, multiply_adds, peaks, preparation, seconds
 from infgen_rt.plan.fixed import fits_a_shape, largest_tile, what_fits
 from infgen_rt.plan.plan import LEAST_SCALE, Plan, StagePlan, decoded_grid
 
@@ -31,6 +31,8 @@ from infgen_rt.plan.plan import LEAST_SCALE, Plan, StagePlan, decoded_grid
 _ENLARGED = 2
 # The sides in cells of the tiles in which a context is computed. In smaller tiles, more of the work is for halos.
 _CONTEXT_TILES = (128, 96, 64, 48, 32, 24, 16, 8)
+# The largest number of cells that are computed for each cell of a context if memory is to spare.
+_HALOS = 2.5
 
 CACHE = 64 * MIB
 """The maximum number of bytes of decoded tiles to keep."""
@@ -65,6 +67,7 @@ def make_plan(
     made: Callable[[Enlargement], ContextPlan | None] = lambda _: None,
     workers: int = 1,
     writing: Writing = PLAIN,
+    spares: bool = False,
 ) -> Plan:
     """Plan one decode.
 
@@ -82,6 +85,8 @@ def make_plan(
         made: returns the existing plan of the first latent's context for an enlargement, or None if there is none.
         workers: the best number of tiles to decode at the same time. Fewer are planned if there is too little memory.
         writing: the memory for writing the last picture.
+        spares: whether to raise `TooLittleMemory` instead of planning small tiles or parts of contexts, with which most
+            of the work would be for halos. Tiles and parts that the user chooses may be small.
 
     Raises:
         PlanError: a latent or a picture is out of bounds, the tile or the part is not possible, no tile fits the
@@ -96,16 +101,23 @@ def make_plan(
         raise PlanError(f"part of {part} cells is not possible: expected {least} or more")
     if tile is None:
         # Fixed shapes may have room for very small tiles only.
-        least = 1 if recipe.shapes else SMALLEST_TILE
-        sides = range(min(LARGEST_TILE, largest_tile(manifest, recipe)), least - 1, -1)
+        least = 1 if recipe.shapes else SMALLEST_SHARED_TILE if spares else SMALLEST_TILE
+        largest = min(LARGEST_TILE, largest_tile(manifest, recipe))
+        sides = range(largest, min(least, largest) - 1, -1)
     else:
         sides = range(_tile_tokens(tile, grids[0].patch, manifest, recipe), 0, -1)[:1]
     enlargements = [manifest.context_for(decoded_grid(g, scales).scale) for g in grids]
-    ways = _ways(grids, enlargements, manifest, recipe, budget, part, made, writing)
-    needs: tuple[int, ...] = ()
-    for contexts, count, side in product(ways, dict.fromkeys((workers, workers // 2 or 1, 1)), sides):
-        if count > 1 and tile is None and not SMALLEST_SHARED_TILE <= side <= LARGEST_SHARED_TILE:
-            continue
+    ways = list(_ways(grids, enlargements, manifest, recipe, budget, part, made, writing))
+    if spares:
+        # The first way has the largest parts for the budget.
+        ways = [way for way in ways[:1] if part is not None or not any(map(_is_mostly_halo, way))]
+        if not ways:
+            raise TooLittleMemory(f"memory of {format_bytes(budget)} is too small for them (memory, --memory)")
+
+    def tried(
+        contexts: tuple[ContextPlan | None, ...], count: int, side: int
+    ) -> tuple[tuple[StagePlan, ...], tuple[HaloTiling, ...], Chain] | None:
+        """The stages, the tiles for encoding, and the costs. None if a tile fits no shape of the recipe."""
         stages = tuple(
             StagePlan(
                 grid,
@@ -117,36 +129,50 @@ def make_plan(
             for grid, enlargement, context in zip(grids, enlargements, contexts, strict=True)
         )
         if not all(fits_a_shape(stage, manifest, recipe) for stage in stages):
-            continue
+            return None
         longest = Size(ENCODED * side, ENCODED * side)
         encodings = tuple(HaloTiling(Tiling.of(grid.cells, longest), manifest.encode_halo) for grid in grids[1:])
-        chain = chain_costs(stages, encodings, manifest, recipe, count, writing)
-        needs = peaks(chain, manifest.memory(recipe).base)
-        memory = max(needs)
+        return stages, encodings, chain_costs(stages, encodings, manifest, recipe, count, writing)
+
+    base = manifest.memory(recipe).base
+    # The smallest tile comes first, because most of the time would otherwise be for budgets that are too small.
+    least_needs = [peaks(found[2], base) for way in ways if (found := tried(way, 1, sides[-1]))]
+    if least_needs and all(max(each) > budget for each in least_needs):
+        raise _too_little(grids, budget, tile, least_needs[-1])
+    for contexts, count, side in product(ways, dict.fromkeys((workers, workers // 2 or 1, 1)), sides):
+        if count > 1 and tile is None and not SMALLEST_SHARED_TILE <= side <= LARGEST_SHARED_TILE:
+            continue
+        if (found := tried(contexts, count, side)) is None:
+            continue
+        stages, encodings, chain = found
+        memory = max(peaks(chain, base))
         if memory <= budget:
             kept = 0
             if (keeping := _keeping(stages)) != stages:
                 costs = chain_costs(keeping, encodings, manifest, recipe, count, writing)
-                more = max(peaks(costs, manifest.memory(recipe).base))
+                more = max(peaks(costs, base))
                 # The cache of tiles comes first.
                 if more + 2 * CACHE <= budget:
                     stages, chain, memory, kept = keeping, costs, more, more - memory
-            largest = max(grid.picture.area for grid in grids)
+            area = max(grid.picture.area for grid in grids)
             # The cache takes half of the remaining memory. The other half is a reserve for memory that is freed, but
             # not returned to the system.
-            cache = min(CACHE, (budget - memory) // 2, 3 * FLOAT * largest)
+            cache = min(CACHE, (budget - memory) // 2, 3 * FLOAT * area)
             work, took = multiply_adds(chain, manifest), seconds(chain, runs.speed)
             steps, written = preparation(chain), writing.extra(stages[-1])
             most = memory + cache
             return Plan(stages, encodings, runs, steps, budget, most, cache, count, work, took, written, kept)
-    if not needs:
-        pictures = " or ".join(str(grid.picture) for grid in grids)
-        tokens = None if tile is None else tile // grids[0].patch
-        remedy = what_fits(grids[0], tokens, manifest, recipe, scales)
-        raise PlanError(f"the fixed shapes of {recipe.name!r} hold no tile of a {pictures} picture: {remedy}")
+    pictures = " or ".join(str(grid.picture) for grid in grids)
+    tokens = None if tile is None else tile // grids[0].patch
+    remedy = what_fits(grids[0], tokens, manifest, recipe, scales)
+    raise PlanError(f"the fixed shapes of {recipe.name!r} hold no tile of a {pictures} picture: {remedy}")
+
+
+def _too_little(grids: Sequence[Grid], budget: int, tile: int | None, needs: Sequence[int]) -> TooLittleMemory:
+    """The error for a budget that is below the needs of the stages with the smallest tiles."""
     number = needs.index(max(needs))
     which = f"stage {number + 1}, " if len(grids) > 1 else ""
-    raise TooLittleMemory(
+    return TooLittleMemory(
         f"memory of {format_bytes(budget)} is too small: {which}a {grids[number].picture} picture from a "
         f"{grids[number].cells} latent needs at least {enough(needs[number])} (memory, --memory)"
         + (f" with tiles of {tile} pixels" if tile else ""),
@@ -184,12 +210,15 @@ def _ways(
     return dict.fromkeys(ways)
 
 
+def _is_mostly_halo(plan: ContextPlan | None) -> bool:
+    """Whether more than three fifths of the work for a context would be for the halos of its parts."""
+    return plan is not None and plan.tiles.computed > _HALOS * plan.tiles.tiling.box.size.area
+
+
 def _keeping(stages: tuple[StagePlan, ...]) -> tuple[StagePlan, ...]:
-    """The same stages with graphs that keep their working memory. Several stages remain as they are."""
-    first = stages[0]
-    if len(stages) > 1 or first.context is None:
-        return stages
-    return (replace(first, context=replace(first.context, keeps=True)),)
+    """The same stages with graphs that keep their working memory during the last one."""
+    *before, last = stages
+    return stages if last.context is None else (*before, replace(last, context=replace(last.context, keeps=True)))
 
 
 def _made(made: Callable[[Enlargement], ContextPlan | None], enlargement: Enlargement) -> ContextPlan | None:

@@ -63,8 +63,8 @@ class Tiff(Format):
                 maxworkers=max(1, allowed(os.cpu_count() or 1)),
                 buffersize=_BATCH,
             )
-            # TiffWriter stops after the last tile and does not run the iterator to its end.
-            exhaust(tiles)
+            # TiffWriter stops after the last tile, and does not run the iterators to their end.
+            exhaust(layer.bands)
 
 
 def most_bytes(size: Size, bits: Bits) -> int:

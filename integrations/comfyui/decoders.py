@@ -1,6 +1,7 @@
 """The model that the node InfGen Load opens. It plans pictures of ComfyUI's latents."""
 
 from dataclasses import dataclass, field
+from math import inf
 from threading import Lock
 from typing import Any
 
@@ -78,7 +79,12 @@ class Model:
             self.decoder(self.space or self.spaces[0])
 
     def pictures(
-        self, latent: dict[str, Any], size: str | float, space: str | None = None, scaled: bool = False
+        self,
+        latent: dict[str, Any],
+        size: str | float,
+        space: str | None = None,
+        scaled: bool = False,
+        one_stage: bool = False,
     ) -> list[infgen_rt.Picture]:
         """Plan the picture of each latent in a batch.
 
@@ -87,6 +93,7 @@ class Model:
             size: as for `Decoder.picture`.
             space: the latent's space. None for the space of the node, or else the one with the latent's channels.
             scaled: whether the latent is from inside of a sampler, and has the diffusion model's normalisation.
+            one_stage: whether to decode in one stage where two are the default.
 
         Raises:
             InputError: the latent or the size is not usable.
@@ -97,7 +104,10 @@ class Model:
         name = space or self.space or self._space_of(samples)
         # Outside of samplers, ComfyUI's latents have the VAE's own normalisation, except for FLUX.2.
         own = latent_space(name).comfyui_raw and not scaled
-        return self.decoder(name).pictures(samples, size, normalisation="vae" if own else "model")
+        normalisation: infgen_rt.spaces.Normalisation = "vae" if own else "model"
+        return self.decoder(name).pictures(
+            samples, size, max_scale=inf if one_stage else None, normalisation=normalisation
+        )
 
     def _space_of(self, samples: Any) -> str:
         if len(self.spaces) == 1:

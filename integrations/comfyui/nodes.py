@@ -34,6 +34,17 @@ def _size_inputs() -> list[Any]:
     ]
 
 
+def _stages_input() -> Any:
+    """The input for the number of stages. It is optional, because older workflows do not have it."""
+    return io.Combo.Input(
+        "stages",
+        options=[AUTO, "one"],
+        default=AUTO,
+        optional=True,
+        tooltip="auto: two stages above 5 times the latent's own size, with more detail. one: faster.",
+    )
+
+
 class InfGenLoad(io.ComfyNode):
     """Opens a model."""
 
@@ -97,14 +108,16 @@ class InfGenDecode(io.ComfyNode):
             display_name="InfGen Decode",
             category=_CATEGORY,
             description="Decodes a latent at any size. The image is held in memory. For large images, use InfGen Save.",
-            inputs=[_Model.Input("infgen"), io.Latent.Input("samples"), *_size_inputs()],
+            inputs=[_Model.Input("infgen"), io.Latent.Input("samples"), *_size_inputs(), _stages_input()],
             outputs=[io.Image.Output()],
         )
 
     @classmethod
-    def execute(cls, infgen: Model, samples: dict[str, Any], scale: float, size: str) -> io.NodeOutput:
+    def execute(
+        cls, infgen: Model, samples: dict[str, Any], scale: float, size: str, stages: str = AUTO
+    ) -> io.NodeOutput:
         """Decode the batch to an IMAGE, float32 [B, H, W, 3] in [0, 1]."""
-        pictures = infgen.pictures(samples, size.strip() or float(scale))
+        pictures = infgen.pictures(samples, size.strip() or float(scale), one_stage=stages == "one")
         width, height = pictures[0].size
         images, bar = torch.empty(len(pictures), height, width, 3), Bar(len(pictures))
         for number, image in enumerate(images):
@@ -139,6 +152,7 @@ class InfGenSave(io.ComfyNode):
                     default="8",
                     tooltip="Bits per channel. 16 is possible for png and tiff.",
                 ),
+                _stages_input(),
             ],
             outputs=[io.String.Output(display_name="paths")],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
@@ -155,9 +169,10 @@ class InfGenSave(io.ComfyNode):
         size: str,
         format: str,
         bits: str,
+        stages: str = AUTO,
     ) -> io.NodeOutput:
         """Write a file for each latent of the batch. All of them are checked before the first is decoded."""
-        pictures = infgen.pictures(samples, size.strip() or float(scale))
+        pictures = infgen.pictures(samples, size.strip() or float(scale), one_stage=stages == "one")
         place = place_for(filename_prefix, pictures[0].size, folder_paths.get_output_directory())
         paths = [place.file(number, ENDINGS[format]) for number in range(len(pictures))]
         writing: dict[str, Any] = {

@@ -6,6 +6,7 @@
 import asyncio
 import gc
 import json
+import math
 import threading
 import tomllib
 import weakref
@@ -65,8 +66,10 @@ def load(comfyui: ModuleType, bundle: Path | str, **changed: str) -> Any:
     return model
 
 
-def decode(comfyui: ModuleType, model: Any, latent: Any = LATENT, scale: float = 2.0, size: str = "") -> torch.Tensor:
-    (image,) = comfyui.nodes.InfGenDecode.execute(infgen=model, samples=latent, scale=scale, size=size).args
+def decode(
+    comfyui: ModuleType, model: Any, latent: Any = LATENT, scale: float = 2.0, size: str = "", **options: Any
+) -> torch.Tensor:
+    (image,) = comfyui.nodes.InfGenDecode.execute(infgen=model, samples=latent, scale=scale, size=size, **options).args
     return image
 
 
@@ -123,6 +126,14 @@ def test_pictures_of_a_batch_that_are_done_do_not_stay_in_memory(
     latent = {"samples": torch.stack([patchified(tiny.random_latent(8, 12, seed)) for seed in range(3)])}
     (decode if node == "decode" else save)(comfyui, model, latent)
     assert alive[0] == 3 and alive[-1] == 1
+
+
+def test_one_stage_is_chosen_by_an_input(comfyui: ModuleType, model: Any, bundle: Path, host: Host) -> None:
+    with infgen_rt.open(bundle, "onnxruntime", precision="exact") as decoder:
+        for stages, largest in (("auto", None), ("one", math.inf)):
+            (image,) = decode(comfyui, model, scale=6.0, stages=stages)
+            expected = decoder.picture(PLAIN, "6x", max_scale=largest, normalisation="model").read(dtype=np.float32)
+            assert np.abs(image.numpy() - expected).max() < 1e-4
 
 
 def test_decode_gives_comfyuis_image_with_the_pixels_of_the_package(

@@ -1,6 +1,7 @@
 """The VAE for diffusers in diffusers' own pipelines, with tiny random networks and the tiny model."""
 
 import copy
+import json
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -314,12 +315,29 @@ def test_what_is_no_vae_is_named(wrong: Any) -> None:
 
 
 @pytest.mark.filterwarnings("error::infgen_rt.InfGenWarning")
-@pytest.mark.parametrize("options", [{}, {"scale": 2}, {"scale": 0.6}, {"size": "4k"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"scale": 2}, {"scale": 0.6}, {"size": "4k"}, {"scale": 12}], ids=str)
 @pytest.mark.parametrize("space", ["sd15", "sdxl", "sd3", "flux1", "flux2"])
 def test_nothing_is_warned_of_before_there_is_a_latent(
     bundles: dict[str, Path], space: str, options: dict[str, Any]
 ) -> None:
     InfGenVAE(bundles[space], space=space, **options, **RUNS).close()
+
+
+@pytest.mark.parametrize("largest", ["inf", float("inf")])
+def test_one_stage_is_saved_as_json_that_every_program_reads(
+    bundles: dict[str, Path], tmp_path: Path, largest: Any
+) -> None:
+    vae = InfGenVAE(bundles["flux2"], scale=6, max_scale=largest, **RUNS)
+    vae.save_pretrained(tmp_path)
+    vae.close()
+
+    def refuse(text: str) -> None:
+        raise AssertionError(f"{text} is no JSON")
+
+    json.loads((tmp_path / "config.json").read_text(), parse_constant=refuse)
+    vae = InfGenVAE.from_pretrained(tmp_path)
+    assert vae._picture["max_scale"] == float("inf")
+    vae.close()
 
 
 def test_an_option_that_is_set_later_is_refused(vae: Any) -> None:

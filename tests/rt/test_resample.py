@@ -59,8 +59,7 @@ def test_stages_that_were_asked_for_are_done_as_asked(decoder: infgen_rt.Decoder
 def test_a_warning_says_what_is_done(decoder: infgen_rt.Decoder) -> None:
     with pytest.warns(
         infgen_rt.InfGenWarning,
-        match=r"0.5 to 4 times, what is beyond is enlarged by Lanczos; .* is within that, "
-        r"and max_scale=4 \(--max-scale 4\) gives more detail and takes longer$",
+        match="0.5 to 4 times, what is beyond is enlarged by Lanczos; .* is within that$",
     ):
         decoder.picture(LATENT, "6x", max_scale=inf)
     assert len(decoder.picture(LATENT, "6x", max_scale=4).plan.stages) == 2

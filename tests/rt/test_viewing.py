@@ -3,6 +3,7 @@
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,17 @@ def test_every_tile_of_every_level_is_what_the_picture_of_that_size_has(picture:
         for tile in level.touching(level.size.box):
             assert alike(pyramid.read(tile).pixels, whole[level.box(tile.column, tile.row).slices])
     assert alike(pyramid.read(Tile(3, 1, 2)).pixels, picture.read((64, 128, 64, 64)))
+
+
+def test_no_level_of_a_picture_of_one_stage_has_two(decoder: infgen_rt.Decoder) -> None:
+    """Otherwise, a viewer would wait for the tiles of a level between, and it would look different."""
+    picture = decoder.picture(LATENT, "20x", normalisation="model", max_scale=inf)
+    pyramid = Pyramid(picture, TILE)
+    scales = [level.size.width / 96 for level in pyramid.levels]
+    assert any(5 < scale < 20 for scale in scales)
+    made = [pyramid._picture(number) for number in range(len(scales))]
+    assert [len(each.plan.stages) for each in made if each] == [1] * sum(each is not None for each in made)
+    assert len(picture.at("8x").plan.stages) == 1
 
 
 def test_levels_that_are_too_small_for_the_model_are_reduced(decoder: infgen_rt.Decoder) -> None:

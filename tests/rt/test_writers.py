@@ -485,6 +485,13 @@ def test_a_pyramid_holds_every_power_of_two(tmp_path: Path, size: tuple[int, int
     assert root.find(f"{space}Size").attrib == {"Width": str(size[1]), "Height": str(size[0])}
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.tif", "a.dzi"])
+def test_progress_reaches_its_total(tmp_path: Path, decoder: infgen_rt.Decoder, name: str) -> None:
+    steps: list[infgen_rt.Progress] = []
+    decoder.picture(LATENT, "2x", tile=64).save(tmp_path / name, progress=steps.append)
+    assert [step.done for step in steps] == list(range(1, steps[0].total + 1))
+
+
 @pytest.mark.parametrize("ending", ["jpg", "png"])
 def test_levels_are_decoded_at_their_own_size(
     tmp_path: Path, decoder: infgen_rt.Decoder, ending: Literal["jpg", "png"]
