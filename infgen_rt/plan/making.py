@@ -32,7 +32,7 @@ _ENLARGED = 2
 # The sides in cells of the tiles in which a context is computed. In smaller tiles, more of the work is for halos.
 _CONTEXT_TILES = (128, 96, 64, 48, 32, 24, 16, 8)
 # The largest number of cells that are computed for each cell of a context if memory is to spare.
-_HALOS = 2.5
+_HALOS = 3.0
 
 CACHE = 64 * MIB
 """The maximum number of bytes of decoded tiles to keep."""
@@ -211,7 +211,7 @@ def _ways(
 
 
 def _is_mostly_halo(plan: ContextPlan | None) -> bool:
-    """Whether more than three fifths of the work for a context would be for the halos of its parts."""
+    """Whether more than two thirds of the work for a context would be for the halos of its parts."""
     return plan is not None and plan.tiles.computed > _HALOS * plan.tiles.tiling.box.size.area
 
 
