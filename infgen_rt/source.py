@@ -114,8 +114,8 @@ class Source:
         if stages is None and max_scale is None:
             plan, missing = self._usual_plan(whole)
         else:
-            # Beyond the scales that it was trained for, the model leaves patterns. Scales that the user requests one by
-            # one are not limited.
+            # Beyond the scales that it was trained for, the model leaves patterns. Scales in `stages` are the user's
+            # choice and not limited.
             limits = manifest.scale_range if stages is None else None
             plan = self._plan(chain(whole, stages, max_scale), limits, PLAIN)
         for each in plan.stages:

@@ -106,7 +106,7 @@ def height(lines: NDArray[np.float32], period: int) -> float:
         period: The period in pixels.
     """
     length = lines.shape[-1]
-    # The windows of gradients would hide a weak wave.
+    # A gradient has a spectrum of its own, which would hide a weak wave.
     place = np.arange(length) - (length - 1) / 2
     level = lines - lines.mean(-1, keepdims=True) - (lines @ place / (place @ place))[..., None] * place
     window = np.hanning(length + 1)[:-1]

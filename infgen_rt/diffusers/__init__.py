@@ -138,7 +138,7 @@ class InfGenVAE(ModelMixin, ConfigMixin):
         return _moved(made, None if vae.device.type == "meta" else vae.device, vae.dtype)
 
     def __setattr__(self, name: str, value: object) -> None:
-        """Refuse to set an argument, which would change nothing. Everything else is as for any module."""
+        """Refuse to set an argument, because that would change nothing. Everything else is as for any module."""
         if name in self.__dict__.get("_internal_dict", ()):
             raise AttributeError(f"{name} cannot be changed: make another InfGenVAE with {name}={value!r}")
         super().__setattr__(name, value)
