@@ -17,7 +17,7 @@ from infgen_rt.backend.engine import Engine
 from infgen_rt.backend.inputs import tile_inputs
 from infgen_rt.backend.protocol import AbsentError
 from infgen_rt.bundle.folder import Bundle
-from infgen_rt.bundle.graphs import DECODE, KINDS, Kind, kind_of
+from infgen_rt.bundle.graphs import DECODE, ENCODE, KINDS, Kind, kind_of
 from infgen_rt.bundle.manifest import Enlargement, Memory
 from infgen_rt.common.memory import peak_memory
 from infgen_rt.geometry.grid import Grid
@@ -29,7 +29,8 @@ TOKENS = Size(72, 72)
 """Size of the tile, in tokens, at which the growth of decode is measured."""
 SIDES = (16, 24, 28)
 """Sides of the shapes that all graphs of a picture are run with, to measure what they keep. In cells or tokens."""
-_ALL = "all"
+_TOGETHER = {"all": "all graphs together", "stages": "all graphs for several stages"}
+"""What is measured apart from single graphs, by the name in the command: one stage, and several."""
 
 
 def measure(bundle: Path, backend: str) -> Memory | None:
@@ -41,54 +42,56 @@ def measure(bundle: Path, backend: str) -> Memory | None:
 
     Returns:
         Memory in bytes. The base is that of the loaded graphs, with what they keep after runs of several shapes, such
-        as compiled kernels. The other figures are what a run adds per cell or per token. ``None`` if the backend does
-        not run the graphs on CPUs.
+        as compiled kernels, and so is what the graphs for several stages add to it. The other figures are what a run
+        adds per cell or per token. ``None`` if the backend does not run the graphs on CPUs.
 
     Raises:
         ExportError: A measuring process failed.
     """
-    bases, growth = [], dict.fromkeys((kind.memory for kind in KINDS), 0)
-    graphs = next(iter(Bundle.open(bundle).manifest.recipes)).graphs
-    for graph in [*graphs, _ALL]:
-        command = [sys.executable, "-m", "infgen_export.footprint", str(bundle), backend, graph]
+    manifest = Bundle.open(bundle).manifest
+    try:
+        # In bfloat16, OpenVINO keeps more than in float32.
+        arithmetics = [each.arithmetic for each in Survey.of(manifest, backend, "cpu").candidates]
+    except AbsentError:  # the graphs are not for CPUs
+        return None
+    graphs = next(iter(manifest.recipes)).graphs
+    together = [name for name in _TOGETHER if name == "all" or ENCODE.name in graphs]
+    bases, growth = dict[str, int](), dict.fromkeys((kind.memory for kind in KINDS), 0)
+    for what, arithmetic in [*product(graphs, arithmetics[:1]), *product(together, arithmetics)]:
+        command = [sys.executable, "-m", "infgen_export.footprint", str(bundle), backend, what, arithmetic]
         process = subprocess.run(command, capture_output=True, text=True)
         if process.returncode:
             reason = (process.stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
-            what = "all graphs together" if graph == _ALL else graph
-            raise ExportError(f"measuring the memory of {what} on {backend} failed: {reason}")
-        figures = json.loads(process.stdout)
-        if figures is None:
-            return None
-        loaded, grown = figures
-        bases.append(loaded)
-        if graph == _ALL:
+            raise ExportError(f"measuring the memory of {_TOGETHER.get(what, what)} on {backend} failed: {reason}")
+        loaded, grown = json.loads(process.stdout)
+        bases[what] = max(loaded, bases.get(what, 0))
+        if what in _TOGETHER:
             continue
         # A model with enlargements has several graphs of one kind. The one that grows most counts.
-        kind, positions = kind_of(graph), {"cell": CELLS.area, "token": TOKENS.area}
+        kind, positions = kind_of(what), {"cell": CELLS.area, "token": TOKENS.area}
         growth[kind.memory] = max(growth[kind.memory], -(-grown // positions[kind.unit]))
-    return Memory(base=max(bases), **growth)
+    several = bases.pop("stages", 0)
+    base = max(bases.values())
+    return Memory(base=base, **growth, stages=max(0, several - base))
 
 
-def _main(bundle: str, backend: str, graph: str) -> None:
-    """Measures one graph, or all graphs of a picture together, in this process.
+def _main(bundle: str, backend: str, graph: str, arithmetic: str) -> None:
+    """Measures one graph, or several together, in this process.
 
-    It prints a JSON list with the bytes before the run and the bytes that the run added, or null if the graphs are not
-    for CPUs.
+    It prints a JSON list with the bytes before the run and the bytes that the run added.
     """
     opened = Bundle.open(bundle)
-    try:
-        candidate = Survey.of(opened.manifest, backend, "cpu").candidates[0]
-    except AbsentError:  # the graphs are not for CPUs
-        json.dump(None, sys.stdout)
-        return
-    engine = Engine(opened, candidate)
+    candidates = Survey.of(opened.manifest, backend, "cpu").candidates
+    engine = Engine(opened, next(each for each in candidates if each.arithmetic == arithmetic))
     manifest = engine.manifest
-    if graph == _ALL:
-        enlargement = manifest.contexts[-1]
-        _load(engine, enlargement)
+    if graph in _TOGETHER:
+        several = graph == "stages"
+        kinds = [kind for kind in manifest.kinds(engine.recipe) if kind.picture or several]
+        enlargements = manifest.contexts[-2:] if several else manifest.contexts[-1:]
+        for enlargement in enlargements:
+            _load(engine, enlargement)
         # Several shapes, because the tiles at the edges of a picture are smaller than the others.
-        kinds = [kind for kind in manifest.kinds(engine.recipe) if kind.picture]
-        for kind, height, width in product(kinds, SIDES, SIDES):
+        for enlargement, kind, height, width in product(enlargements, kinds, SIDES, SIDES):
             _run(engine, kind, enlargement, Size(width, height), Size(width, height))
         json.dump([psutil.Process().memory_info().rss, 0], sys.stdout)
         return

@@ -11,7 +11,7 @@ from weakref import WeakSet
 import numpy as np
 
 from infgen_rt.backend import forks
-from infgen_rt.backend.candidates import Candidate, Survey
+from infgen_rt.backend.candidates import LEAST_PSNR, Candidate, Survey
 from infgen_rt.backend.gate import Gate
 from infgen_rt.backend.inputs import fill, statistics_inputs
 from infgen_rt.backend.others import instead_of
@@ -155,8 +155,7 @@ class Engine:
             self.check_open()
             backend, device = self._candidate.backend, self._candidate.device
             kind, cache = kind_of(graph), writable_cache(backend.name)
-            offered = backend.arithmetics(device.id, self.recipe) if kind.exact else (self._candidate.arithmetic,)
-            options = Options(device.id, offered[0], threads, runs, cache)
+            options = Options(device.id, self._arithmetic(kind), threads, runs, cache)
             files = self._bundle.read_graph(self.recipe, graph)
             try:
                 self._sessions[key] = backend.load(graph, files, options)
@@ -165,6 +164,18 @@ class Engine:
                 raise BackendError(f"{error}{self._advice(error)}") from error
             if not getattr(backend, "survives_fork", True):
                 forks.note_use(backend.name)
+
+    def _arithmetic(self, kind: Kind) -> str:
+        """The arithmetic for a kind of graph. In bfloat16, some encoders agree with float32 to 35 dB only.
+
+        So a lower arithmetic than float32 needs a measurement by the exporter for them.
+        """
+        chosen = self._candidate.arithmetic
+        if not kind.picture:
+            measured = self.manifest.psnr(self.recipe.name, chosen, encoding=True)
+            if measured is None or measured < LEAST_PSNR:
+                return self._candidate.backend.arithmetics(self._candidate.device.id, self.recipe)[0]
+        return chosen
 
     def run(
         self, kind: Kind, inputs: Mapping[str, Any], enlargement: Enlargement | None = None, shared: bool = False

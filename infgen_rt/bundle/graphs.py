@@ -87,8 +87,6 @@ class Kind:
         picture: whether it is needed for decoding a picture.
         fixed: whether it takes only the recipe's fixed shapes, if the recipe has any.
         kept: whether it should keep its working memory between runs, because it runs for every tile.
-        exact: whether it is computed as exactly as the recipe's graph allows, even if the others are not. In bfloat16,
-            some encoders agree with float32 to 35 dB only.
     """
 
     name: str
@@ -101,7 +99,6 @@ class Kind:
     picture: bool = True
     fixed: bool = False
     kept: bool = False
-    exact: bool = False
 
     @property
     def memory(self) -> str:
@@ -177,7 +174,6 @@ ENCODE = Kind(
     of_space=True,
     picture=False,
     fixed=True,
-    exact=True,
 )
 ENCODE_STATISTICS = Kind(
     "encode_statistics",
@@ -187,7 +183,6 @@ ENCODE_STATISTICS = Kind(
     part="encode",
     of_space=True,
     picture=False,
-    exact=True,
 )
 ENCODE_LATENT = Kind(
     "encode_latent",
@@ -197,7 +192,6 @@ ENCODE_LATENT = Kind(
     part="encode",
     of_space=True,
     picture=False,
-    exact=True,
 )
 KINDS = (STATISTICS, PREFILL, TRUNK, REFINE, DECODE, ENCODE, ENCODE_STATISTICS, ENCODE_LATENT)
 

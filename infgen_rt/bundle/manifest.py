@@ -204,15 +204,21 @@ class Manifest:
         """The names of a graph's files: its only file, or all files in its folder."""
         return [name for name in self.files if name == graph or name.startswith(f"{graph}/")]
 
-    def psnr(self, recipe: str, arithmetic: str) -> float | None:
-        """The lowest PSNR against float32 of the graphs for pictures, in decibels. None if the manifest has none."""
+    def psnr(self, recipe: str, arithmetic: str, encoding: bool = False) -> float | None:
+        """The lowest PSNR against float32, in decibels, as the exporter measured it. None if the manifest has none.
+
+        Args:
+            recipe: the name of the recipe.
+            arithmetic: the arithmetic in which its graphs are computed.
+            encoding: whether it is that of the encoder's graphs. Otherwise, it is that of the graphs for pictures.
+        """
         found = []
         chosen = next((each for each in self.recipes if each.name == recipe), None)
         if chosen is None:
             return None
         # The exporter checks graphs for these targets in float32, whatever the precision of their weights.
         checked = "fp32" if chosen.target in ("openvino", "torch") else chosen.precision
-        for graph in self._for_pictures(chosen):
+        for graph in self._encoding(chosen) if encoding else self._for_pictures(chosen):
             try:
                 entry = next(e for e in self.verification if e["recipe"] == recipe and e["graph"] == graph)
                 native = entry["native"].get(arithmetic)
@@ -251,6 +257,10 @@ class Manifest:
         """The graphs that a picture needs, whether the recipe has them or not."""
         needed = [kind for kind in self.kinds(recipe) if kind.picture]
         return {each.graph(kind.name) if kind.enlarged else kind.name for kind in needed for each in self.contexts}
+
+    def _encoding(self, recipe: Recipe) -> set[str]:
+        """The graphs that encode a picture, whether the recipe has them or not."""
+        return {kind.name for kind in self.kinds(recipe) if not kind.picture}
 
     @property
     def contexts(self) -> tuple[Enlargement, ...]:

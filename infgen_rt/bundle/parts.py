@@ -96,6 +96,8 @@ class Memory:
         trunk_per_cell: the bytes of the trunk per cell, halos included.
         encode_statistics_per_cell: the bytes of encode_statistics per cell, halos included.
         encode_latent_per_cell: the bytes of encode_latent per cell, halos included.
+        stages: the bytes that are added to `base` if there are several stages, for the loaded graphs of the encoder and
+            of another enlargement.
     """
 
     base: int
@@ -107,6 +109,11 @@ class Memory:
     trunk_per_cell: int = 0
     encode_statistics_per_cell: int = 8 * 2**10
     encode_latent_per_cell: int = 8 * 2**10
+    stages: int = 0
+
+    def loaded(self, stages: int) -> int:
+        """The bytes of the graphs that are loaded for a number of stages."""
+        return self.base + (self.stages if stages > 1 else 0)
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ def make_plan(
         encodings = tuple(HaloTiling(Tiling.of(grid.cells, longest), manifest.encode_halo) for grid in grids[1:])
         return stages, encodings, chain_costs(stages, encodings, manifest, recipe, count, writing)
 
-    base = manifest.memory(recipe).base
+    base = manifest.memory(recipe).loaded(len(grids))
     # The smallest tile comes first, because most of the time would otherwise be for budgets that are too small.
     least_needs = [peaks(found[2], base) for way in ways if (found := tried(way, 1, sides[-1]))]
     if least_needs and all(max(each) > budget for each in least_needs):

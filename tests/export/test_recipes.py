@@ -96,7 +96,8 @@ def test_every_graph_of_every_recipe_is_proven(exported: Exported) -> None:
         else:
             assert entry.psnr >= LEAST_PSNR[entry.precision]
         assert entry.seconds is not None and entry.seconds > 0 and sum(entry.operations.values()) > 10
-        assert set(entry.native) <= {"bf16"} and all(psnr >= 50 for psnr in entry.native.values())
+        least = 50 if kind_of(entry.graph).picture else 0  # runtimes compute an encoder in float32 if it is less close
+        assert set(entry.native) <= {"bf16"} and all(psnr >= least for psnr in entry.native.values())
         assert bool(entry.native) <= entry.recipe.startswith("openvino")
 
 
@@ -124,7 +125,7 @@ def test_the_manifest_has_every_recipe_and_file(exported: Exported) -> None:
         # Float16 in ONNX is for GPUs.
         assert (recipe.memory is None) == (bool(recipe.shapes) or recipe.name == "onnx-fp16")
         figures = asdict(manifest.memory(recipe))
-        assert figures.pop("base") > 0
+        assert figures.pop("base") > 0 and figures.pop("stages") >= 0
         assert {name for name, figure in figures.items() if figure} == {kind_of(graph).memory for graph in names}
 
 

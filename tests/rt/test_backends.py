@@ -388,7 +388,9 @@ def test_what_the_exporter_found_too_inexact_is_not_chosen_however_fast_it_is(
     bundle: Path, several: dict, timed: Timed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = timed({"onnxruntime fp32": 0.5, "other fp32": 0.4, "other bf16": 0.1})
-    monkeypatch.setattr(Manifest, "psnr", lambda self, recipe, arithmetic: 30.0 if arithmetic == "bf16" else 90.0)
+    monkeypatch.setattr(
+        Manifest, "psnr", lambda self, recipe, arithmetic, _=False: 30.0 if arithmetic == "bf16" else 90.0
+    )
     for _ in range(2):  # measured, and remembered
         assert str(choose(Bundle.open(bundle))[0]) == "other on Other CPU, onnx-fp32 in fp32"
     assert len(asked) == 3
@@ -683,6 +685,30 @@ def test_a_driver_that_fails_in_the_middle_leaves_no_file(bundle: Path, several:
             with pytest.raises(infgen_rt.DecodeError, match="the tile .* could not be decoded: the device was lost"):
                 picture.save(folder / "out.png")
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("found, expected", [(None, "fp32"), (35.0, "fp32"), (48.0, "bf16")])
+def test_an_encoder_is_computed_in_a_low_precision_only_if_it_was_found_to_be_close(
+    several: dict, timed: Timed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: float | None, expected: str
+) -> None:
+    class Noting(Other):
+        def load(self, graph: str, files: Mapping[str, bytes], options: Options) -> Session:
+            arithmetics[graph] = options.arithmetic
+            return super().load(graph, files, options)
+
+    arithmetics: dict[str, str] = {}
+    timed({"onnxruntime fp32": 0.5, "other fp32": 0.4, "other bf16": 0.3})
+    folder = tiny.write_bundle(tmp_path / "bundle")
+    if found is not None:
+        described = json.loads((folder / "manifest.json").read_text())
+        checks = {"checks": [{"psnr": 90.0}], "native": {"bf16": found}}
+        described["verification"] = [{"recipe": "onnx-fp32", "graph": "encode", **checks}]
+        (folder / "manifest.json").write_text(json.dumps(described))
+    monkeypatch.setattr(candidates, "load_backend", lambda name: Noting())
+    with infgen_rt.open(folder, "other") as decoder:
+        assert decoder.backend.arithmetic == "bf16"
+        decoder.encode(np.zeros((64, 64, 3), np.uint8))
+    assert arithmetics["encode"] == expected and arithmetics["prefill"] == "bf16"
 
 
 class Overflowing(Other):

@@ -235,6 +235,18 @@ def test_an_encoder_with_statistics_takes_more_steps_and_memory(manifest: Manife
     assert costs[2].making == costs[2].held + figures.encode_latent_per_cell * window and costs[2].alone
 
 
+def test_several_stages_also_need_room_for_the_graphs_that_only_they_use(manifest: Manifest) -> None:
+    (recipe,) = manifest.recipes
+    assert recipe.memory is not None
+    more = replace(recipe, memory=replace(recipe.memory, stages=7_000_000))
+    grids = [Grid(cells, Size(8 * cells.width, 8 * cells.height), 8) for cells in (CELLS, CELLS)]
+    for count, extra in ((1, 0), (2, 7_000_000)):
+        before, after = (
+            make_plan(grids[:count], manifest, each, runs=RUNS, budget=GIB, tile=64).memory for each in (recipe, more)
+        )
+        assert after - before == extra
+
+
 def test_a_larger_enlargement_takes_as_much_longer_as_it_has_more_to_multiply(tmp_path: Path) -> None:
     """What was measured is the smallest; where nothing was counted all are taken to be alike."""
     manifest = Bundle.open(tiny.write_bundle(tmp_path, tiny.ENLARGEMENTS)).manifest

@@ -14,7 +14,7 @@ from infgen_model.config import OF_SPACE
 from infgen_model.enlarger import smooth
 from infgen_rt.errors import InputError
 from infgen_training import keep
-from infgen_training.slopes import with_small_slopes
+from infgen_training.slopes import with_even_slopes, with_small_slopes
 from infgen_training.teacher import Teacher, load_function
 from infgen_training.views import View, to_tensor
 from infgen_training.warmstart import (
@@ -263,6 +263,24 @@ def test_a_kept_model_has_no_steep_slopes_and_makes_the_same_pictures(tmp_path: 
     result = CliRunner().invoke(keep.main, arguments)
     assert result.exit_code == 1 and "only one of the models has small slopes" in result.output
     assert all(slopes.max() <= 1 for slopes in chain(load_checkpoint(tmp_path / "kept")))
+
+
+def test_slopes_that_hardly_differ_become_equal_and_others_stay(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = tiny_model()
+    finish, polish = model.refine.enlarger.finish["4"][2], model.refine.enlarger.polish["4"][1]
+    with torch.no_grad():
+        finish.weight.copy_(torch.linspace(0.05, 0.07, len(finish.weight)))
+        polish.weight.copy_(torch.linspace(0, 0.2, len(polish.weight)))
+    even = with_even_slopes(model)
+    assert torch.allclose(even.refine.enlarger.finish["4"][2].weight, torch.tensor(0.06))
+    assert len(even.refine.enlarger.finish["4"][2].weight.unique()) == 1
+    assert torch.equal(even.refine.enlarger.polish["4"][1].weight, polish.weight)
+    save_checkpoint(tmp_path / "run", model)
+    result = CliRunner().invoke(keep.main, [str(tmp_path / "run"), "--small-slopes", "-o", str(tmp_path / "kept")])
+    assert result.exit_code == 0, result.output
+    kept = load_checkpoint(tmp_path / "kept")
+    assert len(kept.refine.enlarger.finish["4"][2].weight.unique()) == 1
 
 
 def test_a_model_is_given_a_polish_that_adds_nothing_yet(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from infgen_model import InfGen
 from infgen_model.checkpoint import CONFIG, load_checkpoint, save_checkpoint
 from infgen_rt.errors import InputError
 from infgen_training.options import FOLDER
-from infgen_training.slopes import with_small_slopes
+from infgen_training.slopes import with_even_slopes, with_small_slopes
 from infgen_training.teacher import AUTOENCODER, AUTOENCODER_HELP, Teacher
 from infgen_training.warmstart import copy_encoder, copy_trunk, encoder_config
 
@@ -131,7 +131,7 @@ def with_polish(model: InfGen, channels: int) -> InfGen:
 @click.option(
     "--small-slopes",
     is_flag=True,
-    help="Make the slopes of its enlarger at most 1, for faster graphs, as the last step.",
+    help="As the last step, make its slopes at most 1, and equal if they hardly differ, for faster graphs.",
 )
 @click.option("--force", is_flag=True, help="Replace a checkpoint.")
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to make.")
@@ -157,7 +157,7 @@ def main(
         if polish is not None:
             model = with_polish(model, polish)
         if small_slopes:
-            model = with_small_slopes(model)
+            model = with_even_slopes(with_small_slopes(model))
         save_checkpoint(output, model, torch.float16, base)
     except (FileNotFoundError, InputError) as error:
         raise click.ClickException(str(error)) from None
