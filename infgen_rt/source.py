@@ -14,7 +14,7 @@ from infgen_rt.nodes.chain import next_latent, picture_of
 from infgen_rt.nodes.context import Contexts
 from infgen_rt.nodes.tiles import Tiles
 from infgen_rt.plan.costs import PLAIN, Writing
-from infgen_rt.plan.making import make_plan
+from infgen_rt.plan.making import Limits, make_plan
 from infgen_rt.plan.plan import LEAST_SCALE, Plan, StagePlan
 
 # Where two stages are the default, the first one enlarges by this factor.
@@ -154,20 +154,9 @@ class Source:
     def _plan(
         self, grids: Sequence[Grid], scales: tuple[float, float] | None, writing: Writing, spares: bool = False
     ) -> Plan:
-        return make_plan(
-            grids,
-            self.engine.manifest,
-            self.engine.recipe,
-            runs=self.runs,
-            budget=self.budget,
-            tile=self.tile,
-            part=self.part,
-            scales=scales,
-            made=self.contexts.planned,
-            workers=self.engine.workers,
-            writing=writing,
-            spares=spares,
-        )
+        limits = Limits(self.budget, self.tile, self.part, self.engine.workers, scales, spares)
+        manifest, recipe = self.engine.manifest, self.engine.recipe
+        return make_plan(grids, manifest, recipe, self.runs, limits, made=self.contexts.planned, writing=writing)
 
     def _linked(self, plan: Plan) -> Stage:
         """Link the nodes of a plan. Its first context must be planned."""

@@ -87,6 +87,7 @@ def _main(bundle: str, backend: str, graph: str, arithmetic: str) -> None:
     if graph in _TOGETHER:
         several = graph == "stages"
         kinds = [kind for kind in manifest.kinds(engine.recipe) if kind.picture or several]
+        kinds.sort(key=lambda kind: kind.picture)  # the last one is decode, whose working memory counts in both cases
         enlargements = manifest.contexts[-2:] if several else manifest.contexts[-1:]
         for enlargement in enlargements:
             _load(engine, enlargement)

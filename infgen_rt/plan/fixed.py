@@ -46,7 +46,7 @@ def what_fits(
         tile: the side of the largest tile in tokens, if the user has chosen it.
         manifest: the model's manifest.
         recipe: the recipe with the shapes.
-        scales: as for `make_plan`.
+        scales: as for `Limits`.
     """
 
     def fits(picture: Size, side: int) -> bool:

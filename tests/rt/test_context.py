@@ -24,7 +24,8 @@ from infgen_rt.geometry.tiling import HaloTiling, Tiling
 from infgen_rt.nodes.context import ContextPlan, Contexts
 from infgen_rt.nodes.latents import Given
 from infgen_rt.nodes.moments import Gathering, Moments, merged
-from infgen_rt.plan.making import CACHE, plan_context
+from infgen_rt.plan.contexts import plan_context
+from infgen_rt.plan.making import CACHE
 from infgen_runtimes.onnxruntime import Session
 
 from . import tiny

@@ -18,7 +18,7 @@ from infgen_rt.geometry.shapes import Box, Size
 from infgen_rt.geometry.tiling import LARGEST_TILE, SMALLEST_TILE, HaloTiling
 from infgen_rt.nodes.encoding import encoding_costs
 from infgen_rt.plan import estimates
-from infgen_rt.plan.making import make_plan
+from infgen_rt.plan.making import Limits, make_plan
 from infgen_rt.plan.plan import Plan
 
 from . import tiny
@@ -33,7 +33,7 @@ def manifest(bundle: Path) -> Manifest:
 
 
 def plan(manifest: Manifest, picture: Size, budget: int = GIB, cells: Size = CELLS, tile: int | None = None) -> Plan:
-    return make_plan((Grid(cells, picture, 8),), manifest, manifest.recipes[0], runs=RUNS, budget=budget, tile=tile)
+    return make_plan((Grid(cells, picture, 8),), manifest, manifest.recipes[0], RUNS, Limits(budget, tile))
 
 
 @given(width=st.integers(60, 9000), height=st.integers(40, 9000), budget=st.integers(8 * MIB, 200 * MIB))
@@ -134,7 +134,7 @@ def test_what_fits_a_tile_fits_the_recipe_s_shape(
     picture = Size(*(max(8, round(8 * side * factor)) for side, factor in zip(cells, scale, strict=True)))
     grid = Grid(Size(*cells), picture, 8)
     try:
-        stage = make_plan((grid,), manifest, recipe, runs=RUNS, budget=GIB).stages[0]
+        stage = make_plan((grid,), manifest, recipe, RUNS, Limits(GIB)).stages[0]
     except PlanError as error:
         assume("is too small" not in str(error) and "hold no tile" not in str(error))
         raise
@@ -153,7 +153,7 @@ def test_a_refusal_of_fixed_shapes_names_what_would_do(manifest: Manifest, scale
     picture = Size(*(round(8 * side * scale) for side in (90, 60)))
 
     def planned(picture: Size, tile: int | None) -> Plan:
-        return make_plan((Grid(Size(90, 60), picture, 8),), manifest, recipe, runs=RUNS, budget=GIB, tile=tile)
+        return make_plan((Grid(Size(90, 60), picture, 8),), manifest, recipe, RUNS, Limits(GIB, tile))
 
     with pytest.raises(PlanError, match="hold no tile") as caught:
         planned(picture, tile)
@@ -168,16 +168,16 @@ def test_a_refusal_of_fixed_shapes_names_what_would_do(manifest: Manifest, scale
 def test_time_is_that_of_the_measured_speed(manifest: Manifest) -> None:
     grids, recipe = (Grid(CELLS, Size(240, 160), 8),), manifest.recipes[0]
     runs = replace(RUNS, speed=Speed(decode=50.0, context=10.0, encode=None))
-    whole = make_plan(grids, manifest, recipe, runs=runs, budget=GIB)
+    whole = make_plan(grids, manifest, recipe, runs, Limits(GIB))
     assert whole.seconds == pytest.approx(10 * 0.6 + 50 * 0.0384) and not whole.estimated
     assert "time: about 7.9 s for the model to compute the whole picture, and more to write it\n" in str(whole)
     # Tiles are decoded with halos.
-    assert make_plan(grids, manifest, recipe, runs=runs, budget=GIB, tile=64).seconds > 1.1 * whole.seconds
+    assert make_plan(grids, manifest, recipe, runs, Limits(GIB, 64)).seconds > 1.1 * whole.seconds
     # Encoding is a part of it, and here its speed is not known.
     chain = (Grid(CELLS, Size(480, 320), 8), Grid(Size(60, 40), Size(960, 640), 8))
-    assert make_plan(chain, manifest, recipe, runs=runs, budget=GIB).estimated
+    assert make_plan(chain, manifest, recipe, runs, Limits(GIB)).estimated
     known = replace(RUNS, speed=Speed(decode=50.0, context=10.0, encode=5.0))
-    seconds = make_plan(chain, manifest, recipe, runs=known, budget=GIB).seconds
+    seconds = make_plan(chain, manifest, recipe, known, Limits(GIB)).seconds
     assert seconds == pytest.approx(10 * (0.6 + 2.4) + 5 * 2.4 + 50 * (0.1536 + 0.6144), rel=0.15)
 
 
@@ -200,7 +200,7 @@ def test_the_work_is_that_of_the_contexts_the_tokens_and_the_encoded_cells(tmp_p
     def work(manifest: Manifest, *pictures: Size, tile: int | None = None) -> float:
         cells = (CELLS, *(Size(*(side // 8 for side in picture)) for picture in pictures))
         grids = [Grid(own, picture, 8) for own, picture in zip(cells, pictures, strict=False)]
-        return make_plan(grids, manifest, manifest.recipes[0], runs=RUNS, budget=GIB, tile=tile).work
+        return make_plan(grids, manifest, manifest.recipes[0], RUNS, Limits(GIB, tile)).work
 
     small, large = Size(240, 160), Size(480, 320)
     assert work(manifest, small) == 600 * 1_000 + 8 * 100 * 600
@@ -220,9 +220,7 @@ def test_an_encoder_with_statistics_takes_more_steps_and_memory(manifest: Manife
     recipes = (replace(manifest.recipes[0], graphs=graphs),)
     pooled = replace(manifest, encoder_channels=100, encoder_moments=(2, 1), halo=halo, recipes=recipes)
     grids = [Grid(cells, Size(8 * cells.width, 8 * cells.height), 8) for cells in (CELLS, CELLS)]
-    before, after = (
-        make_plan(grids, each, each.recipes[0], runs=RUNS, budget=GIB, tile=64) for each in (manifest, pooled)
-    )
+    before, after = (make_plan(grids, each, each.recipes[0], RUNS, Limits(GIB, 64)) for each in (manifest, pooled))
     count = after.encodings[0].tiling.count
     assert count == before.encodings[0].tiling.count > 1
     assert after.preparation - before.preparation == (2 + 1) * count
@@ -242,7 +240,7 @@ def test_several_stages_also_need_room_for_the_graphs_that_only_they_use(manifes
     grids = [Grid(cells, Size(8 * cells.width, 8 * cells.height), 8) for cells in (CELLS, CELLS)]
     for count, extra in ((1, 0), (2, 7_000_000)):
         before, after = (
-            make_plan(grids[:count], manifest, each, runs=RUNS, budget=GIB, tile=64).memory for each in (recipe, more)
+            make_plan(grids[:count], manifest, each, RUNS, Limits(GIB, 64)).memory for each in (recipe, more)
         )
         assert after - before == extra
 
@@ -258,7 +256,7 @@ def test_a_larger_enlargement_takes_as_much_longer_as_it_has_more_to_multiply(tm
             after = Size(*(scale * side for side in cells))
             grids.append(Grid(cells, Size(*(8 * side for side in after)), 8))
             cells = after
-        return make_plan(grids, manifest, manifest.recipes[0], runs=runs, budget=GIB).seconds
+        return make_plan(grids, manifest, manifest.recipes[0], runs, Limits(GIB)).seconds
 
     assert seconds(manifest, 1) == pytest.approx(10 * 0.6)
     assert seconds(manifest, 2) == seconds(manifest, 4) == pytest.approx(10 * 0.6 * 3)
