@@ -46,7 +46,9 @@ class Purpose:
     keeps: bool = False
 
 
-_ANY, _ENCODING = Purpose("any"), Purpose("encoding")
+IDLE = Purpose("idle")
+"""Nothing, which frees the memory that graphs keep."""
+_ENCODING = Purpose("encoding", keeps=True)
 
 
 class Borrower(Protocol):
@@ -93,7 +95,7 @@ class Engine:
         self._closed, self._birthplace = False, forks.Birthplace()
         forks.keep_in_children(self)
         self._exact: Engine | None = None
-        self._purpose = _ANY
+        self._purpose = IDLE
         self._borrowers: WeakSet[Borrower] = WeakSet()
         parallel = candidate.device.id in getattr(candidate.backend, "parallel_on", ())
         self.workers = (threads or cores()) if parallel else 1

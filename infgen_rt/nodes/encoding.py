@@ -7,11 +7,12 @@ latent.
 
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 
-from infgen_rt.backend.engine import Engine
+from infgen_rt.backend.engine import IDLE, Engine
 from infgen_rt.bundle.graphs import ENCODE, ENCODE_LATENT, ENCODE_STATISTICS
 from infgen_rt.bundle.manifest import Manifest, Memory
 from infgen_rt.common.pixels import LARGEST, ByteArray, FloatArray
@@ -172,11 +173,17 @@ def encoded_latent(picture: Source, tiles: HaloTiling, engine: Engine) -> Node[F
 def encoding_costs(
     tiles: HaloTiling, picture: PictureTiles | None, manifest: Manifest, figures: Memory
 ) -> Iterator[Cost]:
-    """The costs of the nodes from a picture to its latent, as `encoded_latent` links them; see `Encoded.cost`."""
-    yield Encoded.cost(tiles, picture, manifest, figures)
+    """The costs of the nodes from a picture to its latent, as `encoded_latent` links them; see `Encoded.cost`.
+
+    The graphs keep their working memory until the latent is complete.
+    """
+    costs = [Encoded.cost(tiles, picture, manifest, figures)]
     if manifest.encoder_moments is not None:
-        yield gathering_of(tiles, manifest).cost(figures)
-        yield EncodedLatent.cost(tiles, manifest, figures)
+        costs += [gathering_of(tiles, manifest).cost(figures), EncodedLatent.cost(tiles, manifest, figures)]
+    kept = 0
+    for cost in costs:
+        yield replace(cost, making=cost.making + kept)
+        kept += cost.making - cost.held
 
 
 def tiles_after(tiles: HaloTiling, manifest: Manifest) -> HaloTiling:
@@ -204,6 +211,8 @@ def _encoded(picture: Source, tiles: HaloTiling, engine: Engine) -> Generator[St
         made = engine.run(ENCODE, {"image": image[None]})[0]
         values[:, *tile.slices] = made[:, *tile.relative_to(window).slices]
         yield "reencode"
+    if not engine.has(ENCODE_LATENT):
+        engine.run_for(IDLE)
     return values
 
 
@@ -217,6 +226,7 @@ def _latent(encoded: Encoded, moments: Moments, tiles: HaloTiling, engine: Engin
         made = engine.run(ENCODE_LATENT, {"encoded": part[None], "moments": moments.read(window)})[0]
         latent[:, *tile.slices] = made[:, *tile.relative_to(window).slices]
         yield "reencode"
+    engine.run_for(IDLE)
     return latent
 
 

@@ -14,6 +14,8 @@ from infgen_rt.bundle.manifest import Recipe
 from infgen_rt.common.callers import suppress_but_callers
 from infgen_rt.common.cancellation import current
 from infgen_rt.common.folders import private_folder
+from infgen_rt.common.limits import available_memory
+from infgen_rt.common.memory import MIB
 from infgen_rt.common.notices import warn
 from infgen_rt.common.remedies import installed, installing, is_frozen
 from infgen_rt.errors import BackendError, DecodeError, one_line
@@ -35,8 +37,8 @@ _PROVIDERS = {
 # Providers whose arrays are in CUDA's memory, and the names of the outputs that stay there.
 _CUDA = ("cuda", "tensorrt")
 _STAYING = ("features", "fine", "context", "image")
-# Size in bytes of the regions in which the arena takes memory; see `_share_arena`.
-_REGION = 64 * 2**20
+# The smallest and largest size in bytes of the regions in which the arena takes memory; see `_share_arena`.
+_REGIONS = (64 * MIB, 1024 * MIB)
 # Operations that ONNX Runtime deliberately runs on the CPU even with a GPU, because they compute sizes and indices.
 _SMALL = frozenset(
     {"Shape", "Gather", "Cast", "Concat", "Slice", "Unsqueeze", "Squeeze", "Range", "Reshape", "Mul", "Add"}
@@ -259,10 +261,15 @@ def _share_arena() -> None:
     """Create the CPU arena that all sessions of the process use, unless the app has created one already."""
     where = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     # All regions but the first have the same size, and are split and merged as needed. If a region had the size of the
-    # request that created it, tiles of several shapes would leave gaps. For 4K with two tiles at a time, equal regions
-    # lower the peak from 370 to 240 MB. The first region is small, because it holds weights and is never freed.
-    region = {"initial_chunk_size_bytes": 2**20, "max_power_of_two_extend_bytes": _REGION}
-    region["initial_growth_chunk_size_bytes"] = _REGION
+    # request that created it, tiles of several shapes would leave gaps. Features of a large latent have 64 MB and more,
+    # and in small regions leave gaps too: with regions of 64 MB, refining 64x64 cells takes 862 MB, and with 1 GB
+    # 597 MB. Pages of a region that were never used take no memory, but a limit of the address space counts them. The
+    # first region is small, because it holds weights and is never freed.
+    least, most = _REGIONS
+    fitting = (available_memory() or 4 * most) // 4
+    size = min(most, max(least, 1 << max(0, fitting.bit_length() - 1)))
+    region = {"initial_chunk_size_bytes": 2**20, "max_power_of_two_extend_bytes": size}
+    region["initial_growth_chunk_size_bytes"] = size
     settings = ort.OrtArenaCfg({"max_mem": 0, "arena_extend_strategy": 0, "max_dead_bytes_per_chunk": 2**20, **region})
     with suppress_but_callers(Exception):  # there is an arena already
         ort.create_and_register_allocator(where, settings)

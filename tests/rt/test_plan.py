@@ -227,10 +227,13 @@ def test_an_encoder_with_statistics_takes_more_steps_and_memory(manifest: Manife
     figures, encode = manifest.memory(manifest.recipes[0]), before.encodings[0].window.area
     made, costs = CELLS.area * 4 * 100, (*encoding_costs(after.encodings[0], before.stages[0], pooled, figures),)
     assert [cost.held for cost in costs] == [made, 0, CELLS.area * 4 * 32]
-    assert costs[0].making == made + (3 * 4 * 64 + figures.encode_per_cell) * encode
+    encoding = (3 * 4 * 64 + figures.encode_per_cell) * encode
+    assert costs[0].making == made + encoding
     window = HaloTiling(after.encodings[0].tiling, 3).window.area
-    assert costs[1].making == figures.encode_statistics_per_cell * window
-    assert costs[2].making == costs[2].held + figures.encode_latent_per_cell * window and costs[2].alone
+    gathering, last = figures.encode_statistics_per_cell * window, figures.encode_latent_per_cell * window
+    # The graphs before it keep their working memory.
+    assert costs[1].making == encoding + gathering
+    assert costs[2].making == encoding + gathering + costs[2].held + last and costs[2].alone
 
 
 def test_several_stages_also_need_room_for_the_graphs_that_only_they_use(manifest: Manifest) -> None:
