@@ -13,7 +13,7 @@ import psutil
 
 from infgen_export.errors import ExportError
 from infgen_rt.backend.candidates import Survey
-from infgen_rt.backend.engine import Engine
+from infgen_rt.backend.engine import IDLE, Engine
 from infgen_rt.backend.inputs import tile_inputs
 from infgen_rt.backend.protocol import AbsentError
 from infgen_rt.bundle.folder import Bundle
@@ -94,6 +94,8 @@ def _main(bundle: str, backend: str, graph: str, arithmetic: str) -> None:
         # Several shapes, because the tiles at the edges of a picture are smaller than the others.
         for enlargement, kind, height, width in product(enlargements, kinds, SIDES, SIDES):
             _run(engine, kind, enlargement, Size(width, height), Size(width, height))
+            if not kind.picture:
+                engine.run_for(IDLE)  # graphs of the encoder would keep their working memory, and so would all others
         json.dump([psutil.Process().memory_info().rss, 0], sys.stdout)
         return
     # The kind comes from the manifest, because prefill takes fewer inputs if the model has no statistics.
