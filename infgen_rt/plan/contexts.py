@@ -63,7 +63,7 @@ def ways(
     return dict.fromkeys(found)
 
 
-def _made(made: Callable[[Enlargement], ContextPlan | None], enlargement: Enlargement) -> ContextPlan | None:
+def _made(made: Made, enlargement: Enlargement) -> ContextPlan | None:
     """An existing plan of a context, without memory that graphs keep. Whether there is room for it is decided anew."""
     plan = made(enlargement)
     return plan and replace(plan, keeps=False)

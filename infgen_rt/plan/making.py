@@ -103,13 +103,17 @@ def make_plan(
     _check(grids, manifest, recipe, limits)
     budget, tile, part = limits.budget, limits.tile, limits.part
     enlargements = [manifest.context_for(decoded_grid(grid, limits.scales).scale) for grid in grids]
-    contexts = list(ways(grids, enlargements, manifest, recipe, budget, part, made, writing != PLAIN))
+    figures = manifest.memory(recipe)
+    base = figures.loaded(len(grids))
+    # Contexts are planned for the graphs of one stage.
+    room = budget - (base - figures.base)
+    contexts = list(ways(grids, enlargements, manifest, recipe, room, part, made, writing != PLAIN))
     if limits.spares:
         # The first way has the largest parts for the budget.
         contexts = [way for way in contexts[:1] if part is not None or not any(map(is_mostly_halo, way))]
         if not contexts:
             raise TooLittleMemory(f"memory of {format_bytes(budget)} is too small for them (memory, --memory)")
-    base, sides = manifest.memory(recipe).loaded(len(grids)), _sides(grids[0].patch, manifest, recipe, limits)
+    sides = _sides(grids[0].patch, manifest, recipe, limits)
 
     def costs(attempt: _Attempt) -> Chain:
         return chain_costs(attempt.stages, attempt.encodings, manifest, recipe, attempt.workers, writing)

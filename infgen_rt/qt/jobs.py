@@ -4,12 +4,13 @@ from collections.abc import Callable
 from threading import Event, Thread
 from typing import Any
 
-from PySide6.QtCore import QObject, Qt, Signal, Slot
+from PySide6.QtCore import QObject, Signal, Slot
 
 from infgen_rt.common.progress import Progress, Tell
 from infgen_rt.common.shortages import MORE_MEMORY
 from infgen_rt.common.threads import starts
 from infgen_rt.errors import DecodeError
+from infgen_rt.qt.post import Post
 
 Work = Callable[[Tell, Event], Any]
 
@@ -29,21 +30,18 @@ class Job(QObject):
     """The work is done: its result."""
     failed = Signal(object)
     """The work has raised an exception, which is `Cancelled` if it was cancelled."""
-    _told = Signal(object)
-    _ended = Signal(object, object)
 
     def __init__(self, work: Work, parent: QObject | None = None) -> None:
         super().__init__(parent)
         self._work = work
         self._cancelled = Event()
         self._thread = Thread(target=self._run, name="infgen-job", daemon=True)
-        self._told.connect(self._tell, Qt.ConnectionType.QueuedConnection)
-        self._ended.connect(self._end, Qt.ConnectionType.QueuedConnection)
+        self._told, self._ended = Post(self._tell), Post(self._end)
 
     def start(self) -> None:
         """Start the work. If the system allows no thread for it, `failed` says so."""
         if not starts(self._thread):
-            self._ended.emit(None, DecodeError(f"the system allowed no further thread: {MORE_MEMORY}"))
+            self._ended.send((None, DecodeError(f"the system allowed no further thread: {MORE_MEMORY}")))
 
     def cancel(self) -> None:
         """Ask the work to stop. It stops at its next step, or in the middle of a graph."""
@@ -57,18 +55,19 @@ class Job(QObject):
     def _run(self) -> None:
         result, error = None, None
         try:
-            result = self._work(self._told.emit, self._cancelled)
+            result = self._work(self._told.send, self._cancelled)
         # Every error is shown in the window.
         except BaseException as raised:
             error = raised
-        self._ended.emit(result, error)
+        self._ended.send((result, error))
 
     @Slot(object)
     def _tell(self, progress: Progress) -> None:
         self.progressed.emit(progress)
 
-    @Slot(object, object)
-    def _end(self, result: Any, error: BaseException | None) -> None:
+    @Slot(object)
+    def _end(self, outcome: tuple[Any, BaseException | None]) -> None:
+        result, error = outcome
         if error is None:
             self.finished.emit(result)
         else:

@@ -1,15 +1,15 @@
 """The widget that shows a picture of any size."""
 
-from contextlib import suppress
 from functools import partial
 
-from PySide6.QtCore import QEvent, QPoint, QPointF, QRect, QSize, Qt, Signal, SignalInstance, Slot
+from PySide6.QtCore import QEvent, QPoint, QPointF, QRect, QSize, Qt, Signal, Slot
 from PySide6.QtGui import QColor, QImage, QKeyEvent, QMouseEvent, QPainter, QPaintEvent, QResizeEvent, QWheelEvent
 from PySide6.QtWidgets import QSizePolicy, QWidget
 
 from infgen_rt.geometry.levels import Level, Tile
 from infgen_rt.geometry.shapes import Box, Size
 from infgen_rt.picture import Picture
+from infgen_rt.qt.post import Post
 from infgen_rt.viewing.frames import Frame
 from infgen_rt.viewing.reader import CACHE, TileReader
 from infgen_rt.viewing.requests import Request
@@ -44,7 +44,6 @@ class PictureView(QWidget):
     """The number of visible tiles that are decoded, and the number of all visible tiles."""
     failed = Signal(str)
     """A tile could not be decoded. The text is the library's message."""
-    _arrived = Signal(object)
 
     def __init__(self, parent: QWidget | None = None, *, cache: int = CACHE) -> None:
         super().__init__(parent)
@@ -55,7 +54,7 @@ class PictureView(QWidget):
         self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Expanding)
         self.setAttribute(Qt.WidgetAttribute.WA_OpaquePaintEvent)
-        self._arrived.connect(self._on_arrived, Qt.ConnectionType.QueuedConnection)
+        self._arrivals = Post(self._on_arrived)
         # If the widget is deleted without `shut`, nothing else ends the reader's threads.
         self._open: list[TileReader] = []
         self.destroyed.connect(partial(_close, self._open))
@@ -227,8 +226,8 @@ class PictureView(QWidget):
     def _changed(self) -> None:
         """Request the tiles that are visible now, and draw."""
         if self._reader is not None and self._viewport is not None:
-            # This runs in the reader's threads. A signal takes the request to the widget's own thread.
-            self._reader.want(self._viewport.wanted(self._reader.levels), partial(_tell, self._arrived))
+            # The reader's threads send the requests to the widget's own thread.
+            self._reader.want(self._viewport.wanted(self._reader.levels), self._arrivals.send)
         self._count()
         self.moved.emit()
         self.update()
@@ -251,11 +250,6 @@ def _close(readers: list[TileReader], deleted: object = None) -> None:
     for reader in readers:
         reader.close(wait=False)
     readers.clear()
-
-
-def _tell(arrived: SignalInstance, request: Request) -> None:
-    with suppress(RuntimeError):  # the widget was deleted
-        arrived.emit(request)
 
 
 def _nearest(reader: TileReader, tile: Tile) -> tuple[Tile, Frame] | None:

@@ -26,12 +26,13 @@ os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")  # xcb under Xvfb, for a r
 # A bare machine may lack libraries of the system that Qt needs, such as libEGL.
 pytest.importorskip("PySide6.QtWidgets", reason="PySide6 cannot be imported here", exc_type=ImportError)
 
-from PySide6.QtCore import QEvent, QMimeData, QPoint, QPointF, Qt, QUrl
+from PySide6.QtCore import QEvent, QMimeData, QPoint, QPointF, Qt, QUrl, Slot
 from PySide6.QtGui import QDragEnterEvent, QDropEvent, QGuiApplication, QImage, QWheelEvent
 from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QApplication, QWidget
 
 from infgen_rt.qt import Job, PictureView, ViewerWindow
+from infgen_rt.qt.post import Post
 
 LATENT = tiny.random_latent(24, 32)
 SIZE = Size(1024, 768)
@@ -280,6 +281,35 @@ def test_a_view_that_is_deleted_without_being_shut_ends_its_threads(
         until(lambda threads=reader._threads: not any(thread.is_alive() for thread in threads))
         assert reader.memory == 0
     assert not told
+
+
+def test_values_that_are_sent_while_qt_deletes_their_receiver_are_dropped(app: QApplication) -> None:
+    """A signal of the receiver itself would crash the process now and then."""
+
+    class Receiver(QWidget):
+        @Slot(object)
+        def take(self, value: object) -> None:
+            taken.append(value)
+
+    taken: list[object] = []
+    for _ in range(200):
+        receiver, stopped = Receiver(), threading.Event()
+        post = Post(receiver.take)
+
+        def send(post: Post = post, stopped: threading.Event = stopped) -> None:
+            while not stopped.is_set():
+                post.send(1)
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        receiver.deleteLater()
+        del receiver
+        QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
+        before = len(taken)
+        QApplication.processEvents()
+        stopped.set()
+        thread.join()
+        assert len(taken) == before
 
 
 def test_another_picture_takes_the_place_of_the_first(view: PictureView, decoder: infgen_rt.Decoder) -> None:
