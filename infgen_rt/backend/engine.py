@@ -47,7 +47,7 @@ class Purpose:
 
 
 IDLE = Purpose("idle")
-"""Nothing, which frees the memory that graphs keep."""
+"""The purpose between runs. Declaring it frees the memory that graphs keep."""
 _ENCODING = Purpose("encoding", keeps=True)
 
 
@@ -168,9 +168,10 @@ class Engine:
                 forks.note_use(backend.name)
 
     def _arithmetic(self, kind: Kind) -> str:
-        """The arithmetic for a kind of graph. In bfloat16, some encoders agree with float32 to 35 dB only.
+        """The arithmetic for a kind of graph.
 
-        So a lower arithmetic than float32 needs a measurement by the exporter for them.
+        An encoder runs in a lower arithmetic than float32 only if the exporter has measured that it is close enough. In
+        bfloat16, some encoders agree with float32 to 35 dB only.
         """
         chosen = self._candidate.arithmetic
         if not kind.picture:

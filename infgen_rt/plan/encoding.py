@@ -49,7 +49,7 @@ def plan_encoding(picture: Size, manifest: Manifest, recipe: Recipe, budget: int
             f"a picture of {picture} has a latent of {cells} cells, and the model takes {low} to {high} a side"
         )
     figures = manifest.memory(recipe)
-    base = figures.base + figures.stages  # the graphs for pictures are loaded too
+    base = figures.base + figures.stages  # those for pictures, and the encoder's
     for side in range(ENCODED * LARGEST_TILE, SMALLEST_TILE - 1, -SMALLEST_TILE):
         tiles = HaloTiling(Tiling.of(cells, Size(side, side)), manifest.encode_halo)
         (needed,) = peaks((tuple(encoding_costs(tiles, None, manifest, figures)),), base)
