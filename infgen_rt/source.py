@@ -154,7 +154,7 @@ class Source:
     def _plan(
         self, grids: Sequence[Grid], scales: tuple[float, float] | None, writing: Writing, spares: bool = False
     ) -> Plan:
-        limits = Limits(self.budget, self.tile, self.part, self.engine.workers, scales, spares)
+        limits = Limits(self.budget, self.tile, self.part, self.engine.workers, self.engine.largest, scales, spares)
         manifest, recipe = self.engine.manifest, self.engine.recipe
         return make_plan(grids, manifest, recipe, self.runs, limits, made=self.contexts.planned, writing=writing)
 

@@ -28,6 +28,7 @@ from infgen_rt.common.pixels import FloatArray
 from infgen_rt.common.shortages import MORE_MEMORY, remedy
 from infgen_rt.errors import BackendError, DecodeError
 from infgen_rt.geometry.shapes import Size
+from infgen_rt.geometry.tiling import LARGEST_SHARED_TILE, LARGEST_TILE
 
 _SHARED = "shared "
 _LESS = "; pass less memory (--memory) or a smaller tile (--tile), or "
@@ -74,6 +75,8 @@ class Engine:
         recipe: the recipe whose graphs are loaded.
         workers: the best number of tiles to decode at the same time, with one thread each. It is 1 if decoding one tile
             with all threads is faster.
+        largest: the sides in tokens above which larger tiles are not faster: of a tile that is decoded alone, and of
+            one that is decoded at the same time as others.
 
     Args:
         bundle: the opened bundle.
@@ -99,6 +102,8 @@ class Engine:
         self._borrowers: WeakSet[Borrower] = WeakSet()
         parallel = candidate.device.id in getattr(candidate.backend, "parallel_on", ())
         self.workers = (threads or cores()) if parallel else 1
+        largest: int | None = getattr(candidate.backend, "largest_tile", None)
+        self.largest = (largest or LARGEST_TILE, largest or LARGEST_SHARED_TILE)
         # A run that uses all threads runs alone, because two at the same time would only double the memory.
         self._gate = Gate(self.workers)
         self._lock = Lock()

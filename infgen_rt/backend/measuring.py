@@ -37,7 +37,6 @@ from infgen_rt.common.threads import Pool
 from infgen_rt.errors import Cancelled, one_line, reason
 from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.shapes import Size
-from infgen_rt.geometry.tiling import LARGEST_SHARED_TILE, LARGEST_TILE
 
 FILE = "measurements.json"
 _TURN, _WRITING = "measuring", "measurements"
@@ -251,10 +250,10 @@ def _run(bundle: Bundle, candidate: Candidate, threads: int | None) -> tuple[Flo
     grid = Grid(Size(_CELLS, _CELLS), Size(side, side), manifest.patch)
     halo = manifest.halo.tokens
     engine = Engine(bundle, candidate, threads)
-    largest = LARGEST_TILE if engine.workers == 1 else LARGEST_SHARED_TILE
+    largest = engine.largest[engine.workers > 1]
     # Only the smallest context is measured. The times of others are derived from it; see `plan.costs.seconds`.
     enlargement = manifest.contexts[0]
-    largest = min([largest, *(min(shape.tokens) - 2 * halo for shape in candidate.recipe.shapes)])
+    largest = min([largest, *grid.tokens, *(min(shape.tokens) - 2 * halo for shape in candidate.recipe.shapes)])
     tokens = Size(largest, largest).box
     # The tile has no halo towards the rest of the picture. Its last pixels are therefore not exact, and are left out.
     final = manifest.patch * (largest if tokens == grid.tokens.box else max(1, largest - halo))

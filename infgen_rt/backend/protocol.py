@@ -156,6 +156,9 @@ class Backend(Protocol):
         version: the version of its library.
         parallel_on: the ids of devices on which several runs at the same time, with one thread each, are faster than
             runs one after another with all threads. This attribute is optional, and empty by default.
+        largest_tile: the side in tokens above which larger tiles are not faster. This attribute is optional. By
+            default, it is `LARGEST_SHARED_TILE` of `infgen_rt.geometry.tiling` for tiles that are decoded at the same
+            time, and `LARGEST_TILE` for others.
         survives_fork: whether a forked process can load graphs if its parent has loaded some. This attribute is
             optional, and True by default.
     """

@@ -8,7 +8,8 @@ from math import prod
 
 from infgen_rt.geometry.shapes import Box, Size, split
 
-# Sides of tiles, in tokens. Larger tiles do not fit into the processor's caches, and smaller ones are mostly halo.
+# Sides of tiles, in tokens. Larger tiles do not fit into the processor's caches, and smaller ones are mostly halo. A
+# backend may have another largest side, because each run of a graph also costs time.
 LARGEST_TILE = 64
 SMALLEST_TILE = 8
 # Sides of tiles that are decoded at the same time, in tokens. Cancelling may have to wait until one thread has finished

@@ -60,6 +60,8 @@ class Limits:
             two stages, encoding uses tiles of twice this side.
         part: the side in cells of the largest part in which a context is computed. None to let the budget decide.
         workers: the best number of tiles to decode at the same time. Fewer are planned if there is too little memory.
+        largest: the sides in tokens above which larger tiles are not faster: of a tile that is decoded alone, and of
+            one that is decoded at the same time as others.
         scales: the smallest and largest scale that a stage decodes. Beyond them, its picture is resampled by Lanczos.
             None for any scale.
         spares: whether to raise `TooLittleMemory` instead of planning small tiles or parts of contexts, with which most
@@ -70,6 +72,7 @@ class Limits:
     tile: int | None = None
     part: int | None = None
     workers: int = 1
+    largest: tuple[int, int] = (LARGEST_TILE, LARGEST_SHARED_TILE)
     scales: tuple[float, float] | None = None
     spares: bool = False
 
@@ -193,7 +196,7 @@ def _attempts(
     """All combinations of contexts, numbers of tiles at the same time and sides of tiles that the recipe can run."""
     scales = limits.scales
     for way, count, side in product(contexts, counts, sides):
-        if count > 1 and limits.tile is None and not SMALLEST_SHARED_TILE <= side <= LARGEST_SHARED_TILE:
+        if limits.tile is None and not _suits(side, count, limits):
             continue
         stages = tuple(
             StagePlan(
@@ -205,10 +208,19 @@ def _attempts(
             )
             for grid, context in zip(grids, way, strict=True)
         )
+        if limits.tile is None and stages[-1].tiling.count < count and side > SMALLEST_SHARED_TILE:
+            # Smaller tiles give every thread one.
+            continue
         if all(fits_a_shape(stage, manifest, recipe) for stage in stages):
             longest = Size(ENCODED * side, ENCODED * side)
             encodings = tuple(HaloTiling(Tiling.of(grid.cells, longest), manifest.encode_halo) for grid in grids[1:])
             yield _Attempt(stages, encodings, count)
+
+
+def _suits(side: int, count: int, limits: Limits) -> bool:
+    """Whether tiles of this side are worth decoding, `count` at a time."""
+    alone, shared = limits.largest
+    return side <= alone if count == 1 else SMALLEST_SHARED_TILE <= side <= shared
 
 
 def _sides(patch: int, manifest: Manifest, recipe: Recipe, limits: Limits) -> Sequence[int]:
@@ -217,7 +229,7 @@ def _sides(patch: int, manifest: Manifest, recipe: Recipe, limits: Limits) -> Se
         return (limits.tile // patch,)
     # Fixed shapes may have room for very small tiles only.
     least = 1 if recipe.shapes else SMALLEST_SHARED_TILE if limits.spares else SMALLEST_TILE
-    largest = min(LARGEST_TILE, largest_tile(manifest, recipe))
+    largest = min(max(limits.largest), largest_tile(manifest, recipe))
     return range(largest, min(least, largest) - 1, -1)
 
 

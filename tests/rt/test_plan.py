@@ -15,7 +15,7 @@ from infgen_rt.common.memory import GIB, MIB
 from infgen_rt.errors import InfGenWarning, PlanError
 from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.shapes import Box, Size
-from infgen_rt.geometry.tiling import LARGEST_TILE, SMALLEST_TILE, HaloTiling
+from infgen_rt.geometry.tiling import LARGEST_SHARED_TILE, LARGEST_TILE, SMALLEST_TILE, HaloTiling, Tiling
 from infgen_rt.nodes.encoding import encoding_costs
 from infgen_rt.plan import estimates
 from infgen_rt.plan.making import Limits, make_plan
@@ -67,6 +67,21 @@ def test_tiles_of_a_region_are_those_it_touches(manifest: Manifest, data: st.Dat
     region = infgen_rt.Box(x, y, data.draw(st.integers(1, 1001 - x)), data.draw(st.integers(1, 777 - y)))
     touched = [tile for tile in stage.tiles(picture.box) if tile.intersect(region).size.area]
     assert list(stage.tiles(region)) == touched
+
+
+def test_a_backend_may_want_larger_tiles_and_every_thread_gets_one(manifest: Manifest) -> None:
+    def tiling(picture: Size, limits: Limits) -> Tiling:
+        return make_plan((Grid(CELLS, picture, 8),), manifest, manifest.recipes[0], RUNS, limits).stages[0].tiling
+
+    large = Size(4096, 4096)
+    assert tiling(large, Limits(8 * GIB)).largest == Size(LARGEST_TILE, LARGEST_TILE)
+    assert max(tiling(large, Limits(8 * GIB, workers=2)).largest) <= LARGEST_SHARED_TILE
+    assert tiling(large, Limits(8 * GIB, largest=(96, 96))).largest == Size(86, 86)
+    assert tiling(large, Limits(8 * GIB, workers=2, largest=(96, 96))).largest == Size(86, 86)
+    # With tiles of 96 tokens, there would be one for two threads, and four for eight.
+    assert tiling(Size(640, 640), Limits(8 * GIB, workers=2, largest=(96, 96))).count == 4
+    assert tiling(Size(1024, 1024), Limits(8 * GIB, workers=8, largest=(96, 96))).count == 9
+    assert tiling(Size(256, 256), Limits(8 * GIB, workers=8, largest=(96, 96))).count == 1
 
 
 def test_one_tile_when_it_fits(manifest: Manifest) -> None:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from infgen_rt.errors import InputError
-from infgen_training.losses import _TAPS, LEAST_LENGTH, Adversary, Vgg, gradient_distance, grid_distance, sharpened
+from infgen_training.losses import _TAPS, LEAST_LENGTH, Adversary, Vgg, gradient_distance, grid_distance, sharpened, step_distance
 
 from .conftest import JUDGED, WIDTHS
 
@@ -160,6 +160,23 @@ def test_a_grid_is_seen_and_noise_of_the_same_size_is_not() -> None:
     assert grid_distance(truth + 0.1, truth, 4) < 1e-6, "a colour that is off is no grid"
     of_grid, of_noise = (grid_distance(truth + each, truth, 4).item() for each in (grid, noise))
     assert of_grid > 1.5 * of_noise
+
+
+@pytest.mark.parametrize("down", [False, True])
+def test_steps_along_one_straight_edge_are_seen_and_noise_at_the_edge_is_not(down: bool) -> None:
+    truth = torch.zeros(1, 3, 64, 64)
+    truth[..., 33:, :] = 1
+    steps = torch.zeros(1, 3, 64, 64)
+    steps[..., 32, ::4] = 0.1
+    noise = torch.zeros(1, 3, 64, 64)
+    noise[..., 32, :] = steps[..., 32, torch.randperm(64, generator=torch.Generator().manual_seed(2))]
+    if down:
+        truth, steps, noise = (each.mT for each in (truth, steps, noise))
+    of_steps, of_noise = (step_distance(truth + each, truth, 4).item() for each in (steps, noise))
+    assert of_steps > 3 * of_noise
+    assert step_distance(truth + 0.1, truth, 4) < 1e-6, "a colour that is off is no step"
+    texture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+    assert step_distance(texture + steps, texture, 4) < 1e-6, "texture hides steps"
 
 
 def test_the_adversary_learns_to_tell(vgg: Vgg) -> None:

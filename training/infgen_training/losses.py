@@ -175,8 +175,10 @@ def feature_distance(made: Tensor, true: Tensor) -> Tensor:
     return F.l1_loss(made, true) / true.abs().mean().clamp(min=1e-6)
 
 
-_NEAR = 4
-"""Side of the neighbourhoods over which grids are measured, in blocks of ``factor`` pixels per side."""
+_NEAR, _ALONG = 4, 8
+"""Side of the areas in which grids are measured, and length of the lines for steps, in blocks of ``factor`` pixels."""
+_STRAIGHT = 4 / 255
+"""Standard deviation along a line of the true picture up to which the line counts as straight."""
 
 
 def grid_distance(image: Tensor, truth: Tensor, factor: int) -> Tensor:
@@ -194,6 +196,34 @@ def grid_distance(image: Tensor, truth: Tensor, factor: int) -> Tensor:
     alike = F.avg_pool2d(wrong.flatten(1, 2), _NEAR, stride=_NEAR // 2).unflatten(1, wrong.shape[1:3])
     apart: Tensor = alike - alike.mean(2, keepdim=True)
     return apart.abs().mean()
+
+
+def step_distance(image: Tensor, truth: Tensor, factor: int) -> Tensor:
+    """The strength of steps along straight horizontal and vertical edges, which are grids of one row or column.
+
+    It is the L1 norm of the error pattern that the blocks of ``factor`` pixels along a line share, in lines that do not
+    vary much in the true picture.
+
+    Args:
+        image: The decoded picture, [B, 3, factor * h, factor * w], where h and w are at least 8.
+        truth: The true picture, of the same shape.
+        factor: Side of a block in pixels.
+    """
+    return _steps(image, truth, factor) + _steps(image.mT, truth.mT, factor)
+
+
+def _steps(image: Tensor, truth: Tensor, factor: int) -> Tensor:
+    """The same for rows alone."""
+    along = (1, _ALONG * factor)
+    stride = (1, along[1] // 2)
+    with torch.no_grad():
+        mean, square = (F.avg_pool2d(values, along, stride) for values in (truth, truth.square()))
+        weight = torch.exp((mean.square() - square) / _STRAIGHT**2)
+    # The positions of a block's pixels in a row are channels, and the row's blocks are next to one another.
+    wrong = (image - truth).unflatten(3, (-1, factor)).movedim(4, 2).flatten(1, 2)
+    alike = F.avg_pool2d(wrong, (1, _ALONG), (1, _ALONG // 2)).unflatten(1, (-1, factor))
+    apart: Tensor = (alike - alike.mean(2, keepdim=True)).abs().mean(2)
+    return (weight * apart).mean()
 
 
 class Adversary(nn.Module):

@@ -27,6 +27,7 @@ from infgen_training.losses import (
     feature_distance,
     gradient_distance,
     grid_distance,
+    step_distance,
     sharpened,
 )
 from infgen_training.precision import mixed
@@ -207,6 +208,8 @@ class Trainer:
             losses["gradient"] = config.gradient * gradient_distance(made, true)
         if enlargement is not None and batch.scale == enlargement.factor > 1:
             losses["grid"] = config.grid * grid_distance(made, true, enlargement.factor)
+            if config.steps:
+                losses["steps"] = config.steps * step_distance(made, true, enlargement.factor)
         if not batch.is_native:
             encoded = batch.encoded(self.device)
             reduced, inner = F.interpolate(image, size=encoded.shape[-2:], mode="area"), PATCH * config.margin
