@@ -10,7 +10,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from infgen_rt.errors import InputError
-from infgen_training.losses import _TAPS, LEAST_LENGTH, Adversary, Vgg, gradient_distance, grid_distance, sharpened, step_distance
+from infgen_training.losses import (
+    _TAPS,
+    LEAST_LENGTH,
+    Adversary,
+    Vgg,
+    gradient_distance,
+    grid_distance,
+    sharpened,
+    step_distance,
+)
 
 from .conftest import JUDGED, WIDTHS
 

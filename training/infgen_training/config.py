@@ -177,7 +177,17 @@ class TrainConfig:
             if not 0 < getattr(self, name) < inf:
                 raise ValueError(f"{name} must be above 0 and finite, not {getattr(self, name)}")
         for name in (
-            *("gradient", "grid", "steps", "reduced", "soft", "sharpen", "round_trip", "adversary_from", "copied_share"),
+            *(
+                "gradient",
+                "grid",
+                "steps",
+                "reduced",
+                "soft",
+                "sharpen",
+                "round_trip",
+                "adversary_from",
+                "copied_share",
+            ),
             *("adversary_lr", "warmup", "noise", "seed", "save_every"),
         ):
             if not 0 <= getattr(self, name) < inf:

@@ -27,8 +27,8 @@ from infgen_training.losses import (
     feature_distance,
     gradient_distance,
     grid_distance,
-    step_distance,
     sharpened,
+    step_distance,
 )
 from infgen_training.precision import mixed
 from infgen_training.warmstart import COPIED
