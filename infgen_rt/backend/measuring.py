@@ -250,7 +250,8 @@ def _run(bundle: Bundle, candidate: Candidate, threads: int | None) -> tuple[Flo
     grid = Grid(Size(_CELLS, _CELLS), Size(side, side), manifest.patch)
     halo = manifest.halo.tokens
     engine = Engine(bundle, candidate, threads)
-    largest = engine.largest[engine.workers > 1]
+    alone, shared = engine.largest
+    largest = alone if engine.workers == 1 else shared
     # Only the smallest context is measured. The times of others are derived from it; see `plan.costs.seconds`.
     enlargement = manifest.contexts[0]
     largest = min([largest, *grid.tokens, *(min(shape.tokens) - 2 * halo for shape in candidate.recipe.shapes)])

@@ -209,7 +209,7 @@ def _attempts(
             for grid, context in zip(grids, way, strict=True)
         )
         if limits.tile is None and stages[-1].tiling.count < count and side > SMALLEST_SHARED_TILE:
-            # Smaller tiles give every thread one.
+            # With smaller tiles, there is one for every thread.
             continue
         if all(fits_a_shape(stage, manifest, recipe) for stage in stages):
             longest = Size(ENCODED * side, ENCODED * side)

@@ -177,18 +177,8 @@ class TrainConfig:
             if not 0 < getattr(self, name) < inf:
                 raise ValueError(f"{name} must be above 0 and finite, not {getattr(self, name)}")
         for name in (
-            *(
-                "gradient",
-                "grid",
-                "steps",
-                "reduced",
-                "soft",
-                "sharpen",
-                "round_trip",
-                "adversary_from",
-                "copied_share",
-            ),
-            *("adversary_lr", "warmup", "noise", "seed", "save_every"),
+            *("gradient", "grid", "steps", "reduced", "soft", "sharpen", "round_trip", "adversary_from"),
+            *("copied_share", "adversary_lr", "warmup", "noise", "seed", "save_every"),
         ):
             if not 0 <= getattr(self, name) < inf:
                 raise ValueError(f"{name} must be 0 or above and finite, not {getattr(self, name)}")

@@ -213,7 +213,7 @@ def step_distance(image: Tensor, truth: Tensor, factor: int) -> Tensor:
 
 
 def _steps(image: Tensor, truth: Tensor, factor: int) -> Tensor:
-    """The same for rows alone."""
+    """The part of `step_distance` for rows."""
     along = (1, _ALONG * factor)
     stride = (1, along[1] // 2)
     with torch.no_grad():
