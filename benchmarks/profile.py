@@ -13,6 +13,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -167,9 +168,8 @@ def profile_openvino(
     For bfloat16, the graph is cut in two, as in the backend.
     """
     core = shared_core()
-    model = read_model(core, files)
     settings = {"INFERENCE_NUM_THREADS": threads, "PERF_COUNT": True}
-    session = OpenVinoSession(core, model, arithmetic.replace("fp32", "f32"), settings)
+    session = OpenVinoSession(core, partial(read_model, core, files), arithmetic.replace("fp32", "f32"), settings)
     # Requests of one model all give the same times.
     parts = [model.create_infer_request() for model in session._models]
     compiled = (model.get_runtime_model() for model in session._models)

@@ -28,11 +28,11 @@ def read_models(text: str | bytes) -> tuple[Manifest, ...]:
     if not isinstance(described, list) or not described or not all(isinstance(each, dict) for each in described):
         raise BundleError("manifest: 'models' is not a list of one model or more")
     common = {"format": data["format"], _FILES: files, _VERIFICATION: data.get(_VERIFICATION, [])}
-    models = [_own_results(Manifest.of({**each, **common})) for each in described]
+    models = [Manifest.of({**each, **common}) for each in described]
     spaces = [each.latent_space for each in models]
     if twin := next((space for space in spaces if spaces.count(space) > 1), None):
         raise BundleError(f"manifest: two models are for {twin!r} latents")
-    return tuple(replace(each, files=_own_files(each)) for each in models)
+    return tuple(_own(each) for each in models)
 
 
 def write_models(models: Sequence[Manifest]) -> str:
@@ -59,12 +59,12 @@ def write_models(models: Sequence[Manifest]) -> str:
     return json.dumps({"format": FORMAT, _MODELS: described, **shared}, indent=2) + "\n"
 
 
-def _own_results(model: Manifest) -> Manifest:
-    """The model, with only those results of verification that are for its own graphs or for shared ones."""
-    spaces = (None, model.latent_space)
-    return replace(model, verification=tuple(each for each in model.verification if each.get("space") in spaces))
+def _own(model: Manifest) -> Manifest:
+    """The model, with only the files of its own graphs, and only the results of verification for these.
 
-
-def _own_files(model: Manifest) -> dict[str, FileInfo]:
+    Results for shared graphs name no latent space.
+    """
     used = {name for recipe in model.recipes for name in recipe.files}
-    return {name: model.files[name] for each in sorted(used) for name in model.files_of(each)}
+    files = {name: model.files[name] for each in sorted(used) for name in model.files_of(each)}
+    results = tuple(each for each in model.verification if each.get("space") in (None, model.latent_space))
+    return replace(model, files=files, verification=results)

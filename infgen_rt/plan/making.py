@@ -6,7 +6,7 @@ from itertools import product
 
 from infgen_rt.backend.choice import Choice
 from infgen_rt.bundle.graphs import ENCODE
-from infgen_rt.bundle.manifest import Manifest, Recipe
+from infgen_rt.bundle.manifest import Enlargement, Manifest, Recipe
 from infgen_rt.common.memory import MIB, enough, format_bytes
 from infgen_rt.errors import PlanError
 from infgen_rt.geometry.grid import Grid
@@ -76,6 +76,13 @@ class Limits:
     scales: tuple[float, float] | None = None
     spares: bool = False
 
+    def allows(self, side: int, count: int) -> bool:
+        """Whether tiles of this side in tokens are worth decoding, `count` at a time. Those that the user chose are."""
+        if self.tile is not None:
+            return True
+        alone, shared = self.largest
+        return side <= alone if count == 1 else SMALLEST_SHARED_TILE <= side <= shared
+
 
 def make_plan(
     grids: Sequence[Grid],
@@ -104,60 +111,19 @@ def make_plan(
         TooLittleMemory: the budget is too small.
     """
     _check(grids, manifest, recipe, limits)
-    budget, tile, part = limits.budget, limits.tile, limits.part
-    enlargements = [manifest.context_for(decoded_grid(grid, limits.scales).scale) for grid in grids]
-    figures = manifest.memory(recipe)
-    base = figures.loaded(len(grids))
-    # Contexts are planned for the graphs of one stage.
-    room = budget - (base - figures.base)
-    contexts = list(ways(grids, enlargements, manifest, recipe, room, part, made, writing != PLAIN))
-    if limits.spares:
-        # The first way has the largest parts for the budget.
-        contexts = [way for way in contexts[:1] if part is not None or not any(map(is_mostly_halo, way))]
-        if not contexts:
-            raise TooLittleMemory(f"memory of {format_bytes(budget)} is too small for them (memory, --memory)")
-    sides = _sides(grids[0].patch, manifest, recipe, limits)
-
-    def costs(attempt: _Attempt) -> Chain:
-        return chain_costs(attempt.stages, attempt.encodings, manifest, recipe, attempt.workers, writing)
-
+    search = _Search(grids, manifest, recipe, limits, writing)
+    contexts, sides = search.contexts(made), search.sides()
     # The smallest tile comes first, because most of the time would otherwise be for budgets that are too small.
-    smallest = _attempts(grids, contexts, (1,), sides[-1:], manifest, recipe, limits)
-    least_needs = [peaks(costs(attempt), base) for attempt in smallest]
-    if least_needs and all(max(each) > budget for each in least_needs):
-        raise _too_little(grids, budget, tile, least_needs[-1])
+    least_needs = [search.needs(attempt) for attempt in search.attempts(contexts, (1,), sides[-1:])]
+    if least_needs and all(max(each) > limits.budget for each in least_needs):
+        raise _too_little(grids, limits, least_needs[-1])
     counts = tuple(dict.fromkeys((limits.workers, limits.workers // 2 or 1, 1)))
-    for attempt in _attempts(grids, contexts, counts, sides, manifest, recipe, limits):
-        chain, kept = costs(attempt), 0
-        memory = max(peaks(chain, base))
-        if memory > budget:
-            continue
-        if (keeping := attempt.keeping()) != attempt:
-            keeping_chain = costs(keeping)
-            more = max(peaks(keeping_chain, base))
-            # The cache of tiles comes first.
-            if more + 2 * CACHE <= budget:
-                attempt, chain, memory, kept = keeping, keeping_chain, more, more - memory
-        area = max(grid.picture.area for grid in grids)
-        # The cache takes half of the remaining memory. The other half is a reserve for memory that is freed, but not
-        # returned to the system.
-        cache = min(CACHE, (budget - memory) // 2, 3 * FLOAT * area)
-        return Plan(
-            stages=attempt.stages,
-            encodings=attempt.encodings,
-            runs=runs,
-            preparation=preparation(chain),
-            budget=budget,
-            memory=memory + cache,
-            cache=cache,
-            workers=attempt.workers,
-            work=multiply_adds(chain, manifest),
-            measured=seconds(chain, runs.speed),
-            writing=writing.extra(attempt.stages[-1]),
-            kept=kept,
-        )
+    for attempt in search.attempts(contexts, counts, sides):
+        memory = max(search.needs(attempt))
+        if memory <= limits.budget:
+            return search.finished(attempt, memory, runs)
     pictures = " or ".join(str(grid.picture) for grid in grids)
-    tokens = None if tile is None else tile // grids[0].patch
+    tokens = None if limits.tile is None else limits.tile // grids[0].patch
     remedy = what_fits(grids[0], tokens, manifest, recipe, limits.scales)
     raise PlanError(f"the fixed shapes of {recipe.name!r} hold no tile of a {pictures} picture: {remedy}")
 
@@ -184,71 +150,127 @@ class _Attempt:
         return replace(self, stages=(*before, replace(last, context=replace(last.context, keeps=True))))
 
 
-def _attempts(
-    grids: Sequence[Grid],
-    contexts: Sequence[tuple[ContextPlan | None, ...]],
-    counts: Sequence[int],
-    sides: Sequence[int],
-    manifest: Manifest,
-    recipe: Recipe,
-    limits: Limits,
-) -> Iterator[_Attempt]:
-    """All combinations of contexts, numbers of tiles at the same time and sides of tiles that the recipe can run."""
-    scales = limits.scales
-    for way, count, side in product(contexts, counts, sides):
-        if limits.tile is None and not _suits(side, count, limits):
-            continue
-        stages = tuple(
-            StagePlan(
-                grid,
-                Tiling.of(grid.tokens, _longest(side, grid, scales if limits.tile is None else None)),
-                manifest.context_for(decoded_grid(grid, scales).scale),
-                context,
-                scales,
-            )
-            for grid, context in zip(grids, way, strict=True)
+@dataclass(frozen=True)
+class _Search:
+    """The plans that are possible for one decode, and the memory that they need. See `make_plan` for the attributes."""
+
+    grids: Sequence[Grid]
+    manifest: Manifest
+    recipe: Recipe
+    limits: Limits
+    writing: Writing
+
+    @property
+    def base(self) -> int:
+        """The bytes of the loaded graphs."""
+        return self.manifest.memory(self.recipe).loaded(len(self.grids))
+
+    def contexts(self, made: Made) -> Sequence[tuple[ContextPlan | None, ...]]:
+        """The ways of computing the contexts of all stages, in the order in which they should be tried."""
+        grids, manifest, recipe, limits = self.grids, self.manifest, self.recipe, self.limits
+        enlargements = [self._enlargement(grid) for grid in grids]
+        # Contexts are planned for the graphs of one stage.
+        room = limits.budget - (self.base - manifest.memory(recipe).base)
+        writes = self.writing != PLAIN
+        found = list(ways(grids, enlargements, manifest, recipe, room, limits.part, made, writes))
+        if not limits.spares:
+            return found
+        # The first way has the largest parts for the budget.
+        found = [way for way in found[:1] if limits.part is not None or not any(map(is_mostly_halo, way))]
+        if not found:
+            raise TooLittleMemory(f"memory of {format_bytes(limits.budget)} is too small for them (memory, --memory)")
+        return found
+
+    def sides(self) -> Sequence[int]:
+        """The sides in tokens of the largest tiles to try, the largest first."""
+        if self.limits.tile is not None:
+            return (self.limits.tile // self.grids[0].patch,)
+        # Fixed shapes may have room for very small tiles only.
+        least = 1 if self.recipe.shapes else SMALLEST_SHARED_TILE if self.limits.spares else SMALLEST_TILE
+        largest = min(max(self.limits.largest), largest_tile(self.manifest, self.recipe))
+        return range(largest, min(least, largest) - 1, -1)
+
+    def attempts(
+        self, contexts: Sequence[tuple[ContextPlan | None, ...]], counts: Sequence[int], sides: Sequence[int]
+    ) -> Iterator[_Attempt]:
+        """All combinations of contexts, tiles at the same time and sides of tiles that the recipe can run."""
+        chosen = self.limits.tile is not None
+        for way, count, side in product(contexts, counts, sides):
+            if not self.limits.allows(side, count):
+                continue
+            stages = tuple(self._stage(side, grid, context) for grid, context in zip(self.grids, way, strict=True))
+            if not chosen and stages[-1].tiling.count < count and side > SMALLEST_SHARED_TILE:
+                # With smaller tiles, there is one for every thread.
+                continue
+            if all(fits_a_shape(stage, self.manifest, self.recipe) for stage in stages):
+                longest, halo = Size(ENCODED * side, ENCODED * side), self.manifest.encode_halo
+                encodings = tuple(HaloTiling(Tiling.of(grid.cells, longest), halo) for grid in self.grids[1:])
+                yield _Attempt(stages, encodings, count)
+
+    def needs(self, attempt: _Attempt) -> Sequence[int]:
+        """The bytes that each stage of an attempt needs at most."""
+        return peaks(self._costs(attempt), self.base)
+
+    def finished(self, attempt: _Attempt, memory: int, runs: Choice) -> Plan:
+        """The plan of an attempt, with caches in what it leaves of the budget.
+
+        Args:
+            attempt: the attempt.
+            memory: the bytes that it needs.
+            runs: how the recipe is run.
+        """
+        budget, kept = self.limits.budget, 0
+        if (keeping := attempt.keeping()) != attempt:
+            more = max(self.needs(keeping))
+            # The cache of tiles comes first.
+            if more + 2 * CACHE <= budget:
+                attempt, memory, kept = keeping, more, more - memory
+        chain = self._costs(attempt)
+        area = max(grid.picture.area for grid in self.grids)
+        # The cache takes half of the remaining memory. The other half is a reserve for memory that is freed, but not
+        # returned to the system.
+        cache = min(CACHE, (budget - memory) // 2, 3 * FLOAT * area)
+        return Plan(
+            stages=attempt.stages,
+            encodings=attempt.encodings,
+            runs=runs,
+            preparation=preparation(chain),
+            budget=budget,
+            memory=memory + cache,
+            cache=cache,
+            workers=attempt.workers,
+            work=multiply_adds(chain, self.manifest),
+            measured=seconds(chain, runs.speed),
+            writing=self.writing.extra(attempt.stages[-1]),
+            kept=kept,
         )
-        if limits.tile is None and stages[-1].tiling.count < count and side > SMALLEST_SHARED_TILE:
-            # With smaller tiles, there is one for every thread.
-            continue
-        if all(fits_a_shape(stage, manifest, recipe) for stage in stages):
-            longest = Size(ENCODED * side, ENCODED * side)
-            encodings = tuple(HaloTiling(Tiling.of(grid.cells, longest), manifest.encode_halo) for grid in grids[1:])
-            yield _Attempt(stages, encodings, count)
+
+    def _enlargement(self, grid: Grid) -> Enlargement:
+        return self.manifest.context_for(decoded_grid(grid, self.limits.scales).scale)
+
+    def _stage(self, side: int, grid: Grid, context: ContextPlan | None) -> StagePlan:
+        """A stage for which at most `side` tokens per side are decoded at a time."""
+        scales, longest = self.limits.scales, Size(side, side)
+        if self.limits.tile is None:
+            resampled = zip(grid.picture, decoded_grid(grid, scales).picture, strict=True)
+            longest = Size(*(int(side * max(1.0, min(_ENLARGED, whole / made))) for whole, made in resampled))
+        return StagePlan(grid, Tiling.of(grid.tokens, longest), self._enlargement(grid), context, scales)
+
+    def _costs(self, attempt: _Attempt) -> Chain:
+        stages, encodings, workers = attempt.stages, attempt.encodings, attempt.workers
+        return chain_costs(stages, encodings, self.manifest, self.recipe, workers, self.writing)
 
 
-def _suits(side: int, count: int, limits: Limits) -> bool:
-    """Whether tiles of this side are worth decoding, `count` at a time."""
-    alone, shared = limits.largest
-    return side <= alone if count == 1 else SMALLEST_SHARED_TILE <= side <= shared
-
-
-def _sides(patch: int, manifest: Manifest, recipe: Recipe, limits: Limits) -> Sequence[int]:
-    """The sides in tokens of the largest tiles to try, the largest first."""
-    if limits.tile is not None:
-        return (limits.tile // patch,)
-    # Fixed shapes may have room for very small tiles only.
-    least = 1 if recipe.shapes else SMALLEST_SHARED_TILE if limits.spares else SMALLEST_TILE
-    largest = min(max(limits.largest), largest_tile(manifest, recipe))
-    return range(largest, min(least, largest) - 1, -1)
-
-
-def _too_little(grids: Sequence[Grid], budget: int, tile: int | None, needs: Sequence[int]) -> TooLittleMemory:
+def _too_little(grids: Sequence[Grid], limits: Limits, needs: Sequence[int]) -> TooLittleMemory:
     """The error for a budget that is below the needs of the stages with the smallest tiles."""
     number = needs.index(max(needs))
     which = f"stage {number + 1}, " if len(grids) > 1 else ""
     return TooLittleMemory(
-        f"memory of {format_bytes(budget)} is too small: {which}a {grids[number].picture} picture from a "
+        f"memory of {format_bytes(limits.budget)} is too small: {which}a {grids[number].picture} picture from a "
         f"{grids[number].cells} latent needs at least {enough(needs[number])} (memory, --memory)"
-        + (f" with tiles of {tile} pixels" if tile else ""),
+        + (f" with tiles of {limits.tile} pixels" if limits.tile else ""),
         needs[number],
     )
-
-
-def _longest(side: int, grid: Grid, scales: tuple[float, float] | None) -> Size:
-    """The size of a picture's largest tile, in tokens, if `side` tokens per side are decoded for it."""
-    resampled = zip(grid.picture, decoded_grid(grid, scales).picture, strict=True)
-    return Size(*(int(side * max(1.0, min(_ENLARGED, whole / made))) for whole, made in resampled))
 
 
 def _check(grids: Sequence[Grid], manifest: Manifest, recipe: Recipe, limits: Limits) -> None:

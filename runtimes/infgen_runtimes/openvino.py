@@ -96,7 +96,6 @@ class Backend:
             settings["NUM_STREAMS"] = options.runs
         try:
             core = shared_core()
-            model = read_model(core, files)
             precision, device = _HINTS[options.arithmetic], _name(options.device)
             kept = None
             if options.cache is not None and "EXPORT_IMPORT" in core.get_property(device, "OPTIMIZATION_CAPABILITIES"):
@@ -106,7 +105,7 @@ class Backend:
                 for _, content in sorted(files.items()):
                     digest.update(hashlib.sha256(content).digest())
                 kept = options.cache / digest.hexdigest()[:32]
-            return Session(core, model, precision, settings, device, kept)
+            return Session(core, partial(read_model, core, files), precision, settings, device, kept)
         # OpenVINO raises plain RuntimeErrors. A ValueError means that the bundle lacks one of the files.
         except Exception as error:
             text = f"openvino {ov.__version__} cannot load the graph on {options.device}: {one_line(error)}"
@@ -139,7 +138,8 @@ class Session:
 
     Args:
         core: the OpenVINO core.
-        model: the model, read but not compiled. Inputs of four dimensions have data, and the others have coordinates.
+        read: reads the model without compiling it. Inputs of four dimensions have data, and the others have
+            coordinates. It is not called if the compiled graph was kept.
         precision: the precision of the arithmetic, as a value of `INFERENCE_PRECISION_HINT`.
         settings: further properties of the device's plug-in.
         device: OpenVINO's name of the device.
@@ -149,30 +149,19 @@ class Session:
     def __init__(
         self,
         core: ov.Core,
-        model: ov.Model,
+        read: Callable[[], ov.Model],
         precision: str,
         settings: Mapping[str, object],
         device: str = "CPU",
         kept: Path | None = None,
     ) -> None:
-        parts = [(model, precision)]
-        if precision != "f32" and (halves := _cut(model)):
-            parts = [(halves[0], "f32"), (halves[1], precision)]
-        self._outputs, self._on_cpu = [port.any_name for port in model.outputs], device == "CPU"
-        compiling = [
-            partial(
-                _compiled,
-                core,
-                part,
-                device,
-                {**settings, "INFERENCE_PRECISION_HINT": hint},
-                kept and kept.with_name(f"{kept.name}-{number}.blob"),
-            )
-            for number, (part, hint) in enumerate(parts)
-        ]
-        self._compile: Callable[[], list[ov.CompiledModel]] | None = lambda: [compiled() for compiled in compiling]
+        self._compile: Callable[[], list[ov.CompiledModel]] | None = partial(
+            _compiled, core, read, precision, settings, device, kept
+        )
+        self._on_cpu = device == "CPU"
         self._lock = Lock()
         self._models = self._compile()
+        self._outputs = [port.any_name for port in self._models[-1].outputs]
 
     def run(self, inputs: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
         """Run the graph; see `infgen_rt.backend.protocol.Session`."""
@@ -238,24 +227,56 @@ def _infer(request: ov.InferRequest, feed: list[object]) -> None:
 
 
 def _compiled(
-    core: ov.Core, model: ov.Model, device: str, settings: Mapping[str, object], file: Path | None
-) -> ov.CompiledModel:
-    """Compile a model, or load it from the file in which it was kept before.
+    core: ov.Core,
+    read: Callable[[], ov.Model],
+    precision: str,
+    settings: Mapping[str, object],
+    device: str,
+    kept: Path | None,
+) -> list[ov.CompiledModel]:
+    """The compiled parts of a graph, which come from the files in which they were kept before, if there are any.
 
     OpenVINO's own cache is not used. It writes files in place and maps them into memory. If several processes find it
     empty at the same time, some of them crash.
     """
-    if file is None:
-        return core.compile_model(model, device, settings)
-    if content := read_checked(file):
-        with suppress_but_callers(RuntimeError):  # it is from a version that the file's name does not distinguish
-            return core.import_model(content, device, settings)
-    compiled = core.compile_model(model, device, settings)
-    with suppress_but_callers(OSError, RuntimeError):  # if this fails, the next process compiles the model again
-        blob = io.BytesIO()
-        compiled.export_model(blob)
-        write_checked(file, blob.getvalue())
+    if kept is not None and (restored := _restored(core, precision, settings, device, kept)):
+        return restored
+    model = read()
+    parts = [(model, precision)]
+    if precision != "f32" and (halves := _cut(model)):
+        parts = [(halves[0], "f32"), (halves[1], precision)]
+    compiled = [core.compile_model(part, device, _with(settings, hint)) for part, hint in parts]
+    if kept is not None:
+        with suppress_but_callers(OSError, RuntimeError):  # if this fails, the next process compiles the graph again
+            for each, file in zip(compiled, _files(kept, len(compiled)), strict=True):
+                blob = io.BytesIO()
+                each.export_model(blob)
+                write_checked(file, blob.getvalue())
     return compiled
+
+
+def _restored(
+    core: ov.Core, precision: str, settings: Mapping[str, object], device: str, kept: Path
+) -> list[ov.CompiledModel] | None:
+    """The compiled parts of a graph that were kept. None if one is missing or damaged."""
+    for hints in ((precision,),) if precision == "f32" else (("f32", precision), (precision,)):
+        contents = [content for file in _files(kept, len(hints)) if (content := read_checked(file))]
+        if len(contents) == len(hints):
+            with suppress_but_callers(RuntimeError):  # they are of a version that the files' names do not distinguish
+                return [
+                    core.import_model(content, device, _with(settings, hint))
+                    for content, hint in zip(contents, hints, strict=True)
+                ]
+    return None
+
+
+def _files(kept: Path, count: int) -> list[Path]:
+    """The files of a graph that was compiled in ``count`` parts."""
+    return [kept.with_name(f"{kept.name}-{number}-of-{count}.blob") for number in range(1, count + 1)]
+
+
+def _with(settings: Mapping[str, object], precision: str) -> dict[str, object]:
+    return {**settings, "INFERENCE_PRECISION_HINT": precision}
 
 
 def _cut(model: ov.Model) -> tuple[ov.Model, ov.Model] | None:

@@ -356,7 +356,7 @@ def test_native_precision_of_a_fixed_shape_agrees_with_the_dynamic_graph(exporte
     fixed, dynamic = tiny.decode_graph(model, tile(64)), tiny.decode_graph(model)
     inputs = decode_inputs(dynamic, model, tiny.latent(12, 10), Size(155, 203))
     core = backend.shared_core()
-    session = backend.Session(core, read(exported, f"openvino-npu.{dynamic.name}"), "f32", {})
+    session = backend.Session(core, lambda: read(exported, f"openvino-npu.{dynamic.name}"), "f32", {})
     with torch.inference_mode():
         expected = dynamic.module(*inputs.values())
     height, width = expected.shape[2:]

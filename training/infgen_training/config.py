@@ -73,6 +73,8 @@ class TrainConfig:
         grid: Weight of the loss against visible grids (``losses.grid_distance``). The enlarger makes one block of
             pixels from each position, and an error that all blocks have in common shows as a grid.
         steps: Weight of the loss against steps along straight edges (``losses.step_distance``).
+        crisp: Amount by which the edges of sharp pictures are made steeper before a model learns from them
+            (``losses.crisp``).
         reduced: Weight of the L1 distance between the decoded picture, reduced to scale 1, and the picture that was
             encoded.
         soft: Weight of the L1 distance between an enlarged picture and a photograph. It is small because L1 averages
@@ -124,6 +126,7 @@ class TrainConfig:
     gradient: float = 0.7
     grid: float = 2.0
     steps: float = 0.0
+    crisp: float = 0.0
     reduced: float = 0.5
     soft: float = 0.15
     features: float = 0.0
@@ -177,7 +180,7 @@ class TrainConfig:
             if not 0 < getattr(self, name) < inf:
                 raise ValueError(f"{name} must be above 0 and finite, not {getattr(self, name)}")
         for name in (
-            *("gradient", "grid", "steps", "reduced", "soft", "sharpen", "round_trip", "adversary_from"),
+            *("gradient", "grid", "steps", "crisp", "reduced", "soft", "sharpen", "round_trip", "adversary_from"),
             *("copied_share", "adversary_lr", "warmup", "noise", "seed", "save_every"),
         ):
             if not 0 <= getattr(self, name) < inf:

@@ -170,6 +170,25 @@ def sharpened(image: Tensor, amount: float, scale: float) -> Tensor:
     return image + amount * (image - blurred)
 
 
+_CRISP_SOFTNESS, _CRISP_REACH = 1.5, 2
+"""Standard deviation of the blur that `crisp` takes away, and its reach for the values around a pixel, in pixels."""
+
+
+def crisp(image: Tensor, amount: float) -> Tensor:
+    """Makes edges steeper, without bright or dark outlines: an unsharp mask within the values around each pixel.
+
+    What a model makes of an edge whose place the latent does not tell exactly is blurred. A model that learns from
+    steeper edges makes up for this.
+
+    Args:
+        image: Pictures [B, 3, H, W].
+        amount: Share of the difference from a blurred copy that is added.
+    """
+    side = 2 * _CRISP_REACH + 1
+    highest, lowest = (sign * F.max_pool2d(sign * image, side, 1, _CRISP_REACH) for sign in (1, -1))
+    return sharpened(image, amount, _CRISP_SOFTNESS / _SOFTNESS).clamp(lowest, highest)
+
+
 def feature_distance(made: Tensor, true: Tensor) -> Tensor:
     """The L1 distance between features, divided by the mean absolute value of the true features."""
     return F.l1_loss(made, true) / true.abs().mean().clamp(min=1e-6)

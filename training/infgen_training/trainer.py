@@ -24,6 +24,7 @@ from infgen_training.kept import Largest
 from infgen_training.losses import (
     Adversary,
     Vgg,
+    crisp,
     feature_distance,
     gradient_distance,
     grid_distance,
@@ -201,7 +202,11 @@ class Trainer:
         edge = round(batch.side / batch.cells * config.margin)
         if config.sharpen:
             return self._sharper(image, batch, edge)
-        made, true = _inner(image, edge), _inner(batch.target(self.device), edge)
+        made = _inner(image, edge)
+        true, real = (_inner(each(self.device), edge) for each in (batch.target, batch.real))
+        if config.crisp and batch.sharp is not None:
+            true = crisp(true, config.crisp)
+            real = true if batch.photo is None else real
         certain = batch.sharp is not None or batch.is_native
         losses = {"pixels": (1.0 if certain else config.soft) * F.l1_loss(made, true)}
         if certain:
@@ -215,7 +220,7 @@ class Trainer:
             reduced, inner = F.interpolate(image, size=encoded.shape[-2:], mode="area"), PATCH * config.margin
             losses["reduced"] = config.reduced * F.l1_loss(_inner(reduced, inner), _inner(encoded, inner))
         if self.vgg is not None and batch.lesson.perceptual:
-            losses |= self._seen(image, made, _inner(batch.real(self.device), edge), batch, done)
+            losses |= self._seen(image, made, real, batch, done)
         return losses
 
     def _picture(self, model: InfGen, batch: Batch) -> Tensor:

@@ -170,7 +170,7 @@ class Session:
         core = openvino.shared_core()
         model = core.read_model(path)
         self.operations: Counter[str] = Counter(node.get_type_name() for node in model.get_ordered_ops())
-        self._session = openvino.Session(core, model, precision, {})
+        self._session = openvino.Session(core, lambda: model, precision, {})
 
     def __call__(self, inputs: dict[str, Tensor]) -> Tensor:
         """Runs the graph on named inputs."""
