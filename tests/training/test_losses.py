@@ -15,6 +15,7 @@ from infgen_training.losses import (
     LEAST_LENGTH,
     Adversary,
     Vgg,
+    crisp,
     gradient_distance,
     grid_distance,
     sharpened,
@@ -70,6 +71,19 @@ def test_sharpening_brings_a_soft_picture_nearer_to_the_original(scale: float) -
     assert sharpened(truth, 0.0, scale).equal(truth)
     flat = torch.full((1, 3, 9, 7), 0.3)
     assert torch.allclose(sharpened(flat, 2.0, scale), flat)
+
+
+def test_crisp_edges_are_steeper_and_have_no_outlines() -> None:
+    edge = torch.zeros(1, 3, 24, 24)
+    edge[..., 12:] = 1
+    soft = blurred(edge, 2)
+    steeper = crisp(soft, 1.0)
+    assert F.l1_loss(steeper, edge) < 0.7 * F.l1_loss(soft, edge)
+    assert steeper.min() == 0 and steeper.max() == 1, "no value outside of those around it"
+    assert crisp(soft, 0.0).equal(soft)
+    texture = photograph()
+    around = F.max_pool2d(texture, 5, 1, 2)
+    assert (crisp(texture, 3.0) <= around).all() and (crisp(-texture, 3.0) <= F.max_pool2d(-texture, 5, 1, 2)).all()
 
 
 def test_a_blurrier_picture_is_farther_away(vgg: Vgg) -> None:
