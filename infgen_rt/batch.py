@@ -1,6 +1,5 @@
 """Writes many pictures. The next one is begun while the one before is still written, so that no processor waits."""
 
-import reprlib
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, wait
@@ -13,7 +12,8 @@ from threading import Event
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from infgen_rt.common.arguments import FUNCTION, PATH, WHOLE
+from infgen_rt.common.arguments import FUNCTION, PATH, WHOLE, shown
+from infgen_rt.common.callers import ask, raise_callers
 from infgen_rt.common.cancellation import Cancel, Cancellation
 from infgen_rt.common.pixels import Bits
 from infgen_rt.common.progress import Progress
@@ -217,10 +217,11 @@ def save_pictures(
             path = line.oldest
             assert isinstance(path, Path)
             try:
-                line.take(partial(progress, path) if progress else lambda _: None)
+                line.take(partial(ask, progress, path) if progress else lambda _: None)
             except Cancelled:
                 raise
             except InfGenError as error:
+                raise_callers(error)
                 failed[path] = without_frames(error)
 
         given, names = iter(pictures), set[str]()
@@ -259,7 +260,7 @@ def _checked(pair: Any) -> tuple[Picture, str | Path]:
     """A pair of a picture and a file, as `save_pictures` takes it."""
     if isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[0], Picture) and PATH.holds(pair[1]):
         return pair[0], pair[1]
-    raise TypeError(f"pictures has {' '.join(reprlib.repr(pair).split())}: expected pairs of a Picture and a path")
+    raise TypeError(f"pictures has {shown(pair)}: expected pairs of a Picture and a path")
 
 
 def _save(

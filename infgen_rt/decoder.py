@@ -77,7 +77,8 @@ def open(
     Raises:
         BundleError: there is no bundle, it is damaged, or it has no model for the space.
         LatentError: the space is unknown.
-        BackendError: the backend or the device is unknown, not installed or cannot run the bundle.
+        BackendError: the backend, the device, the precision or the number of threads is not possible, or the backend
+            cannot run the bundle.
         PlanError: `memory` is not an amount, or less than 1 MB.
         Cancelled: the work was cancelled with `cancel`.
 
@@ -218,7 +219,8 @@ class Decoder:
         Raises:
             LatentError: the latent is not usable.
             PlanError: the size, the stages, the tile or the part are not possible, or the memory budget is too small.
-            BackendError: the graph that several stages need cannot be loaded.
+            BackendError: a graph that this size needs cannot be loaded.
+            BundleError: a file of the bundle is damaged.
             DecodeError: the decoder is closed, or there is too little memory.
         """
         # This check is the first step, because the others use NumPy's matrix products. In a forked child, these start a

@@ -84,7 +84,7 @@ def without_frames(error: E) -> E:
     return error
 
 
-def one_line(error: Exception, longest: int | None = None) -> str:
+def one_line(error: BaseException, longest: int | None = None) -> str:
     """The message of another library's error on one line, cut to at most `longest` characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if longest is None or len(text) <= longest else text[:longest] + "..."

@@ -125,6 +125,7 @@ class Picture:
         Raises:
             TypeError: `dtype` is another type.
             PlanError: the region is not inside the picture, or `out` has another shape or type.
+            BackendError: a graph, which is loaded when it is first needed, cannot be loaded.
             DecodeError: decoding failed, or the decoder is closed.
             Cancelled: the work was cancelled with `cancel`.
         """
@@ -176,6 +177,7 @@ class Picture:
         Raises:
             TypeError: `dtype` is another type.
             PlanError: the region is not inside the picture.
+            BackendError: a graph, which is loaded when it is first needed, cannot be loaded.
             DecodeError: decoding failed, or the decoder is closed. The iterator raises this and the next one.
             Cancelled: the work was cancelled with `cancel`.
         """
@@ -231,8 +233,9 @@ class Picture:
 
         Raises:
             PlanError: `longest` is below 1.
+            BackendError: a graph, which is loaded when it is first needed, cannot be loaded.
             DecodeError: decoding failed, or the decoder is closed.
-            Cancelled: `cancel` said so.
+            Cancelled: the work was cancelled with `cancel`.
         """
         WHOLE.check(longest=longest)
         size, decoded = preview_sizes(longest, self.size, self._plan.stages[0].grid, self._stage.least_scale)
@@ -305,6 +308,7 @@ class Picture:
         Raises:
             OutputError: the file cannot be written. In most cases, this is raised before anything is decoded.
             PlanError: the region is not inside the picture.
+            BackendError: a graph, which is loaded when it is first needed, cannot be loaded.
             DecodeError: decoding failed, or the decoder is closed.
             WriteError: writing failed.
             Cancelled: the work was cancelled with `cancel`. As after any error, no new file is left.

@@ -175,16 +175,16 @@ class Decode:
         results = np.empty(len(batch[self._key]), object)
         for row, (key, latent) in enumerate(zip(batch[self._key], batch[self._latent], strict=True)):
             try:
-                results[row] = self._encoded(str(key), latent) if self._folder is None else self._written(key, latent)
+                results[row] = self._encoded(latent) if self._folder is None else self._written(key, latent)
             except InfGenError as error:
                 raise type(error)(f"{str(key)!r}: {error}") from error
         return {name: column for name, column in batch.items() if name != self._latent} | {self._column: results}
 
-    def _encoded(self, key: str, latent: Any) -> bytes:
+    def _encoded(self, latent: Any) -> bytes:
         """The content of a picture's file."""
         with tempfile.TemporaryDirectory(prefix="infgen-rt-") as folder:
             file = Path(folder) / f"picture.{self._ending}"
-            self._picture(key, latent).save(file, **self._saving)
+            self._picture(latent).save(file, **self._saving)
             return file.read_bytes()
 
     def _written(self, key: str, latent: Any) -> str:
@@ -193,7 +193,7 @@ class Decode:
         file = self._folder / f"{_name(str(key), self._root)}.{self._ending}"
         check_name(file)
         if not file.exists():
-            picture = self._picture(str(key), latent)
+            picture = self._picture(latent)
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -209,7 +209,7 @@ class Decode:
                     raise
         return str(file)
 
-    def _picture(self, key: str, latent: Any) -> Picture:
+    def _picture(self, latent: Any) -> Picture:
         """The picture of a row's latent. Nothing is decoded yet."""
         normalisation = self._normalisation
         if isinstance(latent, bytes):

@@ -28,7 +28,7 @@ from infgen_rt.bundle import manifest as bundle
 from infgen_rt.bundle.manifest import MANIFEST, Memory
 from infgen_rt.bundle.several import write_models
 from infgen_rt.common.claims import claim, remove_leftovers
-from infgen_rt.errors import one_line
+from infgen_rt.errors import one_line, reason
 
 _UNMEASURED = Memory(0, 0, 0)
 
@@ -271,7 +271,7 @@ def _beside(output: Path) -> Iterator[Path]:
         remove_leftovers(output.parent, re.compile(re.escape(f".{output.name}.") + "[0-9a-f]{8}"))
         folder = claim(lambda unique: output.with_name(f".{output.name}.{unique}"), held, 0o700)
     except OSError as error:
-        raise RequestError(f"{output} cannot be written: {error.strerror}") from error
+        raise RequestError(f"{output} cannot be written: {reason(error)}") from error
     try:
         with held:
             yield folder

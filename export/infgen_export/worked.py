@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,8 @@ def worked(path: Path | None = None, backend: str = "onnxruntime") -> dict[str, 
                 f"{bundle.path} has no graphs that {backend} runs in float32: pass another backend (--backend), or "
                 "export the recipe onnx-fp32"
             )
-        run = _Run(Engine(bundle, candidates[0], threads=1))
-        models.append(run.described(complete=not models))
+        with closing(Engine(bundle, candidates[0], threads=1)) as engine:
+            models.append(_Run(engine).described(complete=not models))
     manifest = Bundle.open(path).manifest
     return {
         "format": FORMAT,

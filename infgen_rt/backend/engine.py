@@ -200,8 +200,8 @@ class Engine:
             The output, on the backend's device, in the shape that the kind has for these inputs.
 
         Raises:
-            BackendError: the graph cannot be loaded, or the graph in float32, which is loaded if the result has NaN or
-                infinite values.
+            BackendError: the graph cannot be loaded. If the result has NaN or infinite values, this also goes for its
+                float32 version.
             DecodeError: the run failed, or the engine is closed.
             Cancelled: the current work was cancelled.
         """
@@ -260,6 +260,8 @@ class Engine:
             for session in self._sessions.values():
                 _release(session)
             self._purpose = purpose
+        if self._exact is not None:
+            self._exact.run_for(IDLE)
 
     def has(self, kind: Kind) -> bool:
         """Whether the model has graphs of a kind. The recipe may lack encode nevertheless."""

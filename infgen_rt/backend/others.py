@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from infgen_rt.backend.protocol import KNOWN, installed_backends
 from infgen_rt.bundle.manifest import Manifest
+from infgen_rt.common.callers import raise_callers
 from infgen_rt.common.remedies import installing
 
 if TYPE_CHECKING:
@@ -19,17 +20,25 @@ def instead_of(candidate: "Candidate", manifest: Manifest) -> str:
         candidate: the way that failed.
         manifest: the bundle's manifest.
     """
-    backend, failed = candidate.backend, candidate.device.id
-    recipes = [recipe for recipe in manifest.recipes if recipe.target == backend.target]
-    devices = [
-        device.id
-        for device in backend.devices()
-        if device.problem is None and device.id != failed and any(backend.arithmetics(device.id, r) for r in recipes)
-    ]
+    backend = candidate.backend
+    devices = _other_devices(candidate, manifest)
     ways = [f"another device (--device): {', '.join(devices)}"] if devices else []
     if others := _others({backend.name}, manifest):
         ways.append(f"another backend (--backend): {', '.join(others)}")
     return f"pass {'; or '.join(ways)}" if ways else or_install({backend.name}, manifest)
+
+
+def _other_devices(candidate: "Candidate", manifest: Manifest) -> list[str]:
+    """The ids of the other devices of a candidate's backend that can run the bundle."""
+    backend, failed = candidate.backend, candidate.device.id
+    recipes = [recipe for recipe in manifest.recipes if recipe.target == backend.target]
+    try:
+        usable = [device.id for device in backend.devices() if device.problem is None and device.id != failed]
+        return [device for device in usable if any(backend.arithmetics(device, recipe) for recipe in recipes)]
+    # A driver that has failed may fail here too, with any error. The message then has no advice about devices.
+    except Exception as error:
+        raise_callers(error)
+        return []
 
 
 def other_backends(tried: set[str], manifest: Manifest) -> str:

@@ -153,7 +153,6 @@ class Backend(Protocol):
     Attributes:
         name: the name by which a user selects it.
         target: the export target whose graphs it loads.
-        version: the version of its library.
         parallel_on: the ids of devices on which several runs at the same time, with one thread each, are faster than
             runs one after another with all threads. This attribute is optional, and empty by default.
         largest_tile: the side in tokens above which larger tiles are not faster. This attribute is optional. By
@@ -165,7 +164,6 @@ class Backend(Protocol):
 
     name: str
     target: str
-    version: str
     parallel_on: Collection[str]
 
     def devices(self) -> Sequence[Device]:

@@ -217,6 +217,7 @@ def kinds(gathers: bool, grows: bool, refines: bool, encode_gathers: bool = Fals
 
 
 def model_sizes(
+    *,
     patch: int,
     latent: int,
     features: int | None,

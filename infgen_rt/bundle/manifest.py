@@ -176,15 +176,6 @@ class Manifest:
             raise BundleError("manifest: halos must not be negative")
 
     @classmethod
-    def from_json(cls, text: str | bytes) -> "Manifest":
-        """Parse a manifest.
-
-        Raises:
-            BundleError: it is not JSON, has a newer format, or lacks a value.
-        """
-        return cls.of(load(text))
-
-    @classmethod
     def of(cls, data: dict[str, Any]) -> "Manifest":
         """A manifest from the values that `load` returns, or from the part of them that describes one model.
 
@@ -243,14 +234,14 @@ class Manifest:
         """The model's sizes, by the letters that are used in the shapes of graphs."""
         context = (enlargement or self.contexts[0]).channels
         return model_sizes(
-            self.patch,
-            self.latent_channels,
-            self.feature_channels,
-            self.fine_channels,
-            context,
-            self.moments,
-            self.encoder_channels,
-            self.encoder_moments,
+            patch=self.patch,
+            latent=self.latent_channels,
+            features=self.feature_channels,
+            fine=self.fine_channels,
+            context=context,
+            moments=self.moments,
+            encoded=self.encoder_channels,
+            encode_moments=self.encoder_moments,
         )
 
     def _for_pictures(self, recipe: Recipe) -> set[str]:

@@ -26,12 +26,16 @@ class Kind:
         """Raise TypeError for the first argument that is not of this kind. The message has its name and its value."""
         for name, value in arguments.items():
             if not self.holds(value):
-                shown = " ".join(reprlib.repr(value).split())
-                raise TypeError(f"{name} is {shown}: expected {self.words}")
+                raise TypeError(f"{name} is {shown(value)}: expected {self.words}")
 
     def or_none(self, **arguments: object) -> None:
         """Raise TypeError for the first argument that is neither None nor of this kind."""
         self.check(**{name: value for name, value in arguments.items() if value is not None})
+
+
+def shown(value: object) -> str:
+    """A value on one short line, for messages."""
+    return " ".join(reprlib.repr(value).split())
 
 
 def instance(kind: type, words: str) -> Kind:

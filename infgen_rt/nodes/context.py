@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from threading import Lock
 
 from infgen_rt.backend.engine import Engine, Purpose
 from infgen_rt.backend.protocol import Values
@@ -74,6 +75,7 @@ class Contexts:
         # One cache for all contexts. Otherwise, a picture and its preview could together keep more than was planned.
         self._tiles: ContextCache = ContextCache(0)
         self._room = sys.maxsize
+        self._planning = Lock()
         engine.lends_to(self)
 
     def let_go(self) -> None:
@@ -99,22 +101,24 @@ class Contexts:
             room: the bytes that the picture leaves for contexts of other enlargements.
             again: whether this plan replaces an earlier one. Pictures of the earlier plan can still be read.
         """
-        if self._latent is not None:
-            self._features = self._features_of(self._latent, plan, enlargement)
-            self._latent = None
-        if plan is None or self._features is None:
-            return
-        before = self._planned.get(enlargement)
-        made = plan if before is None or again else replace(before, keeps=before.keeps and plan.keeps)
-        if made != before or enlargement not in self._kept:
-            context = self._context_of(self._features, made, enlargement)
-            # The old context is replaced at once, because another thread may be asking for it.
-            purpose = _purpose(made, enlargement)
-            self._kept[enlargement] = Kept(context, made.tiles.tiling, enlargement, self._tiles, purpose, self._engine)
-            self._planned[enlargement] = made
-        caches = [each.cache for each in self._planned.values()]
-        self._room = min(self._room, plan.cache + room)
-        self._tiles.resize(max(*caches, min(sum(caches), self._room)))
+        with self._planning:
+            latent, self._latent = self._latent, None
+            if latent is not None:
+                self._features = self._features_of(latent, plan, enlargement)
+            features = self._features
+            if plan is None or features is None:
+                return
+            before = self._planned.get(enlargement)
+            made = plan if before is None or again else replace(before, keeps=before.keeps and plan.keeps)
+            if made != before or enlargement not in self._kept:
+                context, tiling = self._context_of(features, made, enlargement), made.tiles.tiling
+                # The old context is replaced at once, because another thread may be asking for it.
+                purpose = _purpose(made, enlargement)
+                self._kept[enlargement] = Kept(context, tiling, enlargement, self._tiles, purpose, self._engine)
+                self._planned[enlargement] = made
+            caches = [each.cache for each in self._planned.values()]
+            self._room = min(self._room, plan.cache + room)
+            self._tiles.resize(max(*caches, min(sum(caches), self._room)))
 
     def of(self, enlargement: Enlargement) -> Node[Values]:
         """The context for an enlargement, which must be planned. If it has no tiles, the features are the context.

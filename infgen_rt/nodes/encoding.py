@@ -25,7 +25,7 @@ from infgen_rt.nodes.node import FLOAT, Cost, Made, Node, Step
 from infgen_rt.nodes.tiles import Tiles
 
 
-class Source(Protocol):
+class CellPicture(Protocol):
     """A picture whose sides are whole cells."""
 
     def prepare(self) -> Iterator[Step]:
@@ -53,7 +53,7 @@ class GivenPicture:
         yield from ()
 
     def read(self, cells: Box) -> Generator[Step, None, FloatArray]:
-        """Convert the pixels of some cells; see `Source`. There are no steps."""
+        """Convert the pixels of some cells; see `CellPicture`. There are no steps."""
         yield from ()
         part = self._pixels[Box(*(self._patch * side for side in cells)).slices].transpose(2, 0, 1)
         scale = LARGEST[np.uint8] if part.dtype == np.uint8 else 1.0
@@ -76,7 +76,7 @@ class StagePicture:
         yield "prefill"
 
     def read(self, cells: Box) -> Generator[Step, None, FloatArray]:
-        """Decode the pixels of some cells; see `Source`. Each part of the picture is a step."""
+        """Decode the pixels of some cells; see `CellPicture`. Each part of the picture is a step."""
         picture = self._tiles
         pixels = picture.cut.grid.pixels_of(cells)
         image = np.empty((3, pixels.height, pixels.width), np.float32)
@@ -99,7 +99,7 @@ class Encoded(Made[FloatArray]):
         engine: the engine, with encode loaded.
     """
 
-    def __init__(self, picture: Source, tiles: HaloTiling, engine: Engine) -> None:
+    def __init__(self, picture: CellPicture, tiles: HaloTiling, engine: Engine) -> None:
         super().__init__(tiles.tiling.box.size, lambda: _encoded(picture, tiles, engine), engine)
 
     @staticmethod
@@ -158,7 +158,7 @@ class EncodedLatent(Made[FloatArray]):
         return self._made.get()[:, *box.slices]
 
 
-def encoded_latent(picture: Source, tiles: HaloTiling, engine: Engine) -> Node[FloatArray]:
+def encoded_latent(picture: CellPicture, tiles: HaloTiling, engine: Engine) -> Node[FloatArray]:
     """Link the nodes from a picture to its latent, float32 [C, h, w].
 
     Args:
@@ -202,7 +202,7 @@ def _channels(manifest: Manifest) -> int:
     return manifest.encoder_channels or manifest.latent_channels
 
 
-def _encoded(picture: Source, tiles: HaloTiling, engine: Engine) -> Generator[Step, None, FloatArray]:
+def _encoded(picture: CellPicture, tiles: HaloTiling, engine: Engine) -> Generator[Step, None, FloatArray]:
     """Run encode tile by tile."""
     yield from picture.prepare()
     values = _empty(_channels(engine.manifest), tiles)

@@ -127,20 +127,22 @@ class Once(Generic[T]):
         """Do the remaining steps and return the value."""
         for _ in self.steps():
             pass
-        self._engine.check_open()
-        return cast(T, self._made)
+        made = self._made
+        self._engine.check_open()  # if the decoder was closed before, there is no value
+        return cast(T, made)
 
     def let_go(self) -> None:
-        """See `engine.Borrower`."""
+        """See `engine.Borrower`. It waits for no lock, because a thread that holds it may be waiting for the engine."""
         self._make = self._work = self._made = None
 
     def _advance(self) -> Step | None:
         with self._lock:
-            if self._make is None:
+            make = self._make  # `let_go` may remove it at any time
+            if make is None:
                 return None
-            self._work = self._work or self._make()
+            self._work = work = self._work or make()
             try:
-                return next(self._work)
+                return next(work)
             except StopIteration as end:
                 self._made, self._make, self._work = end.value, None, None
                 return None

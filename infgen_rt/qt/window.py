@@ -11,7 +11,7 @@ from PySide6.QtWidgets import QFileDialog, QMainWindow, QVBoxLayout, QWidget
 
 from infgen_rt.common.notices import Notices
 from infgen_rt.common.progress import Progress, Tell
-from infgen_rt.errors import Cancelled, InfGenError
+from infgen_rt.errors import Cancelled, InfGenError, one_line
 from infgen_rt.geometry.shapes import Box
 from infgen_rt.qt.bar import Bar
 from infgen_rt.qt.jobs import Job, Work
@@ -198,7 +198,7 @@ class ViewerWindow(QMainWindow):
         elif isinstance(error, InfGenError):
             self.message.show_error(str(error))
         else:
-            self.message.show_error(f"{type(error).__name__}: {' '.join(str(error).split())}")
+            self.message.show_error(f"{type(error).__name__}: {one_line(error)}")
         self.idle.emit()
 
     def _end(self) -> None:

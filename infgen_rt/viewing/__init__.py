@@ -2,6 +2,7 @@
 
 Nothing here opens a window. For example:
 
+    from infgen_rt import Size
     from infgen_rt.viewing import Tile, TileReader, Viewport
 
     with TileReader(picture) as reader:

@@ -69,6 +69,7 @@ class Pyramid:
 
         Raises:
             PlanError: the pyramid has no such tile, or the order is unknown.
+            BackendError: a graph, which is loaded when it is first needed, cannot be loaded.
             DecodeError: decoding failed, or the decoder is closed.
             Cancelled: the work was cancelled with `cancel`.
         """
@@ -89,6 +90,7 @@ class Pyramid:
 
         Raises:
             PlanError: there is no such level, the region is not inside it, or the order is unknown.
+            BackendError: a graph, which is loaded when it is first needed, cannot be loaded.
             DecodeError: decoding failed, or the decoder is closed.
             Cancelled: the work was cancelled with `cancel`.
         """

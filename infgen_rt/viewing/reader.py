@@ -95,6 +95,7 @@ class TileReader:
 
         Raises:
             PlanError: the pyramid has no such tile.
+            BackendError: a graph, which is loaded when it is first needed, cannot be loaded.
             DecodeError: decoding failed, or the decoder is closed.
             Cancelled: the work was cancelled with `cancel`.
         """

@@ -43,6 +43,7 @@ class Request:
             timeout: the maximum time to wait, in seconds. None to wait without a limit.
 
         Raises:
+            BackendError: a graph, which is loaded when it is first needed, cannot be loaded.
             DecodeError: decoding failed, or the decoder is closed.
             Cancelled: the request was cancelled, or the reader was closed.
             TimeoutError: the tile was not ready in time.

@@ -105,6 +105,7 @@ class TileServer(ThreadingHTTPServer):
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{self.server_address[1]}/"
         self.names = {"localhost", host.lower()}
         self._serving: Thread | None = None
+        self._changing = Lock()
         self.readers = _Readers(pictures, cache)
         try:
             with self.readers.using(1):
@@ -120,16 +121,20 @@ class TileServer(ThreadingHTTPServer):
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
         """Answer requests until `shutdown` or `server_close` is called in another thread."""
-        self._serving = current_thread()
+        with self._changing:
+            if self.readers.closed:
+                return
+            self._serving = current_thread()
         try:
-            if not self.readers.closed:
-                super().serve_forever(poll_interval)
+            super().serve_forever(poll_interval)
         finally:
             self._serving = None
 
     def server_close(self) -> None:
         if hasattr(self, "readers"):  # it is missing if the port was taken
-            self.readers.close()
+            with self._changing:
+                self.readers.close()
+            # A thread that serves has seen that the readers were open, and ends when it sees the request to shut down.
             if self._serving not in (None, current_thread()):
                 self.shutdown()
         super().server_close()

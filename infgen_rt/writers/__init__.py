@@ -102,11 +102,22 @@ def check_output(
         )
     for output in form.outputs(path):
         check_name(output)
-    folder = _targets(path, form)[0].parent
-    if not folder.is_dir():
-        raise OutputError(f"cannot write in {folder}: there is no such folder; make it first")
-    _check_free(path, form, force)
+    with _looking(path):
+        folder = _targets(path, form)[0].parent
+        if not folder.is_dir():
+            raise OutputError(f"cannot write in {folder}: there is no such folder; make it first")
+        _check_free(path, form, force)
     return form
+
+
+@contextmanager
+def _looking(path: Path) -> Iterator[None]:
+    """A block that looks at a path and its folder. It may not be allowed to."""
+    try:
+        yield
+    except OSError as error:
+        raise_callers(error)
+        raise OutputError(f"cannot write {path}: {reason(error)}") from error
 
 
 @contextmanager
@@ -126,7 +137,8 @@ def appearing(
         OutputError: the folder is not writable, or another program has made the file in the meantime.
         WriteError: writing failed midway, for example because the disk is full.
     """
-    targets = _targets(path, form)
+    with _looking(path):
+        targets = _targets(path, form)
     try:
         with staged(targets) as folder:
             # A link and its target may have names with different endings.

@@ -237,14 +237,14 @@ class DecoderConfig:
         """The model's sizes, by the letters used in the shapes of graphs (``infgen_rt.bundle.graphs``)."""
         context = self.context_channels(enlargement)
         return model_sizes(
-            self.PATCH,
-            self.latent_channels,
-            self.feature_channels,
-            self.fine_channels,
-            context,
-            self.moments,
-            self.encoder_channels,
-            self.encoder_moments,
+            patch=self.PATCH,
+            latent=self.latent_channels,
+            features=self.feature_channels,
+            fine=self.fine_channels,
+            context=context,
+            moments=self.moments,
+            encoded=self.encoder_channels,
+            encode_moments=self.encoder_moments,
         )
 
     def enlargement_for(self, scale: tuple[float, float]) -> Enlargement | None:

@@ -46,11 +46,11 @@ class Backend:
 
     def __init__(self) -> None:
         try:
-            self.version = metadata.version("coremltools")
+            self._version = metadata.version("coremltools")
         except metadata.PackageNotFoundError:
             # A frozen app may contain the code without the metadata. If the code is missing, this raises ImportError.
-            self.version = importlib.import_module("coremltools").__version__
-        require_version("coremltools", self.version)
+            self._version = importlib.import_module("coremltools").__version__
+        require_version("coremltools", self._version)
 
     def devices(self) -> Sequence[Device]:
         """List the three devices of a Mac; see `infgen_rt.backend.protocol.Backend`."""
@@ -81,7 +81,7 @@ class Backend:
                 return Session(model, held.pop_all() if in_use else ExitStack())
         # coremltools raises plain RuntimeErrors and any exception of Core ML's bridge.
         except Exception as error:
-            text = f"coremltools {self.version} cannot load the graph on {options.device}: {one_line(error)}"
+            text = f"coremltools {self._version} cannot load the graph on {options.device}: {one_line(error)}"
             raise BackendError(text) from error
 
 

@@ -50,7 +50,6 @@ class Backend:
 
     name = "onnxruntime"
     target = "onnx"
-    version = ort.__version__
     # On two cores, tiles in parallel with one thread each take 0.8 of the time (`benchmarks.studies.parallel`).
     parallel_on = ("cpu",)
 

@@ -52,7 +52,6 @@ class Backend:
 
     name = "openvino"
     target = "openvino"
-    version = ov.__version__
     parallel_on = ("cpu",)
     # Each run costs some milliseconds. In bfloat16 and with two cores, 3840x2160 pixels from 64x64 cells take 1.5 s in
     # tiles of 44 tokens a side, and 1.2 s in tiles of 88. Tiles of 128 are no faster.

@@ -31,7 +31,6 @@ class Backend:
 
     name = "torch"
     target = "torch"
-    version = torch.__version__
     # PyTorch's number of threads is a setting of the whole process.
     parallel_on = ()
     # A forked process that computes would wait for threads that only its parent has.

@@ -17,6 +17,7 @@ import infgen_rt
 from infgen_rt.backend import candidates, measuring, others, protocol
 from infgen_rt.backend.candidates import Candidate, Survey
 from infgen_rt.backend.choice import choose
+from infgen_rt.backend.engine import IDLE
 from infgen_rt.backend.measuring import Speed
 from infgen_rt.backend.protocol import Device, Options, Session, require_version
 from infgen_rt.backend.report import describe_devices
@@ -687,6 +688,26 @@ def test_a_driver_that_fails_in_the_middle_leaves_no_file(bundle: Path, several:
     assert list(folder.iterdir()) == []
 
 
+def test_a_driver_that_also_fails_to_list_its_devices_hides_no_cause(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Gone(Other):
+        lost = False
+
+        def devices(self) -> Sequence[Device]:
+            if self.lost:
+                raise RuntimeError("no driver")
+            return super().devices()
+
+        def load(self, graph: str, files: Mapping[str, bytes], options: Options) -> Session:
+            self.lost = True
+            raise infgen_rt.BackendError("the device was lost")
+
+    monkeypatch.setattr(candidates, "load_backend", lambda name: Gone())
+    with pytest.raises(infgen_rt.BackendError, match="the device was lost"):
+        infgen_rt.open(bundle, "other", device="cpu", precision="exact")
+
+
 @pytest.mark.parametrize("found, expected", [(None, "fp32"), (35.0, "fp32"), (48.0, "bf16")])
 def test_an_encoder_is_computed_in_a_low_precision_only_if_it_was_found_to_be_close(
     several: dict, timed: Timed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: float | None, expected: str
@@ -746,6 +767,9 @@ def test_what_overflows_is_computed_again_in_float32(
         assert len([each for each in caught if "again in float32" in str(each.message)]) == 1
         expected = reference.picture(latent, "4x", stages=(2, 2), tile=64).read()
         assert np.abs(pixels - expected.astype(int)).max() <= 1
+        exact = decoder._engine._exact
+        decoder.encode(np.zeros((64, 64, 3), np.uint8))
+        assert exact is not None and exact._purpose == IDLE, "it gives back the memory for encoding"
     with pytest.raises(infgen_rt.DecodeError, match="closed"):
         decoder.picture(latent).read()
 

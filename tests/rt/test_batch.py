@@ -108,6 +108,22 @@ def test_an_error_in_the_middle_is_that_pictures_alone(decoder: infgen_rt.Decode
     assert Path("b.png").read_text() == "precious"
 
 
+def test_a_folder_that_may_not_be_looked_into_fails_one_picture(
+    decoder: infgen_rt.Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path) -> Iterator[Path]:  # as the system does for all users but root
+        raise PermissionError(13, "Permission denied", str(self))
+
+    Path("a_files").mkdir()
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    first, second, *_ = (picture for picture, _ in pictures(decoder, "1x"))
+    failed = infgen_rt.save_pictures([(first, "a.dzi"), (second, "b.png")], force=True)
+    assert {path: str(error) for path, error in failed.items()} == {
+        Path("a.dzi"): "cannot write a.dzi: Permission denied"
+    }
+    assert Path("b.png").exists()
+
+
 def test_an_error_that_is_returned_does_not_keep_its_picture(decoder: infgen_rt.Decoder) -> None:
     Path("b.png").write_text("precious")
     alive = list[weakref.ref[infgen_rt.Picture]]()
@@ -184,10 +200,11 @@ def test_cancelling_stops_all_pictures_and_leaves_no_incomplete_file(decoder: in
 
 def test_an_error_of_the_callers_own_stops_all_pictures(decoder: infgen_rt.Decoder) -> None:
     def on_step(path: Path, step: infgen_rt.Progress) -> None:
-        raise StopIteration("mine")
+        raise error
 
-    with pytest.raises(StopIteration, match="mine"):
-        infgen_rt.save_pictures(pictures(decoder), progress=on_step)
+    for error in (StopIteration("mine"), infgen_rt.PlanError("mine")):
+        with pytest.raises(type(error), match="mine"):
+            infgen_rt.save_pictures(pictures(decoder), progress=on_step)
     with pytest.raises(ZeroDivisionError):
         infgen_rt.save_pictures(pictures(decoder), cancel=lambda: 1 // 0 > 0)
     assert {path.name for path in Path().iterdir()} <= {"a.png", "b.png"}

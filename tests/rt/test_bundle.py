@@ -8,7 +8,7 @@ import pytest
 
 import infgen_rt
 from infgen_rt.bundle.folder import Bundle
-from infgen_rt.bundle.manifest import Manifest
+from infgen_rt.bundle.several import read_models
 from infgen_rt.errors import BundleError, DecodeError
 
 from . import tiny
@@ -31,7 +31,7 @@ def zip_of(folder: Path) -> Path:
 
 def test_a_manifest_survives_json(bundle: Path) -> None:
     manifest = Bundle.open(bundle).manifest
-    assert Manifest.from_json(manifest.to_json()) == manifest
+    assert read_models(manifest.to_json()) == (manifest,)
 
 
 def test_a_zip_is_as_good_as_a_folder(copy: Path) -> None:
@@ -114,21 +114,21 @@ def changed(manifest: dict, path: str, value: object) -> dict:
 def test_bad_manifests_are_refused(bundle: Path, path: str, value: object, text: str) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text())
     with pytest.raises(BundleError, match=text):
-        Manifest.from_json(json.dumps(changed(manifest, path, value)))
+        read_models(json.dumps(changed(manifest, path, value)))
 
 
 def test_a_recipe_has_all_graphs_of_an_encoder_with_statistics_or_none(bundle: Path) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text()) | {"encoder_moments": [2, 1], "encoder_channels": 5}
     with pytest.raises(BundleError, match="'onnx-fp32' lacks the graph 'encode_latent'"):
-        Manifest.from_json(json.dumps(manifest))
+        read_models(json.dumps(manifest))
     del manifest["recipes"][0]["graphs"]["encode"]
-    assert Manifest.from_json(json.dumps(manifest)).encoder_channels == 5
+    assert read_models(json.dumps(manifest))[0].encoder_channels == 5
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"a": 1}', "[" * 100_000])
 def test_manifests_that_are_none_are_refused(content: str) -> None:
     with pytest.raises(BundleError):
-        Manifest.from_json(content)
+        read_models(content)
 
 
 def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:

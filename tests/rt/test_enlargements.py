@@ -16,7 +16,8 @@ import infgen_rt
 from infgen_rt.backend.engine import Engine
 from infgen_rt.bundle.folder import Bundle
 from infgen_rt.bundle.graphs import Kind
-from infgen_rt.bundle.manifest import Enlargement, Manifest
+from infgen_rt.bundle.manifest import Enlargement
+from infgen_rt.bundle.several import read_models
 from infgen_rt.common.pixels import FloatArray
 from infgen_rt.errors import BundleError, DecodeError
 from infgen_rt.geometry.shapes import Size
@@ -290,7 +291,7 @@ def test_a_closed_decoder_says_so(bundle: Path) -> None:
 def test_a_manifest_survives_json(bundle: Path) -> None:
     manifest = Bundle.open(bundle).manifest
     assert manifest.contexts == manifest.enlargements == tiny.ENLARGEMENTS
-    assert Manifest.from_json(manifest.to_json()) == manifest
+    assert read_models(manifest.to_json()) == (manifest,)
 
 
 def test_scales_are_compared_by_the_larger_side_and_with_some_room(bundle: Path) -> None:
@@ -334,4 +335,4 @@ def test_damaged_manifests_are_refused(bundle: Path, name: str) -> None:
     path, value, text = DAMAGED[name]
     manifest = json.loads((bundle / "manifest.json").read_text())
     with pytest.raises(BundleError, match=text):
-        Manifest.from_json(json.dumps(changed(manifest, path, value)))
+        read_models(json.dumps(changed(manifest, path, value)))

@@ -28,6 +28,15 @@ def test_reading_tells_how_far_it_is(picture: infgen_rt.Picture, region: tuple[i
         assert steps[-1].fraction == 1.0
 
 
+def test_a_picture_that_needs_no_preparation_has_no_step_for_it() -> None:
+    steps: list[infgen_rt.Progress] = []
+    with infgen_rt.open(space="sdxl", backend="onnxruntime") as decoder:  # this model has no statistics
+        picture = decoder.picture(np.zeros((4, 4, 4), np.float32), "1x")
+        assert picture.plan.preparation == 0
+        picture.read(progress=steps.append)
+    assert {step.stage for step in steps} == {"decode"} and steps[-1].fraction == 1.0
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_tiles_of_a_region_fill_just_that(picture: infgen_rt.Picture, dtype: type[np.uint8] | type[np.float32]) -> None:
     region = (30, 20, 101, 90)

@@ -52,7 +52,7 @@ class TrainConfig:
             the encoder of a finished decoder. ``"trunk"`` adds the trunk of another latent space to a finished model.
             ``"shared"`` is what the decoders of all latent spaces have in common, which is all but their trunks.
             ``"largest"`` is what only the largest enlargement uses: its last convolutions and layers. The rest of the
-            decoder then computes every view only once (``infgen_training.kept``), so a step takes a fraction of the
+            decoder then computes every view only once (``infgen_training.largest``), so a step takes a fraction of the
             time. Such a run learns at this one scale only.
         latent_space: Name of the latent space to train for. For a trunk, it is the space of the teacher. Otherwise, it
             is the space of the views.

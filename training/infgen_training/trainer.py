@@ -20,7 +20,7 @@ from infgen_model.sharing import tie
 from infgen_rt.common.files import whole
 from infgen_training.batches import Batch
 from infgen_training.config import FACTOR, PATCH, TrainConfig
-from infgen_training.kept import Largest
+from infgen_training.largest import Largest
 from infgen_training.losses import (
     Adversary,
     Vgg,

@@ -75,12 +75,8 @@ def convert(
 
 def _shape(spec: Tensorspec, graph: Graph) -> ov.PartialShape:
     """The shape of an input with its bounds."""
-    sides = []
-    for dim in spec.shape:
-        factor, _, name = dim.rpartition("*") if isinstance(dim, str) else ("", "", "")
-        low, high = graph.bounds[name] if name else (int(dim), int(dim))
-        sides.append(ov.Dimension(int(factor or 1) * low, int(factor or 1) * high))
-    return ov.PartialShape(sides)
+    lows, highs = ({name: bound[i] for name, bound in graph.bounds.items()} for i in (0, 1))
+    return ov.PartialShape([ov.Dimension(*sides) for sides in zip(spec.at(lows), spec.at(highs), strict=True)])
 
 
 def _positional(model: ov.Model, graph: Graph) -> set[str]:
