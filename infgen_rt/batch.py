@@ -21,7 +21,7 @@ from infgen_rt.common.threads import Pool
 from infgen_rt.errors import Cancelled, InfGenError, OutputError, PlanError, without_frames
 from infgen_rt.picture import Picture
 from infgen_rt.writers import Metadata, TileFormat
-from infgen_rt.writers.names import folded
+from infgen_rt.writers.names import identity, rooted
 
 AT_ONCE = 2
 """The usual number of pictures that are decoded and written at the same time."""
@@ -107,9 +107,9 @@ class Line(Generic[T]):
         """
         if not self._running:
             return True
-        taken = {folded(piece.output) for piece in self._running if piece.output is not None}
+        taken = {identity(piece.output) for piece in self._running if piece.output is not None}
         fits = memory + sum(piece.memory for piece in self._running) <= budget
-        return not self.full and fits and (output is None or folded(output) not in taken)
+        return not self.full and fits and (output is None or identity(output) not in taken)
 
     def add(self, work: Work[T], group: object, memory: int = 0, output: Path | None = None) -> None:
         """Begin a piece of work. The line must have room for it.
@@ -236,10 +236,10 @@ def save_pictures(
                 raise
             cancellation.check()
             path = Path(name)
-            if folded(path) in names:
+            if identity(path) in names:
                 failed.setdefault(path, OutputError(f"{path} is the name of two pictures: give each its own"))
                 continue
-            names.add(folded(path))
+            names.add(identity(path))
             try:
                 form = picture.check_save(path, **options)
                 memory, _ = picture.memory_to_save(form, picture.size, bits)
@@ -248,7 +248,7 @@ def save_pictures(
             while not line.has_room(memory, picture.plan.budget, path):
                 take()
             own = max(0, memory - picture.plan.kept)
-            line.add(partial(_save, picture, path, options, cancel), path, own, path)
+            line.add(partial(_save, picture, rooted(path), options, cancel), path, own, path)
             while line.full:
                 take()
         while line:

@@ -194,10 +194,11 @@ def _warn_of_scale(
             )
         own = f"{grid.picture}"
     size = stages[-1].grid.picture
-    stretch = size.width * native.height / (size.height * native.width)
-    stretch = max(stretch, 1 / stretch)
+    wider = size.width * native.height / (size.height * native.width)
+    stretch = max(wider, 1 / wider)
     if stretch > _UNSEEN_STRETCH:
-        fitting = parse_size(f"x{size.height}", native)
+        # One side is reduced, so that this size is possible too.
+        fitting = parse_size(f"x{size.height}" if wider > 1 else f"{size.width}x", native)
         notices.warn(
             "shape",
             f"{size} stretches the latent's own {native} by {stretch:.2f} in one direction; "

@@ -12,6 +12,7 @@ import numpy as np
 
 from infgen_rt.backend import forks
 from infgen_rt.backend.candidates import LEAST_PSNR, Candidate, Survey
+from infgen_rt.backend.ending import close_at_exit
 from infgen_rt.backend.gate import Gate
 from infgen_rt.backend.inputs import fill, statistics_inputs
 from infgen_rt.backend.others import instead_of
@@ -97,6 +98,7 @@ class Engine:
         self._kinds = {kind.name: kind for kind in self.manifest.kinds(self.recipe)}
         self._closed, self._birthplace = False, forks.Birthplace()
         forks.keep_in_children(self)
+        close_at_exit(self)
         self._exact: Engine | None = None
         self._purpose = IDLE
         self._borrowers: WeakSet[Borrower] = WeakSet()

@@ -29,8 +29,9 @@ def cache(clear: bool, as_json: bool) -> None:
     folder = cache_folder()
     if folder is None:
         raise click.ClickException(f"this user has no home, and so no cache: set {VARIABLE} to a folder for it")
-    if os.path.exists(folder) and not os.path.isdir(folder):  # the methods of `Path` fail if the name is too long
-        raise click.ClickException(f"{folder} is a file, so that nothing is cached: set {VARIABLE} to a folder")
+    for each in (folder, folder.parent):
+        if os.path.exists(each) and not os.path.isdir(each):  # the methods of `Path` fail if the name is too long
+            raise click.ClickException(f"{each} is a file, so that nothing is cached: set {VARIABLE} to a folder")
     sizes = _cached_bytes(folder)
     if clear:
         try:
@@ -73,10 +74,10 @@ def _clear_cache(root: Path) -> None:
 
 
 def _entries(root: Path) -> list[Path]:
-    """What the package keeps in its cache folder. Anything else there belongs to somebody else."""
+    """What the package keeps in its cache folder. Anything else there belongs to somebody else, as links do."""
     names = {measuring.FILE, *measuring.LOCKS, LOCK, *KNOWN, *installed_backends()}
     found = [root / name for name in sorted(names)] + (leftovers(root) if os.path.isdir(root) else [])
-    return [path for path in found if os.path.exists(path)]
+    return [path for path in found if os.path.exists(path) and not os.path.islink(path)]
 
 
 def _files(entry: Path) -> list[Path]:

@@ -1,13 +1,12 @@
 """`infgen-rt decode`."""
 
-import json
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import click
 
-from infgen_rt.cli.console import FAILED, Notes, Stopwatch, complain, log_to_stderr, say, warnings_to_stderr
+from infgen_rt.cli.console import FAILED, Notes, Stopwatch, complain, log_to_stderr, warnings_to_stderr
 from infgen_rt.cli.latents import STREAM, read_latent
 from infgen_rt.cli.options import Command, picture_options
 from infgen_rt.cli.request import Request
@@ -52,6 +51,7 @@ def decode(**options: Any) -> None:
             writing.add(None, jobs, stopwatch)
             writing.finish()
         request.tell_left_out()
+        request.check_told()
 
 
 def _decode_several(request: Request, notes: Notes) -> None:
@@ -66,7 +66,7 @@ def _decode_several(request: Request, notes: Notes) -> None:
         text = str(error) if name in str(error) else f"{name}: {error}"
         complain(text, FAILED)
         if request.as_json:
-            say(json.dumps({"output": str(outputs[latent]), "error": text}), needed=True)
+            request.tell({"output": str(outputs[latent]), "error": text})
 
     with ExitStack() as opened, Writing(request, notes, fail) as writing:
         for latent, output in outputs.items():
@@ -93,6 +93,7 @@ def _decode_several(request: Request, notes: Notes) -> None:
     if count := len(failed):
         resume = "; --resume leaves out those that are done" if count < len(outputs) and not request.resume else ""
         raise InfGenError(f"{count} of {len(outputs)} latents failed, for the reasons above{resume}")
+    request.check_told()
 
 
 def _raise(latent: object, error: InfGenError) -> None:

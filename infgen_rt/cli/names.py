@@ -5,7 +5,7 @@ from pathlib import Path
 
 from infgen_rt.cli.latents import STREAM
 from infgen_rt.errors import OutputError
-from infgen_rt.writers.names import folded
+from infgen_rt.writers.names import identity
 
 
 class Names:
@@ -25,7 +25,7 @@ class Names:
         Raises:
             OutputError: another latent's picture has this name.
         """
-        taker = self._takers.setdefault(folded(output), latent)
+        taker = self._takers.setdefault(identity(output), latent)
         if taker != latent:
             raise OutputError(f"{taker} and {latent} would both be {output}: decode them into folders of their own")
 

@@ -23,7 +23,7 @@ from infgen_rt.common.progress import Tell
 from infgen_rt.decoder import Decoder, open_bundle
 from infgen_rt.decoder import open as open_decoder
 from infgen_rt.display.named import display_size
-from infgen_rt.errors import InputError, LatentError, OutputError, PlanError, reason
+from infgen_rt.errors import InfGenError, InputError, LatentError, OutputError, PlanError, reason
 from infgen_rt.geometry.shapes import Box, Fit, Size, fit, fixed_size, parse_box
 from infgen_rt.latent.arrays import Normalisation
 from infgen_rt.latent.choosing import space_among
@@ -248,10 +248,27 @@ class Request:
         self.left_out.append((there, len(pictures)))
         return jobs
 
+    @cached_property
+    def untold(self) -> list[Exception]:
+        """The errors of lines for programs that could not be printed."""
+        return []
+
+    def tell(self, facts: dict[str, Any], err: bool = False) -> None:
+        """Print a line for programs. If this is not possible, the work goes on, and `check_told` fails at its end."""
+        try:
+            say(json.dumps(facts), err=err, needed=True)
+        except (InfGenError, BrokenPipeError) as error:
+            self.untold.append(error)
+
+    def check_told(self) -> None:
+        """Raise the error of the first line for programs that could not be printed, if there is one."""
+        if self.untold:
+            raise self.untold[0]
+
     def leave_out(self, output: Path) -> None:
         """Report a picture that is there already, to programs."""
         if self.as_json:
-            say(json.dumps({"output": str(output), "left_out": True}), needed=True)
+            self.tell({"output": str(output), "left_out": True})
 
     def tell_left_out(self) -> None:
         """Say how many pictures `--resume` has left out."""
@@ -331,7 +348,7 @@ class Job:
             pour(self.output)
         if request.as_json:
             told = {"seconds": stopwatch.seconds, "peak_memory": peak_memory(), "warnings": list(notes)}
-            say(json.dumps(self.describe() | told), err=streamed, needed=True)
+            request.tell(self.describe() | told, err=streamed)
         elif not request.quiet:
             name = "standard output" if streamed else self.output
             say(f"{name}: {self.box.size}, {stopwatch.seconds['total']:.1f} s", err=streamed)

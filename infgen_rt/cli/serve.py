@@ -49,6 +49,6 @@ def serve(latent: Path | None, sample: str | None, host: str, port: int, **openi
         title = opened[0].title if latent is None or latent == files[0] else os.path.basename(os.path.abspath(latent))
         with TileServer(pictures, host, port, title) as server:
             what = f"{pictures[0].size}" if len(pictures) == 1 else f"{len(pictures)} pictures"
-            say(f"{server.address} shows {title}, {what}. Ctrl-C ends this.", needed=True)
+            say(f"{server.address} shows {title}, {what}. Ctrl-C ends this.")
             with suppress(KeyboardInterrupt):
                 server.serve_forever()

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 VARIABLE = "INFGEN_RT_CACHE"
-"""The environment variable that sets another folder."""
+"""The environment variable for another folder in which the cache folder is made."""
+_NAME = "infgen-rt"
 _DIGEST = hashlib.sha256().digest_size
 _PLACES = 64
 # Seconds to wait for other writers, each of which takes much less.
@@ -40,11 +41,12 @@ def cache_folder() -> Path | None:
             path = path.expanduser()
         with suppress_but_callers(OSError):  # the working folder may have been removed
             path = path.absolute()
-        return path
+        # A folder of its own, because the given one may be shared with other programs, as `~/.cache` is.
+        return path / _NAME
     from platformdirs import user_cache_path
 
     with suppress_but_callers(RuntimeError, KeyError, OSError):
-        folder = user_cache_path("infgen-rt", appauthor=False)
+        folder = user_cache_path(_NAME, appauthor=False)
         # If the home folder is not known, the path still begins with `~`.
         return folder if folder.is_absolute() else None
     return None

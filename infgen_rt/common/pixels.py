@@ -1,6 +1,7 @@
 """Array types, and the conversion of decoded floats to levels."""
 
 import math
+import sys
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -107,6 +108,9 @@ def as_pixels(value: Any) -> FloatArray | ByteArray:
     """
     if isinstance(value, (str, bytes, Path)):
         raise InputError("pixels are expected, and not the name of a file: open it first, as PIL.Image.open does")
+    # Other modes may have three channels that are not red, green and blue.
+    if (pillow := sys.modules.get("PIL.Image")) and isinstance(value, pillow.Image) and value.mode != "RGB":
+        raise InputError(f"a Pillow image of mode {value.mode} is not in sRGB: pass image.convert('RGB')")
     array = as_array(value, "picture", InputError)
     shaped = array.ndim == 3 and array.shape[2] == 3 and 0 not in array.shape
     if not shaped or (array.dtype != np.uint8 and array.dtype.kind != "f"):

@@ -107,7 +107,8 @@ class InfGenVAE(ModelMixin, ConfigMixin):
         check_plan(self.decoder, self._picture)
         name = self.decoder.manifest.latent_space
         # A saved config names the space, so that it does not depend on the order of the bundle's models.
-        self.register_to_config(path=path, space=name)  # type: ignore[no-untyped-call]
+        saved = {key: _plain(value) for key, value in self._internal_dict.items()} | {"path": path, "space": name}
+        self.register_to_config(**saved)  # type: ignore[no-untyped-call]
         self._space = latent_space(name)
         self.bn = batch_norm(self._space)
         # The device and the type of a module are those of its first parameter, which CPU offload moves. The parameter
@@ -275,6 +276,13 @@ class InfGenVAE(ModelMixin, ConfigMixin):
             )
         made: InfGenVAE = cls.from_config(config, **options)  # type: ignore[no-untyped-call]
         return _moved(made, None, next((dtype for dtype in dtypes if dtype is not None), None))
+
+
+def _plain(value: Any) -> Any:
+    """An argument as JSON can hold it: numbers and arrays of NumPy and PyTorch as those of Python."""
+    if isinstance(value, (tuple, list)):
+        return [_plain(each) for each in value]
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _moved(vae: InfGenVAE, device: torch.device | None, dtype: torch.dtype | None) -> InfGenVAE:

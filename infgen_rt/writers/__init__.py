@@ -17,7 +17,7 @@ from infgen_rt.geometry.shapes import Size
 from infgen_rt.writers.deepzoom import DeepZoom
 from infgen_rt.writers.formats import Format, Layer, TileFormat
 from infgen_rt.writers.metadata import Metadata, check_metadata
-from infgen_rt.writers.names import check_name
+from infgen_rt.writers.names import check_name, rooted
 from infgen_rt.writers.png import Png
 from infgen_rt.writers.replacing import check_not_in_use, check_regular, keep_attributes, target_of
 from infgen_rt.writers.staging import staged
@@ -137,7 +137,8 @@ def appearing(
         OutputError: the folder is not writable, or another program has made the file in the meantime.
         WriteError: writing failed midway, for example because the disk is full.
     """
-    with _looking(path):
+    named, path = path, rooted(path)
+    with _looking(named):
         targets = _targets(path, form)
     try:
         with staged(targets) as folder:
@@ -155,7 +156,7 @@ def appearing(
         if not _is_of_writing(error, form):
             raise
         why = reason(error) if targets[0].parent.is_dir() else "its folder was removed meanwhile"
-        raise WriteError(f"cannot write {path}: {why}") from error
+        raise WriteError(f"cannot write {named}: {why}") from error
 
 
 def _is_of_writing(error: OSError, form: Format) -> bool:

@@ -2,10 +2,11 @@
 
 import errno
 import os
+import sys
 import unicodedata
 from pathlib import Path
 
-from infgen_rt.common.callers import raise_callers
+from infgen_rt.common.callers import raise_callers, suppress_but_callers
 from infgen_rt.common.files import check_expanded
 from infgen_rt.errors import OutputError, one_line, reason
 
@@ -44,12 +45,42 @@ def check_name(path: Path) -> None:
         ) from None
 
 
-def folded(path: Path) -> str:
-    """A text that is the same for paths that a file system may take for the same file.
+def rooted(path: Path) -> Path:
+    """A path that stays the same when the process changes its working folder, if that one still exists."""
+    try:
+        return path.absolute()
+    except OSError as error:
+        raise_callers(error)
+        return path
+
+
+def identity(path: Path) -> str:
+    """A text that is the same for paths that lead to the same file, which may not exist yet.
 
     A file system may not distinguish capitals, nor an accented letter from a letter and its accent (macOS).
     """
-    return unicodedata.normalize("NFC", str(path).casefold())
+    try:
+        real = os.path.realpath(path)
+    except (OSError, ValueError) as error:  # no working folder, or a NUL
+        raise_callers(error)
+        real = str(path)
+    return unicodedata.normalize("NFC", real.casefold()) if ignores_case(Path(real).parent) else real
+
+
+def ignores_case(folder: Path) -> bool:
+    """Whether names in a folder are the same if they differ in capitals only.
+
+    This is tried with the folder's own name, or with that of the first folder above it that exists and has letters.
+    """
+    if sys.platform in ("win32", "darwin"):
+        return True
+    for each in (folder, *folder.parents):
+        other = each.parent / each.name.swapcase()
+        if other != each and os.path.isdir(each):
+            with suppress_but_callers(OSError):  # there is no other
+                return os.path.samefile(each, other)
+            return False
+    return False
 
 
 def hidden_name(path: Path, mark: str) -> str:

@@ -148,6 +148,13 @@ def test_a_saved_vae_is_loaded_with_other_options_and_in_a_type(vae: Any, tmp_pa
         InfGenVAE.from_pretrained(tmp_path)
 
 
+def test_numbers_of_numpy_and_pytorch_are_saved(bundles: dict[str, Path], tmp_path: Path) -> None:
+    options = {"size": (np.int64(64), torch.tensor(48)), "threads": np.int32(1), "tile": np.int64(64)}
+    InfGenVAE(bundles["flux2"], **RUNS | {"scale": None} | options).save_pretrained(tmp_path)
+    loaded = InfGenVAE.from_pretrained(tmp_path)
+    assert [loaded.config[name] for name in options] == [[64, 48], 1, 64]
+
+
 @pytest.mark.parametrize("other", [{"size": "320x"}, {"scale": 1.0}])
 def test_another_size_replaces_the_saved_one(vae: Any, bundles: dict[str, Path], tmp_path: Path, other: Any) -> None:
     with_size = InfGenVAE(bundles["flux2"], **RUNS | {"scale": None, "size": (64, 48)})

@@ -323,8 +323,8 @@ def test_a_device_that_went_away_is_measured_anew(bundle: Path, several: dict, t
 def test_damaged_measurements_are_made_anew(
     bundle: Path, several: dict, timed: Timed, tmp_path: Path, content: str
 ) -> None:
-    file = tmp_path / "cache" / measuring.FILE
-    file.parent.mkdir()
+    file = tmp_path / "cache" / "infgen-rt" / measuring.FILE
+    file.parent.mkdir(parents=True)
     opened = Bundle.open(bundle)
     key = measuring.key(opened, None)
     file.write_text(content.replace('"a"', json.dumps(key)))
@@ -536,21 +536,32 @@ def test_the_commands(bundle: Path, several: dict, timed: Timed, capsys: pytest.
 def test_clearing_the_cache_leaves_what_is_somebody_elses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real, home = tmp_path / "home" / "scratch", tmp_path / "home"
+    shared, home = tmp_path / "home" / "scratch", tmp_path / "home"
+    real = shared / "infgen-rt"
     (real / "openvino" / "0").mkdir(parents=True)
+    for other in ("torch", "openvino"):  # other programs use the names of backends too
+        (shared / other).mkdir()
+        (shared / other / "weights.pth").write_text("precious")
+    (real / "onnxruntime").symlink_to(shared / "torch")
     (real / "openvino" / "0" / "a.blob").write_bytes(b"12345")
     (real / measuring.FILE).write_text("{}")
     (real / ".a.blob.0123abcd.partial").write_text("left by a crash")
     (real / "sub").mkdir()
     (real / "sub" / "photo.raw").write_text("precious")
-    (home / "link").symlink_to(real)
+    (home / "link").symlink_to(shared)
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("INFGEN_RT_CACHE", "~/link")
     assert main(["cache", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["folder"] == str(home / "link") and told["bytes"]["openvino"] == 5 and "sub" not in told["bytes"]
+    assert (
+        told["folder"] == str(home / "link" / "infgen-rt")
+        and told["bytes"]["openvino"] == 5
+        and "sub" not in told["bytes"]
+    )
     assert main(["cache", "--clear"]) == 0
-    assert [path.name for path in real.iterdir()] == ["sub"] and (real / "sub" / "photo.raw").exists()
+    assert sorted(path.name for path in real.iterdir()) == ["onnxruntime", "sub"]
+    assert (real / "sub" / "photo.raw").exists()
+    assert all((shared / other / "weights.pth").exists() for other in ("torch", "openvino"))
 
 
 def test_the_cache_folder_is_absolute_and_a_file_in_its_place_is_told(
@@ -558,7 +569,7 @@ def test_the_cache_folder_is_absolute_and_a_file_in_its_place_is_told(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("INFGEN_RT_CACHE", " here ")
-    assert cache_folder() == tmp_path / "here"
+    assert cache_folder() == tmp_path / "here" / "infgen-rt"
     monkeypatch.setenv("INFGEN_RT_CACHE", "   ")
     assert cache_folder() not in (None, tmp_path)
     Path("file").touch()

@@ -119,7 +119,7 @@ def test_a_folder_that_may_not_be_looked_into_fails_one_picture(
     first, second, *_ = (picture for picture, _ in pictures(decoder, "1x"))
     failed = infgen_rt.save_pictures([(first, "a.dzi"), (second, "b.png")], force=True)
     assert {path: str(error) for path, error in failed.items()} == {
-        Path("a.dzi"): "cannot write a.dzi: Permission denied"
+        Path("a.dzi"): f"cannot write {Path('a.dzi').absolute()}: Permission denied"
     }
     assert Path("b.png").exists()
 
@@ -139,15 +139,44 @@ def test_an_error_that_is_returned_does_not_keep_its_picture(decoder: infgen_rt.
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_no_picture_takes_the_name_of_another(decoder: infgen_rt.Decoder, force: bool) -> None:
-    """Nor one that differs in capitals, which some file systems do not distinguish."""
-    given = [
-        (picture, name) for (picture, _), name in zip(pictures(decoder), ("a.png", "b.png", "A.png"), strict=False)
-    ]
+@pytest.mark.parametrize("ignores", [False, True])
+def test_no_picture_takes_the_name_of_another(
+    decoder: infgen_rt.Decoder, monkeypatch: pytest.MonkeyPatch, ignores: bool, force: bool
+) -> None:
+    """Nor one that differs in capitals, if the file system does not distinguish them."""
+    monkeypatch.setattr("infgen_rt.writers.names.ignores_case", lambda folder: ignores)
+    Path("link").symlink_to(Path().absolute())
+    names = ("a.png", "b.png", "A.png" if ignores else "sub/../a.png", "link/b.png")
+    given = [(picture, name) for (picture, _), name in zip(pictures(decoder), names, strict=True)]
     failed = infgen_rt.save_pictures(given, force=force)
-    assert [str(path) for path in failed] == ["A.png"] and "the name of two pictures" in str(failed[Path("A.png")])
+    assert [str(path) for path in failed] == [str(Path(name)) for name in names[2:]]
+    assert all("the name of two pictures" in str(error) for error in failed.values())
     assert np.array_equal(pixels_of("a.png"), given[0][0].read())
-    assert sorted(path.name for path in Path().iterdir()) == ["a.png", "b.png"]
+    assert sorted(path.name for path in Path().iterdir()) == ["a.png", "b.png", "link"]
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="their file systems do not distinguish capitals")
+def test_names_that_differ_in_capitals_are_two_where_the_file_system_says_so(decoder: infgen_rt.Decoder) -> None:
+    given = [(picture, name) for (picture, _), name in zip(pictures(decoder), ("a.png", "A.png"), strict=False)]
+    assert infgen_rt.save_pictures(given) == {}
+    assert sorted(path.name for path in Path().iterdir()) == ["A.png", "a.png"]
+
+
+def test_pictures_are_where_their_names_pointed_when_they_were_given(decoder: infgen_rt.Decoder) -> None:
+    def wandering() -> Iterator[tuple[infgen_rt.Picture, str]]:
+        for picture, name in pictures(decoder, "1x"):
+            yield picture, name
+            Path(f"{name}.d").mkdir()
+            os.chdir(f"{name}.d")
+
+    start = Path().absolute()
+    assert infgen_rt.save_pictures(wandering()) == {}
+    assert sorted(str(path.relative_to(start)) for path in start.rglob("*.png")) == [
+        "a.png",
+        "a.png.d/b.png",
+        "a.png.d/b.png.d/c.png",
+        "a.png.d/b.png.d/c.png.d/d.png",
+    ]
 
 
 def test_an_error_of_the_iterable_comes_after_the_pictures_before_it(decoder: infgen_rt.Decoder) -> None:
@@ -181,7 +210,7 @@ def test_plans_that_do_not_fit_together_wait_for_each_other(bundle: Path, busy: 
         line.add(lambda post, stop: None, "first", 6, Path("a.png"))
         assert line.has_room(4, 10, Path("b.png"))
         assert not line.has_room(5, 10, Path("b.png"))
-        assert not line.has_room(4, 10, Path("A.png"))
+        assert not line.has_room(4, 10, Path("sub/../a.png"))
 
 
 def test_cancelling_stops_all_pictures_and_leaves_no_incomplete_file(decoder: infgen_rt.Decoder) -> None:

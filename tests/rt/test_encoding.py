@@ -69,6 +69,13 @@ def test_bytes_floats_and_pillow_pictures_are_the_same_latent(decoder: infgen_rt
         (np.zeros((16, 8 * 129, 3), np.uint8), PlanError, "latent of 129x2 cells, and the model takes 1 to 128"),
         (pixels(16, 16)[..., :1], InputError, r"uint8 \[16, 16, 1\] are not pixels"),
         ("picture.png", InputError, r"not the name of a file: open it first, as PIL\.Image\.open does"),
+        (
+            Image.fromarray(pixels(16, 16)).convert("LAB"),
+            InputError,
+            r"of mode LAB is not in sRGB: pass image\.convert",
+        ),
+        (Image.fromarray(pixels(16, 16)).convert("YCbCr"), InputError, "of mode YCbCr"),
+        (Image.fromarray(pixels(16, 16)).convert("RGBA"), InputError, "of mode RGBA"),
         (pixels(16, 16).astype(int), InputError, "int64 .* are not pixels"),
         (np.zeros((0, 16, 3)), InputError, "are not pixels"),
         (np.full((16, 16, 3), np.inf), InputError, "NaN or infinite"),

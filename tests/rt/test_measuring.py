@@ -139,10 +139,11 @@ def test_cancelling_between_two_ways_keeps_nothing_and_the_next_open_measures(bu
 
 
 def test_waiting_for_another_process_can_be_cancelled(bundle: Path, tmp_path: Path) -> None:
-    (tmp_path / "cache").mkdir()
+    folder = tmp_path / "cache" / "infgen-rt"
+    folder.mkdir(parents=True)
     cancel = threading.Event()
     timer = threading.Timer(0.5, cancel.set)
-    with FileLock(tmp_path / "cache" / "measuring.lock", thread_local=False):
+    with FileLock(folder / "measuring.lock", thread_local=False):
         timer.start()
         with pytest.raises(Cancelled):
             infgen_rt.open(bundle, "double", cancel=cancel)

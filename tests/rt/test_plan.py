@@ -135,6 +135,11 @@ def test_scales_outside_the_trained_range_and_stretches_are_warned_of(decoder: i
         decoder.picture(latent, (120, 80))
 
 
+def test_the_size_that_would_keep_the_shape_is_possible_too(decoder: infgen_rt.Decoder) -> None:
+    with pytest.warns(InfGenWarning, match=r"stretches .* by 1\.53 .*262144x131072 would keep"):
+        decoder.picture(tiny.random_latent(4, 8), (262_144, 200_000))
+
+
 @given(
     cells=st.tuples(st.integers(1, 90), st.integers(1, 90)),
     scale=st.tuples(st.floats(0.3, 4.5), st.floats(0.3, 4.5)),

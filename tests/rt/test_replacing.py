@@ -85,6 +85,18 @@ def test_owner_and_extended_attributes_are_kept(tmp_path: Path, picture: infgen_
     assert (path.stat().st_uid, path.stat().st_gid) == (12345, 23456) and os.getxattr(path, "user.note") == b"mine"
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.dzi"])
+def test_a_picture_is_where_its_name_pointed_when_writing_began(
+    tmp_path: Path, picture: infgen_rt.Picture, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    monkeypatch.chdir(tmp_path / "one")
+    picture.save(name, progress=lambda _: os.chdir(tmp_path / "two"))  # as another thread may do
+    assert (tmp_path / "one" / name).exists() and list((tmp_path / "two").iterdir()) == []
+    assert all(not path.name.startswith(".") for path in (tmp_path / "one").iterdir())
+
+
 @pytest.mark.parametrize("kind", ["named pipe", "socket", "device"])
 @pytest.mark.parametrize("linked", [False, True])
 def test_what_is_no_file_is_refused(

@@ -101,6 +101,30 @@ def test_a_full_disk_under_the_output_costs_no_picture_and_is_told_where_text_is
     assert told.returncode != 0 and "cannot print" in told.stderr and "Traceback" not in told.stderr
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("output", ["full", "pipe that nobody reads"])
+def test_a_batch_is_decoded_if_its_lines_for_programs_cannot_be_printed(
+    folder: Path, bundle: Path, output: str
+) -> None:
+    for number in range(4):
+        np.save(folder / f"{number}.npy", tiny.random_latent(4, 4, number))
+    if output == "full":
+        stream = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reading, stream = os.pipe()
+        os.close(reading)
+    names = [f"{number}.npy" for number in range(4)]
+    done = run(
+        ["decode", *names, "-o", "out", "--json", "--model", str(bundle), "--normalisation", "model"],
+        stdout=stream,
+        stderr=subprocess.PIPE,
+    )
+    os.close(stream)
+    errors = done.stderr.splitlines()
+    assert done.returncode == 1 and len(errors) == (output == "full") and all("cannot print" in line for line in errors)
+    assert len(list((folder / "out").iterdir())) == 4
+
+
 class Gone(io.StringIO):
     """A terminal that hung up."""
 

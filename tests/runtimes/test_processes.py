@@ -27,6 +27,22 @@ with infgen_rt.open(backend=sys.argv[1], precision=sys.argv[2]) as decoder:
 print(hashlib.sha256(pixels.tobytes()).hexdigest())
 """
 
+LEAVE = """
+import sys, threading, time, infgen_rt
+from infgen_rt.viewing import Tile, TileReader
+
+decoder = infgen_rt.open(backend=sys.argv[1], precision="exact")
+picture = decoder.picture(infgen_rt.load_sample("osprey").latent, "4x")
+if sys.argv[2] == "reader":
+    reader = TileReader(picture)
+    for column in range(8):
+        reader.request(Tile(reader.levels[-1].number, column, 0))
+else:
+    threading.Thread(target=picture.read, daemon=True).start()
+time.sleep(0.5)
+sys.exit(7)
+"""
+
 FORK = """
 import json, os, signal, sys, time, infgen_rt
 
@@ -203,3 +219,10 @@ def test_a_forked_child_is_told_what_to_do_and_never_hangs(
         assert (code, said) == (0, "")
     else:
         assert code == 3 and "spawn" in said
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("what", ["reader", "thread"])
+def test_a_process_that_ends_while_a_thread_decodes_ends_as_usual(name: str, what: str) -> None:
+    for _ in range(2):
+        assert end(start(LEAVE, name, what))[0] == 7
