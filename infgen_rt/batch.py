@@ -236,6 +236,7 @@ def save_pictures(
                 raise
             cancellation.check()
             path = Path(name)
+            file = rooted(path)  # the working folder may change before it is written
             if identity(path) in names:
                 failed.setdefault(path, OutputError(f"{path} is the name of two pictures: give each its own"))
                 continue
@@ -245,10 +246,10 @@ def save_pictures(
                 memory, _ = picture.memory_to_save(form, picture.size, bits)
             except InfGenError:
                 memory = 0  # saving will raise the same error when it is this picture's turn
-            while not line.has_room(memory, picture.plan.budget, path):
+            while not line.has_room(memory, picture.plan.budget, file):
                 take()
             own = max(0, memory - picture.plan.kept)
-            line.add(partial(_save, picture, rooted(path), options, cancel), path, own, path)
+            line.add(partial(_save, picture, file, options, cancel), path, own, file)
             while line.full:
                 take()
         while line:

@@ -1,6 +1,6 @@
-"""Closes what is still open when the interpreter ends.
+"""Stops what still runs when the interpreter ends.
 
-Python ends daemon threads where they are. If one of them is running a graph then, the whole process crashes.
+Python ends daemon threads where they are. If one of them is running or loading a graph then, the whole process crashes.
 """
 
 import atexit
@@ -8,23 +8,23 @@ from typing import Protocol
 from weakref import WeakSet
 
 
-class Closes(Protocol):
-    """An object with graphs."""
+class Ends(Protocol):
+    """An object that runs graphs."""
 
-    def close(self) -> None:
-        """Wait for the runs in progress, and free the graphs. Later runs fail."""
+    def end(self) -> None:
+        """Let no further graph run, and wait for those that are running."""
         ...
 
 
-_open: WeakSet[Closes] = WeakSet()
+_open: WeakSet[Ends] = WeakSet()
 
 
-def close_at_exit(value: Closes) -> None:
-    """Close an object when the interpreter ends, unless it is gone by then. It may be closed before."""
+def end_at_exit(value: Ends) -> None:
+    """Call an object's `end` when the interpreter ends, unless the object is gone by then."""
     _open.add(value)
 
 
 @atexit.register
-def _close_all() -> None:
+def _end_all() -> None:
     for value in list(_open):
-        value.close()
+        value.end()

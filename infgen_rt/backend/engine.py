@@ -12,7 +12,7 @@ import numpy as np
 
 from infgen_rt.backend import forks
 from infgen_rt.backend.candidates import LEAST_PSNR, Candidate, Survey
-from infgen_rt.backend.ending import close_at_exit
+from infgen_rt.backend.ending import end_at_exit
 from infgen_rt.backend.gate import Gate
 from infgen_rt.backend.inputs import fill, statistics_inputs
 from infgen_rt.backend.others import instead_of
@@ -32,6 +32,8 @@ from infgen_rt.geometry.shapes import Size
 from infgen_rt.geometry.tiling import LARGEST_SHARED_TILE, LARGEST_TILE
 
 _SHARED = "shared "
+# Seconds to wait at the end of the interpreter for a graph that runs. A device that hangs must not keep the process.
+_PATIENCE = 10.0
 _LESS = "; pass less memory (--memory) or a smaller tile (--tile), or "
 
 
@@ -98,7 +100,7 @@ class Engine:
         self._kinds = {kind.name: kind for kind in self.manifest.kinds(self.recipe)}
         self._closed, self._birthplace = False, forks.Birthplace()
         forks.keep_in_children(self)
-        close_at_exit(self)
+        end_at_exit(self)
         self._exact: Engine | None = None
         self._purpose = IDLE
         self._borrowers: WeakSet[Borrower] = WeakSet()
@@ -312,6 +314,16 @@ class Engine:
                 self._exact.close()
             self._bundle.let_go()
         give_back()
+
+    def end(self) -> None:
+        """Let no further graph run, and wait for those that are running or being loaded, but not for ever.
+
+        This is for the end of the interpreter. In a forked child, it does nothing.
+        """
+        if self._birthplace.here:
+            self._closed = True
+            self._gate.shut(_PATIENCE)
+            self._lock.acquire(timeout=_PATIENCE)
 
     def _in_float32(self) -> "Engine | None":
         """An engine for the same model in float32 on the same device. It is created when it is first needed.

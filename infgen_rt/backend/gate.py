@@ -3,6 +3,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock, Semaphore
+from time import monotonic
+
+_SHORTLY = 0.1
 
 
 class Gate:
@@ -32,3 +35,25 @@ class Gate:
             # An error of a signal handler may end the waiting after some places were taken.
             if taken:
                 self._free.release(taken)
+
+    def shut(self, patience: float) -> bool:
+        """Let nobody in any more, once everybody has left.
+
+        Args:
+            patience: the most seconds to wait.
+
+        Returns:
+            Whether everybody has left. If not, the gate stays open.
+        """
+        until = monotonic() + patience
+        while True:
+            taken = 0
+            while taken < self._places and self._free.acquire(timeout=_SHORTLY):
+                taken += 1
+            if taken == self._places:
+                return True
+            # A thread that waits for all places may need these.
+            if taken:
+                self._free.release(taken)
+            if monotonic() >= until:
+                return False

@@ -260,6 +260,25 @@ def test_a_gate_lets_in_so_many_or_one(alone: bool) -> None:
     assert inside == 0 and 1 < most <= 3
 
 
+def test_a_gate_is_shut_when_all_have_left_and_stays_open_if_one_does_not() -> None:
+    gate, entered, leave = Gate(2), threading.Event(), threading.Event()
+
+    def visit(alone: bool) -> None:
+        with gate.enter(alone):
+            entered.set()
+            leave.wait(60)
+
+    one, all_places, late = (threading.Thread(target=visit, args=(each,), daemon=True) for each in (False, True, False))
+    one.start()
+    assert entered.wait(60) and not gate.shut(0.01)
+    all_places.start()  # it takes the free place, and must still get the other one
+    leave.set()
+    assert gate.shut(60)
+    late.start()
+    late.join(0.2)
+    assert late.is_alive() and not one.is_alive()
+
+
 @pytest.mark.parametrize("stages", [None, (2, 1.5)])
 def test_what_is_left_in_the_middle_is_closed_without_waiting(
     parallel: infgen_rt.Decoder, monkeypatch: pytest.MonkeyPatch, stages: tuple[float, ...] | None
