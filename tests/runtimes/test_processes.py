@@ -221,6 +221,7 @@ def test_a_forked_child_is_told_what_to_do_and_never_hangs(
         assert code == 3 and "spawn" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("what", ["reader", "thread"])
 def test_a_process_that_ends_while_a_thread_decodes_ends_as_usual(name: str, what: str) -> None:
