@@ -115,7 +115,7 @@ def read_into(
     each = stage.tiles.read_each(parts, dtype)
     with Shortages(DecodeError), cancellation.watched(), closing(each) as pictures:
         if tell is not None:
-            prepare(stage, plan.preparation, counter)
+            stage.prepare(plan.preparation, counter)
         for part in parts:
             cancellation.check()
             planes = next(pictures)
@@ -123,20 +123,6 @@ def read_into(
             pixels[part.relative_to(box).slices] = made
             counter.step("decode")
     return pixels
-
-
-def prepare(stage: Stage, steps: int, counter: Counter) -> None:
-    """Do the work before the first tile, and count its steps.
-
-    Args:
-        stage: the picture.
-        steps: the planned number of steps. Other threads may have done some of them.
-        counter: counts all of them.
-    """
-    if steps:
-        for step in stage.tiles.prepare():
-            counter.step(step)
-        counter.step("prefill", steps)
 
 
 def read_tiles(

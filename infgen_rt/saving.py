@@ -15,7 +15,6 @@ from infgen_rt.geometry.shapes import Box, Size
 from infgen_rt.plan.costs import Writing
 from infgen_rt.plan.making import TooLittleMemory
 from infgen_rt.plan.plan import Plan
-from infgen_rt.reading import prepare
 from infgen_rt.source import Source, Stage
 from infgen_rt.writers import Format, Layer
 
@@ -108,7 +107,7 @@ def _bands(
 ) -> Iterator[LevelArray]:
     """Yield rows of tiles, uint8 or uint16 [rows, width, 3], and count a step after each part and each row."""
     number = level_type(bits)
-    prepare(stage, preparation, counter)
+    stage.prepare(preparation, counter)
     with closing(stage.tiles.read_each(list(chain.from_iterable(rows)), number)) as pixels:
         for row in rows:
             band = np.empty((row[0].height, box.width, 3), number)

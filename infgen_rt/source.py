@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from infgen_rt.backend.choice import Choice
 from infgen_rt.backend.engine import Engine
 from infgen_rt.common.notices import Notices
+from infgen_rt.common.progress import Counter
 from infgen_rt.errors import PlanError
 from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.shapes import Size, parse_size
@@ -52,6 +53,18 @@ class Stage:
     def least_scale(self) -> float:
         """The smallest scale that the model was trained for."""
         return max(LEAST_SCALE, self.engine.manifest.scale_range[0])
+
+    def prepare(self, steps: int, counter: Counter) -> None:
+        """Do the work before the first tile, and count its steps.
+
+        Args:
+            steps: the planned number of steps. Other threads may have done some of them.
+            counter: counts all of them.
+        """
+        if steps:
+            for step in self.tiles.prepare():
+                counter.step(step)
+            counter.step("prefill", steps)
 
     def resized(self, size: Size, workers: int = 1) -> "Stage | None":
         """A stage for the same latent at another size. It shares the contexts and keeps no tiles.
