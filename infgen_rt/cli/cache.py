@@ -74,7 +74,7 @@ def _clear_cache(root: Path) -> None:
 
 
 def _entries(root: Path) -> list[Path]:
-    """What the package keeps in its cache folder. Anything else there belongs to somebody else, as links do."""
+    """What the package keeps in its cache folder. Everything else there, and every link, belongs to somebody else."""
     names = {measuring.FILE, *measuring.LOCKS, LOCK, *KNOWN, *installed_backends()}
     found = [root / name for name in sorted(names)] + (leftovers(root) if os.path.isdir(root) else [])
     return [path for path in found if os.path.exists(path) and not os.path.islink(path)]

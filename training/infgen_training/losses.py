@@ -177,8 +177,8 @@ _CRISP_SOFTNESS, _CRISP_REACH = 1.5, 2
 def crisp(image: Tensor, amount: float) -> Tensor:
     """Makes edges steeper, without bright or dark outlines: an unsharp mask within the values around each pixel.
 
-    What a model makes of an edge whose place the latent does not tell exactly is blurred. A model that learns from
-    steeper edges makes up for this.
+    A latent often does not tell exactly where an edge is, and the model then blurs the edge. It blurs less if it learns
+    from steeper edges.
 
     Args:
         image: Pictures [B, 3, H, W].
