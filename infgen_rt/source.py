@@ -46,7 +46,7 @@ class Stage:
     @classmethod
     def of(cls, contexts: Contexts, plan: StagePlan, engine: Engine, cache: int = 0, workers: int = 1) -> "Stage":
         """Link the nodes of a stage, whose context must be planned. For the arguments, see `nodes.chain.picture_of`."""
-        tiles = picture_of(contexts, plan.enlargement, plan.decoded, plan, engine, cache, workers)
+        tiles = picture_of(contexts, plan.enlargement, plan.decoded, plan.windows, plan, engine, cache, workers)
         return cls(contexts, plan, tiles, engine)
 
     @property

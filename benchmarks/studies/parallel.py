@@ -97,7 +97,7 @@ def main(model: Path, names: tuple[str, ...], threads: int, scales: str, runs: i
             grid = Grid(CELLS, Size(*(round(patch * scale * side) for side in CELLS)), patch)
             enlargement = bundle.manifest.context_for(grid.scale)
             engine.load_for(enlargement)
-            engine.load_shared(enlargement)
+            engine.load_shared(DECODE, enlargement)
             context = engine.context(latent, enlargement)
             # There are four tiles for each thread. If the picture has fewer, they are repeated.
             tiles = list(Tiling.of(grid.tokens, TILE).touching(grid.tokens.box))

@@ -17,7 +17,7 @@ from infgen_rt.backend.engine import IDLE, Engine
 from infgen_rt.backend.inputs import tile_inputs
 from infgen_rt.backend.protocol import AbsentError
 from infgen_rt.bundle.folder import Bundle
-from infgen_rt.bundle.graphs import DECODE, ENCODE, KINDS, Kind, kind_of
+from infgen_rt.bundle.graphs import DECODE, DECODE_CELLS, ENCODE, KINDS, Kind, kind_of
 from infgen_rt.bundle.manifest import Enlargement, Memory
 from infgen_rt.common.memory import peak_memory
 from infgen_rt.geometry.grid import Grid
@@ -26,7 +26,7 @@ from infgen_rt.geometry.shapes import Size
 CELLS = Size(96, 96)
 """Size of the latent, in cells, at which a graph's growth is measured."""
 TOKENS = Size(72, 72)
-"""Size of the tile, in tokens, at which the growth of decode is measured."""
+"""Size of the tile, in tokens, at which the growth of the graphs that decode is measured."""
 SIDES = (16, 24, 28)
 """Sides of the shapes that all graphs of a picture are run with, to measure what they keep. In cells or tokens."""
 _TOGETHER = {"all": "all graphs together", "stages": "all graphs for several stages"}
@@ -87,12 +87,14 @@ def _main(bundle: str, backend: str, graph: str, arithmetic: str) -> None:
     if graph in _TOGETHER:
         several = graph == "stages"
         kinds = [kind for kind in manifest.kinds(engine.recipe) if kind.picture or several]
-        kinds.sort(key=lambda kind: kind.picture)  # the last one is decode, whose working memory counts in both cases
+        kinds.sort(key=lambda kind: kind.picture)  # the last ones decode, and their working memory counts in both cases
         enlargements = manifest.contexts[-2:] if several else manifest.contexts[-1:]
         for enlargement in enlargements:
             _load(engine, enlargement)
         # Several shapes, because the tiles at the edges of a picture are smaller than the others.
         for enlargement, kind, height, width in product(enlargements, kinds, SIDES, SIDES):
+            if kind.enlarged and enlargement.graph(kind.name) not in engine.recipe.graphs:
+                continue
             _run(engine, kind, enlargement, Size(width, height), Size(width, height))
             if not kind.picture:
                 engine.run_for(IDLE)  # graphs of the encoder would keep their working memory, and so would all others
@@ -111,16 +113,23 @@ def _main(bundle: str, backend: str, graph: str, arithmetic: str) -> None:
 
 
 def _load(engine: Engine, enlargement: Enlargement) -> None:
-    """Loads the graphs of a picture, with decode, which otherwise is loaded when it first runs."""
+    """Loads the graphs of a picture, with those that decode, which otherwise are loaded when they first run."""
     engine.load_for(enlargement)
-    engine.load(enlargement.graph(DECODE.name))
+    for graph in (enlargement.graph(kind.name) for kind in (DECODE, DECODE_CELLS)):
+        if graph in engine.recipe.graphs:
+            engine.load(graph)
 
 
 def _run(engine: Engine, kind: Kind, enlargement: Enlargement, cells: Size, tokens: Size) -> None:
-    """Runs a graph on a number of cells, or decode on a number of tokens at twice the latent's own size."""
+    """Runs a graph on a number of cells, or one that decodes on a number of tokens.
+
+    Decode runs at twice the latent's own size, and decode_cells at the enlargement's factor.
+    """
     manifest = engine.manifest
     sides = {"h": cells.height, "w": cells.width, "ht": tokens.height, "wt": tokens.width}
     sides |= {"hk": tokens.height // 2, "wk": tokens.width // 2}
+    if kind == DECODE_CELLS:
+        sides |= {"hk": tokens.height // (enlargement.factor or 1), "wk": tokens.width // (enlargement.factor or 1)}
     sizes = manifest.sizes(enlargement) | sides
     if kind == DECODE:
         picture = Size(tokens.width * manifest.patch, tokens.height * manifest.patch)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from infgen_model import InfGen
 from infgen_model.graphs import Graph
 from infgen_rt.backend.inputs import fill, tile_inputs
-from infgen_rt.bundle.graphs import DECODE, ENCODE, ENCODE_STATISTICS, REFINE, STATISTICS, TRUNK
+from infgen_rt.bundle.graphs import DECODE, DECODE_CELLS, ENCODE, ENCODE_STATISTICS, REFINE, STATISTICS, TRUNK
 from infgen_rt.geometry import grid as coordinates
 from infgen_rt.geometry.shapes import Box, Size
 
@@ -66,6 +66,12 @@ def decode_inputs(
     cells = grid.context_of(tokens, config.radius)
     inputs = tile_inputs(grid, context[:, :, *cells.slices], cells, tokens)
     return {name: torch.from_numpy(value) for name, value in inputs.items()}
+
+
+def cells_inputs(graph: Graph, model: InfGen, latent: Tensor) -> dict[str, Tensor]:
+    """The input of a graph that decodes whole cells: the context of a latent [1, C, h, w]."""
+    with torch.no_grad():
+        return {"context": model.context(latent, graph.enlargement)}
 
 
 def encoder_inputs(
@@ -159,6 +165,8 @@ def trace_inputs(graph: Graph, model: InfGen) -> tuple[Tensor, ...]:
         inputs = encoder_inputs(graph, model, Size(7, 6), generator)
     elif graph.kind.name == DECODE.name:
         inputs = decode_inputs(graph, model, latent, Size(257, 190), Box(3, 2, 17, 15))
+    elif graph.kind.name == DECODE_CELLS.name:
+        inputs = cells_inputs(graph, model, latent)
     else:
         inputs = context_inputs(graph, model, latent)
     return tuple(fit(graph, inputs).values())

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from infgen_export.errors import LONGEST, ExportError
-from infgen_export.inputs import context_inputs, decode_inputs, encoder_inputs, fit
+from infgen_export.inputs import cells_inputs, context_inputs, decode_inputs, encoder_inputs, fit
 from infgen_model import InfGen
 from infgen_model.graphs import Graph
-from infgen_rt.bundle.graphs import DECODE
+from infgen_rt.bundle.graphs import DECODE, DECODE_CELLS
 from infgen_rt.common.pixels import psnr
 from infgen_rt.errors import one_line
 from infgen_rt.geometry import grid as coordinates
@@ -153,6 +153,8 @@ def case_inputs(model: InfGen, graph: Graph, case: Case, generator: torch.Genera
     latent = case.deviation * latent
     if graph.kind.name == DECODE.name:
         return fit(graph, decode_inputs(graph, model, latent, case.size, case.tile))
+    if graph.kind.name == DECODE_CELLS.name:
+        return cells_inputs(graph, model, latent)
     # In a case with a tile, the latent stands for a part: it has a halo, and the first block's moments are known.
     part = case.tile is not None
     if not graph.kind.picture:

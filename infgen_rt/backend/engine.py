@@ -67,8 +67,9 @@ class Engine:
     """Runs a recipe's graphs. Several threads may use it.
 
     The graphs for pictures are loaded when the engine is created, except those that exist once per enlargement, which
-    `load_for` loads, and decode. Those of the encoder are loaded by `load_encoder`. Decode exists in two forms, for one
-    tile at a time and for several. Most pictures need only one form, so each is loaded when it is first needed.
+    `load_for` loads, and those that decode tiles. Those of the encoder are loaded by `load_encoder`. There are two graphs
+    that decode, and each exists in two forms, for one tile at a time and for several. Most pictures need only one of
+    the four, so each is loaded when it is first needed.
 
     If a result in a lower arithmetic than float32 has NaN or infinite values, it is computed again in float32 on the
     same device, provided that the bundle has graphs for that.
@@ -134,7 +135,7 @@ class Engine:
                 self.load(kind.name)
 
     def load_for(self, enlargement: Enlargement) -> None:
-        """Load the graphs that compute an enlargement's context, and check the file of decode, which is loaded later.
+        """Load the graphs that compute an enlargement's context, and check those that decode, which are loaded later.
 
         Raises:
             BundleError: a file is damaged.
@@ -143,17 +144,18 @@ class Engine:
             Cancelled: the current work was cancelled.
         """
         for kind in self._kinds.values():
-            if kind.enlarged and kind.name != DECODE.name:
+            if kind.enlarged and not kind.kept:
                 self.load(enlargement.graph(kind.name))
         self.check_open()
-        decode = enlargement.graph(DECODE.name)
-        if decode not in self._checked:
-            self._bundle.check_graph(self.recipe, decode)
-            self._checked.add(decode)
+        for kind in self._kinds.values():
+            graph = enlargement.graph(kind.name)
+            if kind.kept and graph in self.recipe.graphs and graph not in self._checked:
+                self._bundle.check_graph(self.recipe, graph)
+                self._checked.add(graph)
 
-    def load_shared(self, enlargement: Enlargement) -> None:
-        """Load decode for runs with one thread each. The errors are those of `load`."""
-        graph = enlargement.graph(DECODE.name)
+    def load_shared(self, kind: Kind, enlargement: Enlargement) -> None:
+        """Load a graph that decodes for runs with one thread each. The errors are those of `load`."""
+        graph = enlargement.graph(kind.name)
         self._load(_SHARED + graph, graph, 1, self.workers)
 
     def _load(self, key: str, graph: str, threads: int | None, runs: int = 1) -> None:
@@ -247,7 +249,8 @@ class Engine:
         result = results[output]
         if filled is not inputs:
             result = result[tuple(slice(side) for side in kind.output_shape(inputs, sizes))]
-        if self._candidate.exact or is_finite(result) or (exact := self._in_float32()) is None:
+        exact = None if self._candidate.exact or is_finite(result) else self._in_float32()
+        if exact is None or not exact.has(kind):
             return result
         return exact.run(kind, inputs, enlargement)
 

@@ -63,7 +63,7 @@ def tile_inputs(grid: Grid, crop: Values, cells: Box, tokens: Box) -> dict[str, 
     key_y, key_x = grid.cell_centres(cells)
     token_y, token_x = grid.token_centres(tokens)
     return {
-        "context": np.ascontiguousarray(crop) if isinstance(crop, np.ndarray) else crop,
+        **cell_inputs(crop),
         "key_y": key_y,
         "key_x": key_x,
         "token_y": token_y,
@@ -71,6 +71,18 @@ def tile_inputs(grid: Grid, crop: Values, cells: Box, tokens: Box) -> dict[str, 
         "extent": np.array([grid.cells.height, grid.cells.width], np.float32),
         "scale": np.array(grid.scale, np.float32),
     }
+
+
+def cell_inputs(crop: Values) -> dict[str, Any]:
+    """The input of the graph that decodes whole cells.
+
+    Args:
+        crop: float32 [1, D, h, w], the context of the cells. It stays on its device.
+
+    Returns:
+        The input by name.
+    """
+    return {"context": np.ascontiguousarray(crop) if isinstance(crop, np.ndarray) else crop}
 
 
 def fill(inputs: dict[str, FloatArray], context: Size, tokens: Size) -> dict[str, FloatArray]:

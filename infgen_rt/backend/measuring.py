@@ -284,7 +284,7 @@ def _decode_each(engine: Engine, inputs: Mapping[str, Any], enlargement: Enlarge
     if engine.workers == 1:
         engine.run(DECODE, inputs, enlargement)
         return
-    engine.load_shared(enlargement)
+    engine.load_shared(DECODE, enlargement)
     with Pool(engine.workers) as pool:
         # The threads run in a copy of this context, because it has the current cancellation.
         runs = [

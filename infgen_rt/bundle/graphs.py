@@ -2,8 +2,9 @@
 
 A side of a shape is a number, the name of a size, or a product such as `P*ht`. Lower-case names are sizes of a graph's
 inputs and output. Upper-case letters are sizes of the model: its patch P, the channels C of a latent, F of features, T
-of fine features and D of a context, and the blocks S and groups G of its statistics. An encoder that has statistics
-too has channels E of an encoded picture, and blocks ES and groups EG.
+of fine features and D of a context, and the blocks S and groups G of its statistics. U is the side in pixels of a cell
+that is enlarged by the enlargement's factor. An encoder that has statistics too has channels E of an encoded picture,
+and blocks ES and groups EG.
 """
 
 import math
@@ -87,6 +88,7 @@ class Kind:
         picture: whether it is needed for decoding a picture.
         fixed: whether it takes only the recipe's fixed shapes, if the recipe has any.
         kept: whether it should keep its working memory between runs, because it runs for every tile.
+        optional: whether pictures can be decoded without it.
     """
 
     name: str
@@ -99,6 +101,7 @@ class Kind:
     picture: bool = True
     fixed: bool = False
     kept: bool = False
+    optional: bool = False
 
     @property
     def memory(self) -> str:
@@ -165,6 +168,16 @@ DECODE = Kind(
     fixed=True,
     kept=True,
 )
+DECODE_CELLS = Kind(
+    "decode_cells",
+    (Tensorspec("context", (1, "D", "hk", "wk"), "context of some cells, which are decoded as if they were all"),),
+    Tensorspec("image", (1, 3, "U*hk", "U*wk"), "RGB, about 0 to 1, not clamped"),
+    "token",
+    part="decode",
+    enlarged=True,
+    kept=True,
+    optional=True,
+)
 ENCODE = Kind(
     "encode",
     (Tensorspec("image", (1, 3, "P*h", "P*w"), "RGB, 0 to 1"),),
@@ -193,10 +206,12 @@ ENCODE_LATENT = Kind(
     of_space=True,
     picture=False,
 )
-KINDS = (STATISTICS, PREFILL, TRUNK, REFINE, DECODE, ENCODE, ENCODE_STATISTICS, ENCODE_LATENT)
+KINDS = (STATISTICS, PREFILL, TRUNK, REFINE, DECODE, DECODE_CELLS, ENCODE, ENCODE_STATISTICS, ENCODE_LATENT)
 
 
-def kinds(gathers: bool, grows: bool, refines: bool, encode_gathers: bool = False) -> tuple[Kind, ...]:
+def kinds(
+    gathers: bool, grows: bool, refines: bool, encode_gathers: bool = False, by_cells: bool = False
+) -> tuple[Kind, ...]:
     """The kinds of graph in a model, in the order in which they run.
 
     Args:
@@ -204,6 +219,7 @@ def kinds(gathers: bool, grows: bool, refines: bool, encode_gathers: bool = Fals
         grows: whether it has a trunk. Without it, refine takes only features.
         refines: whether it has refine. Without it, prefill gives the context.
         encode_gathers: whether its encoder has statistics. Without them, encode gives the latent.
+        by_cells: whether it decodes whole cells at the factor of some enlargement.
     """
     inputs, output = PREFILL.inputs if gathers else (_LATENT,), _FEATURES if refines else _CONTEXT
     prefill = replace(PREFILL, inputs=inputs, output=output)
@@ -211,6 +227,7 @@ def kinds(gathers: bool, grows: bool, refines: bool, encode_gathers: bool = Fals
     encode = replace(ENCODE, output=_ENCODED) if encode_gathers else ENCODE
     has = (
         *((STATISTICS, gathers), (prefill, True), (TRUNK, grows), (refine, refines), (DECODE, True)),
+        (DECODE_CELLS, by_cells),
         *((encode, True), (ENCODE_STATISTICS, encode_gathers), (ENCODE_LATENT, encode_gathers)),
     )
     return tuple(kind for kind, there in has if there)
@@ -219,6 +236,7 @@ def kinds(gathers: bool, grows: bool, refines: bool, encode_gathers: bool = Fals
 def model_sizes(
     *,
     patch: int,
+    factor: int | None,
     latent: int,
     features: int | None,
     fine: int | None,
@@ -231,6 +249,7 @@ def model_sizes(
 
     Args:
         patch: the side of a token in pixels.
+        factor: the enlargement's factor. None for a model without enlargements.
         latent: the number of channels of a latent.
         features: the number of channels of features. None without refine.
         fine: the number of channels of fine features. None without a trunk.
@@ -240,7 +259,7 @@ def model_sizes(
         encode_moments: the number of blocks and groups of the encoder's statistics. None without them.
     """
     (blocks, groups), (encode_blocks, encode_groups) = moments or (0, 0), encode_moments or (0, 0)
-    own = {"P": patch, "C": latent, "F": features or 0, "T": fine or 0, "D": context, "S": blocks, "G": groups}
+    own = {"P": patch, "U": patch * (factor or 1), "C": latent, "F": features or 0, "T": fine or 0, "D": context, "S": blocks, "G": groups}
     return own | {"E": encoded or 0, "ES": encode_blocks, "EG": encode_groups}
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, astuple, dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from infgen_rt.bundle.graphs import REFINE, STATISTICS, TRUNK, Kind, kinds, model_sizes
+from infgen_rt.bundle.graphs import DECODE_CELLS, REFINE, STATISTICS, TRUNK, Kind, kinds, model_sizes
 from infgen_rt.bundle.parts import Enlargement, FileInfo, FixedShape, Halo, Memory, ModelInfo, Recipe, Shapes
 from infgen_rt.common.callers import raise_callers
 from infgen_rt.common.schema import SchemaError, parse
@@ -228,26 +228,29 @@ class Manifest:
         """The kinds of graph in a recipe. Encode is included even if the recipe lacks it."""
         refines = bool(self.enlargements) or REFINE.name in recipe.graphs
         gathers, grows = (kind.name in recipe.graphs for kind in (STATISTICS, TRUNK))
-        return kinds(gathers, grows, refines, self.encoder_moments is not None)
+        by_cells = any(each.graph(DECODE_CELLS.name) in recipe.graphs for each in self.enlargements)
+        return kinds(gathers, grows, refines, self.encoder_moments is not None, by_cells)
 
     def sizes(self, enlargement: Enlargement | None = None) -> dict[str, int]:
         """The model's sizes, by the letters that are used in the shapes of graphs."""
-        context = (enlargement or self.contexts[0]).channels
+        own = enlargement or self.contexts[0]
         return model_sizes(
             patch=self.patch,
+            factor=own.factor,
             latent=self.latent_channels,
             features=self.feature_channels,
             fine=self.fine_channels,
-            context=context,
+            context=own.channels,
             moments=self.moments,
             encoded=self.encoder_channels,
             encode_moments=self.encoder_moments,
         )
 
     def _for_pictures(self, recipe: Recipe) -> set[str]:
-        """The graphs that a picture needs, whether the recipe has them or not."""
+        """The graphs that a picture needs, whether the recipe has them or not, and the optional ones that it has."""
         needed = [kind for kind in self.kinds(recipe) if kind.picture]
-        return {each.graph(kind.name) if kind.enlarged else kind.name for kind in needed for each in self.contexts}
+        names = ((kind, each.graph(kind.name) if kind.enlarged else kind.name) for kind in needed for each in self.contexts)
+        return {name for kind, name in names if not kind.optional or name in recipe.graphs}
 
     def _encoding(self, recipe: Recipe) -> set[str]:
         """The graphs that encode a picture, whether the recipe has them or not."""

@@ -63,7 +63,7 @@ class Enlargement:
     work: int = 0
 
     def graph(self, kind: str) -> str:
-        """The name of its graph of a kind, `refine` or `decode`."""
+        """The name of its graph of a kind: `refine`, `decode` or `decode_cells`."""
         return graph_name(kind, self.factor)
 
 
@@ -96,6 +96,7 @@ class Memory:
         trunk_per_cell: the bytes of the trunk per cell, halos included.
         encode_statistics_per_cell: the bytes of encode_statistics per cell, halos included.
         encode_latent_per_cell: the bytes of encode_latent per cell, halos included.
+        decode_cells_per_token: the bytes of decode_cells per token, halos included.
         stages: the bytes that are added to `base` if there are several stages, for the loaded graphs of the encoder and
             of another enlargement.
     """
@@ -109,6 +110,7 @@ class Memory:
     trunk_per_cell: int = 0
     encode_statistics_per_cell: int = 8 * 2**10
     encode_latent_per_cell: int = 8 * 2**10
+    decode_cells_per_token: int = 0
     stages: int = 0
 
     def loaded(self, stages: int) -> int:
@@ -140,7 +142,7 @@ class Recipe:
         target: the export target.
         precision: the precision of the weights: `fp32`, `fp16` or `int8`.
         graphs: the file of each graph, or its folder of files, by the graph's name. Prefill and decode are always
-            there. In a model with enlargements, the names of refine and decode end with the factor.
+            there. In a model with enlargements, the names of refine, decode and decode_cells end with the factor.
         memory: the measured memory. None if the graphs were not run in their own runtime.
         shapes: the only shapes that decode and encode take. If it is empty, they take any shape.
         weights: the file of weights that the graphs refer to. None if the graphs' own files have all weights.

@@ -38,6 +38,10 @@ class Grid:
             self.picture.width / (self.patch * self.cells.width),
         )
 
+    def is_at(self, scale: int) -> bool:
+        """Whether the picture has exactly this scale, horizontally and vertically."""
+        return self.picture == Size(*(scale * self.patch * side for side in self.cells))
+
     def tokens_of(self, pixels: Box) -> Box:
         """The tokens that cover a box of pixels."""
         x, y = pixels.x // self.patch, pixels.y // self.patch

@@ -5,6 +5,7 @@ from infgen_rt.bundle.manifest import Enlargement
 from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.pictures import PictureTiles
 from infgen_rt.geometry.tiling import HaloTiling
+from infgen_rt.geometry.windows import Windows
 from infgen_rt.nodes.context import Contexts
 from infgen_rt.nodes.decoded import Decoded
 from infgen_rt.nodes.encoding import StagePicture, encoded_latent
@@ -16,6 +17,7 @@ def picture_of(
     contexts: Contexts,
     enlargement: Enlargement,
     decoded: Grid,
+    windows: Windows,
     cut: PictureTiles,
     engine: Engine,
     cache: int = 0,
@@ -29,12 +31,13 @@ def picture_of(
         contexts: the latent's contexts. The one for `enlargement` must be planned.
         enlargement: the enlargement of the context to use.
         decoded: the grid of the picture that is decoded.
+        windows: the way of choosing what is decoded for a part of it.
         cut: the requested picture and its tiles.
         engine: the loaded model.
         cache: the maximum number of bytes of decoded tiles to keep.
         workers: the number of tiles that may be decoded at the same time.
     """
-    pixels = Decoded(contexts.of(enlargement), decoded, enlargement, engine)
+    pixels = Decoded(contexts.of(enlargement), decoded, windows, enlargement, engine)
     resized = pixels if decoded == cut.grid else Resampled(pixels, cut.grid.picture)
     return Tiles(resized, cut, engine, cache, workers)
 

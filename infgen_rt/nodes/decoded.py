@@ -3,14 +3,15 @@
 from collections.abc import Iterator
 
 from infgen_rt.backend.engine import Engine, is_finite
-from infgen_rt.backend.inputs import tile_inputs
+from infgen_rt.backend.inputs import cell_inputs, tile_inputs
 from infgen_rt.backend.protocol import Values
-from infgen_rt.bundle.graphs import DECODE
+from infgen_rt.bundle.graphs import DECODE, DECODE_CELLS
 from infgen_rt.bundle.manifest import Enlargement, Memory
 from infgen_rt.common.pixels import DevicePixels, FloatArray
 from infgen_rt.errors import DecodeError
 from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.shapes import Box, Size
+from infgen_rt.geometry.windows import CellWindows, Windows
 from infgen_rt.nodes.node import Cost, Node, Step
 
 
@@ -20,25 +21,33 @@ class Decoded:
     Args:
         context: the latent's context.
         grid: the picture over the latent's cells.
+        windows: the way of choosing what is decoded for a box. It determines which graph decodes.
         enlargement: the context's enlargement.
-        engine: the engine, which loads decode when it first runs.
+        engine: the engine, which loads the graph when it first runs.
     """
 
-    def __init__(self, context: Node[Values], grid: Grid, enlargement: Enlargement, engine: Engine) -> None:
-        self._context, self._grid, self._enlargement, self._engine = context, grid, enlargement, engine
+    def __init__(
+        self, context: Node[Values], grid: Grid, windows: Windows, enlargement: Enlargement, engine: Engine
+    ) -> None:
+        self._context, self._grid, self._windows = context, grid, windows
+        self._enlargement, self._engine = enlargement, engine
+        self._kind = DECODE_CELLS if isinstance(windows, CellWindows) else DECODE
 
     @staticmethod
-    def cost(tokens: Size, tiles: int, at_once: int, patch: int, figures: Memory) -> Cost:
+    def cost(windows: Windows, tile: Size, tiles: int, at_once: int, patch: int, figures: Memory) -> Cost:
         """The cost of decoding tiles, several at a time.
 
         Args:
-            tokens: the size in tokens of the largest tile with its halo.
+            windows: the way of choosing what is decoded for a tile.
+            tile: the size in tokens of the largest tile.
             tiles: the number of tiles.
             at_once: the number of tiles that are decoded at a time.
             patch: the side of a token in pixels.
             figures: the recipe's memory figures.
         """
-        return Cost(arena=at_once * figures.decode_per_token * tokens.area, pixels=tiles * tokens.area * patch**2)
+        decoded = windows.largest(tile).area
+        per_token = figures.decode_cells_per_token if isinstance(windows, CellWindows) else figures.decode_per_token
+        return Cost(arena=at_once * per_token * decoded, pixels=tiles * decoded * patch**2)
 
     @property
     def size(self) -> Size:
@@ -51,10 +60,10 @@ class Decoded:
 
     def load_shared(self) -> None:
         """Load what `read` needs if `shared` is true. It may raise BackendError, DecodeError or Cancelled."""
-        self._engine.load_shared(self._enlargement)
+        self._engine.load_shared(self._kind, self._enlargement)
 
     def read(self, box: Box, shared: bool = False) -> FloatArray | DevicePixels:
-        """The pixels of a box. They are decoded with a halo of tokens, so that they are exact. The halo is dropped.
+        """The pixels of a box. They are decoded with a halo, so that they are exact. The halo is dropped.
 
         Args:
             box: the box in pixels.
@@ -68,12 +77,12 @@ class Decoded:
             DecodeError: the graph failed, or gave NaN or infinite pixels.
             Cancelled: the current work was cancelled.
         """
-        grid, halo = self._grid, self._engine.manifest.halo
-        tokens = grid.tokens_of(box).grow(halo.tokens, grid.tokens.box)
-        cells = grid.context_of(tokens, halo.cells)
-        inputs = tile_inputs(grid, self._context.read(cells), cells, tokens)
+        grid = self._grid
+        tokens, cells = self._windows.of(grid.tokens_of(box))
+        crop = self._context.read(cells)
+        inputs = cell_inputs(crop) if self._kind is DECODE_CELLS else tile_inputs(grid, crop, cells, tokens)
         try:
-            image = self._engine.run(DECODE, inputs, self._enlargement, shared)[0]
+            image = self._engine.run(self._kind, inputs, self._enlargement, shared)[0]
         except DecodeError as error:
             raise DecodeError(f"the tile {box} could not be decoded: {error}") from error
         pixels: FloatArray | DevicePixels = image[:, *box.relative_to(grid.pixels_of(tokens)).slices]

@@ -2,19 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import ceil
 
 from infgen_rt.backend.measuring import Speed
 from infgen_rt.bundle.graphs import DECODE, ENCODE, PREFILL, REFINE
 from infgen_rt.bundle.manifest import Manifest, Recipe
-from infgen_rt.geometry.shapes import Size
 from infgen_rt.geometry.tiling import HaloTiling
 from infgen_rt.nodes.context import context_costs
 from infgen_rt.nodes.decoded import Decoded
 from infgen_rt.nodes.encoding import encoding_costs
 from infgen_rt.nodes.latents import Given
 from infgen_rt.nodes.node import Cost
-from infgen_rt.nodes.resampled import SUPPORT
 from infgen_rt.nodes.tiles import Tiles
 from infgen_rt.plan.plan import StagePlan
 
@@ -126,20 +123,8 @@ def multiply_adds(chain: Chain, manifest: Manifest) -> float:
     return context * sum(node.cells for node in every) + decode * tokens + encode * sum(node.encoded for node in every)
 
 
-def padded_tokens(stage: StagePlan, manifest: Manifest) -> Size:
-    """The size in tokens of the largest tile, including its halo and the margin for resampling."""
-    halo, decoded = manifest.halo.tokens, stage.decoded
-    sides = []
-    for tile, whole, made, tokens in zip(stage.tile, stage.grid.picture, decoded.picture, decoded.tokens, strict=True):
-        if made != whole:
-            tile = ceil((tile + 1) * made / whole + 2 * SUPPORT * max(1.0, made / whole) / decoded.patch) + 1
-        sides.append(min(tile + 2 * halo, tokens))
-    return Size(*sides)
-
-
 def _stage_costs(stage: StagePlan, manifest: Manifest, recipe: Recipe, workers: int) -> Iterator[Cost]:
     figures, at_once = manifest.memory(recipe), min(workers, stage.count)
     yield from context_costs(stage.context, stage.grid.cells, stage.enlargement, manifest, recipe)
-    tokens = padded_tokens(stage, manifest)
-    yield Decoded.cost(tokens, stage.count, at_once, manifest.patch, figures)
+    yield Decoded.cost(stage.windows, stage.decoded_tile, stage.count, at_once, manifest.patch, figures)
     yield Tiles.cost(stage, at_once)

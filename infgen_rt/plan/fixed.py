@@ -7,7 +7,6 @@ from infgen_rt.bundle.manifest import Manifest, Recipe
 from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.shapes import MAX_SIDE, Size
 from infgen_rt.geometry.tiling import Tiling
-from infgen_rt.plan.costs import padded_tokens
 from infgen_rt.plan.plan import StagePlan, decoded_grid
 
 # Larger pictures are tried in steps of this factor. So many steps make the sides 16 times as long.
@@ -25,7 +24,7 @@ def fits_a_shape(stage: StagePlan, manifest: Manifest, recipe: Recipe) -> bool:
 
     A recipe without shapes takes everything.
     """
-    padded = padded_tokens(stage, manifest)
+    padded = stage.windows.largest(stage.decoded_tile)
     context = stage.decoded.most_context(padded, manifest.halo.cells)
     return not recipe.shapes or any(
         all(
@@ -52,7 +51,7 @@ def what_fits(
     def fits(picture: Size, side: int) -> bool:
         larger = Grid(grid.cells, picture, grid.patch)
         enlargement = manifest.context_for(decoded_grid(larger, scales).scale)
-        stage = StagePlan(larger, Tiling.of(larger.tokens, Size(side, side)), enlargement, None, scales)
+        stage = StagePlan(larger, Tiling.of(larger.tokens, Size(side, side)), enlargement, None, scales, manifest.halo)
         return fits_a_shape(stage, manifest, recipe)
 
     for side in range((tile or 1) - 1, 0, -1):

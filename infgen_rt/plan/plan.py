@@ -1,15 +1,18 @@
 """The plan of a decode: its stages and their tiles, with the expected memory and time."""
 
 from dataclasses import dataclass, replace
+from math import ceil
 
 from infgen_rt.backend.choice import Choice
-from infgen_rt.bundle.manifest import Enlargement
+from infgen_rt.bundle.manifest import Enlargement, Halo
 from infgen_rt.common.memory import format_bytes
 from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.pictures import PictureTiles
 from infgen_rt.geometry.shapes import Size
 from infgen_rt.geometry.tiling import HaloTiling, Tiling
+from infgen_rt.geometry.windows import CellWindows, TokenWindows, Windows
 from infgen_rt.nodes.context import ContextPlan
+from infgen_rt.nodes.resampled import SUPPORT
 from infgen_rt.plan.estimates import estimated_seconds
 
 LEAST_SCALE = 0.25
@@ -25,16 +28,36 @@ class StagePlan(PictureTiles):
         context: how the latent's context is computed. None if prefill computes it as a whole.
         scales: the smallest and largest scale that are decoded. Beyond them, the picture is resampled. None for any
             scale.
+        halo: the reach of each graph.
+        by_cells: whether whole cells are decoded if the scale is the enlargement's factor.
     """
 
     enlargement: Enlargement
-    context: ContextPlan | None = None
-    scales: tuple[float, float] | None = None
+    context: ContextPlan | None
+    scales: tuple[float, float] | None
+    halo: Halo
+    by_cells: bool = False
 
     @property
     def decoded(self) -> Grid:
         """The grid of the picture that is decoded. If it is not the stage's own grid, the picture is resampled."""
         return decoded_grid(self.grid, self.scales)
+
+    @property
+    def windows(self) -> Windows:
+        """What is decoded for a part of the picture."""
+        return windows_of(self.decoded, self.enlargement, self.halo, self.by_cells)
+
+    @property
+    def decoded_tile(self) -> Size:
+        """The size in tokens of the largest tile, with the margin for resampling."""
+        made, tokens = self.decoded, self.decoded.tokens
+        sides = []
+        for tile, whole, side in zip(self.tile, self.grid.picture, made.picture, strict=True):
+            if side != whole:
+                tile = ceil((tile + 1) * side / whole + 2 * SUPPORT * max(1.0, side / whole) / made.patch) + 1
+            sides.append(tile)
+        return Size(*(min(side, most) for side, most in zip(sides, tokens, strict=True)))
 
     def __str__(self) -> str:
         pixels = Size(*(side * self.grid.patch for side in self.tile))
@@ -133,6 +156,22 @@ class Plan:
         )
         lines.append(f"backend: {self.runs}")
         return "\n".join(lines)
+
+
+def windows_of(decoded: Grid, enlargement: Enlargement, halo: Halo, by_cells: bool) -> Windows:
+    """What is decoded for a part of a picture.
+
+    Args:
+        decoded: the grid of the picture that is decoded.
+        enlargement: the enlargement whose context is used.
+        halo: the reach of each graph.
+        by_cells: whether whole cells are decoded if the scale is the enlargement's factor.
+    """
+    factor = enlargement.factor
+    if by_cells and factor and halo.cells is not None and decoded.is_at(factor):
+        # A token sees the cells within the radius, and its pixels are interpolated from those beside its own.
+        return CellWindows(decoded, halo.tokens, max(1, ceil(halo.cells - 0.5)), factor)
+    return TokenWindows(decoded, halo.tokens, halo.cells)
 
 
 def decoded_grid(grid: Grid, scales: tuple[float, float] | None) -> Grid:

@@ -1,6 +1,6 @@
 """Cross-attention from tokens to latent cells, either to all of them or to those within a radius.
 
-Tokens and cells lie on two grids in the same coordinates, in which cell i has its centre at i + 0.5. Both forms of
+Tokens and cells lie on two grids in the same coordinates, in which cell i has its centre at i + 0.5. All forms of
 attention use the same projections and a continuous two-dimensional rotary embedding of the coordinates.
 """
 
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from infgen_model.grid import Axis, Grid
+from infgen_model.grid import Axis, Grid, Places
 
 MASKED = -1e4
 """Score of a cell that must not be seen. Its weight is exactly zero in float32, and the score still fits float16."""
@@ -42,14 +42,11 @@ class Neighbours:
             radius: Radius in cells.
         """
         token, key = axis.token, axis.key
-        reach = math.ceil(radius - 0.5)
+        reach = reach_of(radius)
         offsets = torch.arange(-reach, reach + 1, device=token.device, dtype=token.dtype)
         cell = torch.floor(token)[:, None] + offsets
         inside = (cell >= 0) & (cell < axis.extent)
-        distance = torch.abs(cell + 0.5 - token[:, None])
-        # The window fades over the last half cell, so the picture stays continuous where the set of neighbours changes.
-        fade = torch.clamp((radius - distance) / min(0.5, radius), 1e-6, 1.0)
-        bias = torch.where(inside, torch.log(fade), MASKED)
+        bias = torch.where(inside, _window(token[:, None], cell + 0.5, radius), MASKED)
         centre = torch.clamp(torch.floor(token) - torch.floor(axis.corner), 0, key.shape[0] + (reach - 1))
         return cls(centre.to(torch.int64), bias)
 
@@ -57,6 +54,17 @@ class Neighbours:
     def count(self) -> int:
         """The number of neighbours K."""
         return self.bias.shape[1]
+
+
+def reach_of(radius: float) -> int:
+    """How many cells to each side of its own cell a token within a radius attends to."""
+    return math.ceil(radius - 0.5)
+
+
+def _window(token: Tensor, cell: Tensor, radius: float) -> Tensor:
+    """The logarithm of a window around tokens that fades out at the radius, at the centres of cells."""
+    # The window fades over the last half cell, so the picture stays continuous where the set of neighbours changes.
+    return torch.log(torch.clamp((radius - torch.abs(cell - token)) / min(0.5, radius), 1e-6, 1.0))
 
 
 class Rotary(nn.Module):
@@ -85,12 +93,17 @@ class Rotary(nn.Module):
         return torch.cos(along_y) * torch.cos(along_x), torch.sin(along_y) + torch.sin(along_x)
 
     def rotated(self, linear: nn.Linear, values: Tensor, y: Tensor, x: Tensor) -> Tensor:
-        """Applies a linear layer to values [B, n, m, D] at positions and rotates the result, [B, n, m, width]."""
-        # One product gives each pair (a, b) and its quarter turn (-b, a).
-        weight = torch.cat([linear.weight, self._quarter(linear.weight)])
-        plain, quarter = F.linear(values, weight, torch.cat([linear.bias, self._quarter(linear.bias)])).chunk(2, dim=-1)
+        """Applies a linear layer to values [..., n, m, D] at positions and rotates the result, [..., n, m, width]."""
+        plain, quarter = F.linear(values, *self.turned(linear)).chunk(2, dim=-1)
         cos, sin = self.angles(y, x)
         return plain * cos + quarter * sin
+
+    def turned(self, linear: nn.Linear) -> tuple[Tensor, Tensor]:
+        """The weight and the bias of a linear layer that gives all pairs (a, b), then their quarter turns (-b, a)."""
+        return (
+            torch.cat([linear.weight, self._quarter(linear.weight)]),
+            torch.cat([linear.bias, self._quarter(linear.bias)]),
+        )
 
     def _quarter(self, rows: Tensor) -> Tensor:
         """Turns the pairs of rows [width, ...] by a quarter turn."""
@@ -151,12 +164,27 @@ def _near(cells: Tensor, rows: Neighbours, columns: Neighbours) -> Tensor:
     First, shifted copies give each cell the values of all cells around it. A token then fetches everything it sees with
     one gather per axis, however large K is.
     """
-    across, down = columns.count // 2, rows.count // 2
-    height, width = cells.shape[1] + down, cells.shape[2] + across
-    padded = F.pad(cells, (0, 0, across, 2 * across, down, 2 * down))
-    shifted = [padded[:, i : i + height, j : j + width] for i in range(rows.count) for j in range(columns.count)]
-    near = torch.cat(shifted, dim=3).index_select(1, rows.centre).index_select(2, columns.centre)
-    return near.unflatten(3, (len(shifted), cells.shape[3]))
+    reach = rows.count // 2
+    near = _around(cells, reach, beyond=reach)
+    near = near.index_select(1, rows.centre).index_select(2, columns.centre)
+    return near.unflatten(3, (rows.count * columns.count, cells.shape[3]))
+
+
+def _around(cells: Tensor, reach: int, beyond: int = 0) -> Tensor:
+    """For each cell, the values of the K x K cells around it. They are zeros where there are no cells.
+
+    Args:
+        cells: [B, h, w, C].
+        reach: The number of cells to each side, so that K is 2 * ``reach`` + 1.
+        beyond: The number of further rows and columns, below and to the right of the cells.
+
+    Returns:
+        [B, h + beyond, w + beyond, K * K * C].
+    """
+    height, width = cells.shape[1] + beyond, cells.shape[2] + beyond
+    padded = F.pad(cells, (0, 0, *(2 * (reach, reach + beyond))))
+    offsets = range(2 * reach + 1)
+    return torch.cat([padded[:, i : i + height, j : j + width] for i in offsets for j in offsets], dim=3)
 
 
 def _by_head(heads: int, depth: int, like: Tensor) -> Tensor:
@@ -180,8 +208,13 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(width, width)
         self.rotary = Rotary(key_width, heads, *rotary)
 
-    def forward(self, tokens: Tensor, context: Tensor, grid: Grid) -> Tensor:
-        """Tokens [B, ht, wt, D] attend to the context crop [B, hk, wk, D]."""
+    def forward(self, tokens: Tensor, context: Tensor, grid: Grid | Places) -> Tensor:
+        """Tokens [B, ht, wt, D] attend to the context crop [B, hk, wk, D].
+
+        With ``Places``, the tokens are those of the crop's cells, so that ht is hk * n.
+        """
+        if isinstance(grid, Places):
+            return self._from_places(tokens, context, grid)
         query = self.rotary.rotated(self.query, tokens, grid.token_y, grid.token_x).unflatten(3, (self.heads, -1))
         key = self.rotary.rotated(self.key, context, grid.key_y, grid.key_x).unflatten(3, (self.heads, -1))
         value = self.value(context).unflatten(3, (self.heads, -1))
@@ -189,3 +222,33 @@ class CrossAttention(nn.Module):
             return self.out(global_attention(query, key, value, grid.keys_inside() if grid.padded else None))
         rows, columns = (Neighbours.of(axis, self.radius) for axis in grid.axes)
         return self.out(window_attention(query, key, value, rows, columns))
+
+    def _from_places(self, tokens: Tensor, context: Tensor, places: Places) -> Tensor:
+        # All tokens of a cell see the same K x K cells, so that two products per cell are enough for all of its heads.
+        # For this, every head has keys and values of its own, which are 0 in the channels of the other heads.
+        assert self.radius is not None, "tokens at places of a cell attend within a radius"
+        reach, centres = reach_of(self.radius), places.around(reach_of(self.radius))
+        plain, quarter = places.by_cell(F.linear(tokens, *self.rotary.turned(self.query))).chunk(2, dim=-1)
+        cos, sin = (each.flatten(0, 1) for each in self.rotary.angles(places.of_tokens, places.of_tokens))
+        query = plain * cos + quarter * sin
+        # One product gives keys, values, and a channel that is 1 in every cell, and so 0 where there is none.
+        weight, bias = self.rotary.turned(self.key)
+        weight = torch.cat([weight, self.value.weight, torch.zeros_like(weight[:1])])
+        near = _around(F.linear(context, weight, torch.cat([bias, self.value.bias, torch.ones_like(bias[:1])])), reach)
+        near = near.unflatten(3, (len(centres) ** 2, -1))
+        half = len(bias) // 2
+        plain, quarter, value, inside = near.split([half, half, len(self.value.bias), 1], dim=4)
+        cos, sin = (each.flatten(0, 1) for each in self.rotary.angles(centres, centres))
+        depth = plain.shape[4] // self.heads
+        of_keys, of_values = (
+            _by_head(self.heads, channels, context).T[:, None] for channels in (depth, value.shape[4] // self.heads)
+        )
+        of_keys = of_keys * depth**-0.5
+        key = plain.unsqueeze(3) * (cos * of_keys) + quarter.unsqueeze(3) * (sin * of_keys)
+        scores = query @ key.flatten(3, 4).transpose(3, 4)
+        along = _window(places.of_tokens[:, None], centres, self.radius)
+        bias = (along[:, None, :, None] + along[None, :, None, :]).flatten(2).flatten(0, 1)
+        bias = bias + (1 - inside).transpose(3, 4) * MASKED
+        weights = (scores.unflatten(4, (self.heads, -1)) + bias.unsqueeze(4)).softmax(5).to(value.dtype)
+        out = weights.flatten(4, 5) @ (value.unsqueeze(3) * of_values).flatten(3, 4)
+        return places.by_row(self.out(out))

@@ -238,6 +238,7 @@ class DecoderConfig:
         context = self.context_channels(enlargement)
         return model_sizes(
             patch=self.PATCH,
+            factor=enlargement.factor if enlargement else None,
             latent=self.latent_channels,
             features=self.feature_channels,
             fine=self.fine_channels,
@@ -306,6 +307,11 @@ class DecoderConfig:
             reach += 2 * level.blocks / 2**depth
         reach += 1 / 2 ** len(self.levels)  # the last 3x3 convolution
         return math.ceil(reach)
+
+    def decodes_cells(self, enlargement: Enlargement | None) -> bool:
+        """Whether the model has a graph that decodes whole cells at an enlargement's factor (``Decode.whole_cells``)."""
+        # With one token per cell, the products per cell take longer than what they save.
+        return enlargement is not None and enlargement.factor > 1 and self.radius is not None
 
     @property
     def encoder_channels(self) -> int | None:

@@ -15,6 +15,7 @@ from infgen_model.infgen import InfGen
 from infgen_model.prefill import Refine
 from infgen_rt.bundle.graphs import (
     DECODE,
+    DECODE_CELLS,
     ENCODE,
     ENCODE_LATENT,
     REFINE,
@@ -96,6 +97,19 @@ class _Decode(nn.Module):
         return image
 
 
+class _DecodeCells(nn.Module):
+    """The form of ``Decode`` that decodes whole cells, for one enlargement."""
+
+    def __init__(self, model: InfGen, enlargement: Enlargement) -> None:
+        super().__init__()
+        self.decode = model.decode
+        self.enlargement = enlargement
+
+    def forward(self, context: Tensor) -> Tensor:
+        """See ``Decode.whole_cells``."""
+        return self.decode.whole_cells(context, self.enlargement)
+
+
 class _Trunk(nn.Module):
     """The first part of ``Refine``: the trunk's finer resolutions."""
 
@@ -162,12 +176,14 @@ def graphs_of(model: InfGen, shapes: tuple[FixedShape, ...] = ()) -> tuple[Graph
         _graph(model, kind, enlargement, shapes if kind.fixed else ())
         for kind in _kinds(model)
         for enlargement in (several if kind.enlarged else (None,))
+        if kind != DECODE_CELLS or (model.config.decodes_cells(enlargement) and not shapes)
     )
 
 
 def _kinds(model: InfGen) -> tuple[Kind, ...]:
     refines = model.refine is not None
-    return kinds(model.statistics is not None, refines, refines, model.encode_statistics is not None)
+    encode_gathers = model.encode_statistics is not None
+    return kinds(model.statistics is not None, refines, refines, encode_gathers, by_cells=True)
 
 
 def _graph(model: InfGen, kind: Kind, enlargement: Enlargement | None, shapes: tuple[FixedShape, ...]) -> Graph:
@@ -185,6 +201,8 @@ def _graph(model: InfGen, kind: Kind, enlargement: Enlargement | None, shapes: t
     module: nn.Module
     if kind == DECODE:
         module = _Decode(model, bool(shapes), enlargement)
+    elif kind == DECODE_CELLS and enlargement:
+        module = _DecodeCells(model, enlargement)
     elif kind == TRUNK and model.refine:
         module = _Trunk(model.refine)
     elif kind == REFINE and enlargement and model.refine:

@@ -120,3 +120,48 @@ class Grid:
         """The same grid on a device."""
         tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return Grid(**tensors, padded=self.padded)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where tokens lie in a cell, if they lie at the same places in every cell: when a scale is a whole number.
+
+    Attributes:
+        of_tokens: [n] centres of the tokens along each axis, in cells from the cell's corner. n is the scale.
+    """
+
+    of_tokens: Tensor
+
+    @classmethod
+    def at(cls, scale: int, device: torch.device) -> Places:
+        """The places at a scale.
+
+        Examples:
+            >>> Places.at(2, torch.device("cpu")).of_tokens
+            tensor([0.2500, 0.7500])
+        """
+        return cls((torch.arange(scale, device=device, dtype=torch.float32) + 0.5) / scale)
+
+    @property
+    def scale(self) -> Tensor:
+        """[2] output pixels per cell, divided by 8, as in ``Grid``."""
+        return torch.full((2,), float(len(self.of_tokens)), device=self.of_tokens.device)
+
+    def added(self, tokens: Tensor, values: Tensor) -> Tensor:
+        """Adds values [n, n, D], which are the same in every cell, to tokens [B, n * h, n * w, D]."""
+        count = len(self.of_tokens)
+        cells = tokens.unflatten(2, (-1, count)).unflatten(1, (-1, count))
+        return (cells + values.unsqueeze(1)).flatten(3, 4).flatten(1, 2)
+
+    def by_cell(self, tokens: Tensor) -> Tensor:
+        """Values of tokens [B, n * h, n * w, D], cell by cell: [B, h, w, n * n, D]."""
+        count = len(self.of_tokens)
+        return tokens.unflatten(2, (-1, count)).unflatten(1, (-1, count)).transpose(2, 3).flatten(3, 4)
+
+    def by_row(self, tokens: Tensor) -> Tensor:
+        """The inverse of ``by_cell``."""
+        return tokens.unflatten(3, (len(self.of_tokens), -1)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+    def around(self, reach: int) -> Tensor:
+        """[2 * reach + 1] centres of the cells around a cell, from that cell's corner."""
+        return torch.arange(-reach, reach + 1, device=self.of_tokens.device, dtype=torch.float32) + 0.5

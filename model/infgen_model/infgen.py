@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from infgen_model.attention import CrossAttention
 from infgen_model.config import DecoderConfig, Enlargement
 from infgen_model.encode import Encode, EncodeStatistics
-from infgen_model.grid import Grid
+from infgen_model.grid import Grid, Places
 from infgen_model.inpe import INPE
 from infgen_model.prefill import Prefill, Refine, Statistics
 from infgen_model.sampling import bilinear, lanczos
@@ -31,8 +33,8 @@ class DecoderBlock(nn.Module):
             nn.Linear(config.mlp_ratio * width, width),
         )
 
-    def forward(self, tokens: Tensor, context: Tensor, grid: Grid) -> Tensor:
-        """Updates tokens [B, ht, wt, D] from the context crop [B, hk, wk, D]."""
+    def forward(self, tokens: Tensor, context: Tensor, grid: Grid | Places) -> Tensor:
+        """Updates tokens from the context crop [B, hk, wk, D]. See ``CrossAttention`` for their shape."""
         tokens = tokens + self.attention(self.norm(tokens), context, grid)
         return tokens + self.mlp(tokens)
 
@@ -44,7 +46,7 @@ class Decode(nn.Module):
         super().__init__()
         self.frame = config.frame
         self.width = config.width
-        self.detail = config.detail
+        self.detail, self.detail_factor = config.detail, config.detail_factor
         self.unfold = nn.PixelShuffle(config.detail_factor) if config.detail else None
         self.least_scale = config.scale_range[0]
         self.inpe = INPE(config.inpe_features, config.inpe_sigma, config.width)
@@ -64,7 +66,7 @@ class Decode(nn.Module):
         Returns:
             The pixels [B, 3, 8 * ht, 8 * wt], mostly in [0, 1]. They are not clamped.
         """
-        coarse = context[:, : self.width]
+        coarse, detail, picture = self._unfolded(context, enlargement)
         cells = coarse.permute(0, 2, 3, 1)
         if self.frame == "image":
             y, x = grid.token_y / grid.extent[0], grid.token_x / grid.extent[1]
@@ -81,18 +83,70 @@ class Decode(nn.Module):
             tokens = block(tokens, cells, grid)
         mask = grid.tokens_inside().to(context.dtype)[None, None] if grid.padded else None
         tokens = tokens.permute(0, 3, 1, 2)
-        if self.unfold is None or enlargement is None:
+        if detail is None or picture is None or enlargement is None:
             return self.upsampler(tokens, None, mask)
-        fine = self.unfold.upscale_factor
-        last = self.width + self.detail * fine**2
-        detail = self.unfold(context[:, self.width : last])
-        detail = bilinear(detail, grid.axes, self.upsampler.factor, fine)
-        pixels = fine * enlargement.factor
-        picture = F.pixel_shuffle(context[:, last:], pixels)
+        detail = self._detail(
+            detail, enlargement, lambda x: bilinear(x, grid.axes, self.upsampler.factor, self.detail_factor)
+        )
         # The window is wide enough for scale 0.5, even if the model is trained for larger scales only.
+        pixels = self.detail_factor * enlargement.factor
         widest = max(2.0, pixels / DecoderConfig.PATCH / self.least_scale)
         picture = lanczos(picture, grid.axes, DecoderConfig.PATCH, pixels, widest)
         return picture + self.upsampler(tokens, detail, mask)
+
+    def whole_cells(self, context: Tensor, enlargement: Enlargement) -> Tensor:
+        """Decodes whole cells, where the scale is the enlargement's factor, as ``forward`` does but in less time.
+
+        Nothing depends on coordinates then: the tokens lie at the same places in every cell, and the enlarged picture
+        has a pixel for each of theirs.
+
+        Args:
+            context: The context of some cells, [B, D, hk, wk]. What is beyond them is taken to be beyond the latent.
+            enlargement: The enlargement that the context was refined for.
+
+        Returns:
+            The pixels [B, 3, 8 * factor * hk, 8 * factor * wk], mostly in [0, 1]. They are not clamped. Around the
+            cells, they are others than in a larger picture, up to the model's reach.
+        """
+        coarse, detail, picture = self._unfolded(context, enlargement)
+        assert detail is not None and picture is not None, "only a model with detail decodes whole cells"
+        factor = enlargement.factor
+        places = Places.at(factor, context.device)
+        embedded = self.inpe(places.of_tokens, places.of_tokens, places.scale)
+        if self.mask_token is None:
+            start = _resized(coarse, factor).permute(0, 2, 3, 1)
+        else:
+            start = self.mask_token.expand(coarse.shape[0], factor * coarse.shape[2], factor * coarse.shape[3], -1)
+        tokens = places.added(start, embedded)
+        cells = self.context_norm(coarse.permute(0, 2, 3, 1))
+        for block in self.blocks:
+            tokens = block(tokens, cells, places)
+        density = factor * self.upsampler.factor / self.detail_factor
+        detail = self._detail(detail, enlargement, lambda x: _resized(x, density))
+        return picture + self.upsampler(tokens.permute(0, 3, 1, 2), detail)
+
+    def _unfolded(self, context: Tensor, enlargement: Enlargement | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The parts of a context: what attention uses, the fine grid, and the enlarged picture."""
+        coarse = context[:, : self.width]
+        if self.unfold is None or enlargement is None:
+            return coarse, None, None
+        last = self.width + self.detail * self.detail_factor**2
+        picture = F.pixel_shuffle(context[:, last:], self.detail_factor * enlargement.factor)
+        return coarse, self.unfold(context[:, self.width : last]), picture
+
+    def _detail(self, grid: Tensor, enlargement: Enlargement, sample: Callable[[Tensor], Tensor]) -> Tensor:
+        """The detail for the upsampler, from the fine grid and a function that samples a grid."""
+        # Both are linear, so the order does not matter. The layer comes first if the grid has fewer positions.
+        layer = self.upsampler.from_detail
+        first = enlargement.factor * self.upsampler.factor > self.detail_factor
+        return sample(layer(grid)) if first else layer(sample(grid))
+
+
+def _resized(grid: Tensor, factor: float) -> Tensor:
+    """Samples a grid [B, C, H, W] bilinearly, ``factor`` times as densely. It continues with its outermost values."""
+    if factor == 1:
+        return grid
+    return F.interpolate(grid, scale_factor=float(factor), mode="bilinear", align_corners=False)
 
 
 class InfGen(nn.Module):

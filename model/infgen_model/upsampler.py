@@ -47,18 +47,38 @@ class Upsampler(nn.Module):
 
         Args:
             tokens: [B, D, ht, wt].
-            detail: [B, detail, factor * ht, factor * wt], the context's fine grid at the last level's positions. It is
-                required if the model has detail.
+            detail: [B, width, factor * ht, factor * wt], what ``from_detail`` makes of the context's fine grid, at the
+                last level's positions. It is required if the model has detail.
             mask: [1, 1, ht, wt], which is 0 for tokens that only fill a fixed shape, and else 1. Convolutions see zeros
                 in place of these tokens, as beyond the edge of a picture.
         """
         x = self.first(tokens, mask)
         for index, (enlarge, blocks) in enumerate(zip(self.enlarge, self.levels, strict=True), start=1):
             x = enlarge(x)
-            if index == len(self.levels) and self.from_detail is not None:
-                assert detail is not None, "a model with detail cannot decode without it"
-                x = x + self.from_detail(detail)
+            if index == len(self.levels) and detail is not None:
+                x = x + detail
             if mask is not None:
                 mask = F.interpolate(mask, scale_factor=2)
             x = blocks(x, mask)
         return self.shuffle(self.to_pixels(masked(x, mask)))
+
+    def merge(self) -> None:
+        """Merges levels without blocks with the next one, which saves a pixel shuffle. The results are the same.
+
+        Such a level is linear, so that its convolution and the next one are one convolution. This is for a model that
+        is not trained any more.
+        """
+        for index, blocks in enumerate(self.levels[:-1]):
+            if len(blocks):
+                continue
+            (first, outer), (second, inner) = self.enlarge[index], self.enlarge[index + 1]
+            o, i = outer.upscale_factor, inner.upscale_factor
+            # A pixel's place in both shuffles together is i times its place in the first, plus that in the second.
+            weight = second.weight.flatten(1).unflatten(0, (-1, i, i))
+            before = first.weight.flatten(1).unflatten(0, (-1, o, o))
+            merged = nn.Conv2d(first.in_channels, second.out_channels * o**2, 1)
+            merged.weight.data = torch.einsum("dklc,cijm->dikjlm", weight, before).flatten(0, 4)[..., None, None]
+            bias = torch.einsum("dklc,cij->dikjl", weight, first.bias.unflatten(0, (-1, o, o)))
+            merged.bias.data = (bias + second.bias.unflatten(0, (-1, 1, i, 1, i))).flatten()
+            self.enlarge[index] = nn.Identity()
+            self.enlarge[index + 1] = nn.Sequential(merged, nn.PixelShuffle(o * i))

@@ -73,6 +73,7 @@ CONTRACT = {
         },
         {"image": [1, 3, "8*ht", "8*wt"]},
     ),
+    "decode_cells": ({"context": [1, "D", "hk", "wk"]}, {"image": [1, 3, "U*hk", "U*wk"]}),
     "encode": ({"image": [1, 3, "8*h", "8*w"]}, ENCODED),
     "encode_statistics": (ENCODED | {"share_y": ["h"], "share_x": ["w"], "known": [2, 2, 4]}, MOMENTS),
     "encode_latent": (ENCODED | MOMENTS, LATENT),
@@ -176,6 +177,7 @@ GRAPHS = {
     "tiny-edge": [
         *("statistics", "prefill", "trunk"),
         *(f"{kind}{factor}" for kind in ("refine", "decode") for factor in (1, 2, 4)),
+        *("decode_cells2", "decode_cells4"),
         *("encode", "encode_statistics", "encode_latent"),
     ],
     "tiny-paper": ["prefill", "decode", "encode"],
@@ -208,7 +210,10 @@ def test_a_graph_keeps_the_contract(exported: Exported, graph: str) -> None:
     numbers["E"] = config.encoder_channels
     for values, expected in zip((model.graph.input, model.graph.output), contract, strict=True):
         shapes = {value.name: value.type.tensor_type for value in values}
-        expected = {name: [numbers.get(side, side) for side in shape] for name, shape in expected.items()}
+        expected = {
+            name: [f"{8 * int(factor)}{side[1:]}" if str(side)[0] == "U" else numbers.get(side, side) for side in shape]
+            for name, shape in expected.items()
+        }
         assert {
             name: [dim.dim_param or dim.dim_value for dim in shape.shape.dim] for name, shape in shapes.items()
         } == expected
@@ -216,7 +221,7 @@ def test_a_graph_keeps_the_contract(exported: Exported, graph: str) -> None:
         assert all(value.doc_string for value in values)
     properties = {entry.key: entry.value for entry in model.metadata_props}
     largest = {"t": MAX_TOKENS, "k": MAX_CELLS, "h": MAX_CELLS, "w": MAX_CELLS}
-    names = {"h", "w"} if kind != "decode" else {"hk", "wk", "ht", "wt"}
+    names = {"decode": {"hk", "wk", "ht", "wt"}, "decode_cells": {"hk", "wk"}}.get(kind, {"h", "w"})
     assert {f"bounds.{name}": f"1..{largest[name[-1]]}" for name in names}.items() <= properties.items()
     assert sum(key.startswith("bounds.") for key in properties) == len(names)
     assert properties["licence"] == "CC0-1.0" and properties["latent_space"] == "flux2"
@@ -737,7 +742,10 @@ def test_models_of_several_spaces_share_a_bundle(of_spaces: dict[str, Path], tmp
     manifests = {space: Bundle.open(tmp_path / "bundle", space).manifest for space in of_spaces}
     recipes = {space: manifest.recipes[0] for space, manifest in manifests.items()}
     same = recipes["flux2"].graphs.items() & recipes["sdxl"].graphs.items()
-    assert {name for name, _ in same} == {f"{kind}{factor}" for kind in ("refine", "decode") for factor in (1, 2, 4)}
+    assert {name for name, _ in same} == {
+        *(f"{kind}{factor}" for kind in ("refine", "decode") for factor in (1, 2, 4)),
+        *("decode_cells2", "decode_cells4"),
+    }
     assert recipes["sdxl"].graphs["trunk"] == "onnx-fp32.trunk.sdxl.onnx" and "encode" not in recipes["sdxl"].graphs
     assert recipes["flux2"].graphs["encode"] == "onnx-fp32.encode.flux2.onnx"
     for space, folder in of_spaces.items():

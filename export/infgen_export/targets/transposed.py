@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from infgen_model.upsampler import Upsampler
+
 
 class TransposedConvolution(nn.Module):
     """A 1x1 convolution and a pixel shuffle as one transposed convolution.
@@ -40,6 +42,9 @@ def with_transposed_convolutions(module: nn.Module) -> nn.Module:
     The results of the copy are the same up to rounding.
     """
     module = copy.deepcopy(module)
+    for each in module.modules():
+        if isinstance(each, Upsampler):
+            each.merge()
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.Sequential) and [type(layer) for layer in child] == [nn.Conv2d, nn.PixelShuffle]:
