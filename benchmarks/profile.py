@@ -28,13 +28,15 @@ from benchmarks.studies.parallel import inputs_of
 from benchmarks.table import head, row
 from infgen_rt.backend.candidates import Candidate, Survey
 from infgen_rt.backend.engine import Engine
+from infgen_rt.backend.inputs import cell_inputs
 from infgen_rt.backend.protocol import Backend, Options, Session
 from infgen_rt.bundle.folder import Bundle
-from infgen_rt.bundle.graphs import DECODE, KINDS, Content, apart, kind_of
+from infgen_rt.bundle.graphs import DECODE, DECODE_CELLS, KINDS, Content, apart, kind_of
 from infgen_rt.errors import BackendError
 from infgen_rt.geometry.grid import Grid
 from infgen_rt.geometry.shapes import Size
 from infgen_rt.geometry.tiling import Tiling
+from infgen_rt.plan.plan import windows_of
 from infgen_runtimes.openvino import Session as OpenVinoSession
 from infgen_runtimes.openvino import read_model, shared_core
 
@@ -210,6 +212,9 @@ def cases(bundle: Bundle, candidate: Candidate, threads: int, scales: Sequence[f
         engine.load_for(enlargement)
         context = engine.context(latent, enlargement)
         engine.run(DECODE, inputs_of(grid, context, tile, halo.cells), enlargement)
+        if enlargement.graph(DECODE_CELLS.name) in engine.recipe.graphs and grid.is_at(enlargement.factor or 1):
+            cells = windows_of(grid, enlargement, halo, by_cells=True).of(tiles[len(tiles) // 2]).cells
+            engine.run(DECODE_CELLS, cell_inputs(context[:, :, *cells.slices]), enlargement)
         for graph in (enlargement.graph(kind.name) if kind.enlarged else kind.name for kind in KINDS):
             if graph in recorder.inputs:
                 # A decode graph serves several scales. The others run once per latent.

@@ -20,10 +20,11 @@ import numpy as np
 from infgen_export.errors import RequestError
 from infgen_rt.backend.candidates import Survey
 from infgen_rt.backend.engine import Engine
-from infgen_rt.backend.inputs import statistics_inputs, tile_inputs
+from infgen_rt.backend.inputs import cell_inputs, statistics_inputs, tile_inputs
 from infgen_rt.bundle.folder import Bundle
 from infgen_rt.bundle.graphs import (
     DECODE,
+    DECODE_CELLS,
     ENCODE,
     ENCODE_LATENT,
     ENCODE_STATISTICS,
@@ -191,6 +192,9 @@ class _Run:
             values, described = self.step(REFINE, inputs, enlargement)
             steps.append(described)
         context = _cut(values, cells, refined if engine.has(REFINE) else seen)
+        by_cells = {}
+        if enlargement.graph(DECODE_CELLS.name) in engine.recipe.graphs:
+            by_cells = {DECODE_CELLS.name: self.step(DECODE_CELLS, cell_inputs(context), enlargement)[1]}
         image, described = self.step(DECODE, tile_inputs(grid, context, cells, tokens), enlargement)
         box = grid.pixels_of(tile)
         pixels = image[0][:, *box.relative_to(grid.pixels_of(tokens)).slices]
@@ -204,6 +208,7 @@ class _Run:
             "refined": _box(refined),
             "prefilled": _box(seen),
             "steps": [*steps, described],
+            **by_cells,
             "pixels": {
                 "box": _box(box),
                 "shape": list(levels.shape),

@@ -67,9 +67,9 @@ class Engine:
     """Runs a recipe's graphs. Several threads may use it.
 
     The graphs for pictures are loaded when the engine is created, except those that exist once per enlargement, which
-    `load_for` loads, and those that decode tiles. Those of the encoder are loaded by `load_encoder`. There are two graphs
-    that decode, and each exists in two forms, for one tile at a time and for several. Most pictures need only one of
-    the four, so each is loaded when it is first needed.
+    `load_for` loads, and those that decode tiles. Those of the encoder are loaded by `load_encoder`. Two graphs of an
+    enlargement can decode, and each exists in two forms, for one tile at a time and for several. Most pictures need
+    only one of the four, so each is loaded when it is first needed.
 
     If a result in a lower arithmetic than float32 has NaN or infinite values, it is computed again in float32 on the
     same device, provided that the bundle has graphs for that.

@@ -259,7 +259,16 @@ def model_sizes(
         encode_moments: the number of blocks and groups of the encoder's statistics. None without them.
     """
     (blocks, groups), (encode_blocks, encode_groups) = moments or (0, 0), encode_moments or (0, 0)
-    own = {"P": patch, "U": patch * (factor or 1), "C": latent, "F": features or 0, "T": fine or 0, "D": context, "S": blocks, "G": groups}
+    own = {
+        "P": patch,
+        "U": patch * (factor or 1),
+        "C": latent,
+        "F": features or 0,
+        "T": fine or 0,
+        "D": context,
+        "S": blocks,
+        "G": groups,
+    }
     return own | {"E": encoded or 0, "ES": encode_blocks, "EG": encode_groups}
 
 

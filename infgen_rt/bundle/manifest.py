@@ -249,7 +249,9 @@ class Manifest:
     def _for_pictures(self, recipe: Recipe) -> set[str]:
         """The graphs that a picture needs, whether the recipe has them or not, and the optional ones that it has."""
         needed = [kind for kind in self.kinds(recipe) if kind.picture]
-        names = ((kind, each.graph(kind.name) if kind.enlarged else kind.name) for kind in needed for each in self.contexts)
+        names = (
+            (kind, each.graph(kind.name) if kind.enlarged else kind.name) for kind in needed for each in self.contexts
+        )
         return {name for kind, name in names if not kind.optional or name in recipe.graphs}
 
     def _encoding(self, recipe: Recipe) -> set[str]:

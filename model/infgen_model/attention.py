@@ -235,20 +235,20 @@ class CrossAttention(nn.Module):
         weight, bias = self.rotary.turned(self.key)
         weight = torch.cat([weight, self.value.weight, torch.zeros_like(weight[:1])])
         near = _around(F.linear(context, weight, torch.cat([bias, self.value.bias, torch.ones_like(bias[:1])])), reach)
-        near = near.unflatten(3, (len(centres) ** 2, -1))
+        near = near.reshape(-1, len(centres) ** 2, len(weight))
         half = len(bias) // 2
-        plain, quarter, value, inside = near.split([half, half, len(self.value.bias), 1], dim=4)
+        plain, quarter, value, inside = near.split([half, half, len(self.value.bias), 1], dim=2)
         cos, sin = (each.flatten(0, 1) for each in self.rotary.angles(centres, centres))
-        depth = plain.shape[4] // self.heads
+        depth = half // self.heads
         of_keys, of_values = (
-            _by_head(self.heads, channels, context).T[:, None] for channels in (depth, value.shape[4] // self.heads)
+            _by_head(self.heads, channels, context).T[:, None] for channels in (depth, value.shape[2] // self.heads)
         )
         of_keys = of_keys * depth**-0.5
-        key = plain.unsqueeze(3) * (cos * of_keys) + quarter.unsqueeze(3) * (sin * of_keys)
-        scores = query @ key.flatten(3, 4).transpose(3, 4)
+        key = plain.unsqueeze(1) * (cos * of_keys) + quarter.unsqueeze(1) * (sin * of_keys)
+        scores = query @ key.flatten(1, 2).transpose(1, 2)
         along = _window(places.of_tokens[:, None], centres, self.radius)
-        bias = (along[:, None, :, None] + along[None, :, None, :]).flatten(2).flatten(0, 1)
-        bias = bias + (1 - inside).transpose(3, 4) * MASKED
-        weights = (scores.unflatten(4, (self.heads, -1)) + bias.unsqueeze(4)).softmax(5).to(value.dtype)
-        out = weights.flatten(4, 5) @ (value.unsqueeze(3) * of_values).flatten(3, 4)
-        return places.by_row(self.out(out))
+        window = (along[:, None, :, None] + along[None, :, None, :]).flatten(2).flatten(0, 1)
+        window = window + (1 - inside).transpose(1, 2) * MASKED
+        weights = (scores.unflatten(2, (self.heads, -1)) + window.unsqueeze(2)).softmax(3).to(value.dtype)
+        out = weights.flatten(2, 3) @ (value.unsqueeze(1) * of_values).flatten(1, 2)
+        return places.by_row(self.out(out), context.shape[2], context.shape[0])

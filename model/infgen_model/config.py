@@ -309,7 +309,7 @@ class DecoderConfig:
         return math.ceil(reach)
 
     def decodes_cells(self, enlargement: Enlargement | None) -> bool:
-        """Whether the model has a graph that decodes whole cells at an enlargement's factor (``Decode.whole_cells``)."""
+        """Whether the model has a graph for whole cells at an enlargement's factor (``Decode.whole_cells``)."""
         # With one token per cell, the products per cell take longer than what they save.
         return enlargement is not None and enlargement.factor > 1 and self.radius is not None
 

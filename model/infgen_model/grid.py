@@ -147,20 +147,26 @@ class Places:
         """[2] output pixels per cell, divided by 8, as in ``Grid``."""
         return torch.full((2,), float(len(self.of_tokens)), device=self.of_tokens.device)
 
+    # Tensors have at most five dimensions here, because Core ML takes no more.
+
     def added(self, tokens: Tensor, values: Tensor) -> Tensor:
         """Adds values [n, n, D], which are the same in every cell, to tokens [B, n * h, n * w, D]."""
-        count = len(self.of_tokens)
-        cells = tokens.unflatten(2, (-1, count)).unflatten(1, (-1, count))
-        return (cells + values.unsqueeze(1)).flatten(3, 4).flatten(1, 2)
+        return (self._by_line(tokens) + values.flatten(1).unsqueeze(1)).reshape(tokens.shape)
 
     def by_cell(self, tokens: Tensor) -> Tensor:
-        """Values of tokens [B, n * h, n * w, D], cell by cell: [B, h, w, n * n, D]."""
-        count = len(self.of_tokens)
-        return tokens.unflatten(2, (-1, count)).unflatten(1, (-1, count)).transpose(2, 3).flatten(3, 4)
+        """Values of tokens [B, n * h, n * w, D], cell by cell: [B * h * w, n * n, D]."""
+        return self._by_line(tokens).transpose(1, 2).reshape(-1, len(self.of_tokens) ** 2, tokens.shape[3])
 
-    def by_row(self, tokens: Tensor) -> Tensor:
-        """The inverse of ``by_cell``."""
-        return tokens.unflatten(3, (len(self.of_tokens), -1)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    def by_row(self, tokens: Tensor, width: int, batch: int) -> Tensor:
+        """The inverse of ``by_cell``, for B latents of ``width`` cells w."""
+        count = len(self.of_tokens)
+        lines = tokens.reshape(-1, width, count, count * tokens.shape[2]).transpose(1, 2)
+        return lines.reshape(batch, -1, count * width, tokens.shape[2])
+
+    def _by_line(self, tokens: Tensor) -> Tensor:
+        """[B * h, n, w, n * D]: the cells of a row, one line of their tokens after another."""
+        count = len(self.of_tokens)
+        return tokens.reshape(-1, count, tokens.shape[2] // count, count * tokens.shape[3])
 
     def around(self, reach: int) -> Tensor:
         """[2 * reach + 1] centres of the cells around a cell, from that cell's corner."""

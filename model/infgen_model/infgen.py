@@ -125,7 +125,9 @@ class Decode(nn.Module):
         detail = self._detail(detail, enlargement, lambda x: _resized(x, density))
         return picture + self.upsampler(tokens.permute(0, 3, 1, 2), detail)
 
-    def _unfolded(self, context: Tensor, enlargement: Enlargement | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _unfolded(
+        self, context: Tensor, enlargement: Enlargement | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The parts of a context: what attention uses, the fine grid, and the enlarged picture."""
         coarse = context[:, : self.width]
         if self.unfold is None or enlargement is None:
@@ -138,6 +140,7 @@ class Decode(nn.Module):
         """The detail for the upsampler, from the fine grid and a function that samples a grid."""
         # Both are linear, so the order does not matter. The layer comes first if the grid has fewer positions.
         layer = self.upsampler.from_detail
+        assert layer is not None, "only a model with detail has a fine grid"
         first = enlargement.factor * self.upsampler.factor > self.detail_factor
         return sample(layer(grid)) if first else layer(sample(grid))
 

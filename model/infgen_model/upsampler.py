@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -68,17 +70,25 @@ class Upsampler(nn.Module):
         Such a level is linear, so that its convolution and the next one are one convolution. This is for a model that
         is not trained any more.
         """
-        for index, blocks in enumerate(self.levels[:-1]):
-            if len(blocks):
-                continue
-            (first, outer), (second, inner) = self.enlarge[index], self.enlarge[index + 1]
-            o, i = outer.upscale_factor, inner.upscale_factor
-            # A pixel's place in both shuffles together is i times its place in the first, plus that in the second.
-            weight = second.weight.flatten(1).unflatten(0, (-1, i, i))
-            before = first.weight.flatten(1).unflatten(0, (-1, o, o))
-            merged = nn.Conv2d(first.in_channels, second.out_channels * o**2, 1)
-            merged.weight.data = torch.einsum("dklc,cijm->dikjlm", weight, before).flatten(0, 4)[..., None, None]
-            bias = torch.einsum("dklc,cij->dikjl", weight, first.bias.unflatten(0, (-1, o, o)))
-            merged.bias.data = (bias + second.bias.unflatten(0, (-1, 1, i, 1, i))).flatten()
-            self.enlarge[index] = nn.Identity()
-            self.enlarge[index + 1] = nn.Sequential(merged, nn.PixelShuffle(o * i))
+        for index, blocks in enumerate(list(self.levels)[:-1]):
+            if not cast(ResidualBlocks, blocks):
+                merged = _merged(self.enlarge[index], self.enlarge[index + 1])
+                self.enlarge[index], self.enlarge[index + 1] = nn.Identity(), merged
+
+
+def _merged(first: nn.Module, second: nn.Module) -> nn.Sequential:
+    """One 1x1 convolution and pixel shuffle with the same results as two such pairs."""
+    (before, outer), (after, inner) = cast(nn.Sequential, first), cast(nn.Sequential, second)
+    assert isinstance(before, nn.Conv2d) and isinstance(after, nn.Conv2d)
+    assert before.bias is not None and after.bias is not None
+    o, i = (cast(nn.PixelShuffle, shuffle).upscale_factor for shuffle in (outer, inner))
+    made = nn.Conv2d(before.in_channels, after.out_channels * o**2, 1)
+    assert made.bias is not None
+    # A pixel's place in both shuffles together is i times its place in the first, plus that in the second.
+    weight = after.weight.flatten(1).unflatten(0, (-1, i, i))
+    bias = torch.einsum("dklc,cij->dikjl", weight, before.bias.unflatten(0, (-1, o, o)))
+    weight = torch.einsum("dklc,cijm->dikjlm", weight, before.weight.flatten(1).unflatten(0, (-1, o, o)))
+    with torch.no_grad():
+        made.weight.copy_(weight.flatten(0, 4)[..., None, None])
+        made.bias.copy_((bias + after.bias.unflatten(0, (-1, 1, i, 1, i))).flatten())
+    return nn.Sequential(made, nn.PixelShuffle(o * i))

@@ -37,8 +37,9 @@ from infgen_model import Enlargement, InfGen
 from infgen_model.checkpoint import load_checkpoint, save_checkpoint
 from infgen_model.graphs import MAX_CELLS, MAX_TOKENS, Graph
 from infgen_model.sharing import share
-from infgen_rt.backend.engine import Purpose
+from infgen_rt.backend.engine import Engine, Purpose
 from infgen_rt.bundle.folder import Bundle
+from infgen_rt.bundle.graphs import Kind
 from infgen_rt.geometry.shapes import Box, Size
 from infgen_rt.geometry.tiling import HaloTiling, Tiling
 from infgen_rt.nodes.encoding import GivenPicture, encoded_latent, encoding_costs
@@ -113,6 +114,46 @@ def test_the_runtime_decodes_the_same_pixels_as_torch(
         part = picture.read((11, 3, 25, 19), dtype=np.float32)
         assert np.abs(part - expected[3:22, 11:36]).max() < 1e-4
         assert np.abs(np.asarray(picture).astype(int) - np.floor(expected * 255 + 0.5)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("factor", "tile", "graph"),
+    [(1, None, "decode1"), (2, None, "decode_cells2"), (4, None, "decode_cells4"), (4, 384, "decode_cells4")]
+    + [(4, 16, "decode4"), (3.9, None, "decode4"), (2.1, 96, "decode4")],
+)
+def test_whole_cells_are_decoded_where_the_scale_allows_it(
+    factor: float, tile: int | None, graph: str, tmp_path: Path, exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small tiles are not, because they would be mostly halo. A bundle without these graphs decodes the same pixels."""
+    if not exported.model.config.enlargements:
+        pytest.skip("a model of this kind has no enlargements")
+    ran: list[str] = []
+    run = Engine.run
+
+    def on_run(engine: Engine, kind: Kind, inputs: Any, enlargement: Any = None, shared: bool = False) -> Any:
+        ran.append(enlargement.graph(kind.name) if kind.enlarged else kind.name)
+        return run(engine, kind, inputs, enlargement, shared)
+
+    monkeypatch.setattr(Engine, "run", on_run)
+    latent, size = tiny.latent(13, 15), (round(8 * 15 * factor), round(8 * 13 * factor))
+    with torch.inference_mode():
+        expected = exported.model(latent, (size[1], size[0]))[0].permute(1, 2, 0).clamp(0, 1).numpy()
+    lacking = tmp_path / "lacking"
+    shutil.copytree(exported.bundle, lacking)
+    manifest = json.loads((lacking / "manifest.json").read_text())
+    for recipe in manifest["recipes"]:
+        recipe["graphs"] = {name: file for name, file in recipe["graphs"].items() if "cells" not in name}
+    (lacking / "manifest.json").write_text(json.dumps(manifest))
+    for bundle, decoding in ((exported.bundle, graph), (lacking, graph.replace("_cells", ""))):
+        ran.clear()
+        with infgen_rt.open(bundle) as decoder:
+            picture = decoder.picture(latent.numpy(), size, tile=tile)
+            assert np.abs(picture.read(dtype=np.float32) - expected).max() < 1e-4
+            x, y, width, height = (size[0] // 3, size[1] // 4, size[0] // 2, size[1] // 3)
+            again = decoder.picture(latent.numpy(), size, tile=tile)
+            part = again.read((x, y, width, height), dtype=np.float32)
+            assert np.abs(part - expected[y : y + height, x : x + width]).max() < 1e-4
+        assert {name for name in ran if name.startswith("decode")} == {decoding}
 
 
 @pytest.mark.slow

@@ -97,6 +97,11 @@ CASES: dict[str, tuple[Callable[..., Any], Tensor, Tensor]] = {
         IMAGE,
         IMAGE.repeat_interleave(2, 2).repeat_interleave(3, 3),
     ),
+    "linear interpolation": (
+        lambda a: mb.upsample_bilinear(x=a, scale_factor_height=2, scale_factor_width=3, align_corners=False),
+        IMAGE,
+        F.interpolate(IMAGE, scale_factor=(2, 3), mode="bilinear", align_corners=False),
+    ),
     "padding of the last two axes": (
         lambda a: mb.pad(x=a, pad=[1, 2, 3, 0], mode="constant", constant_val=0.5),
         IMAGE,

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from infgen_export.work import context_work, multiply_adds
 from infgen_model import PRESETS, DecoderConfig, Enlargement, Grid, InfGen, Level
@@ -21,6 +21,7 @@ from infgen_model.sampling import bilinear, lanczos
 from infgen_rt.backend.inputs import fill, tile_inputs
 from infgen_rt.geometry import grid as coordinates
 from infgen_rt.geometry.shapes import Box, Size
+from infgen_rt.geometry.windows import CellWindows
 
 from . import tiny
 
@@ -146,6 +147,81 @@ def test_tiles_of_every_enlargement_are_crops_of_the_whole(scale: float) -> None
             pixels = grid.pixels_of(tile)
             joined[:, :, *pixels.slices] = image[:, :, *pixels.relative_to(grid.pixels_of(tokens)).slices]
         assert torch.allclose(joined, whole, atol=1e-5)
+
+
+# Whole cells are decoded by another function.
+
+
+@pytest.mark.parametrize("start", ["sampled", "mask"])
+@pytest.mark.parametrize("radius", [0.5, 1.5, 2.2])
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_whole_cells_are_decoded_to_the_same_pixels(factor: int, radius: float, start: str) -> None:
+    config = dataclasses.replace(tiny.EDGE, radius=radius, start=start, blocks=2)
+    model = tiny.model(config)
+    enlargement = config.enlargement_for((factor, factor))
+    for height, width in ((1, 1), (1, 6), (7, 5)):
+        context = model.context(tiny.latent(height, width, batch=2), enlargement)
+        grid = Grid.whole((height, width), (8 * factor * height, 8 * factor * width))
+        assert torch.allclose(
+            model.decode.whole_cells(context, enlargement), model.decode(context, grid, enlargement), atol=1e-5
+        )
+
+
+def whole_cells(model: InfGen, windows: CellWindows, context: Tensor, pixels: Box) -> Tensor:
+    """The pixels of a box, from the cells that the windows give."""
+    enlargement = model.config.enlargement_for((windows.factor, windows.factor))
+    tokens, seen = windows.of(windows.grid.tokens_of(pixels))
+    image = model.decode.whole_cells(context[:, :, *seen.slices], enlargement)
+    assert image.shape[2:] == (8 * tokens.height, 8 * tokens.width)
+    return image[:, :, *pixels.relative_to(windows.grid.pixels_of(tokens)).slices]
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_any_box_decoded_from_whole_cells_is_a_crop_of_the_whole(data: st.DataObject) -> None:
+    model, config = MODELS["edge"], tiny.EDGE
+    (height, width), factor = data.draw(cells), data.draw(st.sampled_from([1, 2, 4]))
+    grid = coordinates.Grid(Size(width, height), Size(8 * factor * width, 8 * factor * height), 8)
+    x, y = (data.draw(st.integers(0, side - 1)) for side in grid.picture)
+    box = Box(*(x, y), *(data.draw(st.integers(1, side - at)) for side, at in zip(grid.picture, (x, y), strict=True)))
+    context = model.context(tiny.latent(height, width), config.enlargement_for(grid.scale))
+    windows = CellWindows(grid, config.halo_tokens, 1, factor)
+    expected = model(tiny.latent(height, width), grid.picture[::-1])[:, :, *box.slices]
+    assert torch.allclose(whole_cells(model, windows, context, box), expected, atol=1e-5)
+    decoded, largest = windows.of(grid.tokens_of(box)).tokens, windows.largest(grid.tokens_of(box).size)
+    assert decoded.width <= largest.width and decoded.height <= largest.height
+
+
+@pytest.mark.parametrize(("halo", "reach"), [(0, 1), (1, 0)])
+def test_a_smaller_window_of_whole_cells_is_not_enough(halo: int, reach: int) -> None:
+    model, grid, box = MODELS["edge"], coordinates.Grid(Size(9, 9), Size(288, 288), 8), Box(96, 96, 64, 64)
+    context = model.context(tiny.latent(9, 9), tiny.EDGE.enlargement_for((4, 4)))
+    expected = model(tiny.latent(9, 9), (288, 288))[:, :, *box.slices]
+    errors = [
+        (whole_cells(model, windows, context, box) - expected).abs().max().item()
+        for windows in (
+            CellWindows(grid, tiny.EDGE.halo_tokens, 1, 4),
+            CellWindows(grid, halo * tiny.EDGE.halo_tokens, reach, 4),
+        )
+    ]
+    assert errors[0] < 1e-5 and errors[1] > 1e-4
+
+
+@pytest.mark.parametrize(
+    "levels", [(Level(8, 0), Level(8, 1)), (Level(8, 0), Level(6, 0), Level(4, 0)), (Level(8, 1),)]
+)
+def test_levels_without_blocks_merge_to_the_same_pixels(levels: tuple[Level, ...]) -> None:
+    upsampler = tiny.model(dataclasses.replace(tiny.EDGE, levels=levels, detail=3)).decode.upsampler
+    tokens = torch.randn(2, tiny.EDGE.width, 3, 4)
+    detail = torch.randn(2, levels[-1].width, 3 * upsampler.factor, 4 * upsampler.factor)
+    expected, before = upsampler(tokens, detail), len(shuffles(upsampler))
+    upsampler.merge()
+    assert torch.allclose(upsampler(tokens, detail), expected, atol=1e-5)
+    assert len(shuffles(upsampler)) == before - sum(level.blocks == 0 for level in levels[:-1])
+
+
+def shuffles(module: nn.Module) -> list[nn.Module]:
+    return [each for each in module.modules() if isinstance(each, nn.PixelShuffle)]
 
 
 LEVELS = [

@@ -132,6 +132,20 @@ def upsample_nearest(
     return F.interpolate(x, scale_factor=factors, mode="nearest")
 
 
+def upsample_bilinear(
+    x: Tensor,
+    scale_factor_height: Tensor | float = 1,
+    scale_factor_width: Tensor | float = 1,
+    align_corners: Tensor | bool = True,
+    half_pixel_centers: Tensor | bool | None = None,
+) -> Tensor:
+    """Enlarges the last two axes by linear interpolation between the centres of pixels."""
+    if bool(align_corners) or not (half_pixel_centers is None or bool(half_pixel_centers)):
+        raise NotImplementedError("upsample_bilinear is interpreted between the centres of pixels only")
+    factors = [float(scale_factor_height), float(scale_factor_width)]
+    return F.interpolate(x, scale_factor=factors, mode="bilinear", align_corners=False)
+
+
 def pixel_shuffle(x: Tensor, upscale_factor: Tensor) -> Tensor:
     """Moves channels into pixels: [B, f*f*C, H, W] becomes [B, C, f*H, f*W]."""
     return F.pixel_shuffle(x, int(upscale_factor))

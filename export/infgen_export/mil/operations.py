@@ -133,6 +133,7 @@ KINDS: dict[str, Kind] = {
     "stack": shapes.stack,
     "tile": shapes.tile,
     "transpose": shapes.transpose,
+    "upsample_bilinear": layers.upsample_bilinear,
     "upsample_nearest_neighbor": layers.upsample_nearest,
 }
 """All supported kinds of operation. Each takes Core ML's parameters by name, and returns one tensor or a tuple."""
