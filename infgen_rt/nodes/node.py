@@ -86,7 +86,7 @@ class Cost:
         reading: the additional bytes while a box is read.
         arena: the bytes of its graph's working memory, which is kept between runs.
         cells: the number of cells for which contexts are computed, weighted by the work of the enlargement.
-        pixels: the number of pixels that are decoded.
+        pixels: the number of pixels that are decoded, weighted by the work of the graph that decodes them.
         encoded: the number of cells that are encoded.
     """
 
