@@ -125,6 +125,7 @@ def test_the_manifest_says_what_the_model_is(decoder: infgen_rt.Decoder) -> None
     assert manifest.model.licence == "Apache-2.0 AND MIT AND BSD-3-Clause"
     assert [each.factor for each in manifest.enlargements] == [1, 2, 4]
     kinds = {each.graph(kind) for each in manifest.enlargements for kind in ("refine", "decode")}
+    kinds |= {"decode_cells2", "decode_cells4"}
     graphs = {"statistics", "prefill", "trunk", "encode", "encode_statistics", "encode_latent", *kinds}
     assert {entry["graph"] for entry in manifest.verification} == graphs
     assert all(recipe.graphs.keys() == graphs for recipe in manifest.recipes)
