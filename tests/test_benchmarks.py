@@ -428,7 +428,7 @@ def test_a_profile_tells_of_openvino_too(monkeypatch: pytest.MonkeyPatch) -> Non
     result = CliRunner().invoke(profile.main, options)
     assert result.exit_code == 0, result.output
     rows = [row for row in table_of(result.output) if row[1] == "openvino, fp32"]
-    assert [row[0] for row in rows] == ["statistics", "prefill", "trunk", "refine2", "decode2 at 2"]
+    assert [row[0] for row in rows] == ["statistics", "prefill", "trunk", "refine2", "decode2 at 2", "decode_cells2"]
     for graph, way, count, *_ in rows:
         total, kinds = profiled(result.output, f"{way}, 1 threads: {graph}")
         assert total[4] == "" and 10 < int(count) <= 3 * int(total[1])

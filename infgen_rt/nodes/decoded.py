@@ -14,7 +14,6 @@ from infgen_rt.geometry.shapes import Box, Size
 from infgen_rt.geometry.windows import CellWindows, Windows
 from infgen_rt.nodes.node import Cost, Node, Step
 
-
 # The time of decode_cells per token, relative to that of decode. The speed of decode is the one that is measured.
 _OF_CELLS = 0.6
 

@@ -53,8 +53,8 @@ class Backend:
     name = "openvino"
     target = "openvino"
     parallel_on = ("cpu",)
-    # Each run costs some milliseconds, and larger tiles have less halo. In bfloat16 and with two cores, 3840x2160 pixels
-    # from 64x64 cells take 0.92 s in tiles of 88 tokens a side, and 0.80 s in tiles of 128.
+    # Each run costs some milliseconds, and larger tiles have less halo. In bfloat16 and with two cores, 3840x2160
+    # pixels from 64x64 cells take 0.92 s in tiles of 88 tokens a side, and 0.80 s in tiles of 128.
     largest_tile = 128
     # A forked process that uses OpenVINO again crashes when it ends (OpenVINO 2026.4).
     survives_fork = False

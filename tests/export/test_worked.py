@@ -62,6 +62,7 @@ def test_every_graph_of_every_model_is_there(written: dict[str, Any]) -> None:
     ran, there = set(), set()
     for model in written["models"]:
         steps = [step for picture in model["pictures"] for step in picture["steps"]]
+        steps += [picture["decode_cells"] for picture in model["pictures"] if "decode_cells" in picture]
         steps += [model[name] for name in OUTSIDE_PICTURES if name in model]
         recipe = Bundle.open(space=model["space"]).manifest.recipes[0]
         ran |= {recipe.graphs[step["graph"]] for step in steps}
