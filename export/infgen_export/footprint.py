@@ -87,7 +87,7 @@ def _main(bundle: str, backend: str, graph: str, arithmetic: str) -> None:
     if graph in _TOGETHER:
         several = graph == "stages"
         kinds = [kind for kind in manifest.kinds(engine.recipe) if kind.picture or several]
-        kinds.sort(key=lambda kind: kind.picture)  # the last ones decode, and their working memory counts in both cases
+        kinds.sort(key=lambda kind: kind.picture)  # the working memory of the last ones, which decode, always counts
         enlargements = manifest.contexts[-2:] if several else manifest.contexts[-1:]
         for enlargement in enlargements:
             _load(engine, enlargement)

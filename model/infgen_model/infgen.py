@@ -34,7 +34,7 @@ class DecoderBlock(nn.Module):
         )
 
     def forward(self, tokens: Tensor, context: Tensor, grid: Grid | Places) -> Tensor:
-        """Updates tokens from the context crop [B, hk, wk, D]. See ``CrossAttention`` for their shape."""
+        """Updates tokens [B, ht, wt, D] from the context crop [B, hk, wk, D]."""
         tokens = tokens + self.attention(self.norm(tokens), context, grid)
         return tokens + self.mlp(tokens)
 
@@ -105,8 +105,8 @@ class Decode(nn.Module):
             enlargement: The enlargement that the context was refined for.
 
         Returns:
-            The pixels [B, 3, 8 * factor * hk, 8 * factor * wk], mostly in [0, 1]. They are not clamped. Around the
-            cells, they are others than in a larger picture, up to the model's reach.
+            The pixels [B, 3, 8 * factor * hk, 8 * factor * wk], mostly in [0, 1]. They are not clamped. Near
+            the border of the cells, within the model's reach, they differ from those of a larger picture.
         """
         coarse, detail, picture = self._unfolded(context, enlargement)
         assert detail is not None and picture is not None, "only a model with detail decodes whole cells"
