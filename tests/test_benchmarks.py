@@ -336,7 +336,6 @@ def test_backends_are_compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 @pytest.mark.parametrize("form", [each for each in attention.FORMS["within a radius"] if each != "shifted copies"])
 def test_forms_of_attention_are_the_same_attention(form: str) -> None:
-    torch.manual_seed(0)
     layer = attention.Layer(1.5).eval()
     values = attention.example(layer, 4)
     with torch.inference_mode():

@@ -411,7 +411,6 @@ def test_no_two_positions_share_a_point_of_the_sphere() -> None:
 
 
 def test_positions_are_embedded_in_float32_whatever_surrounds_them() -> None:
-    torch.manual_seed(0)
     inpe = INPE(64, 16.0, 32)
     y, x, scale = torch.rand(20), torch.rand(30), torch.tensor([1.5, 2.0])
     expected = inpe(y, x, scale)
@@ -436,7 +435,6 @@ def fade(cell: int, token: float, radius: float) -> float:
 def test_window_attention_is_softmax_over_the_cells_within_the_radius(
     radius: float, scale: tuple[float, float]
 ) -> None:
-    torch.manual_seed(0)
     heads, depth, extent = 2, 4, (5, 7)
     # As many as it takes to cover all cells, and so the last one's centre may be beyond them.
     tokens = [(torch.arange(math.ceil(n * s)) + 0.5) / s for n, s in zip(extent, scale, strict=True)]
@@ -475,7 +473,6 @@ def test_cells_beyond_the_latent_have_exactly_no_weight() -> None:
 
 @pytest.mark.parametrize("radius", [1.0, 1.5, 2.0, 2.7])
 def test_attention_is_continuous_where_the_neighbours_change(radius: float) -> None:
-    torch.manual_seed(0)
     attention = CrossAttention(16, 16, 2, (1.0, 6.0), radius)
     context, token = torch.randn(1, 12, 12, 16), torch.randn(1, 1, 1, 16)
     centres, extent = torch.arange(12) + 0.5, torch.tensor([12.0, 12.0])

@@ -40,7 +40,6 @@ def encoder(width: int = 8) -> nn.Sequential:
 @pytest.mark.parametrize("ending", [".safetensors", ".pth"])
 @pytest.mark.parametrize("named", ["encoder", "decoder"])
 def test_a_pair_of_weights_is_an_autoencoder(tmp_path: Path, ending: str, named: str) -> None:
-    torch.manual_seed(0)
     pair = {"encoder": encoder(), "decoder": tiny_decoder()}
     for name, network in pair.items():
         file = tmp_path / f"taex_{name}{ending}"
@@ -59,7 +58,6 @@ def test_a_pair_of_weights_is_an_autoencoder(tmp_path: Path, ending: str, named:
 
 @pytest.mark.parametrize("whole", [True, False], ids=["folder", "file"])
 def test_a_tiny_autoencoder_of_diffusers(tmp_path: Path, whole: bool) -> None:
-    torch.manual_seed(0)
     widths = (8, 8, 8, 8)
     vae = diffusers.AutoencoderTiny(
         encoder_block_out_channels=widths, decoder_block_out_channels=widths, latent_channels=16
@@ -84,7 +82,6 @@ def test_a_tiny_autoencoder_of_diffusers(tmp_path: Path, whole: bool) -> None:
 def test_a_full_autoencoder_of_diffusers_gives_latents_as_its_pipelines_do(
     tmp_path: Path, scaling: dict[str, Any]
 ) -> None:
-    torch.manual_seed(0)
     vae = diffusers.AutoencoderKL(**SMALL, latent_channels=4, **scaling).eval()
     vae.save_pretrained(tmp_path)
     teacher = Teacher.load(tmp_path)
@@ -100,7 +97,6 @@ def test_a_full_autoencoder_of_diffusers_gives_latents_as_its_pipelines_do(
 
 
 def test_flux2s_autoencoder_normalises_patches_of_two_cells(tmp_path: Path) -> None:
-    torch.manual_seed(0)
     vae = diffusers.AutoencoderKLFlux2(**SMALL, latent_channels=2).eval()
     vae.bn.running_mean.normal_()
     vae.bn.running_var.uniform_(0.5, 2.0)

@@ -203,7 +203,6 @@ def test_steps_along_one_straight_edge_are_seen_and_noise_at_the_edge_is_not(dow
 
 
 def test_the_adversary_learns_to_tell(vgg: Vgg) -> None:
-    torch.manual_seed(0)
     adversary, truth = Adversary(CPU, 5e-3), photograph(24, 24)
     true, made = features(truth), features(1 - truth)
     losses = [adversary.learn(made, true).item() for _ in range(25)]
@@ -213,7 +212,6 @@ def test_the_adversary_learns_to_tell(vgg: Vgg) -> None:
 
 
 def test_features_are_brought_to_one_size_for_the_adversary(vgg: Vgg) -> None:
-    torch.manual_seed(0)
     adversary, truth = Adversary(CPU, 2e-4), photograph()
     adversary(features(truth))
     for scale, each in zip(adversary.scales, features(truth)[:4], strict=True):
@@ -225,7 +223,6 @@ def test_features_are_brought_to_one_size_for_the_adversary(vgg: Vgg) -> None:
 
 @pytest.mark.parametrize("learnt", [False, True])
 def test_a_verdict_teaches_what_is_judged_and_not_the_judge(learnt: bool, vgg: Vgg) -> None:
-    torch.manual_seed(0)
     adversary, truth = Adversary(CPU, 1e-3), photograph()
     image = blurred(truth, 2).requires_grad_()
     if learnt:

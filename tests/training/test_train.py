@@ -249,7 +249,6 @@ def test_every_loss_of_the_config_reaches_the_model(name: str, vgg: Vgg) -> None
 
 
 def test_the_adversary_learns_first_and_is_heard_later(vgg: Vgg) -> None:
-    torch.manual_seed(0)
     trained = trainer(vgg=vgg, adversary_from=0.4)
     for done, learns, heard in ((0.0, False, False), (0.31, False, False), (0.33, True, False), (0.41, True, True)):
         before = [parameter.clone() for parameter in trained.adversary.parameters()]

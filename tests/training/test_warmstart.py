@@ -103,7 +103,6 @@ def changed(model: nn.Module, before: dict[str, Tensor]) -> set[str]:
 
 @pytest.mark.parametrize("pooled", [True, False])
 def test_the_trunk_computes_what_the_decoder_does(pooled: bool) -> None:
-    torch.manual_seed(0)
     teacher, student = decoder(pooled=pooled), InfGen(FITTING)
     ends = (5, 9, 13, 16)
     for end, features in zip(ends, trunk(student, latent(6, 5)), strict=True):
@@ -117,7 +116,6 @@ def test_the_trunk_computes_what_the_decoder_does(pooled: bool) -> None:
 
 @pytest.mark.parametrize("pooled", [True, False])
 def test_the_picture_at_scale_1_is_the_decoders(pooled: bool) -> None:
-    torch.manual_seed(0)
     teacher, student = decoder(pooled=pooled), InfGen(FITTING)
     copy_trunk(teacher, student)
     with torch.inference_mode():
@@ -158,7 +156,6 @@ def encoder(width: int = 8, blocks: int = 2, pooled: bool = False) -> nn.Sequent
 
 @pytest.mark.parametrize("levels", [1, 2, 3])
 def test_the_encoder_computes_what_the_teachers_last_layers_do(levels: int) -> None:
-    torch.manual_seed(0)
     teacher = encoder()
     student = InfGen(dataclasses.replace(TINY, encoder=(Level(8, 2),) * levels))
     copy_encoder(teacher, student)
@@ -173,7 +170,6 @@ def test_the_encoder_computes_what_the_teachers_last_layers_do(levels: int) -> N
 @pytest.mark.parametrize("pooled", [False, True])
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_an_encoder_of_the_teachers_resolutions_is_the_teachers(blocks: int, pooled: bool) -> None:
-    torch.manual_seed(0)
     teacher = encoder(blocks=blocks, pooled=pooled)
     config = encoder_config(teacher, TINY)
     assert config is not None and config.encoder == (Level(8, 1), *[Level(8, blocks)] * 3)
@@ -193,7 +189,6 @@ def test_encoders_that_cannot_be_copied_exactly_have_no_config() -> None:
 
 
 def test_a_model_is_kept_with_the_encoder_of_a_tiny_autoencoder(tmp_path: Path) -> None:
-    torch.manual_seed(0)
     save_checkpoint(tmp_path / "run", InfGen(TINY))
     autoencoder = tmp_path / "autoencoder.py"
     autoencoder.write_text(
@@ -222,7 +217,6 @@ def test_a_model_is_kept_with_the_encoder_of_a_tiny_autoencoder(tmp_path: Path) 
 
 
 def test_a_model_is_kept_as_the_average_of_two(tmp_path: Path) -> None:
-    torch.manual_seed(0)
     for name in ("run", "start"):
         save_checkpoint(tmp_path / name, InfGen(TINY))
     arguments = [str(tmp_path / "run"), "--mix", str(tmp_path / "start"), "0.25", "-o", str(tmp_path / "kept")]
@@ -241,7 +235,6 @@ def chain(model: InfGen) -> list[nn.Parameter]:
 
 
 def test_a_kept_model_has_no_steep_slopes_and_makes_the_same_pictures(tmp_path: Path) -> None:
-    torch.manual_seed(0)
     model = InfGen(TINY).eval()
     assert model.refine is not None
     with torch.no_grad():
@@ -266,7 +259,6 @@ def test_a_kept_model_has_no_steep_slopes_and_makes_the_same_pictures(tmp_path: 
 
 
 def test_slopes_that_hardly_differ_become_equal_and_others_stay(tmp_path: Path) -> None:
-    torch.manual_seed(0)
     model = tiny_model()
     finish, polish = model.refine.enlarger.finish["4"][2], model.refine.enlarger.polish["4"][1]
     with torch.no_grad():
@@ -284,7 +276,6 @@ def test_slopes_that_hardly_differ_become_equal_and_others_stay(tmp_path: Path) 
 
 
 def test_a_model_is_given_a_polish_that_adds_nothing_yet(tmp_path: Path) -> None:
-    torch.manual_seed(0)
     *smaller, largest = TINY.enlargements
     plain = dataclasses.replace(TINY, enlargements=(*smaller, dataclasses.replace(largest, polish=0)))
     save_checkpoint(tmp_path / "run", InfGen(plain))
@@ -301,7 +292,6 @@ def test_a_model_is_given_a_polish_that_adds_nothing_yet(tmp_path: Path) -> None
 
 
 def test_a_trunk_is_averaged_with_the_decoder_that_it_started_from(tmp_path: Path) -> None:
-    torch.manual_seed(0)
     model = InfGen(FITTING)
     teacher = decoder()
     whole, half, none = (keep.with_trunk(model, teacher, share).state_dict() for share in (1, 0.5, 0))
@@ -371,7 +361,6 @@ def compact(width: int = 8, inner: int = 3, activation: type[nn.Module] = nn.PRe
 
 @pytest.mark.parametrize("inner", [2, 3])
 def test_the_enlarger_sees_what_the_network_does(inner: int) -> None:
-    torch.manual_seed(0)
     network, student = compact(inner=inner), tiny_model()
     before = state(student)
     copy_enlarger(network, student)
