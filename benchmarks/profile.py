@@ -212,7 +212,7 @@ def cases(bundle: Bundle, candidate: Candidate, threads: int, scales: Sequence[f
         engine.load_for(enlargement)
         context = engine.context(latent, enlargement)
         engine.run(DECODE, inputs_of(grid, context, tile, halo.cells), enlargement)
-        if enlargement.graph(DECODE_CELLS.name) in engine.recipe.graphs and grid.is_at(enlargement.factor or 1):
+        if engine.recipe.has(DECODE_CELLS, enlargement) and grid.is_at(enlargement.factor or 1):
             cells = windows_of(grid, enlargement, halo, by_cells=True).of(tiles[len(tiles) // 2]).cells
             engine.run(DECODE_CELLS, cell_inputs(context[:, :, *cells.slices]), enlargement)
         for graph in (enlargement.graph(kind.name) if kind.enlarged else kind.name for kind in KINDS):

@@ -93,7 +93,7 @@ def _main(bundle: str, backend: str, graph: str, arithmetic: str) -> None:
             _load(engine, enlargement)
         # Several shapes, because the tiles at the edges of a picture are smaller than the others.
         for enlargement, kind, height, width in product(enlargements, kinds, SIDES, SIDES):
-            if kind.enlarged and enlargement.graph(kind.name) not in engine.recipe.graphs:
+            if kind.enlarged and not engine.recipe.has(kind, enlargement):
                 continue
             _run(engine, kind, enlargement, Size(width, height), Size(width, height))
             if not kind.picture:
@@ -115,9 +115,9 @@ def _main(bundle: str, backend: str, graph: str, arithmetic: str) -> None:
 def _load(engine: Engine, enlargement: Enlargement) -> None:
     """Loads the graphs of a picture, with those that decode, which otherwise are loaded when they first run."""
     engine.load_for(enlargement)
-    for graph in (enlargement.graph(kind.name) for kind in (DECODE, DECODE_CELLS)):
-        if graph in engine.recipe.graphs:
-            engine.load(graph)
+    for kind in (DECODE, DECODE_CELLS):
+        if engine.recipe.has(kind, enlargement):
+            engine.load(enlargement.graph(kind.name))
 
 
 def _run(engine: Engine, kind: Kind, enlargement: Enlargement, cells: Size, tokens: Size) -> None:

@@ -121,7 +121,7 @@ class _Run:
             parts["statistics_in_tiles"] = self.in_tiles(latent)
         contexts = manifest.contexts if complete else manifest.contexts[:1]
         parts["pictures"] = [self.picture(latent, moments, each) for each in contexts]
-        if ENCODE.name in self.engine.recipe.graphs:
+        if self.engine.recipe.has(ENCODE):
             self.engine.load_encoder()
             image = picture_of(Size(*(side * manifest.patch for side in ENCODED)))
             encoded, parts[ENCODE.name] = self.step(ENCODE, {"image": image[None]})
@@ -193,7 +193,7 @@ class _Run:
             steps.append(described)
         context = _cut(values, cells, refined if engine.has(REFINE) else seen)
         by_cells = {}
-        if enlargement.graph(DECODE_CELLS.name) in engine.recipe.graphs:
+        if engine.recipe.has(DECODE_CELLS, enlargement):
             by_cells = {DECODE_CELLS.name: self.step(DECODE_CELLS, cell_inputs(context), enlargement)[1]}
         image, described = self.step(DECODE, tile_inputs(grid, context, cells, tokens), enlargement)
         box = grid.pixels_of(tile)

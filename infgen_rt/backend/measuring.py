@@ -269,7 +269,7 @@ def _run(bundle: Bundle, candidate: Candidate, threads: int | None) -> tuple[Flo
         context = _seconds(lambda: engine.context(latent, enlargement), _RUNS) / kilocells
         # Encoding is timed only once, because its speed is used for estimates and not for the choice.
         encode = None
-        if ENCODE.name in candidate.recipe.graphs and not candidate.recipe.shapes:
+        if candidate.recipe.has(ENCODE) and not candidate.recipe.shapes:
             engine.load(ENCODE.name)
             picture = {"image": np.zeros((1, 3, _CELLS * manifest.patch, _CELLS * manifest.patch), np.float32)}
             engine.run(ENCODE, picture)

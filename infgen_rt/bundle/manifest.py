@@ -226,9 +226,9 @@ class Manifest:
 
     def kinds(self, recipe: Recipe) -> tuple[Kind, ...]:
         """The kinds of graph in a recipe. Encode is included even if the recipe lacks it."""
-        refines = bool(self.enlargements) or REFINE.name in recipe.graphs
-        gathers, grows = (kind.name in recipe.graphs for kind in (STATISTICS, TRUNK))
-        by_cells = any(each.graph(DECODE_CELLS.name) in recipe.graphs for each in self.enlargements)
+        refines = bool(self.enlargements) or recipe.has(REFINE)
+        gathers, grows = map(recipe.has, (STATISTICS, TRUNK))
+        by_cells = any(recipe.has(DECODE_CELLS, each) for each in self.enlargements)
         return kinds(gathers, grows, refines, self.encoder_moments is not None, by_cells)
 
     def sizes(self, enlargement: Enlargement | None = None) -> dict[str, int]:

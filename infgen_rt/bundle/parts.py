@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from infgen_rt.bundle.graphs import graph_name, is_of_space
+from infgen_rt.bundle.graphs import Kind, graph_name, is_of_space
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,10 @@ class Recipe:
     weights: str | None = None
     compute_units: dict[str, str] = field(default_factory=dict)
     space_weights: str | None = None
+
+    def has(self, kind: Kind, enlargement: Enlargement | None = None) -> bool:
+        """Whether it has the graph of a kind: that of an enlargement, if there is one graph per enlargement."""
+        return (enlargement.graph(kind.name) if kind.enlarged and enlargement else kind.name) in self.graphs
 
     def weights_of(self, graph: str) -> tuple[str, ...]:
         """The files of weights that a graph's file refers to.

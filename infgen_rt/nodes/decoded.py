@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from infgen_rt.backend.engine import Engine, is_finite
 from infgen_rt.backend.inputs import cell_inputs, tile_inputs
 from infgen_rt.backend.protocol import Values
-from infgen_rt.bundle.graphs import DECODE, DECODE_CELLS
+from infgen_rt.bundle.graphs import DECODE, DECODE_CELLS, Kind
 from infgen_rt.bundle.manifest import Enlargement, Memory
 from infgen_rt.common.pixels import DevicePixels, FloatArray
 from infgen_rt.errors import DecodeError
@@ -34,7 +34,7 @@ class Decoded:
     ) -> None:
         self._context, self._grid, self._windows = context, grid, windows
         self._enlargement, self._engine = enlargement, engine
-        self._kind = DECODE_CELLS if isinstance(windows, CellWindows) else DECODE
+        self._kind = _kind_for(windows)
 
     @staticmethod
     def cost(windows: Windows, tile: Size, tiles: int, at_once: int, patch: int, figures: Memory) -> Cost:
@@ -50,7 +50,7 @@ class Decoded:
         """
         decoded = windows.largest(tile).area
         arena, pixels = at_once * figures.decode_per_token * decoded, tiles * decoded * patch**2
-        if isinstance(windows, CellWindows):
+        if _kind_for(windows) is DECODE_CELLS:
             # The memory of decode is counted too. A smaller picture from the same context, such as a level of a
             # pyramid, has another scale, and both graphs keep their memory.
             arena += at_once * figures.decode_cells_per_token * decoded
@@ -100,3 +100,8 @@ class Decoded:
                 "another backend (--backend), and look at the latent's numbers (infgen-rt info LATENT)"
             )
         return pixels
+
+
+def _kind_for(windows: Windows) -> Kind:
+    """The kind of graph that decodes windows."""
+    return DECODE_CELLS if isinstance(windows, CellWindows) else DECODE

@@ -91,12 +91,12 @@ def plan_context(
     Returns:
         The plan. None if the recipe has neither statistics nor refine: prefill then computes the context as a whole.
     """
-    if recipe.graphs.keys().isdisjoint((STATISTICS.name, enlargement.graph(REFINE.name))):
+    if not recipe.has(STATISTICS) and not recipe.has(REFINE, enlargement):
         return None
     figures = manifest.memory(recipe)
     room = (budget - figures.base) // 2
     gathering = None
-    if STATISTICS.name in recipe.graphs and manifest.moments:
+    if recipe.has(STATISTICS) and manifest.moments:
         # If there is room, all statistics are gathered at once, because parts need one pass per block of prefill.
         for side in (max(cells), *_PARTS):
             parts = HaloTiling(Tiling.of(cells, Size(side, side)), manifest.halo.prefill)

@@ -26,7 +26,7 @@ def plan_encoding(picture: Size, manifest: Manifest, recipe: Recipe, budget: int
         PlanError: the recipe cannot encode pictures, a side of the picture is not a whole number of cells or is out of
             bounds, or the budget is too small.
     """
-    if ENCODE.name not in recipe.graphs:
+    if not recipe.has(ENCODE):
         if able := [each.name for each in manifest.recipes if ENCODE.name in each.graphs]:
             raise PlanError(
                 f"the recipe {recipe.name!r} for {manifest.latent_space} latents has no encode graph, but "

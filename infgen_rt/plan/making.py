@@ -266,7 +266,7 @@ class _Search:
         enlargement = self._enlargement(grid)
         stage = StagePlan(grid, Tiling.of(grid.tokens, longest), enlargement, context, scales, self.manifest.halo)
         by_cells = replace(stage, by_cells=True)
-        has = enlargement.graph(DECODE_CELLS.name) in self.recipe.graphs
+        has = self.recipe.has(DECODE_CELLS, enlargement)
         return by_cells if has and _area(by_cells) <= _WORTH * _area(stage) else stage
 
     def _costs(self, attempt: _Attempt) -> Chain:
@@ -312,7 +312,7 @@ def _check_bounds(grid: Grid, manifest: Manifest, which: str) -> None:
 
 
 def _check_encodes(recipe: Recipe, stages: int) -> None:
-    if ENCODE.name not in recipe.graphs:
+    if not recipe.has(ENCODE):
         raise PlanError(f"{stages} stages need an encode graph, and the recipe {recipe.name!r} has none: use one stage")
     if recipe.shapes:
         # A picture cannot be padded to a shape without changing its latent.

@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
@@ -97,6 +96,8 @@ class DeepZoom(Format):
 
     def _described(self) -> str:
         """The text as an element of the file NAME.dzi."""
+        from xml.sax.saxutils import quoteattr  # it imports modules for networks, which take a while to load
+
         entries = [
             f"    <Entry Key={quoteattr(key)} Text={quoteattr(text)}/>\n" for key, text in self._metadata.items()
         ]

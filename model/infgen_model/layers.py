@@ -93,13 +93,13 @@ def fold(x: Tensor, factor: int, done: int = 1) -> Tensor:
     Returns:
         [B, C * factor**2, H, W].
     """
-    folded = F.pixel_unshuffle(x, factor // done)
-    if done == 1:
-        return folded
-    # The inverse of ``refolded``.
-    places = torch.arange(folded.shape[1], device=x.device)
-    places = places.view(-1, done, done, factor // done, factor // done).permute(0, 3, 1, 4, 2)
-    return folded.index_select(1, places.flatten())
+    batch, channels, height, width = x.shape
+    step, whole = factor // done, channels // done**2
+    # Rows first, then columns. Two transposes that each move one axis are three times as fast as the one that moves
+    # both, in ONNX Runtime, and no channel has to be moved after them.
+    rows = x.reshape(batch * whole, done**2 * height // step, step, width).transpose(1, 2)
+    columns = rows.reshape(batch * whole * factor, done * height * width // step**2, step).transpose(1, 2)
+    return columns.reshape(batch, whole * factor**2, height // step, width // step)
 
 
 class PooledBranch(nn.Sequential):

@@ -17,6 +17,7 @@ from infgen_model import PRESETS, DecoderConfig, Enlargement, Grid, InfGen, Leve
 from infgen_model.attention import CrossAttention, Neighbours, window_attention
 from infgen_model.grid import Axis
 from infgen_model.inpe import INPE, sphere
+from infgen_model.layers import fold
 from infgen_model.sampling import bilinear, lanczos
 from infgen_rt.backend.inputs import fill, tile_inputs
 from infgen_rt.geometry import grid as coordinates
@@ -254,6 +255,13 @@ def test_encode_halo_is_how_far_a_cell_looks(blocks: tuple[int, ...]) -> None:
     assert top == left == config.encode_halo
     # Halving convolutions look one position back and none ahead.
     assert bottom == right == config.encode_halo - sum(8 >> depth for depth in range(1, len(blocks)))
+
+
+@pytest.mark.parametrize(("factor", "done"), [(1, 1), (3, 1), (6, 1), (6, 2), (6, 3), (6, 6)])
+def test_a_tensor_is_folded_at_once_or_in_two_steps(factor: int, done: int) -> None:
+    x = torch.rand(2, 3, 4 * factor, 5 * factor)
+    halfway = torch.nn.functional.pixel_unshuffle(x, done)
+    assert fold(halfway, factor, done).equal(torch.nn.functional.pixel_unshuffle(x, factor))
 
 
 def test_the_halos_of_an_encoder_with_statistics_are_those_of_its_parts() -> None:

@@ -14,10 +14,11 @@ from torch import Tensor
 from infgen_export.pool import Array, Pool
 from infgen_export.recipes import Recipe
 from infgen_export.targets import Options, depends_on
+from infgen_export.targets.depth_to_space import with_depth_to_space
 from infgen_export.targets.dims import described_bounds
 from infgen_export.targets.transposed import with_transposed_convolutions
 from infgen_model.graphs import Graph
-from infgen_rt.bundle.graphs import Tensorspec
+from infgen_rt.bundle.graphs import REFINE, Tensorspec
 from infgen_runtimes import openvino
 from infgen_runtimes.telemetry import without_openvino_telemetry
 
@@ -38,6 +39,9 @@ def trace(graph: Graph, example: tuple[Tensor, ...], options: Options) -> ov.Mod
     """The graph in float32; see ``Target``."""
     inputs = [(spec.name, _shape(spec, graph)) for spec in graph.inputs]
     model = ov.convert_model(with_transposed_convolutions(graph.module), example_input=example, input=inputs)
+    if graph.kind.name == REFINE.name:
+        # In decode, whose input and output have channels first, it would take longer.
+        with_depth_to_space(model)
     for port, spec in zip((*model.inputs, *model.outputs), (*graph.inputs, graph.output), strict=True):
         port.get_tensor().set_names({spec.name})
         port.get_node().set_friendly_name(spec.name)
