@@ -193,7 +193,7 @@ class Manifest:
 
     def files_of(self, graph: str) -> list[str]:
         """The names of a graph's files: its only file, or all files in its folder."""
-        return [name for name in self.files if name == graph or name.startswith(f"{graph}/")]
+        return [graph] if graph in self.files else [name for name in self.files if name.startswith(f"{graph}/")]
 
     def psnr(self, recipe: str, arithmetic: str, encoding: bool = False) -> float | None:
         """The lowest PSNR against float32, in decibels, as the exporter measured it. None if the manifest has none.

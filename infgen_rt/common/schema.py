@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -62,7 +63,7 @@ def _parse_tuple(args: tuple[Any, ...], items: list[Any], where: str) -> list[An
 
 
 def _parse_dataclass(kind: Any, value: dict[str, Any], where: str) -> Any:
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     arguments = {}
     for field in fields(kind):
         if field.name in value:
@@ -70,6 +71,12 @@ def _parse_dataclass(kind: Any, value: dict[str, Any], where: str) -> Any:
         elif field.default is MISSING and field.default_factory is MISSING:
             raise SchemaError(f"{where} lacks {field.name!r}")
     return kind(**arguments)
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """The annotations of a dataclass. Evaluating them anew for each of a manifest's files takes most of its time."""
+    return get_type_hints(kind)
 
 
 def _expect(kind: type[T], value: Any, where: str) -> T:
