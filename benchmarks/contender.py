@@ -36,7 +36,7 @@ FIRST = 256
 LATER = 3
 """Number of pictures after the first."""
 LONG = 20.0
-"""Seconds that a first picture takes at least if no other follows it."""
+"""Seconds that a first picture takes at least if no other follows it. Its process is not repeated either."""
 
 
 def infgen(order: dict[str, Any], latent: Values) -> dict[str, Any]:

@@ -141,7 +141,8 @@ class Extent:
             also make other pictures of latents of this size.
         native: Number of pixels of the largest picture that native methods make. Heavy methods make a quarter of it at
             once, and larger pictures in tiles.
-        repeat: Number of runs of each method. Methods that take minutes are run once.
+        repeat: Number of processes of each method, which make several pictures each. Methods that take tens of seconds
+            are run once.
         full: Whether to measure the methods that are only for ``--full``.
     """
 
@@ -202,5 +203,5 @@ FULL = Extent(
     viewport=VIEWPORT,
     start=START,
     native=SIZES[2][0] * SIZES[2][1],
-    repeat=3,
+    repeat=2,
 )

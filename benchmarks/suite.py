@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from benchmarks.contender import LONG
 from benchmarks.latents import latent_file
 from benchmarks.machine import LIBRARIES, installed, machine
 from benchmarks.methods import Extent, Job, Method
@@ -107,12 +108,13 @@ def measure(
     for number in range(extent.repeat):
         done: dict[Order, dict[str, Any]] = {}  # at full size, a peer's order is the same for every latent
         for method, job, order in orders:
-            if number and extent.once(method, job):
+            samples = results.runs.setdefault(str(job), {}).setdefault(method.label, [])
+            if number and (extent.once(method, job) or samples[0]["seconds"] >= LONG):
                 continue
             if order not in done:
                 say(f"[{number + 1}/{extent.repeat}] {method.label}: {job}")
                 done[order] = run(order)
-            results.runs.setdefault(str(job), {}).setdefault(method.label, []).append(done[order])
+            samples.append(done[order])
         for method in extent.methods:
             if extent.starts(method) and not (number and method.heavy):
                 say(f"[{number + 1}/{extent.repeat}] {method.label}: start")
