@@ -186,10 +186,11 @@ class Extent:
 SIZES = ((1024, 1024), (1920, 1080), (3840, 2160), (7680, 4320))
 VIEWPORT = Job((64, 64), (16384, 16384))
 START = Job((64, 64), (512, 512))
+SMALL = Job((32, 32), SIZES[0])
 QUICK = Extent(
     jobs=(Job((64, 64), SIZES[2]),),
-    heavy=(Job((32, 32), SIZES[0]),),
-    enlarged=(Job((32, 32), SIZES[0]),),
+    heavy=(SMALL,),
+    enlarged=(SMALL,),
     viewport=VIEWPORT,
     start=START,
     native=4 * 1024**2,
@@ -198,8 +199,8 @@ QUICK = Extent(
 )
 FULL = Extent(
     jobs=tuple(Job(cells, size) for cells in ((64, 64), (128, 128)) for size in SIZES),
-    heavy=(Job((64, 64), SIZES[0]), Job((64, 64), SIZES[2])),
-    enlarged=tuple(Job((64, 64), size) for size in SIZES[:3]),
+    heavy=(SMALL, Job((64, 64), SIZES[0]), Job((64, 64), SIZES[2])),
+    enlarged=(SMALL, *(Job((64, 64), size) for size in SIZES[:3])),
     viewport=VIEWPORT,
     start=START,
     native=SIZES[2][0] * SIZES[2][1],

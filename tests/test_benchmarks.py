@@ -109,7 +109,7 @@ def results() -> suite.Results:
             for method in methods.METHODS
             if methods.FULL.includes(method, job)
         }
-        for job in methods.FULL.jobs
+        for job in (*methods.FULL.jobs, methods.SMALL)
     }
     viewport = {"infgen-rt, ONNX Runtime": [{"seconds": 1.0, "again": 0.1, "moved": 0.5, "peak": 2e8}]}
     peaks = {"onnxruntime exact": 1e11, "openvino exact": 1e11, "openvino fast": 2e11}
@@ -168,7 +168,7 @@ def test_what_does_not_fit_whole_is_decoded_in_tiles_and_no_other_picture() -> N
         return {job.size for job in methods.FULL.jobs for method in heavy if methods.FULL.includes(method, job)}
 
     assert sizes(tiling=False) == {(1024, 1024), (1920, 1080)} and sizes(tiling=True) == {(3840, 2160)}
-    for extent, count in ((methods.FULL, 3), (methods.QUICK, 1)):
+    for extent, count in ((methods.FULL, 4), (methods.QUICK, 1)):
         strong = [method for method in extent.methods if method.name == methods.ENLARGED]
         made = {job for job in (*extent.heavy, *extent.jobs) for method in strong if extent.includes(method, job)}
         assert made == set(extent.enlarged) and len(made) == count
