@@ -25,7 +25,14 @@ CHECKPOINT = Path(__file__).parents[1] / "training" / "checkpoints" / "edge-flux
 
 @click.command(cls=options.Command)
 @click.option(
-    "--quick/--full", default=True, show_default=True, help="Measure for a few minutes, or measure everything."
+    "--quick/--full", default=True, show_default=True, help="Measure for ten minutes, or everything for over an hour."
+)
+@click.option(
+    "--repeat",
+    type=click.IntRange(min=1),
+    default=2,
+    show_default=True,
+    help="Processes of each method, which make several pictures each. Methods that take tens of seconds run once.",
 )
 @click.option(
     "--teacher",
@@ -60,6 +67,7 @@ CHECKPOINT = Path(__file__).parents[1] / "training" / "checkpoints" / "edge-flux
 )
 def main(
     quick: bool,
+    repeat: int,
     teacher: Path | None,
     enlarger: Path | None,
     model: Path,
@@ -91,7 +99,7 @@ def main(
             raise click.ClickException(f"--checkpoint: {error}") from error
         with tempfile.TemporaryDirectory() as folder:
             results = suite.measure(
-                extent, model, weights, threads, Path(folder), lambda line: click.echo(line, err=True)
+                extent, model, weights, threads, repeat, Path(folder), lambda line: click.echo(line, err=True)
             )
         results.own = own
     if quality:

@@ -141,8 +141,6 @@ class Extent:
             also make other pictures of latents of this size.
         native: Number of pixels of the largest picture that native methods make. Heavy methods make a quarter of it at
             once, and larger pictures in tiles.
-        repeat: Number of processes of each method, which make several pictures each. Methods that take tens of seconds
-            are run once.
         full: Whether to measure the methods that are only for ``--full``.
     """
 
@@ -152,7 +150,6 @@ class Extent:
     viewport: Job
     start: Job
     native: int
-    repeat: int
     full: bool = True
 
     @property
@@ -194,7 +191,6 @@ QUICK = Extent(
     viewport=VIEWPORT,
     start=START,
     native=4 * 1024**2,
-    repeat=2,
     full=False,
 )
 FULL = Extent(
@@ -204,5 +200,4 @@ FULL = Extent(
     viewport=VIEWPORT,
     start=START,
     native=SIZES[2][0] * SIZES[2][1],
-    repeat=2,
 )

@@ -79,6 +79,7 @@ def measure(
     model: Path,
     weights: Mapping[str, Path],
     threads: int,
+    repeat: int,
     folder: Path,
     say: Callable[[str], None],
 ) -> Results:
@@ -89,6 +90,8 @@ def measure(
         model: Bundle of this project.
         weights: Python files that load networks of ``peers.PEERS``. The others have random weights.
         threads: Number of CPU threads for all methods.
+        repeat: Number of processes of each method, which make several pictures each. Methods that take tens of seconds
+            are run once.
         folder: Folder for graphs and latents.
         say: Called with a line of text for each step.
     """
@@ -105,19 +108,19 @@ def measure(
         for method in extent.methods
         if extent.includes(method, job)
     ]
-    for number in range(extent.repeat):
+    for number in range(repeat):
         done: dict[Order, dict[str, Any]] = {}  # at full size, a peer's order is the same for every latent
         for method, job, order in orders:
             samples = results.runs.setdefault(str(job), {}).setdefault(method.label, [])
             if number and (extent.once(method, job) or samples[0]["seconds"] >= LONG):
                 continue
             if order not in done:
-                say(f"[{number + 1}/{extent.repeat}] {method.label}: {job}")
+                say(f"[{number + 1}/{repeat}] {method.label}: {job}")
                 done[order] = run(order)
             samples.append(done[order])
         for method in extent.methods:
             if extent.starts(method) and not (number and method.heavy):
-                say(f"[{number + 1}/{extent.repeat}] {method.label}: start")
+                say(f"[{number + 1}/{repeat}] {method.label}: start")
                 order = _order(method, extent.start, model, threads, folder)
                 order = replace(order, kind="first_tile" if method.kind == "infgen" else method.kind)
                 results.starts.setdefault(method.label, []).append(start(order))

@@ -236,10 +236,10 @@ def test_an_enlarger_is_timed_with_the_weights_that_it_is_given(tmp_path: Path, 
 @pytest.mark.slow
 def test_a_quick_run_measures_every_method(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     job, view = methods.Job((8, 8), (256, 256)), methods.Job((8, 8), (512, 512))
-    extent = methods.Extent((), (job,), (job,), view, methods.Job((8, 8), (64, 64)), 10**6, repeat=1)
+    extent = methods.Extent((), (job,), (job,), view, methods.Job((8, 8), (64, 64)), 10**6)
     monkeypatch.setattr(methods, "QUICK", extent)
     save_checkpoint(tmp_path / "checkpoint", InfGen(edge()))
-    options = ["--quick", "--checkpoint", str(tmp_path / "checkpoint"), "-o", str(tmp_path / "o")]
+    options = ["--quick", "--repeat", "1", "--checkpoint", str(tmp_path / "checkpoint"), "-o", str(tmp_path / "o")]
     result = CliRunner().invoke(benchmarks.__main__.main, options)
     assert result.exit_code == 0, result.output
     found = json.loads((tmp_path / "o" / "results.json").read_text())
