@@ -13,7 +13,7 @@ ct = pytest.importorskip("coremltools")
 
 from infgen_export import mil  # noqa: E402
 from infgen_export.errors import ExportError  # noqa: E402
-from infgen_export.inputs import context_inputs, decode_inputs, encoder_inputs, fit, trace_inputs  # noqa: E402
+from infgen_export.inputs import cells_inputs, context_inputs, decode_inputs, encoder_inputs, fit, trace_inputs  # noqa: E402
 from infgen_export.mil.weights import arrays_in  # noqa: E402
 from infgen_export.pool import Pool  # noqa: E402
 from infgen_export.recipes import PRECISIONS  # noqa: E402
@@ -106,6 +106,8 @@ def inputs_of(kind: str, graph: str, shape: tuple[Size, Size, Box | None]) -> di
     latent = tiny.latent(cells.height, cells.width)
     if graph.startswith("encode"):
         return encoder_inputs(graph_of(kind, graph), MODELS[kind], cells, torch.Generator().manual_seed(0))
+    if graph.startswith("decode_cells"):
+        return cells_inputs(graph_of(kind, graph), MODELS[kind], latent)
     if graph.startswith("decode"):
         return decode_inputs(graph_of(kind, graph), MODELS[kind], latent, size, tile)
     return context_inputs(graph_of(kind, graph), MODELS[kind], latent)
