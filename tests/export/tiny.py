@@ -61,8 +61,8 @@ def model(config: DecoderConfig, seed: int = 0) -> InfGen:
     return built
 
 
-def graph_names(model: InfGen) -> list[str]:
-    return [graph.name for graph in graphs_of(model)]
+def graph_names(model: InfGen, *shapes: FixedShape) -> list[str]:
+    return [graph.name for graph in graphs_of(model, shapes)]
 
 
 def tile(tokens: int) -> FixedShape:
